@@ -1,0 +1,146 @@
+"""Reconstructs meshes through the tokenizer and says how close the result is:
+
+    python infer_vqvae.py
+    python infer_vqvae.py --input_file FILE|DIR --output_dir OUT --model MODEL
+
+Each input gives OUT/<name>.glb and a picture of both; report.csv has a row for each, report.md the summary. A mesh that
+cannot be used is listed with the reason, the rest goes on, and the exit status is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from tar3d import checkpoint
+from tar3d.data.folder import write_csv
+from tar3d.data.make_samples import mesh_ids
+from tar3d.mesh.export import FORMATS, save_mesh
+from tar3d.mesh.extract import EmptyFieldError
+from tar3d.mesh.load import MeshError, load_mesh
+from tar3d.mesh.points import sample_surface
+from tar3d.mesh.render import contact_sheet, picture
+from tar3d.metrics.geometry import PROTOCOL, compare_meshes, fscore_floor, mesh_volume_iou
+from tar3d.pipeline import reconstruct
+from tar3d.runtime import choose_device, describe_machine, peak_memory
+
+SCORES = ["chamfer", "fscore", "iou", "chamfer_floor", "fscore_floor"]
+FIELDS = ["id", "file", "category", "status", "reason", "tokens", *SCORES, "seconds"]
+THRESHOLD = 0.02
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input_file", type=Path, default=Path("assets/sample_mesh.glb"), help="mesh file, or folder of meshes (default: %(default)s)")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/reconstruct"), help="default: %(default)s")
+    parser.add_argument("--model", "--ckpt_path", dest="model", default="pretrained/tiny", help="model directory or Hub id (default: %(default)s)")
+    parser.add_argument("--pc_size", type=int, default=8192, help="surface points given to the encoder (default: %(default)s)")
+    parser.add_argument("--resolution", type=int, default=128, help="extraction cells along each axis (default: %(default)s)")
+    parser.add_argument("--format", choices=[f[1:] for f in FORMATS], default="glb", help="of the meshes written (default: %(default)s)")
+    parser.add_argument("--frame", choices=["normalized", "source"], default="source", help="write in the cube's frame or in the input's (default: %(default)s)")
+    parser.add_argument("--limit", type=int, help="only so many meshes, spread evenly over the folder")
+    parser.add_argument("--no-pictures", action="store_true", help="write no pictures")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    try:
+        device = choose_device(args.device)
+        vqvae = checkpoint.load_tokenizer(args.model).to(device)
+        inputs = find_inputs(args.input_file, args.limit)
+    except ValueError as e:
+        print(e, file=sys.stderr)
+        return 2
+    categories = read_categories(args.input_file)
+    rows = []
+    for shape_id, path in tqdm(inputs.items(), unit="mesh", desc="reconstruct", disable=len(inputs) == 1):
+        row = dict.fromkeys(FIELDS, "") | {"id": shape_id, "file": str(path), "category": categories.get(shape_id, "")}
+        start = time.perf_counter()
+        try:
+            row |= {"status": "ok"} | reconstruct_file(vqvae, path, args.output_dir / f"{shape_id}.{args.format}", args)
+        except (MeshError, EmptyFieldError) as e:
+            row |= {"status": "failed", "reason": str(e)}
+        rows.append(row | {"seconds": time.perf_counter() - start})
+    report(rows, args, device)
+    failed = [r for r in rows if r["status"] != "ok"]
+    for row in failed[:10]:
+        print(f"failed: {row['id']}: {row['reason']}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def find_inputs(path: Path, limit: int | None) -> dict[str, Path]:
+    inputs = mesh_ids(path) if path.is_dir() else {path.stem: path}
+    if not path.exists():
+        raise ValueError(f"--input_file {path} does not exist")
+    names = list(inputs)
+    if limit is not None and limit < len(names):
+        names = [names[i] for i in np.linspace(0, len(names) - 1, limit).astype(int)]
+    return {name: inputs[name] for name in names}
+
+
+def read_categories(path: Path) -> dict[str, str]:
+    """Categories by id, where the folder (or the one above it) is a data set with a manifest.csv."""
+    for folder in (path, path.parent):
+        manifest = folder / "manifest.csv"
+        if manifest.is_file():
+            with open(manifest, encoding="utf-8", newline="") as f:
+                return {row["id"]: row.get("category", "") for row in csv.DictReader(f)}
+    return {}
+
+
+def reconstruct_file(vqvae, path: Path, target: Path, args: argparse.Namespace) -> dict:
+    """Writes the reconstruction (and picture) of one mesh; returns its scores, taken in the normalised frame."""
+    truth = load_mesh(path)
+    surface = sample_surface(truth, args.pc_size, np.random.default_rng(args.seed))
+    rebuilt, tokens = reconstruct(vqvae, surface, args.resolution)
+    rebuilt = type(rebuilt)(rebuilt.vertices, rebuilt.faces, truth.to_source)
+    save_mesh(rebuilt, target, frame=args.frame)
+    if not args.no_pictures:
+        contact_sheet([[picture(truth), picture(rebuilt)]], ["input", "rebuilt"]).save(target.with_suffix(".png"))
+    scores = compare_meshes(rebuilt, truth, thresholds=(THRESHOLD,), seed=args.seed)
+    floor = fscore_floor(truth, thresholds=(THRESHOLD,), seed=args.seed)
+    return {"tokens": tokens.ids.shape[1], "chamfer": scores.chamfer, "fscore": scores.fscore[THRESHOLD],
+            "iou": mesh_volume_iou(rebuilt, truth, seed=args.seed), "chamfer_floor": floor.chamfer, "fscore_floor": floor.fscore[THRESHOLD]}
+
+
+def report(rows: list[dict], args: argparse.Namespace, device: torch.device) -> None:
+    """report.csv, report.md, summary.json, and the same on the screen."""
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    write_csv(args.output_dir / "report.csv", FIELDS, [{k: f"{v:.6f}" if isinstance(v, float) else v for k, v in r.items()} for r in rows])
+    good = [r for r in rows if r["status"] == "ok"]
+    groups = {"all": good}
+    by_category = defaultdict(list)
+    for row in good:
+        by_category[row["category"]].append(row)
+    if len(by_category) > 1:
+        groups |= dict(sorted(by_category.items()))
+    table = {name: {"shapes": len(g), **{s: float(np.mean([r[s] for r in g])) for s in SCORES}} for name, g in groups.items() if g}
+    lines = ["| | shapes | Chamfer | (floor) | F-score@0.02 | (floor) | share of floor | volume IoU |", "|---|---|---|---|---|---|---|---|"]
+    for name, m in table.items():
+        lines.append(f"| {name or 'no category'} | {m['shapes']} | {m['chamfer']:.4f} | {m['chamfer_floor']:.4f} | {m['fscore']:.3f} | "
+                     f"{m['fscore_floor']:.3f} | {m['fscore'] / m['fscore_floor']:.1%} | {m['iou']:.3f} |")
+    machine = describe_machine(device)
+    head = (f"{len(good)} of {len(rows)} meshes reconstructed by {args.model}, {args.pc_size} points, {args.resolution}^3 cells, seed {args.seed}; "
+            f"{sum(r['seconds'] for r in rows):.1f} s, peak memory {peak_memory(device)}; {machine['machine']}, commit {machine['commit']}")
+    text = "\n".join([head, "", *lines])
+    (args.output_dir / "report.md").write_text(f"# Reconstruction\n\n{text}\n\n```\n{PROTOCOL}\n```\n", encoding="utf-8")
+    (args.output_dir / "summary.json").write_text(json.dumps({"means": table, "of": len(rows), "machine": machine}, indent=1) + "\n", encoding="utf-8")
+    print(text)
+    if good:
+        print(f"{good[0]['tokens']} tokens a shape; meshes, pictures and report.csv in {args.output_dir}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""Generates meshes from pictures:
+
+    python run.py --gpt-type i23d
+    python run.py --gpt-type i23d --input FILE|DIR --save-path OUT --seed 1 --cfg-scale 2
+
+Each picture gives OUT/<name>.glb (closed, Y up), <name>.png (input, what the encoder saw, and the result) and <name>.json
+(all settings, times). The same seed gives the same mesh whatever else is in the folder. A picture that cannot be used
+is listed with the reason, the rest goes on, and the exit status is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from tar3d.condition.image import ImageError, Prepared, list_images, load_image, preprocess
+from tar3d.config import SamplingConfig
+from tar3d.mesh.export import FORMATS, save_mesh
+from tar3d.mesh.extract import EmptyFieldError
+from tar3d.mesh.render import contact_sheet, picture
+from tar3d.pipeline import Generated, Pipeline
+from tar3d.runtime import PRECISIONS, choose_device, describe_machine, peak_memory, resolve_precision
+
+PREVIEW_SIZE = 256
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gpt-type", choices=["i23d"], default="i23d", help="what the GPT is conditioned on: i23d, an image")
+    parser.add_argument("--input", type=Path, default=Path("assets/sample_image.png"), help="picture, or folder of pictures (default: %(default)s)")
+    parser.add_argument("--save-path", type=Path, default=Path("outputs/generate"), help="output folder (default: %(default)s)")
+    models = parser.add_argument_group("models")
+    models.add_argument("--model", default="pretrained/tiny", help="directory or Hub id with tokenizer/ and gpt_i23d/ (default: %(default)s)")
+    models.add_argument("--vq-ckpt", metavar="MODEL", help="the tokenizer's model directory, instead of the one in --model")
+    models.add_argument("--gpt-ckpt", metavar="MODEL", help="the GPT's model directory, instead of the one in --model")
+    models.add_argument("--precision", choices=PRECISIONS, default="32-true", help="default: %(default)s")
+    models.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+    sampling = parser.add_argument_group("sampling (defaults: those saved with the model)")
+    sampling.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    sampling.add_argument("--num-samples", type=int, default=1, help="shapes per picture, with seeds SEED, SEED + 1, ... (default: %(default)s)")
+    sampling.add_argument("--cfg-scale", type=float, help="guidance; 1 is none")
+    sampling.add_argument("--temperature", type=float, help="0 is greedy")
+    sampling.add_argument("--top-k", type=int, help="0 is off")
+    sampling.add_argument("--top-p", type=float, help="1 is off")
+    sampling.add_argument("--min-p", type=float, help="0 is off")
+    output = parser.add_argument_group("output")
+    output.add_argument("--resolution", type=int, default=128, help="extraction cells along each axis (default: %(default)s)")
+    output.add_argument("--format", choices=[f[1:] for f in FORMATS], default="glb", help="default: %(default)s")
+    output.add_argument("--up", choices=["y", "z"], default="y", help="the axis that points up (default: %(default)s)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    start = time.perf_counter()
+    try:
+        device = choose_device(args.device)
+        pipeline = Pipeline.load(args.model, vqvae=args.vq_ckpt, gpt=args.gpt_ckpt, device=device,
+                                 precision=resolve_precision(args.precision, device.type))
+        sampling = sampling_settings(pipeline.sampling, args)
+        paths = list_images(args.input)
+    except ValueError as e:
+        print(e, file=sys.stderr)
+        return 2
+    print(f"models loaded in {time.perf_counter() - start:.1f} s on {device}; {len(paths)} picture{'s' * (len(paths) > 1)}, {sampling}")
+    failed: list[tuple[Path, str]] = []
+    for path in paths:
+        for k in range(args.num_samples):
+            name = path.stem if args.num_samples == 1 else f"{path.stem}_{k}"
+            try:
+                generate_file(pipeline, path, args.save_path / f"{name}.{args.format}", args.seed + k, sampling, args)
+            except (ImageError, EmptyFieldError) as e:
+                failed.append((path, str(e)))
+                print(f"failed: {path.name}: {e}", file=sys.stderr)
+    print(f"{len(paths) * args.num_samples - len(failed)} of {len(paths) * args.num_samples} shapes in {args.save_path}; "
+          f"{time.perf_counter() - start:.1f} s in all, peak memory {peak_memory(device)}")
+    return 1 if failed else 0
+
+
+def sampling_settings(saved: SamplingConfig, args: argparse.Namespace) -> SamplingConfig:
+    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(SamplingConfig)}
+    return dataclasses.replace(saved, **{name: value for name, value in given.items() if value is not None})
+
+
+def generate_file(pipeline: Pipeline, path: Path, target: Path, seed: int, sampling: SamplingConfig, args: argparse.Namespace) -> None:
+    """One picture -> mesh, preview and settings; prints what was made."""
+    image = load_image(path)
+    prepared = preprocess(image, pipeline.i23d.config.image_encoder)
+    if prepared.warning:
+        print(f"{path.name}: {prepared.warning}", file=sys.stderr)
+    total = pipeline.i23d.gpt.config.num_tokens
+    with tqdm(total=total, unit="token", desc=path.name, leave=False) as bar:
+        result = pipeline.generate(torch.from_numpy(prepared.pixels)[None], [seed], sampling=sampling, resolution=args.resolution,
+                                   progress=lambda done, _: bar.update(done - bar.n))[0]
+    save_mesh(result.mesh, target, up=args.up)
+    preview(image, prepared, result, target.with_suffix(".png"))
+    record = {"input": str(path), "seed": seed, "sampling": dataclasses.asdict(sampling), "resolution": args.resolution, "up": args.up,
+              "model": args.model, "vq_ckpt": args.vq_ckpt, "gpt_ckpt": args.gpt_ckpt, "precision": pipeline.precision,
+              "seconds": result.seconds, "faces": len(result.mesh.faces), "foreground": prepared.foreground, **describe_machine(pipeline.device)}
+    target.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    times = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in result.seconds.items())
+    print(f"{target}: {total} tokens, {len(result.mesh.faces):,} faces, seed {seed}; {times}; preview {target.with_suffix('.png')}")
+
+
+def preview(image: Image.Image, prepared: Prepared, result: Generated, path: Path) -> None:
+    """Input, what the encoder saw, and the result from two sides."""
+    white = Image.new("RGBA", image.size, "white")
+    white.alpha_composite(image)
+    given = np.asarray(ImageOps.pad(white.convert("RGB"), (PREVIEW_SIZE, PREVIEW_SIZE), color="white"))
+    seen = np.asarray(Image.fromarray(prepared.pixels).resize((PREVIEW_SIZE, PREVIEW_SIZE), Image.Resampling.NEAREST))
+    views = [picture(result.mesh, PREVIEW_SIZE, azimuth) for azimuth in (30.0, 150.0)]
+    contact_sheet([[given, seen, *views]], ["input", "seen by the encoder", "generated", "from behind"]).save(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""Model directories and training state: strict, atomic, self-explaining.
+
+A model directory holds model.safetensors, config.yaml, metrics.json and README.md, and loads from itself alone: a local
+path or a Hub id. Training state (optimizer, RNG, step) is a torch file beside it that loads with weights_only=True, so
+a checkpoint from elsewhere cannot run code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tar3d import config as configuration
+from tar3d.config import VQVAEConfig
+from tar3d.tokenizer.vqvae import VQVAE
+
+T = TypeVar("T")
+WEIGHTS, CONFIG, METRICS, README = "model.safetensors", "config.yaml", "metrics.json", "README.md"
+TOKENIZER = "tokenizer"  # sub-folder of a directory that holds several models
+
+
+def save_model(folder: str | Path, module: nn.Module, config: object, metrics: dict, readme: str,
+               dtype: torch.dtype = torch.float32) -> Path:
+    """Writes a model directory; `dtype` is how floating tensors are stored (they load as float32)."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {k: (v.to(dtype) if v.is_floating_point() else v).contiguous().cpu() for k, v in module.state_dict().items()}
+    partial = folder / f".{WEIGHTS}.part"
+    save_file(tensors, partial)
+    os.replace(partial, folder / WEIGHTS)
+    configuration.save(config, folder / CONFIG)
+    (folder / METRICS).write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+    (folder / README).write_text(readme.rstrip() + "\n", encoding="utf-8")
+    return folder
+
+
+def find_model(source: str | Path) -> Path:
+    """The local folder of a model directory given by path, or by Hub id (downloaded, or from the cache when offline)."""
+    path = Path(source)
+    if path.is_dir():
+        missing = [name for name in (WEIGHTS, CONFIG) if not (path / name).is_file()]
+        if missing:
+            have = ", ".join(sorted(p.name for p in path.iterdir())) or "nothing"
+            raise ValueError(f"{path} is not a model directory: {' and '.join(missing)} missing, it holds {have}")
+        return path
+    return _download(source)
+
+
+def _download(source: str | Path) -> Path:
+    path = Path(source)
+    if path.exists() or len(path.parts) != 2 or str(source).startswith((".", "/", "~")):
+        raise ValueError(f"no model at {path}: give a model directory (with {WEIGHTS} and {CONFIG}) or a Hub id like owner/name")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(source)))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
+        raise ValueError(f"{source} is neither a local folder nor a model that the Hub could deliver "
+                         f"({type(e).__name__}); check the name and the network, or give a local model directory") from e
+
+
+def find_bundle(source: str | Path, parts: tuple[str, ...]) -> Path:
+    """The local folder of a directory (path or Hub id) whose sub-folders `parts` are model directories."""
+    path = Path(source)
+    if not path.is_dir():
+        path = _download(source)
+    missing = [name for name in parts if not (path / name / WEIGHTS).is_file()]
+    if missing:
+        raise ValueError(f"{path} lacks {' and '.join(f'{m}/{WEIGHTS}' for m in missing)}: give a directory that holds {', '.join(parts)}")
+    return path
+
+
+def read_config(source: str | Path, cls: type[T]) -> T:
+    return configuration.load(cls, find_model(source) / CONFIG)
+
+
+def load_weights(module: nn.Module, source: str | Path) -> nn.Module:
+    """Fills `module` from a model directory, strictly: a missing, surplus or misshapen tensor is a ValueError."""
+    path = find_model(source) / WEIGHTS
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as e:
+        raise ValueError(f"{path} cannot be read ({e}): the file is damaged or incomplete, fetch or make it again") from e
+    wanted = module.state_dict()
+    wrong = [f"{k} is missing" for k in wanted if k not in tensors]
+    wrong += [f"{k} is not part of this model" for k in tensors if k not in wanted]
+    wrong += [f"{k} is {tuple(tensors[k].shape)}, not {tuple(wanted[k].shape)}"
+              for k in wanted if k in tensors and tensors[k].shape != wanted[k].shape]
+    if wrong:
+        raise ValueError(f"{path} does not fit its model: {'; '.join(wrong[:3])}" + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""))
+    module.load_state_dict({k: v.to(wanted[k].dtype) for k, v in tensors.items()})
+    return module
+
+
+def load_tokenizer(source: str | Path) -> VQVAE:
+    """From a tokenizer's model directory, or a directory that holds one as tokenizer/; in eval mode."""
+    nested = Path(source) / TOKENIZER
+    source = nested if nested.is_dir() else source
+    config = read_config(source, VQVAEConfig)
+    return load_weights(VQVAE(config.tokenizer), source).eval()
+
+
+def fingerprint(module: nn.Module) -> str:
+    """A short hash of what a module computes with: names, shapes and float16 values of its tensors.
+
+    Float16, so that weights stored in half precision keep the fingerprint they were stored with.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()[:16]
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    tensor = tensor.detach().cpu()
+    return (tensor.half() if tensor.is_floating_point() else tensor).contiguous().numpy().tobytes()
+
+
+def save_state(path: str | Path, state: dict) -> None:
+    """Training state to one file; the old file stays until the new one is complete."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.part")
+    with open(partial, "wb") as f:
+        torch.save(state, f)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(partial, path)
+
+
+def load_state(path: str | Path) -> dict:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as e:
+        raise ValueError(f"there is no training state at {path} to resume from") from e
+    except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as e:
+        raise ValueError(f"{path} is not a readable training state ({type(e).__name__}: {str(e).splitlines()[0]})") from e

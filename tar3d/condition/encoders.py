@@ -1,0 +1,217 @@
+"""Pixels -> `Condition`: the image encoders of the GPT behind one interface.
+
+    TrainedViT         a small vision transformer that is trained along with the GPT
+    FrozenTransformer  a pretrained one (DINO, DINOv2, ViT, CLIP, ...) from the Hub or a directory, never trained
+
+Both take the uint8 pixels of `tar3d.condition.image.preprocess` and normalise them inside, so that no caller can do it
+differently. Needs no torchvision. Letters: B batch, S image side, P prefix length, E width, H heads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import nn
+
+from tar3d.config import ImageEncoderConfig
+from tar3d.contracts import Condition
+
+TRAINED = "trained"
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class ImageEncoder(nn.Module):
+    """(B, S, S, 3) uint8 -> `Condition` of P = `num_tokens` embeddings of E = `width`, all valid.
+
+    `identity` stamps cached features: two encoders with the same identity give the same embeddings for the same picture.
+    An encoder that is not `frozen` changes while it trains, so its features are never cached.
+    """
+
+    num_tokens: int
+    width: int
+    image_size: int
+    frozen: bool
+    identity: str
+
+    def forward(self, pixels: torch.Tensor) -> Condition:
+        size = self.image_size
+        if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (size, size, 3) or pixels.dtype != torch.uint8:
+            raise ValueError(f"the image encoder takes (B, {size}, {size}, 3) uint8 pixels as tar3d.condition.image.preprocess "
+                             f"gives them, got {tuple(pixels.shape)} {pixels.dtype}")
+        embeddings = self.embed(pixels)  # (B, P, E)
+        return Condition(embeddings, torch.ones(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device))
+
+    def embed(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(B, S, S, 3) uint8 -> (B, P, E)."""
+        raise NotImplementedError
+
+
+def build_image_encoder(config: ImageEncoderConfig) -> ImageEncoder:
+    """The encoder that `config.source` names: "trained", a local directory or a Hub id."""
+    return TrainedViT(config) if config.source == TRAINED else FrozenTransformer(config)
+
+
+class TrainedViT(ImageEncoder):
+    """A pre-norm ViT (arXiv 2010.11929) without a class token: P = (S / patch_size)^2, row by row; E = `config.width`."""
+
+    adamw_parameters = ("patch_embedding",)  # embeds pixels: like any embedding, it is no hidden matrix for Muon
+
+    def __init__(self, config: ImageEncoderConfig) -> None:
+        super().__init__()
+        size, patch, width = config.image_size, config.patch_size, config.width
+        self.num_tokens, self.width, self.image_size, self.frozen = (size // patch) ** 2, width, size, False
+        self.identity = f"trained ViT, {size} px, patch {patch}, {config.num_layers} x {width}, {_preparation(config)}"
+        self.patch_size = patch
+        self.patch_embedding = nn.Linear(3 * patch * patch, width, bias=False)
+        self.position_embedding = nn.Embedding(self.num_tokens, width)
+        self.blocks = nn.ModuleList(ViTBlock(width, config.num_heads) for _ in range(config.num_layers))
+        self.norm = nn.LayerNorm(width)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        residual_std = 0.02 / (2 * max(len(self.blocks), 1)) ** 0.5  # keeps the residual stream's scale whatever the depth
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 2:
+                is_residual = name.endswith(("attention_out.weight", "mlp_out.weight"))
+                nn.init.trunc_normal_(parameter, std=residual_std if is_residual else 0.02)
+
+    def embed(self, pixels: torch.Tensor) -> torch.Tensor:
+        values = pixels.to(self.patch_embedding.weight.dtype) / 127.5 - 1.0
+        patches = rearrange(values, "b (r p) (c q) k -> b (r c) (p q k)", p=self.patch_size, q=self.patch_size)
+        x = self.patch_embedding(patches) + self.position_embedding.weight  # (B, P, E)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+
+class ViTBlock(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)); q, k and v are separate matrices because Muon orthogonalises each."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.attention_norm = nn.LayerNorm(width)
+        self.q = nn.Linear(width, width, bias=False)
+        self.k = nn.Linear(width, width, bias=False)
+        self.v = nn.Linear(width, width, bias=False)
+        self.attention_out = nn.Linear(width, width, bias=False)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp_in = nn.Linear(width, 4 * width, bias=False)
+        self.mlp_out = nn.Linear(4 * width, width, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.attention_norm(x)
+        q, k, v = (rearrange(project(y), "b p (h e) -> b h p e", h=self.num_heads) for project in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(q, k, v)  # (B, H, P, E / H)
+        x = x + self.attention_out(rearrange(y, "b h p e -> b p (h e)"))
+        return x + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x))))
+
+
+class FrozenTransformer(ImageEncoder):
+    """The last hidden state of a pretrained vision model that `transformers` knows, e.g. facebook/dino-vitb16 (197 x 768
+    at 224 px: class token, then 14 x 14 patches).
+
+    Always in eval mode, without gradients, in float32 even under autocast, so that live and cached features agree. Mean
+    and std come from the directory's preprocessor_config.json, else they are ImageNet's; its resizing and cropping are
+    not used. The identity holds a hash of the weights instead of the path: a copy elsewhere is the same encoder.
+
+    Raises ValueError when the model cannot be found or loaded completely, or does not take S x S pictures.
+    """
+
+    def __init__(self, config: ImageEncoderConfig) -> None:
+        super().__init__()
+        model, missing = _load_pretrained(config.source)
+        model = getattr(model, "vision_model", model)  # the picture half of CLIP and its kin
+        self.model = model.requires_grad_(False)
+        self.image_size, self.frozen = config.image_size, True
+        self._check_patch_size(config)
+        mean, std = _pixel_statistics(config.source)
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.interpolates = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+        self.train(False)
+        try:
+            probe = self.embed(torch.zeros(1, config.image_size, config.image_size, 3, dtype=torch.uint8))
+        except (AttributeError, TypeError, RuntimeError, ValueError) as e:
+            raise ValueError(f"image encoder {config.source!r} does not turn {config.image_size} px pictures into a sequence of "
+                             f"embeddings ({e}); choose a vision transformer such as facebook/dino-vitb16") from e
+        self.num_tokens, self.width = probe.shape[1:]
+        self.identity = (f"{type(model).__name__}, weights {_weights_hash(model, missing)}, {config.image_size} px, "
+                         f"mean {_numbers(mean)}, std {_numbers(std)}, {_preparation(config)}, float32")
+
+    def _check_patch_size(self, config: ImageEncoderConfig) -> None:
+        patch = getattr(self.model.config, "patch_size", None)
+        if isinstance(patch, int) and config.image_size % patch:
+            raise ValueError(f"image_size {config.image_size} is not a multiple of the patch size {patch} of "
+                             f"{config.source!r}, which would cut off the picture's edge")
+
+    def train(self, mode: bool = True) -> FrozenTransformer:
+        """Stays in eval mode whatever `mode` says: dropout in a frozen encoder would only add noise."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def embed(self, pixels: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(pixels.device.type, enabled=False):
+            values = (rearrange(pixels, "b h w k -> b k h w").float() / 255.0 - self.mean) / self.std
+            options = {"interpolate_pos_encoding": True} if self.interpolates else {}
+            return self.model(pixel_values=values, **options).last_hidden_state
+
+
+def _preparation(config: ImageEncoderConfig) -> str:
+    return f"object {config.foreground_fill:g} of a white square, bicubic"
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return "/".join(f"{v:.4g}" for v in values)
+
+
+def _load_pretrained(source: str) -> tuple[nn.Module, set[str]]:
+    """-> (model, names of its parameters that the files do not hold, at most an unused pooler)."""
+    from transformers import AutoModel
+
+    try:
+        model, report = AutoModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as e:
+        tried = "as a local directory" if Path(source).is_dir() else "as a local directory (there is none) and as a Hub id"
+        raise ValueError(f"image encoder {source!r} was not found or cannot be loaded; tried {tried}: {str(e).splitlines()[0]} "
+                         "Remedy: give a directory with config.json and model.safetensors, or download the model once with a "
+                         "network and then set HF_HUB_OFFLINE=1; image_encoder.source=trained needs no download") from e
+    missing = set(report["missing_keys"])
+    needed = sorted(name for name in missing if "pooler" not in name)
+    if needed:
+        raise ValueError(f"image encoder {source!r} lacks {len(needed)} of its weights, e.g. {needed[0]}: the files and their "
+                         "config.json do not belong together")
+    return model, missing
+
+
+def _pixel_statistics(source: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Per-channel (mean, std) of pixels in [0, 1]."""
+    from transformers.utils import cached_file
+
+    name = "preprocessor_config.json"
+    path = cached_file(source, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
+    if path is None:
+        return IMAGENET_MEAN, IMAGENET_STD
+    values = json.loads(Path(path).read_text())
+    if values.get("do_normalize") is False:
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    mean, std = (tuple(values.get(key, default)) for key, default in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD)))
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise ValueError(f"{path}: image_mean and image_std must be three numbers, std positive, got {mean} and {std}")
+    return mean, std
+
+
+def _weights_hash(model: nn.Module, missing: set[str]) -> str:
+    """First 16 hex digits of the SHA-256 over names, shapes and values, without what was not read from the files."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        if not any(m == name or m.endswith("." + name) for m in missing):
+            digest.update(f"{name} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,305 @@
+"""Typed configuration: dataclasses hold every default once, YAML files and `key=value` overrides only change values.
+
+`load(VQVAEConfig, "configs/vqvae3d.yaml", ["train.batch_size=4"])` returns a checked dataclass; an unknown key, a value
+of the wrong type or a contradiction is a ValueError that names it. This module imports no torch, so it can be read
+anywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+T = TypeVar("T")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    _require(value in allowed, f"{name} is {value!r}, allowed are {', '.join(allowed)}")
+
+
+@dataclass(kw_only=True)
+class SampleConfig:
+    """What is drawn from one mesh. Noise scales are standard deviations in units of the cube [-1, 1]^3."""
+
+    surface_points: int = 81_920
+    volume_points: int = 100_000
+    near_points: int = 100_000  # half at each noise scale
+    near_sigmas: list[float] = field(default_factory=lambda: [0.02, 0.005])
+
+    def __post_init__(self) -> None:
+        for name in ("surface_points", "volume_points", "near_points"):
+            _require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+        _require(len(self.near_sigmas) > 0 and min(self.near_sigmas) > 0, f"near_sigmas must be positive, got {self.near_sigmas}")
+
+
+@dataclass(kw_only=True)
+class ViewConfig:
+    """Rendered condition views: cameras on a sphere that look at the origin. Angles in degrees."""
+
+    count: int = 4
+    size: int = 128
+    azimuth: list[float] = field(default_factory=lambda: [-60.0, 60.0])  # 0 looks from +Z; positive towards +X
+    elevation: list[float] = field(default_factory=lambda: [5.0, 35.0])
+    distance: float = 4.0
+    field_of_view: float = 35.0
+
+    def __post_init__(self) -> None:
+        _require(self.count >= 0 and self.size >= 16, f"views need count >= 0 and size >= 16, got {self.count} and {self.size}")
+        for name in ("azimuth", "elevation"):
+            low_high = getattr(self, name)
+            _require(len(low_high) == 2 and low_high[0] <= low_high[1], f"{name} must be [low, high], got {low_high}")
+        _require(self.distance > 2.0, f"camera distance must exceed 2 (the cube's half diagonal is 1.73), got {self.distance}")
+
+
+@dataclass(kw_only=True)
+class TokenizerConfig:
+    """The 3D VQ-VAE. The defaults are the paper's (arXiv 2412.16919, section 4.1)."""
+
+    grid_size: int = 32  # R; T = 3 R^2 tokens
+    width: int = 768
+    num_heads: int = 12
+    num_frequencies: int = 8
+    encoder: str = "cross_attention"  # or "plane_pool"
+    encoder_layers: int = 8
+    point_width: int = 128  # hidden width of plane_pool's per-point network
+    codebook_size: int = 16_384
+    code_dim: int = 8
+    decoder_layers: int = 6
+    plane_channels: int = 32
+    upsample_stages: int = 3  # each doubles the planes: R 2^stages is their final side
+    occupancy_width: int = 128
+    occupancy_layers: int = 4
+
+    def __post_init__(self) -> None:
+        _one_of("tokenizer.encoder", self.encoder, ("cross_attention", "plane_pool"))
+        _require(self.width % self.num_heads == 0, f"tokenizer.width {self.width} is not divisible by num_heads {self.num_heads}")
+        _require(self.codebook_size >= 2, f"tokenizer.codebook_size must be at least 2, got {self.codebook_size}")
+
+    @property
+    def num_tokens(self) -> int:
+        return 3 * self.grid_size**2
+
+
+@dataclass(kw_only=True)
+class OptimConfig:
+    """Muon for hidden matrices, AdamW for the rest; the two rates are independent and both follow one schedule."""
+
+    muon_lr: float = 1e-3
+    adamw_lr: float = 1e-3
+    weight_decay: float = 0.05  # matrices only; vectors, norms and embeddings are not decayed
+    beta1: float = 0.9
+    beta2: float = 0.95
+    muon_momentum: float = 0.95
+    warmup_steps: int = 100
+    final_lr_fraction: float = 0.05  # of the peak, reached by a cosine at the last step
+    grad_clip: float = 1.0  # largest global gradient norm; 0 switches clipping off
+
+    def __post_init__(self) -> None:
+        for name in ("muon_lr", "adamw_lr"):
+            _require(getattr(self, name) > 0, f"optim.{name} must be positive, got {getattr(self, name)}")
+
+
+@dataclass(kw_only=True)
+class ImageEncoderConfig:
+    """Picture -> (P, E) embeddings. `source` "trained" is a small ViT trained along with the GPT; anything else is a
+    Hub id or local directory that `transformers` loads and that stays frozen."""
+
+    source: str = "facebook/dino-vitb16"
+    image_size: int = 224
+    foreground_fill: float = 0.85  # share of the square that the longer side of the object takes
+    patch_size: int = 8  # the fields below are for "trained" only
+    width: int = 192
+    num_layers: int = 4
+    num_heads: int = 4
+
+    def __post_init__(self) -> None:
+        _require(len(self.source) > 0, "image_encoder.source is empty: give \"trained\", a local directory or a Hub id")
+        _require(self.image_size > 0, f"image_encoder.image_size must be positive, got {self.image_size}")
+        _require(0 < self.foreground_fill <= 1, f"image_encoder.foreground_fill must be in (0, 1], got {self.foreground_fill}")
+        if self.source == "trained":
+            _require(self.patch_size > 0 and self.image_size % self.patch_size == 0,
+                     f"image_encoder.image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+            _require(self.num_heads > 0 and self.width % self.num_heads == 0,
+                     f"image_encoder.width {self.width} is not divisible by num_heads {self.num_heads}")
+            _require(self.num_layers >= 0, f"image_encoder.num_layers must be >= 0, got {self.num_layers}")
+
+
+@dataclass(kw_only=True)
+class GPTConfig:
+    """The hybrid GPT. Sizes by name: `gpt_config("GPT-B", ...)`."""
+
+    num_layers: int = 12
+    width: int = 768
+    num_heads: int = 12
+    grid_size: int = 32
+    codebook_size: int = 16_384
+    condition_tokens: int = 197  # P, the longest prefix
+    condition_width: int = 768  # E
+    condition_dropout: float = 0.1  # probability that a training row sees the learned null prefix (guidance)
+    layer_pattern: str = "LLLF"  # repeated over depth: L linear attention, F full attention
+    rope: str = "rotation"  # or "paper_sum": TAR3D's sum of tables with a zero prefix, for comparison
+    rope_base: float = 10_000.0
+    linear_backend: str = "chunked"  # or "reference", the plain quadratic form
+    chunk_size: int = 64
+    linear_gate: bool = True  # sigmoid output gate of the linear layers: one more width x width matrix in each
+
+    def __post_init__(self) -> None:
+        _one_of("gpt.rope", self.rope, ("rotation", "paper_sum"))
+        _one_of("gpt.linear_backend", self.linear_backend, ("chunked", "reference"))
+        _require(self.width % self.num_heads == 0, f"gpt.width {self.width} is not divisible by num_heads {self.num_heads}")
+        _require(len(self.layer_pattern) > 0 and set(self.layer_pattern) <= {"L", "F"},
+                 f"gpt.layer_pattern may hold L and F only, got {self.layer_pattern!r}")
+        _require(0.0 <= self.condition_dropout < 1.0, f"gpt.condition_dropout must be in [0, 1), got {self.condition_dropout}")
+        for name in ("num_layers", "grid_size", "codebook_size", "condition_tokens", "condition_width", "chunk_size"):
+            _require(getattr(self, name) > 0, f"gpt.{name} must be positive, got {getattr(self, name)}")
+        _require(self.head_dim % 2 == 0 and self.head_dim >= 6,
+                 f"gpt.width / num_heads is {self.head_dim}; rotary positions need an even number of at least 6")
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.num_heads
+
+    @property
+    def num_tokens(self) -> int:
+        return 3 * self.grid_size**2
+
+
+# (layers, width, heads), as named in LlamaGen (arXiv 2406.06525, table 1) and TAR3D
+GPT_SIZES: dict[str, tuple[int, int, int]] = {
+    "GPT-tiny": (8, 192, 4),
+    "GPT-B": (12, 768, 12),
+    "GPT-L": (24, 1024, 16),
+    "GPT-XL": (36, 1280, 20),
+    "GPT-XXL": (48, 1536, 24),
+    "GPT-XXXL": (48, 2560, 40),
+    "GPT-1B": (22, 2048, 32),
+    "GPT-3B": (24, 3200, 32),
+    "GPT-7B": (32, 4096, 32),
+}
+
+
+def gpt_config(name: str, **changes: object) -> GPTConfig:
+    """The configuration of a named size; `changes` sets any other field, as in gpt_config("GPT-B", grid_size=16)."""
+    _one_of("GPT size", name, tuple(GPT_SIZES))
+    fields = {f.name for f in dataclasses.fields(GPTConfig)}
+    unknown = sorted(set(changes) - fields)
+    _require(not unknown, f"{', '.join(unknown)}: no such field of GPTConfig; it has {', '.join(sorted(fields))}")
+    num_layers, width, num_heads = GPT_SIZES[name]
+    return GPTConfig(**{"num_layers": num_layers, "width": width, "num_heads": num_heads, **changes})
+
+
+@dataclass(kw_only=True)
+class SamplingConfig:
+    """How the next token is drawn. A filter is off at its default; temperature 0 is greedy and ignores the seed."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    cfg_scale: float = 1.0  # logits = null + cfg_scale (conditional - null); 1 is conditional only
+
+    def __post_init__(self) -> None:
+        _require(self.temperature >= 0, f"temperature must be >= 0, got {self.temperature}")
+        _require(self.top_k >= 0, f"top_k must be >= 0 (0 is off), got {self.top_k}")
+        _require(0 < self.top_p <= 1, f"top_p must be in (0, 1], got {self.top_p}")
+        _require(0 <= self.min_p < 1, f"min_p must be in [0, 1), got {self.min_p}")
+        _require(self.cfg_scale >= 0, f"cfg_scale must be >= 0, got {self.cfg_scale}")
+
+
+@dataclass(kw_only=True)
+class VQVAETrainConfig:
+    autoencoder_steps: int = 100_000
+    codebook_steps: int = 100_000
+    batch_size: int = 16  # shapes per optimizer step over all devices
+    surface_points: int = 81_920  # per shape and step, of those stored
+    volume_points: int = 1024
+    near_points: int = 1024
+    near_weight: float = 0.1
+    commitment_weight: float = 0.25
+    seed: int = 0
+    precision: str = "auto"  # bf16-mixed where the hardware has it, else 32-true
+    num_workers: int = 4
+    validate_every: int = 2000
+    validation_shapes: int = 64
+    preview_shapes: int = 4
+    save_every: int = 1000
+    log_every: int = 50
+
+
+@dataclass(kw_only=True)
+class VQVAEConfig:
+    """Everything `train_vqvae.py` needs; saved beside the weights."""
+
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: VQVAETrainConfig = field(default_factory=VQVAETrainConfig)
+
+
+@dataclass(kw_only=True)
+class GPTTrainConfig:
+    steps: int = 400_000
+    global_batch_size: int = 64  # rows per optimizer step over all devices and accumulation steps
+    micro_batch_size: int = 0  # rows per forward on one device; 0: no accumulation
+    seed: int = 0
+    precision: str = "auto"
+    num_workers: int = 4
+    validate_every: int = 2000
+    validation_shapes: int = 64
+    preview_shapes: int = 4
+    save_every: int = 1000
+    log_every: int = 50
+
+
+@dataclass(kw_only=True)
+class GPTRunConfig:
+    """Everything `train_gpt.py` needs; saved beside the weights."""
+
+    gpt: GPTConfig = field(default_factory=GPTConfig)
+    image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: GPTTrainConfig = field(default_factory=GPTTrainConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    tokenizer_fingerprint: str = ""  # written by training: the tokenizer whose codes the GPT speaks
+
+
+def from_mapping(cls: type[T], values: dict, origin: str) -> T:
+    """Builds the dataclass `cls` from nested plain values; `origin` names their source in errors."""
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(cls), OmegaConf.create(values))
+        return OmegaConf.to_object(merged)
+    except (OmegaConfBaseException, ValueError) as e:
+        reason = str(e).splitlines()[0]
+        raise ValueError(f"{origin}: {reason}. The keys and their types are listed in tar3d/config.py") from e
+
+
+def load(cls: type[T], path: str | Path | None, overrides: list[str] | tuple[str, ...] = ()) -> T:
+    """Reads `path` (None: defaults only), applies `key=value` overrides, and returns a checked `cls`."""
+    values = OmegaConf.create({})
+    if path is not None:
+        path = Path(path)
+        if not path.is_file():
+            raise ValueError(f"config file {path} does not exist")
+        values = OmegaConf.load(path)
+    for item in overrides:
+        _require("=" in item and not item.startswith("-"), f"{item!r} is not an override of the form key=value, as in train.batch_size=4")
+    values = OmegaConf.merge(values, OmegaConf.from_dotlist(list(overrides)))
+    return from_mapping(cls, OmegaConf.to_container(values), str(path) if path else "overrides")
+
+
+def to_mapping(config: object) -> dict:
+    """The nested plain values of a config dataclass."""
+    return dataclasses.asdict(config)
+
+
+def save(config: object, path: str | Path) -> None:
+    OmegaConf.save(OmegaConf.create(to_mapping(config)), Path(path))

@@ -1,0 +1,126 @@
+"""The five types that travel between stages, checked when they are made.
+
+    Mesh          a triangle mesh in the project's frame, with the way back to its file's frame
+    ShapeSamples  what the tokenizer trains on: surface points and labelled query points
+    Tokens        code ids in GPT order
+    Triplane      three feature planes xy, xz, yz
+    Condition     the embedding prefix of the GPT and its validity mask
+
+Frame: right-handed, Y up, centred on the bounding box, largest |coordinate| = 0.95 of the cube [-1, 1]^3.
+
+Letters: B batch, N surface points, M query points, R grid side of a token plane, T tokens = 3 R^2, P prefix length,
+E condition width, C plane channels, V vertices, F faces. Geometry is numpy, what networks see is torch. This module
+imports no torch, so that data workers start fast.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+CUBE_FILL = 0.95  # largest |coordinate| of a normalised mesh; the rest is a margin in which every surface closes
+PLANES = ("xy", "xz", "yz")
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _identity() -> np.ndarray:
+    return np.eye(4)
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """A triangle mesh: `vertices` (V, 3) float32, `faces` (F, 3) int64, `to_source` (4, 4) float64.
+
+    `to_source` maps homogeneous coordinates of this frame to those of the file the mesh came from (identity for a
+    mesh that came from no file). A mesh has at least one face, finite vertices, and faces that index its vertices.
+    """
+
+    vertices: np.ndarray
+    faces: np.ndarray
+    to_source: np.ndarray = field(default_factory=_identity)
+
+    def __post_init__(self) -> None:
+        set_ = object.__setattr__
+        set_(self, "vertices", np.ascontiguousarray(self.vertices, dtype=np.float32))
+        set_(self, "faces", np.ascontiguousarray(self.faces, dtype=np.int64))
+        set_(self, "to_source", np.asarray(self.to_source, dtype=np.float64))
+        v, f = self.vertices, self.faces
+        _check(v.ndim == 2 and v.shape[1] == 3, f"mesh vertices must be (V, 3), got {v.shape}")
+        _check(f.ndim == 2 and f.shape[1] == 3, f"mesh faces must be (F, 3), got {f.shape}")
+        _check(len(f) > 0, "a mesh needs at least one face, got none")
+        _check(bool(np.isfinite(v).all()), "mesh vertices hold NaN or infinite coordinates")
+        _check(f.min() >= 0 and f.max() < len(v), f"mesh faces index vertices {f.min()}..{f.max()}, but there are {len(v)}")
+        _check(self.to_source.shape == (4, 4), f"to_source must be (4, 4), got {self.to_source.shape}")
+
+
+@dataclass(frozen=True)
+class ShapeSamples:
+    """`surface` (N, 6) points and unit normals; `points` (M, 3) queries; `inside`, `is_near` (M,) bool; `to_source` (4, 4).
+
+    `is_near` marks queries drawn close to the surface; the others are uniform in the cube. Coordinates lie in [-1, 1].
+    """
+
+    surface: np.ndarray
+    points: np.ndarray
+    inside: np.ndarray
+    is_near: np.ndarray
+    to_source: np.ndarray = field(default_factory=_identity)
+
+    def __post_init__(self) -> None:
+        s, p = self.surface, self.points
+        _check(s.ndim == 2 and s.shape[1] == 6, f"surface must be (N, 6), got {s.shape}")
+        _check(p.ndim == 2 and p.shape[1] == 3, f"points must be (M, 3), got {p.shape}")
+        for name in ("inside", "is_near"):
+            a = getattr(self, name)
+            _check(a.shape == (len(p),) and a.dtype == bool, f"{name} must be ({len(p)},) bool, got {a.shape} {a.dtype}")
+        for name, a in (("surface", s), ("points", p)):
+            _check(bool(np.isfinite(a).all()), f"{name} holds NaN or infinite values")
+            _check(len(a) > 0, f"{name} is empty")
+            _check(float(np.abs(a[:, :3]).max()) <= 1.0, f"{name} leaves the cube [-1, 1]^3: normalise the mesh first")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Code `ids` (B, T) int64 in GPT order (`tar3d.token_order`), T = 3 R^2."""
+
+    ids: torch.Tensor
+
+    def __post_init__(self) -> None:
+        _check(self.ids.ndim == 2, f"token ids must be (B, T), got {tuple(self.ids.shape)}")
+        _check(str(self.ids.dtype) == "torch.int64", f"token ids must be int64, got {self.ids.dtype}")
+        grid = round((self.ids.shape[1] / 3) ** 0.5)
+        _check(3 * grid * grid == self.ids.shape[1] and grid > 0, f"{self.ids.shape[1]} tokens are not 3 R^2 for any R")
+
+
+@dataclass(frozen=True)
+class Triplane:
+    """Feature `planes` (B, 3, C, H, W) in the order xy, xz, yz; a plane `ab` has rows along b and columns along a."""
+
+    planes: torch.Tensor
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.planes.shape)
+        _check(len(shape) == 5 and shape[1] == 3 and shape[3] == shape[4], f"planes must be (B, 3, C, H, H), got {shape}")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """`embeddings` (B, P, E) and `mask` (B, P) bool, True where a prefix position is valid; each row has at least one."""
+
+    embeddings: torch.Tensor
+    mask: torch.Tensor
+
+    def __post_init__(self) -> None:
+        e, m = self.embeddings, self.mask
+        _check(e.ndim == 3, f"condition embeddings must be (B, P, E), got {tuple(e.shape)}")
+        _check(tuple(m.shape) == tuple(e.shape[:2]), f"condition mask must be {tuple(e.shape[:2])}, got {tuple(m.shape)}")
+        _check(str(m.dtype) == "torch.bool", f"condition mask must be bool, got {m.dtype}")

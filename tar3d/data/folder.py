@@ -1,0 +1,85 @@
+"""The layout of a data set folder, and the small files in it. `docs/data.md` is the specification.
+
+    meshes/<id>.glb                 any supported format, any depth
+    views/<id>/<k>.png              pictures of the shape, with cameras.json when they were rendered here
+    captions.csv  splits.json
+    samples/<id>.npz                made by tar3d.data.make_samples
+    tokens/<split>.npz ...          made by tar3d.data.make_tokens
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+SPLITS = ("train", "val", "test")
+_VAL_SHARE, _TEST_SHARE = 0.05, 0.05
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, mode: str = "wb", **kwargs) -> Iterator[IO]:
+    """Opens a file beside `path` that takes its place when the block ends well, and vanishes when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(partial, mode, **kwargs) as f:
+            yield f
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: object) -> None:
+    with atomic_write(path, "w", encoding="utf-8") as f:
+        json.dump(value, f, indent=1, ensure_ascii=False)
+        f.write("\n")
+
+
+def write_csv(path: Path, fields: list[str], rows: list[dict]) -> None:
+    with atomic_write(path, "w", encoding="utf-8", newline="") as f:
+        writer = csv.DictWriter(f, fields, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def split_of(shape_id: str) -> str:
+    """90 / 5 / 5 % train, val, test by a hash of the id: stable when shapes are added."""
+    share = int.from_bytes(hashlib.sha256(shape_id.encode()).digest()[:8], "big") / 2**64
+    return "test" if share < _TEST_SHARE else "val" if share < _TEST_SHARE + _VAL_SHARE else "train"
+
+
+def split_ids(ids: list[str]) -> dict[str, list[str]]:
+    splits: dict[str, list[str]] = {name: [] for name in SPLITS}
+    for shape_id in sorted(ids):
+        splits[split_of(shape_id)].append(shape_id)
+    return splits
+
+
+def read_splits(folder: Path) -> dict[str, list[str]]:
+    """`splits.json` of a data set; a ValueError when it is missing, or when an id stands in two splits."""
+    path = folder / "splits.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} has no splits.json: make it with python -m tar3d.data.make_samples MESHES --out {folder}")
+    splits = json.loads(path.read_text(encoding="utf-8"))
+    if set(splits) != set(SPLITS):
+        raise ValueError(f"{path} must hold the lists train, val and test, got {', '.join(splits) or 'nothing'}")
+    for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
+        both = sorted(set(splits[a]) & set(splits[b]))
+        if both:
+            raise ValueError(f"{path}: {len(both)} ids stand in both {a} and {b}, the first is {both[0]!r}")
+    return splits
+
+
+def mesh_path(folder: Path, shape_id: str) -> Path:
+    """The mesh file that a shape's samples were made from, as report.csv tells."""
+    with open(folder / "report.csv", encoding="utf-8", newline="") as f:
+        for row in csv.DictReader(f):
+            if row["id"] == shape_id:
+                return Path(row["file"])
+    raise ValueError(f"{folder / 'report.csv'} has no row for {shape_id!r}: run python -m tar3d.data.make_samples again")

@@ -1,0 +1,136 @@
+"""Samples and views -> token shards, which the GPT trains on:
+
+    python -m tar3d.data.make_tokens DATA --tokenizer pretrained/tiny --config configs/gpt_i23d_tiny.yaml
+
+A frozen image encoder is run here once, and its float16 embeddings are stored; for an encoder that is trained along, the
+prepared pixels are. Every shard carries a stamp (tokenizer, encoder, dtype). Interrupted runs continue with the first
+shard that is missing; shards made with another tokenizer or encoder are refused, never mixed. A shape without a usable
+view is listed in tokens/refused.csv with the reason, the rest goes on, and the exit status is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from tar3d import checkpoint
+from tar3d import config as configuration
+from tar3d.condition.encoders import ImageEncoder, build_image_encoder
+from tar3d.condition.image import ImageError, load_image, preprocess
+from tar3d.config import GPTRunConfig, ImageEncoderConfig
+from tar3d.data.folder import SPLITS, read_splits, write_csv, write_json
+from tar3d.data.shapes import load_samples
+from tar3d.data.tokens import read_stamp
+from tar3d.data.views import list_views
+from tar3d.tokenizer.vqvae import VQVAE
+
+SHARD_SHAPES = 512
+
+
+class TokenMaker:
+    """Turns shapes of one data set folder into shards with one tokenizer and one image encoder."""
+
+    def __init__(self, data: Path, vqvae: VQVAE, image_encoder: ImageEncoderConfig, device: torch.device) -> None:
+        self.data, self.vqvae, self.config, self.device = data, vqvae.eval().to(device), image_encoder, device
+        self.encoder: ImageEncoder = build_image_encoder(image_encoder).to(device)
+        self.stamp = {"tokenizer": checkpoint.fingerprint(vqvae), "grid_size": vqvae.config.grid_size,
+                      "codebook_size": vqvae.config.codebook_size, "encoder": self.encoder.identity,
+                      "source": "float16 embeddings" if self.encoder.frozen else "uint8 pixels"}
+        self.refused: list[dict] = []
+
+    def run(self) -> int:
+        """Makes what is missing; returns the number of shapes in shards."""
+        folder = self.data / "tokens"
+        if folder.is_dir() and (found := read_stamp(folder)) != self.stamp:
+            different = ", ".join(f"{k} {found.get(k)!r} instead of {v!r}" for k, v in self.stamp.items() if found.get(k) != v)
+            raise ValueError(f"{folder} was made with {different}; delete that folder to make it again")
+        write_json(folder / "stamp.json", self.stamp)
+        jobs = []
+        for split, ids in read_splits(self.data).items():
+            ids = [i for i in ids if (self.data / "samples" / f"{i}.npz").is_file()]
+            jobs += [(folder / f"{split}-{k:05d}", ids[k * SHARD_SHAPES:(k + 1) * SHARD_SHAPES]) for k in range(-(-len(ids) // SHARD_SHAPES))]
+        if not jobs:
+            raise ValueError(f"{self.data / 'samples'} holds no samples of a known split: run python -m tar3d.data.make_samples {self.data}")
+        done = 0
+        with tqdm(total=sum(len(ids) for _, ids in jobs), unit="shape", desc="tokens") as bar:
+            for shard, ids in jobs:
+                done += self._finished(shard, ids) or self._make(shard, ids, bar)
+                bar.n = max(bar.n, sum(len(i) for s, i in jobs if s <= shard and s.name.split("-")[0] == shard.name.split("-")[0]))
+        write_csv(folder / "refused.csv", ["id", "reason"], self.refused)
+        return done
+
+    @staticmethod
+    def _finished(shard: Path, ids: list[str]) -> int:
+        """Shapes in a shard that is complete and was made from these ids, else 0."""
+        index = shard / "index.json"
+        if not index.is_file():
+            return 0
+        values = json.loads(index.read_text(encoding="utf-8"))
+        return len(values["ids"]) if values["made_from"] == ids else 0
+
+    @torch.inference_mode()
+    def _make(self, shard: Path, ids: list[str], bar: tqdm) -> int:
+        kept, tokens, sources, views = [], [], [], []
+        for shape_id in ids:
+            try:
+                source = self._source(shape_id)
+            except ImageError as e:
+                self.refused.append({"id": shape_id, "reason": str(e)})
+            else:
+                surface = torch.from_numpy(load_samples(self.data / "samples" / f"{shape_id}.npz").surface)
+                tokens.append(self.vqvae.tokenize(surface[None].to(self.device)).ids[0].cpu().numpy())
+                kept.append(shape_id)
+                sources.append(source)
+                views.append(len(source))
+            bar.update()
+        partial = shard.with_name(f".{shard.name}.{os.getpid()}.part")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        dtype = np.uint16 if self.vqvae.config.codebook_size <= 2**16 else np.uint32
+        if kept:
+            np.save(partial / "tokens.npy", np.stack(tokens).astype(dtype))
+            np.save(partial / "source.npy", np.concatenate(sources))
+        write_json(partial / "index.json", {"ids": kept, "views": views, "made_from": ids})
+        shutil.rmtree(shard, ignore_errors=True)
+        os.replace(partial, shard)
+        return len(kept)
+
+    def _source(self, shape_id: str) -> np.ndarray:
+        """(views, ...) of one shape: pixels, or embeddings of a frozen encoder."""
+        paths = list_views(self.data, shape_id)
+        if not paths:
+            raise ImageError(f"{self.data / 'views' / shape_id} holds no .png view: render some with python -m tar3d.data.make_samples --views 4")
+        pixels = np.stack([preprocess(load_image(p), self.config).pixels for p in paths])
+        if not self.encoder.frozen:
+            return pixels
+        return self.encoder(torch.from_numpy(pixels).to(self.device)).embeddings.half().cpu().numpy()
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help=f"data set folder with samples/, views/ and splits.json ({', '.join(SPLITS)})")
+    parser.add_argument("--tokenizer", required=True, metavar="MODEL", help="model directory or Hub id of the tokenizer")
+    parser.add_argument("--config", default="configs/gpt_i23d_tiny.yaml", help="the GPT's config: names the image encoder (default: %(default)s)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="config values, as in image_encoder.image_size=64")
+    args = parser.parse_intermixed_args(argv)
+    try:
+        config = configuration.load(GPTRunConfig, args.config, args.overrides)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        maker = TokenMaker(args.data, checkpoint.load_tokenizer(args.tokenizer), config.image_encoder, device)
+        done = maker.run()
+    except ValueError as e:
+        parser.exit(2, f"{e}\n")
+    print(f"tokens of {done} shapes in {args.data / 'tokens'}; {len(maker.refused)} refused ({args.data / 'tokens' / 'refused.csv'})")
+    return 1 if maker.refused else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

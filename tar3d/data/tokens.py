@@ -1,0 +1,63 @@
+"""Token shards on disk, and the data set that draws the GPT's training rows from them, memory-mapped.
+
+tokens/stamp.json says what made them; tokens/<split>-<k>/ holds tokens.npy (n, T) uint16 in GPT order, source.npy (all
+views of all n shapes, ...) and index.json with the ids and the number of views of each. The GPT never reads points.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+
+def read_stamp(folder: Path) -> dict:
+    path = folder / "stamp.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} has no stamp.json, so what made its tokens is unknown: make it with python -m tar3d.data.make_tokens {folder.parent}")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+class TokenDataset(Dataset):
+    """Rows (tokens (T,) int64, source of one view) of a split.
+
+    Indexed by (position, index) as `TrainingOrder` yields them; the view is drawn from (seed, position). `stamp` entries
+    that are wanted but differ from the shards' are a ValueError.
+    """
+
+    def __init__(self, data: str | Path, split: str, *, seed: int, wanted: dict[str, object]) -> None:
+        folder = Path(data) / "tokens"
+        self.seed, self.stamp = seed, read_stamp(folder)
+        for key, value in wanted.items():
+            if self.stamp.get(key) != value:
+                raise ValueError(f"{folder} was made with {key} {self.stamp.get(key)!r}, but this training uses {value!r}: "
+                                 f"delete {folder} and run python -m tar3d.data.make_tokens {data} again")
+        self.ids: list[str] = []
+        self._places: list[tuple[int, int, int, int]] = []  # shard, row, first view, number of views
+        self._arrays: list[tuple[np.ndarray, np.ndarray]] = []
+        for shard in sorted(folder.glob(f"{split}-*")):
+            index = json.loads((shard / "index.json").read_text(encoding="utf-8"))
+            if not index["ids"]:
+                continue
+            first = np.concatenate([[0], np.cumsum(index["views"])])
+            self._places += [(len(self._arrays), row, int(first[row]), views) for row, views in enumerate(index["views"])]
+            self._arrays.append((np.load(shard / "tokens.npy", mmap_mode="r"), np.load(shard / "source.npy", mmap_mode="r")))
+            self.ids += index["ids"]
+        if not self.ids:
+            raise ValueError(f"{folder} holds no tokens of split {split!r}: make them with python -m tar3d.data.make_tokens {data}")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
+        position, index = key
+        views = self._places[index][3]
+        return self.row(index, int(np.random.default_rng([self.seed, position]).integers(views)))
+
+    def row(self, index: int, view: int) -> dict[str, torch.Tensor]:
+        shard, row, first, _ = self._places[index]
+        tokens, source = self._arrays[shard]
+        return {"tokens": torch.from_numpy(tokens[row].astype(np.int64)), "source": torch.from_numpy(np.array(source[first + view]))}

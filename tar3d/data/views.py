@@ -1,0 +1,28 @@
+"""Rendered condition views of a shape: views/<id>/<k>.png (RGBA) and cameras.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tar3d.config import ViewConfig
+from tar3d.contracts import Mesh
+from tar3d.data.folder import atomic_write, write_json
+from tar3d.mesh.render import Renderer, orbit_cameras, rgba
+
+
+def write_views(mesh: Mesh, folder: Path, config: ViewConfig, rng: np.random.Generator) -> None:
+    """cameras.json is written last, so a folder that has it is complete."""
+    cameras = orbit_cameras(config, rng)
+    renderer = Renderer(mesh)
+    for k, camera in enumerate(cameras):
+        with atomic_write(folder / f"{k}.png") as f:
+            Image.fromarray(rgba(renderer.render(camera, config.size))).save(f, format="PNG")
+    write_json(folder / "cameras.json", [camera.to_json() for camera in cameras])
+
+
+def list_views(folder: Path, shape_id: str) -> list[Path]:
+    """The pictures of a shape, in the order of their names."""
+    return sorted((folder / "views" / shape_id).glob("*.png"), key=lambda p: (len(p.stem), p.stem))

@@ -1,0 +1,250 @@
+"""The hybrid GPT: a condition prefix, then the triplane's tokens, through layers of linear and full attention.
+
+    logits = gpt(tokens[:, :-1], condition, dropped)     training: logits[:, i] predicts tokens[:, i]
+    logits, cache = gpt.prefill(condition)               generation: the first token
+    logits = gpt.decode(token, cache)                    ... and each next one
+
+What is unusual: rows are packed as [condition][tokens][padding] and every layer is causal, so prefixes of different
+length need no mask of positions x positions; TriPE positions count from a row's own first token; one packing and one
+stack of blocks serve the three calls. A row gives the same logits alone and in any batch. The model knows no
+files, no pictures and no sampling, and draws no random number after its initialisation.
+For bfloat16 use autocast: `gpt.bfloat16()` would round the rotary tables and the decay rates too.
+
+Letters: B batch, P prefix length, E condition width, t tokens given, T = 3 R^2, S positions of a packed row, D width,
+V codebook size.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tar3d.config import GPTConfig
+from tar3d.contracts import Condition
+from tar3d.gpt.attention import Extent, FullAttention, LayerCache, LinearAttention, RMSNorm, Rotary
+from tar3d.gpt.rope import TriPE
+
+INIT_STD = 0.02
+
+
+def mlp_width(width: int) -> int:
+    """Hidden width of SwiGLU: 8/3 of the width, up to the next multiple of 64."""
+    return 64 * math.ceil(8 * width / (3 * 64))
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate x) * up x), arXiv 2002.05202."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(width, mlp_width(width), bias=False)
+        self.up = nn.Linear(width, mlp_width(width), bias=False)
+        self.down = nn.Linear(mlp_width(width), width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class ConditionMLP(nn.Module):
+    """(B, P, E) embeddings -> (B, P, D) prefix."""
+
+    def __init__(self, condition_width: int, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(condition_width, width, bias=False)
+        self.fc2 = nn.Linear(width, width, bias=False)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        return self.fc2(F.silu(self.fc1(embeddings)))
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP with residuals. `kind` is L (linear attention) or F (full attention)."""
+
+    def __init__(self, config: GPTConfig, layer: int, kind: str) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.width)
+        self.attention = LinearAttention(config, layer) if kind == "L" else FullAttention(config)
+        self.mlp_norm = RMSNorm(config.width)
+        self.mlp = SwiGLU(config.width)
+
+    def forward(self, x: Tensor, rotary: Rotary, cache: LayerCache | None = None) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), rotary, cache)
+        return x + self.mlp(self.mlp_norm(x))
+
+    def prefill(self, x: Tensor, rotary: Rotary, extent: Extent) -> tuple[Tensor, LayerCache]:
+        attended, cache = self.attention.prefill(self.attention_norm(x), rotary, extent)
+        x = x + attended
+        return x + self.mlp(self.mlp_norm(x)), cache
+
+
+@dataclass
+class Cache:
+    """What `decode` needs of a batch: one entry per layer, and the tokens every row has taken in so far."""
+
+    layers: list[LayerCache]
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Rows as [condition][tokens][padding]: `x` (B, S, D), valid prefix positions per row, and the rotary tables.
+
+    `prefix_lengths` is an int when all prefixes are full: then S has no padding and no row needs its own table.
+    """
+
+    x: Tensor
+    prefix_lengths: Tensor | int
+    rotary: Rotary
+
+
+class GPT(nn.Module):
+    """See the module docstring for the three calls; `config` is all that the shapes depend on."""
+
+    adamw_parameters = ("head",)  # a classifier over V codes, not a hidden matrix: Muon would flatten code frequencies
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.codebook_size, config.width)
+        self.condition_mlp = ConditionMLP(config.condition_width, config.width)
+        self.null_prefix = nn.Parameter(torch.empty(config.condition_tokens, config.condition_width))
+        self.rope = TriPE(config.grid_size, config.head_dim, config.rope_base, config.rope)
+        kinds = [config.layer_pattern[layer % len(config.layer_pattern)] for layer in range(config.num_layers)]
+        self.blocks = nn.ModuleList(Block(config, layer, kind) for layer, kind in enumerate(kinds))
+        self.norm = RMSNorm(config.width)
+        self.head = nn.Linear(config.width, config.codebook_size, bias=False)
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Draws all weights; without a generator from torch's default one.
+
+        | parameters                              | start                            |
+        |-----------------------------------------|----------------------------------|
+        | embeddings, null prefix, head, matrices | normal, std 0.02                 |
+        | o and down (they end on the residual)   | normal, std 0.02 / sqrt(2 L)     |
+        | norm gains                              | 1                                |
+        """
+        for name, parameter in self.named_parameters():
+            if name.endswith(("norm.weight", "gain")):
+                parameter.fill_(1.0)
+                continue
+            residual = name.endswith(("attention.o.weight", "mlp.down.weight"))
+            std = INIT_STD / math.sqrt(2 * self.config.num_layers) if residual else INIT_STD
+            parameter.normal_(0.0, std, generator=generator)
+
+    def num_parameters(self, *, embeddings: bool = True) -> int:
+        """Trainable and frozen parameters; `embeddings=False` leaves out the token table, the head and the null prefix."""
+        total = sum(p.numel() for p in self.parameters())
+        if embeddings:
+            return total
+        return total - self.token_embedding.weight.numel() - self.head.weight.numel() - self.null_prefix.numel()
+
+    def drop_rows(self, batch_size: int, generator: torch.Generator) -> Tensor:
+        """(B,) bool, True with probability `config.condition_dropout`: the rows that train the null prefix."""
+        draws = torch.rand(batch_size, generator=generator, device=generator.device)
+        return draws < self.config.condition_dropout
+
+    def forward(self, tokens: Tensor | None, condition: Condition, dropped: Tensor | None = None) -> Tensor:
+        """Logits (B, t + 1, V) of tokens (B, t) int64, 0 <= t < T (None is t = 0): entry i predicts token i.
+
+        Rows where `dropped` (B,) bool is True see the null prefix instead of their condition. Pass it on every
+        training step, even if no row is dropped: the null prefix is then always part of the graph.
+        """
+        rows = self._pack(tokens, condition, dropped)
+        x = rows.x
+        for block in self.blocks:
+            x = block(x, rows.rotary)
+        num_logits = 1 if tokens is None else tokens.shape[1] + 1
+        if isinstance(rows.prefix_lengths, int):
+            x = x[:, rows.prefix_lengths - 1 :]
+        else:
+            x = _gather(x, rows.prefix_lengths[:, None] - 1 + torch.arange(num_logits, device=x.device))
+        return self.head(self.norm(x))  # (B, t + 1, V)
+
+    @torch.no_grad()
+    def prefill(self, condition: Condition, tokens: Tensor | None = None,
+                null: Tensor | None = None) -> tuple[Tensor, Cache]:
+        """Takes in whole rows; returns float32 logits (B, V) of the next token and the cache for `decode`.
+
+        `tokens` (B, t) int64, t < T, go first (None: none); rows where `null` (B,) bool is True get the null prefix.
+        """
+        rows = self._pack(tokens, condition, null)
+        num_tokens = 0 if tokens is None else tokens.shape[1]
+        ends = None if isinstance(rows.prefix_lengths, int) else rows.prefix_lengths + num_tokens
+        extent = Extent(ends, room=self.config.num_tokens - 1 - num_tokens)
+        x, layers = rows.x, []
+        for block in self.blocks:
+            x, layer_cache = block.prefill(x, rows.rotary, extent)
+            layers.append(layer_cache)
+        x = x[:, -1] if ends is None else _gather(x, ends[:, None] - 1).squeeze(1)  # (B, D)
+        return self.head(self.norm(x)).float(), Cache(layers, num_tokens)
+
+    @torch.no_grad()
+    def decode(self, token: Tensor, cache: Cache) -> Tensor:
+        """Takes in one token (B,) int64 per row, updates `cache` in place, returns float32 logits (B, V) of the next."""
+        if cache.num_tokens >= self.config.num_tokens - 1:
+            raise ValueError(f"a triplane has {self.config.num_tokens} tokens; after {cache.num_tokens} inputs "
+                             "the last one is already predicted: start a new prefill")
+        rotary = self.rope.token(cache.num_tokens)
+        x = self.token_embedding(token)[:, None]  # (B, 1, D)
+        for block, layer_cache in zip(self.blocks, cache.layers, strict=True):
+            x = block(x, rotary, layer_cache)
+        cache.num_tokens += 1
+        return self.head(self.norm(x[:, 0])).float()
+
+    def _pack(self, tokens: Tensor | None, condition: Condition, dropped: Tensor | None) -> PackedRows:
+        embeddings, mask = self._with_null(condition, dropped)
+        batch = len(embeddings)
+        if tokens is None:
+            tokens = torch.empty(batch, 0, dtype=torch.int64, device=embeddings.device)
+        if tokens.ndim != 2 or len(tokens) != batch:
+            raise ValueError(f"tokens must be ({batch}, t), as many rows as the condition has; got {tuple(tokens.shape)}")
+        if tokens.shape[1] >= self.config.num_tokens:
+            raise ValueError(f"got {tokens.shape[1]} tokens, at most T - 1 = {self.config.num_tokens - 1} are inputs "
+                             f"(grid_size {self.config.grid_size}): pass tokens[:, :-1], the last is only predicted")
+        P, S = embeddings.shape[1], embeddings.shape[1] + tokens.shape[1]
+        lengths = mask.sum(1)  # (B,)
+        shortest = int(lengths.min())
+        if shortest == 0:
+            raise ValueError("a condition row has no valid prefix position; give it one, or pass the row as dropped")
+        if shortest == P:
+            x = torch.cat([self.condition_mlp(embeddings), self.token_embedding(tokens)], dim=1)
+            return PackedRows(x, P, self.rope.packed(P, S))
+        # Zeroed, because a NaN in padding would survive the zero weight that attention gives it.
+        embeddings = embeddings.masked_fill(~mask[..., None], 0.0)
+        left = torch.argsort((~mask).to(torch.uint8), dim=1, stable=True)  # valid prefix positions first, in order
+        x = torch.cat([self.condition_mlp(_gather(embeddings, left)), self.token_embedding(tokens)], dim=1)
+        position, end = torch.arange(S, device=x.device), lengths[:, None]
+        # Prefix, then tokens, then padding, which repeats the last token.
+        source = torch.where(position < end, position, (position - end + P).clamp_max(S - 1))
+        return PackedRows(_gather(x, source), lengths, self.rope.packed(lengths, S))
+
+    def _with_null(self, condition: Condition, dropped: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Embeddings (B, P, E) and mask (B, P), with the null prefix in the dropped rows."""
+        config = self.config
+        B, P, E = condition.embeddings.shape
+        if E != config.condition_width:
+            raise ValueError(f"condition embeddings are {E} wide, this GPT takes {config.condition_width} "
+                             "(gpt.condition_width): use the encoder it was trained with")
+        if P > config.condition_tokens:
+            raise ValueError(f"condition has {P} positions, this GPT takes at most {config.condition_tokens} "
+                             "(gpt.condition_tokens): shorten the prefix or train with a larger value")
+        embeddings, mask = condition.embeddings.to(self.null_prefix.dtype), condition.mask
+        if dropped is None:
+            return embeddings, mask
+        if dropped.shape != (B,) or dropped.dtype != torch.bool:
+            raise ValueError(f"dropped rows must be ({B},) bool, got {tuple(dropped.shape)} {dropped.dtype}")
+        dropped = dropped.to(mask.device)[:, None]
+        padding = config.condition_tokens - P
+        embeddings = torch.where(dropped[..., None], self.null_prefix, F.pad(embeddings, (0, 0, 0, padding)))
+        return embeddings, F.pad(mask, (0, padding)) | dropped
+
+
+def _gather(x: Tensor, index: Tensor) -> Tensor:
+    """x (B, S, D), index (B, n) -> (B, n, D): each row's own positions."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))

@@ -1,0 +1,98 @@
+"""TriPE: rotary positions over the (row, col, plane) of a triplane token.
+
+"rotation" (default) splits the rotary pairs of a head between row, col and plane, so that q.k depends on the three offsets
+alone and norms are kept. Prefix positions have no place on the triplane and are rotated by the identity.
+
+"paper_sum" is TAR3D's table (arXiv 2412.16919, section 3.2, and its code), kept for comparison only: the cos/sin tables of
+a 2D and of a plane rotation are added, which scales each pair by 0..2 instead of rotating it, and the prefix has a table
+of zeros, so q = k = 0 there: a linear-attention state never sees the condition.
+
+Letters: T tokens = 3 R^2, D head dimension, B batch, S positions of a packed row.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tar3d import token_order
+
+
+def _angles(positions: Tensor, frequencies: Tensor) -> Tensor:
+    return positions.double()[:, None] * frequencies[None, :]  # (T, pairs)
+
+
+def _geometric(pairs: int, base: float) -> Tensor:
+    return base ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
+
+
+def pair_shares(head_dim: int) -> tuple[int, int, int]:
+    """Rotary pairs given to (row, col, plane). Three planes need few frequencies: they get an eighth of the pairs."""
+    pairs = head_dim // 2
+    spatial = (pairs - max(1, pairs // 8)) // 2
+    return spatial, spatial, pairs - 2 * spatial
+
+
+def tripe_tables(grid_size: int, head_dim: int, base: float, kind: str) -> tuple[Tensor, Tensor]:
+    """The (cos, sin) tables, each (1 + T, D) float32: entry 0 is for every prefix position, entry 1 + i for token i.
+
+    A pair is made of the channels (c, c + D/2). `sin` carries the sign of the rotation in its first half, which is what
+    `rotate` expects. `kind` is "rotation" or "paper_sum".
+    """
+    row, col, plane = token_order.coordinates(torch.arange(token_order.num_tokens(grid_size)), grid_size)
+    if kind == "rotation":
+        row_pairs, col_pairs, plane_pairs = pair_shares(head_dim)
+        # Plane offsets are at most 2, so rope's small frequencies could not tell them apart: halve from 1 rad instead.
+        plane_frequencies = 0.5 ** torch.arange(plane_pairs, dtype=torch.float64)
+        angles = torch.cat([_angles(row, _geometric(row_pairs, base)), _angles(col, _geometric(col_pairs, base)),
+                            _angles(plane, plane_frequencies)], dim=1)  # (T, D/2)
+        cos, sin = angles.cos(), angles.sin()
+        prefix_cos = 1.0
+    elif kind == "paper_sum":
+        pairs = head_dim // 2
+        half = _geometric(pairs // 2, base)
+        rest = _geometric(pairs - pairs // 2, base)
+        spatial = torch.cat([_angles(row, half), _angles(col, rest)], dim=1)
+        planar = _angles(plane, _geometric(pairs, base))
+        cos, sin = spatial.cos() + planar.cos(), spatial.sin() + planar.sin()
+        prefix_cos = 0.0
+    else:
+        raise ValueError(f"rope is {kind!r}, allowed are rotation, paper_sum")
+    cos = torch.cat([torch.full_like(cos[:1], prefix_cos), cos])
+    sin = torch.cat([torch.zeros_like(sin[:1]), sin])
+    return torch.cat([cos, cos], dim=1).float(), torch.cat([-sin, sin], dim=1).float()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Applies a table of `tripe_tables` to `x` (..., S, D); `cos` and `sin` broadcast to it."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
+class TriPE(nn.Module):
+    """The tables of one configuration as buffers, looked up by token index relative to the row's own tokens."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, grid_size: int, head_dim: int, base: float, kind: str) -> None:
+        super().__init__()
+        cos, sin = tripe_tables(grid_size, head_dim, base, kind)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def token(self, index: int) -> tuple[Tensor, Tensor]:
+        """(cos, sin), each (1, D), of one token index that all rows share."""
+        return self.cos[index + 1 : index + 2], self.sin[index + 1 : index + 2]
+
+    def packed(self, prefix_lengths: Tensor | int, num_positions: int) -> tuple[Tensor, Tensor]:
+        """(cos, sin) of rows packed as [condition][tokens][padding].
+
+        `prefix_lengths` is one length for all rows (result (S, D)) or one per row, (B,) int64 (result (B, 1, S, D)).
+        Padding gets some valid entry: no position that counts looks at it.
+        """
+        positions = torch.arange(num_positions, device=self.cos.device)
+        if isinstance(prefix_lengths, int):
+            index = (positions + 1 - prefix_lengths).clamp_(0, len(self.cos) - 1)  # (S,)
+            return self.cos[index], self.sin[index]
+        index = (positions + 1 - prefix_lengths[:, None]).clamp_(0, len(self.cos) - 1)  # (B, S)
+        return self.cos[index].unsqueeze(1), self.sin[index].unsqueeze(1)

@@ -1,0 +1,75 @@
+"""From logits to a token: pure functions that know no model.
+
+The order is fixed: guidance, temperature, top-k, top-p over what top-k left, min-p. A filter keeps at least the best token.
+Randomness comes from one generator per item, so an item's tokens do not depend on its batch mates, and it is drawn on the
+generator's device (use CPU generators: a seed then means the same on every machine).
+
+Letters: B batch, V codebook size.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from tar3d.config import SamplingConfig
+
+_MASS_TOLERANCE = 1e-6  # float32 sums: 0.5 + 0.3 has reached a top_p of 0.8
+
+
+def guide(conditional: Tensor, null: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance, null + scale (conditional - null), exact at scale 1 (conditional) and 0 (null)."""
+    if scale == 1:
+        return conditional
+    if scale == 0:
+        return null
+    return null + scale * (conditional - null)
+
+
+def filter_logits(logits: Tensor, config: SamplingConfig) -> Tensor:
+    """Applies temperature (which must be > 0) and the filters to `logits` (B, V); what is cut becomes -inf.
+
+    top_k keeps the k best; top_p the smallest set of best tokens whose mass reaches p; min_p what has at least that
+    fraction of the best token's probability.
+    """
+    if config.temperature == 0:
+        raise ValueError("temperature 0 is greedy and has no distribution: use sample, or a temperature above 0")
+    logits = logits.float() / config.temperature
+    if config.top_k > 0 or config.top_p < 1:
+        kept = min(config.top_k or logits.shape[-1], logits.shape[-1])
+        best, index = logits.topk(kept, dim=-1)  # (B, k), descending
+        if config.top_p < 1:
+            mass = best.softmax(-1)
+            mass_before = mass.cumsum(-1) - mass
+            enough = mass_before >= config.top_p - _MASS_TOLERANCE
+            enough[..., 0] = False
+            best = best.masked_fill(enough, -torch.inf)
+        logits = torch.full_like(logits, -torch.inf).scatter(-1, index, best)
+    if config.min_p > 0:
+        limit = logits.amax(-1, keepdim=True) + math.log(config.min_p)
+        logits = logits.masked_fill(logits < limit, -torch.inf)
+    return logits
+
+
+def probabilities(logits: Tensor, config: SamplingConfig) -> Tensor:
+    """(B, V) float32 probabilities that `sample` draws from; at temperature 0 all mass is on the best token."""
+    if config.temperature == 0:
+        return torch.zeros_like(logits, dtype=torch.float32).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
+    return filter_logits(logits, config).softmax(-1)
+
+
+def sample(logits: Tensor, config: SamplingConfig, generators: list[torch.Generator]) -> Tensor:
+    """Draws one token per row of `logits` (B, V): (B,) int64. Row b uses one number of `generators[b]`.
+
+    Temperature 0 takes the best token and leaves the generators alone.
+    """
+    if config.temperature == 0:
+        return logits.argmax(-1)
+    if len(generators) != len(logits):
+        raise ValueError(f"{len(generators)} generators for {len(logits)} rows: each row needs its own")
+    cumulative = probabilities(logits, config).double().cumsum(-1)  # (B, V)
+    # float32 draws are at most 1 - 2^-24: in float64 they stay below the last sum, so no token of mass 0 is ever hit.
+    draws = torch.cat([torch.rand(1, generator=g, device=g.device).to(logits.device) for g in generators]).double()
+    return torch.searchsorted(cumulative, draws[:, None] * cumulative[:, -1:], right=True).squeeze(-1)

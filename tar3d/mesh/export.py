@@ -1,0 +1,59 @@
+"""`Mesh` -> a file that other programs open: .glb, .obj, .ply, .stl or .off by its suffix.
+
+Vertices are shared between faces (STL cannot), written in float32, never mirrored, and replace an older file only when
+complete. Written text has the nine digits that bring a float32 back exactly.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import trimesh
+
+from tar3d.contracts import Mesh
+
+FORMATS = (".glb", ".obj", ".ply", ".stl", ".off")
+_Y_UP_TO_Z_UP = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]])  # +90 degrees about x
+
+
+def save_mesh(mesh: Mesh, path: str | Path, *, frame: str = "normalized", up: str = "y") -> Path:
+    """Writes `mesh` to `path` and returns it; missing folders are made.
+
+    `frame`: "normalized" (the project's frame) or "source" (the frame and scale of the file the mesh came from).
+    `up`: "y", or "z" to turn the vertices by +90 degrees about x, for CAD and 3D printing.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    for name, value, allowed in (("suffix", suffix, FORMATS), ("frame", frame, ("normalized", "source")), ("up", up, ("y", "z"))):
+        if value not in allowed:
+            raise ValueError(f"cannot save {path}: {name} is {value!r}, allowed are {', '.join(allowed)}")
+    vertices = mesh.vertices.astype(np.float64)
+    if frame == "source":
+        vertices = vertices @ mesh.to_source[:3, :3].T + mesh.to_source[:3, 3]
+    if up == "z":
+        vertices = vertices @ _Y_UP_TO_Z_UP.T
+    payload = _encode(vertices.astype(np.float32), mesh.faces, suffix)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        partial.write_bytes(payload)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def _encode(vertices: np.ndarray, faces: np.ndarray, suffix: str) -> bytes:
+    # trimesh prints a fixed number of decimals, which loses small shapes, so the two text formats are written here
+    if suffix == ".obj":
+        return (_lines("v %.9g %.9g %.9g\n", vertices) + _lines("f %d %d %d\n", faces + 1)).encode()
+    if suffix == ".off":
+        header = f"OFF\n{len(vertices)} {len(faces)} 0\n"
+        return (header + _lines("%.9g %.9g %.9g\n", vertices) + _lines("3 %d %d %d\n", faces)).encode()
+    return trimesh.Trimesh(vertices, faces, process=False).export(file_type=suffix[1:])
+
+
+def _lines(row_format: str, rows: np.ndarray) -> str:
+    return (row_format * len(rows)) % tuple(rows.ravel().tolist())

@@ -1,0 +1,78 @@
+"""Mesh -> `ShapeSamples`: surface points with outward normals, and query points labelled inside or outside.
+
+Inside is decided by the generalized winding number w of the triangles (Barill et al. 2018, "Fast Winding Numbers for
+Soups and Clouds") with the rule |w| > 0.5: right for overlapping parts, for small holes, and for meshes whose faces all
+look inward. A mesh that encloses no sampled point is refused (`MeshError`), for nothing can be learnt from it.
+"""
+
+from __future__ import annotations
+
+import igl
+import numpy as np
+
+from tar3d.config import SampleConfig
+from tar3d.contracts import Mesh, ShapeSamples
+from tar3d.mesh.load import MeshError
+
+
+def winding_number(mesh: Mesh, points: np.ndarray) -> np.ndarray:
+    """`points` (M, 3) -> (M,) float64: 1 inside a closed outward surface, 0 outside, -1 inside an inverted one.
+
+    Each call builds its search tree anew, so ask for all the points of a mesh at once.
+    """
+    queries = np.ascontiguousarray(points, dtype=np.float64)
+    return igl.fast_winding_number(mesh.vertices.astype(np.float64), mesh.faces, queries)
+
+
+def inside(mesh: Mesh, points: np.ndarray) -> np.ndarray:
+    """`points` (M, 3) -> (M,) bool."""
+    return np.abs(winding_number(mesh, points)) > 0.5
+
+
+def signed_volume(mesh: Mesh) -> float:
+    """Volume enclosed, negative when the faces look inward; of an open mesh, that of the cones to its box's centre."""
+    vertices = mesh.vertices.astype(np.float64)
+    vertices -= (vertices.min(axis=0) + vertices.max(axis=0)) / 2
+    a, b, c = (vertices[mesh.faces[:, i]] for i in range(3))
+    return float(np.einsum("ij,ij->", a, np.cross(b, c))) / 6
+
+
+def sample_surface(mesh: Mesh, count: int, rng: np.random.Generator) -> np.ndarray:
+    """`count` points uniform over the area and the unit normals of their faces, (N, 6) float32.
+
+    Normals follow the winding of the faces; where the mesh as a whole is inside out (`signed_volume` < 0), its opposite.
+    """
+    corners = mesh.vertices.astype(np.float64)[mesh.faces]  # (F, 3, 3)
+    edge_b, edge_c = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+    cross = np.cross(edge_b, edge_c)
+    double_area = np.linalg.norm(cross, axis=1)  # (F,)
+    total = double_area.sum()
+    if not total > 0:
+        raise MeshError("the mesh has no surface area")
+    face = rng.choice(len(double_area), size=count, p=double_area / total)
+    root, along = np.sqrt(rng.random(count))[:, None], rng.random(count)[:, None]  # uniform over a triangle
+    points = corners[face, 0] + root * ((1 - along) * edge_b[face] + along * edge_c[face])
+    outward = -1.0 if signed_volume(mesh) < 0 else 1.0
+    normals = outward * cross[face] / double_area[face, None]
+    return np.concatenate([points, normals], axis=1).astype(np.float32)
+
+
+def sample_shape(mesh: Mesh, config: SampleConfig, seed: int) -> ShapeSamples:
+    """Draws what the tokenizer trains on; the same `seed` gives the same bits.
+
+    Volume points are uniform in the cube [-1, 1]^3. Near points are surface points (not those of `surface`) moved by
+    isotropic Gaussian noise, in equal shares for each of `config.near_sigmas`, and clipped to the cube.
+    """
+    rng = np.random.default_rng(seed)
+    surface = sample_surface(mesh, config.surface_points, rng)
+    volume = rng.uniform(-1.0, 1.0, size=(config.volume_points, 3))
+    near = sample_surface(mesh, config.near_points, rng)[:, :3]
+    share = np.arange(config.near_points) * len(config.near_sigmas) // config.near_points
+    near = near + rng.standard_normal(near.shape) * np.asarray(config.near_sigmas)[share, None]
+    # rounded before they are labelled, because float16 is how they are stored: a label is then right for its stored point
+    points = np.concatenate([volume, near.clip(-1.0, 1.0)]).astype(np.float16).astype(np.float32)  # (M, 3)
+    labels = inside(mesh, points)
+    if not labels.any():
+        raise MeshError(f"the mesh encloses no volume: none of {len(points):,} sampled points is inside")
+    is_near = np.arange(len(points)) >= config.volume_points
+    return ShapeSamples(surface, points, labels, is_near, mesh.to_source)

@@ -1,0 +1,129 @@
+"""Which optimizer each parameter belongs to: Muon for hidden matrices, AdamW for everything else.
+
+The rule, which serves any module (the GPT, the tokenizer, a ViT from `transformers`):
+
+| owner and parameter                                            | kind       | optimizer | decay |
+|----------------------------------------------------------------|------------|-----------|-------|
+| weight of nn.Linear                                            | `muon`     | Muon      | yes   |
+| ... under a name that a parent lists in `adamw_parameters`     | `matrix`   | AdamW     | yes   |
+| weight of a convolution                                        | `matrix`   | AdamW     | yes   |
+| nn.Embedding, nn.Parameter of any other module, norms, biases  | `vector`   | AdamW     | no    |
+
+`adamw_parameters` is a class attribute, a tuple of names of children or parameters, e.g. ("head",): an output head is a
+classifier, not a hidden matrix. Muon is `torch.optim.Muon` with "match_rms_adamw" (arXiv 2502.16982), so that both rates
+are of one scale. Frozen parameters (requires_grad False) belong to none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn, optim
+
+from tar3d.config import OptimConfig
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+KINDS = ("muon", "matrix", "vector")  # from the boldest update to the most careful
+
+
+@dataclass(frozen=True)
+class Route:
+    """One parameter, the dotted name it goes by, and its kind (see the table above)."""
+
+    name: str
+    parameter: nn.Parameter
+    kind: str
+
+
+def parameter_kind(module: nn.Module, name: str) -> str:
+    """Kind of the parameter `name` that `module` itself owns, before any `adamw_parameters` is heard."""
+    if name == "weight" and isinstance(module, nn.Linear):
+        return "muon"
+    if name == "weight" and isinstance(module, CONVOLUTIONS):
+        return "matrix"
+    return "vector"
+
+
+def routes(modules: nn.Module | list[nn.Module]) -> list[Route]:
+    """Every trainable parameter once, in module order. A parameter shared by two owners takes the more careful kind.
+
+    Raises ValueError when an `adamw_parameters` entry names nothing.
+    """
+    found: dict[int, Route] = {}
+    for name, parameter, kind in _walk(modules):
+        known = found.get(id(parameter))
+        if known is None:
+            found[id(parameter)] = Route(name, parameter, kind)
+        elif KINDS.index(kind) > KINDS.index(known.kind):
+            found[id(parameter)] = Route(known.name, parameter, kind)
+    result = list(found.values())
+    roots = [modules] if isinstance(modules, nn.Module) else modules
+    expected = {id(p) for root in roots for p in root.parameters() if p.requires_grad}
+    assert {id(r.parameter) for r in result} == expected and len(result) == len(expected)
+    return result
+
+
+def _walk(modules: nn.Module | list[nn.Module]) -> Iterator[tuple[str, nn.Parameter, str]]:
+    for index, root in enumerate([modules] if isinstance(modules, nn.Module) else modules):
+        prefix = "" if isinstance(modules, nn.Module) else f"{index}.{type(root).__name__}."
+        listed = _listed_names(root)
+        for path, module in root.named_modules(remove_duplicate=False):
+            for own_name, parameter in module.named_parameters(recurse=False):
+                if not parameter.requires_grad:
+                    continue
+                name = f"{path}.{own_name}" if path else own_name
+                kind = parameter_kind(module, own_name)
+                if kind == "muon" and any(name == entry or name.startswith(entry + ".") for entry in listed):
+                    kind = "matrix"
+                yield prefix + name, parameter, kind
+
+
+def _listed_names(root: nn.Module) -> list[str]:
+    listed = []
+    for path, module in root.named_modules():
+        names = [name for name, _ in module.named_parameters()]
+        for entry in getattr(module, "adamw_parameters", ()):
+            if not any(name == entry or name.startswith(entry + ".") for name in names):
+                raise ValueError(f"{type(module).__name__}.adamw_parameters lists {entry!r}, which has no parameter")
+            listed.append(f"{path}.{entry}" if path else entry)
+    return listed
+
+
+def build_optimizers(modules: nn.Module | list[nn.Module],
+                     config: OptimConfig) -> tuple[optim.Muon | None, optim.AdamW | None]:
+    """(Muon, AdamW) over all trainable parameters; an optimizer that would have none is None.
+
+    Each group keeps its base rate as "initial_lr" (see `schedule`) and its kind as "kind". Raises ValueError when
+    nothing is trainable.
+    """
+    by_kind: dict[str, list[nn.Parameter]] = {kind: [] for kind in KINDS}
+    for route in routes(modules):
+        by_kind[route.kind].append(route.parameter)
+    if not any(by_kind.values()):
+        raise ValueError("no trainable parameter: every one is frozen (requires_grad is False)")
+    muon = adamw = None
+    if by_kind["muon"]:
+        group = {"params": by_kind["muon"], "initial_lr": config.muon_lr, "kind": "muon"}
+        # nesterov stays on: without it torch 2.13's Newton-Schulz divides a bfloat16 momentum buffer in place.
+        muon = optim.Muon([group], lr=config.muon_lr, weight_decay=config.weight_decay, momentum=config.muon_momentum,
+                          nesterov=True, adjust_lr_fn="match_rms_adamw")
+    groups = [{"params": by_kind[kind], "weight_decay": decay, "initial_lr": config.adamw_lr, "kind": kind}
+              for kind, decay in (("matrix", config.weight_decay), ("vector", 0.0)) if by_kind[kind]]
+    if groups:
+        adamw = optim.AdamW(groups, lr=config.adamw_lr, betas=(config.beta1, config.beta2))
+    return muon, adamw
+
+
+def routing_table(modules: nn.Module | list[nn.Module], config: OptimConfig) -> str:
+    """One line per parameter: name, shape, optimizer, base rate and weight decay; then the totals."""
+    lines = [f"{'parameter':<56} {'shape':<18} {'optimizer':<9} {'lr':>9} {'decay':>7}"]
+    counts = {"Muon": 0, "AdamW": 0}
+    for route in routes(modules):
+        optimizer, rate = ("Muon", config.muon_lr) if route.kind == "muon" else ("AdamW", config.adamw_lr)
+        decay = 0.0 if route.kind == "vector" else config.weight_decay
+        shape = "x".join(str(n) for n in route.parameter.shape) or "scalar"
+        lines.append(f"{route.name:<56} {shape:<18} {optimizer:<9} {rate:>9.2e} {decay:>7.3g}")
+        counts[optimizer] += route.parameter.numel()
+    lines.append(", ".join(f"{name} {count:,} parameters" for name, count in counts.items()))
+    return "\n".join(lines)

@@ -1,0 +1,153 @@
+"""Condition -> tokens -> triplane -> mesh, and surface points -> tokens -> mesh. The only library file that knows both
+the tokenizer and the GPT.
+
+    pipeline = Pipeline.load("pretrained/tiny")
+    mesh = pipeline.generate(pixels, seeds=[0])[0].mesh
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tar3d import checkpoint
+from tar3d.condition.encoders import ImageEncoder, build_image_encoder
+from tar3d.config import GPTRunConfig, SamplingConfig
+from tar3d.contracts import Condition, Mesh, Tokens, Triplane
+from tar3d.gpt.generate import generate
+from tar3d.gpt.model import GPT
+from tar3d.mesh.extract import drop_small_components, extract
+from tar3d.tokenizer.vqvae import VQVAE
+
+GPT_I23D = "gpt_i23d"  # beside checkpoint.TOKENIZER, a sub-folder of a model directory that generates
+QUERIES_AT_ONCE = 1 << 17
+MIN_COMPONENT_SHARE = 0.01  # pieces below 1 % of the largest one's volume are floaters of an imperfect field
+
+
+class I23D(torch.nn.Module):
+    """The GPT and its image encoder as one module. A frozen encoder is not among the weights: its source is."""
+
+    def __init__(self, config: GPTRunConfig) -> None:
+        super().__init__()
+        encoder = build_image_encoder(config.image_encoder)
+        if (encoder.num_tokens, encoder.width) != (config.gpt.condition_tokens, config.gpt.condition_width):
+            raise ValueError(f"the image encoder gives {encoder.num_tokens} x {encoder.width} embeddings, but gpt.condition_tokens x "
+                             f"gpt.condition_width is {config.gpt.condition_tokens} x {config.gpt.condition_width}")
+        self.config = config
+        self.gpt = GPT(config.gpt)
+        if encoder.frozen:
+            self._frozen_encoder = [encoder]  # in a list: neither weights nor optimizers see it
+        else:
+            self.trained_encoder = encoder
+
+    @property
+    def encoder(self) -> ImageEncoder:
+        return self._frozen_encoder[0] if hasattr(self, "_frozen_encoder") else self.trained_encoder
+
+    def forward(self, tokens: torch.Tensor, source: torch.Tensor, dropped: torch.Tensor) -> torch.Tensor:
+        """Logits (B, T, V) for tokens (B, T - 1). `source` is what a token shard holds: uint8 pixels (B, S, S, 3) for an
+        encoder that is trained along, embeddings (B, P, E) for a frozen one."""
+        return self.gpt(tokens, self.condition(source), dropped)
+
+    def condition(self, source: torch.Tensor) -> Condition:
+        if source.dtype == torch.uint8:
+            return self.encoder.to(source.device)(source)
+        return Condition(source.float(), torch.ones(source.shape[:2], dtype=torch.bool, device=source.device))
+
+
+def mesh_from_triplane(vqvae: VQVAE, triplane: Triplane, resolution: int) -> Mesh:
+    """The surface of the first item, as a closed mesh in the project's frame."""
+    planes = Triplane(triplane.planes[:1])
+    device = planes.planes.device
+
+    @torch.inference_mode()
+    def field_values(points: np.ndarray) -> np.ndarray:
+        return vqvae.query(planes, torch.from_numpy(points).to(device)[None])[0].float().cpu().numpy()
+
+    return extract(field_values, resolution, chunk=QUERIES_AT_ONCE)
+
+
+@torch.inference_mode()
+def reconstruct(vqvae: VQVAE, surface: np.ndarray, resolution: int, quantize: bool = True) -> tuple[Mesh, Tokens | None]:
+    """Surface points (N, 6) -> mesh and the tokens it was rebuilt from; `quantize=False` bypasses the codebook."""
+    device = next(vqvae.parameters()).device
+    points = torch.from_numpy(np.ascontiguousarray(surface, dtype=np.float32)).to(device)[None]
+    if quantize:
+        tokens = vqvae.tokenize(points)
+        return mesh_from_triplane(vqvae, vqvae.decode(tokens), resolution), tokens
+    return mesh_from_triplane(vqvae, Triplane(vqvae.decoder(vqvae.encode(points))), resolution), None
+
+
+@dataclass
+class Generated:
+    """One shape: its mesh, tokens (T,), and the seconds spent on `condition`, `tokens`, `decode` and `extract`."""
+
+    mesh: Mesh
+    tokens: torch.Tensor
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Pipeline:
+    """Holds the models in eval mode on one device. Repeated calls do not change it."""
+
+    def __init__(self, vqvae: VQVAE, i23d: I23D, device: torch.device, precision: str = "32-true") -> None:
+        wanted, found = i23d.config.tokenizer_fingerprint, checkpoint.fingerprint(vqvae)
+        if wanted and wanted != found:
+            raise ValueError(f"the GPT was trained on the tokens of tokenizer {wanted}, but the tokenizer given is {found}: "
+                             "give the one that was saved beside it")
+        self.vqvae, self.i23d, self.device, self.precision = vqvae.eval().to(device), i23d.eval().to(device), device, precision
+
+    @classmethod
+    def load(cls, model: str | Path | None = None, *, vqvae: str | Path | None = None, gpt: str | Path | None = None,
+             device: torch.device | None = None, precision: str = "32-true") -> Pipeline:
+        """From a model directory with tokenizer/ and gpt_i23d/ (or a Hub id of one), or from the two apart."""
+        folder = checkpoint.find_bundle(model, (checkpoint.TOKENIZER, GPT_I23D)) if model and not (vqvae and gpt) else None
+        vqvae_source, gpt_source = vqvae or folder / checkpoint.TOKENIZER, gpt or folder / GPT_I23D
+        device = device or torch.device("cpu")
+        i23d = I23D(checkpoint.read_config(gpt_source, GPTRunConfig))
+        return cls(checkpoint.load_tokenizer(vqvae_source), checkpoint.load_weights(i23d, gpt_source), device, precision)
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        """The sampling settings that the model was saved with."""
+        return self.i23d.config.sampling
+
+    def generate(self, source: torch.Tensor, seeds: list[int], *, sampling: SamplingConfig | None = None, resolution: int = 128,
+                 progress: Callable[[int, int], None] | None = None) -> list[Generated]:
+        """Prepared pictures (B, S, S, 3) uint8, or embeddings (B, P, E) -> B shapes; row b is decided by its own source and
+        seeds[b] alone."""
+        seconds: dict[str, float] = {}
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed"):
+            with timed(seconds, "condition"):
+                condition = self.i23d.condition(source.to(self.device))
+            with timed(seconds, "tokens"):
+                tokens = generate(self.i23d.gpt, condition, sampling or self.sampling, seeds, progress)
+            results = []
+            for row in tokens.ids:
+                spent = {name: value / len(seeds) for name, value in seconds.items()}
+                with timed(spent, "decode"):
+                    triplane = self.vqvae.decode(Tokens(row[None]))
+                with timed(spent, "extract"):
+                    mesh = drop_small_components(mesh_from_triplane(self.vqvae, triplane, resolution), MIN_COMPONENT_SHARE)
+                results.append(Generated(mesh, row, spent))
+        return results
+
+
+class timed:
+    """Adds the seconds of a block to `seconds[name]`."""
+
+    def __init__(self, seconds: dict[str, float], name: str) -> None:
+        self.seconds, self.name = seconds, name
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __exit__(self, *exc: object) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # or the time of a kernel would be booked where its result is first needed
+        self.seconds[self.name] = self.seconds.get(self.name, 0.0) + time.perf_counter() - self.start

@@ -1,0 +1,197 @@
+"""Devices, precision and processes, set up once for a script (Lightning Fabric underneath), and a run's folder and log."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
+
+PRECISIONS = ("auto", "32-true", "bf16-mixed")
+
+
+def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--gpus", metavar="LIST", help='CUDA devices, as in "0,1" (default: the first GPU if there is one, else the CPU)')
+    parser.add_argument("--num_nodes", type=int, default=1, help="machines of a torchrun job (default: 1)")
+
+
+def start_fabric(gpus: str | None, num_nodes: int, precision: str) -> Fabric:
+    """A launched Fabric. Under torchrun it joins that job; otherwise it is one process, or one for each of `gpus`.
+
+    Raises ValueError when the devices asked for are not there, or the precision is unknown.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}, allowed are {', '.join(PRECISIONS)} (float16 is left out: it overflows here)")
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    under_torchrun = "LOCAL_WORLD_SIZE" in os.environ
+    if gpus is not None:
+        devices = _parse_gpus(gpus)
+        missing = [d for d in devices if d >= found]
+        if missing:
+            have = f"it has GPU {', '.join(map(str, range(found)))}: write --gpus {','.join(map(str, range(found)))}" if found else \
+                "it has none: leave --gpus out to train on the CPU"
+            raise ValueError(f"--gpus {gpus} asks for GPU {', '.join(map(str, missing))}, which this machine does not have; {have}")
+    elif under_torchrun:
+        devices = list(range(int(os.environ["LOCAL_WORLD_SIZE"])))
+    else:
+        devices = [0]
+    accelerator = "cuda" if found else "cpu"
+    if num_nodes < 1 or (num_nodes > 1 and not under_torchrun):
+        raise ValueError(f"--num_nodes {num_nodes}: start one process group over several machines with torchrun "
+                         "--nnodes N --nproc_per_node M, and give the same number here; alone, write --num_nodes 1")
+    distributed = num_nodes > 1 or len(devices) > 1
+    fabric = Fabric(accelerator=accelerator, devices=devices if accelerator == "cuda" else len(devices), num_nodes=num_nodes,
+                    strategy=DDPStrategy() if distributed else "auto", precision=resolve_precision(precision, accelerator))
+    fabric.launch()
+    return fabric
+
+
+def _parse_gpus(text: str) -> list[int]:
+    try:
+        devices = [int(d) for d in text.split(",") if d.strip()]
+    except ValueError as e:
+        raise ValueError(f'--gpus takes device numbers, as in "0" or "0,1", got {text!r}') from e
+    if not devices or min(devices) < 0 or len(set(devices)) != len(devices):
+        raise ValueError(f'--gpus takes different device numbers, as in "0" or "0,1", got {text!r}')
+    return devices
+
+
+def resolve_precision(precision: str, accelerator: str) -> str:
+    """"auto" is bfloat16 autocast where the hardware computes it natively, else float32."""
+    if precision != "auto":
+        return precision
+    native = torch.cuda.is_bf16_supported(including_emulation=False) if accelerator == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    return "bf16-mixed" if native else "32-true"
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device of an inference script: `name`, or a GPU if there is one. ValueError when it is not there."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as e:
+        raise ValueError(f"--device is {name!r}; write cpu, cuda or cuda:N") from e
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; write --device cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device is {name!r}; this project runs on cpu and cuda")
+    return device
+
+
+class RunLog:
+    """Metrics of a run: a CSV file for each kind of row ("train", "validation") and TensorBoard, under `folder`.
+
+    A resumed run drops the rows after the step it resumes from, so no step stands twice.
+    """
+
+    def __init__(self, folder: Path, start_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.folder = folder
+        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step or None)
+        for path in folder.glob("*.csv"):
+            with open(path, encoding="utf-8", newline="") as f:
+                rows = list(csv.DictReader(f))
+            kept = [r for r in rows if int(r["step"]) <= start_step]
+            if len(kept) < len(rows):
+                self._rewrite(path, list(rows[0]), kept)
+
+    def write(self, kind: str, step: int, values: dict[str, float]) -> None:
+        path = self.folder / f"{kind}.csv"
+        row = {"step": step, **values}
+        new = not path.exists()
+        with open(path, "a", encoding="utf-8", newline="") as f:
+            writer = csv.DictWriter(f, list(row), lineterminator="\n")
+            if new:
+                writer.writeheader()
+            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+        for name, value in values.items():
+            self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        self._tensorboard.close()
+
+    @staticmethod
+    def _rewrite(path: Path, fields: list[str], rows: list[dict]) -> None:
+        with open(path, "w", encoding="utf-8", newline="") as f:
+            writer = csv.DictWriter(f, fields, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+class Stopwatch:
+    """Rate and remaining time of a loop of `total` steps that starts at `start`."""
+
+    def __init__(self, start: int, total: int) -> None:
+        self._start, self._total, self._began = start, total, time.perf_counter()
+
+    def line(self, step: int) -> str:
+        elapsed = time.perf_counter() - self._began
+        rate = (step - self._start) / max(elapsed, 1e-9)
+        remaining = (self._total - step) / max(rate, 1e-9)
+        return f"{rate:.2f} steps/s, {clock(elapsed)} elapsed, ETA {clock(remaining)}"
+
+
+def clock(seconds: float) -> str:
+    seconds = round(seconds)
+    return f"{seconds // 3600}:{seconds % 3600 // 60:02d}:{seconds % 60:02d}"
+
+
+def peak_memory(device: torch.device) -> str:
+    """Largest resident memory of this process so far, and of the GPU where there is one."""
+    if sys.platform == "win32":
+        text = "unknown on Windows"
+    else:
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is bytes on macOS, KiB on Linux
+        text = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB"
+    return text + (f", GPU {torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB" if device.type == "cuda" else "")
+
+
+def describe_machine(device: torch.device) -> dict[str, str]:
+    """What a measured figure needs beside it: machine, versions, commit."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} x {_cpu_name()}"
+    return {"machine": name, "torch": torch.__version__, "python": platform.python_version(), "commit": commit()}
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def commit() -> str:
+    """The commit of the code that runs, with "+changes" when the tree differs from it; "unknown" outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        git = ["git", "-C", str(root)]
+        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + ("+changes" if changed else "")
+
+
+def prepare_run_folder(folder: Path, resume: bool, config: dict) -> None:
+    """Refuses to write a new run over an old one, and to resume what is not there."""
+    state = folder / "state.pt"
+    if state.is_file() and not resume:
+        raise ValueError(f"{folder} already holds a run: continue it with --resume, or choose another --out")
+    if resume and not state.is_file():
+        raise ValueError(f"--resume: there is no training state in {folder}")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "run.json").write_text(json.dumps({"command": sys.argv, "config": config}, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,64 @@
+"""Codes (B, 3, R, R, K) -> feature planes (B, 3, C, S, S), and feature planes -> occupancy logits at points.
+
+Letters: B batch, R token grid side, S = R 2^stages plane side, D width, K code width, C plane channels, M query points.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from tar3d.config import TokenizerConfig
+from tar3d.tokenizer.blocks import TriplaneBlock
+from tar3d.tokenizer.encoder import sample_planes
+
+
+class TriplaneDecoder(nn.Module):
+    adamw_parameters = ("positions",)
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        R, D = config.grid_size, config.width
+        self.code_in = nn.Linear(config.code_dim, D)
+        self.positions = nn.Parameter(torch.randn(3, R, R, D) * 0.02)
+        self.blocks = nn.ModuleList(TriplaneBlock(D, config.num_heads) for _ in range(config.decoder_layers))
+        self.norm_out = nn.LayerNorm(D)
+        widths = [max(config.plane_channels, D // 2**i) for i in range(1, config.upsample_stages)] + [config.plane_channels]
+        self.upsample = nn.Sequential(*(Upsample(a, b) for a, b in zip([D, *widths], widths, strict=False)))
+
+    def forward(self, codes: Tensor) -> Tensor:
+        x = self.code_in(codes) + self.positions  # (B, 3, R, R, D)
+        for block in self.blocks:
+            x = block(x)
+        x = self.upsample(rearrange(self.norm_out(x), "b p r c d -> (b p) d r c"))
+        return rearrange(x, "(b p) c h w -> b p c h w", p=3)
+
+
+class Upsample(nn.Module):
+    """Doubles a plane. Interpolation and a convolution, no strided deconvolution: that one leaves a checkerboard."""
+
+    def __init__(self, width_in: int, width_out: int) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(width_in, width_out, 1)
+        self.refine = nn.Conv2d(width_out, width_out, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.interpolate(self.reduce(x), scale_factor=2, mode="bilinear", align_corners=False)
+        return x + F.gelu(self.refine(x))
+
+
+class OccupancyHead(nn.Module):
+    """The three sampled features, concatenated, through an MLP to one logit: positive inside."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        widths = [3 * config.plane_channels] + [config.occupancy_width] * (config.occupancy_layers - 1)
+        hidden = [layer for a, b in zip(widths, widths[1:], strict=False) for layer in (nn.Linear(a, b), nn.GELU())]
+        self.mlp = nn.Sequential(*hidden)
+        self.logit = nn.Linear(widths[-1], 1)
+
+    adamw_parameters = ("logit",)
+
+    def forward(self, planes: Tensor, points: Tensor) -> Tensor:
+        """(B, 3, C, S, S), (B, M, 3) in [-1, 1] -> (B, M) logits."""
+        return self.logit(self.mlp(sample_planes(planes, points)))[..., 0]

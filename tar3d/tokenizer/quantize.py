@@ -1,0 +1,127 @@
+"""Vector quantizer: latents -> code ids -> codes on the unit sphere, with straight-through gradients.
+
+The codebook is moved by exponential moving averages (van den Oord et al., arXiv 1711.00937, appendix A.1) and only by
+`step()`, which the training loop calls once per optimizer step: `forward` collects statistics, `eval()` collects none.
+So the codebook cannot move in validation, and gradient accumulation counts once. All arithmetic is float32, also under
+autocast.
+
+Letters: L any number of latents, V codebook size, K code width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+EMA_DECAY = 0.99
+DEAD_BELOW = 0.02  # a code is dead when its averaged count falls below this share of an evenly used code's
+CANDIDATES = 4096  # latents kept per step from which dead codes are revived
+CHUNK = 16_384  # latents compared with the codebook at a time: bounds the (L, V) similarity matrix
+
+
+@dataclass
+class Quantized:
+    codes: Tensor  # (..., K) unit vectors, straight-through
+    ids: Tensor  # (...) int64
+    commitment: Tensor  # scalar: mean squared distance of the latents to their fixed codes
+
+
+class Quantizer(nn.Module):
+    def __init__(self, codebook_size: int, code_dim: int) -> None:
+        super().__init__()
+        self.codebook_size, self.code_dim = codebook_size, code_dim
+        codes = F.normalize(torch.randn(codebook_size, code_dim), dim=-1)
+        self.register_buffer("codebook", codes)  # (V, K), unit rows
+        self.register_buffer("ema_count", torch.ones(codebook_size))
+        self.register_buffer("ema_sum", codes.clone())
+        self._pending: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def forward(self, latents: Tensor) -> Quantized:
+        """(..., K) latents of any scale -> codes, ids and the commitment loss (Quantized)."""
+        with torch.autocast(latents.device.type, enabled=False):
+            z = normalize(latents)
+            flat = z.detach().reshape(-1, self.code_dim)
+            ids = self.nearest(flat)
+            codes = self.codebook[ids].view_as(z)
+            if self.training:
+                self._collect(flat, ids)
+            commitment = (z - codes).square().sum(-1).mean()
+            return Quantized(z + (codes - z).detach(), ids.view(z.shape[:-1]), commitment)
+
+    def nearest(self, flat: Tensor) -> Tensor:
+        """Ids (L,) of the codes with the largest cosine to the unit latents (L, K)."""
+        return torch.cat([(part @ self.codebook.T).argmax(-1) for part in flat.split(CHUNK)])
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """(...) int64 -> (..., K) codes; a ValueError when an id is outside the codebook."""
+        if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= self.codebook_size):
+            raise ValueError(f"token ids {int(ids.min())}..{int(ids.max())} leave the codebook 0..{self.codebook_size - 1}: "
+                             "the tokens come from another tokenizer")
+        return self.codebook[ids]
+
+    def _collect(self, flat: Tensor, ids: Tensor) -> None:
+        count = torch.bincount(ids, minlength=self.codebook_size).float()
+        total = torch.zeros_like(self.codebook).index_add_(0, ids, flat)
+        stride = max(1, len(flat) // CANDIDATES)
+        self._pending.append((count, total, flat[::stride][:CANDIDATES].clone()))
+
+    @torch.no_grad()
+    def step(self, generator: torch.Generator, reduce: Callable[[Tensor], Tensor] = lambda t: t) -> int:
+        """Moves the codebook by what `forward` saw since the last call and revives dead codes; returns how many.
+
+        `reduce` sums a tensor over all processes. A revived code also gets a fresh count and sum, or its next average
+        would drag it back to where it died.
+        """
+        if not self._pending:
+            raise RuntimeError("Quantizer.step() needs a forward pass in training mode since the last step")
+        counts, totals, candidates = zip(*self._pending, strict=True)
+        self._pending = []
+        count, total = reduce(torch.stack(counts).sum(0)), reduce(torch.stack(totals).sum(0))
+        self.ema_count.lerp_(count, 1 - EMA_DECAY)
+        self.ema_sum.lerp_(total, 1 - EMA_DECAY)
+        self.codebook.copy_(normalize(self.ema_sum))
+        even = self.ema_count.sum() / self.codebook_size
+        dead = (self.ema_count < DEAD_BELOW * even).nonzero()[:, 0]
+        if len(dead):
+            pool = torch.cat(candidates)
+            chosen = pool[torch.randint(len(pool), (len(dead),), generator=generator).to(pool.device)]
+            self.codebook[dead] = chosen
+            self.ema_count[dead] = even
+            self.ema_sum[dead] = chosen * even
+        return len(dead)
+
+    @torch.no_grad()
+    def start_from(self, latents: Tensor, generator: torch.Generator, iterations: int = 20) -> None:
+        """Spherical k-means over latents (L, K), L >= V: the codebook starts where the autoencoder's latents are."""
+        flat = normalize(latents.float()).reshape(-1, self.code_dim)
+        if len(flat) < self.codebook_size:
+            raise ValueError(f"k-means needs at least {self.codebook_size} latents (one per code), got {len(flat)}: "
+                             "use more shapes or a smaller tokenizer.codebook_size")
+        pick = torch.randperm(len(flat), generator=generator).to(flat.device)
+        self.codebook.copy_(flat[pick[: self.codebook_size]])
+        for _ in range(iterations):
+            ids = self.nearest(flat)
+            count = torch.bincount(ids, minlength=self.codebook_size).float()
+            total = torch.zeros_like(self.codebook).index_add_(0, ids, flat)
+            empty = (count == 0).nonzero()[:, 0]
+            refill = flat[torch.randint(len(flat), (len(empty),), generator=generator).to(flat.device)]
+            total[empty], count[empty] = refill, 1.0
+            self.codebook.copy_(normalize(total))
+        share = count / count.sum() * self.codebook_size
+        self.ema_count.copy_(share)
+        self.ema_sum.copy_(self.codebook * share[:, None])
+
+
+def normalize(x: Tensor) -> Tensor:
+    """Unit vectors along the last axis, in float32."""
+    return F.normalize(x.float(), dim=-1)
+
+
+@torch.no_grad()
+def codebook_usage(counts: Tensor) -> tuple[float, float]:
+    """Counts (V,) of assigned ids -> (share of codes used at least once, perplexity = exp of the entropy)."""
+    p = counts.double() / counts.sum().clamp_min(1)
+    entropy = -(p * p.clamp_min(1e-12).log()).sum()
+    return float((counts > 0).double().mean()), float(entropy.exp())

@@ -1,0 +1,136 @@
+"""Labels and surface samples against shapes whose inside, area and normals are known in closed form."""
+
+import numpy as np
+import pytest
+import trimesh
+
+from tar3d.config import SampleConfig
+from tar3d.contracts import Mesh
+from tar3d.mesh.load import MeshError
+from tar3d.mesh.points import inside, sample_shape, sample_surface, signed_volume, winding_number
+
+CONFIG = SampleConfig(surface_points=2000, volume_points=4000, near_points=3000, near_sigmas=[0.05, 0.02, 0.005])
+
+
+def as_mesh(shape: trimesh.Trimesh) -> Mesh:
+    return Mesh(shape.vertices, shape.faces)
+
+
+def box(extents=(1.0, 0.8, 1.2), center=(0.1, 0.0, -0.1)) -> trimesh.Trimesh:
+    return trimesh.creation.box(extents, trimesh.transformations.translation_matrix(center))
+
+
+def in_box(points: np.ndarray, extents=(1.0, 0.8, 1.2), center=(0.1, 0.0, -0.1)) -> np.ndarray:
+    return (np.abs(points - center) < np.divide(extents, 2)).all(axis=1)
+
+
+@pytest.fixture(scope="module")
+def points() -> np.ndarray:
+    return np.random.default_rng(0).uniform(-1, 1, (20_000, 3)).astype(np.float32)
+
+
+def test_box_labels_are_exact(points):
+    assert (inside(as_mesh(box()), points) == in_box(points)).all()
+
+
+def test_sphere_labels(points):
+    radius = np.linalg.norm(points, axis=1)
+    clear = np.abs(radius - 0.7) > 0.002  # wider than the gap between the sphere and its triangles
+    labels = inside(as_mesh(trimesh.creation.icosphere(4, 0.7)), points)
+    assert (labels == (radius < 0.7))[clear].all()
+
+
+def test_torus_labels(points):
+    torus = trimesh.creation.torus(0.6, 0.25, major_sections=128, minor_sections=64)
+    distance = np.hypot(np.hypot(points[:, 0], points[:, 1]) - 0.6, points[:, 2])
+    clear = np.abs(distance - 0.25) > 0.002
+    assert (inside(as_mesh(torus), points) == (distance < 0.25))[clear].all()
+
+
+def test_overlapping_boxes_are_their_union(points):
+    other = {"extents": (0.5, 1.6, 0.6), "center": (-0.2, 0.1, 0.2)}
+    both = trimesh.util.concatenate([box(), box(**other)])
+    assert (inside(as_mesh(both), points) == (in_box(points) | in_box(points, **other))).all()
+
+
+def test_a_mesh_that_is_inside_out_has_the_same_inside(points):
+    shape = box()
+    shape.invert()
+    assert (inside(as_mesh(shape), points) == in_box(points)).all()
+    assert winding_number(as_mesh(shape), np.array([[0.1, 0.0, -0.1]]))[0] == pytest.approx(-1, abs=1e-3)
+
+
+def test_an_open_sphere_keeps_its_inside(points):
+    sphere = trimesh.creation.icosphere(4, 0.7)
+    open_sphere = Mesh(sphere.vertices, sphere.faces[sphere.triangles_center[:, 1] < 0.6])  # a hole in the top
+    radius = np.linalg.norm(points, axis=1)
+    assert (inside(open_sphere, points) == (radius < 0.7)).mean() > 0.99
+
+
+def test_surface_points_lie_on_the_faces_with_outward_normals():
+    sample = sample_surface(as_mesh(box()), 5000, np.random.default_rng(1))
+    assert sample.shape == (5000, 6) and sample.dtype == np.float32
+    relative = (sample[:, :3] - np.array([0.1, 0.0, -0.1])) / np.array([0.5, 0.4, 0.6])
+    axis = np.abs(relative).argmax(axis=1)
+    assert np.allclose(np.abs(relative).max(axis=1), 1, atol=1e-5)
+    expected = np.zeros((5000, 3))
+    expected[np.arange(5000), axis] = np.sign(relative[np.arange(5000), axis])
+    assert np.allclose(sample[:, 3:], expected, atol=1e-6)
+
+
+def test_surface_points_are_weighted_by_area_and_uniform_within_a_face():
+    small, large = box((0.2, 0.2, 0.2), (-0.7, 0, 0)), box((0.8, 0.8, 0.8), (0.4, 0, 0))
+    sample = sample_surface(as_mesh(trimesh.util.concatenate([small, large])), 40_000, np.random.default_rng(2))
+    assert (sample[:, 0] > -0.3).mean() == pytest.approx(16 / 17, abs=0.005)
+    top = sample[(sample[:, 4] > 0.9) & (sample[:, 0] > -0.3)]
+    counts = np.histogram2d(top[:, 0], top[:, 2], bins=4, range=[[0, 0.8], [-0.4, 0.4]])[0]
+    assert np.abs(counts / counts.mean() - 1).max() < 0.2
+
+
+def test_normals_of_an_inverted_mesh_are_turned_outward():
+    shape = trimesh.creation.icosphere(3, 0.7)
+    shape.invert()
+    sample = sample_surface(as_mesh(shape), 1000, np.random.default_rng(3))
+    assert signed_volume(as_mesh(shape)) < 0
+    assert ((sample[:, :3] * sample[:, 3:]).sum(axis=1) > 0.69).all()
+
+
+def test_near_points_have_the_asked_noise_in_equal_shares():
+    big = Mesh(np.array([[-0.9, 0, -0.9], [0.9, 0, -0.9], [0.9, 0, 0.9], [-0.9, 0, 0.9], [0, -0.9, 0]]) * 0.9,
+               [[0, 2, 1], [0, 3, 2], [0, 1, 4], [1, 2, 4], [2, 3, 4], [3, 0, 4]])
+    config = SampleConfig(surface_points=10, volume_points=10, near_points=6000, near_sigmas=[0.01, 0.0001])
+    samples = sample_shape(big, config, 0)
+    near = samples.points[samples.is_near]
+    center = np.abs(near[:, [0, 2]]).max(axis=1) < 0.6
+    for share, sigma in ((slice(0, 3000), 0.01), (slice(3000, None), 0.0001)):
+        height = near[share][center[share] & (near[share, 1] > -0.05), 1]
+        assert np.median(np.abs(height)) == pytest.approx(0.6745 * sigma, rel=0.15)
+
+
+def test_sample_shape_is_complete_and_repeats_by_seed():
+    mesh = Mesh(box().vertices, box().faces, np.diag([2.0, 2.0, 2.0, 1.0]))
+    first, second, other = sample_shape(mesh, CONFIG, 7), sample_shape(mesh, CONFIG, 7), sample_shape(mesh, CONFIG, 8)
+    assert first.surface.shape == (2000, 6) and first.points.shape == (7000, 3) and first.points.dtype == np.float32
+    assert first.is_near.sum() == 3000 and not first.is_near[:4000].any()
+    assert (first.inside == in_box(first.points)).all()
+    assert first.inside[:4000].mean() == pytest.approx(0.96 / 8, abs=0.02)
+    assert (first.to_source == mesh.to_source).all()
+    for name in ("surface", "points", "inside"):
+        assert (getattr(first, name) == getattr(second, name)).all()
+    assert (first.points != other.points).any() and (first.surface != other.surface).any()
+
+
+def test_near_points_stay_in_the_cube():
+    config = SampleConfig(surface_points=10, volume_points=10, near_points=2000, near_sigmas=[0.5])
+    assert np.abs(sample_shape(as_mesh(box((1.9, 1.9, 1.9), (0, 0, 0))), config, 0).points).max() == 1.0
+
+
+def test_a_flat_sheet_encloses_no_volume():
+    sheet = Mesh([[-0.9, 0, -0.9], [0.9, 0, -0.9], [0.9, 0, 0.9], [-0.9, 0, 0.9]], [[0, 2, 1], [0, 3, 2]])
+    with pytest.raises(MeshError, match="encloses no volume"):
+        sample_shape(sheet, CONFIG, 0)
+
+
+def test_a_mesh_without_area_is_refused():
+    with pytest.raises(MeshError, match="no surface area"):
+        sample_surface(Mesh(np.zeros((3, 3)), [[0, 1, 2]]), 10, np.random.default_rng(0))

@@ -1,0 +1,130 @@
+import pytest
+import torch
+from torch import nn
+
+from tar3d.config import GPTConfig, OptimConfig
+from tar3d.gpt.model import GPT
+from tar3d.optim.groups import build_optimizers, routes, routing_table
+
+
+class _Tokenizer(nn.Module):
+    """One of each: learned queries, a matrix with a bias, convolutions, a norm, a table, frozen and shared parameters."""
+
+    adamw_parameters = ("decode.1",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(12, 16))
+        self.table = nn.Embedding(10, 16)
+        self.decode = nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 4))
+        self.tied = nn.Linear(16, 10, bias=False)
+        self.tied.weight = self.table.weight
+        self.conv = nn.Conv2d(4, 8, 3)
+        self.up = nn.ConvTranspose2d(8, 4, 2)
+        self.norm = nn.LayerNorm(16)
+        self.frozen = nn.Linear(16, 16).requires_grad_(False)
+
+
+def _gpt() -> GPT:
+    return GPT(GPTConfig(num_layers=4, width=24, num_heads=2, grid_size=2, codebook_size=16, condition_tokens=4,
+                         condition_width=8))
+
+
+def _vit() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    return transformers.ViTModel(transformers.ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                                                        intermediate_size=32, image_size=16, patch_size=8))
+
+
+def _kinds(module: nn.Module) -> dict[str, str]:
+    return {route.name: route.kind for route in routes(module)}
+
+
+def test_kinds_of_the_gpt():
+    kinds = _kinds(_gpt())
+    assert kinds["head.weight"] == "matrix"
+    for name in ("token_embedding.weight", "null_prefix", "norm.weight", "blocks.0.attention.qk_gain",
+                 "blocks.0.attention.o_norm.weight", "blocks.3.mlp_norm.weight"):
+        assert kinds[name] == "vector", name
+    for name in ("blocks.0.attention.q.weight", "blocks.0.attention.gate.weight", "blocks.3.attention.k.weight",
+                 "blocks.0.mlp.down.weight", "condition_mlp.fc1.weight"):
+        assert kinds[name] == "muon", name
+
+
+def test_kinds_of_a_tokenizer():
+    assert _kinds(_Tokenizer()) == {
+        "queries": "vector", "table.weight": "vector", "decode.0.weight": "muon", "decode.0.bias": "vector",
+        "decode.1.weight": "matrix", "decode.1.bias": "vector", "conv.weight": "matrix", "conv.bias": "vector",
+        "up.weight": "matrix", "up.bias": "vector", "norm.weight": "vector", "norm.bias": "vector"}
+
+
+def test_kinds_of_a_vit():
+    for name, kind in _kinds(_vit()).items():
+        if name.endswith("bias") or "norm" in name or "token" in name or "position" in name:
+            assert kind == "vector", name
+        else:
+            assert kind == ("matrix" if "projection" in name else "muon"), name
+
+
+@pytest.mark.parametrize("make", [_gpt, _Tokenizer, _vit, lambda: [_gpt(), _Tokenizer()]])
+def test_every_trainable_parameter_is_in_exactly_one_group(make):
+    modules = make()
+    muon, adamw = build_optimizers(modules, OptimConfig())
+    grouped = [id(p) for o in (muon, adamw) for g in o.param_groups for p in g["params"]]
+    roots = modules if isinstance(modules, list) else [modules]
+    assert sorted(grouped) == sorted(id(p) for m in roots for p in m.parameters() if p.requires_grad)
+
+
+def test_first_muon_update_is_near_orthogonal_and_of_the_promised_size():
+    layer = nn.Linear(48, 32, bias=False)
+    muon, _ = build_optimizers(layer, OptimConfig(muon_lr=0.1, weight_decay=0.0))
+    before = layer.weight.detach().clone()
+    layer.weight.grad = torch.randn(32, 48, generator=torch.Generator().manual_seed(0))
+    muon.step()
+    update = (before - layer.weight.detach()) / (0.1 * 0.2 * 48**0.5)  # match_rms_adamw: 0.2 sqrt(max(rows, cols))
+    singular = torch.linalg.svdvals(update)
+    assert 0.6 < singular.min() and singular.max() < 1.3
+
+
+def test_both_rates_and_the_decay_are_respected():
+    module, config = _Tokenizer(), OptimConfig(muon_lr=0.02, adamw_lr=0.005, weight_decay=0.5)
+    muon, adamw = build_optimizers(module, config)
+    before = {route.name: route.parameter.detach().clone() for route in routes(module)}
+    for parameter in module.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    muon.step()
+    adamw.step()
+    for route in routes(module):
+        shrink = {"muon": 1 - 0.02 * 0.5, "matrix": 1 - 0.005 * 0.5, "vector": 1.0}[route.kind]
+        torch.testing.assert_close(route.parameter.detach(), before[route.name] * shrink, rtol=1e-6, atol=1e-8)
+    module.queries.grad = torch.ones_like(module.queries)
+    start = module.queries.detach().clone()
+    muon, adamw = build_optimizers(module, config)
+    adamw.step()
+    torch.testing.assert_close(start - module.queries.detach(), torch.full((12, 16), 0.005), rtol=1e-3, atol=0)
+
+
+def test_table_lists_every_parameter_with_its_optimizer():
+    gpt = _gpt()
+    table = routing_table(gpt, OptimConfig(muon_lr=0.02, adamw_lr=0.003, weight_decay=0.1))
+    lines = {line.split()[0]: line.split()[1:] for line in table.splitlines()[1:-1]}
+    assert lines.keys() == dict(gpt.named_parameters()).keys()
+    assert lines["head.weight"] == ["16x24", "AdamW", "3.00e-03", "0.1"]
+    assert lines["blocks.0.attention.q.weight"] == ["24x24", "Muon", "2.00e-02", "0.1"]
+    assert lines["norm.weight"] == ["24", "AdamW", "3.00e-03", "0"]
+    counts = [int(part.split()[1].replace(",", "")) for part in table.splitlines()[-1].split(", ")]
+    assert sum(counts) == gpt.num_parameters()
+
+
+def test_missing_kinds_give_no_optimizer_and_nothing_trainable_is_refused():
+    assert build_optimizers(nn.Linear(4, 4, bias=False), OptimConfig())[1] is None
+    assert build_optimizers(nn.LayerNorm(4), OptimConfig())[0] is None
+    with pytest.raises(ValueError, match="no trainable parameter"):
+        build_optimizers(nn.Linear(4, 4).requires_grad_(False), OptimConfig())
+
+
+def test_a_listed_name_that_does_not_exist_is_refused():
+    module = _Tokenizer()
+    module.adamw_parameters = ("decode.7",)
+    with pytest.raises(ValueError, match="'decode.7'"):
+        routes(module)

@@ -1,0 +1,182 @@
+"""The import rules of the package, held against the code's own imports.
+
+Imports climb one way: contracts, config, token_order -> mesh, tokenizer, condition, gpt, optim, metrics -> data, checkpoint
+-> pipeline -> scripts. Imports for type checkers only (`if TYPE_CHECKING`) couple nothing and are not counted.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+BASE = {"config", "contracts", "token_order"}
+# What each part of the package may import from it, besides itself. A new file or folder needs a line here.
+MAY_IMPORT: dict[str, set[str]] = {
+    "config": set(),
+    "contracts": set(),
+    "token_order": set(),
+    "runtime": BASE,
+    "mesh": BASE,
+    "tokenizer": BASE,
+    "condition": BASE,
+    "gpt": BASE,
+    "optim": BASE,
+    "metrics": BASE | {"mesh"},
+    "checkpoint": BASE | {"runtime", "tokenizer", "condition", "gpt", "optim"},
+    "data": BASE | {"runtime", "mesh", "tokenizer", "condition", "metrics", "checkpoint"},
+}
+MAY_IMPORT["pipeline"] = set(MAY_IMPORT)
+TORCH_FREE = ("config", "contracts", "token_order", "mesh")
+
+# Packages that a plain installation may lack, or that are too slow to load for those who do not use them.
+OPTIONAL = {
+    "DracoPy", "embreex", "fast_simplification", "fla", "flash_attn", "gradio", "huggingface_hub", "lightning_attn",
+    "lpips", "manifold3d", "matplotlib", "pandas", "ray", "tensorboard", "torchmetrics", "torchvision", "transformers",
+    "wandb", "xformers",
+}
+# Files that may load one of them at module level all the same: path -> packages.
+LOADS_AT_ONCE: dict[str, set[str]] = {"tar3d/mesh/render.py": {"embreex"}}  # a renderer is nothing without its ray tracer
+
+
+def package_files() -> list[Path]:
+    return sorted((ROOT / "tar3d").rglob("*.py"))
+
+
+def script_files() -> list[Path]:
+    return sorted(ROOT.glob("*.py")) + sorted((ROOT / "benchmarks").rglob("*.py"))
+
+
+def part_of(path: Path) -> str:
+    """tar3d/mesh/points.py -> "mesh", tar3d/config.py -> "config", tar3d/__init__.py -> ""."""
+    first = path.relative_to(ROOT / "tar3d").parts[0].removesuffix(".py")
+    return "" if first == "__init__" else first
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+
+
+def imports(path: Path, *, at_once: bool = False) -> Iterator[str]:
+    """Dotted names that the file imports at run time; with `at_once`, only those that importing the file itself loads."""
+
+    def walk(node: ast.AST) -> Iterator[str]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                yield from (alias.name for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                folder = path.relative_to(ROOT).parent.parts
+                base = ".".join(folder[: len(folder) - child.level + 1]) if child.level else ""
+                module = ".".join(filter(None, (base, child.module)))
+                yield from (f"{module}.{alias.name}" for alias in child.names)
+            elif is_type_checking(child):
+                yield from (name for other in child.orelse for name in walk(ast.Module([other], [])))
+            elif not (at_once and isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)):
+                yield from walk(child)
+
+    yield from walk(ast.parse(path.read_text(encoding="utf-8"), str(path)))
+
+
+def parts_imported(path: Path) -> set[str]:
+    names = (name.split(".") for name in imports(path))
+    return {name[1] for name in names if name[0] == "tar3d" and len(name) > 1}
+
+
+def packages_imported(path: Path, *, at_once: bool = False) -> set[str]:
+    return {name.split(".")[0] for name in imports(path, at_once=at_once)}
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def test_every_part_of_the_package_has_its_rule():
+    unknown = {relative(p) for p in package_files() if part_of(p) and part_of(p) not in MAY_IMPORT}
+    assert not unknown, f"say in MAY_IMPORT what these may import: {sorted(unknown)}"
+
+
+def test_the_rules_themselves_climb_one_way():
+    """No part may reach itself through others: the table has an order."""
+    reach = {part: set(allowed) for part, allowed in MAY_IMPORT.items() if part != "pipeline"}
+    for _ in reach:
+        for part in reach:
+            reach[part] |= set().union(*(reach[other] for other in reach[part]))
+    assert not [part for part in reach if part in reach[part]]
+
+
+@pytest.mark.parametrize("path", package_files(), ids=relative)
+def test_imports_climb_one_way(path):
+    part = part_of(path)
+    allowed = MAY_IMPORT.get(part, set()) | {part}
+    assert parts_imported(path) <= allowed, f"{relative(path)} imports {sorted(parts_imported(path) - allowed)}"
+
+
+def test_gpt_and_tokenizer_meet_only_in_the_pipeline():
+    both = [relative(p) for p in package_files() if {"gpt", "tokenizer"} <= parts_imported(p) | {part_of(p)}]
+    assert set(both) <= {"tar3d/pipeline.py"}
+
+
+def test_nothing_imports_a_script():
+    scripts = {p.stem for p in ROOT.glob("*.py")} | {"benchmarks"}
+    for path in package_files() + script_files():
+        allowed = {"benchmarks"} if path.is_relative_to(ROOT / "benchmarks") else set()
+        assert not (packages_imported(path) & scripts) - allowed, f"{relative(path)} imports a script"
+
+
+@pytest.mark.parametrize("path", [p for p in package_files() if part_of(p) in TORCH_FREE], ids=relative)
+def test_geometry_and_configuration_never_load_torch(path):
+    assert "torch" not in packages_imported(path)
+
+
+@pytest.mark.parametrize("path", package_files() + script_files(), ids=relative)
+def test_optional_packages_are_loaded_where_they_are_used(path):
+    found = packages_imported(path, at_once=True) & OPTIONAL
+    assert found <= LOADS_AT_ONCE.get(relative(path), set()), f"{relative(path)} loads {sorted(found)} when it is imported"
+
+
+def test_exceptions_still_exist():
+    for name, packages in LOADS_AT_ONCE.items():
+        assert packages <= packages_imported(ROOT / name, at_once=True), f"{name} no longer needs its exception"
+
+
+IMPORT_ALL = """
+import builtins, importlib, sys
+sys.modules["torchvision"] = None  # any import of it now fails
+torch_free, others = (argument.split(",") for argument in sys.argv[1:])
+stdout, print_ = sys.stdout, builtins.print
+for name in torch_free:
+    importlib.import_module(name)
+assert "torch" not in sys.modules, "a module that promises to do without torch loads it"
+import numpy, torch
+def state():
+    return (torch.get_rng_state().tolist(), repr(numpy.random.get_state()), torch.get_default_dtype(), torch.is_grad_enabled(),
+            torch.get_num_threads(), torch.nn.Linear)
+before = state()
+for name in others:
+    importlib.import_module(name)
+assert state() == before, "importing the package changes global state of torch or numpy"
+assert sys.stdout is stdout and builtins.print is print_, "importing the package replaces stdout or print"
+"""
+
+
+def test_every_module_imports_without_torchvision_and_without_side_effects(tmp_path):
+    def module_name(path: Path) -> str:
+        return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+    torch_free = [module_name(p) for p in package_files() if part_of(p) in TORCH_FREE or not part_of(p)]
+    others = [module_name(p) for p in package_files() if module_name(p) not in torch_free]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    here = tmp_path / "here"
+    here.mkdir()
+    result = subprocess.run([sys.executable, "-c", IMPORT_ALL, ",".join(torch_free), ",".join(others)], cwd=here, env=env,
+                            capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "", "importing the package prints"
+    assert [p.name for p in here.iterdir()] == [], "importing the package writes files"

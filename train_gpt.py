@@ -1,0 +1,273 @@
+"""Trains the GPT that predicts a shape's tokens from an image, on token shards (it never reads points or meshes).
+
+    python train_gpt.py --gpt-type i23d --gpt-model GPT-tiny
+    python train_gpt.py --gpt-type i23d --gpt-model GPT-B --global-batch-size 4 --data DATA --vq-ckpt outputs/vqvae/model
+    torchrun --nproc_per_node=4 train_gpt.py --gpt-type i23d --gpt-model GPT-L --data DATA --vq-ckpt MODEL
+
+DATA is a data set folder with samples and views (docs/data.md); its tokens are made when they are missing. Without
+--data, a procedural set is made in data/toy. The run folder gets model/ (read by run.py --model), train.csv,
+validation.csv, TensorBoard files and generation previews.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import time
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from tar3d import checkpoint
+from tar3d import config as configuration
+from tar3d.config import GPT_SIZES, GPTRunConfig, gpt_config
+from tar3d.data.default import DEFAULT_FOLDER, default_data
+from tar3d.data.folder import mesh_path
+from tar3d.data.make_tokens import TokenMaker
+from tar3d.data.order import TrainingOrder
+from tar3d.data.tokens import TokenDataset
+from tar3d.mesh.extract import EmptyFieldError
+from tar3d.mesh.load import load_mesh
+from tar3d.mesh.render import contact_sheet, picture
+from tar3d.optim.groups import build_optimizers, routing_table
+from tar3d.optim.schedule import learning_rate_factor, set_learning_rates
+from tar3d.pipeline import GPT_I23D, I23D, Pipeline
+from tar3d.runtime import RunLog, Stopwatch, add_device_arguments, describe_machine, peak_memory, prepare_run_folder, start_fabric
+from tar3d.token_order import NUM_PLANES
+
+SHIPPED_TOKENIZER = "pretrained/tiny/tokenizer"
+VALIDATION_BATCH = 16
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gpt-type", choices=["i23d"], default="i23d", help="what the GPT is conditioned on: i23d, an image")
+    parser.add_argument("--gpt-model", choices=list(GPT_SIZES), default="GPT-tiny", help="size by name (default: %(default)s)")
+    parser.add_argument("--config", help="config file (default: configs/gpt_i23d_tiny.yaml for GPT-tiny, else configs/gpt_i23d.yaml)")
+    parser.add_argument("--data", type=Path, help=f"data set folder (default: a procedural set in {DEFAULT_FOLDER})")
+    parser.add_argument("--toy-shapes", type=int, default=2000, help="size of the procedural set (default: %(default)s)")
+    parser.add_argument("--vq-ckpt", default=SHIPPED_TOKENIZER, metavar="MODEL", help="the tokenizer's model directory or Hub id (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("outputs/gpt"), help="run folder (default: %(default)s)")
+    parser.add_argument("--global-batch-size", type=int, help="rows per optimizer step over all devices (default: the config's)")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    parser.add_argument("--init", metavar="MODEL", help="start from the weights of a GPT's model directory or Hub id")
+    add_device_arguments(parser)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="config values, as in train.steps=1000")
+    return parser.parse_intermixed_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    try:
+        config = read_config(args)
+        fabric = start_fabric(args.gpus, args.num_nodes, config.train.precision)
+        with fabric.rank_zero_first():
+            data = args.data or default_data(args.toy_shapes)
+            vqvae = checkpoint.load_tokenizer(args.vq_ckpt)
+            check_tokenizer(config, vqvae)
+            TokenMaker(data, vqvae, config.image_encoder, fabric.device).run()
+            prepare_run_folder(args.out, args.resume, configuration.to_mapping(config))
+        train(config, fabric, data, vqvae, args.vq_ckpt, args.out, resume=args.resume, init=args.init)
+    except (ValueError, FloatingPointError) as e:
+        print(e, file=sys.stderr)
+        return 2
+    return 0
+
+
+def read_config(args: argparse.Namespace) -> GPTRunConfig:
+    """The config file with the named size in it, then the overrides on top."""
+    path = args.config or ("configs/gpt_i23d_tiny.yaml" if args.gpt_model == "GPT-tiny" else "configs/gpt_i23d.yaml")
+    size = gpt_config(args.gpt_model)
+    overrides = [f"gpt.{name}={getattr(size, name)}" for name in ("num_layers", "width", "num_heads")]
+    if args.global_batch_size is not None:
+        overrides.append(f"train.global_batch_size={args.global_batch_size}")
+    return configuration.load(GPTRunConfig, path, [*overrides, *args.overrides])
+
+
+def check_tokenizer(config: GPTRunConfig, vqvae) -> None:
+    """The GPT's vocabulary and grid must be the tokenizer's; records whose codes it learns."""
+    for name in ("grid_size", "codebook_size"):
+        mine, theirs = getattr(config.gpt, name), getattr(vqvae.config, name)
+        if mine != theirs:
+            raise ValueError(f"gpt.{name} is {mine}, but the tokenizer's is {theirs}: write gpt.{name}={theirs}, or choose another --vq-ckpt")
+    config.tokenizer_fingerprint = checkpoint.fingerprint(vqvae)
+
+
+def train(config: GPTRunConfig, fabric: Fabric, data: Path, vqvae, vq_source: str, out: Path, *, resume: bool = False, init: str | None = None) -> dict:
+    """Runs (or continues) a training and returns the last validation's metrics."""
+    t = config.train
+
+    # model, optimizers
+    torch.manual_seed(t.seed)  # initial weights only: everything random later has its own generator
+    bare = I23D(config)
+    if init:
+        checkpoint.load_weights(bare, init)
+    optimizers = [o for o in build_optimizers(bare, config.optim) if o is not None]
+    fabric.print(routing_table(bare, config.optim))
+    model, *optimizers = fabric.setup(bare, *optimizers)
+
+    # loop state: everything that a resumed run needs; the data order is a function of (seed, step)
+    step, best_nll, seconds = 0, float("inf"), 0.0
+    dropout_random = torch.Generator().manual_seed(t.seed + fabric.global_rank)
+    if resume:
+        state = checkpoint.load_state(out / "state.pt")
+        step, best_nll, seconds = state["step"], state["best_nll"], state["seconds"]
+        bare.load_state_dict(state["model"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        dropout_random.set_state(state["dropout_random"])
+
+    # data
+    wanted = {"tokenizer": config.tokenizer_fingerprint, "encoder": bare.encoder.identity}
+    dataset, validation = (TokenDataset(data, split, seed=t.seed, wanted=wanted) for split in ("train", "val"))
+    order = TrainingOrder(len(dataset), t.global_batch_size, seed=t.seed, start=step, stop=t.steps, rank=fabric.global_rank, world=fabric.world_size)
+    loader = fabric.setup_dataloaders(DataLoader(dataset, batch_sampler=order, num_workers=t.num_workers), use_distributed_sampler=False)
+    local = t.global_batch_size // fabric.world_size
+    micro = t.micro_batch_size or local
+    if local % micro:
+        raise ValueError(f"train.micro_batch_size {micro} does not divide the {local} rows of each device")
+    held_out = validation_rows(validation, t.validation_shapes)
+    fabric.print(f"{sum(p.numel() for p in bare.parameters()) / 1e6:.2f} M parameters, {len(dataset)} training shapes, "
+                 f"{len(held_out['tokens'])} validation shapes, {t.steps - step} steps of {local // micro} x {micro} rows on "
+                 f"{fabric.world_size} x {fabric.device}, ln V = {np.log(config.gpt.codebook_size):.3f} nats, run folder {out}")
+
+    log = RunLog(out, step) if fabric.is_global_zero else None
+    watch, bar = Stopwatch(step, t.steps), tqdm(total=t.steps, initial=step, desc="GPT", disable=not fabric.is_global_zero)
+    began, metrics = time.perf_counter() - seconds, {}
+
+    for batch in loader:
+        set_learning_rates(optimizers, learning_rate_factor(step, t.steps, config.optim.warmup_steps, config.optim.final_lr_fraction))
+        dropped = bare.gpt.drop_rows(local, dropout_random)
+        values = train_step(model, optimizers, batch, dropped, micro, config, fabric, step)
+        step += 1
+        bar.update()
+
+        if log and (step % t.log_every == 0 or step == t.steps):
+            log.write("train", step, values)
+            bar.set_postfix_str(f"NLL {values['nll']:.4f}")
+        if step % t.validate_every == 0 or step == t.steps:
+            if fabric.is_global_zero:
+                metrics = validate(bare, held_out, fabric)
+                log.write("validation", step, metrics)
+                bar.write(f"step {step}: " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()) + f"; {watch.line(step)}, {peak_memory(fabric.device)}")
+                preview(bare, vqvae, data, validation, t.preview_shapes, fabric, out / f"preview_{step:07d}.png")
+                if metrics["nll"] < best_nll:
+                    best_nll = metrics["nll"]
+                    record = {**metrics, "step": step, "hours": (time.perf_counter() - began) / 3600, "date": str(date.today()),
+                              "command": " ".join(sys.argv), "training_shapes": len(dataset), **describe_machine(fabric.device)}
+                    checkpoint.save_model(out / "model" / GPT_I23D, bare, config, record, model_card(record))
+                    copy_tokenizer(vq_source, out / "model" / checkpoint.TOKENIZER)
+            fabric.barrier()
+        if (step % t.save_every == 0 or step == t.steps) and fabric.is_global_zero:
+            checkpoint.save_state(out / "state.pt", {
+                "step": step, "best_nll": best_nll, "seconds": time.perf_counter() - began, "model": bare.state_dict(),
+                "optimizers": [o.state_dict() for o in optimizers], "dropout_random": dropout_random.get_state()})
+    bar.close()
+    if log:
+        log.close()
+        fabric.print(f"best validation NLL {best_nll:.4f}; model in {out / 'model'}, generate with: python run.py --model {out / 'model'}")
+    return metrics
+
+
+def train_step(model, optimizers, batch: dict, dropped: torch.Tensor, micro: int, config: GPTRunConfig, fabric: Fabric, step: int) -> dict[str, float]:
+    """One optimizer step over `micro` rows at a time; stops with FloatingPointError before the optimizers move when the
+    loss or the gradient is not finite."""
+    starts = range(0, len(dropped), micro)
+    total = 0.0
+    for start in starts:
+        rows = slice(start, start + micro)
+        with fabric.no_backward_sync(model, enabled=start != starts[-1]):
+            tokens = batch["tokens"][rows]
+            logits = model(tokens[:, :-1], batch["source"][rows], dropped[rows].to(fabric.device))
+            loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten())
+            if not torch.isfinite(loss):
+                raise FloatingPointError(f"the loss became {loss.item()} at step {step}; the weights on disk are those of the last save. "
+                                         "Lower optim.muon_lr and optim.adamw_lr")
+            fabric.backward(loss / len(starts))
+        total += loss.item() / len(starts)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip or float("inf"))
+    if not torch.isfinite(norm):
+        raise FloatingPointError(f"the gradient became {norm.item()} at step {step}; the weights on disk are those of the last save")
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+    return {"nll": total, "gradient_norm": norm.item(), "lr": optimizers[0].param_groups[0]["lr"]}
+
+
+def validation_rows(dataset: TokenDataset, count: int) -> dict[str, torch.Tensor]:
+    """`count` validation shapes spread evenly over the split, each with its first view."""
+    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int))
+    rows = [dataset.row(int(i), 0) for i in chosen]
+    return {key: torch.stack([r[key] for r in rows]) for key in ("tokens", "source")}
+
+
+@torch.no_grad()
+def validate(model: I23D, rows: dict[str, torch.Tensor], fabric: Fabric) -> dict[str, float]:
+    """NLL in nats per token under the right, a shuffled and the null condition; by plane, and of the first 8 positions.
+
+    A model that uses its condition has nll < nll_null and nll < nll_shuffled.
+    """
+    model.eval()
+    kinds: dict[str, list[torch.Tensor]] = {"right": [], "shuffled": [], "null": []}
+    wrong = rows["source"].roll(1, 0)  # every row gets its neighbour's picture
+    for start in range(0, len(rows["tokens"]), VALIDATION_BATCH):
+        part = slice(start, start + VALIDATION_BATCH)
+        tokens = rows["tokens"][part].to(fabric.device)
+        for kind, losses in kinds.items():
+            source = (wrong if kind == "shuffled" else rows["source"])[part].to(fabric.device)
+            dropped = torch.full((len(tokens),), kind == "null", device=fabric.device)
+            with fabric.autocast():
+                logits = model(tokens[:, :-1], source, dropped)
+            losses.append(F.cross_entropy(logits.transpose(1, 2).float(), tokens, reduction="none"))  # (B, T)
+    model.train()
+    right, shuffled, null = (torch.cat(losses) for losses in kinds.values())
+    planes = {f"nll_{name}": float(right[:, p::NUM_PLANES].mean()) for p, name in enumerate(("xy", "xz", "yz"))}
+    return {"nll": float(right.mean()), "nll_shuffled": float(shuffled.mean()), "nll_null": float(null.mean()), **planes,
+            "nll_first8": float(right[:, :8].mean())}
+
+
+def preview(model: I23D, vqvae, data: Path, validation: TokenDataset, count: int, fabric: Fabric, path: Path) -> None:
+    """A picture with one row a validation shape: the true mesh, and what is generated from its first view."""
+    pipeline = Pipeline(vqvae, model, fabric.device)
+    rows = []
+    for index in range(min(count, len(validation))):
+        source = validation.row(index, 0)["source"][None]
+        try:
+            mesh = pipeline.generate(source, seeds=[index], resolution=64)[0].mesh
+        except EmptyFieldError:  # normal in the first steps; training goes on
+            mesh = None
+        rows.append([picture(load_mesh(mesh_path(data, validation.ids[index]))), picture(mesh)])
+    model.train()
+    if rows:
+        contact_sheet(rows, ["truth", "generated"]).save(path)
+
+
+def copy_tokenizer(source: str, target: Path) -> None:
+    """The run's model directory works alone: it holds the tokenizer its GPT was trained with."""
+    nested = Path(source) / checkpoint.TOKENIZER
+    found = checkpoint.find_model(nested if nested.is_dir() else source)
+    target.mkdir(parents=True, exist_ok=True)
+    for name in (checkpoint.WEIGHTS, checkpoint.CONFIG, checkpoint.METRICS, checkpoint.README):
+        if (found / name).is_file():
+            shutil.copyfile(found / name, target / name)
+
+
+def model_card(record: dict) -> str:
+    """README.md of a trained GPT."""
+    return f"""# Hybrid GPT, image to 3D
+
+Trained by this repository: `{record['command']}` (step {record['step']}, {record['hours']:.2f} h, {record['machine']}, commit
+{record['commit']}, {record['date']}). Validation NLL {record['nll']:.4f} nats a token; {record['nll_shuffled']:.4f} under another shape's
+picture, {record['nll_null']:.4f} without one. Use: `python run.py --model DIR --input PICTURE`.
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,246 @@
+"""Trains the tokenizer (3D VQ-VAE): first as an autoencoder, then with its codebook, in one run.
+
+    python train_vqvae.py --base configs/vqvae3d_tiny.yaml
+    python train_vqvae.py --base configs/vqvae3d.yaml --data DATA --gpus 0,1,2,3 train.batch_size=64
+    torchrun --nproc_per_node=4 train_vqvae.py --base configs/vqvae3d.yaml --data DATA
+
+DATA is a data set folder (docs/data.md); without --data, a procedural set is made in data/toy. The run folder gets
+model/ (read by infer_vqvae.py --model), train.csv, validation.csv, TensorBoard files and reconstruction previews.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from tar3d import checkpoint
+from tar3d import config as configuration
+from tar3d.config import VQVAEConfig
+from tar3d.data.default import DEFAULT_FOLDER, default_data
+from tar3d.data.folder import mesh_path
+from tar3d.data.order import TrainingOrder
+from tar3d.data.shapes import ShapeDataset, load_samples
+from tar3d.mesh.extract import EmptyFieldError
+from tar3d.mesh.load import load_mesh
+from tar3d.mesh.render import contact_sheet, picture
+from tar3d.optim.groups import build_optimizers, routing_table
+from tar3d.optim.schedule import learning_rate_factor, set_learning_rates
+from tar3d.pipeline import reconstruct
+from tar3d.runtime import RunLog, Stopwatch, add_device_arguments, describe_machine, peak_memory, prepare_run_folder, start_fabric
+from tar3d.tokenizer.loss import intersection_over_union, tokenizer_loss
+from tar3d.tokenizer.quantize import codebook_usage
+from tar3d.tokenizer.vqvae import VQVAE
+
+KMEANS_SHAPES = 512  # shapes whose latents start the codebook
+VALIDATION_POINTS = 8192  # stored query points of each kind that a validation IoU is taken over
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", default="configs/vqvae3d_tiny.yaml", help="config file (default: %(default)s)")
+    parser.add_argument("--data", type=Path, help=f"data set folder with samples (default: a procedural set in {DEFAULT_FOLDER})")
+    parser.add_argument("--toy-shapes", type=int, default=2000, help="size of the procedural set (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("outputs/vqvae"), help="run folder (default: %(default)s)")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    parser.add_argument("--init", metavar="MODEL", help="start from the weights of a model directory or Hub id")
+    add_device_arguments(parser)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="config values, as in train.batch_size=8")
+    return parser.parse_intermixed_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    try:
+        config = configuration.load(VQVAEConfig, args.base, args.overrides)
+        fabric = start_fabric(args.gpus, args.num_nodes, config.train.precision)
+        with fabric.rank_zero_first():
+            data = args.data or default_data(args.toy_shapes)
+            prepare_run_folder(args.out, args.resume, configuration.to_mapping(config))
+        train(config, fabric, data, args.out, resume=args.resume, init=args.init)
+    except (ValueError, FloatingPointError) as e:
+        print(e, file=sys.stderr)
+        return 2
+    return 0
+
+
+def train(config: VQVAEConfig, fabric: Fabric, data: Path, out: Path, *, resume: bool = False, init: str | None = None) -> dict:
+    """Runs (or continues) a training and returns the last validation's metrics."""
+    t = config.train
+    total = t.autoencoder_steps + t.codebook_steps
+
+    # model, optimizers
+    torch.manual_seed(t.seed)  # initial weights only: everything random later has its own generator
+    bare = VQVAE(config.tokenizer)
+    if init:
+        checkpoint.load_weights(bare, init)
+    optimizers = [o for o in build_optimizers(bare, config.optim) if o is not None]
+    fabric.print(routing_table(bare, config.optim))
+    model, *optimizers = fabric.setup(bare, *optimizers)
+
+    # loop state: everything that a resumed run needs; the data order is a function of (seed, step)
+    step, best_iou, seconds = 0, -1.0, 0.0
+    codebook_random = torch.Generator().manual_seed(t.seed)
+    if resume:
+        state = checkpoint.load_state(out / "state.pt")
+        step, best_iou, seconds = state["step"], state["best_iou"], state["seconds"]
+        bare.load_state_dict(state["model"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        codebook_random.set_state(state["codebook_random"])
+
+    # data
+    dataset = ShapeDataset(data, "train", surface_points=t.surface_points, volume_points=t.volume_points,
+                           near_points=t.near_points, seed=t.seed)
+    order = TrainingOrder(len(dataset), t.batch_size, seed=t.seed, start=step, stop=total, rank=fabric.global_rank, world=fabric.world_size)
+    loader = fabric.setup_dataloaders(DataLoader(dataset, batch_sampler=order, num_workers=t.num_workers), use_distributed_sampler=False)
+    validation = validation_set(data, t.validation_shapes)
+    parameters = sum(p.numel() for p in bare.parameters())
+    fabric.print(f"{parameters / 1e6:.2f} M parameters, {len(dataset)} training shapes, {len(validation)} validation shapes, "
+                 f"{total - step} steps of {t.batch_size} shapes on {fabric.world_size} x {fabric.device}, run folder {out}")
+
+    log = RunLog(out, step) if fabric.is_global_zero else None
+    watch, bar = Stopwatch(step, total), tqdm(total=total, initial=step, desc="tokenizer", disable=not fabric.is_global_zero)
+    began, metrics = time.perf_counter() - seconds, {}
+
+    def save() -> None:
+        checkpoint.save_state(out / "state.pt", {
+            "step": step, "best_iou": best_iou, "seconds": time.perf_counter() - began, "model": bare.state_dict(),
+            "optimizers": [o.state_dict() for o in optimizers], "codebook_random": codebook_random.get_state()})
+
+    for batch in loader:
+        quantize = step >= t.autoencoder_steps
+        if quantize and step == t.autoencoder_steps:
+            start_codebook(bare, dataset, fabric, codebook_random)
+        set_learning_rates(optimizers, learning_rate_factor(step, total, config.optim.warmup_steps, config.optim.final_lr_fraction))
+        values = train_step(model, optimizers, batch, config, fabric, quantize, step)
+        if quantize:
+            values["revived"] = bare.quantizer.step(codebook_random, lambda tensor: fabric.all_reduce(tensor, reduce_op="sum"))
+        else:
+            values["revived"] = 0
+        step += 1
+        bar.update()
+
+        if log and (step % t.log_every == 0 or step == total):
+            log.write("train", step, values)
+            bar.set_postfix_str(f"{'codebook' if quantize else 'autoencoder'} loss {values['loss']:.4f}")
+        if step % t.validate_every == 0 or step == total:
+            if fabric.is_global_zero:
+                metrics = validate(bare, validation, fabric, step > t.autoencoder_steps)
+                log.write("validation", step, metrics)
+                bar.write(f"step {step}: " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()) + f"; {watch.line(step)}, {peak_memory(fabric.device)}")
+                preview(bare, data, validation[: t.preview_shapes], fabric, step > t.autoencoder_steps, out / f"preview_{step:07d}.png")
+                if step > t.autoencoder_steps and metrics["iou_volume"] > best_iou:
+                    best_iou = metrics["iou_volume"]
+                    record = {**metrics, "step": step, "hours": (time.perf_counter() - began) / 3600, "date": str(date.today()),
+                              "command": " ".join(sys.argv), "training_shapes": len(dataset), **describe_machine(fabric.device)}
+                    checkpoint.save_model(out / "model", bare, config, record, model_card(record))
+            fabric.barrier()
+        if (step % t.save_every == 0 or step == total) and fabric.is_global_zero:
+            save()
+    bar.close()
+    if log:
+        log.close()
+        fabric.print(f"best validation IoU {best_iou:.4f}; model in {out / 'model'}, reconstruct with: python infer_vqvae.py --model {out / 'model'}")
+    return metrics
+
+
+def train_step(model, optimizers, batch: dict, config: VQVAEConfig, fabric: Fabric, quantize: bool, step: int) -> dict[str, float]:
+    """One optimizer step; stops with FloatingPointError before the optimizers move when the loss is not finite."""
+    output = model(batch["surface"], batch["points"], quantize)
+    loss = tokenizer_loss(output.logits, batch["inside"], batch["is_near"], output.commitment,
+                          near_weight=config.train.near_weight, commitment_weight=config.train.commitment_weight)
+    if not torch.isfinite(loss.total):
+        raise FloatingPointError(f"the loss became {loss.total.item()} at step {step}; the weights on disk are those of the last save. "
+                                 "Lower optim.muon_lr and optim.adamw_lr, or look at the samples of this batch")
+    fabric.backward(loss.total)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip or float("inf"), error_if_nonfinite=False)
+    if not torch.isfinite(norm):
+        raise FloatingPointError(f"the gradient became {norm.item()} at step {step}; the weights on disk are those of the last save")
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+    iou = intersection_over_union(output.logits.detach(), batch["inside"], ~batch["is_near"]).mean()
+    return {"loss": loss.total.item(), "volume": loss.volume.item(), "near": loss.near.item(), "commitment": loss.commitment.item(),
+            "iou_volume": iou.item(), "gradient_norm": norm.item(), "lr": optimizers[0].param_groups[0]["lr"]}
+
+
+@torch.no_grad()
+def start_codebook(model: VQVAE, dataset: ShapeDataset, fabric: Fabric, generator: torch.Generator) -> None:
+    """k-means over the autoencoder's latents; every process computes the same codebook from the same shapes."""
+    chosen = np.linspace(0, len(dataset) - 1, min(KMEANS_SHAPES, len(dataset))).astype(int)
+    latents = []
+    for index in tqdm(chosen, desc="k-means start of the codebook", disable=not fabric.is_global_zero, leave=False):
+        surface = dataset[(int(index), int(index))]["surface"][None].to(fabric.device)
+        with fabric.autocast():
+            latents.append(model.encode(surface).flatten(0, -2))
+    model.quantizer.start_from(torch.cat(latents), generator)
+
+
+def validation_set(data: Path, count: int) -> list[tuple[str, dict[str, torch.Tensor]]]:
+    """The first `count` validation shapes with all their surface points and a fixed part of their query points."""
+    ids = ShapeDataset(data, "val", surface_points=1, volume_points=1, near_points=1, seed=0).ids[:count]
+    result = []
+    for shape_id in ids:
+        s = load_samples(data / "samples" / f"{shape_id}.npz")
+        keep = np.concatenate([np.flatnonzero(~s.is_near)[:VALIDATION_POINTS], np.flatnonzero(s.is_near)[:VALIDATION_POINTS]])
+        arrays = {"surface": s.surface, "points": s.points[keep], "inside": s.inside[keep], "is_near": s.is_near[keep]}
+        result.append((shape_id, {k: torch.from_numpy(v) for k, v in arrays.items()}))
+    return result
+
+
+@torch.no_grad()
+def validate(model: VQVAE, shapes: list, fabric: Fabric, quantize: bool) -> dict[str, float]:
+    """IoU on volume and near-surface points apart, and how much of the codebook is in use."""
+    model.eval()
+    volume, near, counts = [], [], torch.zeros(model.config.codebook_size, dtype=torch.int64)
+    for _, arrays in shapes:
+        batch = {k: v[None].to(fabric.device) for k, v in arrays.items()}
+        with fabric.autocast():
+            output = model(batch["surface"], batch["points"], quantize)
+        volume.append(intersection_over_union(output.logits, batch["inside"], ~batch["is_near"]))
+        near.append(intersection_over_union(output.logits, batch["inside"], batch["is_near"]))
+        if output.ids is not None:
+            counts += torch.bincount(output.ids.flatten().cpu(), minlength=len(counts))
+    model.train()
+    usage, perplexity = codebook_usage(counts) if quantize else (0.0, 0.0)
+    return {"iou_volume": float(torch.cat(volume).mean()), "iou_near": float(torch.cat(near).mean()),
+            "codebook_usage": usage, "perplexity": perplexity}
+
+
+def preview(model: VQVAE, data: Path, shapes: list, fabric: Fabric, quantize: bool, path: Path) -> None:
+    """A picture with one row a shape: the true mesh, and what the tokenizer makes of it (blank: an empty field)."""
+    model.eval()
+    rows = []
+    for shape_id, arrays in shapes:
+        try:
+            with fabric.autocast():
+                rebuilt, _ = reconstruct(model, arrays["surface"].numpy(), resolution=64, quantize=quantize)
+        except EmptyFieldError:  # normal in the first steps; training goes on
+            rebuilt = None
+        rows.append([picture(load_mesh(mesh_path(data, shape_id))), picture(rebuilt)])
+    model.train()
+    if rows:
+        contact_sheet(rows, ["truth", "rebuilt"]).save(path)
+
+
+def model_card(record: dict) -> str:
+    """README.md of a trained tokenizer."""
+    return f"""# 3D VQ-VAE tokenizer
+
+Trained by this repository: `{record['command']}` (step {record['step']}, {record['hours']:.2f} h, {record['machine']}, commit
+{record['commit']}, {record['date']}). Validation: volume IoU {record['iou_volume']:.4f}, near-surface IoU {record['iou_near']:.4f},
+codebook usage {record['codebook_usage']:.3f}. Use: `python infer_vqvae.py --model DIR --input_file MESH`.
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
