@@ -10,7 +10,6 @@ cannot be used is listed with the reason, the rest goes on, and the exit status 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import sys
 import time
@@ -22,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from tar3d import checkpoint
-from tar3d.data.folder import write_csv
+from tar3d.data.folder import read_categories, write_csv
 from tar3d.data.make_samples import mesh_ids
 from tar3d.mesh.export import FORMATS, save_mesh
 from tar3d.mesh.extract import EmptyFieldError
@@ -31,7 +30,7 @@ from tar3d.mesh.points import sample_surface
 from tar3d.mesh.render import contact_sheet, picture
 from tar3d.metrics.geometry import PROTOCOL, compare_meshes, fscore_floor, mesh_volume_iou
 from tar3d.pipeline import reconstruct
-from tar3d.runtime import choose_device, describe_machine, peak_memory
+from tar3d.runtime import choose_device, describe_machine, peak_memory, positive_int
 
 SCORES = ["chamfer", "fscore", "iou", "chamfer_floor", "fscore_floor"]
 FIELDS = ["id", "file", "category", "status", "reason", "tokens", *SCORES, "seconds"]
@@ -43,11 +42,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--input_file", type=Path, default=Path("assets/sample_mesh.glb"), help="mesh file, or folder of meshes (default: %(default)s)")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/reconstruct"), help="default: %(default)s")
     parser.add_argument("--model", "--ckpt_path", dest="model", default="pretrained/tiny", help="model directory or Hub id (default: %(default)s)")
-    parser.add_argument("--pc_size", type=int, default=8192, help="surface points given to the encoder (default: %(default)s)")
-    parser.add_argument("--resolution", type=int, default=128, help="extraction cells along each axis (default: %(default)s)")
+    parser.add_argument("--pc_size", type=positive_int, default=8192, help="surface points given to the encoder (default: %(default)s)")
+    parser.add_argument("--resolution", type=positive_int, default=128, help="extraction cells along each axis (default: %(default)s)")
     parser.add_argument("--format", choices=[f[1:] for f in FORMATS], default="glb", help="of the meshes written (default: %(default)s)")
     parser.add_argument("--frame", choices=["normalized", "source"], default="source", help="write in the cube's frame or in the input's (default: %(default)s)")
-    parser.add_argument("--limit", type=int, help="only so many meshes, spread evenly over the folder")
+    parser.add_argument("--limit", type=positive_int, help="only so many meshes, spread evenly over the folder")
     parser.add_argument("--no-pictures", action="store_true", help="write no pictures")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
@@ -60,10 +59,12 @@ def main(argv: list[str] | None = None) -> int:
         device = choose_device(args.device)
         vqvae = checkpoint.load_tokenizer(args.model).to(device)
         inputs = find_inputs(args.input_file, args.limit)
+        if args.output_dir.resolve() in {p.parent.resolve() for p in inputs.values()}:
+            raise ValueError(f"--output_dir {args.output_dir} holds the input, which could be overwritten: choose another folder")
     except ValueError as e:
         print(e, file=sys.stderr)
         return 2
-    categories = read_categories(args.input_file)
+    categories = read_categories(args.input_file) or read_categories(args.input_file.parent)
     rows = []
     for shape_id, path in tqdm(inputs.items(), unit="mesh", desc="reconstruct", disable=len(inputs) == 1):
         row = dict.fromkeys(FIELDS, "") | {"id": shape_id, "file": str(path), "category": categories.get(shape_id, "")}
@@ -81,23 +82,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def find_inputs(path: Path, limit: int | None) -> dict[str, Path]:
-    inputs = mesh_ids(path) if path.is_dir() else {path.stem: path}
     if not path.exists():
         raise ValueError(f"--input_file {path} does not exist")
+    inputs = mesh_ids(path) if path.is_dir() else {path.stem: path}
     names = list(inputs)
     if limit is not None and limit < len(names):
         names = [names[i] for i in np.linspace(0, len(names) - 1, limit).astype(int)]
     return {name: inputs[name] for name in names}
-
-
-def read_categories(path: Path) -> dict[str, str]:
-    """Categories by id, where the folder (or the one above it) is a data set with a manifest.csv."""
-    for folder in (path, path.parent):
-        manifest = folder / "manifest.csv"
-        if manifest.is_file():
-            with open(manifest, encoding="utf-8", newline="") as f:
-                return {row["id"]: row.get("category", "") for row in csv.DictReader(f)}
-    return {}
 
 
 def reconstruct_file(vqvae, path: Path, target: Path, args: argparse.Namespace) -> dict:

@@ -15,6 +15,7 @@ import dataclasses
 import json
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from tar3d.mesh.export import FORMATS, save_mesh
 from tar3d.mesh.extract import EmptyFieldError
 from tar3d.mesh.render import contact_sheet, picture
 from tar3d.pipeline import Generated, Pipeline
-from tar3d.runtime import PRECISIONS, choose_device, describe_machine, peak_memory, resolve_precision
+from tar3d.runtime import PRECISIONS, choose_device, describe_machine, peak_memory, positive_int, resolve_precision
 
 PREVIEW_SIZE = 256
 
@@ -46,14 +47,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     models.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
     sampling = parser.add_argument_group("sampling (defaults: those saved with the model)")
     sampling.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    sampling.add_argument("--num-samples", type=int, default=1, help="shapes per picture, with seeds SEED, SEED + 1, ... (default: %(default)s)")
+    sampling.add_argument("--num-samples", type=positive_int, default=1, help="shapes per picture, with seeds SEED, SEED + 1, ... (default: %(default)s)")
     sampling.add_argument("--cfg-scale", type=float, help="guidance; 1 is none")
     sampling.add_argument("--temperature", type=float, help="0 is greedy")
     sampling.add_argument("--top-k", type=int, help="0 is off")
     sampling.add_argument("--top-p", type=float, help="1 is off")
     sampling.add_argument("--min-p", type=float, help="0 is off")
     output = parser.add_argument_group("output")
-    output.add_argument("--resolution", type=int, default=128, help="extraction cells along each axis (default: %(default)s)")
+    output.add_argument("--resolution", type=positive_int, default=128, help="extraction cells along each axis (default: %(default)s)")
     output.add_argument("--format", choices=[f[1:] for f in FORMATS], default="glb", help="default: %(default)s")
     output.add_argument("--up", choices=["y", "z"], default="y", help="the axis that points up (default: %(default)s)")
     return parser.parse_args(argv)
@@ -68,14 +69,18 @@ def main(argv: list[str] | None = None) -> int:
                                  precision=resolve_precision(args.precision, device.type))
         sampling = sampling_settings(pipeline.sampling, args)
         paths = list_images(args.input)
+        if args.save_path.resolve() in {p.parent.resolve() for p in paths}:
+            raise ValueError(f"--save-path {args.save_path} holds the input, which could be overwritten: choose another folder")
     except ValueError as e:
         print(e, file=sys.stderr)
         return 2
     print(f"models loaded in {time.perf_counter() - start:.1f} s on {device}; {len(paths)} picture{'s' * (len(paths) > 1)}, {sampling}")
     failed: list[tuple[Path, str]] = []
+    stems = Counter(path.stem for path in paths)
     for path in paths:
+        stem = path.stem if stems[path.stem] == 1 else f"{path.stem}_{path.suffix[1:]}"  # chair.png beside chair.jpg
         for k in range(args.num_samples):
-            name = path.stem if args.num_samples == 1 else f"{path.stem}_{k}"
+            name = stem if args.num_samples == 1 else f"{stem}_{k}"
             try:
                 generate_file(pipeline, path, args.save_path / f"{name}.{args.format}", args.seed + k, sampling, args)
             except (ImageError, EmptyFieldError) as e:

@@ -33,13 +33,14 @@ from tar3d.data.folder import mesh_path
 from tar3d.data.make_tokens import TokenMaker
 from tar3d.data.order import TrainingOrder
 from tar3d.data.tokens import TokenDataset
+from tar3d.gpt.evaluate import condition_nll
 from tar3d.mesh.extract import EmptyFieldError
 from tar3d.mesh.load import load_mesh
 from tar3d.mesh.render import contact_sheet, picture
 from tar3d.optim.groups import build_optimizers, routing_table
 from tar3d.optim.schedule import learning_rate_factor, set_learning_rates
 from tar3d.pipeline import GPT_I23D, I23D, Pipeline
-from tar3d.runtime import RunLog, Stopwatch, add_device_arguments, describe_machine, peak_memory, prepare_run_folder, start_fabric
+from tar3d.runtime import RunLog, Stopwatch, add_device_arguments, compile_blocks, describe_machine, peak_memory, positive_int, prepare_run_folder, start_fabric
 from tar3d.token_order import NUM_PLANES
 
 SHIPPED_TOKENIZER = "pretrained/tiny/tokenizer"
@@ -52,12 +53,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--gpt-model", choices=list(GPT_SIZES), default="GPT-tiny", help="size by name (default: %(default)s)")
     parser.add_argument("--config", help="config file (default: configs/gpt_i23d_tiny.yaml for GPT-tiny, else configs/gpt_i23d.yaml)")
     parser.add_argument("--data", type=Path, help=f"data set folder (default: a procedural set in {DEFAULT_FOLDER})")
-    parser.add_argument("--toy-shapes", type=int, default=2000, help="size of the procedural set (default: %(default)s)")
+    parser.add_argument("--toy-shapes", type=positive_int, default=2000, help="size of the procedural set (default: %(default)s)")
     parser.add_argument("--vq-ckpt", default=SHIPPED_TOKENIZER, metavar="MODEL", help="the tokenizer's model directory or Hub id (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("outputs/gpt"), help="run folder (default: %(default)s)")
     parser.add_argument("--global-batch-size", type=int, help="rows per optimizer step over all devices (default: the config's)")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
-    parser.add_argument("--init", metavar="MODEL", help="start from the weights of a GPT's model directory or Hub id")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--resume", action="store_true", help="continue the run in --out")
+    start.add_argument("--init", metavar="MODEL", help="start from the weights of a GPT's model directory or Hub id")
     add_device_arguments(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config values, as in train.steps=1000")
     return parser.parse_intermixed_args(argv)
@@ -69,11 +71,11 @@ def main(argv: list[str] | None = None) -> int:
         config = read_config(args)
         fabric = start_fabric(args.gpus, args.num_nodes, config.train.precision)
         with fabric.rank_zero_first():
-            data = args.data or default_data(args.toy_shapes)
             vqvae = checkpoint.load_tokenizer(args.vq_ckpt)
             check_tokenizer(config, vqvae)
-            TokenMaker(data, vqvae, config.image_encoder, fabric.device).run()
             prepare_run_folder(args.out, args.resume, configuration.to_mapping(config))
+            data = args.data or default_data(args.toy_shapes)
+            TokenMaker(data, vqvae, config.image_encoder, fabric.device).run()
         train(config, fabric, data, vqvae, args.vq_ckpt, args.out, resume=args.resume, init=args.init)
     except (ValueError, FloatingPointError) as e:
         print(e, file=sys.stderr)
@@ -111,17 +113,17 @@ def train(config: GPTRunConfig, fabric: Fabric, data: Path, vqvae, vq_source: st
         checkpoint.load_weights(bare, init)
     optimizers = [o for o in build_optimizers(bare, config.optim) if o is not None]
     fabric.print(routing_table(bare, config.optim))
+    if t.compile:
+        compile_blocks(bare)
     model, *optimizers = fabric.setup(bare, *optimizers)
 
     # loop state: everything that a resumed run needs; the data order is a function of (seed, step)
     step, best_nll, seconds = 0, float("inf"), 0.0
-    dropout_random = torch.Generator().manual_seed(t.seed + fabric.global_rank)
+    dropout_random = torch.Generator().manual_seed(t.seed)  # the same on every process, which takes its rows of each draw
     if resume:
         state = checkpoint.load_state(out / "state.pt")
         step, best_nll, seconds = state["step"], state["best_nll"], state["seconds"]
-        bare.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        checkpoint.restore(state, bare, optimizers)
         dropout_random.set_state(state["dropout_random"])
 
     # data
@@ -144,7 +146,7 @@ def train(config: GPTRunConfig, fabric: Fabric, data: Path, vqvae, vq_source: st
 
     for batch in loader:
         set_learning_rates(optimizers, learning_rate_factor(step, t.steps, config.optim.warmup_steps, config.optim.final_lr_fraction))
-        dropped = bare.gpt.drop_rows(local, dropout_random)
+        dropped = bare.gpt.drop_rows(t.global_batch_size, dropout_random)[fabric.global_rank * local:][:local]
         values = train_step(model, optimizers, batch, dropped, micro, config, fabric, step)
         step += 1
         bar.update()
@@ -208,29 +210,13 @@ def validation_rows(dataset: TokenDataset, count: int) -> dict[str, torch.Tensor
     return {key: torch.stack([r[key] for r in rows]) for key in ("tokens", "source")}
 
 
-@torch.no_grad()
 def validate(model: I23D, rows: dict[str, torch.Tensor], fabric: Fabric) -> dict[str, float]:
-    """NLL in nats per token under the right, a shuffled and the null condition; by plane, and of the first 8 positions.
-
-    A model that uses its condition has nll < nll_null and nll < nll_shuffled.
-    """
-    model.eval()
-    kinds: dict[str, list[torch.Tensor]] = {"right": [], "shuffled": [], "null": []}
-    wrong = rows["source"].roll(1, 0)  # every row gets its neighbour's picture
-    for start in range(0, len(rows["tokens"]), VALIDATION_BATCH):
-        part = slice(start, start + VALIDATION_BATCH)
-        tokens = rows["tokens"][part].to(fabric.device)
-        for kind, losses in kinds.items():
-            source = (wrong if kind == "shuffled" else rows["source"])[part].to(fabric.device)
-            dropped = torch.full((len(tokens),), kind == "null", device=fabric.device)
-            with fabric.autocast():
-                logits = model(tokens[:, :-1], source, dropped)
-            losses.append(F.cross_entropy(logits.transpose(1, 2).float(), tokens, reduction="none"))  # (B, T)
-    model.train()
-    right, shuffled, null = (torch.cat(losses) for losses in kinds.values())
-    planes = {f"nll_{name}": float(right[:, p::NUM_PLANES].mean()) for p, name in enumerate(("xy", "xz", "yz"))}
-    return {"nll": float(right.mean()), "nll_shuffled": float(shuffled.mean()), "nll_null": float(null.mean()), **planes,
-            "nll_first8": float(right[:, :8].mean())}
+    """NLL in nats per token under the right, a shuffled and the null condition; by plane, and of the first 8 positions."""
+    with fabric.autocast():
+        nll = condition_nll(model, rows["tokens"], rows["source"], VALIDATION_BATCH)
+    planes = {f"nll_{name}": float(nll["right"][:, p::NUM_PLANES].mean()) for p, name in enumerate(("xy", "xz", "yz"))}
+    return {"nll": float(nll["right"].mean()), "nll_shuffled": float(nll["shuffled"].mean()), "nll_null": float(nll["null"].mean()),
+            **planes, "nll_first8": float(nll["right"][:, :8].mean())}
 
 
 def preview(model: I23D, vqvae, data: Path, validation: TokenDataset, count: int, fabric: Fabric, path: Path) -> None:
@@ -251,8 +237,7 @@ def preview(model: I23D, vqvae, data: Path, validation: TokenDataset, count: int
 
 def copy_tokenizer(source: str, target: Path) -> None:
     """The run's model directory works alone: it holds the tokenizer its GPT was trained with."""
-    nested = Path(source) / checkpoint.TOKENIZER
-    found = checkpoint.find_model(nested if nested.is_dir() else source)
+    found = checkpoint.find_tokenizer(source)
     target.mkdir(parents=True, exist_ok=True)
     for name in (checkpoint.WEIGHTS, checkpoint.CONFIG, checkpoint.METRICS, checkpoint.README):
         if (found / name).is_file():

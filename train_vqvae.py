@@ -35,7 +35,7 @@ from tar3d.mesh.render import contact_sheet, picture
 from tar3d.optim.groups import build_optimizers, routing_table
 from tar3d.optim.schedule import learning_rate_factor, set_learning_rates
 from tar3d.pipeline import reconstruct
-from tar3d.runtime import RunLog, Stopwatch, add_device_arguments, describe_machine, peak_memory, prepare_run_folder, start_fabric
+from tar3d.runtime import RunLog, Stopwatch, add_device_arguments, compile_blocks, describe_machine, peak_memory, positive_int, prepare_run_folder, start_fabric
 from tar3d.tokenizer.loss import intersection_over_union, tokenizer_loss
 from tar3d.tokenizer.quantize import codebook_usage
 from tar3d.tokenizer.vqvae import VQVAE
@@ -48,10 +48,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default="configs/vqvae3d_tiny.yaml", help="config file (default: %(default)s)")
     parser.add_argument("--data", type=Path, help=f"data set folder with samples (default: a procedural set in {DEFAULT_FOLDER})")
-    parser.add_argument("--toy-shapes", type=int, default=2000, help="size of the procedural set (default: %(default)s)")
+    parser.add_argument("--toy-shapes", type=positive_int, default=2000, help="size of the procedural set (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("outputs/vqvae"), help="run folder (default: %(default)s)")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
-    parser.add_argument("--init", metavar="MODEL", help="start from the weights of a model directory or Hub id")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--resume", action="store_true", help="continue the run in --out")
+    start.add_argument("--init", metavar="MODEL", help="start from the weights of a model directory or Hub id")
     add_device_arguments(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config values, as in train.batch_size=8")
     return parser.parse_intermixed_args(argv)
@@ -63,8 +64,8 @@ def main(argv: list[str] | None = None) -> int:
         config = configuration.load(VQVAEConfig, args.base, args.overrides)
         fabric = start_fabric(args.gpus, args.num_nodes, config.train.precision)
         with fabric.rank_zero_first():
-            data = args.data or default_data(args.toy_shapes)
             prepare_run_folder(args.out, args.resume, configuration.to_mapping(config))
+            data = args.data or default_data(args.toy_shapes)
         train(config, fabric, data, args.out, resume=args.resume, init=args.init)
     except (ValueError, FloatingPointError) as e:
         print(e, file=sys.stderr)
@@ -84,6 +85,8 @@ def train(config: VQVAEConfig, fabric: Fabric, data: Path, out: Path, *, resume:
         checkpoint.load_weights(bare, init)
     optimizers = [o for o in build_optimizers(bare, config.optim) if o is not None]
     fabric.print(routing_table(bare, config.optim))
+    if t.compile:
+        compile_blocks(bare)
     model, *optimizers = fabric.setup(bare, *optimizers)
 
     # loop state: everything that a resumed run needs; the data order is a function of (seed, step)
@@ -92,9 +95,7 @@ def train(config: VQVAEConfig, fabric: Fabric, data: Path, out: Path, *, resume:
     if resume:
         state = checkpoint.load_state(out / "state.pt")
         step, best_iou, seconds = state["step"], state["best_iou"], state["seconds"]
-        bare.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        checkpoint.restore(state, bare, optimizers)
         codebook_random.set_state(state["codebook_random"])
 
     # data

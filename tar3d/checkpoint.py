@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from tar3d import config as configuration
 from tar3d.config import VQVAEConfig
@@ -45,18 +47,19 @@ def save_model(folder: str | Path, module: nn.Module, config: object, metrics: d
 
 def find_model(source: str | Path) -> Path:
     """The local folder of a model directory given by path, or by Hub id (downloaded, or from the cache when offline)."""
+    path = _local_folder(source)
+    missing = [name for name in (WEIGHTS, CONFIG) if not (path / name).is_file()]
+    if missing:
+        have = ", ".join(sorted(p.name for p in path.iterdir())) or "nothing"
+        raise ValueError(f"{path} is not a model directory: {' and '.join(missing)} missing, it holds {have}")
+    return path
+
+
+def _local_folder(source: str | Path) -> Path:
+    """`source` if it is a folder, else the folder that the Hub id `source` is downloaded to."""
     path = Path(source)
     if path.is_dir():
-        missing = [name for name in (WEIGHTS, CONFIG) if not (path / name).is_file()]
-        if missing:
-            have = ", ".join(sorted(p.name for p in path.iterdir())) or "nothing"
-            raise ValueError(f"{path} is not a model directory: {' and '.join(missing)} missing, it holds {have}")
         return path
-    return _download(source)
-
-
-def _download(source: str | Path) -> Path:
-    path = Path(source)
     if path.exists() or len(path.parts) != 2 or str(source).startswith((".", "/", "~")):
         raise ValueError(f"no model at {path}: give a model directory (with {WEIGHTS} and {CONFIG}) or a Hub id like owner/name")
     from huggingface_hub import snapshot_download
@@ -71,9 +74,7 @@ def _download(source: str | Path) -> Path:
 
 def find_bundle(source: str | Path, parts: tuple[str, ...]) -> Path:
     """The local folder of a directory (path or Hub id) whose sub-folders `parts` are model directories."""
-    path = Path(source)
-    if not path.is_dir():
-        path = _download(source)
+    path = _local_folder(source)
     missing = [name for name in parts if not (path / name / WEIGHTS).is_file()]
     if missing:
         raise ValueError(f"{path} lacks {' and '.join(f'{m}/{WEIGHTS}' for m in missing)}: give a directory that holds {', '.join(parts)}")
@@ -102,12 +103,17 @@ def load_weights(module: nn.Module, source: str | Path) -> nn.Module:
     return module
 
 
+def find_tokenizer(source: str | Path) -> Path:
+    """The local folder of a tokenizer, given its model directory, one that holds it as tokenizer/, or the Hub id of either."""
+    folder = _local_folder(source)
+    nested = folder / TOKENIZER
+    return find_model(nested if nested.is_dir() else folder)
+
+
 def load_tokenizer(source: str | Path) -> VQVAE:
-    """From a tokenizer's model directory, or a directory that holds one as tokenizer/; in eval mode."""
-    nested = Path(source) / TOKENIZER
-    source = nested if nested.is_dir() else source
-    config = read_config(source, VQVAEConfig)
-    return load_weights(VQVAE(config.tokenizer), source).eval()
+    """The tokenizer that `find_tokenizer` finds, in eval mode."""
+    folder = find_tokenizer(source)
+    return load_weights(VQVAE(read_config(folder, VQVAEConfig).tokenizer), folder).eval()
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -140,9 +146,21 @@ def save_state(path: str | Path, state: dict) -> None:
 
 
 def load_state(path: str | Path) -> dict:
+    """A ValueError when there is none, when it is damaged, and when it holds more than tensors and plain values."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as e:
         raise ValueError(f"there is no training state at {path} to resume from") from e
     except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as e:
-        raise ValueError(f"{path} is not a readable training state ({type(e).__name__}: {str(e).splitlines()[0]})") from e
+        raise ValueError(f"{path} is not a readable training state ({type(e).__name__}: {(str(e) or 'no content').splitlines()[0]})") from e
+
+
+def restore(state: dict, module: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+    """Fills `module` and `optimizers` from state["model"] and state["optimizers"]; a ValueError when they do not fit."""
+    try:
+        module.load_state_dict(state["model"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+    except (RuntimeError, ValueError) as e:
+        raise ValueError(f"the saved training state is that of another model or optimizer: {str(e).splitlines()[0]} "
+                         "Resume with the configuration the run was started with (run.json beside it)") from e

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 T = TypeVar("T")
 
@@ -27,6 +28,12 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     _require(value in allowed, f"{name} is {value!r}, allowed are {', '.join(allowed)}")
 
 
+def _at_least(least: int, config: object, section: str, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(value >= least, f"{section}{name} must be at least {least}, got {value}")
+
+
 @dataclass(kw_only=True)
 class SampleConfig:
     """What is drawn from one mesh. Noise scales are standard deviations in units of the cube [-1, 1]^3."""
@@ -37,8 +44,7 @@ class SampleConfig:
     near_sigmas: list[float] = field(default_factory=lambda: [0.02, 0.005])
 
     def __post_init__(self) -> None:
-        for name in ("surface_points", "volume_points", "near_points"):
-            _require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+        _at_least(1, self, "", "surface_points", "volume_points", "near_points")
         _require(len(self.near_sigmas) > 0 and min(self.near_sigmas) > 0, f"near_sigmas must be positive, got {self.near_sigmas}")
 
 
@@ -50,7 +56,7 @@ class ViewConfig:
     size: int = 128
     azimuth: list[float] = field(default_factory=lambda: [-60.0, 60.0])  # 0 looks from +Z; positive towards +X
     elevation: list[float] = field(default_factory=lambda: [5.0, 35.0])
-    distance: float = 4.0
+    distance: float = 5.5  # the whole cube fits: distance sin(field_of_view / 2) >= 0.95 sqrt 3
     field_of_view: float = 35.0
 
     def __post_init__(self) -> None:
@@ -59,6 +65,7 @@ class ViewConfig:
             low_high = getattr(self, name)
             _require(len(low_high) == 2 and low_high[0] <= low_high[1], f"{name} must be [low, high], got {low_high}")
         _require(self.distance > 2.0, f"camera distance must exceed 2 (the cube's half diagonal is 1.73), got {self.distance}")
+        _require(0 < self.field_of_view < 180, f"field_of_view must be between 0 and 180 degrees, got {self.field_of_view}")
 
 
 @dataclass(kw_only=True)
@@ -82,8 +89,11 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         _one_of("tokenizer.encoder", self.encoder, ("cross_attention", "plane_pool"))
+        _at_least(1, self, "tokenizer.", "grid_size", "width", "num_heads", "point_width", "code_dim", "plane_channels",
+                  "upsample_stages", "occupancy_width", "occupancy_layers")
+        _at_least(0, self, "tokenizer.", "num_frequencies", "encoder_layers", "decoder_layers")
+        _at_least(2, self, "tokenizer.", "codebook_size")
         _require(self.width % self.num_heads == 0, f"tokenizer.width {self.width} is not divisible by num_heads {self.num_heads}")
-        _require(self.codebook_size >= 2, f"tokenizer.codebook_size must be at least 2, got {self.codebook_size}")
 
     @property
     def num_tokens(self) -> int:
@@ -107,6 +117,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         for name in ("muon_lr", "adamw_lr"):
             _require(getattr(self, name) > 0, f"optim.{name} must be positive, got {getattr(self, name)}")
+        _at_least(0, self, "optim.", "weight_decay", "warmup_steps", "grad_clip")
 
 
 @dataclass(kw_only=True)
@@ -156,12 +167,12 @@ class GPTConfig:
     def __post_init__(self) -> None:
         _one_of("gpt.rope", self.rope, ("rotation", "paper_sum"))
         _one_of("gpt.linear_backend", self.linear_backend, ("chunked", "reference"))
+        _at_least(1, self, "gpt.", "num_layers", "width", "num_heads", "grid_size", "codebook_size", "condition_tokens",
+                  "condition_width", "chunk_size")
         _require(self.width % self.num_heads == 0, f"gpt.width {self.width} is not divisible by num_heads {self.num_heads}")
         _require(len(self.layer_pattern) > 0 and set(self.layer_pattern) <= {"L", "F"},
                  f"gpt.layer_pattern may hold L and F only, got {self.layer_pattern!r}")
         _require(0.0 <= self.condition_dropout < 1.0, f"gpt.condition_dropout must be in [0, 1), got {self.condition_dropout}")
-        for name in ("num_layers", "grid_size", "codebook_size", "condition_tokens", "condition_width", "chunk_size"):
-            _require(getattr(self, name) > 0, f"gpt.{name} must be positive, got {getattr(self, name)}")
         _require(self.head_dim % 2 == 0 and self.head_dim >= 6,
                  f"gpt.width / num_heads is {self.head_dim}; rotary positions need an even number of at least 6")
 
@@ -176,7 +187,7 @@ class GPTConfig:
 
 # (layers, width, heads), as named in LlamaGen (arXiv 2406.06525, table 1) and TAR3D
 GPT_SIZES: dict[str, tuple[int, int, int]] = {
-    "GPT-tiny": (8, 192, 4),
+    "GPT-tiny": (6, 192, 3),
     "GPT-B": (12, 768, 12),
     "GPT-L": (24, 1024, 16),
     "GPT-XL": (36, 1280, 20),
@@ -218,7 +229,7 @@ class SamplingConfig:
 
 @dataclass(kw_only=True)
 class VQVAETrainConfig:
-    autoencoder_steps: int = 100_000
+    autoencoder_steps: int = 100_000  # first, without the codebook
     codebook_steps: int = 100_000
     batch_size: int = 16  # shapes per optimizer step over all devices
     surface_points: int = 81_920  # per shape and step, of those stored
@@ -228,12 +239,20 @@ class VQVAETrainConfig:
     commitment_weight: float = 0.25
     seed: int = 0
     precision: str = "auto"  # bf16-mixed where the hardware has it, else 32-true
+    compile: bool = False  # torch.compile each block: about a minute at the start, then faster steps
     num_workers: int = 4
     validate_every: int = 2000
     validation_shapes: int = 64
     preview_shapes: int = 4
     save_every: int = 1000
     log_every: int = 50
+
+    def __post_init__(self) -> None:
+        _at_least(1, self, "train.", "codebook_steps", "batch_size", "surface_points", "validate_every", "validation_shapes",
+                  "save_every", "log_every")
+        _at_least(0, self, "train.", "autoencoder_steps", "volume_points", "near_points", "near_weight", "commitment_weight", "seed",
+                  "num_workers", "preview_shapes")
+        _require(self.volume_points + self.near_points > 0, "train.volume_points and train.near_points are both 0: nothing is learnt")
 
 
 @dataclass(kw_only=True)
@@ -252,12 +271,17 @@ class GPTTrainConfig:
     micro_batch_size: int = 0  # rows per forward on one device; 0: no accumulation
     seed: int = 0
     precision: str = "auto"
+    compile: bool = False
     num_workers: int = 4
     validate_every: int = 2000
     validation_shapes: int = 64
     preview_shapes: int = 4
     save_every: int = 1000
     log_every: int = 50
+
+    def __post_init__(self) -> None:
+        _at_least(1, self, "train.", "steps", "global_batch_size", "validate_every", "validation_shapes", "save_every", "log_every")
+        _at_least(0, self, "train.", "micro_batch_size", "seed", "num_workers", "preview_shapes")
 
 
 @dataclass(kw_only=True)
@@ -289,11 +313,20 @@ def load(cls: type[T], path: str | Path | None, overrides: list[str] | tuple[str
         path = Path(path)
         if not path.is_file():
             raise ValueError(f"config file {path} does not exist")
-        values = OmegaConf.load(path)
+        values = _read(path)
     for item in overrides:
         _require("=" in item and not item.startswith("-"), f"{item!r} is not an override of the form key=value, as in train.batch_size=4")
     values = OmegaConf.merge(values, OmegaConf.from_dotlist(list(overrides)))
     return from_mapping(cls, OmegaConf.to_container(values), str(path) if path else "overrides")
+
+
+def _read(path: Path) -> DictConfig:
+    try:
+        values = OmegaConf.load(path)
+    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as e:
+        raise ValueError(f"{path} is not a readable YAML file: {' '.join(str(e).split())}") from e
+    _require(isinstance(values, DictConfig), f"{path} must hold keys and values, as in \"train: {{batch_size: 4}}\"")
+    return values
 
 
 def to_mapping(config: object) -> dict:

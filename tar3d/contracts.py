@@ -86,6 +86,7 @@ class ShapeSamples:
             _check(bool(np.isfinite(a).all()), f"{name} holds NaN or infinite values")
             _check(len(a) > 0, f"{name} is empty")
             _check(float(np.abs(a[:, :3]).max()) <= 1.0, f"{name} leaves the cube [-1, 1]^3: normalise the mesh first")
+        _check(self.to_source.shape == (4, 4), f"to_source must be (4, 4), got {self.to_source.shape}")
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,10 @@ class Triplane:
 
 @dataclass(frozen=True)
 class Condition:
-    """`embeddings` (B, P, E) and `mask` (B, P) bool, True where a prefix position is valid; each row has at least one."""
+    """`embeddings` (B, P, E) and `mask` (B, P) bool, True where a prefix position is valid.
+
+    A row without a valid position is nothing to condition on: the GPT takes it only as a dropped row.
+    """
 
     embeddings: torch.Tensor
     mask: torch.Tensor

@@ -106,8 +106,13 @@ class Pipeline:
     def load(cls, model: str | Path | None = None, *, vqvae: str | Path | None = None, gpt: str | Path | None = None,
              device: torch.device | None = None, precision: str = "32-true") -> Pipeline:
         """From a model directory with tokenizer/ and gpt_i23d/ (or a Hub id of one), or from the two apart."""
-        folder = checkpoint.find_bundle(model, (checkpoint.TOKENIZER, GPT_I23D)) if model and not (vqvae and gpt) else None
-        vqvae_source, gpt_source = vqvae or folder / checkpoint.TOKENIZER, gpt or folder / GPT_I23D
+        if vqvae and gpt:
+            vqvae_source, gpt_source = vqvae, gpt
+        elif model:
+            folder = checkpoint.find_bundle(model, (checkpoint.TOKENIZER, GPT_I23D))
+            vqvae_source, gpt_source = vqvae or folder / checkpoint.TOKENIZER, gpt or folder / GPT_I23D
+        else:
+            raise ValueError("give a model directory with tokenizer/ and gpt_i23d/, or vqvae and gpt apart")
         device = device or torch.device("cpu")
         i23d = I23D(checkpoint.read_config(gpt_source, GPTRunConfig))
         return cls(checkpoint.load_tokenizer(vqvae_source), checkpoint.load_weights(i23d, gpt_source), device, precision)

@@ -24,6 +24,14 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num_nodes", type=int, default=1, help="machines of a torchrun job (default: 1)")
 
 
+def positive_int(text: str) -> int:
+    """The argparse type of a count."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
 def start_fabric(gpus: str | None, num_nodes: int, precision: str) -> Fabric:
     """A launched Fabric. Under torchrun it joins that job; otherwise it is one process, or one for each of `gpus`.
 
@@ -88,6 +96,15 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
+def compile_blocks(module: torch.nn.Module) -> None:
+    """torch.compile for each repeated block by itself: a fifth of the whole model's compile time, and most of the gain.
+    In place, so that names in a checkpoint stay as they are."""
+    for child in module.modules():
+        if isinstance(child, torch.nn.ModuleList):
+            for block in child:
+                block.compile()
+
+
 class RunLog:
     """Metrics of a run: a CSV file for each kind of row ("train", "validation") and TensorBoard, under `folder`.
 
@@ -149,14 +166,27 @@ def clock(seconds: float) -> str:
 
 def peak_memory(device: torch.device) -> str:
     """Largest resident memory of this process so far, and of the GPU where there is one."""
-    if sys.platform == "win32":
-        text = "unknown on Windows"
-    else:
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is bytes on macOS, KiB on Linux
-        text = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB"
+    resident = peak_resident_bytes()
+    text = "unknown on Windows" if resident is None else f"{resident / 2**30:.2f} GiB"
     return text + (f", GPU {torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB" if device.type == "cuda" else "")
+
+
+def peak_resident_bytes() -> int | None:
+    """Largest resident memory of this process so far; None on Windows.
+
+    On Linux from /proc, because ru_maxrss of a new process starts at what its parent held when it was forked.
+    """
+    if sys.platform == "win32":
+        return None
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is bytes on macOS, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def describe_machine(device: torch.device) -> dict[str, str]:

@@ -10,7 +10,7 @@ from tar3d.data.make_samples import make_samples
 from tar3d.data.toy import make_toy_data
 
 DEFAULT_FOLDER = Path("data/toy")
-DEFAULT_SAMPLES = SampleConfig(surface_points=8192, volume_points=16_384, near_points=16_384)
+DEFAULT_SAMPLES = SampleConfig(surface_points=8192, volume_points=8192, near_points=8192)
 
 
 def default_data(num_shapes: int, folder: Path = DEFAULT_FOLDER) -> Path:

@@ -1,6 +1,7 @@
 """The layout of a data set folder, and the small files in it. `docs/data.md` is the specification.
 
     meshes/<id>.glb                 any supported format, any depth
+    manifest.csv                    optional: a category for each id
     views/<id>/<k>.png              pictures of the shape, with cameras.json when they were rendered here
     captions.csv  splits.json
     samples/<id>.npz                made by tar3d.data.make_samples
@@ -55,10 +56,25 @@ def split_of(shape_id: str) -> str:
 
 
 def split_ids(ids: list[str]) -> dict[str, list[str]]:
+    """Each id by `split_of`; of a set so small that "val" came out empty, the last training shape is held out for it."""
     splits: dict[str, list[str]] = {name: [] for name in SPLITS}
     for shape_id in sorted(ids):
         splits[split_of(shape_id)].append(shape_id)
+    if not splits["val"] and len(splits["train"]) > 1:
+        splits["val"].append(splits["train"].pop())
     return splits
+
+
+def complete_splits(folder: Path, ids: list[str]) -> None:
+    """Writes `splits.json`, or adds new ids to one that was made here; one that somebody else made stays as it is."""
+    known: set[str] = set()
+    if (folder / "splits.json").is_file():
+        splits = read_splits(folder)
+        known.update(*splits.values())
+        if splits != split_ids(list(known)):
+            return
+    if known | set(ids):
+        write_json(folder / "splits.json", split_ids(list(known | set(ids))))
 
 
 def read_splits(folder: Path) -> dict[str, list[str]]:
@@ -66,7 +82,10 @@ def read_splits(folder: Path) -> dict[str, list[str]]:
     path = folder / "splits.json"
     if not path.is_file():
         raise ValueError(f"{folder} has no splits.json: make it with python -m tar3d.data.make_samples MESHES --out {folder}")
-    splits = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        splits = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise ValueError(f"{path} is not JSON ({e})") from e
     if set(splits) != set(SPLITS):
         raise ValueError(f"{path} must hold the lists train, val and test, got {', '.join(splits) or 'nothing'}")
     for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
@@ -83,3 +102,12 @@ def mesh_path(folder: Path, shape_id: str) -> Path:
             if row["id"] == shape_id:
                 return Path(row["file"])
     raise ValueError(f"{folder / 'report.csv'} has no row for {shape_id!r}: run python -m tar3d.data.make_samples again")
+
+
+def read_categories(folder: Path) -> dict[str, str]:
+    """Categories by id, as manifest.csv tells; empty when there is none."""
+    manifest = folder / "manifest.csv"
+    if not manifest.is_file():
+        return {}
+    with open(manifest, encoding="utf-8", newline="") as f:
+        return {row["id"]: row.get("category", "") for row in csv.DictReader(f)}

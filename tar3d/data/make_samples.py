@@ -26,11 +26,12 @@ from tqdm import tqdm
 
 from tar3d import config as configuration
 from tar3d.config import SampleConfig, ViewConfig
-from tar3d.data.folder import read_splits, split_ids, write_csv, write_json
+from tar3d.data.folder import complete_splits, write_csv, write_json
 from tar3d.data.shapes import save_samples
 from tar3d.data.views import write_views
-from tar3d.mesh.load import MeshError, list_meshes, load_mesh
+from tar3d.mesh.load import SUPPORTED, MeshError, list_meshes, load_mesh
 from tar3d.mesh.points import sample_shape
+from tar3d.runtime import positive_int
 
 FIELDS = ["id", "file", "status", "reason", "faces", "inside_share", "seconds"]
 FLUSH_EVERY = 200  # shapes between two writes of the report
@@ -42,10 +43,12 @@ def make_samples(source: Path, out: Path, config: SampleConfig, *, seed: int = 0
     meshes = mesh_ids(source)
     _check_settings(out, {"samples": configuration.to_mapping(config), "seed": seed,
                           "views": configuration.to_mapping(views) if views else None})
-    rows = {r["id"]: r for r in _read_report(out) if r["status"] == "ok" and r["id"] in meshes
-            and (out / "samples" / f"{r['id']}.npz").is_file()}
+    rows = {r["id"]: r for r in _read_report(out) if r["status"] == "ok" and r["file"] == str(meshes.get(r["id"]))
+            and (out / "samples" / f"{r['id']}.npz").is_file()
+            and (views is None or (out / "views" / r["id"] / "cameras.json").is_file())}
     waiting = {i: p for i, p in meshes.items() if i not in rows}
-    with ProcessPoolExecutor(max_workers=workers) as pool, tqdm(total=len(meshes), initial=len(rows), unit="mesh", desc="samples") as bar:
+    bar = tqdm(total=len(meshes), initial=len(rows), unit="mesh", desc="samples")
+    with ProcessPoolExecutor(max_workers=workers) as pool, bar:
         futures = [pool.submit(_one, i, p, out, config, seed, views) for i, p in waiting.items()]
         for done, future in enumerate(as_completed(futures), start=1):
             row = future.result()
@@ -54,21 +57,21 @@ def make_samples(source: Path, out: Path, config: SampleConfig, *, seed: int = 0
             if done % FLUSH_EVERY == 0:
                 _write_report(out, rows)
     _write_report(out, rows)
-    usable = [i for i, r in rows.items() if r["status"] == "ok"]
     for name in ("splits.json", "captions.csv"):
         if (source / name).is_file() and not (out / name).exists():
             shutil.copyfile(source / name, out / name)
-    if (out / "splits.json").is_file():
-        read_splits(out)
-    elif usable:
-        write_json(out / "splits.json", split_ids(usable))
+    complete_splits(out, [i for i, r in rows.items() if r["status"] == "ok"])
     return [rows[i] for i in sorted(rows)]
 
 
 def mesh_ids(source: Path) -> dict[str, Path]:
     """Ids of the meshes under `source` (or source/meshes): the path below it without suffix, folders joined by "__"."""
     root = source / "meshes" if (source / "meshes").is_dir() else source
+    if not root.is_dir():
+        raise ValueError(f"{root} is not a folder of meshes")
     paths = list_meshes(root)
+    if not paths:
+        raise ValueError(f"{root} holds no meshes; looked for {', '.join(SUPPORTED)} at any depth")
     named: dict[str, Path] = {}
     for path in paths:
         relative = path.relative_to(root)
@@ -95,14 +98,15 @@ def _one(shape_id: str, path: Path, out: Path, config: SampleConfig, seed: int, 
     return row | {"seconds": f"{time.perf_counter() - start:.3f}"}
 
 
-def _check_settings(out: Path, settings: dict) -> None:
+def _check_settings(out: Path, wanted: dict) -> None:
+    """Refuses settings that differ from those of an earlier run; views may be added to samples, and left out again."""
     path = out / "samples" / "settings.json"
-    if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found != settings:
-            raise ValueError(f"{out / 'samples'} was made with other settings ({path}); use another --out, or delete that folder")
-    else:
-        write_json(path, settings)
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for name, value in wanted.items():
+        earlier = found.get(name)
+        if None not in (earlier, value) and earlier != value:
+            raise ValueError(f"{out / 'samples'} was made with {name} {earlier}, not {value}: use another --out, or delete that folder")
+    write_json(path, {name: found.get(name) if value is None else value for name, value in wanted.items()})
 
 
 def _read_report(out: Path) -> list[dict]:
@@ -121,7 +125,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="folder of meshes, or data set folder with meshes/ in it")
     parser.add_argument("--out", type=Path, help="data set folder to write (default: the source folder)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: all cores)")
+    parser.add_argument("--workers", type=positive_int, default=os.cpu_count(), help="processes (default: all cores)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--views", type=int, default=0, metavar="K", help="also render K views of each mesh (default: none)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of SampleConfig, as in surface_points=16384")

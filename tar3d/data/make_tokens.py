@@ -47,7 +47,7 @@ class TokenMaker:
         self.refused: list[dict] = []
 
     def run(self) -> int:
-        """Makes what is missing; returns the number of shapes in shards."""
+        """Makes what is missing and removes shards of other ids; returns the number of shapes in shards."""
         folder = self.data / "tokens"
         if folder.is_dir() and (found := read_stamp(folder)) != self.stamp:
             different = ", ".join(f"{k} {found.get(k)!r} instead of {v!r}" for k, v in self.stamp.items() if found.get(k) != v)
@@ -56,28 +56,45 @@ class TokenMaker:
         jobs = []
         for split, ids in read_splits(self.data).items():
             ids = [i for i in ids if (self.data / "samples" / f"{i}.npz").is_file()]
-            jobs += [(folder / f"{split}-{k:05d}", ids[k * SHARD_SHAPES:(k + 1) * SHARD_SHAPES]) for k in range(-(-len(ids) // SHARD_SHAPES))]
+            jobs += [(folder / f"{split}-{k:05d}", ids[first:first + SHARD_SHAPES])
+                     for k, first in enumerate(range(0, len(ids), SHARD_SHAPES))]
         if not jobs:
-            raise ValueError(f"{self.data / 'samples'} holds no samples of a known split: run python -m tar3d.data.make_samples {self.data}")
+            raise ValueError(f"{self.data / 'samples'} holds no samples of a known split: "
+                             f"run python -m tar3d.data.make_samples {self.data}")
+        for surplus in {p.parent for p in folder.glob("*/index.json")} - {shard for shard, _ in jobs}:
+            shutil.rmtree(surplus)  # of a split that has shrunk: its shapes may be held out by now
         done = 0
+        self.refused = []
         with tqdm(total=sum(len(ids) for _, ids in jobs), unit="shape", desc="tokens") as bar:
             for shard, ids in jobs:
-                done += self._finished(shard, ids) or self._make(shard, ids, bar)
-                bar.n = max(bar.n, sum(len(i) for s, i in jobs if s <= shard and s.name.split("-")[0] == shard.name.split("-")[0]))
+                if not self._is_finished(shard, ids):
+                    self._make(shard, ids)
+                done += len(json.loads((shard / "index.json").read_text(encoding="utf-8"))["ids"])
+                bar.update(len(ids))
         write_csv(folder / "refused.csv", ["id", "reason"], self.refused)
         return done
 
-    @staticmethod
-    def _finished(shard: Path, ids: list[str]) -> int:
-        """Shapes in a shard that is complete and was made from these ids, else 0."""
+    def _is_finished(self, shard: Path, ids: list[str]) -> bool:
+        """Whether a shard was made from these ids, and what it had to leave out still cannot be used."""
         index = shard / "index.json"
         if not index.is_file():
-            return 0
+            return False
         values = json.loads(index.read_text(encoding="utf-8"))
-        return len(values["ids"]) if values["made_from"] == ids else 0
+        if values["made_from"] != ids:
+            return False
+        refused = []
+        for shape_id in sorted(set(ids) - set(values["ids"])):
+            try:
+                self._source(shape_id)
+            except ImageError as e:
+                refused.append({"id": shape_id, "reason": str(e)})
+            else:
+                return False
+        self.refused += refused
+        return True
 
     @torch.inference_mode()
-    def _make(self, shard: Path, ids: list[str], bar: tqdm) -> int:
+    def _make(self, shard: Path, ids: list[str]) -> None:
         kept, tokens, sources, views = [], [], [], []
         for shape_id in ids:
             try:
@@ -90,7 +107,6 @@ class TokenMaker:
                 kept.append(shape_id)
                 sources.append(source)
                 views.append(len(source))
-            bar.update()
         partial = shard.with_name(f".{shard.name}.{os.getpid()}.part")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -101,13 +117,13 @@ class TokenMaker:
         write_json(partial / "index.json", {"ids": kept, "views": views, "made_from": ids})
         shutil.rmtree(shard, ignore_errors=True)
         os.replace(partial, shard)
-        return len(kept)
 
     def _source(self, shape_id: str) -> np.ndarray:
         """(views, ...) of one shape: pixels, or embeddings of a frozen encoder."""
         paths = list_views(self.data, shape_id)
         if not paths:
-            raise ImageError(f"{self.data / 'views' / shape_id} holds no .png view: render some with python -m tar3d.data.make_samples --views 4")
+            raise ImageError(f"{self.data / 'views' / shape_id} holds no .png view: "
+                             "render some with python -m tar3d.data.make_samples --views 4")
         pixels = np.stack([preprocess(load_image(p), self.config).pixels for p in paths])
         if not self.encoder.frozen:
             return pixels

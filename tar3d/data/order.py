@@ -14,7 +14,8 @@ class TrainingOrder(Sampler[list[tuple[int, int]]]):
     random about an item (views, subsets of points) is to be drawn from (seed, position).
     """
 
-    def __init__(self, num_items: int, batch_size: int, *, seed: int, start: int, stop: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, num_items: int, batch_size: int, *, seed: int, start: int, stop: int, rank: int = 0,
+                 world: int = 1) -> None:
         if num_items < 1:
             raise ValueError("there is nothing to train on: the training split is empty")
         if batch_size % world:

@@ -6,6 +6,7 @@ Labels were computed for the stored float16 coordinates. Files load with allow_p
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -30,14 +31,18 @@ def load_samples(path: Path) -> ShapeSamples:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in _SHAPES if key in archive}
-    except (OSError, ValueError, EOFError) as e:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
         raise ValueError(f"{path} is not a readable sample file ({e}); make it again with tar3d.data.make_samples") from e
     for key, (dtype, ndim) in _SHAPES.items():
         if key not in arrays:
             raise ValueError(f"{path} has no key {key!r}; a sample file has {', '.join(_SHAPES)}")
         if arrays[key].dtype != dtype or arrays[key].ndim != ndim:
-            raise ValueError(f"{path}: {key} must be {np.dtype(dtype)} with {ndim} axes, got {arrays[key].dtype} {arrays[key].shape}")
+            raise ValueError(f"{path}: {key} must be {np.dtype(dtype)} with {ndim} axes, "
+                             f"got {arrays[key].dtype} {arrays[key].shape}")
     count = len(arrays["points"])
+    for key in ("inside", "is_near"):
+        if len(arrays[key]) != -(-count // 8):
+            raise ValueError(f"{path}: {key} must be {-(-count // 8)} bytes, one bit a point, got {len(arrays[key])}")
     try:
         return ShapeSamples(arrays["surface"].astype(np.float32), arrays["points"].astype(np.float32),
                             np.unpackbits(arrays["inside"], count=count).astype(bool),
@@ -53,7 +58,8 @@ class ShapeDataset(Dataset):
     is_near (M,), with the volume points first.
     """
 
-    def __init__(self, folder: str | Path, split: str, *, surface_points: int, volume_points: int, near_points: int, seed: int) -> None:
+    def __init__(self, folder: str | Path, split: str, *, surface_points: int, volume_points: int, near_points: int,
+                 seed: int) -> None:
         self.folder = Path(folder)
         self.counts = {"surface": surface_points, "volume": volume_points, "near": near_points}
         self.seed = seed
@@ -84,5 +90,6 @@ class ShapeDataset(Dataset):
 
 def _subset(rng: np.random.Generator, indices: np.ndarray, count: int, kind: str, path: Path) -> np.ndarray:
     if count > len(indices):
-        raise ValueError(f"{count} {kind} points are wanted, but {path} holds {len(indices)}: lower train.{kind}_points or make more samples")
+        raise ValueError(f"{count} {kind} points are wanted, but {path} holds {len(indices)}: "
+                         f"lower train.{kind}_points or make more samples")
     return rng.permutation(indices)[:count]

@@ -17,7 +17,8 @@ from torch.utils.data import Dataset
 def read_stamp(folder: Path) -> dict:
     path = folder / "stamp.json"
     if not path.is_file():
-        raise ValueError(f"{folder} has no stamp.json, so what made its tokens is unknown: make it with python -m tar3d.data.make_tokens {folder.parent}")
+        raise ValueError(f"{folder} has no stamp.json, so what made its tokens is unknown: "
+                         f"make it with python -m tar3d.data.make_tokens {folder.parent}")
     return json.loads(path.read_text(encoding="utf-8"))
 
 

@@ -104,7 +104,7 @@ class PackedRows:
 class GPT(nn.Module):
     """See the module docstring for the three calls; `config` is all that the shapes depend on."""
 
-    adamw_parameters = ("head",)  # a classifier over V codes, not a hidden matrix: Muon would flatten code frequencies
+    adamw_parameters = ("head",)  # a classifier over V codes, not a hidden matrix
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -220,7 +220,7 @@ class GPT(nn.Module):
         left = torch.argsort((~mask).to(torch.uint8), dim=1, stable=True)  # valid prefix positions first, in order
         x = torch.cat([self.condition_mlp(_gather(embeddings, left)), self.token_embedding(tokens)], dim=1)
         position, end = torch.arange(S, device=x.device), lengths[:, None]
-        # Prefix, then tokens, then padding, which repeats the last token.
+        # Prefix, then tokens, then padding, which repeats whatever comes last.
         source = torch.where(position < end, position, (position - end + P).clamp_max(S - 1))
         return PackedRows(_gather(x, source), lengths, self.rope.packed(lengths, S))
 

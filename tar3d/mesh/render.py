@@ -209,4 +209,4 @@ def picture(mesh: Mesh | None, size: int = 192, azimuth: float = 30.0, elevation
     """The mesh on white, (size, size, 3) uint8, for previews; blank without a mesh."""
     if mesh is None:
         return np.full((size, size, 3), 255, dtype=np.uint8)
-    return render(mesh, orbit(azimuth, elevation, 4.0, 35.0), size, background=(255, 255, 255)).color
+    return render(mesh, orbit(azimuth, elevation, 5.5, 35.0), size, background=(255, 255, 255)).color

@@ -50,14 +50,14 @@ class Upsample(nn.Module):
 class OccupancyHead(nn.Module):
     """The three sampled features, concatenated, through an MLP to one logit: positive inside."""
 
+    adamw_parameters = ("logit",)
+
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         widths = [3 * config.plane_channels] + [config.occupancy_width] * (config.occupancy_layers - 1)
         hidden = [layer for a, b in zip(widths, widths[1:], strict=False) for layer in (nn.Linear(a, b), nn.GELU())]
         self.mlp = nn.Sequential(*hidden)
         self.logit = nn.Linear(widths[-1], 1)
-
-    adamw_parameters = ("logit",)
 
     def forward(self, planes: Tensor, points: Tensor) -> Tensor:
         """(B, 3, C, S, S), (B, M, 3) in [-1, 1] -> (B, M) logits."""

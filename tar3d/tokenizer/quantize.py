@@ -52,7 +52,8 @@ class Quantizer(nn.Module):
 
     def nearest(self, flat: Tensor) -> Tensor:
         """Ids (L,) of the codes with the largest cosine to the unit latents (L, K)."""
-        return torch.cat([(part @ self.codebook.T).argmax(-1) for part in flat.split(CHUNK)])
+        with torch.autocast(flat.device.type, enabled=False):
+            return torch.cat([(part @ self.codebook.T).argmax(-1) for part in flat.split(CHUNK)])
 
     def lookup(self, ids: Tensor) -> Tensor:
         """(...) int64 -> (..., K) codes; a ValueError when an id is outside the codebook."""

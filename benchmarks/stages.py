@@ -1,0 +1,237 @@
+"""The first suite: what each stage costs, from surface points to a mesh, and one training step of either model.
+
+    encode       surface points -> tokens                 decode      tokens -> planes
+    extract_64   planes -> mesh on 64^3 cells             extract_128 the same on 128^3
+    generate     one picture -> tokens, guidance on       train_*     forward, backward, clipping, optimizers
+
+"tiny" is what is shipped (R 16, 768 tokens), "full" the paper's size (R 32, 3,072 tokens, GPT-B). Weights are random and
+inputs have the right sizes; the surface that is extracted is a ball's. Training steps use the precision that training
+picks for the device, the others float32, as the scripts do. Where a full case is reduced, it says how. Frozen image
+encoders are not run: the full GPT's conditions are random embeddings.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.measure import Case, Work
+from tar3d import config as configuration
+from tar3d.config import GPTRunConfig, OptimConfig, VQVAEConfig, gpt_config
+from tar3d.contracts import Condition, Tokens, Triplane
+from tar3d.gpt.generate import generate
+from tar3d.gpt.model import GPT
+from tar3d.gpt.sampling import guide, sample
+from tar3d.mesh.extract import drop_small_components
+from tar3d.optim.groups import build_optimizers
+from tar3d.pipeline import I23D, MIN_COMPONENT_SHARE, mesh_from_triplane
+from tar3d.runtime import resolve_precision
+from tar3d.tokenizer.loss import tokenizer_loss
+from tar3d.tokenizer.vqvae import VQVAE
+
+CONFIGS = {"tiny": ("configs/vqvae3d_tiny.yaml", "configs/gpt_i23d_tiny.yaml", "GPT-tiny"),
+           "full": ("configs/vqvae3d.yaml", "configs/gpt_i23d.yaml", "GPT-B")}
+INFERENCE_POINTS = {"tiny": 8192, "full": 81_920}
+CPU_SURFACE_POINTS = 16_384  # of a full training step on a CPU, where 81,920 take two minutes
+LATE_POSITION, LATE_TOKENS = 2990, 4  # where, and how many tokens a call, the full GPT decodes on a CPU
+
+
+def encode(size: str, device: torch.device) -> Work:
+    vqvae, points = _vqvae(size, device).eval(), INFERENCE_POINTS[size]
+    surface = _surface(1, points, device)
+    return Work(_quietly(lambda: vqvae.tokenize(surface)), 1, "float32", {"batch": 1, "surface_points": points})
+
+
+def decode(size: str, device: torch.device) -> Work:
+    vqvae = _vqvae(size, device).eval()
+    ids = torch.randint(vqvae.config.codebook_size, (1, vqvae.config.num_tokens), device=device)
+    return Work(_quietly(lambda: vqvae.decode(Tokens(ids))), 1, "float32", {"batch": 1, "tokens": ids.shape[1]})
+
+
+def extract(resolution: int, size: str, device: torch.device) -> Work:
+    """All lattice points through the occupancy head, marching cubes, and the removal of floaters."""
+    vqvae = _vqvae(size, device).eval()
+    vqvae.occupancy = _Ball(vqvae.occupancy)
+    side = vqvae.config.grid_size * 2**vqvae.config.upsample_stages
+    planes = Triplane(torch.randn(1, 3, vqvae.config.plane_channels, side, side, device=device))
+
+    def call() -> dict[str, float | int]:
+        return {"faces": len(drop_small_components(mesh_from_triplane(vqvae, planes, resolution), MIN_COMPONENT_SHARE).faces)}
+
+    return Work(call, 1, "float32", {"batch": 1, "resolution": resolution, "queries": (resolution + 1) ** 3, "plane_side": side})
+
+
+class _Ball(torch.nn.Module):
+    """An occupancy head whose surface is a ball's: random weights alone give a field without one, or only specks."""
+
+    def __init__(self, head: torch.nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, planes: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+        return 0.7 - points.norm(dim=-1) + 1e-6 * self.head(planes, points)
+
+
+def generate_tokens(batch: int, size: str, device: torch.device) -> Work:
+    config, gpt, condition = _gpt_and_condition(size, batch, device)
+    call, settings = _quietly(lambda: generate(gpt, condition, config.sampling, list(range(batch)))), _gpt_settings(config, batch)
+    return Work(call, batch * gpt.config.num_tokens, "float32", settings | {"cfg_scale": config.sampling.cfg_scale})
+
+
+def generate_late(size: str, device: torch.device) -> Work:
+    """A few tokens late in the sequence, where they cost the most: the untimed prefill takes in all before them."""
+    config, gpt, condition = _gpt_and_condition(size, 1, device)
+    condition = Condition(condition.embeddings.repeat(2, 1, 1), condition.mask.repeat(2, 1))
+    before = torch.randint(gpt.config.codebook_size, (1, LATE_POSITION), device=device).repeat(2, 1)
+    with torch.inference_mode():
+        logits, cache = gpt.prefill(condition, before, torch.tensor([False, True], device=device))
+    state, generators = [logits], [torch.Generator().manual_seed(0)]
+
+    def call() -> None:
+        for _ in range(LATE_TOKENS):
+            token = sample(guide(*state[0].chunk(2), config.sampling.cfg_scale), config.sampling, generators)
+            state[0] = gpt.decode(token.repeat(2), cache)
+
+    settings = _gpt_settings(config, 1) | {"cfg_scale": config.sampling.cfg_scale, "position": LATE_POSITION}
+    return Work(_quietly(call), LATE_TOKENS, "float32", settings,
+                f"{LATE_TOKENS} of {gpt.config.num_tokens} tokens a call, from position {LATE_POSITION} on")
+
+
+def train_tokenizer(size: str, device: torch.device) -> Work:
+    """A step of the second stage (with the codebook), as train_vqvae.py does it."""
+    config = _vqvae_config(size)
+    t, batch, count, reduced = config.train, config.train.batch_size, config.train.surface_points, ""
+    if size == "full" and device.type == "cpu":
+        batch, count = 1, CPU_SURFACE_POINTS
+        reduced = f"batch 1 instead of {t.batch_size}, {count} surface points instead of {t.surface_points}"
+    model = _vqvae(size, device).train()
+    optimizers, precision = _optimizers(model, config.optim), resolve_precision(t.precision, device.type)
+    surface, queries = _surface(batch, count, device), t.volume_points + t.near_points
+    points = torch.rand(batch, queries, 3, device=device) * 2 - 1
+    inside, is_near = points.norm(dim=-1) < 0.7, (torch.arange(queries, device=device) >= t.volume_points).expand(batch, -1)
+    generator = torch.Generator().manual_seed(0)
+
+    def call() -> None:
+        with _autocast(device, precision):
+            output = model(surface, points, True)
+        loss = tokenizer_loss(output.logits, inside, is_near, output.commitment,
+                              near_weight=t.near_weight, commitment_weight=t.commitment_weight)
+        _step(model, optimizers, loss.total, config.optim)
+        model.quantizer.step(generator)
+
+    settings = {"batch": batch, "surface_points": count, "query_points": queries, "million_parameters": _millions(model)}
+    return Work(call, batch, precision, settings, reduced)
+
+
+def train_gpt(size: str, device: torch.device) -> Work:
+    """A step as train_gpt.py does it; the full one starts from stored embeddings, as with a frozen image encoder."""
+    config = _gpt_config(size)
+    batch = config.train.global_batch_size if size == "tiny" else 8 if device.type == "cuda" else 1
+    if size == "tiny":
+        model: torch.nn.Module = I23D(config)
+        source = torch.randint(256, (batch, *[config.image_encoder.image_size] * 2, 3), dtype=torch.uint8, device=device)
+    else:
+        model = GPT(config.gpt)
+        source = _embeddings(config, batch, device)
+    model = model.to(device).train()
+    optimizers, precision = _optimizers(model, config.optim), resolve_precision(config.train.precision, device.type)
+    tokens = torch.randint(config.gpt.codebook_size, (batch, config.gpt.num_tokens), device=device)
+    dropped = torch.arange(batch, device=device) % 10 == 9  # about a tenth of the rows, as condition_dropout has it
+
+    def call() -> None:
+        with _autocast(device, precision):
+            logits = model(tokens[:, :-1], source, dropped)
+        _step(model, optimizers, F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten()), config.optim)
+
+    settings, whole = _gpt_settings(config, batch) | {"million_parameters": _millions(model)}, config.train.global_batch_size
+    reduced = "" if batch == whole else f"batch {batch} instead of {whole}"
+    return Work(call, batch, precision, settings, reduced)
+
+
+def _vqvae_config(size: str) -> VQVAEConfig:
+    return configuration.load(VQVAEConfig, CONFIGS[size][0])
+
+
+def _gpt_config(size: str) -> GPTRunConfig:
+    _, path, name = CONFIGS[size]
+    named = gpt_config(name)
+    return configuration.load(GPTRunConfig, path, [f"gpt.{k}={getattr(named, k)}" for k in ("num_layers", "width", "num_heads")])
+
+
+def _gpt_settings(config: GPTRunConfig, batch: int) -> dict[str, object]:
+    return {"batch": batch, "tokens": config.gpt.num_tokens, "prefix": config.gpt.condition_tokens}
+
+
+def _vqvae(size: str, device: torch.device) -> VQVAE:
+    return VQVAE(_vqvae_config(size).tokenizer).to(device)
+
+
+def _gpt_and_condition(size: str, batch: int, device: torch.device) -> tuple[GPTRunConfig, GPT, Condition]:
+    config = _gpt_config(size)
+    if config.sampling.cfg_scale == 1:
+        raise ValueError(f"{CONFIGS[size][1]} samples without guidance, which is not what this case is to measure")
+    return config, GPT(config.gpt).to(device).eval(), _embeddings(config, batch, device)
+
+
+def _embeddings(config: GPTRunConfig, batch: int, device: torch.device) -> Condition:
+    shape = (batch, config.gpt.condition_tokens, config.gpt.condition_width)
+    return Condition(torch.randn(shape, device=device), torch.ones(shape[:2], dtype=torch.bool, device=device))
+
+
+def _surface(batch: int, points: int, device: torch.device) -> torch.Tensor:
+    """(batch, points, 6): a sphere, whose points are its normals."""
+    normals = F.normalize(torch.randn(batch, points, 3, device=device), dim=-1)
+    return torch.cat([0.7 * normals, normals], dim=-1)
+
+
+def _optimizers(model: torch.nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
+    return [o for o in build_optimizers(model, config) if o is not None]
+
+
+def _autocast(device: torch.device, precision: str) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
+
+
+def _step(model: torch.nn.Module, optimizers: list[torch.optim.Optimizer], loss: torch.Tensor, config: OptimConfig) -> None:
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or float("inf"))
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def _millions(model: torch.nn.Module) -> float:
+    return round(sum(p.numel() for p in model.parameters()) / 1e6, 2)
+
+
+def _quietly(work):
+    """Without gradients, and without what it returns."""
+
+    @torch.inference_mode()
+    def call() -> None:
+        work()
+
+    return call
+
+
+CASES = (
+    Case("encode", "tiny", "shapes", partial(encode, "tiny"), repeats=10),
+    Case("decode", "tiny", "shapes", partial(decode, "tiny"), repeats=10),
+    Case("extract_64", "tiny", "shapes", partial(extract, 64, "tiny"), repeats=5),
+    Case("extract_128", "tiny", "shapes", partial(extract, 128, "tiny")),
+    Case("generate_batch_1", "tiny", "tokens", partial(generate_tokens, 1, "tiny"), repeats=2),
+    Case("generate_batch_4", "tiny", "tokens", partial(generate_tokens, 4, "tiny"), repeats=2),
+    Case("train_tokenizer", "tiny", "shapes", partial(train_tokenizer, "tiny")),
+    Case("train_gpt", "tiny", "shapes", partial(train_gpt, "tiny")),
+    Case("encode", "full", "shapes", partial(encode, "full"), repeats=1),
+    Case("decode", "full", "shapes", partial(decode, "full"), repeats=2),
+    Case("extract_64", "full", "shapes", partial(extract, 64, "full"), repeats=2),
+    Case("extract_128", "full", "shapes", partial(extract, 128, "full"), repeats=1),
+    Case("generate_late", "full", "tokens", partial(generate_late, "full")),
+    Case("generate_batch_1", "full", "tokens", partial(generate_tokens, 1, "full"), repeats=1, devices=("cuda",)),
+    Case("generate_batch_4", "full", "tokens", partial(generate_tokens, 4, "full"), repeats=1, devices=("cuda",)),
+    Case("train_tokenizer", "full", "shapes", partial(train_tokenizer, "full"), repeats=1),
+    Case("train_gpt", "full", "shapes", partial(train_gpt, "full"), repeats=1),
+)

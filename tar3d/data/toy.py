@@ -1,0 +1,95 @@
+"""Writes the procedural data set:
+
+    python -m tar3d.data.toy --out data/toy --num 2000 --seed 0
+
+It gets meshes/<id>.glb, views/<id>/<k>.png with cameras.json, captions.csv, manifest.csv (every parameter) and
+splits.json. The same seed gives the same bytes, whatever the number of processes, and shape i is the same in a set of
+any size. An interrupted or smaller set is completed; one made with other settings is refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from tar3d.config import ViewConfig
+from tar3d.data.folder import split_ids, write_csv, write_json
+from tar3d.data.toy_shapes import ToyShape, generate
+from tar3d.data.views import write_views
+from tar3d.mesh.export import save_mesh
+from tar3d.mesh.points import signed_volume
+
+MANIFEST = ["id", "category", "faces", "volume", "parameters"]
+VERSION = 1  # of the shapes: raised whenever a seed gives another shape than before
+
+
+def make_toy_data(out: Path, num: int, seed: int, views: ViewConfig | None, workers: int) -> Path:
+    """Writes (or completes) the set; `views` None renders none. Returns `out`.
+
+    Raises ValueError when `out` holds a set with other settings.
+    """
+    if num < 1 or seed < 0 or workers < 1:
+        raise ValueError(f"a procedural set needs num >= 1, seed >= 0 and workers >= 1, got {num}, {seed} and {workers}")
+    _check_stamp(out / "toy.json", {"version": VERSION, "seed": seed, "views": asdict(views) if views else None})
+    job = partial(_write_shape, out=out, seed=seed, views=views)
+    with ProcessPoolExecutor(max_workers=workers) as pool:
+        rows = list(tqdm(pool.map(job, range(num), chunksize=8), total=num, unit="shape", desc="shapes"))
+    write_csv(out / "captions.csv", ["id", "caption"], [{"id": r["id"], "caption": r.pop("caption")} for r in rows])
+    write_csv(out / "manifest.csv", MANIFEST, rows)
+    write_json(out / "splits.json", split_ids([r["id"] for r in rows]))
+    return out
+
+
+def _check_stamp(path: Path, settings: dict) -> None:
+    if not path.is_file():
+        write_json(path, settings)
+    elif (found := json.loads(path.read_text(encoding="utf-8"))) != settings:
+        raise ValueError(f"{path.parent} holds a procedural set made with {found}, not {settings}: choose another folder or delete it")
+
+
+def _write_shape(index: int, out: Path, seed: int, views: ViewConfig | None) -> dict:
+    """Writes what is missing of one shape; returns its row of the manifest and its caption."""
+    shape = generate(index, seed)
+    mesh_file = out / "meshes" / f"{shape.id}.glb"
+    if not mesh_file.is_file():
+        save_mesh(shape.mesh, mesh_file)
+    view_folder = out / "views" / shape.id
+    if views is not None and not (view_folder / "cameras.json").is_file():
+        write_views(shape.mesh, view_folder, views, np.random.default_rng([seed, index, 1]))
+    return _row(shape)
+
+
+def _row(shape: ToyShape) -> dict:
+    return {"id": shape.id, "caption": shape.caption, "category": shape.category, "faces": len(shape.mesh.faces),
+            "volume": f"{signed_volume(shape.mesh):.6f}", "parameters": json.dumps(shape.parameters)}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="data set folder to write")
+    parser.add_argument("--num", type=int, default=2000, help="shapes (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--views", type=int, default=ViewConfig().count, help="pictures of each shape, 0 for none (default: %(default)s)")
+    parser.add_argument("--view-size", type=int, default=ViewConfig().size, help="their side in pixels (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: all cores)")
+    args = parser.parse_args(argv)
+    try:
+        views = ViewConfig(count=args.views, size=args.view_size) if args.views else None
+        make_toy_data(args.out, args.num, args.seed, views, args.workers)
+    except ValueError as e:
+        parser.exit(2, f"{e}\n")
+    print(f"{args.num} shapes of seed {args.seed} in {args.out}; next: python -m tar3d.data.make_samples {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

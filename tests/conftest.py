@@ -1,0 +1,37 @@
+"""Fixtures that several folders share: meshes of primitive shapes, and a small data set made from them."""
+
+from pathlib import Path
+
+import pytest
+import trimesh
+
+from tar3d.config import SampleConfig, ViewConfig
+from tar3d.data.make_samples import make_samples
+
+SAMPLES = SampleConfig(surface_points=200, volume_points=300, near_points=100)
+VIEWS = ViewConfig(count=2, size=32)
+
+
+def write_meshes(folder: Path) -> Path:
+    """Six shapes in nested folders, two of them with one stem."""
+    shapes = {"box.obj": trimesh.creation.box((1, 0.6, 0.4)), "ball.glb": trimesh.creation.icosphere(2),
+              "ball.obj": trimesh.creation.icosphere(1), "more/tube.ply": trimesh.creation.cylinder(0.4, 1.0),
+              "more/deep/ring.off": trimesh.creation.torus(0.7, 0.25), "more/pill.stl": trimesh.creation.capsule(1.0, 0.4)}
+    for name, shape in shapes.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shape.export(path)
+    return folder
+
+
+@pytest.fixture
+def meshes(tmp_path) -> Path:
+    return write_meshes(tmp_path / "meshes")
+
+
+@pytest.fixture(scope="session")
+def samples(tmp_path_factory) -> Path:
+    """A data set folder with samples, two views a shape and splits; read only."""
+    root = tmp_path_factory.mktemp("data")
+    make_samples(write_meshes(root / "given"), root / "set", SAMPLES, views=VIEWS)
+    return root / "set"

@@ -1,0 +1,193 @@
+"""Model directories and training state: strict, atomic, and clear about what is wrong."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tar3d import checkpoint
+from tar3d.checkpoint import (
+    find_bundle,
+    find_model,
+    find_tokenizer,
+    fingerprint,
+    load_state,
+    load_tokenizer,
+    load_weights,
+    restore,
+    save_model,
+    save_state,
+)
+from tar3d.config import TokenizerConfig, VQVAEConfig
+from tar3d.tokenizer.vqvae import VQVAE
+
+CONFIG = VQVAEConfig(tokenizer=TokenizerConfig(grid_size=2, width=8, num_heads=2, num_frequencies=2, encoder="plane_pool", encoder_layers=0,
+                                               point_width=8, codebook_size=16, code_dim=4, decoder_layers=0, plane_channels=4,
+                                               upsample_stages=1, occupancy_width=8, occupancy_layers=2))
+
+
+def model(seed: int = 0) -> VQVAE:
+    torch.manual_seed(seed)
+    return VQVAE(CONFIG.tokenizer)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return save_model(tmp_path / "model", model(), CONFIG, {"iou": 0.5}, "# A model")
+
+
+def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_round_trip_from_the_directory_alone(folder):
+    loaded = load_tokenizer(folder)
+    assert same(loaded, model()) and loaded.config == CONFIG.tokenizer and not loaded.training
+    assert sorted(p.name for p in folder.iterdir()) == ["README.md", "config.yaml", "metrics.json", "model.safetensors"]
+    assert json.loads((folder / "metrics.json").read_text()) == {"iou": 0.5}
+    assert (folder / "README.md").read_text() == "# A model\n"
+
+
+def test_a_tokenizer_is_found_inside_a_directory_of_models(folder):
+    bundle = folder.parent / "bundle"
+    bundle.mkdir()
+    folder.rename(bundle / "tokenizer")
+    assert find_tokenizer(bundle) == find_tokenizer(bundle / "tokenizer") == bundle / "tokenizer"
+    assert same(load_tokenizer(bundle), model())
+    assert find_bundle(bundle, ("tokenizer",)) == bundle
+    with pytest.raises(ValueError, match="lacks gpt_i23d/model.safetensors: give a directory that holds tokenizer, gpt_i23d"):
+        find_bundle(bundle, ("tokenizer", "gpt_i23d"))
+
+
+def test_half_precision_loads_as_float32_with_the_same_fingerprint(tmp_path):
+    folder = save_model(tmp_path / "half", model(), CONFIG, {}, "", dtype=torch.float16)
+    assert {t.dtype for t in load_file(folder / "model.safetensors").values()} == {torch.float16}
+    loaded = load_tokenizer(folder)
+    assert all(p.dtype == torch.float32 for p in loaded.parameters())
+    assert fingerprint(loaded) == fingerprint(model())
+
+
+def test_fingerprint_tells_weights_codes_and_names_apart():
+    original = model()
+    changed, moved = model(), model()
+    with torch.no_grad():
+        changed.to_code.weight[0, 0] += 0.01
+        moved.quantizer.codebook[3] *= -1
+    renamed = torch.nn.ModuleDict({"model": model()})
+    assert len({fingerprint(m) for m in (original, changed, moved, renamed, model(1))}) == 5
+    assert fingerprint(original) == fingerprint(model())
+
+
+@pytest.mark.parametrize("edit, message", [
+    (lambda t: t.pop("to_code.weight"), "to_code.weight is missing"),
+    (lambda t: t.update(surplus=torch.zeros(1)), "surplus is not part of this model"),
+    (lambda t: t.update({"to_code.bias": torch.zeros(5)}), r"to_code.bias is \(5,\), not \(4,\)"),
+    (lambda t: [t.pop(k) for k in list(t)[:5]], "is missing; .* and 2 more"),
+])
+def test_weights_that_do_not_fit_are_named(folder, edit, message):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    edit(tensors)
+    save_file(tensors, path)
+    before = model(1)
+    with pytest.raises(ValueError, match=message):
+        load_weights(before, folder)
+    assert same(before, model(1))  # nothing half loaded
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.9])
+def test_damaged_weights_are_refused(folder, share):
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ValueError, match="model.safetensors cannot be read .* damaged or incomplete"):
+        load_tokenizer(folder)
+
+
+def test_what_is_no_model_directory_says_what_it_lacks_and_holds(folder, tmp_path):
+    (folder / "model.safetensors").rename(folder / "weights.safetensors")
+    with pytest.raises(ValueError, match="not a model directory: model.safetensors missing, it holds README.md, config.yaml, metrics.json, weights"):
+        find_model(folder)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="model.safetensors and config.yaml missing, it holds nothing"):
+        find_model(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("source", ["/no/such/model", "./none", "~/model", "none", "a/b/c", __file__])
+def test_a_path_that_leads_nowhere_is_not_looked_up_on_the_hub(source):
+    with pytest.raises(ValueError, match="no model at .*: give a model directory .* or a Hub id like owner/name"):
+        find_model(source)
+
+
+def test_hub_id_without_a_network_is_one_sentence(monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="nobody/no-model is neither a local folder nor a model that the Hub could deliver") as caught:
+        load_tokenizer("nobody/no-model")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_key_in_the_saved_config_is_refused(folder):
+    with open(folder / "config.yaml", "a") as f:
+        f.write("colour: blue\n")
+    with pytest.raises(ValueError, match="config.yaml.*colour"):
+        load_tokenizer(folder)
+
+
+def test_training_state_round_trip(tmp_path):
+    generator = torch.Generator().manual_seed(3)
+    save_state(tmp_path / "deep" / "state.pt", {"step": 7, "tensor": torch.arange(3), "random": generator.get_state()})
+    state = load_state(tmp_path / "deep" / "state.pt")
+    assert state["step"] == 7 and torch.equal(state["tensor"], torch.arange(3))
+    assert torch.equal(state["random"], generator.get_state())
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["state.pt"]
+
+
+def test_a_failed_save_keeps_the_old_state(tmp_path, monkeypatch):
+    path = tmp_path / "state.pt"
+    save_state(path, {"step": 1})
+
+    def breaks(state, file):
+        file.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(checkpoint.torch, "save", breaks)
+    with pytest.raises(OSError, match="disk full"):
+        save_state(path, {"step": 2})
+    assert load_state(path) == {"step": 1}
+
+
+class Malicious:
+    def __reduce__(self):
+        return (print, ("code from a checkpoint ran",))
+
+
+def test_a_state_that_would_run_code_is_refused(tmp_path, capsys):
+    torch.save({"step": Malicious()}, tmp_path / "state.pt")
+    with pytest.raises(ValueError, match="not a readable training state"):
+        load_state(tmp_path / "state.pt")
+    assert "ran" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip at all", b"PK\x03\x04 half a zip"])
+def test_a_damaged_state_is_refused(tmp_path, content):
+    (tmp_path / "state.pt").write_bytes(content)
+    with pytest.raises(ValueError, match="not a readable training state"):
+        load_state(tmp_path / "state.pt")
+
+
+def test_missing_state_is_named(tmp_path):
+    with pytest.raises(ValueError, match="no training state at"):
+        load_state(tmp_path / "state.pt")
+
+
+def test_restore_refuses_another_model():
+    small, large = torch.nn.Linear(2, 3), torch.nn.Linear(2, 4)
+    state = {"model": small.state_dict(), "optimizers": [torch.optim.AdamW(small.parameters()).state_dict()]}
+    restore(state, torch.nn.Linear(2, 3), [torch.optim.AdamW(small.parameters())])
+    with pytest.raises(ValueError, match="another model or optimizer"):
+        restore(state, large, [torch.optim.AdamW(large.parameters())])
+    with pytest.raises(ValueError, match="another model or optimizer"):
+        restore(state, torch.nn.Linear(2, 3), [])

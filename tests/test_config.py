@@ -1,0 +1,199 @@
+"""Configuration: every default in one place, every key checked, every key used."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from tar3d import config as configuration
+from tar3d.config import (
+    GPT_SIZES,
+    GPTConfig,
+    GPTRunConfig,
+    GPTTrainConfig,
+    ImageEncoderConfig,
+    OptimConfig,
+    SampleConfig,
+    SamplingConfig,
+    TokenizerConfig,
+    ViewConfig,
+    VQVAEConfig,
+    VQVAETrainConfig,
+    from_mapping,
+    gpt_config,
+    load,
+    save,
+    to_mapping,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+CODE = sorted((ROOT / "tar3d").rglob("*.py")) + sorted(ROOT.glob("*.py"))
+RUN_CONFIGS = {"vqvae": VQVAEConfig, "gpt": GPTRunConfig}  # by how the file's name starts
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=relative)
+def test_every_shipped_file_loads(path):
+    cls = next(cls for prefix, cls in RUN_CONFIGS.items() if path.name.startswith(prefix))
+    assert isinstance(load(cls, path), cls)
+
+
+def test_save_and_load_are_inverse(tmp_path):
+    config = load(VQVAEConfig, None, ["tokenizer.grid_size=8", "optim.muon_lr=0.02", "train.precision=32-true"])
+    save(config, tmp_path / "config.yaml")
+    assert load(VQVAEConfig, tmp_path / "config.yaml") == config
+    assert to_mapping(config)["tokenizer"]["grid_size"] == 8
+
+
+def test_overrides_win_over_the_file(tmp_path):
+    (tmp_path / "a.yaml").write_text("train: {batch_size: 3, seed: 5}\n")
+    config = load(VQVAEConfig, tmp_path / "a.yaml", ["train.batch_size=7"])
+    assert (config.train.batch_size, config.train.seed) == (7, 5)
+    assert load(SampleConfig, None, ["near_sigmas=[0.1,0.2]"]).near_sigmas == [0.1, 0.2]
+
+
+@pytest.mark.parametrize("overrides, message", [
+    (["train.batchsize=4"], "batchsize"),
+    (["trian.batch_size=4"], "trian"),
+    (["train.batch_size=four"], "four"),
+    (["train.batch_size=1.5"], "1.5"),
+    (["train=3"], "train|VQVAETrainConfig|3"),
+    (["tokenizer.encoder=pointnet"], "pointnet.*cross_attention, plane_pool"),
+    (["batch_size"], "'batch_size' is not an override"),
+    (["--train.batch_size=4"], "not an override"),
+])
+def test_what_cannot_be_meant_is_refused_by_name(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        load(VQVAEConfig, None, overrides)
+
+
+def test_unknown_key_in_a_file_names_the_file(tmp_path):
+    (tmp_path / "mine.yaml").write_text("tokenizer: {gridsize: 8}\n")
+    with pytest.raises(ValueError, match=r"mine\.yaml.*gridsize"):
+        load(VQVAEConfig, tmp_path / "mine.yaml")
+
+
+@pytest.mark.parametrize("text", ["train: [1, 2\n", "- 1\n- 2\n", "just words\n"])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
+    (tmp_path / "broken.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"broken\.yaml"):
+        load(VQVAEConfig, tmp_path / "broken.yaml")
+
+
+def test_an_empty_file_means_the_defaults(tmp_path):
+    (tmp_path / "empty.yaml").write_text("")
+    assert load(VQVAEConfig, tmp_path / "empty.yaml") == VQVAEConfig()
+
+
+def test_missing_file_is_named():
+    with pytest.raises(ValueError, match=r"configs/none\.yaml does not exist"):
+        load(VQVAEConfig, "configs/none.yaml")
+
+
+CONTRADICTIONS = [
+    (SampleConfig, {"surface_points": 0}), (SampleConfig, {"near_sigmas": []}), (SampleConfig, {"near_sigmas": [0.1, -0.1]}),
+    (ViewConfig, {"size": 8}), (ViewConfig, {"azimuth": [10.0]}), (ViewConfig, {"elevation": [30.0, 5.0]}), (ViewConfig, {"distance": 1.0}),
+    (ViewConfig, {"field_of_view": 0.0}), (ViewConfig, {"field_of_view": 180.0}),
+    (TokenizerConfig, {"width": 100, "num_heads": 3}), (TokenizerConfig, {"num_heads": 0}), (TokenizerConfig, {"codebook_size": 1}),
+    (TokenizerConfig, {"grid_size": 0}), (TokenizerConfig, {"upsample_stages": 0}), (TokenizerConfig, {"occupancy_layers": 0}),
+    (OptimConfig, {"muon_lr": 0.0}), (OptimConfig, {"adamw_lr": -1.0}), (OptimConfig, {"grad_clip": -1.0}), (OptimConfig, {"warmup_steps": -1}),
+    (ImageEncoderConfig, {"source": ""}), (ImageEncoderConfig, {"source": "trained", "image_size": 60}), (ImageEncoderConfig, {"foreground_fill": 1.5}),
+    (GPTConfig, {"rope": "none"}), (GPTConfig, {"layer_pattern": "LLX"}), (GPTConfig, {"condition_dropout": 1.0}),
+    (GPTConfig, {"width": 10, "num_heads": 2}), (GPTConfig, {"num_heads": 0}), (GPTConfig, {"chunk_size": 0}),
+    (SamplingConfig, {"temperature": -1.0}), (SamplingConfig, {"top_p": 0.0}), (SamplingConfig, {"min_p": 1.0}), (SamplingConfig, {"top_k": -1}),
+    (VQVAETrainConfig, {"batch_size": 0}), (VQVAETrainConfig, {"validate_every": 0}), (VQVAETrainConfig, {"codebook_steps": 0}),
+    (VQVAETrainConfig, {"autoencoder_steps": -1}), (VQVAETrainConfig, {"validation_shapes": 0}),
+    (GPTTrainConfig, {"steps": 0}), (GPTTrainConfig, {"save_every": 0}), (GPTTrainConfig, {"micro_batch_size": -1}),
+]
+
+
+@pytest.mark.parametrize("cls, values", CONTRADICTIONS, ids=lambda v: v.__name__ if isinstance(v, type) else ",".join(v))
+def test_contradictions_are_refused(cls, values):
+    with pytest.raises(ValueError, match="|".join(values)):
+        cls(**values)
+    with pytest.raises(ValueError, match="|".join(values)):  # the same through a file
+        from_mapping(cls, values, "here")
+
+
+def test_sizes_by_name():
+    assert all(gpt_config(name).num_layers == layers for name, (layers, _, _) in GPT_SIZES.items())
+    assert gpt_config("GPT-B", grid_size=16).grid_size == 16
+    with pytest.raises(ValueError, match="GPT-Z.*GPT-B"):
+        gpt_config("GPT-Z")
+    with pytest.raises(ValueError, match="gridsize: no such field"):
+        gpt_config("GPT-B", gridsize=16)
+
+
+# every key and every flag is read ------------------------------------------------------------------------------------
+
+
+def config_classes() -> list[type]:
+    return [v for v in vars(configuration).values() if dataclasses.is_dataclass(v) and v.__module__ == configuration.__name__]
+
+
+class Reads(ast.NodeVisitor):
+    """Names of attributes that code loads, outside the checks in `__post_init__`, which use no value."""
+
+    def __init__(self) -> None:
+        self.attributes: set[str] = set()
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        if node.name != "__post_init__":
+            self.generic_visit(node)
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        if isinstance(node.ctx, ast.Load):
+            self.attributes.add(node.attr)
+        self.generic_visit(node)
+
+
+def attributes_read(paths: list[Path]) -> set[str]:
+    reads = Reads()
+    for path in paths:
+        reads.visit(ast.parse(path.read_text(encoding="utf-8")))
+    return reads.attributes
+
+
+@pytest.mark.parametrize("cls", config_classes(), ids=lambda c: c.__name__)
+def test_every_config_key_is_read_somewhere(cls):
+    dead = {f.name for f in dataclasses.fields(cls)} - attributes_read(CODE)
+    assert not dead, f"{cls.__name__} has keys that change nothing: {sorted(dead)}"
+
+
+def flags_of(path: Path) -> set[str]:
+    """Destinations of the `add_argument` calls in a file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument":
+            given = {k.arg: k.value.value for k in node.keywords if isinstance(k.value, ast.Constant)}
+            names = [a.value for a in node.args if isinstance(a, ast.Constant)]
+            choices = next((k.value for k in node.keywords if k.arg == "choices"), None)
+            if isinstance(choices, ast.List) and len(choices.elts) == 1:
+                continue  # argparse has already decided it
+            action = argparse.ArgumentParser(add_help=False).add_argument(*names, **{k: v for k, v in given.items() if k == "dest"})
+            found.add(action.dest)
+    return found
+
+
+@pytest.mark.parametrize("path", [p for p in CODE if flags_of(p)], ids=relative)
+def test_every_flag_is_read(path):
+    """In the file that has the flag, or (flags that several scripts share) in every script that adds them."""
+    shared = path.name == "runtime.py"
+    for user in [p for p in CODE if "add_device_arguments(parser)" in p.read_text(encoding="utf-8")] if shared else [path]:
+        source = user.read_text(encoding="utf-8")
+        read = {n.attr for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Attribute) and ast.unparse(n.value) == "args"}
+        if "getattr(args, f.name) for f in dataclasses.fields(SamplingConfig)" in source:
+            read |= {f.name for f in dataclasses.fields(SamplingConfig)}
+        assert flags_of(path) <= read, f"{relative(user)} never reads {sorted(flags_of(path) - read)}"
+
+
+def test_the_walk_finds_the_flags():
+    assert {"gpus", "num_nodes"} <= flags_of(ROOT / "tar3d" / "runtime.py")
+    assert {"model", "overrides"} <= flags_of(ROOT / "infer_vqvae.py") | flags_of(ROOT / "train_gpt.py")

@@ -1,0 +1,123 @@
+"""Devices, precision, and the folder and log of a run."""
+
+import argparse
+import csv
+import json
+
+import pytest
+import torch
+
+from tar3d import runtime
+from tar3d.runtime import RunLog, Stopwatch, add_device_arguments, choose_device, clock, prepare_run_folder, resolve_precision, start_fabric
+
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="speaks about a machine without GPUs")
+
+
+@NO_GPU
+def test_gpus_that_are_not_there_are_refused_with_a_remedy():
+    with pytest.raises(ValueError, match="asks for GPU 0, 1, which this machine does not have; it has none: leave --gpus out"):
+        start_fabric("0,1", 1, "32-true")
+
+
+def test_the_gpus_that_are_there_are_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match="asks for GPU 3, .* it has GPU 0, 1: write --gpus 0,1"):
+        start_fabric("1,3", 1, "32-true")
+
+
+@pytest.mark.parametrize("text", ["", ",", "a", "0,0", "-1", "0;1", "1.5"])
+def test_device_lists_that_make_no_sense_are_refused(text):
+    with pytest.raises(ValueError, match="--gpus takes"):
+        start_fabric(text, 1, "32-true")
+
+
+def test_unknown_precision_and_lonely_nodes_are_refused(monkeypatch):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    with pytest.raises(ValueError, match="precision is '16-mixed', allowed are auto, 32-true, bf16-mixed"):
+        start_fabric(None, 1, "16-mixed")
+    for nodes in (0, 2):
+        with pytest.raises(ValueError, match=f"--num_nodes {nodes}.*torchrun"):
+            start_fabric(None, nodes, "32-true")
+
+
+@NO_GPU
+def test_one_process_on_the_cpu_by_default():
+    fabric = start_fabric(None, 1, "32-true")
+    assert (fabric.world_size, fabric.device.type) == (1, "cpu") and fabric.is_global_zero
+
+
+def test_precision_follows_the_hardware(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert resolve_precision("auto", "cpu") == "bf16-mixed" and resolve_precision("32-true", "cpu") == "32-true"
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert resolve_precision("auto", "cpu") == "32-true" and resolve_precision("bf16-mixed", "cpu") == "bf16-mixed"
+
+
+@pytest.mark.parametrize("name, message", [("gpu", "write cpu, cuda or cuda:N"), ("mps", "runs on cpu and cuda"), ("cuda:99", "write --device cpu")])
+def test_devices_that_cannot_be_used_are_refused(name, message):
+    with pytest.raises(ValueError, match=message):
+        choose_device(name)
+
+
+def test_device_by_default():
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device(None).type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_device_flags():
+    parser = argparse.ArgumentParser()
+    add_device_arguments(parser)
+    args = parser.parse_args(["--gpus", "0,1", "--num_nodes", "2"])
+    assert (args.gpus, args.num_nodes) == ("0,1", 2)
+
+
+def rows(path) -> list[dict]:
+    with open(path, newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def test_a_resumed_log_has_no_step_twice(tmp_path):
+    log = RunLog(tmp_path, 0)
+    for step in (1, 2, 3):
+        log.write("train", step, {"loss": 1.0 / step, "revived": step})
+    log.write("validation", 2, {"iou": 0.5})
+    log.close()
+    log = RunLog(tmp_path, 2)
+    log.write("train", 3, {"loss": 0.25, "revived": 0})
+    log.close()
+    assert [(r["step"], r["loss"]) for r in rows(tmp_path / "train.csv")] == [("1", "1"), ("2", "0.5"), ("3", "0.25")]
+    assert rows(tmp_path / "validation.csv") == [{"step": "2", "iou": "0.5"}]
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_a_run_that_never_saved_starts_its_log_anew(tmp_path):
+    for _ in range(2):
+        log = RunLog(tmp_path, 0)
+        log.write("train", 1, {"loss": 1.0})
+        log.close()
+    assert len(rows(tmp_path / "train.csv")) == 1
+
+
+def test_an_existing_run_is_neither_overwritten_nor_invented(tmp_path):
+    with pytest.raises(ValueError, match="--resume: there is no training state in"):
+        prepare_run_folder(tmp_path / "run", True, {})
+    prepare_run_folder(tmp_path / "run", False, {"train": {"seed": 1}})
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["config"] == {"train": {"seed": 1}}
+    (tmp_path / "run" / "state.pt").touch()
+    with pytest.raises(ValueError, match="already holds a run: continue it with --resume, or choose another --out"):
+        prepare_run_folder(tmp_path / "run", False, {})
+    prepare_run_folder(tmp_path / "run", True, {})
+
+
+def test_clock_and_stopwatch(monkeypatch):
+    assert [clock(s) for s in (0, 59.6, 3661)] == ["0:00:00", "0:01:00", "1:01:01"]
+    now = iter([100.0, 110.0])
+    monkeypatch.setattr(runtime.time, "perf_counter", lambda: next(now))
+    assert Stopwatch(20, 100).line(40) == "2.00 steps/s, 0:00:10 elapsed, ETA 0:00:30"
+
+
+def test_a_measurement_can_say_where_it_was_made(tmp_path):
+    found = runtime.describe_machine(torch.device("cpu"))
+    assert set(found) == {"machine", "torch", "python", "commit"} and all(found.values())
+    assert "GiB" in runtime.peak_memory(torch.device("cpu"))

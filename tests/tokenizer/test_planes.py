@@ -1,0 +1,79 @@
+"""Where a point is on the planes: sampling, pooling and the decoder's features must agree about it."""
+
+import pytest
+import torch
+
+from tar3d.contracts import PLANES
+from tar3d.tokenizer.encoder import plane_cells, pool_to_cells, sample_planes
+
+AXES = {"x": 0, "y": 1, "z": 2}
+
+
+def centre(cell: int, grid: int) -> float:
+    return -1 + (2 * cell + 1) / grid
+
+
+@pytest.mark.parametrize("axis, still", [("x", "yz"), ("y", "xz"), ("z", "xy")])
+def test_moving_along_one_axis_leaves_exactly_one_plane_unchanged(axis, still):
+    planes = torch.randn(1, 3, 5, 8, 8, generator=torch.Generator().manual_seed(0))
+    here = torch.tensor([[[0.13, -0.41, 0.27]]])
+    there = here.clone()
+    there[..., AXES[axis]] += 0.4
+    before, after = (sample_planes(planes, p).view(3, 5) for p in (here, there))
+    unchanged = [name for name, a, b in zip(PLANES, before, after, strict=True) if torch.equal(a, b)]
+    assert unchanged == [still]
+
+
+@pytest.mark.parametrize("plane", PLANES)
+def test_a_spike_is_read_back_at_its_world_coordinate(plane):
+    row, column, grid = 1, 5, 8
+    planes = torch.zeros(1, 3, 1, grid, grid)
+    planes[0, PLANES.index(plane), 0, row, column] = 1.0
+    point = torch.full((3,), 0.9)
+    point[AXES[plane[0]]] = centre(column, grid)  # the columns of plane `ab` run along a
+    point[AXES[plane[1]]] = centre(row, grid)
+    sampled = sample_planes(planes, point[None, None])[0, 0]
+    assert sampled[PLANES.index(plane)].item() == pytest.approx(1.0, abs=1e-6)
+    assert sampled.sum().item() == pytest.approx(1.0, abs=1e-6)
+    swapped = point.clone()
+    swapped[[AXES[plane[0]], AXES[plane[1]]]] = point[[AXES[plane[1]], AXES[plane[0]]]]
+    assert sample_planes(planes, swapped[None, None]).abs().max() < 1e-6
+
+
+def test_half_way_between_two_cells_is_their_mean_and_the_border_value_holds_outside():
+    planes = torch.arange(4.0).view(1, 1, 1, 1, 4).expand(1, 3, 1, 4, 4).contiguous()  # value = column
+    points = torch.tensor([[[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [-1.0, 0.0, 0.0]]])
+    assert sample_planes(planes, points)[0, :, 0].tolist() == pytest.approx([1.5, 3.0, 0.0])
+
+
+def test_pooling_and_sampling_agree_on_where_a_point_is():
+    grid, generator = 7, torch.Generator().manual_seed(1)
+    points = torch.rand(1, 40, 3, generator=generator) * 2 - 1
+    cells = plane_cells(points, grid)  # (3, 1, 40)
+    snapped = torch.stack([torch.tensor([centre(int((c + 1) / 2 * grid), grid) for c in p]) for p in points[0]])[None]
+    ids = torch.arange(grid * grid, dtype=torch.float32).view(1, 1, 1, grid, grid).expand(1, 3, 1, grid, grid).contiguous()
+    assert torch.allclose(sample_planes(ids, snapped)[0].T, cells[:, 0].float(), atol=1e-4)
+
+
+def test_cells_at_the_border_of_the_cube_are_inside_the_grid():
+    cells = plane_cells(torch.tensor([[[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]]]), 4)
+    assert cells[:, 0].tolist() == [[0, 15]] * 3
+
+
+def test_pooling_is_the_mean_over_the_points_of_each_cell():
+    generator = torch.Generator().manual_seed(2)
+    features, cells = torch.randn(2, 50, 4, generator=generator), torch.randint(0, 9, (2, 50), generator=generator)
+    cells[cells == 4] = 5  # cell 4 stays empty
+    mean, count = pool_to_cells(features, cells, 3)
+    for b in range(2):
+        for cell in range(9):
+            chosen = features[b, cells[b] == cell]
+            assert count[b, cell].item() == len(chosen)
+            expected = chosen.mean(0) if len(chosen) else torch.zeros(4)
+            assert torch.allclose(mean[b, cell], expected, atol=1e-6)
+
+
+def test_pooling_sums_in_float32():
+    """2,000 bfloat16 ones in one cell: a bfloat16 sum would stop at 256."""
+    mean, count = pool_to_cells(torch.ones(1, 2000, 1, dtype=torch.bfloat16), torch.zeros(1, 2000, dtype=torch.int64), 1)
+    assert mean.dtype == torch.float32 and mean.item() == 1.0 and count.item() == 2000
