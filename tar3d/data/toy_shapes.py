@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tar3d.contracts import Mesh
-from tar3d.data.toy_draw import Draw, Words, grade, number, phrase
+from tar3d.data.toy_draw import Draw, Words, article, grade, number, phrase
 from tar3d.data.toy_solids import (
     Ring,
     arc,
@@ -128,7 +128,7 @@ def chair(draw: Draw) -> tuple[Manifold, Words]:
         parts += both_sides(box((half_x - bar, half_x), (seat + 0.28, seat + 0.28 + bar), (rear[0], half_z * 0.7)))
         parts += both_sides(box((half_x - bar, half_x), (seat - thick / 2, seat + 0.30), (half_z * 0.7 - bar, half_z * 0.7)))
     return union(parts), Words("chair", [grade(seat, -0.22, "low", -0.08, "tall"), grade(half_x, 0.45, "narrow", 0.53, "wide")], [
-        f"a {phrase(shape, 'seat')}", f"a {back} back", "arms" if arms else "", phrase(number(count, phrase(grade(leg, 0.11, 'thin', 0.14, 'thick'), "round" if round_legs else "square", "leg")))])
+        f"a {phrase(shape, 'seat')}", article(f"{back} back"), "arms" if arms else "", phrase(number(count, phrase(grade(leg, 0.11, 'thin', 0.14, 'thick'), "round" if round_legs else "square", "leg")))])
 
 
 def stool(draw: Draw) -> tuple[Manifold, Words]:
@@ -297,7 +297,7 @@ def bed(draw: Draw) -> tuple[Manifold, Words]:
     for x in [0.0] if pillows == 1 else [-half_x / 2, half_x / 2]:
         parts.append(box((x - width, x + width), (height + mattress - 0.04, height + mattress + 0.1), (-0.78, -0.48), 0.06))
     return union(parts), Words("bed", [grade(half_x, 0.52, "narrow", 0.68, "wide"), grade(height, -0.15, "low", -0.05, "high")], [
-        f"an {headboard} headboard" if headboard == "arched" else "no headboard" if headboard == "none" else "a straight headboard",
+        "no headboard" if headboard == "none" else article(f"{headboard} headboard"),
         "a footboard" if footboard else "", number(pillows, "pillow")])
 
 
