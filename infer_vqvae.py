@@ -10,7 +10,6 @@ cannot be used is listed with the reason, the rest goes on, and the exit status 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections import defaultdict
@@ -21,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from tar3d import checkpoint
-from tar3d.data.folder import read_categories, write_csv
+from tar3d.data.folder import read_categories, write_csv, write_json
 from tar3d.data.make_samples import mesh_ids
 from tar3d.mesh.export import FORMATS, save_mesh
 from tar3d.mesh.extract import EmptyFieldError
@@ -39,13 +38,19 @@ THRESHOLD = 0.02
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input_file", type=Path, default=Path("assets/sample_mesh.glb"), help="mesh file, or folder of meshes (default: %(default)s)")
+    parser.add_argument("--input_file", type=Path, default=Path("assets/sample_mesh.glb"),
+                        help="mesh file, or folder of meshes (default: %(default)s)")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/reconstruct"), help="default: %(default)s")
-    parser.add_argument("--model", "--ckpt_path", dest="model", default="pretrained/tiny", help="model directory or Hub id (default: %(default)s)")
-    parser.add_argument("--pc_size", type=positive_int, default=8192, help="surface points given to the encoder (default: %(default)s)")
-    parser.add_argument("--resolution", type=positive_int, default=128, help="extraction cells along each axis (default: %(default)s)")
-    parser.add_argument("--format", choices=[f[1:] for f in FORMATS], default="glb", help="of the meshes written (default: %(default)s)")
-    parser.add_argument("--frame", choices=["normalized", "source"], default="source", help="write in the cube's frame or in the input's (default: %(default)s)")
+    parser.add_argument("--model", "--ckpt_path", dest="model", default="pretrained/tiny",
+                        help="model directory or Hub id (default: %(default)s)")
+    parser.add_argument("--pc_size", type=positive_int, default=8192,
+                        help="surface points given to the encoder (default: %(default)s)")
+    parser.add_argument("--resolution", type=positive_int, default=128,
+                        help="extraction cells along each axis (default: %(default)s)")
+    parser.add_argument("--format", choices=[f[1:] for f in FORMATS], default="glb",
+                        help="of the meshes written (default: %(default)s)")
+    parser.add_argument("--frame", choices=["normalized", "source"], default="source",
+                        help="write in the cube's frame or in the input's (default: %(default)s)")
     parser.add_argument("--limit", type=positive_int, help="only so many meshes, spread evenly over the folder")
     parser.add_argument("--no-pictures", action="store_true", help="write no pictures")
     parser.add_argument("--seed", type=int, default=0)
@@ -103,13 +108,15 @@ def reconstruct_file(vqvae, path: Path, target: Path, args: argparse.Namespace) 
     scores = compare_meshes(rebuilt, truth, thresholds=(THRESHOLD,), seed=args.seed)
     floor = fscore_floor(truth, thresholds=(THRESHOLD,), seed=args.seed)
     return {"tokens": tokens.ids.shape[1], "chamfer": scores.chamfer, "fscore": scores.fscore[THRESHOLD],
-            "iou": mesh_volume_iou(rebuilt, truth, seed=args.seed), "chamfer_floor": floor.chamfer, "fscore_floor": floor.fscore[THRESHOLD]}
+            "iou": mesh_volume_iou(rebuilt, truth, seed=args.seed), "chamfer_floor": floor.chamfer,
+            "fscore_floor": floor.fscore[THRESHOLD]}
 
 
 def report(rows: list[dict], args: argparse.Namespace, device: torch.device) -> None:
     """report.csv, report.md, summary.json, and the same on the screen."""
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    write_csv(args.output_dir / "report.csv", FIELDS, [{k: f"{v:.6f}" if isinstance(v, float) else v for k, v in r.items()} for r in rows])
+    write_csv(args.output_dir / "report.csv", FIELDS,
+              [{k: f"{v:.6f}" if isinstance(v, float) else v for k, v in r.items()} for r in rows])
     good = [r for r in rows if r["status"] == "ok"]
     groups = {"all": good}
     by_category = defaultdict(list)
@@ -117,17 +124,20 @@ def report(rows: list[dict], args: argparse.Namespace, device: torch.device) -> 
         by_category[row["category"]].append(row)
     if len(by_category) > 1:
         groups |= dict(sorted(by_category.items()))
-    table = {name: {"shapes": len(g), **{s: float(np.mean([r[s] for r in g])) for s in SCORES}} for name, g in groups.items() if g}
-    lines = ["| | shapes | Chamfer | (floor) | F-score@0.02 | (floor) | share of floor | volume IoU |", "|---|---|---|---|---|---|---|---|"]
+    table = {name: {"shapes": len(group), **{s: float(np.mean([r[s] for r in group])) for s in SCORES}}
+             for name, group in groups.items() if group}
+    lines = ["| | shapes | Chamfer | (floor) | F-score@0.02 | (floor) | share of floor | volume IoU |",
+             "|---|---|---|---|---|---|---|---|"]
     for name, m in table.items():
-        lines.append(f"| {name or 'no category'} | {m['shapes']} | {m['chamfer']:.4f} | {m['chamfer_floor']:.4f} | {m['fscore']:.3f} | "
-                     f"{m['fscore_floor']:.3f} | {m['fscore'] / m['fscore_floor']:.1%} | {m['iou']:.3f} |")
+        lines.append(f"| {name or 'no category'} | {m['shapes']} | {m['chamfer']:.4f} | {m['chamfer_floor']:.4f} | "
+                     f"{m['fscore']:.3f} | {m['fscore_floor']:.3f} | {m['fscore'] / m['fscore_floor']:.1%} | {m['iou']:.3f} |")
     machine = describe_machine(device)
-    head = (f"{len(good)} of {len(rows)} meshes reconstructed by {args.model}, {args.pc_size} points, {args.resolution}^3 cells, seed {args.seed}; "
-            f"{sum(r['seconds'] for r in rows):.1f} s, peak memory {peak_memory(device)}; {machine['machine']}, commit {machine['commit']}")
+    head = (f"{len(good)} of {len(rows)} meshes reconstructed by {args.model}, {args.pc_size} points, {args.resolution}^3 cells, "
+            f"seed {args.seed}; {sum(r['seconds'] for r in rows):.1f} s, peak memory {peak_memory(device)}; "
+            f"{machine['machine']}, commit {machine['commit']}")
     text = "\n".join([head, "", *lines])
     (args.output_dir / "report.md").write_text(f"# Reconstruction\n\n{text}\n\n```\n{PROTOCOL}\n```\n", encoding="utf-8")
-    (args.output_dir / "summary.json").write_text(json.dumps({"means": table, "of": len(rows), "machine": machine}, indent=1) + "\n", encoding="utf-8")
+    write_json(args.output_dir / "summary.json", {"means": table, "of": len(rows), "machine": machine})
     print(text)
     if good:
         print(f"{good[0]['tokens']} tokens a shape; meshes, pictures and report.csv in {args.output_dir}")

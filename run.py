@@ -37,24 +37,28 @@ PREVIEW_SIZE = 256
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpt-type", choices=["i23d"], default="i23d", help="what the GPT is conditioned on: i23d, an image")
-    parser.add_argument("--input", type=Path, default=Path("assets/sample_image.png"), help="picture, or folder of pictures (default: %(default)s)")
+    parser.add_argument("--input", type=Path, default=Path("assets/sample_image.png"),
+                        help="picture, or folder of pictures (default: %(default)s)")
     parser.add_argument("--save-path", type=Path, default=Path("outputs/generate"), help="output folder (default: %(default)s)")
     models = parser.add_argument_group("models")
-    models.add_argument("--model", default="pretrained/tiny", help="directory or Hub id with tokenizer/ and gpt_i23d/ (default: %(default)s)")
+    models.add_argument("--model", default="pretrained/tiny",
+                        help="directory or Hub id with tokenizer/ and gpt_i23d/ (default: %(default)s)")
     models.add_argument("--vq-ckpt", metavar="MODEL", help="the tokenizer's model directory, instead of the one in --model")
     models.add_argument("--gpt-ckpt", metavar="MODEL", help="the GPT's model directory, instead of the one in --model")
     models.add_argument("--precision", choices=PRECISIONS, default="32-true", help="default: %(default)s")
     models.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
     sampling = parser.add_argument_group("sampling (defaults: those saved with the model)")
     sampling.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    sampling.add_argument("--num-samples", type=positive_int, default=1, help="shapes per picture, with seeds SEED, SEED + 1, ... (default: %(default)s)")
+    sampling.add_argument("--num-samples", type=positive_int, default=1,
+                          help="shapes per picture, with seeds SEED, SEED + 1, ... (default: %(default)s)")
     sampling.add_argument("--cfg-scale", type=float, help="guidance; 1 is none")
     sampling.add_argument("--temperature", type=float, help="0 is greedy")
     sampling.add_argument("--top-k", type=int, help="0 is off")
     sampling.add_argument("--top-p", type=float, help="1 is off")
     sampling.add_argument("--min-p", type=float, help="0 is off")
     output = parser.add_argument_group("output")
-    output.add_argument("--resolution", type=positive_int, default=128, help="extraction cells along each axis (default: %(default)s)")
+    output.add_argument("--resolution", type=positive_int, default=128,
+                        help="extraction cells along each axis (default: %(default)s)")
     output.add_argument("--format", choices=[f[1:] for f in FORMATS], default="glb", help="default: %(default)s")
     output.add_argument("--up", choices=["y", "z"], default="y", help="the axis that points up (default: %(default)s)")
     return parser.parse_args(argv)
@@ -74,7 +78,8 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as e:
         print(e, file=sys.stderr)
         return 2
-    print(f"models loaded in {time.perf_counter() - start:.1f} s on {device}; {len(paths)} picture{'s' * (len(paths) > 1)}, {sampling}")
+    print(f"models loaded in {time.perf_counter() - start:.1f} s on {device}; {len(paths)} picture{'s' * (len(paths) > 1)}, "
+          f"{sampling}")
     failed: list[tuple[Path, str]] = []
     stems = Counter(path.stem for path in paths)
     for path in paths:
@@ -96,7 +101,8 @@ def sampling_settings(saved: SamplingConfig, args: argparse.Namespace) -> Sampli
     return dataclasses.replace(saved, **{name: value for name, value in given.items() if value is not None})
 
 
-def generate_file(pipeline: Pipeline, path: Path, target: Path, seed: int, sampling: SamplingConfig, args: argparse.Namespace) -> None:
+def generate_file(pipeline: Pipeline, path: Path, target: Path, seed: int, sampling: SamplingConfig,
+                  args: argparse.Namespace) -> None:
     """One picture -> mesh, preview and settings; prints what was made."""
     image = load_image(path)
     prepared = preprocess(image, pipeline.i23d.config.image_encoder)
@@ -108,12 +114,15 @@ def generate_file(pipeline: Pipeline, path: Path, target: Path, seed: int, sampl
                                    progress=lambda done, _: bar.update(done - bar.n))[0]
     save_mesh(result.mesh, target, up=args.up)
     preview(image, prepared, result, target.with_suffix(".png"))
-    record = {"input": str(path), "seed": seed, "sampling": dataclasses.asdict(sampling), "resolution": args.resolution, "up": args.up,
-              "model": args.model, "vq_ckpt": args.vq_ckpt, "gpt_ckpt": args.gpt_ckpt, "precision": pipeline.precision,
-              "seconds": result.seconds, "faces": len(result.mesh.faces), "foreground": prepared.foreground, **describe_machine(pipeline.device)}
+    record = {"input": str(path), "seed": seed, "sampling": dataclasses.asdict(sampling), "resolution": args.resolution,
+              "up": args.up, "model": args.model, "vq_ckpt": args.vq_ckpt, "gpt_ckpt": args.gpt_ckpt,
+              "precision": pipeline.precision,
+              "seconds": result.seconds, "faces": len(result.mesh.faces), "foreground": prepared.foreground,
+              **describe_machine(pipeline.device)}
     target.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     times = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in result.seconds.items())
-    print(f"{target}: {total} tokens, {len(result.mesh.faces):,} faces, seed {seed}; {times}; preview {target.with_suffix('.png')}")
+    print(f"{target}: {total} tokens, {len(result.mesh.faces):,} faces, seed {seed}; {times}; "
+          f"preview {target.with_suffix('.png')}")
 
 
 def preview(image: Image.Image, prepared: Prepared, result: Generated, path: Path) -> None:

@@ -29,19 +29,29 @@ from tar3d import checkpoint
 from tar3d import config as configuration
 from tar3d.config import GPT_SIZES, GPTRunConfig, gpt_config
 from tar3d.data.default import DEFAULT_FOLDER, default_data
-from tar3d.data.folder import mesh_path
 from tar3d.data.make_tokens import TokenMaker
 from tar3d.data.order import TrainingOrder
 from tar3d.data.tokens import TokenDataset
+from tar3d.data.views import mesh_pictures
 from tar3d.gpt.evaluate import condition_nll
 from tar3d.mesh.extract import EmptyFieldError
-from tar3d.mesh.load import load_mesh
 from tar3d.mesh.render import contact_sheet, picture
 from tar3d.optim.groups import build_optimizers, routing_table
 from tar3d.optim.schedule import learning_rate_factor, set_learning_rates
 from tar3d.pipeline import GPT_I23D, I23D, Pipeline
-from tar3d.runtime import RunLog, Stopwatch, add_device_arguments, compile_blocks, describe_machine, peak_memory, positive_int, prepare_run_folder, start_fabric
+from tar3d.runtime import (
+    RunLog,
+    Stopwatch,
+    add_device_arguments,
+    compile_blocks,
+    describe_machine,
+    peak_memory,
+    positive_int,
+    prepare_run_folder,
+    start_fabric,
+)
 from tar3d.token_order import NUM_PLANES
+from tar3d.tokenizer.vqvae import VQVAE
 
 SHIPPED_TOKENIZER = "pretrained/tiny/tokenizer"
 VALIDATION_BATCH = 16
@@ -51,10 +61,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpt-type", choices=["i23d"], default="i23d", help="what the GPT is conditioned on: i23d, an image")
     parser.add_argument("--gpt-model", choices=list(GPT_SIZES), default="GPT-tiny", help="size by name (default: %(default)s)")
-    parser.add_argument("--config", help="config file (default: configs/gpt_i23d_tiny.yaml for GPT-tiny, else configs/gpt_i23d.yaml)")
+    parser.add_argument("--config",
+                        help="config file (default: configs/gpt_i23d_tiny.yaml for GPT-tiny, else configs/gpt_i23d.yaml)")
     parser.add_argument("--data", type=Path, help=f"data set folder (default: a procedural set in {DEFAULT_FOLDER})")
     parser.add_argument("--toy-shapes", type=positive_int, default=2000, help="size of the procedural set (default: %(default)s)")
-    parser.add_argument("--vq-ckpt", default=SHIPPED_TOKENIZER, metavar="MODEL", help="the tokenizer's model directory or Hub id (default: %(default)s)")
+    parser.add_argument("--vq-ckpt", default=SHIPPED_TOKENIZER, metavar="MODEL",
+                        help="the tokenizer's model directory or Hub id (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("outputs/gpt"), help="run folder (default: %(default)s)")
     parser.add_argument("--global-batch-size", type=int, help="rows per optimizer step over all devices (default: the config's)")
     start = parser.add_mutually_exclusive_group()
@@ -93,16 +105,18 @@ def read_config(args: argparse.Namespace) -> GPTRunConfig:
     return configuration.load(GPTRunConfig, path, [*overrides, *args.overrides])
 
 
-def check_tokenizer(config: GPTRunConfig, vqvae) -> None:
+def check_tokenizer(config: GPTRunConfig, vqvae: VQVAE) -> None:
     """The GPT's vocabulary and grid must be the tokenizer's; records whose codes it learns."""
     for name in ("grid_size", "codebook_size"):
         mine, theirs = getattr(config.gpt, name), getattr(vqvae.config, name)
         if mine != theirs:
-            raise ValueError(f"gpt.{name} is {mine}, but the tokenizer's is {theirs}: write gpt.{name}={theirs}, or choose another --vq-ckpt")
+            raise ValueError(f"gpt.{name} is {mine}, but the tokenizer's is {theirs}: "
+                             f"write gpt.{name}={theirs}, or choose another --vq-ckpt")
     config.tokenizer_fingerprint = checkpoint.fingerprint(vqvae)
 
 
-def train(config: GPTRunConfig, fabric: Fabric, data: Path, vqvae, vq_source: str, out: Path, *, resume: bool = False, init: str | None = None) -> dict:
+def train(config: GPTRunConfig, fabric: Fabric, data: Path, vqvae: VQVAE, vq_source: str, out: Path, *, resume: bool = False,
+          init: str | None = None) -> dict:
     """Runs (or continues) a training and returns the last validation's metrics."""
     t = config.train
 
@@ -129,13 +143,16 @@ def train(config: GPTRunConfig, fabric: Fabric, data: Path, vqvae, vq_source: st
     # data
     wanted = {"tokenizer": config.tokenizer_fingerprint, "encoder": bare.encoder.identity}
     dataset, validation = (TokenDataset(data, split, seed=t.seed, wanted=wanted) for split in ("train", "val"))
-    order = TrainingOrder(len(dataset), t.global_batch_size, seed=t.seed, start=step, stop=t.steps, rank=fabric.global_rank, world=fabric.world_size)
-    loader = fabric.setup_dataloaders(DataLoader(dataset, batch_sampler=order, num_workers=t.num_workers), use_distributed_sampler=False)
+    order = TrainingOrder(len(dataset), t.global_batch_size, seed=t.seed, start=step, stop=t.steps, rank=fabric.global_rank,
+                          world=fabric.world_size)
+    loader = fabric.setup_dataloaders(DataLoader(dataset, batch_sampler=order, num_workers=t.num_workers),
+                                      use_distributed_sampler=False)
     local = t.global_batch_size // fabric.world_size
     micro = t.micro_batch_size or local
     if local % micro:
         raise ValueError(f"train.micro_batch_size {micro} does not divide the {local} rows of each device")
     held_out = validation_rows(validation, t.validation_shapes)
+    truths = mesh_pictures(data, validation.ids[: t.preview_shapes])
     fabric.print(f"{sum(p.numel() for p in bare.parameters()) / 1e6:.2f} M parameters, {len(dataset)} training shapes, "
                  f"{len(held_out['tokens'])} validation shapes, {t.steps - step} steps of {local // micro} x {micro} rows on "
                  f"{fabric.world_size} x {fabric.device}, ln V = {np.log(config.gpt.codebook_size):.3f} nats, run folder {out}")
@@ -145,7 +162,8 @@ def train(config: GPTRunConfig, fabric: Fabric, data: Path, vqvae, vq_source: st
     began, metrics = time.perf_counter() - seconds, {}
 
     for batch in loader:
-        set_learning_rates(optimizers, learning_rate_factor(step, t.steps, config.optim.warmup_steps, config.optim.final_lr_fraction))
+        set_learning_rates(optimizers,
+                           learning_rate_factor(step, t.steps, config.optim.warmup_steps, config.optim.final_lr_fraction))
         dropped = bare.gpt.drop_rows(t.global_batch_size, dropout_random)[fabric.global_rank * local:][:local]
         values = train_step(model, optimizers, batch, dropped, micro, config, fabric, step)
         step += 1
@@ -158,8 +176,9 @@ def train(config: GPTRunConfig, fabric: Fabric, data: Path, vqvae, vq_source: st
             if fabric.is_global_zero:
                 metrics = validate(bare, held_out, fabric)
                 log.write("validation", step, metrics)
-                bar.write(f"step {step}: " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()) + f"; {watch.line(step)}, {peak_memory(fabric.device)}")
-                preview(bare, vqvae, data, validation, t.preview_shapes, fabric, out / f"preview_{step:07d}.png")
+                scores = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
+                bar.write(f"step {step}: {scores}; {watch.line(step)}, {peak_memory(fabric.device)}")
+                preview(bare, vqvae, truths, validation, fabric, out / f"preview_{step:07d}.png")
                 if metrics["nll"] < best_nll:
                     best_nll = metrics["nll"]
                     record = {**metrics, "step": step, "hours": (time.perf_counter() - began) / 3600, "date": str(date.today()),
@@ -174,11 +193,13 @@ def train(config: GPTRunConfig, fabric: Fabric, data: Path, vqvae, vq_source: st
     bar.close()
     if log:
         log.close()
-        fabric.print(f"best validation NLL {best_nll:.4f}; model in {out / 'model'}, generate with: python run.py --model {out / 'model'}")
+        fabric.print(f"best validation NLL {best_nll:.4f}; model in {out / 'model'}, "
+                     f"generate with: python run.py --model {out / 'model'}")
     return metrics
 
 
-def train_step(model, optimizers, batch: dict, dropped: torch.Tensor, micro: int, config: GPTRunConfig, fabric: Fabric, step: int) -> dict[str, float]:
+def train_step(model, optimizers, batch: dict, dropped: torch.Tensor, micro: int, config: GPTRunConfig, fabric: Fabric,
+               step: int) -> dict[str, float]:
     """One optimizer step over `micro` rows at a time; stops with FloatingPointError before the optimizers move when the
     loss or the gradient is not finite."""
     starts = range(0, len(dropped), micro)
@@ -190,13 +211,14 @@ def train_step(model, optimizers, batch: dict, dropped: torch.Tensor, micro: int
             logits = model(tokens[:, :-1], batch["source"][rows], dropped[rows].to(fabric.device))
             loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten())
             if not torch.isfinite(loss):
-                raise FloatingPointError(f"the loss became {loss.item()} at step {step}; the weights on disk are those of the last save. "
-                                         "Lower optim.muon_lr and optim.adamw_lr")
+                raise FloatingPointError(f"the loss became {loss.item()} at step {step}; "
+                                         "the weights on disk are those of the last save. Lower optim.muon_lr and optim.adamw_lr")
             fabric.backward(loss / len(starts))
         total += loss.item() / len(starts)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip or float("inf"))
     if not torch.isfinite(norm):
-        raise FloatingPointError(f"the gradient became {norm.item()} at step {step}; the weights on disk are those of the last save")
+        raise FloatingPointError(f"the gradient became {norm.item()} at step {step}; "
+                                 "the weights on disk are those of the last save")
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad()
@@ -215,21 +237,21 @@ def validate(model: I23D, rows: dict[str, torch.Tensor], fabric: Fabric) -> dict
     with fabric.autocast():
         nll = condition_nll(model, rows["tokens"], rows["source"], VALIDATION_BATCH)
     planes = {f"nll_{name}": float(nll["right"][:, p::NUM_PLANES].mean()) for p, name in enumerate(("xy", "xz", "yz"))}
-    return {"nll": float(nll["right"].mean()), "nll_shuffled": float(nll["shuffled"].mean()), "nll_null": float(nll["null"].mean()),
-            **planes, "nll_first8": float(nll["right"][:, :8].mean())}
+    return {"nll": float(nll["right"].mean()), "nll_shuffled": float(nll["shuffled"].mean()),
+            "nll_null": float(nll["null"].mean()), **planes, "nll_first8": float(nll["right"][:, :8].mean())}
 
 
-def preview(model: I23D, vqvae, data: Path, validation: TokenDataset, count: int, fabric: Fabric, path: Path) -> None:
-    """A picture with one row a validation shape: the true mesh, and what is generated from its first view."""
+def preview(model: I23D, vqvae: VQVAE, truths: list[np.ndarray], validation: TokenDataset, fabric: Fabric, path: Path) -> None:
+    """A picture with one row a truth: the true mesh, and what is generated from its first view."""
     pipeline = Pipeline(vqvae, model, fabric.device)
     rows = []
-    for index in range(min(count, len(validation))):
+    for index, truth in enumerate(truths):
         source = validation.row(index, 0)["source"][None]
         try:
             mesh = pipeline.generate(source, seeds=[index], resolution=64)[0].mesh
         except EmptyFieldError:  # normal in the first steps; training goes on
             mesh = None
-        rows.append([picture(load_mesh(mesh_path(data, validation.ids[index]))), picture(mesh)])
+        rows.append([truth, picture(mesh)])
     model.train()
     if rows:
         contact_sheet(rows, ["truth", "generated"]).save(path)
@@ -249,8 +271,8 @@ def model_card(record: dict) -> str:
     return f"""# Hybrid GPT, image to 3D
 
 Trained by this repository: `{record['command']}` (step {record['step']}, {record['hours']:.2f} h, {record['machine']}, commit
-{record['commit']}, {record['date']}). Validation NLL {record['nll']:.4f} nats a token; {record['nll_shuffled']:.4f} under another shape's
-picture, {record['nll_null']:.4f} without one. Use: `python run.py --model DIR --input PICTURE`.
+{record['commit']}, {record['date']}). Validation NLL {record['nll']:.4f} nats a token; {record['nll_shuffled']:.4f} under another
+shape's picture, {record['nll_null']:.4f} without one. Use: `python run.py --model DIR --input PICTURE`.
 """
 
 

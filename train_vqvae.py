@@ -26,16 +26,25 @@ from tar3d import checkpoint
 from tar3d import config as configuration
 from tar3d.config import VQVAEConfig
 from tar3d.data.default import DEFAULT_FOLDER, default_data
-from tar3d.data.folder import mesh_path
 from tar3d.data.order import TrainingOrder
 from tar3d.data.shapes import ShapeDataset, load_samples
+from tar3d.data.views import mesh_pictures
 from tar3d.mesh.extract import EmptyFieldError
-from tar3d.mesh.load import load_mesh
 from tar3d.mesh.render import contact_sheet, picture
 from tar3d.optim.groups import build_optimizers, routing_table
 from tar3d.optim.schedule import learning_rate_factor, set_learning_rates
 from tar3d.pipeline import reconstruct
-from tar3d.runtime import RunLog, Stopwatch, add_device_arguments, compile_blocks, describe_machine, peak_memory, positive_int, prepare_run_folder, start_fabric
+from tar3d.runtime import (
+    RunLog,
+    Stopwatch,
+    add_device_arguments,
+    compile_blocks,
+    describe_machine,
+    peak_memory,
+    positive_int,
+    prepare_run_folder,
+    start_fabric,
+)
 from tar3d.tokenizer.loss import intersection_over_union, tokenizer_loss
 from tar3d.tokenizer.quantize import codebook_usage
 from tar3d.tokenizer.vqvae import VQVAE
@@ -101,9 +110,12 @@ def train(config: VQVAEConfig, fabric: Fabric, data: Path, out: Path, *, resume:
     # data
     dataset = ShapeDataset(data, "train", surface_points=t.surface_points, volume_points=t.volume_points,
                            near_points=t.near_points, seed=t.seed)
-    order = TrainingOrder(len(dataset), t.batch_size, seed=t.seed, start=step, stop=total, rank=fabric.global_rank, world=fabric.world_size)
-    loader = fabric.setup_dataloaders(DataLoader(dataset, batch_sampler=order, num_workers=t.num_workers), use_distributed_sampler=False)
+    order = TrainingOrder(len(dataset), t.batch_size, seed=t.seed, start=step, stop=total, rank=fabric.global_rank,
+                          world=fabric.world_size)
+    loader = fabric.setup_dataloaders(DataLoader(dataset, batch_sampler=order, num_workers=t.num_workers),
+                                      use_distributed_sampler=False)
     validation = validation_set(data, t.validation_shapes)
+    truths = mesh_pictures(data, [shape_id for shape_id, _ in validation[: t.preview_shapes]])
     parameters = sum(p.numel() for p in bare.parameters())
     fabric.print(f"{parameters / 1e6:.2f} M parameters, {len(dataset)} training shapes, {len(validation)} validation shapes, "
                  f"{total - step} steps of {t.batch_size} shapes on {fabric.world_size} x {fabric.device}, run folder {out}")
@@ -121,7 +133,8 @@ def train(config: VQVAEConfig, fabric: Fabric, data: Path, out: Path, *, resume:
         quantize = step >= t.autoencoder_steps
         if quantize and step == t.autoencoder_steps:
             start_codebook(bare, dataset, fabric, codebook_random)
-        set_learning_rates(optimizers, learning_rate_factor(step, total, config.optim.warmup_steps, config.optim.final_lr_fraction))
+        set_learning_rates(optimizers,
+                           learning_rate_factor(step, total, config.optim.warmup_steps, config.optim.final_lr_fraction))
         values = train_step(model, optimizers, batch, config, fabric, quantize, step)
         if quantize:
             values["revived"] = bare.quantizer.step(codebook_random, lambda tensor: fabric.all_reduce(tensor, reduce_op="sum"))
@@ -137,8 +150,10 @@ def train(config: VQVAEConfig, fabric: Fabric, data: Path, out: Path, *, resume:
             if fabric.is_global_zero:
                 metrics = validate(bare, validation, fabric, step > t.autoencoder_steps)
                 log.write("validation", step, metrics)
-                bar.write(f"step {step}: " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()) + f"; {watch.line(step)}, {peak_memory(fabric.device)}")
-                preview(bare, data, validation[: t.preview_shapes], fabric, step > t.autoencoder_steps, out / f"preview_{step:07d}.png")
+                scores = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
+                bar.write(f"step {step}: {scores}; {watch.line(step)}, {peak_memory(fabric.device)}")
+                preview(bare, truths, validation, fabric, step > t.autoencoder_steps,
+                        out / f"preview_{step:07d}.png")
                 if step > t.autoencoder_steps and metrics["iou_volume"] > best_iou:
                     best_iou = metrics["iou_volume"]
                     record = {**metrics, "step": step, "hours": (time.perf_counter() - began) / 3600, "date": str(date.today()),
@@ -150,28 +165,33 @@ def train(config: VQVAEConfig, fabric: Fabric, data: Path, out: Path, *, resume:
     bar.close()
     if log:
         log.close()
-        fabric.print(f"best validation IoU {best_iou:.4f}; model in {out / 'model'}, reconstruct with: python infer_vqvae.py --model {out / 'model'}")
+        fabric.print(f"best validation IoU {best_iou:.4f}; model in {out / 'model'}, "
+                     f"reconstruct with: python infer_vqvae.py --model {out / 'model'}")
     return metrics
 
 
-def train_step(model, optimizers, batch: dict, config: VQVAEConfig, fabric: Fabric, quantize: bool, step: int) -> dict[str, float]:
+def train_step(model, optimizers, batch: dict, config: VQVAEConfig, fabric: Fabric, quantize: bool,
+               step: int) -> dict[str, float]:
     """One optimizer step; stops with FloatingPointError before the optimizers move when the loss is not finite."""
     output = model(batch["surface"], batch["points"], quantize)
     loss = tokenizer_loss(output.logits, batch["inside"], batch["is_near"], output.commitment,
                           near_weight=config.train.near_weight, commitment_weight=config.train.commitment_weight)
     if not torch.isfinite(loss.total):
-        raise FloatingPointError(f"the loss became {loss.total.item()} at step {step}; the weights on disk are those of the last save. "
+        raise FloatingPointError(f"the loss became {loss.total.item()} at step {step}; "
+                                 "the weights on disk are those of the last save. "
                                  "Lower optim.muon_lr and optim.adamw_lr, or look at the samples of this batch")
     fabric.backward(loss.total)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip or float("inf"), error_if_nonfinite=False)
     if not torch.isfinite(norm):
-        raise FloatingPointError(f"the gradient became {norm.item()} at step {step}; the weights on disk are those of the last save")
+        raise FloatingPointError(f"the gradient became {norm.item()} at step {step}; "
+                                 "the weights on disk are those of the last save")
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad()
     iou = intersection_over_union(output.logits.detach(), batch["inside"], ~batch["is_near"]).mean()
-    return {"loss": loss.total.item(), "volume": loss.volume.item(), "near": loss.near.item(), "commitment": loss.commitment.item(),
-            "iou_volume": iou.item(), "gradient_norm": norm.item(), "lr": optimizers[0].param_groups[0]["lr"]}
+    return {"loss": loss.total.item(), "volume": loss.volume.item(), "near": loss.near.item(),
+            "commitment": loss.commitment.item(), "iou_volume": iou.item(),
+            "gradient_norm": norm.item(), "lr": optimizers[0].param_groups[0]["lr"]}
 
 
 @torch.no_grad()
@@ -217,17 +237,17 @@ def validate(model: VQVAE, shapes: list, fabric: Fabric, quantize: bool) -> dict
             "codebook_usage": usage, "perplexity": perplexity}
 
 
-def preview(model: VQVAE, data: Path, shapes: list, fabric: Fabric, quantize: bool, path: Path) -> None:
-    """A picture with one row a shape: the true mesh, and what the tokenizer makes of it (blank: an empty field)."""
+def preview(model: VQVAE, truths: list[np.ndarray], shapes: list, fabric: Fabric, quantize: bool, path: Path) -> None:
+    """A picture with one row a truth: the true mesh, and what the tokenizer makes of it (blank: an empty field)."""
     model.eval()
     rows = []
-    for shape_id, arrays in shapes:
+    for truth, (_, arrays) in zip(truths, shapes, strict=False):
         try:
             with fabric.autocast():
                 rebuilt, _ = reconstruct(model, arrays["surface"].numpy(), resolution=64, quantize=quantize)
         except EmptyFieldError:  # normal in the first steps; training goes on
             rebuilt = None
-        rows.append([picture(load_mesh(mesh_path(data, shape_id))), picture(rebuilt)])
+        rows.append([truth, picture(rebuilt)])
     model.train()
     if rows:
         contact_sheet(rows, ["truth", "rebuilt"]).save(path)
@@ -238,8 +258,9 @@ def model_card(record: dict) -> str:
     return f"""# 3D VQ-VAE tokenizer
 
 Trained by this repository: `{record['command']}` (step {record['step']}, {record['hours']:.2f} h, {record['machine']}, commit
-{record['commit']}, {record['date']}). Validation: volume IoU {record['iou_volume']:.4f}, near-surface IoU {record['iou_near']:.4f},
-codebook usage {record['codebook_usage']:.3f}. Use: `python infer_vqvae.py --model DIR --input_file MESH`.
+{record['commit']}, {record['date']}). Validation: volume IoU {record['iou_volume']:.4f}, near-surface IoU
+{record['iou_near']:.4f}, codebook usage {record['codebook_usage']:.3f}.
+Use: `python infer_vqvae.py --model DIR --input_file MESH`.
 """
 
 

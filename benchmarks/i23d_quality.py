@@ -37,7 +37,7 @@ from tar3d.mesh.load import load_mesh
 from tar3d.mesh.render import contact_sheet, picture
 from tar3d.metrics.geometry import compare_meshes, mesh_volume_iou
 from tar3d.pipeline import Pipeline, reconstruct
-from tar3d.runtime import choose_device, describe_machine
+from tar3d.runtime import choose_device, describe_machine, positive_int
 
 GRID_ROWS, GRID_SIZE = 12, 160
 GRID_COLUMNS = ["view", "truth", "reconstruction", "generation", "nearest, pixels", "same category"]
@@ -205,9 +205,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--test", type=Path, required=True, help="data set folder with unseen shapes")
     parser.add_argument("--train", type=Path, required=True, help="data set folder that the model was trained on")
     parser.add_argument("--out", type=Path, required=True, help="folder for the report")
-    parser.add_argument("--shapes", type=int, default=100, help="how many, drawn with the seed (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=10, help="shapes generated at once (default: %(default)s)")
-    parser.add_argument("--resolution", type=int, default=128,
+    parser.add_argument("--shapes", type=positive_int, default=100, help="how many, drawn with the seed (default: %(default)s)")
+    parser.add_argument("--batch", type=positive_int, default=10, help="shapes generated at once (default: %(default)s)")
+    parser.add_argument("--resolution", type=positive_int, default=128,
                         help="extraction cells along each axis (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0,
                         help="of the choice of shapes, of the baselines and of the sampling (default: %(default)s)")
@@ -220,8 +220,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
-        if min(args.shapes, args.batch, args.resolution) < 1:
-            raise ValueError("--shapes, --batch and --resolution must be at least 1")
         summary = evaluate(args)
     except ValueError as e:
         print(e, file=sys.stderr)

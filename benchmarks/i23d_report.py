@@ -26,6 +26,7 @@ ROWS = {  # what is compared with the truth -> its name in the report
 }
 BASELINES = ("category", "pixels", "features")
 LOSSES = ("right", "shuffled", "null")
+_RESAMPLES_AT_ONCE = 1000
 
 
 def bootstrap_interval(values: np.ndarray, rng: np.random.Generator, *, coverage: float = 0.95,
@@ -34,7 +35,8 @@ def bootstrap_interval(values: np.ndarray, rng: np.random.Generator, *, coverage
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or len(values) == 0:
         raise ValueError(f"a bootstrap needs (n,) values with n > 0, got {values.shape}")
-    means = np.array([values[rng.integers(len(values), size=len(values))].mean() for _ in range(resamples)])
+    parts = [min(_RESAMPLES_AT_ONCE, resamples - start) for start in range(0, resamples, _RESAMPLES_AT_ONCE)]
+    means = np.concatenate([values[rng.integers(len(values), size=(part, len(values)))].mean(1) for part in parts])
     low, high = np.quantile(means, [(1 - coverage) / 2, (1 + coverage) / 2])
     return float(low), float(high)
 
@@ -92,7 +94,8 @@ def report(s: dict) -> str:
     beats = [[ROWS[base], *(f"{v['share']:.0%}, {_cell(v['gain'])}" for v in s["beats"][base].values())] for base in BASELINES]
     groups = [[category or "none given", str(g["shapes"]), *(f"{g[name]['fscore']:.3f}" for name in ROWS)]
               for category, g in s["by_category"].items()]
-    failures = f"Failed generations: {s['failed_generations']} of {s['shapes']}; failed reconstructions: {s['failed_reconstructions']}."
+    failures = (f"Failed generations: {s['failed_generations']} of {s['shapes']}; "
+                f"failed reconstructions: {s['failed_reconstructions']}.")
     return "\n".join([
         "# Image to 3D on unseen shapes", "",
         f"{s['shapes']} shapes of {s['test']}, one view each, model {s['model']}, {s['resolution']}^3 cells, seed {s['seed']}.",

@@ -24,7 +24,7 @@ import torch
 
 from benchmarks import stages
 from benchmarks.measure import SIZES, Case, measure
-from tar3d.runtime import choose_device, describe_machine
+from tar3d.runtime import choose_device, describe_machine, positive_int
 
 SUITES: dict[str, tuple[Case, ...]] = {"stages": stages.CASES}  # a further suite is a file with CASES and a line here
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,7 +99,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
                         help="the shipped configs, those of the paper, or both (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose name contains TEXT, as in tiny/encode")
-    parser.add_argument("--repeats", type=int, help="timed calls of each case (default: the case's own, 1 to 5)")
+    parser.add_argument("--repeats", type=positive_int, help="timed calls of each case (default: the case's own, 1 to 10)")
     parser.add_argument("--limit", type=float, default=CASE_LIMIT,
                         help="seconds after which a case is given up (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="also write the JSON to this file")
@@ -110,8 +110,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
-        if args.repeats is not None and args.repeats < 1:
-            raise ValueError(f"--repeats must be at least 1, got {args.repeats}")
         device = choose_device(args.device)
         if args.case:
             case = next((c for c in select_cases(args.suite, "all", device, args.case) if c.id == args.case), None)

@@ -4,10 +4,10 @@
     extract_64   planes -> mesh on 64^3 cells             extract_128 the same on 128^3
     generate     one picture -> tokens, guidance on       train_*     forward, backward, clipping, optimizers
 
-"tiny" is what is shipped (R 16, 768 tokens), "full" the paper's size (R 32, 3,072 tokens, GPT-B). Weights are random and
-inputs have the right sizes; the surface that is extracted is a ball's. Training steps use the precision that training
-picks for the device, the others float32, as the scripts do. Where a full case is reduced, it says how. Frozen image
-encoders are not run: the full GPT's conditions are random embeddings.
+"tiny" are the shipped configs, "full" those of the paper (R 32, 3,072 tokens, GPT-B). Weights are random and inputs have
+the right sizes; the surface that is extracted is a ball's. Training steps use the precision that training picks for the
+device, the others float32, as the scripts do. Where a full case is reduced, it says how. Frozen image encoders are not
+run: the full GPT's conditions are random embeddings.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from tar3d.tokenizer.vqvae import VQVAE
 CONFIGS = {"tiny": ("configs/vqvae3d_tiny.yaml", "configs/gpt_i23d_tiny.yaml", "GPT-tiny"),
            "full": ("configs/vqvae3d.yaml", "configs/gpt_i23d.yaml", "GPT-B")}
 INFERENCE_POINTS = {"tiny": 8192, "full": 81_920}
+FULL_BATCH = {"cpu": 1, "cuda": 8}  # of a full training step
 CPU_SURFACE_POINTS = 16_384  # of a full training step on a CPU, where 81,920 take two minutes
 LATE_POSITION, LATE_TOKENS = 2990, 4  # where, and how many tokens a call, the full GPT decodes on a CPU
 
@@ -102,10 +103,12 @@ def generate_late(size: str, device: torch.device) -> Work:
 def train_tokenizer(size: str, device: torch.device) -> Work:
     """A step of the second stage (with the codebook), as train_vqvae.py does it."""
     config = _vqvae_config(size)
-    t, batch, count, reduced = config.train, config.train.batch_size, config.train.surface_points, ""
+    t = config.train
+    batch, count = t.batch_size if size == "tiny" else FULL_BATCH[device.type], t.surface_points
+    reduced = "" if batch == t.batch_size else f"batch {batch} instead of {t.batch_size}"
     if size == "full" and device.type == "cpu":
-        batch, count = 1, CPU_SURFACE_POINTS
-        reduced = f"batch 1 instead of {t.batch_size}, {count} surface points instead of {t.surface_points}"
+        count = CPU_SURFACE_POINTS
+        reduced += f", {count} surface points instead of {t.surface_points}"
     model = _vqvae(size, device).train()
     optimizers, precision = _optimizers(model, config.optim), resolve_precision(t.precision, device.type)
     surface, queries = _surface(batch, count, device), t.volume_points + t.near_points
@@ -128,7 +131,8 @@ def train_tokenizer(size: str, device: torch.device) -> Work:
 def train_gpt(size: str, device: torch.device) -> Work:
     """A step as train_gpt.py does it; the full one starts from stored embeddings, as with a frozen image encoder."""
     config = _gpt_config(size)
-    batch = config.train.global_batch_size if size == "tiny" else 8 if device.type == "cuda" else 1
+    whole = config.train.global_batch_size
+    batch = whole if size == "tiny" else FULL_BATCH[device.type]
     if size == "tiny":
         model: torch.nn.Module = I23D(config)
         source = torch.randint(256, (batch, *[config.image_encoder.image_size] * 2, 3), dtype=torch.uint8, device=device)
@@ -145,9 +149,8 @@ def train_gpt(size: str, device: torch.device) -> Work:
             logits = model(tokens[:, :-1], source, dropped)
         _step(model, optimizers, F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten()), config.optim)
 
-    settings, whole = _gpt_settings(config, batch) | {"million_parameters": _millions(model)}, config.train.global_batch_size
-    reduced = "" if batch == whole else f"batch {batch} instead of {whole}"
-    return Work(call, batch, precision, settings, reduced)
+    settings = _gpt_settings(config, batch) | {"million_parameters": _millions(model)}
+    return Work(call, batch, precision, settings, "" if batch == whole else f"batch {batch} instead of {whole}")
 
 
 def _vqvae_config(size: str) -> VQVAEConfig:

@@ -77,7 +77,8 @@ def find_bundle(source: str | Path, parts: tuple[str, ...]) -> Path:
     path = _local_folder(source)
     missing = [name for name in parts if not (path / name / WEIGHTS).is_file()]
     if missing:
-        raise ValueError(f"{path} lacks {' and '.join(f'{m}/{WEIGHTS}' for m in missing)}: give a directory that holds {', '.join(parts)}")
+        raise ValueError(f"{path} lacks {' and '.join(f'{m}/{WEIGHTS}' for m in missing)}: "
+                         f"give a directory that holds {', '.join(parts)}")
     return path
 
 
@@ -98,7 +99,8 @@ def load_weights(module: nn.Module, source: str | Path) -> nn.Module:
     wrong += [f"{k} is {tuple(tensors[k].shape)}, not {tuple(wanted[k].shape)}"
               for k in wanted if k in tensors and tensors[k].shape != wanted[k].shape]
     if wrong:
-        raise ValueError(f"{path} does not fit its model: {'; '.join(wrong[:3])}" + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""))
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ValueError(f"{path} does not fit its model: {'; '.join(wrong[:3])}{more}")
     module.load_state_dict({k: v.to(wanted[k].dtype) for k, v in tensors.items()})
     return module
 
@@ -152,7 +154,8 @@ def load_state(path: str | Path) -> dict:
     except FileNotFoundError as e:
         raise ValueError(f"there is no training state at {path} to resume from") from e
     except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as e:
-        raise ValueError(f"{path} is not a readable training state ({type(e).__name__}: {(str(e) or 'no content').splitlines()[0]})") from e
+        raise ValueError(f"{path} is not a readable training state ({type(e).__name__}: "
+                         f"{(str(e) or 'no content').splitlines()[0]})") from e
 
 
 def restore(state: dict, module: nn.Module, optimizers: Sequence[Optimizer]) -> None:

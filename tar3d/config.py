@@ -250,9 +250,10 @@ class VQVAETrainConfig:
     def __post_init__(self) -> None:
         _at_least(1, self, "train.", "codebook_steps", "batch_size", "surface_points", "validate_every", "validation_shapes",
                   "save_every", "log_every")
-        _at_least(0, self, "train.", "autoencoder_steps", "volume_points", "near_points", "near_weight", "commitment_weight", "seed",
-                  "num_workers", "preview_shapes")
-        _require(self.volume_points + self.near_points > 0, "train.volume_points and train.near_points are both 0: nothing is learnt")
+        _at_least(0, self, "train.", "autoencoder_steps", "volume_points", "near_points", "near_weight", "commitment_weight",
+                  "seed", "num_workers", "preview_shapes")
+        _require(self.volume_points + self.near_points > 0,
+                 "train.volume_points and train.near_points are both 0: nothing is learnt")
 
 
 @dataclass(kw_only=True)
@@ -280,7 +281,8 @@ class GPTTrainConfig:
     log_every: int = 50
 
     def __post_init__(self) -> None:
-        _at_least(1, self, "train.", "steps", "global_batch_size", "validate_every", "validation_shapes", "save_every", "log_every")
+        _at_least(1, self, "train.", "steps", "global_batch_size", "validate_every", "validation_shapes", "save_every",
+                  "log_every")
         _at_least(0, self, "train.", "micro_batch_size", "seed", "num_workers", "preview_shapes")
 
 
@@ -315,7 +317,8 @@ def load(cls: type[T], path: str | Path | None, overrides: list[str] | tuple[str
             raise ValueError(f"config file {path} does not exist")
         values = _read(path)
     for item in overrides:
-        _require("=" in item and not item.startswith("-"), f"{item!r} is not an override of the form key=value, as in train.batch_size=4")
+        _require("=" in item and not item.startswith("-"),
+                 f"{item!r} is not an override of the form key=value, as in train.batch_size=4")
     values = OmegaConf.merge(values, OmegaConf.from_dotlist(list(overrides)))
     return from_mapping(cls, OmegaConf.to_container(values), str(path) if path else "overrides")
 

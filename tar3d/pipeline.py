@@ -36,8 +36,9 @@ class I23D(torch.nn.Module):
         super().__init__()
         encoder = build_image_encoder(config.image_encoder)
         if (encoder.num_tokens, encoder.width) != (config.gpt.condition_tokens, config.gpt.condition_width):
-            raise ValueError(f"the image encoder gives {encoder.num_tokens} x {encoder.width} embeddings, but gpt.condition_tokens x "
-                             f"gpt.condition_width is {config.gpt.condition_tokens} x {config.gpt.condition_width}")
+            raise ValueError(f"the image encoder gives {encoder.num_tokens} x {encoder.width} embeddings, but "
+                             "gpt.condition_tokens x gpt.condition_width is "
+                             f"{config.gpt.condition_tokens} x {config.gpt.condition_width}")
         self.config = config
         self.gpt = GPT(config.gpt)
         if encoder.frozen:

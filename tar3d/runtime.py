@@ -20,7 +20,8 @@ PRECISIONS = ("auto", "32-true", "bf16-mixed")
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--gpus", metavar="LIST", help='CUDA devices, as in "0,1" (default: the first GPU if there is one, else the CPU)')
+    parser.add_argument("--gpus", metavar="LIST",
+                        help='CUDA devices, as in "0,1" (default: the first GPU if there is one, else the CPU)')
     parser.add_argument("--num_nodes", type=int, default=1, help="machines of a torchrun job (default: 1)")
 
 
@@ -38,16 +39,18 @@ def start_fabric(gpus: str | None, num_nodes: int, precision: str) -> Fabric:
     Raises ValueError when the devices asked for are not there, or the precision is unknown.
     """
     if precision not in PRECISIONS:
-        raise ValueError(f"precision is {precision!r}, allowed are {', '.join(PRECISIONS)} (float16 is left out: it overflows here)")
+        raise ValueError(f"precision is {precision!r}, allowed are {', '.join(PRECISIONS)} "
+                         "(float16 is left out: it overflows here)")
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     under_torchrun = "LOCAL_WORLD_SIZE" in os.environ
     if gpus is not None:
         devices = _parse_gpus(gpus)
         missing = [d for d in devices if d >= found]
         if missing:
-            have = f"it has GPU {', '.join(map(str, range(found)))}: write --gpus {','.join(map(str, range(found)))}" if found else \
-                "it has none: leave --gpus out to train on the CPU"
-            raise ValueError(f"--gpus {gpus} asks for GPU {', '.join(map(str, missing))}, which this machine does not have; {have}")
+            there = ",".join(map(str, range(found)))
+            have = f"it has GPU {there}: write --gpus {there}" if found else "it has none: leave --gpus out to train on the CPU"
+            raise ValueError(f"--gpus {gpus} asks for GPU {','.join(map(str, missing))}, "
+                             f"which this machine does not have; {have}")
     elif under_torchrun:
         devices = list(range(int(os.environ["LOCAL_WORLD_SIZE"])))
     else:
@@ -77,7 +80,10 @@ def resolve_precision(precision: str, accelerator: str) -> str:
     """"auto" is bfloat16 autocast where the hardware computes it natively, else float32."""
     if precision != "auto":
         return precision
-    native = torch.cuda.is_bf16_supported(including_emulation=False) if accelerator == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    if accelerator == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.cpu._is_avx512_bf16_supported()
     return "bf16-mixed" if native else "32-true"
 
 
@@ -210,7 +216,8 @@ def commit() -> str:
     try:
         git = ["git", "-C", str(root)]
         head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=True).stdout
+        changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True,
+                                 check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head + ("+changes" if changed else "")

@@ -22,9 +22,10 @@ from tar3d.checkpoint import (
 from tar3d.config import TokenizerConfig, VQVAEConfig
 from tar3d.tokenizer.vqvae import VQVAE
 
-CONFIG = VQVAEConfig(tokenizer=TokenizerConfig(grid_size=2, width=8, num_heads=2, num_frequencies=2, encoder="plane_pool", encoder_layers=0,
-                                               point_width=8, codebook_size=16, code_dim=4, decoder_layers=0, plane_channels=4,
-                                               upsample_stages=1, occupancy_width=8, occupancy_layers=2))
+CONFIG = VQVAEConfig(tokenizer=TokenizerConfig(grid_size=2, width=8, num_heads=2, num_frequencies=2, encoder="plane_pool",
+                                               encoder_layers=0, point_width=8, codebook_size=16, code_dim=4,
+                                               decoder_layers=0, plane_channels=4, upsample_stages=1, occupancy_width=8,
+                                               occupancy_layers=2))
 
 
 def model(seed: int = 0) -> VQVAE:
@@ -107,7 +108,8 @@ def test_damaged_weights_are_refused(folder, share):
 
 def test_what_is_no_model_directory_says_what_it_lacks_and_holds(folder, tmp_path):
     (folder / "model.safetensors").rename(folder / "weights.safetensors")
-    with pytest.raises(ValueError, match="not a model directory: model.safetensors missing, it holds README.md, config.yaml, metrics.json, weights"):
+    with pytest.raises(ValueError, match="not a model directory: model.safetensors missing, it holds README.md, config.yaml, "
+                                         "metrics.json, weights"):
         find_model(folder)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="model.safetensors and config.yaml missing, it holds nothing"):
@@ -124,7 +126,8 @@ def test_hub_id_without_a_network_is_one_sentence(monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match="nobody/no-model is neither a local folder nor a model that the Hub could deliver") as caught:
+    with pytest.raises(ValueError,
+                       match="nobody/no-model is neither a local folder nor a model that the Hub could deliver") as caught:
         load_tokenizer("nobody/no-model")
     assert "\n" not in str(caught.value)
 

@@ -99,15 +99,20 @@ def test_missing_file_is_named():
 
 CONTRADICTIONS = [
     (SampleConfig, {"surface_points": 0}), (SampleConfig, {"near_sigmas": []}), (SampleConfig, {"near_sigmas": [0.1, -0.1]}),
-    (ViewConfig, {"size": 8}), (ViewConfig, {"azimuth": [10.0]}), (ViewConfig, {"elevation": [30.0, 5.0]}), (ViewConfig, {"distance": 1.0}),
+    (ViewConfig, {"size": 8}), (ViewConfig, {"azimuth": [10.0]}), (ViewConfig, {"elevation": [30.0, 5.0]}),
+    (ViewConfig, {"distance": 1.0}),
     (ViewConfig, {"field_of_view": 0.0}), (ViewConfig, {"field_of_view": 180.0}),
-    (TokenizerConfig, {"width": 100, "num_heads": 3}), (TokenizerConfig, {"num_heads": 0}), (TokenizerConfig, {"codebook_size": 1}),
+    (TokenizerConfig, {"width": 100, "num_heads": 3}), (TokenizerConfig, {"num_heads": 0}),
+    (TokenizerConfig, {"codebook_size": 1}),
     (TokenizerConfig, {"grid_size": 0}), (TokenizerConfig, {"upsample_stages": 0}), (TokenizerConfig, {"occupancy_layers": 0}),
-    (OptimConfig, {"muon_lr": 0.0}), (OptimConfig, {"adamw_lr": -1.0}), (OptimConfig, {"grad_clip": -1.0}), (OptimConfig, {"warmup_steps": -1}),
-    (ImageEncoderConfig, {"source": ""}), (ImageEncoderConfig, {"source": "trained", "image_size": 60}), (ImageEncoderConfig, {"foreground_fill": 1.5}),
+    (OptimConfig, {"muon_lr": 0.0}), (OptimConfig, {"adamw_lr": -1.0}), (OptimConfig, {"grad_clip": -1.0}),
+    (OptimConfig, {"warmup_steps": -1}),
+    (ImageEncoderConfig, {"source": ""}), (ImageEncoderConfig, {"source": "trained", "image_size": 60}),
+    (ImageEncoderConfig, {"foreground_fill": 1.5}),
     (GPTConfig, {"rope": "none"}), (GPTConfig, {"layer_pattern": "LLX"}), (GPTConfig, {"condition_dropout": 1.0}),
     (GPTConfig, {"width": 10, "num_heads": 2}), (GPTConfig, {"num_heads": 0}), (GPTConfig, {"chunk_size": 0}),
-    (SamplingConfig, {"temperature": -1.0}), (SamplingConfig, {"top_p": 0.0}), (SamplingConfig, {"min_p": 1.0}), (SamplingConfig, {"top_k": -1}),
+    (SamplingConfig, {"temperature": -1.0}), (SamplingConfig, {"top_p": 0.0}), (SamplingConfig, {"min_p": 1.0}),
+    (SamplingConfig, {"top_k": -1}),
     (VQVAETrainConfig, {"batch_size": 0}), (VQVAETrainConfig, {"validate_every": 0}), (VQVAETrainConfig, {"codebook_steps": 0}),
     (VQVAETrainConfig, {"autoencoder_steps": -1}), (VQVAETrainConfig, {"validation_shapes": 0}),
     (GPTTrainConfig, {"steps": 0}), (GPTTrainConfig, {"save_every": 0}), (GPTTrainConfig, {"micro_batch_size": -1}),
@@ -177,8 +182,8 @@ def flags_of(path: Path) -> set[str]:
             choices = next((k.value for k in node.keywords if k.arg == "choices"), None)
             if isinstance(choices, ast.List) and len(choices.elts) == 1:
                 continue  # argparse has already decided it
-            action = argparse.ArgumentParser(add_help=False).add_argument(*names, **{k: v for k, v in given.items() if k == "dest"})
-            found.add(action.dest)
+            dest = {"dest": given["dest"]} if "dest" in given else {}
+            found.add(argparse.ArgumentParser(add_help=False).add_argument(*names, **dest).dest)
     return found
 
 

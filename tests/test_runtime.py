@@ -8,21 +8,30 @@ import pytest
 import torch
 
 from tar3d import runtime
-from tar3d.runtime import RunLog, Stopwatch, add_device_arguments, choose_device, clock, prepare_run_folder, resolve_precision, start_fabric
+from tar3d.runtime import (
+    RunLog,
+    Stopwatch,
+    add_device_arguments,
+    choose_device,
+    clock,
+    prepare_run_folder,
+    resolve_precision,
+    start_fabric,
+)
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="speaks about a machine without GPUs")
 
 
 @NO_GPU
 def test_gpus_that_are_not_there_are_refused_with_a_remedy():
-    with pytest.raises(ValueError, match="asks for GPU 0, 1, which this machine does not have; it has none: leave --gpus out"):
+    with pytest.raises(ValueError, match="asks for GPU 0,1, which this machine does not have; it has none: leave --gpus out"):
         start_fabric("0,1", 1, "32-true")
 
 
 def test_the_gpus_that_are_there_are_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(ValueError, match="asks for GPU 3, .* it has GPU 0, 1: write --gpus 0,1"):
+    with pytest.raises(ValueError, match="asks for GPU 3, .* it has GPU 0,1: write --gpus 0,1"):
         start_fabric("1,3", 1, "32-true")
 
 
@@ -54,7 +63,8 @@ def test_precision_follows_the_hardware(monkeypatch):
     assert resolve_precision("auto", "cpu") == "32-true" and resolve_precision("bf16-mixed", "cpu") == "bf16-mixed"
 
 
-@pytest.mark.parametrize("name, message", [("gpu", "write cpu, cuda or cuda:N"), ("mps", "runs on cpu and cuda"), ("cuda:99", "write --device cpu")])
+@pytest.mark.parametrize("name, message", [("gpu", "write cpu, cuda or cuda:N"), ("mps", "runs on cpu and cuda"),
+                                           ("cuda:99", "write --device cpu")])
 def test_devices_that_cannot_be_used_are_refused(name, message):
     with pytest.raises(ValueError, match=message):
         choose_device(name)

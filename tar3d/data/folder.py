@@ -96,11 +96,15 @@ def read_splits(folder: Path) -> dict[str, list[str]]:
 
 
 def mesh_path(folder: Path, shape_id: str) -> Path:
-    """The mesh file that a shape's samples were made from, as report.csv tells."""
+    """The mesh file that a shape's samples were made from, as report.csv tells; a ValueError when it is not there."""
     with open(folder / "report.csv", encoding="utf-8", newline="") as f:
         for row in csv.DictReader(f):
             if row["id"] == shape_id:
-                return Path(row["file"])
+                path = Path(row["file"])
+                if not path.is_file():
+                    raise ValueError(f"{path}, the mesh that {shape_id!r} was sampled from, is not there: run from the folder "
+                                     "that make_samples ran in, or do without previews (train.preview_shapes=0)")
+                return path
     raise ValueError(f"{folder / 'report.csv'} has no row for {shape_id!r}: run python -m tar3d.data.make_samples again")
 
 

@@ -31,7 +31,6 @@ from tar3d.data.shapes import save_samples
 from tar3d.data.views import write_views
 from tar3d.mesh.load import SUPPORTED, MeshError, list_meshes, load_mesh
 from tar3d.mesh.points import sample_shape
-from tar3d.runtime import positive_int
 
 FIELDS = ["id", "file", "status", "reason", "faces", "inside_share", "seconds"]
 FLUSH_EVERY = 200  # shapes between two writes of the report
@@ -105,7 +104,8 @@ def _check_settings(out: Path, wanted: dict) -> None:
     for name, value in wanted.items():
         earlier = found.get(name)
         if None not in (earlier, value) and earlier != value:
-            raise ValueError(f"{out / 'samples'} was made with {name} {earlier}, not {value}: use another --out, or delete that folder")
+            raise ValueError(f"{out / 'samples'} was made with {name} {earlier}, not {value}: "
+                             "use another --out, or delete that folder")
     write_json(path, {name: found.get(name) if value is None else value for name, value in wanted.items()})
 
 
@@ -125,7 +125,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="folder of meshes, or data set folder with meshes/ in it")
     parser.add_argument("--out", type=Path, help="data set folder to write (default: the source folder)")
-    parser.add_argument("--workers", type=positive_int, default=os.cpu_count(), help="processes (default: all cores)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: all cores)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--views", type=int, default=0, metavar="K", help="also render K views of each mesh (default: none)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of SampleConfig, as in surface_points=16384")
@@ -138,7 +138,8 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as e:
         parser.exit(2, f"{e}\n")
     refused = [r for r in rows if r["status"] != "ok"]
-    print(f"{len(rows) - len(refused)} of {len(rows)} meshes sampled into {out / 'samples'}; {len(refused)} refused ({out / 'report.csv'})")
+    print(f"{len(rows) - len(refused)} of {len(rows)} meshes sampled into {out / 'samples'}; "
+          f"{len(refused)} refused ({out / 'report.csv'})")
     return 1 if refused else 0
 
 

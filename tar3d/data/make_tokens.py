@@ -134,7 +134,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help=f"data set folder with samples/, views/ and splits.json ({', '.join(SPLITS)})")
     parser.add_argument("--tokenizer", required=True, metavar="MODEL", help="model directory or Hub id of the tokenizer")
-    parser.add_argument("--config", default="configs/gpt_i23d_tiny.yaml", help="the GPT's config: names the image encoder (default: %(default)s)")
+    parser.add_argument("--config", default="configs/gpt_i23d_tiny.yaml",
+                        help="the GPT's config: names the image encoder (default: %(default)s)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config values, as in image_encoder.image_size=64")
     args = parser.parse_intermixed_args(argv)
     try:
@@ -144,7 +145,8 @@ def main(argv: list[str] | None = None) -> int:
         done = maker.run()
     except ValueError as e:
         parser.exit(2, f"{e}\n")
-    print(f"tokens of {done} shapes in {args.data / 'tokens'}; {len(maker.refused)} refused ({args.data / 'tokens' / 'refused.csv'})")
+    print(f"tokens of {done} shapes in {args.data / 'tokens'}; "
+          f"{len(maker.refused)} refused ({args.data / 'tokens' / 'refused.csv'})")
     return 1 if maker.refused else 0
 
 

@@ -48,7 +48,8 @@ class TokenDataset(Dataset):
             self._arrays.append((np.load(shard / "tokens.npy", mmap_mode="r"), np.load(shard / "source.npy", mmap_mode="r")))
             self.ids += index["ids"]
         if not self.ids:
-            raise ValueError(f"{folder} holds no tokens of split {split!r}: make them with python -m tar3d.data.make_tokens {data}")
+            raise ValueError(f"{folder} holds no tokens of split {split!r}: "
+                             f"make them with python -m tar3d.data.make_tokens {data}")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -61,4 +62,5 @@ class TokenDataset(Dataset):
     def row(self, index: int, view: int) -> dict[str, torch.Tensor]:
         shard, row, first, _ = self._places[index]
         tokens, source = self._arrays[shard]
-        return {"tokens": torch.from_numpy(tokens[row].astype(np.int64)), "source": torch.from_numpy(np.array(source[first + view]))}
+        return {"tokens": torch.from_numpy(tokens[row].astype(np.int64)),
+                "source": torch.from_numpy(np.array(source[first + view]))}

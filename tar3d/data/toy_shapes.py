@@ -98,7 +98,8 @@ def hollow(profile: list[tuple[float, float]], wall: float, floor: float) -> Man
     height = np.linspace(y[0], y[-1], 22)
     outer = PchipInterpolator(y, r)(height)
     cavity = np.linspace(y[0] + floor, y[-1], 20)
-    inner = np.maximum(PchipInterpolator(y, r)(cavity) - wall, 0.03)
+    lengthened = np.hypot(1.0, PchipInterpolator(y, r)(cavity, 1))  # `wall` is measured across the wall, not level
+    inner = np.maximum(PchipInterpolator(y, r)(cavity) - wall * lengthened, 0.03)
     outline = [(0.0, y[0]), *zip(outer, height, strict=True), *zip(inner[::-1], cavity[::-1], strict=True), (0.0, y[0] + floor)]
     return lathe(outline)
 
@@ -113,8 +114,9 @@ def chair(draw: Draw) -> tuple[Manifold, Words]:
     slope, bar = draw.real("back_slope", 0.0, 0.22), draw.real("back_thickness", 0.09, 0.14)
     count, round_legs = draw.pick("legs", 3, 4), draw.chance("round_legs")
     shape, back, arms = draw.pick("seat", "round", "square"), draw.pick("back", "solid", "slatted", "open"), draw.chance("arms", 0.4)
+    reach = 0.72 if shape == "round" else 0.9
     parts = [slab(shape, half_x, half_z, (seat - thick, seat)),
-             *legs(count, round_legs, leg, splay, half_x * 0.9, half_z * 0.9, -0.95, seat - thick / 2)]
+             *legs(count, round_legs, leg, splay, half_x * reach, half_z * reach, -0.95, seat - thick / 2)]
     inset = half_x * (0.75 if shape == "round" else 1.0)
     rear = (-half_z * (0.8 if shape == "round" else 1.0), -half_z * (0.8 if shape == "round" else 1.0) + bar)
     if back == "solid":
@@ -138,16 +140,17 @@ def stool(draw: Draw) -> tuple[Manifold, Words]:
     height, rung_height = draw.real("half_height", 0.55, 0.95), draw.real("rung_height", 0.3, 0.6)
     shape, base, rungs = draw.pick("seat", "round", "square"), draw.pick("base", "three legs", "four legs", "pedestal"), draw.chance("rungs")
     half_z = half_x * stretch
+    corner = 0.72 if shape == "round" else 0.85
     parts = [slab(shape, half_x, half_z, (height - thick, height))]
     if base == "pedestal":
         parts += [cylinder(leg * 0.8, (-height + 0.05, height - thick / 2)), cylinder(half_x * 0.85, (-height, -height + 0.1))]
     else:
         count = 3 if base == "three legs" else 4
-        parts += legs(count, True, leg, splay, half_x * 0.85, half_z * 0.85, -height, height - thick / 2)
+        parts += legs(count, True, leg, splay, half_x * corner, half_z * corner, -height, height - thick / 2)
         if rungs:
             y = -height + rung_height * (2 * height - thick)
             grow = splay + (1 - splay) * rung_height
-            reach_x, reach_z = ((half * 0.85 - leg / 2) * grow for half in (half_x, half_z))
+            reach_x, reach_z = ((half * corner - leg / 2) * grow for half in (half_x, half_z))
             parts.append(box((-reach_x, reach_x), (y - 0.045, y + 0.045), (-reach_z - 0.045, -reach_z + 0.045)))
             if count == 4:
                 parts.append(box((-reach_x, reach_x), (y - 0.045, y + 0.045), (reach_z - 0.045, reach_z + 0.045)))
@@ -232,16 +235,16 @@ def bottle(draw: Draw) -> tuple[Manifold, Words]:
     style, closed, ridge = draw.pick("body", "round", "square", "waisted"), draw.chance("cap"), draw.chance("ring")
     if style == "square":
         trunk = loft((-0.95, shoulder), rectangle(1.8 * body, 1.8 * body * depth))
-        cone = loft((shoulder, neck_start), rectangle(1.8 * body, 1.8 * body * depth), disk(neck))
+        rim = rectangle(1.8 * body, 1.8 * body * depth)
     else:
         waist = 0.8 if style == "waisted" else 1.0
-        middle = (-0.95 + shoulder) / 2
         profile = [(0, -0.95), (body, -0.95), *[(body * (1 - (1 - waist) * np.sin(np.pi * t)), -0.95 + t * (shoulder + 0.95)) for t in np.linspace(0.08, 0.92, 9)],
                    (body, shoulder), (0, shoulder)]
-        trunk = lathe(profile).scale((1, 1, depth)).translate((0, 0 * middle, 0))
-        cone = loft((shoulder, neck_start), ellipse(body, body * depth), disk(neck))
+        trunk = lathe(profile).scale((1, 1, depth))
+        rim = ellipse(body, body * depth)
     top = 0.95 - (cap if closed else 0)
-    parts = [trunk, cone, cylinder(neck, (neck_start - 0.02, top + 0.01))]
+    # the shoulders reach into the trunk: solids that only touch would keep a wall between them
+    parts = [trunk, loft((shoulder - 0.03, shoulder), 0.9 * rim, rim), loft((shoulder, neck_start), rim, disk(neck)), cylinder(neck, (neck_start - 0.02, top + 0.01))]
     if closed:
         parts.append(cylinder(neck + 0.06, (top, 0.95)))
     if ridge:
@@ -402,11 +405,11 @@ def sofa(draw: Draw) -> tuple[Manifold, Words]:
     floor = -0.45
     bottom = floor + (leg if feet else 0.0)
     inner = half_x - (arm if arms != "no" else 0.0)
-    parts = [box((-half_x, half_x), (bottom, seat - 0.12), (-half_z, half_z), 0.03), box((-half_x, half_x), (bottom, back), (-half_z, -half_z + thick), 0.05)]
+    parts = [box((-half_x, half_x), (bottom, max(seat - 0.12, bottom + 0.1)), (-half_z, half_z), 0.03), box((-half_x, half_x), (bottom, back), (-half_z, -half_z + thick), 0.05)]
     width = 2 * inner / cushions
     for k in range(cushions):
         x = -inner + k * width
-        parts.append(box((x + 0.012, x + width - 0.012), (seat - 0.16, seat), (-half_z + thick - 0.03, half_z), 0.05))
+        parts.append(box((x + 0.012, x + width - 0.012), (max(seat - 0.16, bottom + 0.02), seat), (-half_z + thick - 0.03, half_z), 0.05))
     if arms != "no":
         height = seat + arm_height
         if arms == "square":

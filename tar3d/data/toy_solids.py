@@ -96,7 +96,7 @@ def tube(path: np.ndarray, thickness: float) -> Manifold:
 
     path, circle = np.asarray(path, dtype=np.float64), _circle(12) * (thickness / 2)
     along = np.gradient(path, axis=0)
-    side = np.cross(along, (0, 0, 1))
+    side = np.cross((0, 0, 1), along)
     side /= np.linalg.norm(side, axis=1, keepdims=True)
     rings = path[:, None] + circle[:, :1] * side[:, None] + circle[:, 1:] * np.array([0, 0, 1])  # (K, S, 3)
     rings_n, s = rings.shape[:2]

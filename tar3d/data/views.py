@@ -9,8 +9,9 @@ from PIL import Image
 
 from tar3d.config import ViewConfig
 from tar3d.contracts import Mesh
-from tar3d.data.folder import atomic_write, write_json
-from tar3d.mesh.render import Renderer, orbit_cameras, rgba
+from tar3d.data.folder import atomic_write, mesh_path, write_json
+from tar3d.mesh.load import load_mesh
+from tar3d.mesh.render import Renderer, orbit_cameras, picture, rgba
 
 
 def write_views(mesh: Mesh, folder: Path, config: ViewConfig, rng: np.random.Generator) -> None:
@@ -26,3 +27,8 @@ def write_views(mesh: Mesh, folder: Path, config: ViewConfig, rng: np.random.Gen
 def list_views(folder: Path, shape_id: str) -> list[Path]:
     """The pictures of a shape, in the order of their names."""
     return sorted((folder / "views" / shape_id).glob("*.png"), key=lambda p: (len(p.stem), p.stem))
+
+
+def mesh_pictures(folder: Path, ids: list[str]) -> list[np.ndarray]:
+    """One picture (S, S, 3) uint8 of each shape's mesh, for previews; a ValueError when a mesh is not there any more."""
+    return [picture(load_mesh(mesh_path(folder, shape_id))) for shape_id in ids]

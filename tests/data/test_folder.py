@@ -68,7 +68,11 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
 
 
 def test_mesh_of_an_id(tmp_path):
-    write_csv(tmp_path / "report.csv", ["id", "file"], [{"id": "a,b", "file": "meshes/a,b.glb"}])
-    assert mesh_path(tmp_path, "a,b").name == "a,b.glb"
+    (tmp_path / "a,b.glb").touch()
+    rows = [{"id": "a,b", "file": str(tmp_path / "a,b.glb")}, {"id": "gone", "file": "meshes/gone.glb"}]
+    write_csv(tmp_path / "report.csv", ["id", "file"], rows)
+    assert mesh_path(tmp_path, "a,b") == tmp_path / "a,b.glb"
+    with pytest.raises(ValueError, match=r"meshes/gone\.glb, the mesh that 'gone' was sampled from, is not there"):
+        mesh_path(tmp_path, "gone")
     with pytest.raises(ValueError, match="no row for 'c'"):
         mesh_path(tmp_path, "c")

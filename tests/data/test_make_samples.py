@@ -157,7 +157,8 @@ def test_leaking_splits_of_the_source_are_refused(meshes, tmp_path):
         make_samples(meshes, tmp_path / "out", SMALL)
 
 
-@pytest.mark.parametrize("flags, message", [(["points=3"], "points"), (["surface_points=0"], "surface_points"), (["--workers", "0"], "workers")])
+@pytest.mark.parametrize("flags, message",
+                         [(["points=3"], "points"), (["surface_points=0"], "surface_points"), (["--workers", "0"], "workers")])
 def test_wrong_settings_are_named(meshes, tmp_path, capsys, flags, message):
     with pytest.raises(SystemExit) as stop:
         main([str(meshes), "--out", str(tmp_path / "out"), *flags])

@@ -18,9 +18,9 @@ from tar3d.data.tokens import TokenDataset, read_stamp
 from tar3d.tokenizer.vqvae import VQVAE
 
 ENCODER = ImageEncoderConfig(source="trained", image_size=16, patch_size=8, width=8, num_layers=1, num_heads=2)
-TOKENIZER = TokenizerConfig(grid_size=2, width=8, num_heads=2, num_frequencies=2, encoder="plane_pool", encoder_layers=0, point_width=8,
-                            codebook_size=16, code_dim=4, decoder_layers=0, plane_channels=4, upsample_stages=1, occupancy_width=8,
-                            occupancy_layers=2)
+TOKENIZER = TokenizerConfig(grid_size=2, width=8, num_heads=2, num_frequencies=2, encoder="plane_pool", encoder_layers=0,
+                            point_width=8, codebook_size=16, code_dim=4, decoder_layers=0, plane_channels=4, upsample_stages=1,
+                            occupancy_width=8, occupancy_layers=2)
 
 
 def vqvae(seed: int = 0) -> VQVAE:
@@ -100,7 +100,8 @@ def test_shards_follow_changed_splits(data):
     maker(data).run()
     splits = read_splits(data)
     held_out = splits["train"][2:]
-    (data / "splits.json").write_text(json.dumps({"train": splits["train"][:2], "val": splits["val"] + held_out, "test": splits["test"]}))
+    (data / "splits.json").write_text(json.dumps({"train": splits["train"][:2], "val": splits["val"] + held_out,
+                                                  "test": splits["test"]}))
     assert maker(data).run() == 6
     assert dataset(data).ids == splits["train"][:2] and not set(held_out) & set(dataset(data).ids)
     assert sorted(dataset(data, "val").ids) == sorted(splits["val"] + held_out)
@@ -163,7 +164,8 @@ def test_ids_above_uint16_are_stored_whole(data):
 def test_frozen_encoder_stores_its_embeddings(data, tmp_path):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    vit = transformers.ViTModel(transformers.ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+    vit = transformers.ViTModel(transformers.ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+                                                       intermediate_size=16,
                                                        image_size=16, patch_size=8), add_pooling_layer=False)
     vit.save_pretrained(tmp_path / "vit")
     frozen = maker(data, encoder=ImageEncoderConfig(source=str(tmp_path / "vit"), image_size=16))

@@ -23,7 +23,8 @@ def test_volume_and_near_points_are_averaged_apart():
 def test_more_near_points_do_not_change_the_balance():
     once = tokenizer_loss(LOGITS, INSIDE, IS_NEAR, COMMITMENT, near_weight=0.1, commitment_weight=0.25)
     more = [torch.cat([t, t[:, 2:], t[:, 2:]], dim=1) for t in (LOGITS, INSIDE, IS_NEAR)]
-    assert tokenizer_loss(*more, COMMITMENT, near_weight=0.1, commitment_weight=0.25).total.item() == pytest.approx(once.total.item(), rel=1e-5)
+    crowded = tokenizer_loss(*more, COMMITMENT, near_weight=0.1, commitment_weight=0.25)
+    assert crowded.total.item() == pytest.approx(once.total.item(), rel=1e-5)
 
 
 def test_without_near_points_only_the_volume_counts():

@@ -18,8 +18,8 @@ BALL, RADIUS = np.array([0.45, 0.3, 0.1]), 0.42
 
 def tiny(encoder: str, **changes: int) -> VQVAE:
     torch.manual_seed(0)
-    values = dict(grid_size=4, width=16, num_heads=2, num_frequencies=3, encoder_layers=1, point_width=8, codebook_size=32, code_dim=4,
-                  decoder_layers=1, plane_channels=4, upsample_stages=2, occupancy_width=16, occupancy_layers=2)
+    values = dict(grid_size=4, width=16, num_heads=2, num_frequencies=3, encoder_layers=1, point_width=8, codebook_size=32,
+                  code_dim=4, decoder_layers=1, plane_channels=4, upsample_stages=2, occupancy_width=16, occupancy_layers=2)
     return VQVAE(TokenizerConfig(encoder=encoder, **values | changes))
 
 
@@ -134,7 +134,8 @@ def test_it_overfits_one_shape_through_its_codebook():
         points = rng.uniform(-1, 1, (1, 1024, 3)).astype(np.float32)
         inside = torch.from_numpy(solid(points))
         output = model(surface, torch.from_numpy(points), quantize=step >= first_codebook_step)
-        loss = tokenizer_loss(output.logits, inside, torch.zeros_like(inside), output.commitment, near_weight=0.0, commitment_weight=0.25)
+        loss = tokenizer_loss(output.logits, inside, torch.zeros_like(inside), output.commitment, near_weight=0.0,
+                              commitment_weight=0.25)
         loss.total.backward()
         for optimizer in optimizers:
             for group in optimizer.param_groups:

@@ -1,0 +1,420 @@
+"""The four scripts on a handful of primitive shapes: training resumes bit for bit, what it writes the others can read,
+and what goes wrong is said in one sentence."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import infer_vqvae
+import run
+import train_gpt
+import train_vqvae
+from tar3d import checkpoint
+from tar3d import config as configuration
+from tar3d.config import GPTRunConfig, VQVAEConfig
+from tar3d.data.folder import read_splits
+from tar3d.data.make_tokens import TokenMaker
+from tar3d.pipeline import Pipeline
+from tar3d.runtime import start_fabric
+
+TRAIN = ["train.precision=32-true", "train.num_workers=0", "train.save_every=2", "train.log_every=1", "train.validation_shapes=2",
+         "train.preview_shapes=1", "train.validate_every=2", "optim.warmup_steps=1"]
+VQVAE = ["tokenizer.grid_size=4", "tokenizer.width=16", "tokenizer.num_heads=2", "tokenizer.num_frequencies=3",
+         "tokenizer.encoder=plane_pool", "tokenizer.encoder_layers=1", "tokenizer.point_width=8", "tokenizer.codebook_size=16",
+         "tokenizer.code_dim=4", "tokenizer.decoder_layers=1", "tokenizer.plane_channels=4", "tokenizer.upsample_stages=1",
+         "tokenizer.occupancy_width=8", "tokenizer.occupancy_layers=2", "optim.muon_lr=0.01", "optim.adamw_lr=0.01",
+         "train.batch_size=2", "train.autoencoder_steps=3", "train.codebook_steps=3", "train.surface_points=128", 
+         "train.volume_points=64", "train.near_points=32", *TRAIN]
+GPT = ["gpt.num_layers=2", "gpt.width=16", "gpt.num_heads=2", "gpt.grid_size=4", "gpt.codebook_size=16",
+       "gpt.condition_tokens=16", "gpt.condition_width=16", "gpt.layer_pattern=LF", "gpt.condition_dropout=0.3",
+       "image_encoder.source=trained",
+       "image_encoder.image_size=32", "image_encoder.patch_size=8", "image_encoder.width=16", "image_encoder.num_layers=1",
+       "image_encoder.num_heads=2", "optim.muon_lr=0.01", "optim.adamw_lr=0.01", "train.steps=6", "train.global_batch_size=4",
+       "train.micro_batch_size=2", *TRAIN]
+
+
+@pytest.fixture(scope="module")
+def data(samples, tmp_path_factory) -> Path:
+    """Own copy with three training and two validation shapes."""
+    folder = tmp_path_factory.mktemp("scripts") / "set"
+    shutil.copytree(samples, folder)
+    ids = sorted(sum(read_splits(folder).values(), []))
+    (folder / "splits.json").write_text(json.dumps({"train": ids[:3], "val": ids[3:5], "test": ids[5:]}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fabric():
+    return start_fabric(None, 1, "32-true")
+
+
+@pytest.fixture(scope="module")
+def vqvae_run(data, fabric, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("vqvae")
+    train_vqvae.train(configuration.load(VQVAEConfig, None, VQVAE), fabric, data, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def gpt_run(data, fabric, vqvae_run, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("gpt")
+    train_gpt_in(out, data, fabric, vqvae_run / "model")
+    return out
+
+
+def train_gpt_in(out: Path, data: Path, fabric, tokenizer: Path, overrides=(), resume: bool = False) -> dict:
+    config = configuration.load(GPTRunConfig, None, [*GPT, *overrides])
+    vqvae = checkpoint.load_tokenizer(tokenizer)
+    train_gpt.check_tokenizer(config, vqvae)
+    TokenMaker(data, vqvae, config.image_encoder, fabric.device).run()
+    return train_gpt.train(config, fabric, data, vqvae, str(tokenizer), out, resume=resume)
+
+
+def rows(path: Path) -> list[dict]:
+    with open(path, newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def equal(a, b) -> bool:
+    """Nested equality of training states, tensors bit for bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a if k != "seconds")
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt(monkeypatch, script, step: int) -> None:
+    """The script stops as its step `step` begins, after it has saved the step before."""
+    train_step = script.train_step
+
+    def stopping(*args):
+        if args[-1] == step:
+            raise Interrupted
+        return train_step(*args)
+
+    monkeypatch.setattr(script, "train_step", stopping)
+
+
+@pytest.mark.parametrize("stop", [2, 4])  # before and after the codebook starts
+def test_an_interrupted_tokenizer_training_resumes_bit_for_bit(data, fabric, vqvae_run, tmp_path, monkeypatch, stop):
+    config = configuration.load(VQVAEConfig, None, VQVAE)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        interrupt(patch, train_vqvae, stop)
+        train_vqvae.train(config, fabric, data, tmp_path)
+    assert checkpoint.load_state(tmp_path / "state.pt")["step"] == stop
+    train_vqvae.train(config, fabric, data, tmp_path, resume=True)
+    assert equal(checkpoint.load_state(tmp_path / "state.pt"), checkpoint.load_state(vqvae_run / "state.pt"))
+    for name in ("train.csv", "validation.csv"):
+        assert rows(tmp_path / name) == rows(vqvae_run / name)
+    assert equal(load_file(tmp_path / "model" / "model.safetensors"), load_file(vqvae_run / "model" / "model.safetensors"))
+
+
+def test_an_interrupted_gpt_training_resumes_bit_for_bit(data, fabric, vqvae_run, gpt_run, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        interrupt(patch, train_gpt, 4)
+        train_gpt_in(tmp_path, data, fabric, vqvae_run / "model")
+    train_gpt_in(tmp_path, data, fabric, vqvae_run / "model", resume=True)
+    assert equal(checkpoint.load_state(tmp_path / "state.pt"), checkpoint.load_state(gpt_run / "state.pt"))
+    for name in ("train.csv", "validation.csv"):
+        assert rows(tmp_path / name) == rows(gpt_run / name)
+
+
+def test_accumulation_does_not_change_a_step(data, fabric, vqvae_run, tmp_path):
+    losses = []
+    for micro in (4, 2, 1):
+        train_gpt_in(tmp_path / str(micro), data, fabric, vqvae_run / "model",
+                     [f"train.micro_batch_size={micro}", "train.steps=2"])
+        losses.append([float(r["nll"]) for r in rows(tmp_path / str(micro) / "train.csv")])
+        losses[-1] += [float(r["gradient_norm"]) for r in rows(tmp_path / str(micro) / "train.csv")]
+    assert np.allclose(losses, losses[0], rtol=1e-3)
+    with pytest.raises(ValueError, match="micro_batch_size 3 does not divide the 4 rows"):
+        train_gpt_in(tmp_path / "odd", data, fabric, vqvae_run / "model", ["train.micro_batch_size=3"])
+
+
+def test_training_logs_every_step_and_moves_the_codebook_only_in_its_stage(vqvae_run):
+    log = rows(vqvae_run / "train.csv")
+    assert [int(r["step"]) for r in log] == [1, 2, 3, 4, 5, 6]
+    assert [float(r["commitment"]) > 0 for r in log] == [False] * 3 + [True] * 3
+    validation = rows(vqvae_run / "validation.csv")
+    assert [float(r["codebook_usage"]) > 0 for r in validation] == [False, True, True]
+    assert sorted(p.name for p in vqvae_run.glob("preview_*.png")) == [f"preview_{k:07d}.png" for k in (2, 4, 6)]
+    metrics = json.loads((vqvae_run / "model" / "metrics.json").read_text())
+    assert metrics["iou_volume"] == pytest.approx(max(float(r["iou_volume"]) for r in validation[1:]), rel=1e-4)
+
+
+@pytest.mark.parametrize("script", [train_vqvae, train_gpt], ids=["vqvae", "gpt"])
+def test_a_loss_that_is_not_finite_stops_before_the_optimizers_move(data, fabric, vqvae_run, tmp_path, monkeypatch, script):
+    moves, calls = [], []
+    for optimizer in (torch.optim.AdamW, torch.optim.Muon):
+        monkeypatch.setattr(optimizer, "step", lambda self, *a, step=optimizer.step,
+                            **k: (moves.append(self), step(self, *a, **k))[1])
+    cross_entropy, bce = torch.nn.functional.cross_entropy, torch.nn.functional.binary_cross_entropy_with_logits
+
+    def poisoned(function, first_bad_call):
+        def call(*args, **kwargs):
+            calls.append(1)
+            return function(*args, **kwargs) * (float("nan") if len(calls) >= first_bad_call else 1)
+        return call
+
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", poisoned(cross_entropy, 3))  # two micro batches a step
+    monkeypatch.setattr(torch.nn.functional, "binary_cross_entropy_with_logits", poisoned(bce, 2))
+    with pytest.raises(FloatingPointError, match="the loss became nan at step 1; .* Lower optim.muon_lr"):
+        if script is train_vqvae:
+            train_vqvae.train(configuration.load(VQVAEConfig, None, VQVAE), fabric, data, tmp_path)
+        else:
+            train_gpt_in(tmp_path, data, fabric, vqvae_run / "model")
+    assert len(moves) == 2  # Muon and AdamW, once each
+
+
+def test_resuming_with_another_model_is_one_sentence(data, vqvae_run, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(vqvae_run, out)
+    flags = ["--base", base(tmp_path), "--data", str(data), "--out", str(out), "--resume", *VQVAE, "tokenizer.width=32"]
+    assert train_vqvae.main(flags) == 2
+    assert "training state is that of another model" in capsys.readouterr().err
+
+
+def base(tmp_path: Path) -> str:
+    path = tmp_path / "empty.yaml"
+    path.write_text("")
+    return str(path)
+
+
+def test_command_lines_train(data, tmp_path):
+    """Both trainings through `main`, with the flags a user would write."""
+    vqvae, gpt = tmp_path / "vqvae", tmp_path / "gpt"
+    fast = ["train.preview_shapes=0", "train.validate_every=100", "train.save_every=100"]
+    flags = ["--base", base(tmp_path), "--data", str(data), "--out", str(vqvae), *VQVAE, *fast]
+    assert train_vqvae.main(flags) == 0
+    own = tmp_path / "set"
+    shutil.copytree(data, own, ignore=shutil.ignore_patterns("tokens"))
+    sizes = [o for o in GPT if o.split("=")[0] not in ("train.global_batch_size", "train.micro_batch_size")]
+    flags = ["--gpt-type", "i23d", "--config", base(tmp_path), "--data", str(own), "--vq-ckpt", str(vqvae / "model"), "--out",
+             str(gpt),
+             "--global-batch-size", "2", *sizes, *fast]
+    assert train_gpt.main(flags) == 0
+    saved = configuration.load(GPTRunConfig, gpt / "model" / "gpt_i23d" / "config.yaml")
+    assert saved.train.global_batch_size == 2 and saved.gpt.num_layers == 2
+    assert saved.tokenizer_fingerprint == checkpoint.fingerprint(checkpoint.load_tokenizer(gpt / "model"))
+
+
+@pytest.mark.parametrize("script", [train_vqvae, train_gpt], ids=["vqvae", "gpt"])
+def test_refusals_of_the_training_scripts(data, vqvae_run, gpt_run, tmp_path, capsys, script):
+    common = ["--data", str(data), "--out", str(tmp_path / "new")]
+    if script is train_gpt:
+        common += ["--vq-ckpt", str(vqvae_run / "model"), "--config", base(tmp_path), *GPT]
+    else:
+        common += ["--base", base(tmp_path), *VQVAE]
+    finished = gpt_run if script is train_gpt else vqvae_run
+    cases = [(["--out", str(finished)], "already holds a run: continue it with --resume"),
+             (["--resume"], "--resume: there is no training state"),
+             (["train.sede=1"], "sede"),
+             (["--init", str(tmp_path)], "not a model directory")]
+    if not torch.cuda.is_available():
+        cases.append((["--gpus", "0,1"], "asks for GPU 0,1, which this machine does not have"))
+    if script is train_gpt:
+        cases.append((["gpt.codebook_size=32"], "gpt.codebook_size is 32, but the tokenizer's is 16: write gpt.codebook_size=16"))
+    for flags, message in cases:
+        assert script.main([*common, *flags]) == 2
+        error = capsys.readouterr().err
+        assert message in error and "Traceback" not in error
+    with pytest.raises(SystemExit) as stop:
+        script.main([*common, "--resume", "--init", str(finished / "model")])
+    assert stop.value.code == 2 and "not allowed with" in capsys.readouterr().err
+
+
+def test_a_preview_that_cannot_be_made_is_told_before_training(data, tmp_path, capsys):
+    own = tmp_path / "set"
+    shutil.copytree(data, own)
+    report = (own / "report.csv").read_text().replace("/given/", "/moved/")
+    (own / "report.csv").write_text(report)
+    flags = ["--base", base(tmp_path), "--data", str(own), *VQVAE, "--out"]
+    assert train_vqvae.main([*flags, str(tmp_path / "a")]) == 2
+    assert "is not there" in capsys.readouterr().err and not (tmp_path / "a" / "train.csv").exists()
+    assert train_vqvae.main([*flags, str(tmp_path / "b"), "train.preview_shapes=0"]) == 0
+
+
+def test_a_run_that_diverged_exits_with_two(data, tmp_path, monkeypatch, capsys):
+    def diverges(*args):
+        raise FloatingPointError("the loss became nan at step 0")
+
+    monkeypatch.setattr(train_vqvae, "train_step", diverges)
+    assert train_vqvae.main(["--base", base(tmp_path), "--data", str(data), "--out", str(tmp_path / "run"), *VQVAE]) == 2
+    assert "the loss became nan" in capsys.readouterr().err
+
+
+# inference -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def full_vqvae(vqvae_run, tmp_path_factory) -> Path:
+    """The trained tokenizer, but with a field that is inside everywhere: a few steps cannot promise any surface, this one
+    always gives the cube."""
+    model = checkpoint.load_tokenizer(vqvae_run / "model")
+    with torch.no_grad():
+        model.occupancy.logit.bias.fill_(1000.0)
+    folder = tmp_path_factory.mktemp("full") / "tokenizer"
+    return checkpoint.save_model(folder, model, VQVAEConfig(tokenizer=model.config), {}, "")
+
+
+@pytest.fixture(scope="module")
+def full_model(gpt_run, full_vqvae) -> Path:
+    """The trained GPT beside that tokenizer."""
+    folder = full_vqvae.parent
+    shutil.copytree(gpt_run / "model" / "gpt_i23d", folder / "gpt_i23d")
+    config = configuration.load(GPTRunConfig, folder / "gpt_i23d" / "config.yaml")
+    config.tokenizer_fingerprint = checkpoint.fingerprint(checkpoint.load_tokenizer(full_vqvae))
+    configuration.save(config, folder / "gpt_i23d" / "config.yaml")
+    return folder
+
+
+def test_a_broken_mesh_is_listed_and_the_rest_is_written(meshes, full_vqvae, tmp_path, capsys):
+    shutil.rmtree(meshes / "more" / "deep")
+    (meshes / "more" / "pill.stl").unlink()
+    (meshes / "broken.glb").write_bytes(b"glTF but no more")
+    out = tmp_path / "out"
+    flags = ["--input_file", str(meshes), "--output_dir", str(out), "--model", str(full_vqvae), "--resolution", "8", "--limit",
+             "3",
+             "--pc_size", "200", "--device", "cpu"]  # three, evenly spread: ball, box, more__tube
+    (meshes / "ball.glb").write_bytes(b"glTF but no more")
+    assert infer_vqvae.main(flags) == 1
+    found = {r["id"]: r for r in rows(out / "report.csv")}
+    assert {i: r["status"] for i, r in found.items()} == {"ball": "failed", "box": "ok", "more__tube": "ok"}
+    assert "ball.glb" in found["ball"]["reason"] and found["box"]["tokens"] == "48"
+    assert sorted(p.name for p in out.glob("*.[gp]*")) == ["box.glb", "box.png", "more__tube.glb", "more__tube.png"]
+    assert json.loads((out / "summary.json").read_text())["of"] == 3
+    output = capsys.readouterr()
+    assert "2 of 3 meshes reconstructed" in output.out and "failed: ball" in output.err
+
+
+@pytest.mark.parametrize("frame, half", [("normalized", 1.0), ("source", 0.5 / 0.95)])  # the box's longest side is 1
+def test_a_reconstruction_is_scored_and_written_in_the_frame_asked_for(meshes, full_vqvae, tmp_path, frame, half):
+    out = tmp_path / "out"
+    flags = ["--input_file", str(meshes / "box.obj"), "--output_dir", str(out), "--model", str(full_vqvae), "--resolution", "8",
+             "--format", "obj", "--frame", frame, "--no-pictures"]
+    assert infer_vqvae.main(flags) == 0
+    assert sorted(p.name for p in out.iterdir()) == ["box.obj", "report.csv", "report.md", "summary.json"]
+    vertices = np.array([line.split()[1:] for line in (out / "box.obj").read_text().splitlines() if line.startswith("v ")],
+                        dtype=float)
+    assert np.abs(vertices).max() == pytest.approx(half, rel=1e-3)
+    (row,) = rows(out / "report.csv")
+    assert float(row["iou"]) == pytest.approx(0.95**3 * 0.6 * 0.4, abs=0.01)  # of the box in the cube
+    assert 0 < float(row["chamfer_floor"]) < float(row["chamfer"])
+
+
+def test_categories_of_the_manifest_reach_the_report(meshes, full_vqvae, tmp_path):
+    (meshes / "manifest.csv").write_text("id,category\nbox,furniture\nmore__tube,pipes\n")
+    out = tmp_path / "out"
+    flags = ["--input_file", str(meshes), "--output_dir", str(out), "--model", str(full_vqvae), "--resolution", "8", "--limit",
+             "2",
+             "--no-pictures"]
+    assert infer_vqvae.main(flags) == 0
+    assert {r["id"]: r["category"] for r in rows(out / "report.csv")} == {"ball": "", "more__tube": "pipes"}
+    assert "| pipes | 1 |" in (out / "report.md").read_text()
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--input_file", "none.glb"], "--input_file none.glb does not exist"),
+    (["--model", "none"], "no model at none"),
+    (["--device", "gpu"], "write cpu, cuda or cuda:N"),
+    (["--output_dir", "MESHES"], "holds the input, which could be overwritten"),
+])
+def test_refusals_of_the_reconstruction(meshes, vqvae_run, capsys, flags, message):
+    common = ["--input_file", str(meshes), "--model", str(vqvae_run / "model")]
+    assert infer_vqvae.main([*common, *(str(meshes) if f == "MESHES" else f for f in flags)]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("main, flags", [(infer_vqvae.main, ["--pc_size", "0"]), (infer_vqvae.main, ["--limit", "0"]),
+                                         (infer_vqvae.main, ["--resolution", "-1"]), (run.main, ["--num-samples", "0"]),
+                                         (run.main, ["--resolution", "0"]), (train_vqvae.main, ["--toy-shapes", "0"])])
+def test_counts_are_at_least_one(capsys, main, flags):
+    with pytest.raises(SystemExit) as stop:
+        main(flags)
+    assert stop.value.code == 2 and "must be at least 1" in capsys.readouterr().err
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    """Two pictures with one stem, and a file that is none."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name, color in (("chair.png", (200, 30, 30)), ("chair.webp", (30, 200, 30))):
+        array = np.full((40, 40, 3), 255, np.uint8)
+        array[10:30, 12:26] = color
+        Image.fromarray(array).save(folder / name, lossless=True)
+    (folder / "broken.png").write_bytes(b"no picture")
+    return folder
+
+
+def test_a_bad_picture_is_listed_and_the_others_are_written(pictures, full_model, tmp_path, capsys):
+    out = tmp_path / "out"
+    flags = ["--input", str(pictures), "--save-path", str(out), "--model", str(full_model), "--seed", "3", "--top-k", "5",
+             "--resolution", "8"]
+    assert run.main(flags) == 1
+    assert sorted(p.name for p in out.iterdir()) == [f"chair_{s}.{e}" for s in ("png", "webp") for e in ("glb", "json", "png")]
+    output = capsys.readouterr()
+    assert "failed: broken.png" in output.err and "2 of 3 shapes" in output.out
+    record = json.loads((out / "chair_png.json").read_text())
+    assert record["seed"] == 3 and record["sampling"]["top_k"] == 5 and record["precision"] == "32-true"
+    (pictures / "broken.png").unlink()
+    assert run.main([*flags, "--num-samples", "2", "--format", "obj"]) == 0
+    assert len(list(out.glob("*.obj"))) == 4
+
+
+def test_a_picture_gives_the_same_tokens_alone_and_among_others(pictures, full_model, tmp_path, monkeypatch):
+    drawn = []
+    generate = Pipeline.generate
+
+    def recorded(self, *args, **kwargs):
+        results = generate(self, *args, **kwargs)
+        drawn.append(results[0].tokens.tolist())
+        return results
+
+    monkeypatch.setattr(Pipeline, "generate", recorded)
+    flags = ["--save-path", str(tmp_path / "out"), "--model", str(full_model), "--resolution", "8", "--seed", "1"]
+    run.main(["--input", str(pictures), *flags])
+    run.main(["--input", str(pictures / "chair.webp"), *flags])
+    run.main(["--input", str(pictures / "chair.webp"), *flags[:-1], "2"])
+    among, alone, other_seed = drawn[1:]
+    assert among == alone != other_seed and len(alone) == 48
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--input", "none.png"], "none.png does not exist"),
+    (["--model", "none"], "no model at none"),
+    (["--top-p", "2"], r"top_p must be in (0, 1], got 2.0"),
+    (["--save-path", "PICTURES"], "holds the input, which could be overwritten"),
+    (["--vq-ckpt", "OTHER"], "the GPT was trained on the tokens of tokenizer"),
+])
+def test_refusals_of_the_generation(pictures, gpt_run, vqvae_run, tmp_path, capsys, flags, message):
+    vqvae = checkpoint.load_tokenizer(vqvae_run / "model")
+    with torch.no_grad():
+        vqvae.quantizer.codebook.neg_()
+    checkpoint.save_model(tmp_path / "other", vqvae, VQVAEConfig(tokenizer=vqvae.config), {}, "")
+    names = {"PICTURES": str(pictures), "OTHER": str(tmp_path / "other")}
+    common = ["--input", str(pictures), "--save-path", str(tmp_path / "out"), "--model", str(gpt_run / "model")]
+    assert run.main([*common, *(names.get(f, f) for f in flags)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_models_given_apart(gpt_run, vqvae_run):
+    both = Pipeline.load(vqvae=vqvae_run / "model", gpt=gpt_run / "model" / "gpt_i23d")
+    bundle = Pipeline.load(gpt_run / "model")
+    assert checkpoint.fingerprint(both.i23d) == checkpoint.fingerprint(bundle.i23d)
+    with pytest.raises(ValueError, match="give a model directory with tokenizer/ and gpt_i23d/, or vqvae and gpt apart"):
+        Pipeline.load(vqvae=vqvae_run / "model")
