@@ -125,6 +125,8 @@ def train(config: GPTRunConfig, fabric: Fabric, data: Path, vqvae: VQVAE, vq_sou
     bare = I23D(config)
     if init:
         checkpoint.load_weights(bare, init)
+    else:
+        bare.gpt.start_from_codes(vqvae.quantizer.codebook, torch.Generator().manual_seed(t.seed))
     optimizers = [o for o in build_optimizers(bare, config.optim) if o is not None]
     fabric.print(routing_table(bare, config.optim))
     if t.compile:

@@ -18,7 +18,7 @@ import os
 import shutil
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from tar3d.config import SampleConfig, ViewConfig
 from tar3d.data.folder import complete_splits, write_csv, write_json
 from tar3d.data.shapes import save_samples
 from tar3d.data.views import write_views
+from tar3d.data.workers import parallel
 from tar3d.mesh.load import SUPPORTED, MeshError, list_meshes, load_mesh
 from tar3d.mesh.points import sample_shape
 
@@ -46,11 +47,9 @@ def make_samples(source: Path, out: Path, config: SampleConfig, *, seed: int = 0
             and (out / "samples" / f"{r['id']}.npz").is_file()
             and (views is None or (out / "views" / r["id"] / "cameras.json").is_file())}
     waiting = {i: p for i, p in meshes.items() if i not in rows}
-    bar = tqdm(total=len(meshes), initial=len(rows), unit="mesh", desc="samples")
-    with ProcessPoolExecutor(max_workers=workers) as pool, bar:
-        futures = [pool.submit(_one, i, p, out, config, seed, views) for i, p in waiting.items()]
-        for done, future in enumerate(as_completed(futures), start=1):
-            row = future.result()
+    job = partial(_one, out=out, config=config, seed=seed, views=views)
+    with tqdm(total=len(meshes), initial=len(rows), unit="mesh", desc="samples") as bar:
+        for done, row in enumerate(parallel(job, waiting.items(), workers), start=1):
             rows[row["id"]] = row
             bar.update()
             if done % FLUSH_EVERY == 0:
@@ -80,8 +79,9 @@ def mesh_ids(source: Path) -> dict[str, Path]:
     return named
 
 
-def _one(shape_id: str, path: Path, out: Path, config: SampleConfig, seed: int, views: ViewConfig | None) -> dict:
+def _one(named: tuple[str, Path], *, out: Path, config: SampleConfig, seed: int, views: ViewConfig | None) -> dict:
     start = time.perf_counter()
+    shape_id, path = named
     row = dict.fromkeys(FIELDS, "") | {"id": shape_id, "file": str(path)}
     entropy = int.from_bytes(hashlib.sha256(f"{seed}:{shape_id}".encode()).digest()[:8], "big")
     try:

@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -23,8 +22,9 @@ from tqdm import tqdm
 
 from tar3d.config import ViewConfig
 from tar3d.data.folder import split_ids, write_csv, write_json
-from tar3d.data.toy_shapes import ToyShape, generate
+from tar3d.data.toy_shapes import generate
 from tar3d.data.views import write_views
+from tar3d.data.workers import parallel
 from tar3d.mesh.export import save_mesh
 from tar3d.mesh.points import signed_volume
 
@@ -41,10 +41,9 @@ def make_toy_data(out: Path, num: int, seed: int, views: ViewConfig | None, work
         raise ValueError(f"a procedural set needs num >= 1, seed >= 0 and workers >= 1, got {num}, {seed} and {workers}")
     _check_stamp(out / "toy.json", {"version": VERSION, "seed": seed, "views": asdict(views) if views else None})
     job = partial(_write_shape, out=out, seed=seed, views=views)
-    with ProcessPoolExecutor(max_workers=workers) as pool:
-        rows = list(tqdm(pool.map(job, range(num), chunksize=8), total=num, unit="shape", desc="shapes"))
-    write_csv(out / "captions.csv", ["id", "caption"], [{"id": r["id"], "caption": r.pop("caption")} for r in rows])
-    write_csv(out / "manifest.csv", MANIFEST, rows)
+    rows = sorted(tqdm(parallel(job, range(num), workers), total=num, unit="shape", desc="shapes"), key=lambda row: row["index"])
+    write_csv(out / "captions.csv", ["id", "caption"], [{"id": r["id"], "caption": r["caption"]} for r in rows])
+    write_csv(out / "manifest.csv", MANIFEST, [{name: r[name] for name in MANIFEST} for r in rows])
     write_json(out / "splits.json", split_ids([r["id"] for r in rows]))
     return out
 
@@ -53,7 +52,8 @@ def _check_stamp(path: Path, settings: dict) -> None:
     if not path.is_file():
         write_json(path, settings)
     elif (found := json.loads(path.read_text(encoding="utf-8"))) != settings:
-        raise ValueError(f"{path.parent} holds a procedural set made with {found}, not {settings}: choose another folder or delete it")
+        raise ValueError(f"{path.parent} holds a procedural set made with {found}, not {settings}: "
+                         "choose another folder or delete it")
 
 
 def _write_shape(index: int, out: Path, seed: int, views: ViewConfig | None) -> dict:
@@ -65,11 +65,7 @@ def _write_shape(index: int, out: Path, seed: int, views: ViewConfig | None) -> 
     view_folder = out / "views" / shape.id
     if views is not None and not (view_folder / "cameras.json").is_file():
         write_views(shape.mesh, view_folder, views, np.random.default_rng([seed, index, 1]))
-    return _row(shape)
-
-
-def _row(shape: ToyShape) -> dict:
-    return {"id": shape.id, "caption": shape.caption, "category": shape.category, "faces": len(shape.mesh.faces),
+    return {"index": index, "id": shape.id, "caption": shape.caption, "category": shape.category, "faces": len(shape.mesh.faces),
             "volume": f"{signed_volume(shape.mesh):.6f}", "parameters": json.dumps(shape.parameters)}
 
 
@@ -78,7 +74,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="data set folder to write")
     parser.add_argument("--num", type=int, default=2000, help="shapes (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--views", type=int, default=ViewConfig().count, help="pictures of each shape, 0 for none (default: %(default)s)")
+    parser.add_argument("--views", type=int, default=ViewConfig().count,
+                        help="pictures of each shape, 0 for none (default: %(default)s)")
     parser.add_argument("--view-size", type=int, default=ViewConfig().size, help="their side in pixels (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: all cores)")
     args = parser.parse_args(argv)

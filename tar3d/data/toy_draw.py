@@ -85,7 +85,7 @@ def article(phrase: str) -> str:
 
 
 def number(count: int, thing: str) -> str:
-    """"one leg", "three thin legs"."""
+    """ "one leg", "three thin legs"."""
     return f"{NUMBERS[count]} {thing}{'s' if count > 1 else ''}"
 
 

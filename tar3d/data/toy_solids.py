@@ -104,8 +104,10 @@ def tube(path: np.ndarray, thickness: float) -> Manifold:
     a, b, c, d = (q.ravel() for q in (here, np.roll(here, -1, axis=1), here + s, np.roll(here, -1, axis=1) + s))
     start, end = rings_n * s, rings_n * s + 1
     rim, last = here[0], here[-1] + s
-    faces = [np.stack(t, axis=1) for t in ((a, b, d), (a, d, c), (np.full(s, start), np.roll(rim, -1), rim),
-                                           (np.full(s, end), last, np.roll(last, -1)))]
+    faces = [
+        np.stack(t, axis=1)
+        for t in ((a, b, d), (a, d, c), (np.full(s, start), np.roll(rim, -1), rim), (np.full(s, end), last, np.roll(last, -1)))
+    ]
     vertices = np.concatenate([rings.reshape(-1, 3), path[:1], path[-1:]])
     return Manifold(Mesh(vertices.astype(np.float32), np.concatenate(faces).astype(np.uint32)))
 

@@ -137,6 +137,17 @@ class GPT(nn.Module):
             std = INIT_STD / math.sqrt(2 * self.config.num_layers) if residual else INIT_STD
             parameter.normal_(0.0, std, generator=generator)
 
+    @torch.no_grad()
+    def start_from_codes(self, codes: Tensor, generator: torch.Generator) -> None:
+        """Token embeddings and head rows become random linear maps of the tokenizer's codes (V, K), at the usual scale.
+
+        Codes that mean nearly the same piece of shape then start with nearly the same embedding and the same logit, which
+        a rare code would otherwise need many sightings to learn.
+        """
+        codes = F.normalize(codes.float().cpu(), dim=-1)
+        for table in (self.token_embedding.weight, self.head.weight):
+            table.copy_(INIT_STD * codes @ torch.randn(codes.shape[1], table.shape[1], generator=generator))
+
     def num_parameters(self, *, embeddings: bool = True) -> int:
         """Trainable and frozen parameters; `embeddings=False` leaves out the token table, the head and the null prefix."""
         total = sum(p.numel() for p in self.parameters())

@@ -4,7 +4,7 @@ import torch
 from tar3d.config import GPT_SIZES, GPTConfig, gpt_config
 from tar3d.contracts import Condition
 from tar3d.gpt.attention import KVCache, LinearAttention, StateCache
-from tar3d.gpt.model import GPT, mlp_width
+from tar3d.gpt.model import GPT, INIT_STD, mlp_width
 
 P, E, V, T = 6, 5, 11, 12  # R = 2
 KINDS = ["L", "F", "LLLF"]
@@ -222,3 +222,14 @@ def test_sizes_by_name():
         gpt_config("GPT-B", gridsize=3)
     with pytest.raises(ValueError, match="even number"):
         GPTConfig(width=36, num_heads=12)
+
+
+def test_start_from_codes_gives_near_codes_near_embeddings_and_logits():
+    gpt = GPT(GPTConfig(num_layers=1, width=64, num_heads=2, grid_size=2, codebook_size=3, condition_tokens=1, condition_width=4))
+    codes = torch.tensor([[1.0, 0.0, 0.0], [0.99, 0.14, 0.0], [-1.0, 0.0, 0.0]])
+    gpt.start_from_codes(codes, torch.Generator().manual_seed(0))
+    for table in (gpt.token_embedding.weight, gpt.head.weight):
+        similarity = torch.nn.functional.cosine_similarity(table[:1], table)
+        assert similarity[1] > 0.9 and similarity[2] < -0.99
+        assert 0.5 * INIT_STD < table.std() < 2 * INIT_STD
+    assert not torch.equal(gpt.token_embedding.weight, gpt.head.weight)
