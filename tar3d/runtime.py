@@ -11,10 +11,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
 
@@ -38,6 +40,9 @@ def start_fabric(gpus: str | None, num_nodes: int, precision: str) -> Fabric:
 
     Raises ValueError when the devices asked for are not there, or the precision is unknown.
     """
+    from lightning_fabric import Fabric  # seconds to import, and only training needs it
+    from lightning_fabric.strategies import DDPStrategy
+
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}, allowed are {', '.join(PRECISIONS)} "
                          "(float16 is left out: it overflows here)")
