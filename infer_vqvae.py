@@ -22,6 +22,7 @@ from tqdm import tqdm
 from tar3d import checkpoint
 from tar3d.data.folder import read_categories, write_csv, write_json
 from tar3d.data.make_samples import mesh_ids
+from tar3d.data.order import spread
 from tar3d.mesh.export import FORMATS, save_mesh
 from tar3d.mesh.extract import EmptyFieldError
 from tar3d.mesh.load import MeshError, load_mesh
@@ -92,7 +93,7 @@ def find_inputs(path: Path, limit: int | None) -> dict[str, Path]:
     inputs = mesh_ids(path) if path.is_dir() else {path.stem: path}
     names = list(inputs)
     if limit is not None and limit < len(names):
-        names = [names[i] for i in np.linspace(0, len(names) - 1, limit).astype(int)]
+        names = [names[i] for i in spread(len(names), limit)]
     return {name: inputs[name] for name in names}
 
 

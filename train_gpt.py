@@ -30,7 +30,7 @@ from tar3d import config as configuration
 from tar3d.config import GPT_SIZES, GPTRunConfig, gpt_config
 from tar3d.data.default import DEFAULT_FOLDER, default_data
 from tar3d.data.make_tokens import TokenMaker
-from tar3d.data.order import TrainingOrder
+from tar3d.data.order import TrainingOrder, spread
 from tar3d.data.tokens import TokenDataset
 from tar3d.data.views import mesh_pictures
 from tar3d.gpt.evaluate import condition_nll
@@ -154,7 +154,8 @@ def train(config: GPTRunConfig, fabric: Fabric, data: Path, vqvae: VQVAE, vq_sou
     if local % micro:
         raise ValueError(f"train.micro_batch_size {micro} does not divide the {local} rows of each device")
     held_out = validation_rows(validation, t.validation_shapes)
-    truths = mesh_pictures(data, validation.ids[: t.preview_shapes])
+    shown = spread(len(validation), t.preview_shapes)
+    truths = mesh_pictures(data, [validation.ids[i] for i in shown])
     fabric.print(f"{sum(p.numel() for p in bare.parameters()) / 1e6:.2f} M parameters, {len(dataset)} training shapes, "
                  f"{len(held_out['tokens'])} validation shapes, {t.steps - step} steps of {local // micro} x {micro} rows on "
                  f"{fabric.world_size} x {fabric.device}, ln V = {np.log(config.gpt.codebook_size):.3f} nats, run folder {out}")
@@ -180,7 +181,7 @@ def train(config: GPTRunConfig, fabric: Fabric, data: Path, vqvae: VQVAE, vq_sou
                 log.write("validation", step, metrics)
                 scores = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
                 bar.write(f"step {step}: {scores}; {watch.line(step)}, {peak_memory(fabric.device)}")
-                preview(bare, vqvae, truths, validation, fabric, out / f"preview_{step:07d}.png")
+                preview(bare, vqvae, truths, [validation.row(i, 0) for i in shown], fabric, out / f"preview_{step:07d}.png")
                 if metrics["nll"] < best_nll:
                     best_nll = metrics["nll"]
                     record = {**metrics, "step": step, "hours": (time.perf_counter() - began) / 3600, "date": str(date.today()),
@@ -228,9 +229,8 @@ def train_step(model, optimizers, batch: dict, dropped: torch.Tensor, micro: int
 
 
 def validation_rows(dataset: TokenDataset, count: int) -> dict[str, torch.Tensor]:
-    """`count` validation shapes spread evenly over the split, each with its first view."""
-    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int))
-    rows = [dataset.row(int(i), 0) for i in chosen]
+    """`count` validation shapes, each with its first view."""
+    rows = [dataset.row(i, 0) for i in spread(len(dataset), count)]
     return {key: torch.stack([r[key] for r in rows]) for key in ("tokens", "source")}
 
 
@@ -243,20 +243,19 @@ def validate(model: I23D, rows: dict[str, torch.Tensor], fabric: Fabric) -> dict
             "nll_null": float(nll["null"].mean()), **planes, "nll_first8": float(nll["right"][:, :8].mean())}
 
 
-def preview(model: I23D, vqvae: VQVAE, truths: list[np.ndarray], validation: TokenDataset, fabric: Fabric, path: Path) -> None:
+def preview(model: I23D, vqvae: VQVAE, truths: list[np.ndarray], rows: list[dict], fabric: Fabric, path: Path) -> None:
     """A picture with one row a truth: the true mesh, and what is generated from its first view."""
     pipeline = Pipeline(vqvae, model, fabric.device)
-    rows = []
-    for index, truth in enumerate(truths):
-        source = validation.row(index, 0)["source"][None]
+    sheet = []
+    for index, (truth, row) in enumerate(zip(truths, rows, strict=True)):
         try:
-            mesh = pipeline.generate(source, seeds=[index], resolution=64)[0].mesh
+            mesh = pipeline.generate(row["source"][None], seeds=[index], resolution=64)[0].mesh
         except EmptyFieldError:  # normal in the first steps; training goes on
             mesh = None
-        rows.append([truth, picture(mesh)])
+        sheet.append([truth, picture(mesh)])
     model.train()
-    if rows:
-        contact_sheet(rows, ["truth", "generated"]).save(path)
+    if sheet:
+        contact_sheet(sheet, ["truth", "generated"]).save(path)
 
 
 def copy_tokenizer(source: str, target: Path) -> None:

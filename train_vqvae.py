@@ -26,7 +26,7 @@ from tar3d import checkpoint
 from tar3d import config as configuration
 from tar3d.config import VQVAEConfig
 from tar3d.data.default import DEFAULT_FOLDER, default_data
-from tar3d.data.order import TrainingOrder
+from tar3d.data.order import TrainingOrder, spread
 from tar3d.data.shapes import ShapeDataset, load_samples
 from tar3d.data.views import mesh_pictures
 from tar3d.mesh.extract import EmptyFieldError
@@ -115,7 +115,8 @@ def train(config: VQVAEConfig, fabric: Fabric, data: Path, out: Path, *, resume:
     loader = fabric.setup_dataloaders(DataLoader(dataset, batch_sampler=order, num_workers=t.num_workers),
                                       use_distributed_sampler=False)
     validation = validation_set(data, t.validation_shapes)
-    truths = mesh_pictures(data, [shape_id for shape_id, _ in validation[: t.preview_shapes]])
+    shown = [validation[i] for i in spread(len(validation), t.preview_shapes)]
+    truths = mesh_pictures(data, [shape_id for shape_id, _ in shown])
     parameters = sum(p.numel() for p in bare.parameters())
     fabric.print(f"{parameters / 1e6:.2f} M parameters, {len(dataset)} training shapes, {len(validation)} validation shapes, "
                  f"{total - step} steps of {t.batch_size} shapes on {fabric.world_size} x {fabric.device}, run folder {out}")
@@ -152,7 +153,7 @@ def train(config: VQVAEConfig, fabric: Fabric, data: Path, out: Path, *, resume:
                 log.write("validation", step, metrics)
                 scores = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
                 bar.write(f"step {step}: {scores}; {watch.line(step)}, {peak_memory(fabric.device)}")
-                preview(bare, truths, validation, fabric, step > t.autoencoder_steps,
+                preview(bare, truths, shown, fabric, step > t.autoencoder_steps,
                         out / f"preview_{step:07d}.png")
                 if step > t.autoencoder_steps and metrics["iou_volume"] > best_iou:
                     best_iou = metrics["iou_volume"]
@@ -197,20 +198,20 @@ def train_step(model, optimizers, batch: dict, config: VQVAEConfig, fabric: Fabr
 @torch.no_grad()
 def start_codebook(model: VQVAE, dataset: ShapeDataset, fabric: Fabric, generator: torch.Generator) -> None:
     """k-means over the autoencoder's latents; every process computes the same codebook from the same shapes."""
-    chosen = np.linspace(0, len(dataset) - 1, min(KMEANS_SHAPES, len(dataset))).astype(int)
+    chosen = spread(len(dataset), KMEANS_SHAPES)
     latents = []
     for index in tqdm(chosen, desc="k-means start of the codebook", disable=not fabric.is_global_zero, leave=False):
-        surface = dataset[(int(index), int(index))]["surface"][None].to(fabric.device)
+        surface = dataset[(index, index)]["surface"][None].to(fabric.device)
         with fabric.autocast():
             latents.append(model.encode(surface).flatten(0, -2))
     model.quantizer.start_from(torch.cat(latents), generator)
 
 
 def validation_set(data: Path, count: int) -> list[tuple[str, dict[str, torch.Tensor]]]:
-    """The first `count` validation shapes with all their surface points and a fixed part of their query points."""
-    ids = ShapeDataset(data, "val", surface_points=1, volume_points=1, near_points=1, seed=0).ids[:count]
+    """`count` validation shapes with all their surface points and a fixed part of their query points."""
+    ids = ShapeDataset(data, "val", surface_points=1, volume_points=1, near_points=1, seed=0).ids
     result = []
-    for shape_id in ids:
+    for shape_id in (ids[i] for i in spread(len(ids), count)):
         s = load_samples(data / "samples" / f"{shape_id}.npz")
         keep = np.concatenate([np.flatnonzero(~s.is_near)[:VALIDATION_POINTS], np.flatnonzero(s.is_near)[:VALIDATION_POINTS]])
         arrays = {"surface": s.surface, "points": s.points[keep], "inside": s.inside[keep], "is_near": s.is_near[keep]}
@@ -241,7 +242,7 @@ def preview(model: VQVAE, truths: list[np.ndarray], shapes: list, fabric: Fabric
     """A picture with one row a truth: the true mesh, and what the tokenizer makes of it (blank: an empty field)."""
     model.eval()
     rows = []
-    for truth, (_, arrays) in zip(truths, shapes, strict=False):
+    for truth, (_, arrays) in zip(truths, shapes, strict=True):
         try:
             with fabric.autocast():
                 rebuilt, _ = reconstruct(model, arrays["surface"].numpy(), resolution=64, quantize=quantize)

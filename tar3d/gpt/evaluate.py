@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def condition_nll(model: nn.Module, tokens: Tensor, source: Tensor, batch_size: int = 16) -> dict[str, Tensor]:
-    """NLL in nats of every token, (N, T) float32 on the CPU, under "right", "shuffled" (the next row's) and "null".
+    """NLL in nats of every token, (N, T) float32 on the CPU, under "right", "shuffled" and "null".
+
+    Shuffled is the source half the rows further on: where rows are sorted by category, the next would hardly be wrong.
 
     `model(tokens[:, :-1], source, dropped)` gives logits (B, T, V) for tokens (N, T) int64 and sources (N, ...), as
     `tar3d.pipeline.I23D` does. It is in eval mode meanwhile, and then as it was before.
@@ -21,7 +23,7 @@ def condition_nll(model: nn.Module, tokens: Tensor, source: Tensor, batch_size: 
         raise ValueError(f"{len(tokens)} rows of tokens but {len(source)} of conditions: give each row its own")
     device, was_training = next(model.parameters()).device, model.training
     losses: dict[str, list[Tensor]] = {"right": [], "shuffled": [], "null": []}
-    shuffled = source.roll(-1, 0)
+    shuffled = source.roll(-(len(source) // 2), 0)
     model.eval()
     try:
         for start in range(0, len(tokens), batch_size):
