@@ -55,7 +55,7 @@ def make_samples(source: Path, out: Path, config: SampleConfig, *, seed: int = 0
             if done % FLUSH_EVERY == 0:
                 _write_report(out, rows)
     _write_report(out, rows)
-    for name in ("splits.json", "captions.csv"):
+    for name in ("splits.json", "captions.csv", "manifest.csv"):
         if (source / name).is_file() and not (out / name).exists():
             shutil.copyfile(source / name, out / name)
     complete_splits(out, [i for i, r in rows.items() if r["status"] == "ok"])

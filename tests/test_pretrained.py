@@ -1,0 +1,72 @@
+"""The shipped weights: small, complete, made for each other, and good for what the README says they do."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trimesh
+
+import infer_vqvae
+import run
+from tar3d import checkpoint
+from tar3d.config import GPTRunConfig
+from tar3d.mesh.load import load_mesh
+from tar3d.mesh.points import sample_surface
+from tar3d.metrics.geometry import mesh_volume_iou
+from tar3d.pipeline import GPT_I23D, reconstruct
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ROOT / "pretrained" / "tiny"
+MB = 1_000_000
+
+
+def test_sizes_stay_within_the_limits():
+    sizes = {p: p.stat().st_size for p in TINY.rglob("*") if p.is_file()}
+    assert max(sizes.values()) <= 16 * MB
+    assert sum(sizes.values()) <= 40 * MB
+
+
+@pytest.mark.parametrize("part", [checkpoint.TOKENIZER, GPT_I23D])
+def test_each_model_says_how_it_was_made(part: str):
+    metrics = json.loads((TINY / part / checkpoint.METRICS).read_text())
+    for key in ("command", "commit", "machine", "date", "hours", "step"):
+        assert metrics[key]
+    assert metrics["command"] in (TINY / part / checkpoint.README).read_text()
+
+
+def test_the_gpt_speaks_the_shipped_tokenizers_codes():
+    tokenizer = checkpoint.load_tokenizer(TINY)
+    assert checkpoint.read_config(TINY / GPT_I23D, GPTRunConfig).tokenizer_fingerprint == checkpoint.fingerprint(tokenizer)
+
+
+def test_the_tokenizer_keeps_a_hollow_mug_hollow():
+    truth = load_mesh(ROOT / "assets" / "sample_mesh.glb")
+    surface = sample_surface(truth, 8192, np.random.default_rng(0))
+    rebuilt, _ = reconstruct(checkpoint.load_tokenizer(TINY), surface, resolution=64)
+    # filled, this mug would have more than twice its volume and an IoU below 0.5
+    assert mesh_volume_iou(rebuilt, truth) > 0.8
+
+
+def test_the_default_commands_make_what_they_promise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    assert run.main(["--gpt-type", "i23d", "--save-path", str(tmp_path / "a"), "--resolution", "64"]) == 0
+    assert infer_vqvae.main(["--output_dir", str(tmp_path / "b"), "--resolution", "64"]) == 0
+    for mesh, others in ((tmp_path / "a" / "sample_image.glb", (".png", ".json")), (tmp_path / "b" / "sample_mesh.glb", (".png",))):
+        loaded = trimesh.load(mesh, force="mesh")
+        assert loaded.is_watertight and loaded.volume > 0
+        for suffix in others:
+            assert mesh.with_suffix(suffix).stat().st_size > 0
+
+
+def test_the_same_seed_gives_the_same_mesh_alone_and_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in ("a.png", "b.png"):
+        (folder / name).write_bytes((ROOT / "assets" / "sample_image.png").read_bytes())
+    small = ["--resolution", "32", "--seed", "5"]
+    assert run.main(["--input", str(folder), "--save-path", str(tmp_path / "many"), *small]) == 0
+    assert run.main(["--save-path", str(tmp_path / "one"), *small]) == 0
+    alone = (tmp_path / "one" / "sample_image.glb").read_bytes()
+    assert (tmp_path / "many" / "a.glb").read_bytes() == alone == (tmp_path / "many" / "b.glb").read_bytes()
