@@ -49,6 +49,7 @@ from tar3d.runtime import (
     positive_int,
     prepare_run_folder,
     start_fabric,
+    uncompiled,
 )
 from tar3d.token_order import NUM_PLANES
 from tar3d.tokenizer.vqvae import VQVAE
@@ -177,16 +178,18 @@ def train(config: GPTRunConfig, fabric: Fabric, data: Path, vqvae: VQVAE, vq_sou
             bar.set_postfix_str(f"NLL {values['nll']:.4f}")
         if step % t.validate_every == 0 or step == t.steps:
             if fabric.is_global_zero:
-                metrics = validate(bare, held_out, fabric)
+                with uncompiled():
+                    metrics = validate(bare, held_out, fabric)
+                    preview(bare, vqvae, truths, [validation.row(i, 0) for i in shown], fabric, out / f"preview_{step:07d}.png")
                 log.write("validation", step, metrics)
                 scores = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
                 bar.write(f"step {step}: {scores}; {watch.line(step)}, {peak_memory(fabric.device)}")
-                preview(bare, vqvae, truths, [validation.row(i, 0) for i in shown], fabric, out / f"preview_{step:07d}.png")
                 if metrics["nll"] < best_nll:
                     best_nll = metrics["nll"]
                     record = {**metrics, "step": step, "hours": (time.perf_counter() - began) / 3600, "date": str(date.today()),
                               "command": " ".join(sys.argv), "training_shapes": len(dataset), **describe_machine(fabric.device)}
-                    checkpoint.save_model(out / "model" / GPT_I23D, bare, config, record, model_card(record))
+                    checkpoint.save_model(out / "model" / GPT_I23D, bare, config, record, model_card(record),
+                                          dtype=getattr(torch, t.weights_dtype))
                     copy_tokenizer(vq_source, out / "model" / checkpoint.TOKENIZER)
             fabric.barrier()
         if (step % t.save_every == 0 or step == t.steps) and fabric.is_global_zero:

@@ -44,6 +44,7 @@ from tar3d.runtime import (
     positive_int,
     prepare_run_folder,
     start_fabric,
+    uncompiled,
 )
 from tar3d.tokenizer.loss import intersection_over_union, tokenizer_loss
 from tar3d.tokenizer.quantize import codebook_usage
@@ -149,13 +150,14 @@ def train(config: VQVAEConfig, fabric: Fabric, data: Path, out: Path, *, resume:
             bar.set_postfix_str(f"{'codebook' if quantize else 'autoencoder'} loss {values['loss']:.4f}")
         if step % t.validate_every == 0 or step == total:
             if fabric.is_global_zero:
-                metrics = validate(bare, validation, fabric, step > t.autoencoder_steps)
+                quantized = step > t.autoencoder_steps
+                with uncompiled():
+                    metrics = validate(bare, validation, fabric, quantized)
+                    preview(bare, truths, shown, fabric, quantized, out / f"preview_{step:07d}.png")
                 log.write("validation", step, metrics)
                 scores = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
                 bar.write(f"step {step}: {scores}; {watch.line(step)}, {peak_memory(fabric.device)}")
-                preview(bare, truths, shown, fabric, step > t.autoencoder_steps,
-                        out / f"preview_{step:07d}.png")
-                if step > t.autoencoder_steps and metrics["iou_volume"] > best_iou:
+                if quantized and metrics["iou_volume"] > best_iou:
                     best_iou = metrics["iou_volume"]
                     record = {**metrics, "step": step, "hours": (time.perf_counter() - began) / 3600, "date": str(date.today()),
                               "command": " ".join(sys.argv), "training_shapes": len(dataset), **describe_machine(fabric.device)}

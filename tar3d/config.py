@@ -279,8 +279,10 @@ class GPTTrainConfig:
     preview_shapes: int = 4
     save_every: int = 1000
     log_every: int = 50
+    weights_dtype: str = "float32"  # of the model directory; float16 halves it
 
     def __post_init__(self) -> None:
+        _one_of("train.weights_dtype", self.weights_dtype, ("float32", "float16"))
         _at_least(1, self, "train.", "steps", "global_batch_size", "validate_every", "validation_shapes", "save_every",
                   "log_every")
         _at_least(0, self, "train.", "micro_batch_size", "seed", "num_workers", "preview_shapes")

@@ -10,6 +10,7 @@ import platform
 import subprocess
 import sys
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,6 +115,12 @@ def compile_blocks(module: torch.nn.Module) -> None:
         if isinstance(child, torch.nn.ModuleList):
             for block in child:
                 block.compile()
+
+
+def uncompiled() -> AbstractContextManager:
+    """Within it compiled blocks run as they are written: validation and generation have other shapes, and would compile anew
+    for each."""
+    return torch.compiler.set_stance("force_eager")
 
 
 class RunLog:

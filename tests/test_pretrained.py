@@ -52,7 +52,8 @@ def test_the_default_commands_make_what_they_promise(tmp_path: Path, monkeypatch
     monkeypatch.chdir(ROOT)
     assert run.main(["--gpt-type", "i23d", "--save-path", str(tmp_path / "a"), "--resolution", "64"]) == 0
     assert infer_vqvae.main(["--output_dir", str(tmp_path / "b"), "--resolution", "64"]) == 0
-    for mesh, others in ((tmp_path / "a" / "sample_image.glb", (".png", ".json")), (tmp_path / "b" / "sample_mesh.glb", (".png",))):
+    expected = {tmp_path / "a" / "sample_image.glb": (".png", ".json"), tmp_path / "b" / "sample_mesh.glb": (".png",)}
+    for mesh, others in expected.items():
         loaded = trimesh.load(mesh, force="mesh")
         assert loaded.is_watertight and loaded.volume > 0
         for suffix in others:
