@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from tar3d import checkpoint
 from tar3d import config as configuration
-from tar3d.config import GPT_SIZES, GPTRunConfig, gpt_config
+from tar3d.config import GPT_SIZES, GPTRunConfig
 from tar3d.data.default import DEFAULT_FOLDER, default_data
 from tar3d.data.make_tokens import TokenMaker
 from tar3d.data.order import TrainingOrder, spread
@@ -81,11 +81,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
-        config = read_config(args)
+        vqvae = checkpoint.load_tokenizer(args.vq_ckpt)
+        config = read_config(args, vqvae)
         fabric = start_fabric(args.gpus, args.num_nodes, config.train.precision)
         with fabric.rank_zero_first():
-            vqvae = checkpoint.load_tokenizer(args.vq_ckpt)
-            check_tokenizer(config, vqvae)
             prepare_run_folder(args.out, args.resume, configuration.to_mapping(config))
             data = args.data or default_data(args.toy_shapes)
             TokenMaker(data, vqvae, config.image_encoder, fabric.device).run()
@@ -96,14 +95,15 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def read_config(args: argparse.Namespace) -> GPTRunConfig:
-    """The config file with the named size in it, then the overrides on top."""
+def read_config(args: argparse.Namespace, vqvae: VQVAE) -> GPTRunConfig:
+    """The config file for the named size and the tokenizer given, with the overrides on top."""
     path = args.config or ("configs/gpt_i23d_tiny.yaml" if args.gpt_model == "GPT-tiny" else "configs/gpt_i23d.yaml")
-    size = gpt_config(args.gpt_model)
-    overrides = [f"gpt.{name}={getattr(size, name)}" for name in ("num_layers", "width", "num_heads")]
+    overrides = list(args.overrides)
     if args.global_batch_size is not None:
-        overrides.append(f"train.global_batch_size={args.global_batch_size}")
-    return configuration.load(GPTRunConfig, path, [*overrides, *args.overrides])
+        overrides.insert(0, f"train.global_batch_size={args.global_batch_size}")
+    config = configuration.load_gpt_run(path, args.gpt_model, vqvae.config, overrides)
+    check_tokenizer(config, vqvae)
+    return config
 
 
 def check_tokenizer(config: GPTRunConfig, vqvae: VQVAE) -> None:

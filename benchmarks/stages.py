@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from benchmarks.measure import Case, Work
 from tar3d import config as configuration
-from tar3d.config import GPTRunConfig, OptimConfig, VQVAEConfig, gpt_config
+from tar3d.config import GPTRunConfig, OptimConfig, VQVAEConfig
 from tar3d.contracts import Condition, Tokens, Triplane
 from tar3d.gpt.generate import generate
 from tar3d.gpt.model import GPT
@@ -159,8 +159,7 @@ def _vqvae_config(size: str) -> VQVAEConfig:
 
 def _gpt_config(size: str) -> GPTRunConfig:
     _, path, name = CONFIGS[size]
-    named = gpt_config(name)
-    return configuration.load(GPTRunConfig, path, [f"gpt.{k}={getattr(named, k)}" for k in ("num_layers", "width", "num_heads")])
+    return configuration.load_gpt_run(path, name, _vqvae_config(size).tokenizer)
 
 
 def _gpt_settings(config: GPTRunConfig, batch: int) -> dict[str, object]:

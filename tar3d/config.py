@@ -310,8 +310,11 @@ def from_mapping(cls: type[T], values: dict, origin: str) -> T:
         raise ValueError(f"{origin}: {reason}. The keys and their types are listed in tar3d/config.py") from e
 
 
-def load(cls: type[T], path: str | Path | None, overrides: list[str] | tuple[str, ...] = ()) -> T:
-    """Reads `path` (None: defaults only), applies `key=value` overrides, and returns a checked `cls`."""
+def load(cls: type[T], path: str | Path | None, overrides: list[str] | tuple[str, ...] = (), base: dict | None = None) -> T:
+    """Reads `path` (None: defaults only), applies `key=value` overrides, and returns a checked `cls`.
+
+    `base` holds nested values that replace defaults and give way to the file and the overrides.
+    """
     values = OmegaConf.create({})
     if path is not None:
         path = Path(path)
@@ -321,8 +324,17 @@ def load(cls: type[T], path: str | Path | None, overrides: list[str] | tuple[str
     for item in overrides:
         _require("=" in item and not item.startswith("-"),
                  f"{item!r} is not an override of the form key=value, as in train.batch_size=4")
-    values = OmegaConf.merge(values, OmegaConf.from_dotlist(list(overrides)))
+    values = OmegaConf.merge(base or {}, values, OmegaConf.from_dotlist(list(overrides)))
     return from_mapping(cls, OmegaConf.to_container(values), str(path) if path else "overrides")
+
+
+def load_gpt_run(path: str | Path, model: str, tokenizer: TokenizerConfig,
+                 overrides: list[str] | tuple[str, ...] = ()) -> GPTRunConfig:
+    """The run that `path` describes for a GPT of the named size; token grid and vocabulary are the tokenizer's unless given."""
+    size = gpt_config(model)
+    named = [f"gpt.{field}={getattr(size, field)}" for field in ("num_layers", "width", "num_heads")]
+    spoken = {"grid_size": tokenizer.grid_size, "codebook_size": tokenizer.codebook_size}
+    return load(GPTRunConfig, path, [*named, *overrides], base={"gpt": spoken})
 
 
 def _read(path: Path) -> DictConfig:

@@ -38,7 +38,8 @@ class I23D(torch.nn.Module):
         if (encoder.num_tokens, encoder.width) != (config.gpt.condition_tokens, config.gpt.condition_width):
             raise ValueError(f"the image encoder gives {encoder.num_tokens} x {encoder.width} embeddings, but "
                              "gpt.condition_tokens x gpt.condition_width is "
-                             f"{config.gpt.condition_tokens} x {config.gpt.condition_width}")
+                             f"{config.gpt.condition_tokens} x {config.gpt.condition_width}: write "
+                             f"gpt.condition_tokens={encoder.num_tokens} gpt.condition_width={encoder.width}")
         self.config = config
         self.gpt = GPT(config.gpt)
         if encoder.frozen:
