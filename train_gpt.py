@@ -106,6 +106,31 @@ def read_config(args: argparse.Namespace, vqvae: VQVAE) -> GPTRunConfig:
     return config
 
 
+class Trainee(torch.nn.Module):
+    """The model and, if `codes` (V, K) are given, a linear probe that predicts every code of the shape from the mean embedding
+    of its picture. The probe's loss teaches the encoder about shapes long before the GPT asks it; it is not part of the model.
+    """
+
+    adamw_parameters = ("probe",)  # an output layer
+
+    def __init__(self, i23d: I23D, codes: torch.Tensor | None) -> None:
+        super().__init__()
+        self.i23d = i23d
+        gpt = i23d.config.gpt
+        self.probe = None if codes is None else torch.nn.Linear(gpt.condition_width, gpt.num_tokens * codes.shape[1])
+        self.register_buffer("codes", codes, persistent=False)
+
+    def forward(self, tokens: torch.Tensor, source: torch.Tensor, dropped: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (B, T, V) of tokens (B, T), and the probe's loss: 1 - cosine to the true codes, zero without a probe."""
+        condition = self.i23d.condition(source)
+        logits = self.i23d.gpt(tokens[:, :-1], condition, dropped)
+        if self.probe is None:
+            return logits, logits.new_zeros(())
+        true = self.codes[tokens]  # (B, T, K)
+        guess = self.probe(condition.embeddings.mean(1)).view_as(true)
+        return logits, 1 - F.cosine_similarity(guess.float(), true, dim=-1).mean()
+
+
 def check_tokenizer(config: GPTRunConfig, vqvae: VQVAE) -> None:
     """The GPT's vocabulary and grid must be the tokenizer's; records whose codes it learns."""
     for name in ("grid_size", "codebook_size"):
@@ -128,11 +153,14 @@ def train(config: GPTRunConfig, fabric: Fabric, data: Path, vqvae: VQVAE, vq_sou
         checkpoint.load_weights(bare, init)
     else:
         bare.gpt.start_from_codes(vqvae.quantizer.codebook, torch.Generator().manual_seed(t.seed))
-    optimizers = [o for o in build_optimizers(bare, config.optim) if o is not None]
-    fabric.print(routing_table(bare, config.optim))
+    if t.probe_weight and bare.encoder.frozen:
+        raise ValueError("train.probe_weight teaches an image encoder, but this one is frozen: write train.probe_weight=0")
+    trainee = Trainee(bare, vqvae.quantizer.codebook.clone() if t.probe_weight else None)
+    optimizers = [o for o in build_optimizers(trainee, config.optim) if o is not None]
+    fabric.print(routing_table(trainee, config.optim))
     if t.compile:
-        compile_blocks(bare)
-    model, *optimizers = fabric.setup(bare, *optimizers)
+        compile_blocks(trainee)
+    model, *optimizers = fabric.setup(trainee, *optimizers)
 
     # loop state: everything that a resumed run needs; the data order is a function of (seed, step)
     step, best_nll, seconds = 0, float("inf"), 0.0
@@ -140,7 +168,7 @@ def train(config: GPTRunConfig, fabric: Fabric, data: Path, vqvae: VQVAE, vq_sou
     if resume:
         state = checkpoint.load_state(out / "state.pt")
         step, best_nll, seconds = state["step"], state["best_nll"], state["seconds"]
-        checkpoint.restore(state, bare, optimizers)
+        checkpoint.restore(state, trainee, optimizers)
         dropout_random.set_state(state["dropout_random"])
 
     # data
@@ -194,7 +222,7 @@ def train(config: GPTRunConfig, fabric: Fabric, data: Path, vqvae: VQVAE, vq_sou
             fabric.barrier()
         if (step % t.save_every == 0 or step == t.steps) and fabric.is_global_zero:
             checkpoint.save_state(out / "state.pt", {
-                "step": step, "best_nll": best_nll, "seconds": time.perf_counter() - began, "model": bare.state_dict(),
+                "step": step, "best_nll": best_nll, "seconds": time.perf_counter() - began, "model": trainee.state_dict(),
                 "optimizers": [o.state_dict() for o in optimizers], "dropout_random": dropout_random.get_state()})
     bar.close()
     if log:
@@ -209,18 +237,20 @@ def train_step(model, optimizers, batch: dict, dropped: torch.Tensor, micro: int
     """One optimizer step over `micro` rows at a time; stops with FloatingPointError before the optimizers move when the
     loss or the gradient is not finite."""
     starts = range(0, len(dropped), micro)
-    total = 0.0
+    total = probe_total = 0.0
     for start in starts:
         rows = slice(start, start + micro)
         with fabric.no_backward_sync(model, enabled=start != starts[-1]):
             tokens = batch["tokens"][rows]
-            logits = model(tokens[:, :-1], batch["source"][rows], dropped[rows].to(fabric.device))
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten())
+            logits, probe = model(tokens, batch["source"][rows], dropped[rows].to(fabric.device))
+            nll = F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten())
+            loss = nll + config.train.probe_weight * probe
             if not torch.isfinite(loss):
                 raise FloatingPointError(f"the loss became {loss.item()} at step {step}; "
                                          "the weights on disk are those of the last save. Lower optim.muon_lr and optim.adamw_lr")
             fabric.backward(loss / len(starts))
-        total += loss.item() / len(starts)
+        total += nll.item() / len(starts)
+        probe_total += probe.item() / len(starts)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip or float("inf"))
     if not torch.isfinite(norm):
         raise FloatingPointError(f"the gradient became {norm.item()} at step {step}; "
@@ -228,7 +258,7 @@ def train_step(model, optimizers, batch: dict, dropped: torch.Tensor, micro: int
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad()
-    return {"nll": total, "gradient_norm": norm.item(), "lr": optimizers[0].param_groups[0]["lr"]}
+    return {"nll": total, "probe": probe_total, "gradient_norm": norm.item(), "lr": optimizers[0].param_groups[0]["lr"]}
 
 
 def validation_rows(dataset: TokenDataset, count: int) -> dict[str, torch.Tensor]:

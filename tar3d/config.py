@@ -160,6 +160,7 @@ class GPTConfig:
     layer_pattern: str = "LLLF"  # repeated over depth: L linear attention, F full attention
     rope: str = "rotation"  # or "paper_sum": TAR3D's sum of tables with a zero prefix, for comparison
     rope_base: float = 10_000.0
+    absolute_positions: bool = True  # learned row, column and plane embeddings beside TriPE; the paper has none
     linear_backend: str = "chunked"  # or "reference", the plain quadratic form
     chunk_size: int = 64
     linear_gate: bool = True  # sigmoid output gate of the linear layers: one more width x width matrix in each
@@ -280,12 +281,13 @@ class GPTTrainConfig:
     save_every: int = 1000
     log_every: int = 50
     weights_dtype: str = "float32"  # of the model directory; float16 halves it
+    probe_weight: float = 0.0  # of an auxiliary loss that trains the image encoder to know the shape's codes
 
     def __post_init__(self) -> None:
         _one_of("train.weights_dtype", self.weights_dtype, ("float32", "float16"))
         _at_least(1, self, "train.", "steps", "global_batch_size", "validate_every", "validation_shapes", "save_every",
                   "log_every")
-        _at_least(0, self, "train.", "micro_batch_size", "seed", "num_workers", "preview_shapes")
+        _at_least(0, self, "train.", "micro_batch_size", "seed", "num_workers", "preview_shapes", "probe_weight")
 
 
 @dataclass(kw_only=True)

@@ -27,6 +27,7 @@ from tar3d.config import GPTConfig
 from tar3d.contracts import Condition
 from tar3d.gpt.attention import Extent, FullAttention, LayerCache, LinearAttention, RMSNorm, Rotary
 from tar3d.gpt.rope import TriPE
+from tar3d.token_order import NUM_PLANES, coordinates, num_tokens
 
 INIT_STD = 0.02
 
@@ -59,6 +60,26 @@ class ConditionMLP(nn.Module):
 
     def forward(self, embeddings: Tensor) -> Tensor:
         return self.fc2(F.silu(self.fc1(embeddings)))
+
+
+class PositionEmbedding(nn.Module):
+    """Learned embeddings of a token's row, column and plane, added to the token's own.
+
+    TriPE alone tells a token how far others are, not where it is itself, and what code to expect depends on that. They
+    start at zero: a model trained without them can go on with them.
+    """
+
+    def __init__(self, grid_size: int, width: int) -> None:
+        super().__init__()
+        self.row, self.column = nn.Embedding(grid_size, width), nn.Embedding(grid_size, width)
+        self.plane = nn.Embedding(NUM_PLANES, width)
+        places = coordinates(torch.arange(num_tokens(grid_size)), grid_size)
+        self.register_buffer("places", torch.stack(places), persistent=False)  # (3, T)
+
+    def forward(self, start: int, end: int) -> Tensor:
+        """Positions start..end-1 of the sequence -> (end - start, D)."""
+        row, column, plane = self.places[:, start:end]
+        return self.row(row) + self.column(column) + self.plane(plane)
 
 
 class Block(nn.Module):
@@ -112,6 +133,7 @@ class GPT(nn.Module):
         self.token_embedding = nn.Embedding(config.codebook_size, config.width)
         self.condition_mlp = ConditionMLP(config.condition_width, config.width)
         self.null_prefix = nn.Parameter(torch.empty(config.condition_tokens, config.condition_width))
+        self.position_embedding = PositionEmbedding(config.grid_size, config.width) if config.absolute_positions else None
         self.rope = TriPE(config.grid_size, config.head_dim, config.rope_base, config.rope)
         kinds = [config.layer_pattern[layer % len(config.layer_pattern)] for layer in range(config.num_layers)]
         self.blocks = nn.ModuleList(Block(config, layer, kind) for layer, kind in enumerate(kinds))
@@ -128,10 +150,14 @@ class GPT(nn.Module):
         | embeddings, null prefix, head, matrices | normal, std 0.02                 |
         | o and down (they end on the residual)   | normal, std 0.02 / sqrt(2 L)     |
         | norm gains                              | 1                                |
+        | position embeddings                     | 0                                |
         """
         for name, parameter in self.named_parameters():
             if name.endswith(("norm.weight", "gain")):
                 parameter.fill_(1.0)
+                continue
+            if name.startswith("position_embedding."):
+                parameter.zero_()
                 continue
             residual = name.endswith(("attention.o.weight", "mlp.down.weight"))
             std = INIT_STD / math.sqrt(2 * self.config.num_layers) if residual else INIT_STD
@@ -202,11 +228,16 @@ class GPT(nn.Module):
             raise ValueError(f"a triplane has {self.config.num_tokens} tokens; after {cache.num_tokens} inputs "
                              "the last one is already predicted: start a new prefill")
         rotary = self.rope.token(cache.num_tokens)
-        x = self.token_embedding(token)[:, None]  # (B, 1, D)
+        x = self._embed(token[:, None], cache.num_tokens)  # (B, 1, D)
         for block, layer_cache in zip(self.blocks, cache.layers, strict=True):
             x = block(x, rotary, layer_cache)
         cache.num_tokens += 1
         return self.head(self.norm(x[:, 0])).float()
+
+    def _embed(self, tokens: Tensor, start: int) -> Tensor:
+        """Tokens (B, t), the first at position `start` -> (B, t, D)."""
+        x = self.token_embedding(tokens)
+        return x if self.position_embedding is None else x + self.position_embedding(start, start + tokens.shape[1])
 
     def _pack(self, tokens: Tensor | None, condition: Condition, dropped: Tensor | None) -> PackedRows:
         embeddings, mask = self._with_null(condition, dropped)
@@ -224,12 +255,12 @@ class GPT(nn.Module):
         if shortest == 0:
             raise ValueError("a condition row has no valid prefix position; give it one, or pass the row as dropped")
         if shortest == P:
-            x = torch.cat([self.condition_mlp(embeddings), self.token_embedding(tokens)], dim=1)
+            x = torch.cat([self.condition_mlp(embeddings), self._embed(tokens, 0)], dim=1)
             return PackedRows(x, P, self.rope.packed(P, S))
         # Zeroed, because a NaN in padding would survive the zero weight that attention gives it.
         embeddings = embeddings.masked_fill(~mask[..., None], 0.0)
         left = torch.argsort((~mask).to(torch.uint8), dim=1, stable=True)  # valid prefix positions first, in order
-        x = torch.cat([self.condition_mlp(_gather(embeddings, left)), self.token_embedding(tokens)], dim=1)
+        x = torch.cat([self.condition_mlp(_gather(embeddings, left)), self._embed(tokens, 0)], dim=1)
         position, end = torch.arange(S, device=x.device), lengths[:, None]
         # Prefix, then tokens, then padding, which repeats whatever comes last.
         source = torch.where(position < end, position, (position - end + P).clamp_max(S - 1))
