@@ -23,7 +23,7 @@ from tar3d import config as configuration
 from tar3d.config import GPTRunConfig, VQVAEConfig
 from tar3d.data.folder import read_splits
 from tar3d.data.make_tokens import TokenMaker
-from tar3d.pipeline import Pipeline
+from tar3d.pipeline import I23D, Pipeline
 from tar3d.runtime import start_fabric
 
 TRAIN = ["train.precision=32-true", "train.num_workers=0", "train.save_every=2", "train.log_every=1", "train.validation_shapes=2",
@@ -418,3 +418,21 @@ def test_models_given_apart(gpt_run, vqvae_run):
     assert checkpoint.fingerprint(both.i23d) == checkpoint.fingerprint(bundle.i23d)
     with pytest.raises(ValueError, match="give a model directory with tokenizer/ and gpt_i23d/, or vqvae and gpt apart"):
         Pipeline.load(vqvae=vqvae_run / "model")
+
+
+def test_the_probe_teaches_the_image_encoder_and_is_not_part_of_the_model(vqvae_run):
+    vqvae = checkpoint.load_tokenizer(vqvae_run / "model")
+    config = configuration.load(GPTRunConfig, None, GPT)
+    train_gpt.check_tokenizer(config, vqvae)
+    i23d = I23D(config)
+    trainee = train_gpt.Trainee(i23d, vqvae.quantizer.codebook.clone())
+    tokens = torch.randint(vqvae.config.codebook_size, (2, config.gpt.num_tokens))
+    size = config.image_encoder.image_size
+    pixels = torch.randint(256, (2, size, size, 3), dtype=torch.uint8)
+    logits, loss = trainee(tokens, pixels, torch.tensor([False, True]))
+    assert logits.shape == (2, config.gpt.num_tokens, config.gpt.codebook_size)
+    loss.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in i23d.encoder.parameters())
+    assert all(p.grad is None for p in i23d.gpt.parameters())
+    assert not any("probe" in name for name in i23d.state_dict())
+    assert train_gpt.Trainee(i23d, None)(tokens, pixels, torch.tensor([False, True]))[1] == 0

@@ -175,11 +175,9 @@ class GPT(nn.Module):
             table.copy_(INIT_STD * codes @ torch.randn(codes.shape[1], table.shape[1], generator=generator))
 
     def num_parameters(self, *, embeddings: bool = True) -> int:
-        """Trainable and frozen parameters; `embeddings=False` leaves out the token table, the head and the null prefix."""
-        total = sum(p.numel() for p in self.parameters())
-        if embeddings:
-            return total
-        return total - self.token_embedding.weight.numel() - self.head.weight.numel() - self.null_prefix.numel()
+        """Trainable and frozen parameters; `embeddings=False` leaves out the tables, the head and the null prefix."""
+        tables = ("token_embedding.", "position_embedding.", "head.", "null_prefix")
+        return sum(p.numel() for name, p in self.named_parameters() if embeddings or not name.startswith(tables))
 
     def drop_rows(self, batch_size: int, generator: torch.Generator) -> Tensor:
         """(B,) bool, True with probability `config.condition_dropout`: the rows that train the null prefix."""

@@ -165,6 +165,9 @@ def test_init_follows_its_table():
         if "norm" in name or "gain" in name:
             assert (parameter == 1).all(), name
             continue
+        if name.startswith("position_embedding."):
+            assert (parameter == 0).all(), name
+            continue
         expected = 0.02 / 4 if name.endswith(("attention.o.weight", "mlp.down.weight")) else 0.02
         assert abs(parameter.std() / expected - 1) < 0.1, name
     copy = GPT(gpt.config)
@@ -178,8 +181,10 @@ def test_parameter_count_and_layer_pattern():
     w = 24
     block = 4 * w * w + 3 * w * mlp_width(w) + 2 * w + 2 * 12  # with q and k gains of head width 12
     inner = 6 * block + 5 * (w * w + 12) + E * w + w * w + w
+    places = (2 + 2 + 3) * w  # rows, columns, planes
     assert gpt.num_parameters(embeddings=False) == inner
-    assert gpt.num_parameters() == inner + 2 * V * w + P * E
+    assert gpt.num_parameters() == inner + 2 * V * w + P * E + places
+    assert _gpt(layer_pattern="LLLF", num_layers=6, absolute_positions=False).num_parameters() == inner + 2 * V * w + P * E
     assert all(s.is_floating_point() for s in gpt.state_dict().values())
 
 
