@@ -107,28 +107,21 @@ def read_config(args: argparse.Namespace, vqvae: VQVAE) -> GPTRunConfig:
 
 
 class Trainee(torch.nn.Module):
-    """The model and, if `codes` (V, K) are given, a linear probe that predicts every code of the shape from the mean embedding
-    of its picture. The probe's loss teaches the encoder about shapes long before the GPT asks it; it is not part of the model.
-    """
+    """What a step trains: the model, and if it has a sketch, that the sketch guesses the tokenizer's `codes` (V, K)."""
 
-    adamw_parameters = ("probe",)  # an output layer
-
-    def __init__(self, i23d: I23D, codes: torch.Tensor | None) -> None:
+    def __init__(self, i23d: I23D, codes: torch.Tensor) -> None:
         super().__init__()
         self.i23d = i23d
-        gpt = i23d.config.gpt
-        self.probe = None if codes is None else torch.nn.Linear(gpt.condition_width, gpt.num_tokens * codes.shape[1])
         self.register_buffer("codes", codes, persistent=False)
 
     def forward(self, tokens: torch.Tensor, source: torch.Tensor, dropped: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits (B, T, V) of tokens (B, T), and the probe's loss: 1 - cosine to the true codes, zero without a probe."""
+        """Logits (B, T, V) of tokens (B, T), and the sketch's loss: 1 - cosine to the true codes, zero without a sketch."""
         condition = self.i23d.condition(source)
         logits = self.i23d.gpt(tokens[:, :-1], condition, dropped)
-        if self.probe is None:
+        if self.i23d.gpt.sketch is None:
             return logits, logits.new_zeros(())
-        true = self.codes[tokens]  # (B, T, K)
-        guess = self.probe(condition.embeddings.mean(1)).view_as(true)
-        return logits, 1 - F.cosine_similarity(guess.float(), true, dim=-1).mean()
+        guess = self.i23d.gpt.sketch(condition.embeddings, condition.mask)  # (B, T, K)
+        return logits, 1 - F.cosine_similarity(guess.float(), self.codes[tokens], dim=-1).mean()
 
 
 def check_tokenizer(config: GPTRunConfig, vqvae: VQVAE) -> None:
@@ -153,9 +146,10 @@ def train(config: GPTRunConfig, fabric: Fabric, data: Path, vqvae: VQVAE, vq_sou
         checkpoint.load_weights(bare, init)
     else:
         bare.gpt.start_from_codes(vqvae.quantizer.codebook, torch.Generator().manual_seed(t.seed))
-    if t.probe_weight and bare.encoder.frozen:
-        raise ValueError("train.probe_weight teaches an image encoder, but this one is frozen: write train.probe_weight=0")
-    trainee = Trainee(bare, vqvae.quantizer.codebook.clone() if t.probe_weight else None)
+    if config.gpt.sketch_dim not in (0, vqvae.config.code_dim):
+        raise ValueError(f"gpt.sketch_dim is {config.gpt.sketch_dim}, but the tokenizer's codes have {vqvae.config.code_dim} "
+                         f"coordinates: write gpt.sketch_dim={vqvae.config.code_dim}, or 0 for none")
+    trainee = Trainee(bare, vqvae.quantizer.codebook.clone())
     optimizers = [o for o in build_optimizers(trainee, config.optim) if o is not None]
     fabric.print(routing_table(trainee, config.optim))
     if t.compile:
@@ -237,20 +231,20 @@ def train_step(model, optimizers, batch: dict, dropped: torch.Tensor, micro: int
     """One optimizer step over `micro` rows at a time; stops with FloatingPointError before the optimizers move when the
     loss or the gradient is not finite."""
     starts = range(0, len(dropped), micro)
-    total = probe_total = 0.0
+    total = sketch_total = 0.0
     for start in starts:
         rows = slice(start, start + micro)
         with fabric.no_backward_sync(model, enabled=start != starts[-1]):
             tokens = batch["tokens"][rows]
-            logits, probe = model(tokens, batch["source"][rows], dropped[rows].to(fabric.device))
+            logits, sketch = model(tokens, batch["source"][rows], dropped[rows].to(fabric.device))
             nll = F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten())
-            loss = nll + config.train.probe_weight * probe
+            loss = nll + config.train.sketch_weight * sketch
             if not torch.isfinite(loss):
                 raise FloatingPointError(f"the loss became {loss.item()} at step {step}; "
                                          "the weights on disk are those of the last save. Lower optim.muon_lr and optim.adamw_lr")
             fabric.backward(loss / len(starts))
         total += nll.item() / len(starts)
-        probe_total += probe.item() / len(starts)
+        sketch_total += sketch.item() / len(starts)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip or float("inf"))
     if not torch.isfinite(norm):
         raise FloatingPointError(f"the gradient became {norm.item()} at step {step}; "
@@ -258,7 +252,7 @@ def train_step(model, optimizers, batch: dict, dropped: torch.Tensor, micro: int
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad()
-    return {"nll": total, "probe": probe_total, "gradient_norm": norm.item(), "lr": optimizers[0].param_groups[0]["lr"]}
+    return {"nll": total, "sketch": sketch_total, "gradient_norm": norm.item(), "lr": optimizers[0].param_groups[0]["lr"]}
 
 
 def validation_rows(dataset: TokenDataset, count: int) -> dict[str, torch.Tensor]:

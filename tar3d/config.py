@@ -159,6 +159,7 @@ class GPTConfig:
     condition_dropout: float = 0.1  # probability that a training row sees the learned null prefix (guidance)
     layer_pattern: str = "LLLF"  # repeated over depth: L linear attention, F full attention
     rope: str = "rotation"  # or "paper_sum": TAR3D's sum of tables with a zero prefix, for comparison
+    sketch_dim: int = 0  # width of the codes that are guessed from the condition for every position; 0: none, as in the paper
     rope_base: float = 10_000.0
     absolute_positions: bool = True  # learned row, column and plane embeddings beside TriPE; the paper has none
     linear_backend: str = "chunked"  # or "reference", the plain quadratic form
@@ -281,13 +282,13 @@ class GPTTrainConfig:
     save_every: int = 1000
     log_every: int = 50
     weights_dtype: str = "float32"  # of the model directory; float16 halves it
-    probe_weight: float = 0.0  # of an auxiliary loss that trains the image encoder to know the shape's codes
+    sketch_weight: float = 0.0  # of the loss between the sketch (gpt.sketch_dim) and the true codes
 
     def __post_init__(self) -> None:
         _one_of("train.weights_dtype", self.weights_dtype, ("float32", "float16"))
         _at_least(1, self, "train.", "steps", "global_batch_size", "validate_every", "validation_shapes", "save_every",
                   "log_every")
-        _at_least(0, self, "train.", "micro_batch_size", "seed", "num_workers", "preview_shapes", "probe_weight")
+        _at_least(0, self, "train.", "micro_batch_size", "seed", "num_workers", "preview_shapes", "sketch_weight")
 
 
 @dataclass(kw_only=True)

@@ -82,6 +82,34 @@ class PositionEmbedding(nn.Module):
         return self.row(row) + self.column(column) + self.plane(plane)
 
 
+class Sketch(nn.Module):
+    """A guess of every code of the shape from the condition alone, handed to the position that predicts it.
+
+    A prefix has to be searched for what matters at a position, which a GPT learns late: most tokens follow from their
+    neighbours, so the loss hardly asks for the condition until the shape is decided by chance. The guess is linear in the
+    mean of the prefix, so it can be taught directly (`train.sketch_weight`); the GPT corrects and sharpens it. Its
+    projection starts at zero: a model trained without a sketch can go on with one.
+    """
+
+    adamw_parameters = ("guess", "project")  # coordinates of codes, not hidden matrices
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.guess = nn.Linear(config.condition_width, config.num_tokens * config.sketch_dim)
+        self.project = nn.Linear(config.sketch_dim, config.width, bias=False)
+        self.num_tokens = config.num_tokens
+
+    def forward(self, embeddings: Tensor, mask: Tensor) -> Tensor:
+        """Prefix (B, P, E) and its validity (B, P) -> guessed codes (B, T, K)."""
+        weight = mask[..., None].to(embeddings.dtype)
+        mean = (embeddings.masked_fill(~mask[..., None], 0.0) * weight).sum(1) / weight.sum(1)
+        return self.guess(mean).unflatten(-1, (self.num_tokens, -1))
+
+    def hints(self, embeddings: Tensor, mask: Tensor) -> Tensor:
+        """(B, T, D): entry i belongs to the position that predicts token i."""
+        return self.project(self(embeddings, mask))
+
+
 class Block(nn.Module):
     """Pre-norm attention and MLP with residuals. `kind` is L (linear attention) or F (full attention)."""
 
@@ -104,15 +132,18 @@ class Block(nn.Module):
 
 @dataclass
 class Cache:
-    """What `decode` needs of a batch: one entry per layer, and the tokens every row has taken in so far."""
+    """What `decode` needs of a batch: one entry per layer, the tokens every row has taken in so far, and the sketch's hints
+    (B, T, D) if there is one."""
 
     layers: list[LayerCache]
     num_tokens: int
+    hints: Tensor | None
 
 
 @dataclass(frozen=True)
 class PackedRows:
-    """Rows as [condition][tokens][padding]: `x` (B, S, D), valid prefix positions per row, and the rotary tables.
+    """Rows as [condition][tokens][padding]: `x` (B, S, D), valid prefix positions per row, the rotary tables, and the sketch's
+    hints (B, T, D) or None.
 
     `prefix_lengths` is an int when all prefixes are full: then S has no padding and no row needs its own table.
     """
@@ -120,6 +151,7 @@ class PackedRows:
     x: Tensor
     prefix_lengths: Tensor | int
     rotary: Rotary
+    hints: Tensor | None
 
 
 class GPT(nn.Module):
@@ -134,6 +166,7 @@ class GPT(nn.Module):
         self.condition_mlp = ConditionMLP(config.condition_width, config.width)
         self.null_prefix = nn.Parameter(torch.empty(config.condition_tokens, config.condition_width))
         self.position_embedding = PositionEmbedding(config.grid_size, config.width) if config.absolute_positions else None
+        self.sketch = Sketch(config) if config.sketch_dim else None
         self.rope = TriPE(config.grid_size, config.head_dim, config.rope_base, config.rope)
         kinds = [config.layer_pattern[layer % len(config.layer_pattern)] for layer in range(config.num_layers)]
         self.blocks = nn.ModuleList(Block(config, layer, kind) for layer, kind in enumerate(kinds))
@@ -150,13 +183,13 @@ class GPT(nn.Module):
         | embeddings, null prefix, head, matrices | normal, std 0.02                 |
         | o and down (they end on the residual)   | normal, std 0.02 / sqrt(2 L)     |
         | norm gains                              | 1                                |
-        | position embeddings                     | 0                                |
+        | position embeddings, sketch projection  | 0                                |
         """
         for name, parameter in self.named_parameters():
             if name.endswith(("norm.weight", "gain")):
                 parameter.fill_(1.0)
                 continue
-            if name.startswith("position_embedding."):
+            if name.startswith(("position_embedding.", "sketch.project.")):
                 parameter.zero_()
                 continue
             residual = name.endswith(("attention.o.weight", "mlp.down.weight"))
@@ -217,7 +250,7 @@ class GPT(nn.Module):
             x, layer_cache = block.prefill(x, rows.rotary, extent)
             layers.append(layer_cache)
         x = x[:, -1] if ends is None else _gather(x, ends[:, None] - 1).squeeze(1)  # (B, D)
-        return self.head(self.norm(x)).float(), Cache(layers, num_tokens)
+        return self.head(self.norm(x)).float(), Cache(layers, num_tokens, rows.hints)
 
     @torch.no_grad()
     def decode(self, token: Tensor, cache: Cache) -> Tensor:
@@ -226,16 +259,18 @@ class GPT(nn.Module):
             raise ValueError(f"a triplane has {self.config.num_tokens} tokens; after {cache.num_tokens} inputs "
                              "the last one is already predicted: start a new prefill")
         rotary = self.rope.token(cache.num_tokens)
-        x = self._embed(token[:, None], cache.num_tokens)  # (B, 1, D)
+        x = self._embed(token[:, None], cache.num_tokens, cache.hints)  # (B, 1, D)
         for block, layer_cache in zip(self.blocks, cache.layers, strict=True):
             x = block(x, rotary, layer_cache)
         cache.num_tokens += 1
         return self.head(self.norm(x[:, 0])).float()
 
-    def _embed(self, tokens: Tensor, start: int) -> Tensor:
-        """Tokens (B, t), the first at position `start` -> (B, t, D)."""
-        x = self.token_embedding(tokens)
-        return x if self.position_embedding is None else x + self.position_embedding(start, start + tokens.shape[1])
+    def _embed(self, tokens: Tensor, start: int, hints: Tensor | None) -> Tensor:
+        """Tokens (B, t), the first at position `start` -> (B, t, D), each with the hint for the token after it."""
+        x, end = self.token_embedding(tokens), start + tokens.shape[1]
+        if self.position_embedding is not None:
+            x = x + self.position_embedding(start, end)
+        return x if hints is None else x + hints[:, start + 1 : end + 1]
 
     def _pack(self, tokens: Tensor | None, condition: Condition, dropped: Tensor | None) -> PackedRows:
         embeddings, mask = self._with_null(condition, dropped)
@@ -252,17 +287,25 @@ class GPT(nn.Module):
         shortest = int(lengths.min())
         if shortest == 0:
             raise ValueError("a condition row has no valid prefix position; give it one, or pass the row as dropped")
+        hints = None if self.sketch is None else self.sketch.hints(embeddings, mask)
+        embedded = self._embed(tokens, 0, hints)
         if shortest == P:
-            x = torch.cat([self.condition_mlp(embeddings), self._embed(tokens, 0)], dim=1)
-            return PackedRows(x, P, self.rope.packed(P, S))
+            prefix = self.condition_mlp(embeddings)
+            if hints is not None:
+                prefix = torch.cat([prefix[:, :-1], prefix[:, -1:] + hints[:, :1]], dim=1)
+            return PackedRows(torch.cat([prefix, embedded], dim=1), P, self.rope.packed(P, S), hints)
         # Zeroed, because a NaN in padding would survive the zero weight that attention gives it.
         embeddings = embeddings.masked_fill(~mask[..., None], 0.0)
         left = torch.argsort((~mask).to(torch.uint8), dim=1, stable=True)  # valid prefix positions first, in order
-        x = torch.cat([self.condition_mlp(_gather(embeddings, left)), self._embed(tokens, 0)], dim=1)
+        prefix = self.condition_mlp(_gather(embeddings, left))
+        if hints is not None:
+            last = torch.arange(P, device=mask.device) == lengths[:, None] - 1
+            prefix = prefix + last[..., None] * hints[:, :1]
+        x = torch.cat([prefix, embedded], dim=1)
         position, end = torch.arange(S, device=x.device), lengths[:, None]
         # Prefix, then tokens, then padding, which repeats whatever comes last.
         source = torch.where(position < end, position, (position - end + P).clamp_max(S - 1))
-        return PackedRows(_gather(x, source), lengths, self.rope.packed(lengths, S))
+        return PackedRows(_gather(x, source), lengths, self.rope.packed(lengths, S), hints)
 
     def _with_null(self, condition: Condition, dropped: Tensor | None) -> tuple[Tensor, Tensor]:
         """Embeddings (B, P, E) and mask (B, P), with the null prefix in the dropped rows."""

@@ -38,11 +38,12 @@ def _condition(mask: list[str] = ("xx....", ".xx.xx", "xxxxxx"), seed: int = 2) 
 FULL = ("xxxxxx",) * 3
 
 
+@pytest.mark.parametrize("sketch", [0, 3], ids=["plain", "sketch"])
 @pytest.mark.parametrize("rope", ["rotation", "paper_sum"])
 @pytest.mark.parametrize("pattern", KINDS)
 @pytest.mark.parametrize("mask", [FULL, ("xx....", ".xx.xx", "xxxxxx")], ids=["full", "ragged"])
-def test_prefill_and_decode_are_the_full_forward_for_every_split(pattern, mask, rope):
-    gpt, tokens, condition = _gpt(layer_pattern=pattern, rope=rope), _tokens(), _condition(mask)
+def test_prefill_and_decode_are_the_full_forward_for_every_split(pattern, mask, rope, sketch):
+    gpt, tokens, condition = _gpt(layer_pattern=pattern, rope=rope, sketch_dim=sketch), _tokens(), _condition(mask)
     null = torch.tensor([False, False, True])
     full = gpt(tokens[:, :-1], condition, null)
     assert full.shape == (3, T, V)
@@ -238,3 +239,14 @@ def test_start_from_codes_gives_near_codes_near_embeddings_and_logits():
         assert similarity[1] > 0.9 and similarity[2] < -0.99
         assert 0.5 * INIT_STD < table.std() < 2 * INIT_STD
     assert not torch.equal(gpt.token_embedding.weight, gpt.head.weight)
+
+
+@pytest.mark.parametrize("mask", [FULL, ("xx....", ".xx.xx", "xxxxxx")], ids=["full", "ragged"])
+def test_a_hint_goes_to_the_position_that_predicts_its_token_and_to_none_before(mask):
+    gpt, tokens, condition = _gpt(layer_pattern="LF", sketch_dim=3), _tokens(), _condition(mask)
+    before = gpt(tokens[:, :-1], condition)
+    with torch.no_grad():
+        gpt.sketch.guess.bias.view(T, 3)[5] += 1.0  # the guess for token 5 of every row
+    after = gpt(tokens[:, :-1], condition)
+    assert torch.equal(before[:, :5], after[:, :5])
+    assert (before[:, 5] - after[:, 5]).abs().amax(-1).min() > 1e-3
