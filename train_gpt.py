@@ -114,14 +114,27 @@ class Trainee(torch.nn.Module):
         self.i23d = i23d
         self.register_buffer("codes", codes, persistent=False)
 
-    def forward(self, tokens: torch.Tensor, source: torch.Tensor, dropped: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits (B, T, V) of tokens (B, T), and the sketch's loss: 1 - cosine to the true codes, zero without a sketch."""
+    def forward(self, tokens: torch.Tensor, inputs: torch.Tensor, source: torch.Tensor,
+                dropped: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (B, T, V) of tokens (B, T) from `inputs` (B, T - 1), and the sketch's loss: 1 - cosine to the true codes,
+        zero without a sketch."""
         condition = self.i23d.condition(source)
-        logits = self.i23d.gpt(tokens[:, :-1], condition, dropped)
+        logits = self.i23d.gpt(inputs, condition, dropped)
         if self.i23d.gpt.sketch is None:
             return logits, logits.new_zeros(())
         guess = self.i23d.gpt.sketch(condition.embeddings, condition.mask)  # (B, T, K)
         return logits, 1 - F.cosine_similarity(guess.float(), self.codes[tokens], dim=-1).mean()
+
+
+def corrupt(tokens: torch.Tensor, largest_share: float, codebook_size: int, generator: torch.Generator) -> torch.Tensor:
+    """Replaces tokens (B, t) by random ones; the share of a row is uniform below `largest_share`.
+
+    True context tells nearly everything about the next token, so a GPT that only ever sees true context learns to overlook
+    its condition, and follows its own first guesses when it generates.
+    """
+    share = torch.rand(len(tokens), 1, generator=generator) * largest_share
+    replaced = torch.rand(tokens.shape, generator=generator) < share
+    return torch.where(replaced, torch.randint(codebook_size, tokens.shape, generator=generator), tokens.cpu()).to(tokens.device)
 
 
 def check_tokenizer(config: GPTRunConfig, vqvae: VQVAE) -> None:
@@ -190,6 +203,9 @@ def train(config: GPTRunConfig, fabric: Fabric, data: Path, vqvae: VQVAE, vq_sou
     for batch in loader:
         set_learning_rates(optimizers,
                            learning_rate_factor(step, t.steps, config.optim.warmup_steps, config.optim.final_lr_fraction))
+        noise_seed = int(np.random.default_rng([t.seed, step, fabric.global_rank]).integers(2**62))
+        batch["inputs"] = corrupt(batch["tokens"][:, :-1], t.token_noise, config.gpt.codebook_size,
+                                  torch.Generator().manual_seed(noise_seed))
         dropped = bare.gpt.drop_rows(t.global_batch_size, dropout_random)[fabric.global_rank * local:][:local]
         values = train_step(model, optimizers, batch, dropped, micro, config, fabric, step)
         step += 1
@@ -236,7 +252,7 @@ def train_step(model, optimizers, batch: dict, dropped: torch.Tensor, micro: int
         rows = slice(start, start + micro)
         with fabric.no_backward_sync(model, enabled=start != starts[-1]):
             tokens = batch["tokens"][rows]
-            logits, sketch = model(tokens, batch["source"][rows], dropped[rows].to(fabric.device))
+            logits, sketch = model(tokens, batch["inputs"][rows], batch["source"][rows], dropped[rows].to(fabric.device))
             nll = F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten())
             loss = nll + config.train.sketch_weight * sketch
             if not torch.isfinite(loss):

@@ -282,13 +282,14 @@ class GPTTrainConfig:
     save_every: int = 1000
     log_every: int = 50
     weights_dtype: str = "float32"  # of the model directory; float16 halves it
+    token_noise: float = 0.0  # largest share of a row's input tokens replaced by random ones; each row draws its own below it
     sketch_weight: float = 0.0  # of the loss between the sketch (gpt.sketch_dim) and the true codes
 
     def __post_init__(self) -> None:
         _one_of("train.weights_dtype", self.weights_dtype, ("float32", "float16"))
         _at_least(1, self, "train.", "steps", "global_batch_size", "validate_every", "validation_shapes", "save_every",
                   "log_every")
-        _at_least(0, self, "train.", "micro_batch_size", "seed", "num_workers", "preview_shapes", "sketch_weight")
+        _at_least(0, self, "train.", "micro_batch_size", "seed", "num_workers", "preview_shapes", "sketch_weight", "token_noise")
 
 
 @dataclass(kw_only=True)

@@ -429,7 +429,7 @@ def test_the_sketch_loss_teaches_the_image_encoder_and_not_the_rest_of_the_gpt(v
     tokens = torch.randint(vqvae.config.codebook_size, (2, config.gpt.num_tokens))
     size = config.image_encoder.image_size
     pixels = torch.randint(256, (2, size, size, 3), dtype=torch.uint8)
-    logits, loss = trainee(tokens, pixels, torch.tensor([False, True]))
+    logits, loss = trainee(tokens, tokens[:, :-1], pixels, torch.tensor([False, True]))
     assert logits.shape == (2, config.gpt.num_tokens, config.gpt.codebook_size)
     loss.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in i23d.encoder.parameters())
