@@ -112,7 +112,10 @@ def test_sample_shape_is_complete_and_repeats_by_seed():
     first, second, other = sample_shape(mesh, CONFIG, 7), sample_shape(mesh, CONFIG, 7), sample_shape(mesh, CONFIG, 8)
     assert first.surface.shape == (2000, 6) and first.points.shape == (7000, 3) and first.points.dtype == np.float32
     assert first.is_near.sum() == 3000 and not first.is_near[:4000].any()
-    assert (first.inside == in_box(first.points)).all()
+    assert (first.points == first.points.astype(np.float16)).all()  # what is stored is what was labelled
+    inner, outer = (in_box(first.points, np.array([1.0, 0.8, 1.2]) + change) for change in (-1e-5, 1e-5))
+    clear = inner == outer  # a rounded point can lie on a face, where either label is right
+    assert clear.mean() > 0.99 and (first.inside == inner)[clear].all()
     assert first.inside[:4000].mean() == pytest.approx(0.96 / 8, abs=0.02)
     assert (first.to_source == mesh.to_source).all()
     for name in ("surface", "points", "inside"):
