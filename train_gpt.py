@@ -132,6 +132,8 @@ def corrupt(tokens: torch.Tensor, largest_share: float, codebook_size: int, gene
     True context tells nearly everything about the next token, so a GPT that only ever sees true context learns to overlook
     its condition, and follows its own first guesses when it generates.
     """
+    if not largest_share:
+        return tokens
     share = torch.rand(len(tokens), 1, generator=generator) * largest_share
     replaced = torch.rand(tokens.shape, generator=generator) < share
     return torch.where(replaced, torch.randint(codebook_size, tokens.shape, generator=generator), tokens.cpu()).to(tokens.device)

@@ -101,8 +101,7 @@ class Sketch(nn.Module):
 
     def forward(self, embeddings: Tensor, mask: Tensor) -> Tensor:
         """Prefix (B, P, E) and its validity (B, P) -> guessed codes (B, T, K)."""
-        weight = mask[..., None].to(embeddings.dtype)
-        mean = (embeddings.masked_fill(~mask[..., None], 0.0) * weight).sum(1) / weight.sum(1)
+        mean = embeddings.masked_fill(~mask[..., None], 0.0).sum(1) / mask.sum(1, keepdim=True)
         return self.guess(mean).unflatten(-1, (self.num_tokens, -1))
 
     def hints(self, embeddings: Tensor, mask: Tensor) -> Tensor:
