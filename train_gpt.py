@@ -28,9 +28,10 @@ from tqdm import tqdm
 from tar3d import checkpoint
 from tar3d import config as configuration
 from tar3d.config import GPT_SIZES, GPTRunConfig
+from tar3d.contracts import Condition
 from tar3d.data.default import DEFAULT_FOLDER, default_data
 from tar3d.data.make_tokens import TokenMaker
-from tar3d.data.order import TrainingOrder, spread
+from tar3d.data.order import JoinedOrder, TrainingOrder, spread
 from tar3d.data.tokens import TokenDataset
 from tar3d.data.views import mesh_pictures
 from tar3d.gpt.evaluate import condition_nll
@@ -116,13 +117,14 @@ class Trainee(torch.nn.Module):
 
     def forward(self, tokens: torch.Tensor, inputs: torch.Tensor, source: torch.Tensor,
                 dropped: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits (B, T, V) of tokens (B, T) from `inputs` (B, T - 1), and the sketch's loss: 1 - cosine to the true codes,
-        zero without a sketch."""
+        """Logits (B, T, V) of the first B rows of tokens (B + b, T) from `inputs` (B, T - 1), and the sketch's loss over all
+        rows: 1 - cosine to the true codes, zero without a sketch."""
         condition = self.i23d.condition(source)
-        logits = self.i23d.gpt(inputs, condition, dropped)
+        B = len(inputs)
+        logits = self.i23d.gpt(inputs, Condition(condition.embeddings[:B], condition.mask[:B]), dropped)
         if self.i23d.gpt.sketch is None:
             return logits, logits.new_zeros(())
-        guess = self.i23d.gpt.sketch(condition.embeddings, condition.mask)  # (B, T, K)
+        guess = self.i23d.gpt.sketch(condition.embeddings, condition.mask)  # (B + b, T, K)
         return logits, 1 - F.cosine_similarity(guess.float(), self.codes[tokens], dim=-1).mean()
 
 
@@ -183,14 +185,19 @@ def train(config: GPTRunConfig, fabric: Fabric, data: Path, vqvae: VQVAE, vq_sou
     # data
     wanted = {"tokenizer": config.tokenizer_fingerprint, "encoder": bare.encoder.identity}
     dataset, validation = (TokenDataset(data, split, seed=t.seed, wanted=wanted) for split in ("train", "val"))
-    order = TrainingOrder(len(dataset), t.global_batch_size, seed=t.seed, start=step, stop=t.steps, rank=fabric.global_rank,
-                          world=fabric.world_size)
+    order, sketch_order = (TrainingOrder(len(dataset), rows, seed=seed, start=step, stop=t.steps, rank=fabric.global_rank,
+                                         world=fabric.world_size)
+                           for rows, seed in ((t.global_batch_size, t.seed), (t.sketch_rows, t.seed + 1)))
+    order = JoinedOrder(order, sketch_order)
     loader = fabric.setup_dataloaders(DataLoader(dataset, batch_sampler=order, num_workers=t.num_workers),
                                       use_distributed_sampler=False)
     local = t.global_batch_size // fabric.world_size
     micro = t.micro_batch_size or local
     if local % micro:
         raise ValueError(f"train.micro_batch_size {micro} does not divide the {local} rows of each device")
+    if (t.sketch_rows // fabric.world_size) % (local // micro):
+        raise ValueError(f"train.sketch_rows {t.sketch_rows} do not divide over {fabric.world_size} x {local // micro} "
+                         "forward passes")
     held_out = validation_rows(validation, t.validation_shapes)
     shown = spread(len(validation), t.preview_shapes)
     truths = mesh_pictures(data, [validation.ids[i] for i in shown])
@@ -206,7 +213,7 @@ def train(config: GPTRunConfig, fabric: Fabric, data: Path, vqvae: VQVAE, vq_sou
         set_learning_rates(optimizers,
                            learning_rate_factor(step, t.steps, config.optim.warmup_steps, config.optim.final_lr_fraction))
         noise_seed = int(np.random.default_rng([t.seed, step, fabric.global_rank]).integers(2**62))
-        batch["inputs"] = corrupt(batch["tokens"][:, :-1], t.token_noise, config.gpt.codebook_size,
+        batch["inputs"] = corrupt(batch["tokens"][:local, :-1], t.token_noise, config.gpt.codebook_size,
                                   torch.Generator().manual_seed(noise_seed))
         dropped = bare.gpt.drop_rows(t.global_batch_size, dropout_random)[fabric.global_rank * local:][:local]
         values = train_step(model, optimizers, batch, dropped, micro, config, fabric, step)
@@ -246,16 +253,18 @@ def train(config: GPTRunConfig, fabric: Fabric, data: Path, vqvae: VQVAE, vq_sou
 
 def train_step(model, optimizers, batch: dict, dropped: torch.Tensor, micro: int, config: GPTRunConfig, fabric: Fabric,
                step: int) -> dict[str, float]:
-    """One optimizer step over `micro` rows at a time; stops with FloatingPointError before the optimizers move when the
-    loss or the gradient is not finite."""
+    """One optimizer step over `micro` rows at a time, and with each its share of the rows after them, which only the sketch
+    sees; stops with FloatingPointError before the optimizers move when the loss or the gradient is not finite."""
     starts = range(0, len(dropped), micro)
+    sketch_only = (len(batch["tokens"]) - len(dropped)) // len(starts)
     total = sketch_total = 0.0
-    for start in starts:
+    for k, start in enumerate(starts):
         rows = slice(start, start + micro)
         with fabric.no_backward_sync(model, enabled=start != starts[-1]):
-            tokens = batch["tokens"][rows]
-            logits, sketch = model(tokens, batch["inputs"][rows], batch["source"][rows], dropped[rows].to(fabric.device))
-            nll = F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten())
+            further = slice(len(dropped) + k * sketch_only, len(dropped) + (k + 1) * sketch_only)
+            tokens, source = (torch.cat([batch[name][rows], batch[name][further]]) for name in ("tokens", "source"))
+            logits, sketch = model(tokens, batch["inputs"][rows], source, dropped[rows].to(fabric.device))
+            nll = F.cross_entropy(logits.flatten(0, 1).float(), batch["tokens"][rows].flatten())
             loss = nll + config.train.sketch_weight * sketch
             if not torch.isfinite(loss):
                 raise FloatingPointError(f"the loss became {loss.item()} at step {step}; "

@@ -284,12 +284,14 @@ class GPTTrainConfig:
     weights_dtype: str = "float32"  # of the model directory; float16 halves it
     token_noise: float = 0.0  # largest share of a row's input tokens replaced by random ones; each row draws its own below it
     sketch_weight: float = 0.0  # of the loss between the sketch (gpt.sketch_dim) and the true codes
+    sketch_rows: int = 0  # further rows of each step, over all devices, that only the image encoder and the sketch see: cheap
 
     def __post_init__(self) -> None:
         _one_of("train.weights_dtype", self.weights_dtype, ("float32", "float16"))
         _at_least(1, self, "train.", "steps", "global_batch_size", "validate_every", "validation_shapes", "save_every",
                   "log_every")
-        _at_least(0, self, "train.", "micro_batch_size", "seed", "num_workers", "preview_shapes", "sketch_weight", "token_noise")
+        _at_least(0, self, "train.", "micro_batch_size", "seed", "num_workers", "preview_shapes", "sketch_weight", "sketch_rows",
+                  "token_noise")
 
 
 @dataclass(kw_only=True)
@@ -302,6 +304,11 @@ class GPTRunConfig:
     train: GPTTrainConfig = field(default_factory=GPTTrainConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     tokenizer_fingerprint: str = ""  # written by training: the tokenizer whose codes the GPT speaks
+
+    def __post_init__(self) -> None:
+        _require(self.gpt.sketch_dim > 0 or not (self.train.sketch_rows or self.train.sketch_weight),
+                 f"train.sketch_rows {self.train.sketch_rows} and train.sketch_weight {self.train.sketch_weight:g} train a "
+                 "sketch, but gpt.sketch_dim is 0: set it to the tokenizer's code_dim, or the two to 0")
 
 
 def from_mapping(cls: type[T], values: dict, origin: str) -> T:

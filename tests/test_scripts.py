@@ -40,6 +40,7 @@ GPT = ["gpt.num_layers=2", "gpt.width=16", "gpt.num_heads=2", "gpt.grid_size=4",
        "image_encoder.image_size=32", "image_encoder.patch_size=8", "image_encoder.width=16", "image_encoder.num_layers=1",
        "image_encoder.num_heads=2", "optim.muon_lr=0.01", "optim.adamw_lr=0.01", "train.steps=6", "train.global_batch_size=4",
        "train.micro_batch_size=2", *TRAIN]
+SKETCH = ["gpt.sketch_dim=4", "train.sketch_weight=1", "train.sketch_rows=8"]
 
 
 @pytest.fixture(scope="module")
@@ -123,21 +124,24 @@ def test_an_interrupted_tokenizer_training_resumes_bit_for_bit(data, fabric, vqv
     assert equal(load_file(tmp_path / "model" / "model.safetensors"), load_file(vqvae_run / "model" / "model.safetensors"))
 
 
-def test_an_interrupted_gpt_training_resumes_bit_for_bit(data, fabric, vqvae_run, gpt_run, tmp_path, monkeypatch):
+@pytest.mark.parametrize("sketch", [[], SKETCH], ids=["plain", "sketch"])
+def test_an_interrupted_gpt_training_resumes_bit_for_bit(data, fabric, vqvae_run, tmp_path, monkeypatch, sketch):
+    train_gpt_in(tmp_path / "whole", data, fabric, vqvae_run / "model", sketch)
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         interrupt(patch, train_gpt, 4)
-        train_gpt_in(tmp_path, data, fabric, vqvae_run / "model")
-    train_gpt_in(tmp_path, data, fabric, vqvae_run / "model", resume=True)
-    assert equal(checkpoint.load_state(tmp_path / "state.pt"), checkpoint.load_state(gpt_run / "state.pt"))
+        train_gpt_in(tmp_path / "parts", data, fabric, vqvae_run / "model", sketch)
+    train_gpt_in(tmp_path / "parts", data, fabric, vqvae_run / "model", sketch, resume=True)
+    assert equal(*(checkpoint.load_state(tmp_path / run / "state.pt") for run in ("parts", "whole")))
     for name in ("train.csv", "validation.csv"):
-        assert rows(tmp_path / name) == rows(gpt_run / name)
+        assert rows(tmp_path / "parts" / name) == rows(tmp_path / "whole" / name)
 
 
-def test_accumulation_does_not_change_a_step(data, fabric, vqvae_run, tmp_path):
+@pytest.mark.parametrize("sketch", [[], SKETCH], ids=["plain", "sketch"])
+def test_accumulation_does_not_change_a_step(data, fabric, vqvae_run, tmp_path, sketch):
     losses = []
     for micro in (4, 2, 1):
         train_gpt_in(tmp_path / str(micro), data, fabric, vqvae_run / "model",
-                     [f"train.micro_batch_size={micro}", "train.steps=2"])
+                     [f"train.micro_batch_size={micro}", "train.steps=2", *sketch])
         losses.append([float(r["nll"]) for r in rows(tmp_path / str(micro) / "train.csv")])
         losses[-1] += [float(r["gradient_norm"]) for r in rows(tmp_path / str(micro) / "train.csv")]
     assert np.allclose(losses, losses[0], rtol=1e-3)
@@ -420,18 +424,33 @@ def test_models_given_apart(gpt_run, vqvae_run):
         Pipeline.load(vqvae=vqvae_run / "model")
 
 
-def test_the_sketch_loss_teaches_the_image_encoder_and_not_the_rest_of_the_gpt(vqvae_run):
-    vqvae = checkpoint.load_tokenizer(vqvae_run / "model")
-    config = configuration.load(GPTRunConfig, None, [*GPT, f"gpt.sketch_dim={vqvae.config.code_dim}"])
+def sketching(vqvae, *overrides: str) -> tuple[GPTRunConfig, train_gpt.Trainee]:
+    config = configuration.load(GPTRunConfig, None, [*GPT, f"gpt.sketch_dim={vqvae.config.code_dim}", *overrides])
     train_gpt.check_tokenizer(config, vqvae)
-    i23d = I23D(config)
-    trainee = train_gpt.Trainee(i23d, vqvae.quantizer.codebook.clone())
-    tokens = torch.randint(vqvae.config.codebook_size, (2, config.gpt.num_tokens))
+    torch.manual_seed(0)
+    return config, train_gpt.Trainee(I23D(config), vqvae.quantizer.codebook.clone())
+
+
+def random_rows(config: GPTRunConfig, count: int) -> dict[str, torch.Tensor]:
     size = config.image_encoder.image_size
-    pixels = torch.randint(256, (2, size, size, 3), dtype=torch.uint8)
-    logits, loss = trainee(tokens, tokens[:, :-1], pixels, torch.tensor([False, True]))
+    return {"tokens": torch.randint(config.gpt.codebook_size, (count, config.gpt.num_tokens)),
+            "source": torch.randint(256, (count, size, size, 3), dtype=torch.uint8)}
+
+
+def test_the_sketch_loss_teaches_the_image_encoder_and_not_the_rest_of_the_gpt(vqvae_run):
+    config, trainee = sketching(checkpoint.load_tokenizer(vqvae_run / "model"))
+    rows = random_rows(config, 5)
+    logits, loss = trainee(rows["tokens"], rows["tokens"][:2, :-1], rows["source"], torch.tensor([False, True]))
     assert logits.shape == (2, config.gpt.num_tokens, config.gpt.codebook_size)
     loss.backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in i23d.encoder.parameters())
-    touched = {name for name, p in i23d.gpt.named_parameters() if p.grad is not None}
-    assert touched == {"sketch.guess.weight", "sketch.guess.bias"}
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trainee.i23d.encoder.parameters())
+    touched = {name for name, p in trainee.i23d.gpt.named_parameters() if p.grad is not None}
+    assert touched == {f"sketch.guess.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")}
+
+
+def test_sketch_rows_need_a_sketch_and_divide_over_the_forward_passes(data, vqvae_run, tmp_path):
+    with pytest.raises(ValueError, match="train a sketch, but gpt.sketch_dim is 0"):
+        configuration.load(GPTRunConfig, None, [*GPT, "train.sketch_rows=4"])
+    fabric = start_fabric(None, 1, "32-true")
+    with pytest.raises(ValueError, match="sketch_rows 3 do not divide over 1 x 2 forward passes"):
+        train_gpt_in(tmp_path / "odd", data, fabric, vqvae_run / "model", [*SKETCH, "train.sketch_rows=3"])

@@ -43,3 +43,17 @@ class TrainingOrder(Sampler[list[tuple[int, int]]]):
                     permutation = np.random.default_rng([self.seed, epoch]).permutation(self.num_items)
                 batch.append((position, int(permutation[position % self.num_items])))
             yield batch
+
+
+class JoinedOrder(Sampler[list[tuple[int, int]]]):
+    """Two orders of the same steps as one: each batch is the first one's and then the second one's."""
+
+    def __init__(self, first: TrainingOrder, second: TrainingOrder) -> None:
+        self.first, self.second = first, second
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for first, second in zip(self.first, self.second, strict=True):
+            yield first + second

@@ -86,16 +86,18 @@ class Sketch(nn.Module):
     """A guess of every code of the shape from the condition alone, handed to the position that predicts it.
 
     A prefix has to be searched for what matters at a position, which a GPT learns late: most tokens follow from their
-    neighbours, so the loss hardly asks for the condition until the shape is decided by chance. The guess is linear in the
-    mean of the prefix, so it can be taught directly (`train.sketch_weight`); the GPT corrects and sharpens it. Its
-    projection starts at zero: a model trained without a sketch can go on with one.
+    neighbours, so the loss hardly asks for the condition until the shape is decided by chance. The guess is a small network
+    on the mean of the prefix, so it can be taught directly (`train.sketch_weight`, `train.sketch_rows`); the GPT corrects and
+    sharpens it. Its projection starts at zero: a model trained without a sketch can go on with one.
     """
 
     adamw_parameters = ("guess", "project")  # coordinates of codes, not hidden matrices
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.guess = nn.Linear(config.condition_width, config.num_tokens * config.sketch_dim)
+        hidden = 2 * config.condition_width
+        self.guess = nn.Sequential(nn.Linear(config.condition_width, hidden), nn.GELU(),
+                                   nn.Linear(hidden, config.num_tokens * config.sketch_dim))
         self.project = nn.Linear(config.sketch_dim, config.width, bias=False)
         self.num_tokens = config.num_tokens
 

@@ -1,6 +1,6 @@
 import pytest
 
-from tar3d.data.order import TrainingOrder
+from tar3d.data.order import JoinedOrder, TrainingOrder
 
 
 def batches(num_items=7, batch_size=4, *, seed=3, start=0, stop=14, **kwargs) -> list[list[tuple[int, int]]]:
@@ -40,3 +40,15 @@ def test_refusals():
         batches(0)
     with pytest.raises(ValueError, match="global batch of 4 does not divide over 3"):
         batches(world=3)
+
+
+def test_joined_orders_give_the_first_ones_rows_first():
+    first, second = (TrainingOrder(7, rows, seed=rows, start=2, stop=6) for rows in (2, 3))
+    joined = JoinedOrder(first, second)
+    assert len(joined) == 4
+    assert [b[:2] for b in joined] == list(first) and [b[2:] for b in joined] == list(second)
+
+
+def test_an_order_of_no_rows_adds_nothing():
+    first, none = (TrainingOrder(7, rows, seed=0, start=0, stop=5) for rows in (2, 0))
+    assert list(JoinedOrder(first, none)) == list(first)

@@ -246,7 +246,7 @@ def test_a_hint_goes_to_the_position_that_predicts_its_token_and_to_none_before(
     gpt, tokens, condition = _gpt(layer_pattern="LF", sketch_dim=3), _tokens(), _condition(mask)
     before = gpt(tokens[:, :-1], condition)
     with torch.no_grad():
-        gpt.sketch.guess.bias.view(T, 3)[5] += 1.0  # the guess for token 5 of every row
+        gpt.sketch.guess[-1].bias.view(T, 3)[5] += 1.0  # the guess for token 5 of every row
     after = gpt(tokens[:, :-1], condition)
     assert torch.equal(before[:, :5], after[:, :5])
     assert (before[:, 5] - after[:, 5]).abs().amax(-1).min() > 1e-3
