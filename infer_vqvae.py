@@ -10,6 +10,7 @@ cannot be used is listed with the reason, the rest goes on, and the exit status 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 import time
 from collections import defaultdict
@@ -20,6 +21,7 @@ import torch
 from tqdm import tqdm
 
 from tar3d import checkpoint
+from tar3d.config import EvalProtocol
 from tar3d.data.folder import read_categories, write_csv, write_json
 from tar3d.data.make_samples import mesh_ids
 from tar3d.data.order import spread
@@ -27,13 +29,13 @@ from tar3d.mesh.export import FORMATS, save_mesh
 from tar3d.mesh.load import load_mesh
 from tar3d.mesh.points import sample_surface
 from tar3d.mesh.render import contact_sheet, picture
-from tar3d.metrics.geometry import PROTOCOL, compare_meshes, fscore_floor, mesh_volume_iou
+from tar3d.metrics.geometry import compare_points, describe, in_frame, volume_iou
 from tar3d.pipeline import reconstruct
 from tar3d.runtime import choose_device, describe_machine, peak_memory, positive_int
 
-SCORES = ["chamfer", "fscore", "iou", "chamfer_floor", "fscore_floor"]
+PROTOCOL = EvalProtocol()
+SCORES = ["chamfer", "fscore@0.02", "iou", "floor_chamfer", "floor_fscore@0.02"]
 FIELDS = ["id", "file", "category", "status", "reason", "tokens", *SCORES, "seconds"]
-THRESHOLD = 0.02
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -105,11 +107,16 @@ def reconstruct_file(vqvae, path: Path, target: Path, args: argparse.Namespace) 
     save_mesh(rebuilt, target, frame=args.frame)
     if not args.no_pictures:
         contact_sheet([[picture(truth), picture(rebuilt)]], ["input", "rebuilt"]).save(target.with_suffix(".png"))
-    scores = compare_meshes(rebuilt, truth, thresholds=(THRESHOLD,), seed=args.seed)
-    floor = fscore_floor(truth, thresholds=(THRESHOLD,), seed=args.seed)
-    return {"tokens": tokens.ids.shape[1], "chamfer": scores.chamfer, "fscore": scores.fscore[THRESHOLD],
-            "iou": mesh_volume_iou(rebuilt, truth, seed=args.seed), "chamfer_floor": floor.chamfer,
-            "fscore_floor": floor.fscore[THRESHOLD]}
+    protocol = dataclasses.replace(PROTOCOL, seed=args.seed)
+    rebuilt, truth = in_frame(rebuilt, truth, protocol.frame)
+    scores = compare_points(rebuilt, truth, protocol) | {"iou": volume_iou(rebuilt, truth, protocol.iou_points, protocol.seed)}
+    return {"tokens": tokens.ids.shape[1], **{name: scores[name] for name in SCORES}}
+
+
+def mean(values: list[float | None]) -> float:
+    """Over the values that are there; NaN if none is."""
+    present = [v for v in values if v is not None]
+    return float(np.mean(present)) if present else float("nan")
 
 
 def report(rows: list[dict], args: argparse.Namespace, device: torch.device) -> None:
@@ -124,19 +131,23 @@ def report(rows: list[dict], args: argparse.Namespace, device: torch.device) -> 
         by_category[row["category"]].append(row)
     if len(by_category) > 1:
         groups |= dict(sorted(by_category.items()))
-    table = {name: {"shapes": len(group), **{s: float(np.mean([r[s] for r in group])) for s in SCORES}}
+    table = {name: {"shapes": len(group), **{s: mean([r[s] for r in group]) for s in SCORES}}
              for name, group in groups.items() if group}
     lines = ["| | shapes | Chamfer | (floor) | F-score@0.02 | (floor) | share of floor | volume IoU |",
              "|---|---|---|---|---|---|---|---|"]
     for name, m in table.items():
-        lines.append(f"| {name or 'no category'} | {m['shapes']} | {m['chamfer']:.4f} | {m['chamfer_floor']:.4f} | "
-                     f"{m['fscore']:.3f} | {m['fscore_floor']:.3f} | {m['fscore'] / m['fscore_floor']:.1%} | {m['iou']:.3f} |")
+        fscore, floor = m["fscore@0.02"], m["floor_fscore@0.02"]
+        lines.append(f"| {name or 'no category'} | {m['shapes']} | {m['chamfer']:.4f} | {m['floor_chamfer']:.4f} | "
+                     f"{fscore:.3f} | {floor:.3f} | {fscore / floor:.1%} | {m['iou']:.3f} |")
+    if hollow := sum(r["iou"] is None for r in good):
+        lines += ["", f"{hollow} shapes enclose none of the points and have no IoU; its mean is over the others."]
     machine = describe_machine(device)
     head = (f"{len(good)} of {len(rows)} meshes reconstructed by {args.model}, {args.pc_size} points, {args.resolution}^3 cells, "
             f"seed {args.seed}; {sum(r['seconds'] for r in rows):.1f} s, peak memory {peak_memory(device)}; "
             f"{machine['machine']}, commit {machine['commit']}")
     text = "\n".join([head, "", *lines])
-    (args.output_dir / "report.md").write_text(f"# Reconstruction\n\n{text}\n\n```\n{PROTOCOL}\n```\n", encoding="utf-8")
+    page = f"# Reconstruction\n\n{text}\n\n```\n{describe(PROTOCOL)}\n```\n"
+    (args.output_dir / "report.md").write_text(page, encoding="utf-8")
     write_json(args.output_dir / "summary.json", {"means": table, "of": len(rows), "machine": machine})
     print(text)
     if good:

@@ -311,6 +311,32 @@ class GPTRunConfig:
                  "sketch, but gpt.sketch_dim is 0: set it to the tokenizer's code_dim, or the two to 0")
 
 
+@dataclass(kw_only=True)
+class EvalProtocol:
+    """How a predicted mesh is compared with the true one (`tar3d/metrics`); the defaults are those of configs/eval/tar3d.yaml.
+
+    In the frames "truth" and "each" the unit is half the longest side of a bounding box: the shape spans -1 to 1.
+    """
+
+    source: str = "TAR3D, arXiv 2412.16919"  # whose convention this is
+    frame: str = "truth"  # both meshes moved and scaled by the true one's box; or "each": by its own box; or "source": as given
+    points: int = 16_000  # drawn from each surface
+    thresholds: list[float] = field(default_factory=lambda: [0.01, 0.02, 0.05])  # of precision, recall and F-score
+    iou_points: int = 30_000  # uniform in the box that holds both meshes
+    near_points: int = 30_000  # on the true surface, moved by Gaussian noise
+    near_sigma: float = 0.02  # of that noise, per axis
+    headline: list[str] = field(default_factory=lambda: ["chamfer", "fscore@0.02"])  # the scores that tables show first
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _one_of("frame", self.frame, ("truth", "each", "source"))
+        _at_least(1, self, "", "points", "iou_points", "near_points")
+        _at_least(0, self, "", "seed")
+        _require(self.near_sigma > 0, f"near_sigma must be positive, got {self.near_sigma}")
+        _require(len(self.thresholds) > 0 and all(tau > 0 for tau in self.thresholds),
+                 f"thresholds must be one or more positive numbers, got {self.thresholds}")
+
+
 def from_mapping(cls: type[T], values: dict, origin: str) -> T:
     """Builds the dataclass `cls` from nested plain values; `origin` names their source in errors."""
     try:

@@ -12,6 +12,7 @@ import pytest
 from tar3d import config as configuration
 from tar3d.config import (
     GPT_SIZES,
+    EvalProtocol,
     GPTConfig,
     GPTRunConfig,
     GPTTrainConfig,
@@ -39,9 +40,10 @@ def relative(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=relative)
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=relative)
 def test_every_shipped_file_loads(path):
-    cls = next(cls for prefix, cls in RUN_CONFIGS.items() if path.name.startswith(prefix))
+    named = next((cls for prefix, cls in RUN_CONFIGS.items() if path.name.startswith(prefix)), None)
+    cls = EvalProtocol if path.parent.name == "eval" else named
     assert isinstance(load(cls, path), cls)
 
 
@@ -115,6 +117,8 @@ CONTRADICTIONS = [
     (SamplingConfig, {"top_k": -1}),
     (VQVAETrainConfig, {"batch_size": 0}), (VQVAETrainConfig, {"validate_every": 0}), (VQVAETrainConfig, {"codebook_steps": 0}),
     (VQVAETrainConfig, {"autoencoder_steps": -1}), (VQVAETrainConfig, {"validation_shapes": 0}),
+    (EvalProtocol, {"frame": "mine"}), (EvalProtocol, {"points": 0}), (EvalProtocol, {"thresholds": []}),
+    (EvalProtocol, {"thresholds": [0.0]}), (EvalProtocol, {"near_sigma": 0.0}), (EvalProtocol, {"seed": -1}),
     (GPTTrainConfig, {"steps": 0}), (GPTTrainConfig, {"save_every": 0}), (GPTTrainConfig, {"micro_batch_size": -1}),
 ]
 

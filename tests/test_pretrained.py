@@ -13,7 +13,7 @@ from tar3d import checkpoint
 from tar3d.config import GPTRunConfig
 from tar3d.mesh.load import load_mesh
 from tar3d.mesh.points import sample_surface
-from tar3d.metrics.geometry import mesh_volume_iou
+from tar3d.metrics.geometry import volume_iou
 from tar3d.pipeline import GPT_I23D, reconstruct
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,7 +45,7 @@ def test_the_tokenizer_keeps_a_hollow_mug_hollow():
     surface = sample_surface(truth, 8192, np.random.default_rng(0))
     rebuilt, _ = reconstruct(checkpoint.load_tokenizer(TINY), surface, resolution=64)
     # filled, this mug would have more than twice its volume and an IoU below 0.5
-    assert mesh_volume_iou(rebuilt, truth) > 0.8
+    assert volume_iou(rebuilt, truth) > 0.8
 
 
 def test_the_default_commands_make_what_they_promise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,124 +1,213 @@
-"""How close a mesh is to the true one: Chamfer distance, F-score and volume IoU, in numpy.
+"""How close a mesh is to the true one: every common form of Chamfer distance, F-score, normal consistency, IoU.
 
-Chamfer numbers mean nothing without their convention, so `PROTOCOL` is printed beside every score. Both meshes are
-compared where they stand, apart from one common scaling: nothing is aligned. Predicted and true surface are sampled
-independently, so even a perfect prediction scores `fscore_floor`, not 0; print that beside the score as well. It is no
-detail: with 16,000 points, a sphere that fills the cube cannot exceed F@0.02 = 0.80, a cube 0.57 (0.995 with 100,000).
-Refused: empty point sets, NaN or infinite coordinates, thresholds that are not positive.
+A Chamfer number means nothing without its convention, so each form has its own name in `FORMULAS`, and `describe` prints
+what a protocol measures. Predicted and true surface are sampled independently, so even a perfect prediction scores the
+`floor`, not 0: print it beside the score. It is no detail: with 16,000 points, a sphere that fills the cube cannot exceed
+F@0.02 = 0.80, a cube 0.57 (0.995 with 100,000). The scores named surface_ have no such floor: they measure from points to
+the other mesh's triangles. Refused with a ValueError: empty point sets, NaN or infinite coordinates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+import igl
 import numpy as np
+import trimesh
 from scipy.spatial import cKDTree
 
-from tar3d.contracts import Mesh
+from tar3d.config import EvalProtocol
+from tar3d.contracts import CUBE_FILL, Mesh
+from tar3d.mesh.load import face_components
 from tar3d.mesh.points import inside, sample_surface
 
-PROTOCOL = """\
-chamfer          = (mean_p d(p, T) + mean_t d(t, P)) / 2, d the Euclidean distance to the nearest point, not squared
-chamfer_squared  = mean_p d(p, T)^2 + mean_t d(t, P)^2
-precision@tau    = share of p with d(p, T) < tau;  recall@tau = share of t with d(t, P) < tau
-fscore@tau       = 2 precision recall / (precision + recall), 0 where both are 0
-points           = P and T drawn independently and uniformly by area from each surface, 16,000 each unless stated
-unit             = both meshes scaled alike so that the longest side of the TRUE mesh's bounding box is 2, as in a cube from
-                   -1 to 1; distances and tau are in that unit; no alignment
-floor            = the true mesh against a second sampling of itself: no prediction can be expected to score better
-volume IoU       = |inside both| / |inside either|, counted on uniform points in the box that holds both meshes;
-                   inside means |generalised winding number| > 0.5"""
+FORMULAS = {
+    "chamfer": "(mean_p d(p, T) + mean_t d(t, P)) / 2, d the Euclidean distance to the nearest point, not squared",
+    "chamfer_sum": "mean_p d(p, T) + mean_t d(t, P)",
+    "chamfer_squared": "(mean_p d(p, T)^2 + mean_t d(t, P)^2) / 2",
+    "chamfer_squared_sum": "mean_p d(p, T)^2 + mean_t d(t, P)^2",
+    "chamfer_manhattan": "chamfer with |dx| + |dy| + |dz| to the point that is nearest in it",
+    "chamfer_manhattan_sum": "chamfer_sum with |dx| + |dy| + |dz| to the point that is nearest in it",
+    "accuracy": "mean_p d(p, T)",
+    "completeness": "mean_t d(t, P)",
+    "precision@tau": "share of p with d(p, T) < tau",
+    "recall@tau": "share of t with d(t, P) < tau",
+    "fscore@tau": "2 precision recall / (precision + recall), 0 where both are 0",
+    "normal_consistency": "(mean_p |n_p . n_t| + mean_t |n_t . n_p|) / 2, unit normals of each point and the one nearest to it",
+    "hausdorff": "max(max_p d(p, T), max_t d(t, P))",
+    "hausdorff95": "the larger of the 95th percentiles of d(p, T) and of d(t, P)",
+    "surface_*": "the same with d the exact distance to the nearest point of the other mesh's triangles: no sampling floor",
+    "iou": "|inside both| / |inside either| over uniform points in the box that holds both meshes; inside means |generalised "
+           "winding number| > 0.5, which also answers for open meshes (marked by pred_closed, truth_closed)",
+    "iou_near": "the same over points near the true surface",
+    "aligned_*": "the same after the alignment named",
+    "floor_*": "the true mesh against a second sampling of itself: no prediction can be expected to score better",
+}
 
 
-@dataclass(frozen=True)
-class GeometryScores:
-    """Distances in the unit of the points given; precision, recall and F-score in [0, 1], by threshold."""
+def describe(protocol: EvalProtocol) -> str:
+    """What a score of this protocol means, to be printed beside it."""
+    frames = {
+        "truth": "both meshes moved and scaled alike, so that the TRUE mesh's bounding box is centred and its longest side is 2",
+        "each": "EACH mesh moved and scaled by its own bounding box: centred, longest side 2",
+        "source": "the coordinates of the files, as they are",
+    }
+    thresholds = ", ".join(f"{tau:g}" for tau in protocol.thresholds)
+    return "\n".join([
+        f"convention   {protocol.source}; headline {', '.join(protocol.headline)}",
+        f"frame, unit  {frames[protocol.frame]}; distances and thresholds are in that unit",
+        f"points       P (predicted) and T (true) drawn independently and uniformly by area, {protocol.points:,} each",
+        f"tau          {thresholds}",
+        f"iou          {protocol.iou_points:,} points; near: {protocol.near_points:,}, Gaussian noise of {protocol.near_sigma:g}",
+        f"seed         {protocol.seed}",
+        *(f"{name:<22} = {formula}" for name, formula in FORMULAS.items()),
+    ])
 
-    chamfer: float
-    chamfer_squared: float
-    precision: dict[float, float]
-    recall: dict[float, float]
-    fscore: dict[float, float]
+
+def in_frame(pred: Mesh, truth: Mesh, frame: str) -> tuple[Mesh, Mesh]:
+    """Two meshes as `load_mesh` gives them -> the same in the frame of a protocol (`EvalProtocol.frame`)."""
+    unit = np.diag([1 / CUBE_FILL] * 3 + [1.0])  # from 0.95 to 1
+    to_frame = {"truth": unit @ np.linalg.inv(truth.to_source), "source": np.eye(4)}
+    if frame == "each":
+        return transformed(pred, unit), transformed(truth, unit)
+    return transformed(pred, to_frame[frame] @ pred.to_source), transformed(truth, to_frame[frame] @ truth.to_source)
 
 
-def surface_points(mesh: Mesh, count: int, seed: int | Sequence[int]) -> np.ndarray:
-    """(count, 3) points, uniform by area, in the mesh's own frame."""
-    return sample_surface(mesh, count, np.random.default_rng(seed))[:, :3]
+def transformed(mesh: Mesh, matrix: np.ndarray) -> Mesh:
+    """`mesh` with homogeneous `matrix` (4, 4) applied; the way back to its file is dropped."""
+    return Mesh(mesh.vertices.astype(np.float64) @ matrix[:3, :3].T + matrix[:3, 3], mesh.faces)
 
 
-def chamfer_and_fscore(
-    pred_points: np.ndarray, true_points: np.ndarray, thresholds: Sequence[float] = (0.02,)
-) -> GeometryScores:
-    """Scores of (N, 3) predicted against (M, 3) true points as they are, after `PROTOCOL` but without its scaling."""
-    pred, true = _points(pred_points, "predicted"), _points(true_points, "true")
+def surface_cloud(mesh: Mesh, count: int, seed: int | Sequence[int]) -> np.ndarray:
+    """(count, 6) points, uniform by area, with unit normals, in the mesh's own frame."""
+    return sample_surface(mesh, count, np.random.default_rng(seed)).astype(np.float64)
+
+
+def point_scores(pred: np.ndarray, truth: np.ndarray, thresholds: Sequence[float]) -> dict[str, float]:
+    """Scores of (N, 3) predicted against (M, 3) true points as they are; with normals, (N, 6), also normal_consistency."""
+    pred, truth = _points(pred, "predicted"), _points(truth, "true")
+    p, t = pred[:, :3], truth[:, :3]
+    tree_p, tree_t = cKDTree(p), cKDTree(t)
+    to_truth, nearest_t = tree_t.query(p)  # (N,)
+    to_pred, nearest_p = tree_p.query(t)  # (M,)
+    scores = _distance_scores(to_truth, to_pred, thresholds)
+    manhattan = tree_t.query(p, p=1)[0].mean() + tree_p.query(t, p=1)[0].mean()
+    scores |= {"chamfer_manhattan": float(manhattan) / 2, "chamfer_manhattan_sum": float(manhattan)}
+    if pred.shape[1] == truth.shape[1] == 6:
+        scores["normal_consistency"] = _consistency(pred[:, 3:], truth[nearest_t, 3:], truth[:, 3:], pred[nearest_p, 3:])
+    return scores
+
+
+def surface_scores(pred: Mesh, truth: Mesh, pred_cloud: np.ndarray, true_cloud: np.ndarray,
+                   thresholds: Sequence[float]) -> dict[str, float]:
+    """`point_scores` with exact distances from each cloud (N, 6), (M, 6) to the other mesh's triangles, named surface_*."""
+    to_truth, normals_t = _to_triangles(pred_cloud[:, :3], truth)
+    to_pred, normals_p = _to_triangles(true_cloud[:, :3], pred)
+    scores = _distance_scores(to_truth, to_pred, thresholds)
+    scores["normal_consistency"] = _consistency(pred_cloud[:, 3:], normals_t, true_cloud[:, 3:], normals_p)
+    return {f"surface_{name}": value for name, value in scores.items()}
+
+
+def _to_triangles(points: np.ndarray, mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
+    """Distances (N,) of `points` (N, 3) to `mesh`, and the unit normals (N, 3) of the triangles they are nearest to."""
+    vertices = mesh.vertices.astype(np.float64)
+    squared, face, _ = igl.point_mesh_squared_distance(np.ascontiguousarray(points), vertices, mesh.faces)
+    a, b, c = (vertices[mesh.faces[face, i]] for i in range(3))
+    cross = np.cross(b - a, c - a)
+    length = np.linalg.norm(cross, axis=1, keepdims=True)
+    return np.sqrt(squared), cross / np.where(length > 0, length, 1)
+
+
+def _distance_scores(to_truth: np.ndarray, to_pred: np.ndarray, thresholds: Sequence[float]) -> dict[str, float]:
     if any(not tau > 0 for tau in thresholds):
         raise ValueError(f"F-score thresholds must be positive, got {tuple(thresholds)}")
-    to_true = cKDTree(true).query(pred)[0]  # (N,)
-    to_pred = cKDTree(pred).query(true)[0]  # (M,)
-    precision = {float(tau): float((to_true < tau).mean()) for tau in thresholds}
-    recall = {float(tau): float((to_pred < tau).mean()) for tau in thresholds}
-    return GeometryScores(
-        chamfer=float(to_true.mean() + to_pred.mean()) / 2,
-        chamfer_squared=float((to_true**2).mean() + (to_pred**2).mean()),
-        precision=precision,
-        recall=recall,
-        fscore={tau: _harmonic_mean(precision[tau], recall[tau]) for tau in precision},
-    )
+    accuracy, completeness = float(to_truth.mean()), float(to_pred.mean())
+    squared = float((to_truth**2).mean() + (to_pred**2).mean())
+    scores = {"chamfer": (accuracy + completeness) / 2, "chamfer_sum": accuracy + completeness, "chamfer_squared": squared / 2,
+              "chamfer_squared_sum": squared, "accuracy": accuracy, "completeness": completeness}
+    for tau in thresholds:
+        precision, recall = float((to_truth < tau).mean()), float((to_pred < tau).mean())
+        both = precision + recall
+        scores |= {f"precision@{tau:g}": precision, f"recall@{tau:g}": recall,
+                   f"fscore@{tau:g}": 2 * precision * recall / both if both > 0 else 0.0}
+    scores["hausdorff"] = float(max(to_truth.max(), to_pred.max()))
+    scores["hausdorff95"] = float(max(np.quantile(to_truth, 0.95), np.quantile(to_pred, 0.95)))
+    return scores
 
 
-def compare_meshes(
-    pred: Mesh, truth: Mesh, *, points: int = 16_000, thresholds: Sequence[float] = (0.02,), seed: int = 0
-) -> GeometryScores:
-    """Scores of two meshes given in the same frame, after `PROTOCOL`; repeats for the same seed."""
-    used = truth.vertices[np.unique(truth.faces)].astype(np.float64)  # a stray vertex is no surface
-    extent = float((used.max(axis=0) - used.min(axis=0)).max())
-    if not extent > 0:
-        raise ValueError("the true mesh has no extent: all its vertices coincide")
-    pred_points, true_points = (
-        surface_points(mesh, points, (seed, stream)) * (2 / extent) for stream, mesh in enumerate((pred, truth))
-    )
-    return chamfer_and_fscore(pred_points, true_points, thresholds)
+def _consistency(pred: np.ndarray, at_truth: np.ndarray, truth: np.ndarray, at_pred: np.ndarray) -> float:
+    forward, back = (np.abs(np.einsum("ij,ij->i", a, b)).mean() for a, b in ((pred, at_truth), (truth, at_pred)))
+    return float(forward + back) / 2
 
 
-def fscore_floor(
-    truth: Mesh, *, points: int = 16_000, thresholds: Sequence[float] = (0.02,), seed: int = 0
-) -> GeometryScores:
-    """The score of a perfect prediction: `truth` against a second sampling of itself."""
-    return compare_meshes(truth, truth, points=points, thresholds=thresholds, seed=seed)
+def compare_points(pred: Mesh, truth: Mesh, protocol: EvalProtocol) -> dict[str, float]:
+    """`point_scores` of two meshes in one frame, by independent samples; and those of the floor, named floor_*."""
+    pred_cloud, true_cloud, second = _clouds(pred, truth, protocol)
+    floor = point_scores(second, true_cloud, protocol.thresholds)
+    return point_scores(pred_cloud, true_cloud, protocol.thresholds) | {f"floor_{k}": v for k, v in floor.items()}
 
 
-def volume_iou(inside_pred: np.ndarray, inside_true: np.ndarray) -> float:
-    """Intersection over union of two (M,) bool labels of the same points, in [0, 1]. Raises ValueError if no point is
-    inside either shape: then the ratio says nothing."""
-    pred, true = np.asarray(inside_pred), np.asarray(inside_true)
-    if pred.shape != true.shape or pred.ndim != 1 or pred.dtype != bool or true.dtype != bool:
-        raise ValueError(f"volume_iou needs two (M,) bool arrays, got {pred.shape} {pred.dtype} and {true.shape} {true.dtype}")
-    union = int((pred | true).sum())
-    if union == 0:
-        raise ValueError(f"none of the {len(pred)} points is inside either shape, so their IoU is undefined; "
-                         "use more points or a mesh that encloses a volume")
-    return int((pred & true).sum()) / union
+def compare_meshes(pred: Mesh, truth: Mesh, protocol: EvalProtocol) -> dict[str, float]:
+    """All scores of FORMULAS, but for the aligned ones, of two meshes that stand in one frame; repeats for the same seed."""
+    pred_cloud, true_cloud, second = _clouds(pred, truth, protocol)
+    floor = point_scores(second, true_cloud, protocol.thresholds)
+    return (point_scores(pred_cloud, true_cloud, protocol.thresholds)
+            | surface_scores(pred, truth, pred_cloud, true_cloud, protocol.thresholds)
+            | volume_scores(pred, truth, protocol) | {f"floor_{k}": v for k, v in floor.items()})
 
 
-def mesh_volume_iou(pred: Mesh, truth: Mesh, count: int = 30_000, seed: int = 0) -> float:
-    """Volume IoU of two meshes given in the same frame, estimated on `count` uniform points in the box that holds both.
+def _clouds(pred: Mesh, truth: Mesh, protocol: EvalProtocol) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Points of the prediction and of the truth, and a second sampling of the truth in the prediction's place."""
+    return tuple(surface_cloud(mesh, protocol.points, (protocol.seed, stream))
+                 for mesh, stream in ((pred, 0), (truth, 1), (truth, 0)))
+
+
+def volume_scores(pred: Mesh, truth: Mesh, protocol: EvalProtocol) -> dict[str, float | bool | None]:
+    """iou, iou_near, and whether the two meshes are closed. An IoU is None where no point is inside either mesh."""
+    near = surface_cloud(truth, protocol.near_points, (protocol.seed, 3))[:, :3]
+    near += np.random.default_rng((protocol.seed, 4)).normal(scale=protocol.near_sigma, size=near.shape)
+    return {"iou": volume_iou(pred, truth, protocol.iou_points, protocol.seed),
+            "iou_near": label_iou(inside(pred, near), inside(truth, near)),
+            "pred_closed": is_closed(pred), "truth_closed": is_closed(truth)}
+
+
+def volume_iou(pred: Mesh, truth: Mesh, count: int = EvalProtocol.iou_points, seed: int = 0) -> float | None:
+    """Volume IoU of two meshes in one frame, estimated on `count` uniform points in the box that holds both; None if they
+    enclose none of them.
 
     The standard error is at most 0.5 / sqrt(points inside either).
     """
     corners = np.concatenate([mesh.vertices[np.unique(mesh.faces)] for mesh in (pred, truth)]).astype(np.float64)
     points = np.random.default_rng(seed).uniform(corners.min(axis=0), corners.max(axis=0), size=(count, 3))
-    return volume_iou(inside(pred, points), inside(truth, points))
+    return label_iou(inside(pred, points), inside(truth, points))
+
+
+def label_iou(inside_pred: np.ndarray, inside_true: np.ndarray) -> float | None:
+    """Intersection over union of two (M,) bool labels of the same points, in [0, 1]; None if no point is inside either
+    shape, for then the ratio says nothing."""
+    pred, true = np.asarray(inside_pred), np.asarray(inside_true)
+    if pred.shape != true.shape or pred.ndim != 1 or pred.dtype != bool or true.dtype != bool:
+        raise ValueError(f"an IoU needs two (M,) bool arrays, got {pred.shape} {pred.dtype} and {true.shape} {true.dtype}")
+    union = int((pred | true).sum())
+    return int((pred & true).sum()) / union if union else None
+
+
+def is_closed(mesh: Mesh) -> bool:
+    """Whether every edge belongs to exactly two faces that run along it in opposite directions."""
+    solid = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
+    return bool(solid.is_watertight and solid.is_winding_consistent)
+
+
+def mesh_facts(mesh: Mesh) -> dict[str, int]:
+    """Counts of a prediction; components are pieces that share no vertex."""
+    return {"pred_vertices": len(mesh.vertices), "pred_faces": len(mesh.faces),
+            "pred_components": int(face_components(mesh.faces, len(mesh.vertices)).max()) + 1}
 
 
 def _points(points: np.ndarray, name: str) -> np.ndarray:
     points = np.asarray(points, dtype=np.float64)
-    if points.ndim != 2 or points.shape[1] != 3 or len(points) == 0:
-        raise ValueError(f"{name} points must be (N, 3) with N > 0, got {points.shape}")
+    if points.ndim != 2 or points.shape[1] not in (3, 6) or len(points) == 0:
+        raise ValueError(f"{name} points must be (N, 3), or (N, 6) with normals, with N > 0, got {points.shape}")
     if not np.isfinite(points).all():
         raise ValueError(f"{int((~np.isfinite(points)).any(axis=1).sum())} of {len(points)} {name} points are NaN or infinite")
     return points
-
-
-def _harmonic_mean(a: float, b: float) -> float:
-    return 2 * a * b / (a + b) if a + b > 0 else 0.0

@@ -1,0 +1,71 @@
+"""From the scores of single shapes to means with intervals, tables and plots. Nothing is left out silently: every aggregate
+says over how many values it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+RESAMPLES = 10_000
+_RESAMPLES_AT_ONCE = 1000
+
+
+def bootstrap_interval(values: np.ndarray, rng: np.random.Generator, *, coverage: float = 0.95,
+                       resamples: int = RESAMPLES) -> tuple[float, float]:
+    """Percentile interval of the mean of (n,) values, n > 0, over draws with replacement (Efron 1979)."""
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or len(values) == 0:
+        raise ValueError(f"a bootstrap needs (n,) values with n > 0, got {values.shape}")
+    parts = [min(_RESAMPLES_AT_ONCE, resamples - start) for start in range(0, resamples, _RESAMPLES_AT_ONCE)]
+    means = np.concatenate([values[rng.integers(len(values), size=(part, len(values)))].mean(1) for part in parts])
+    low, high = np.quantile(means, [(1 - coverage) / 2, (1 + coverage) / 2])
+    return float(low), float(high)
+
+
+def aggregate(values: Sequence[float | None], seed: int = 0) -> dict[str, float | int | None]:
+    """count, missing, mean with its 95 % bootstrap interval (low, high), median, and the 5th and 95th percentile.
+
+    None is a missing value: counted, not averaged. NaN and infinity are refused: a score that has none is None.
+    """
+    present = np.array([v for v in values if v is not None], dtype=np.float64)
+    if not np.isfinite(present).all():
+        raise ValueError(f"{int((~np.isfinite(present)).sum())} of {len(present)} values to aggregate are NaN or infinite")
+    counts = {"count": len(present), "missing": len(values) - len(present)}
+    if len(present) == 0:
+        return counts | dict.fromkeys(("mean", "low", "high", "median", "p5", "p95"))
+    low, high = bootstrap_interval(present, np.random.default_rng(seed))
+    p5, median, p95 = np.quantile(present, [0.05, 0.5, 0.95]).tolist()
+    return counts | {"mean": float(present.mean()), "low": low, "high": high, "median": median, "p5": p5, "p95": p95}
+
+
+def cell(value: dict, digits: int = 3) -> str:
+    """ "0.123 [0.100, 0.140]", or "none" where nothing was measured."""
+    if value["mean"] is None:
+        return "none"
+    return f"{value['mean']:.{digits}f} [{value['low']:.{digits}f}, {value['high']:.{digits}f}]"
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+
+
+def histograms(values: dict[str, Sequence[float]], path: Path, bins: int = 30) -> None:
+    """A picture with one histogram for each named list of values, the mean marked."""
+    from matplotlib.figure import Figure  # without pyplot: needs no display and keeps no global state
+
+    columns = min(3, len(values))
+    rows = math.ceil(len(values) / columns)
+    figure = Figure(figsize=(4 * columns, 2.8 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis, (name, numbers) in zip(axes, values.items(), strict=False):
+        axis.hist(numbers, bins=bins, color="#4c72b0")
+        axis.axvline(np.mean(numbers), color="#c44e52", label=f"mean {np.mean(numbers):.4g}")
+        axis.set(title=f"{name}, {len(numbers)} shapes", ylabel="shapes")
+        axis.legend()
+    for axis in axes[len(values):]:
+        axis.set_axis_off()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,44 @@
+"""What a model is compared with: nearest views, empty fields, whole evaluations of a small model."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from tar3d.contracts import Mesh
+from tar3d.evaluation.generations import generate_all, nearest, same_category
+from tar3d.mesh.extract import EmptyFieldError
+
+TRIANGLE = Mesh(np.eye(3), np.array([[0, 1, 2]]))
+
+
+def test_nearest_finds_the_pixels_that_are_there():
+    rng = np.random.default_rng(0)
+    candidates = rng.integers(0, 256, (50, 4, 4, 3), dtype=np.uint8)
+    index, distance = nearest(candidates[[7, 31, 0]], candidates, chunk=8)
+    assert index.tolist() == [7, 31, 0] and distance.tolist() == [0, 0, 0]
+    query = np.zeros((1, 4, 4, 3), dtype=np.uint8)
+    index, distance = nearest(query, candidates, chunk=8)
+    lengths = np.linalg.norm(candidates.reshape(50, -1).astype(float), axis=1)
+    assert index[0] == lengths.argmin() and distance[0] == pytest.approx(lengths.min())
+    with pytest.raises(ValueError, match="nearest needs candidates of the queries' shape"):
+        nearest(query, candidates[:, :2])
+
+
+def test_an_empty_field_costs_its_own_shape_only():
+    def generate(source, seeds, *, resolution):
+        if 1 in seeds:
+            raise EmptyFieldError("empty")
+        return [SimpleNamespace(mesh=TRIANGLE) for _ in seeds]
+
+    pixels, seeds = np.zeros((5, 2, 2, 3), np.uint8), [0, 1, 2, 3, 4]
+    meshes = generate_all(SimpleNamespace(generate=generate), pixels, seeds, 32, 3)
+    assert [mesh is None for mesh in meshes] == [False, True, False, False, False]
+
+
+def test_a_random_shape_is_of_the_category_and_a_category_must_be_there():
+    categories = {"a": "mug", "b": "car", "c": "mug"}
+    drawn = {same_category("mug", list("abc"), categories, np.random.default_rng(k)) for k in range(20)}
+    assert drawn == {"a", "c"}
+    with pytest.raises(ValueError, match="no training shape has the category 'boat'"):
+        same_category("boat", list("abc"), categories, np.random.default_rng(0))
