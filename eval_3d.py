@@ -21,7 +21,6 @@ import dataclasses
 import io
 import json
 import os
-import shlex
 import sys
 import tempfile
 import time
@@ -45,7 +44,7 @@ from tar3d.metrics.align import ALIGNMENTS
 from tar3d.metrics.sets import SET_FORMULAS, set_scores
 from tar3d.metrics.summary import aggregate, cell, markdown_table
 from tar3d.pipeline import Pipeline
-from tar3d.runtime import choose_device, describe_machine, positive_int
+from tar3d.runtime import choose_device, command_line, describe_machine, positive_int
 
 PROTOCOLS = Path(__file__).parent / "configs" / "eval"
 
@@ -73,9 +72,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=positive_int, default=os.cpu_count(), help="processes (default: all cores)")
     parser.add_argument("--selftest", action="store_true", help="check this script on shapes with known answers")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values of the protocol, as in points=100000 seed=1")
-    args = parser.parse_intermixed_args(argv)
-    args.command = shlex.join(["python", "eval_3d.py", *(sys.argv[1:] if argv is None else argv)])
-    return args
+    return parser.parse_intermixed_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -115,7 +112,7 @@ def check_choice(args: argparse.Namespace) -> None:
 
 
 def about(args: argparse.Namespace, start: float) -> dict:
-    return {"command": args.command, "align": args.align, "date": str(date.today()),
+    return {"command": command_line(), "align": args.align, "date": str(date.today()),
             "seconds": round(time.perf_counter() - start, 1), **describe_machine(torch.device("cpu"))}
 
 
@@ -169,7 +166,7 @@ def unpaired(protocol: EvalProtocol, args: argparse.Namespace) -> int:
     lines = ["# Two sets of shapes", "", *markdown_table(["score", "value"], [[k, f"{v:.4g}"] for k, v in scores.items()]), "",
              *(f"failed: {i}: {reason}  " for i, reason in failed.items()), "",
              f"2,048 points a shape, {where}, seed {protocol.seed}.", "",
-             *(f"{name} = {formula}  " for name, formula in SET_FORMULAS.items()), "", f"`{args.command}`"]
+             *(f"{name} = {formula}  " for name, formula in SET_FORMULAS.items()), "", f"`{command_line()}`"]
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     write_json(args.out / "summary.json", {**about(args, start), "versions": versions(), "scores": scores, "failed": failed,

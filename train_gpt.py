@@ -44,6 +44,7 @@ from tar3d.runtime import (
     RunLog,
     Stopwatch,
     add_device_arguments,
+    command_line,
     compile_blocks,
     describe_machine,
     peak_memory,
@@ -234,7 +235,7 @@ def train(config: GPTRunConfig, fabric: Fabric, data: Path, vqvae: VQVAE, vq_sou
                 if metrics["nll"] < best_nll:
                     best_nll = metrics["nll"]
                     record = {**metrics, "step": step, "hours": (time.perf_counter() - began) / 3600, "date": str(date.today()),
-                              "command": " ".join(sys.argv), "training_shapes": len(dataset), **describe_machine(fabric.device)}
+                              "command": command_line(), "training_shapes": len(dataset), **describe_machine(fabric.device)}
                     checkpoint.save_model(out / "model" / GPT_I23D, bare, config, record, model_card(record),
                                           dtype=getattr(torch, t.weights_dtype))
                     copy_tokenizer(vq_source, out / "model" / checkpoint.TOKENIZER)

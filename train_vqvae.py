@@ -38,6 +38,7 @@ from tar3d.runtime import (
     RunLog,
     Stopwatch,
     add_device_arguments,
+    command_line,
     compile_blocks,
     describe_machine,
     peak_memory,
@@ -160,7 +161,7 @@ def train(config: VQVAEConfig, fabric: Fabric, data: Path, out: Path, *, resume:
                 if quantized and metrics["iou_volume"] > best_iou:
                     best_iou = metrics["iou_volume"]
                     record = {**metrics, "step": step, "hours": (time.perf_counter() - began) / 3600, "date": str(date.today()),
-                              "command": " ".join(sys.argv), "training_shapes": len(dataset), **describe_machine(fabric.device)}
+                              "command": command_line(), "training_shapes": len(dataset), **describe_machine(fabric.device)}
                     checkpoint.save_model(out / "model", bare, config, record, model_card(record))
             fabric.barrier()
         if (step % t.save_every == 0 or step == total) and fabric.is_global_zero:

@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -235,6 +236,11 @@ def commit() -> str:
     return head + ("+changes" if changed else "")
 
 
+def command_line() -> str:
+    """What started this script, as one would type it again."""
+    return shlex.join(["python", *sys.argv])
+
+
 def prepare_run_folder(folder: Path, resume: bool, config: dict) -> None:
     """Refuses to write a new run over an old one, and to resume what is not there."""
     state = folder / "state.pt"
@@ -243,4 +249,4 @@ def prepare_run_folder(folder: Path, resume: bool, config: dict) -> None:
     if resume and not state.is_file():
         raise ValueError(f"--resume: there is no training state in {folder}")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "run.json").write_text(json.dumps({"command": sys.argv, "config": config}, indent=1) + "\n", encoding="utf-8")
+    (folder / "run.json").write_text(json.dumps({"command": command_line(), "config": config}, indent=1) + "\n", encoding="utf-8")
