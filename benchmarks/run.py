@@ -22,11 +22,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import stages
+from benchmarks import evaluation, stages
 from benchmarks.measure import SIZES, Case, measure
 from tar3d.runtime import choose_device, describe_machine, positive_int
 
-SUITES: dict[str, tuple[Case, ...]] = {"stages": stages.CASES}  # a further suite is a file with CASES and a line here
+SUITES: dict[str, tuple[Case, ...]] = {"stages": stages.CASES, "evaluation": evaluation.CASES}  # a further one: a file, a line
 ROOT = Path(__file__).resolve().parents[1]
 CASE_LIMIT = 600.0  # seconds
 

@@ -143,13 +143,19 @@ def train_gpt(size: str, device: torch.device) -> Work:
     optimizers, precision = _optimizers(model, config.optim), resolve_precision(config.train.precision, device.type)
     tokens = torch.randint(config.gpt.codebook_size, (batch, config.gpt.num_tokens), device=device)
     dropped = torch.arange(batch, device=device) % 10 == 9  # about a tenth of the rows, as condition_dropout has it
+    further = config.train.sketch_rows if size == "tiny" else 0
+    pixels = torch.randint(256, (further, *source.shape[1:]), dtype=torch.uint8, device=device) if further else None
 
     def call() -> None:
         with _autocast(device, precision):
             logits = model(tokens[:, :-1], source, dropped)
-        _step(model, optimizers, F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten()), config.optim)
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten())
+        if further:  # rows that only the image encoder and its sketch see; any smooth loss costs the same
+            condition = model.condition(pixels)
+            loss = loss + model.gpt.sketch(condition.embeddings, condition.mask).float().square().mean()
+        _step(model, optimizers, loss, config.optim)
 
-    settings = _gpt_settings(config, batch) | {"million_parameters": _millions(model)}
+    settings = _gpt_settings(config, batch) | {"million_parameters": _millions(model), "sketch_rows": further}
     return Work(call, batch, precision, settings, "" if batch == whole else f"batch {batch} instead of {whole}")
 
 

@@ -1,0 +1,58 @@
+"""The evaluation suite: what scoring one pair costs, in one process (eval_3d.py runs one process a core).
+
+    point_scores     Chamfer in all forms, F-score, normal consistency of two clouds of 16,000 points
+    all_scores       those of a pair of 50,000-face meshes: sampled, exact, IoU and floor
+    render_20        20 views at 224 px of a 50,000-face mesh, colour, normals and mask
+
+Nothing here runs a network: the sizes do not differ, and the device does not matter.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import trimesh
+
+from benchmarks.measure import Case, Work
+from tar3d.config import EvalProtocol
+from tar3d.contracts import Mesh
+from tar3d.mesh.render import orbit, render
+from tar3d.metrics.geometry import compare_meshes, point_scores, surface_cloud
+
+PROTOCOL = EvalProtocol()
+FACES, VIEWS, VIEW_SIZE = 50_000, 20, 224
+
+
+def torus(minor: float) -> Mesh:
+    """A torus of about FACES faces that fills the cube."""
+    shape = trimesh.creation.torus(0.95 - minor, minor, major_sections=250, minor_sections=FACES // 500)
+    return Mesh(shape.vertices, shape.faces)
+
+
+def points(device: torch.device) -> Work:
+    pred, truth = (surface_cloud(torus(minor), PROTOCOL.points, seed) for seed, minor in enumerate((0.3, 0.32)))
+    return Work(lambda: {"chamfer": point_scores(pred, truth, PROTOCOL.thresholds)["chamfer"]}, 1, "float64",
+                {"points": PROTOCOL.points})
+
+
+def everything(device: torch.device) -> Work:
+    pred, truth = torus(0.3), torus(0.32)
+    return Work(lambda: {"chamfer": compare_meshes(pred, truth, PROTOCOL)["chamfer"]}, 1, "float64",
+                {"points": PROTOCOL.points, "faces": len(truth.faces), "iou_points": PROTOCOL.iou_points})
+
+
+def views(device: torch.device) -> Work:
+    mesh = torus(0.3)
+    cameras = [orbit(azimuth, 20.0, 5.5, 35.0) for azimuth in np.linspace(0, 360, VIEWS, endpoint=False)]
+
+    def call() -> dict[str, float | int]:
+        return {"foreground": float(np.mean([render(mesh, camera, VIEW_SIZE).mask.mean() for camera in cameras]))}
+
+    return Work(call, VIEWS, "float32", {"faces": len(mesh.faces), "size": VIEW_SIZE})
+
+
+CASES = (
+    Case("point_scores", "full", "pairs", points, repeats=10),
+    Case("all_scores", "full", "pairs", everything, repeats=5),
+    Case("render_20", "full", "views", views, repeats=5),
+)
