@@ -31,13 +31,12 @@ import numpy as np
 import torch
 import trimesh
 
-from tar3d import config as configuration
 from tar3d.config import EvalProtocol
 from tar3d.contracts import Mesh
 from tar3d.data.default import DEFAULT_FOLDER, default_library, default_test
 from tar3d.data.folder import read_categories, write_json
 from tar3d.evaluation.generations import TITLES, evaluate_model
-from tar3d.evaluation.pairs import pairs_by_csv, pairs_by_id, score_pairs, set_clouds
+from tar3d.evaluation.pairs import load_protocol, pairs_by_csv, pairs_by_id, protocol_names, score_pairs, set_clouds
 from tar3d.evaluation.report import versions, write_report
 from tar3d.mesh.export import save_mesh
 from tar3d.metrics.align import ALIGNMENTS
@@ -45,8 +44,6 @@ from tar3d.metrics.sets import SET_FORMULAS, set_scores
 from tar3d.metrics.summary import aggregate, cell, markdown_table
 from tar3d.pipeline import Pipeline
 from tar3d.runtime import choose_device, command_line, describe_machine, positive_int
-
-PROTOCOLS = Path(__file__).parent / "configs" / "eval"
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -65,7 +62,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     model.add_argument("--batch", type=positive_int, default=10, help="shapes generated at once (default: %(default)s)")
     model.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
     parser.add_argument("--protocol", default="tar3d",
-                        help=f"{', '.join(sorted(p.stem for p in PROTOCOLS.glob('*.yaml')))}, or a file (default: %(default)s)")
+                        help=f"{protocol_names()}, or a file (default: %(default)s)")
     parser.add_argument("--align", choices=ALIGNMENTS, default="none",
                         help="also score after this alignment; raw scores are reported in any case (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("outputs/eval_3d"), help="folder of the report (default: %(default)s)")
@@ -90,14 +87,6 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as e:
         print(e, file=sys.stderr)
         return 2
-
-
-def load_protocol(name: str, overrides: list[str]) -> EvalProtocol:
-    path = Path(name) if name.endswith((".yaml", ".yml")) else PROTOCOLS / f"{name}.yaml"
-    if not path.is_file():
-        raise ValueError(f"--protocol {name}: there is no such protocol or file; there are "
-                         f"{', '.join(sorted(p.stem for p in PROTOCOLS.glob('*.yaml')))}")
-    return configuration.load(EvalProtocol, path, overrides)
 
 
 def check_choice(args: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from tar3d import config as configuration
 from tar3d.config import EvalProtocol
 from tar3d.contracts import Mesh
 from tar3d.data.make_samples import mesh_ids
@@ -23,7 +24,20 @@ from tar3d.metrics.geometry import compare_meshes, in_frame, mesh_facts, surface
 
 CSV_COLUMNS = ("id", "pred", "truth")
 ABOUT = ("id", "category", "status", "reason", "pred", "truth")  # columns of a row that are no scores
+PROTOCOLS = Path(__file__).resolve().parents[2] / "configs" / "eval"
 SET_POINTS = 2048  # points a shape in set scores, as in PointFlow
+
+
+def protocol_names() -> str:
+    return ", ".join(sorted(path.stem for path in PROTOCOLS.glob("*.yaml")))
+
+
+def load_protocol(name: str, overrides: list[str]) -> EvalProtocol:
+    """A protocol by its name or file, with `key=value` overrides."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else PROTOCOLS / f"{name}.yaml"
+    if not path.is_file():
+        raise ValueError(f"--protocol {name}: there is no such protocol or file; there are {protocol_names()}")
+    return configuration.load(EvalProtocol, path, overrides)
 
 
 @dataclass(frozen=True)

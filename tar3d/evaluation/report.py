@@ -27,7 +27,7 @@ def versions() -> dict[str, str]:
 
 
 def is_lower_better(score: str) -> bool:
-    return score.removeprefix("aligned_").removeprefix("surface_").startswith(LOWER_IS_BETTER)
+    return "lpips" in score or score.removeprefix("aligned_").removeprefix("surface_").startswith(LOWER_IS_BETTER)
 
 
 def score_names(rows: list[dict]) -> list[str]:
@@ -35,7 +35,7 @@ def score_names(rows: list[dict]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row if name not in ABOUT))
 
 
-def summarise(rows: list[dict], protocol: EvalProtocol) -> dict:
+def summarise(rows: list[dict], seed: int) -> dict:
     """Aggregates of all scores over the pairs that have them, means by category, and what failed."""
     good = [row for row in rows if row["status"] == "ok"]
     names = score_names(rows)
@@ -45,7 +45,7 @@ def summarise(rows: list[dict], protocol: EvalProtocol) -> dict:
     return {
         "pairs": len(rows), "scored": len(good),
         "failed": [{"id": row["id"], "reason": row["reason"]} for row in rows if row["status"] != "ok"],
-        "scores": {name: aggregate([row.get(name) for row in good], protocol.seed) for name in names},
+        "scores": {name: aggregate([row.get(name) for row in good], seed) for name in names},
         "by_category": {category: {"pairs": len(group), **{name: _mean([row.get(name) for row in group]) for name in names}}
                         for category, group in sorted(groups.items())} if len(groups) > 1 else {},
     }
@@ -71,7 +71,7 @@ def write_report(out: Path, sets: dict[str, list[dict]], protocol: EvalProtocol,
 
     `about` goes into summary.json as it is (command, machine, alignment, ...); `extra` are further Markdown lines.
     """
-    summaries = {name: summarise(rows, protocol) for name, rows in sets.items()}
+    summaries = {name: summarise(rows, protocol.seed) for name, rows in sets.items()}
     main = next(iter(sets))
     comparisons = {other: {score: compare_sets(sets[main], rows, score, protocol.seed) for score in protocol.headline}
                    for other, rows in sets.items() if other != main}
