@@ -125,7 +125,8 @@ def model(protocol: EvalProtocol, args: argparse.Namespace) -> int:
                           seed=protocol.seed)
     sets = {name: score_pairs(pairs, protocol, args.align, args.workers, name) for name, pairs in made.pairs.items()}
     losses = {kind: aggregate([values[i] for i in made.ids], protocol.seed) for kind, values in made.nll.items()}
-    table = markdown_table(["right picture", "another shape's picture", "no picture"], [[cell(v, 4) for v in losses.values()]])
+    pictures = ["right picture", "another shape's picture", "no picture"]
+    table = markdown_table(pictures, [[cell(v, ".4f") for v in losses.values()]])
     extra = ["", "## Does it use its picture?", "", "NLL of the true tokens in nats a token.", "", *table, "",
              f"Views that are, pixel by pixel, training views: {made.views_in_training}. More than 0 means that test shapes were "
              "trained on."]

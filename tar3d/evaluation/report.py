@@ -113,13 +113,13 @@ def _markdown(summaries: dict, comparisons: dict, protocol: EvalProtocol, titles
     lines += ["", "Mean and 95 % bootstrap interval over pairs.", "", *markdown_table(["", "pairs", *headline], rows), ""]
     if comparisons:
         lines += [f"Share of pairs in which {titles.get(main, main)} is better, and mean gain (positive is better).", ""]
-        lines += markdown_table(["than", *protocol.headline], [[titles.get(other, other), *map(_gain_cell, scores.values())]
+        lines += markdown_table(["than", *protocol.headline], [[titles.get(other, other), *map(gain_cell, scores.values())]
                                                                for other, scores in comparisons.items()])
         lines.append("")
     lines += [f"## All scores of {titles.get(main, main)}", ""]
     lines += markdown_table(["score", "pairs", "mean, 95 % interval", "median", "5 % to 95 %"], [
-        [name, str(a["count"]), cell(a, 4), *(("none", "none") if a["mean"] is None else
-                                             (f"{a['median']:.4f}", f"{a['p5']:.4f} to {a['p95']:.4f}"))]
+        [name, str(a["count"]), cell(a, ".4g"), *(("none", "none") if a["mean"] is None else
+                                             (f"{a['median']:.4g}", f"{a['p5']:.4g} to {a['p95']:.4g}"))]
         for name, a in first["scores"].items()])
     if first["by_category"]:
         shown = [name for name in headline if name in first["scores"]]
@@ -129,7 +129,7 @@ def _markdown(summaries: dict, comparisons: dict, protocol: EvalProtocol, titles
     return lines
 
 
-def _gain_cell(comparison: dict) -> str:
+def gain_cell(comparison: dict) -> str:
     return "none" if comparison["share"] is None else f"{comparison['share']:.0%}, {cell(comparison['gain'])}"
 
 

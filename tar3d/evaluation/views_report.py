@@ -11,7 +11,7 @@ from PIL import Image
 
 from tar3d.data.folder import write_csv, write_json
 from tar3d.evaluation.pairs import ABOUT, Pair
-from tar3d.evaluation.report import compare_sets, score_names, summarise, versions
+from tar3d.evaluation.report import compare_sets, gain_cell, score_names, summarise, versions
 from tar3d.evaluation.views import CLIP_SCORES, FOREGROUNDS, NO_CLIP, SET_SCORES, TEXT_SCORES, Source
 from tar3d.mesh.render import contact_sheet
 from tar3d.metrics.images import IMAGE_FORMULAS, PSNR_CAP
@@ -83,14 +83,10 @@ def _plain(value: object) -> str:
     return "none" if value is None else str(value)
 
 
-def _gain(compared: dict) -> str:
-    return "none" if compared["share"] is None else f"{compared['share']:.0%}, {cell(compared['gain'])}"
-
-
 def _cell(summary: dict, score: str) -> str:
     if score not in summary["scores"]:
         return "none"
-    return cell(summary["scores"][score], 2 if "psnr" in score else 3)
+    return cell(summary["scores"][score], ".2f" if "psnr" in score else ".3f")
 
 
 def _markdown(summaries: dict, comparisons: dict, maps: tuple[str, ...], titles: dict[str, str],
@@ -120,11 +116,11 @@ def _markdown(summaries: dict, comparisons: dict, maps: tuple[str, ...], titles:
                                                                             for by in comparisons.values())]
         lines += ["", f"Share of pairs in which {titles[main]} is better than the other, and mean gain (positive is better).", ""]
         lines += markdown_table(["than the", *shown], [
-            [titles[other], *(_gain(by[score]) for score in shown)] for other, by in comparisons.items()])
+            [titles[other], *(gain_cell(by[score]) for score in shown)] for other, by in comparisons.items()])
     lines += ["", f"## All scores of {titles[main]}", ""]
     lines += markdown_table(["score", "pairs", "mean, 95 % interval", "median", "5 % to 95 %"], [
-        [name, str(a["count"]), cell(a, 4), *(("none", "none") if a["mean"] is None else
-                                             (f"{a['median']:.4f}", f"{a['p5']:.4f} to {a['p95']:.4f}"))]
+        [name, str(a["count"]), cell(a, ".4g"), *(("none", "none") if a["mean"] is None else
+                                             (f"{a['median']:.4g}", f"{a['p5']:.4g} to {a['p95']:.4g}"))]
         for name, a in first["scores"].items()])
     if first["by_category"]:
         shown = [name for name in _headline(maps) if any(g.get(name) is not None for g in first["by_category"].values())]

@@ -41,11 +41,11 @@ def aggregate(values: Sequence[float | None], seed: int = 0) -> dict[str, float 
     return counts | {"mean": float(present.mean()), "low": low, "high": high, "median": median, "p5": p5, "p95": p95}
 
 
-def cell(value: dict, digits: int = 3) -> str:
+def cell(value: dict, form: str = ".3f") -> str:
     """ "0.123 [0.100, 0.140]", or "none" where nothing was measured."""
     if value["mean"] is None:
         return "none"
-    return f"{value['mean']:.{digits}f} [{value['low']:.{digits}f}, {value['high']:.{digits}f}]"
+    return f"{value['mean']:{form}} [{value['low']:{form}}, {value['high']:{form}}]"
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
