@@ -52,6 +52,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     sampling.add_argument("--num-samples", type=positive_int, default=1,
                           help="shapes per picture, with seeds SEED, SEED + 1, ... (default: %(default)s)")
     sampling.add_argument("--cfg-scale", type=float, help="guidance; 1 is none")
+    sampling.add_argument("--sketch-scale", type=float, help="how much the sketch of the picture is heeded; 0 is off")
     sampling.add_argument("--temperature", type=float, help="0 is greedy")
     sampling.add_argument("--top-k", type=int, help="0 is off")
     sampling.add_argument("--top-p", type=float, help="1 is off")

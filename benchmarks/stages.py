@@ -77,7 +77,9 @@ class _Ball(torch.nn.Module):
 
 def generate_tokens(batch: int, size: str, device: torch.device) -> Work:
     config, gpt, condition = _gpt_and_condition(size, batch, device)
-    call, settings = _quietly(lambda: generate(gpt, condition, config.sampling, list(range(batch)))), _gpt_settings(config, batch)
+    codes = F.normalize(torch.randn(gpt.config.codebook_size, config.gpt.sketch_dim or 1, device=device), dim=-1)
+    call = _quietly(lambda: generate(gpt, condition, config.sampling, list(range(batch)), codes=codes))
+    settings = _gpt_settings(config, batch)
     return Work(call, batch * gpt.config.num_tokens, "float32", settings | {"cfg_scale": config.sampling.cfg_scale})
 
 

@@ -220,6 +220,7 @@ class SamplingConfig:
     top_p: float = 1.0
     min_p: float = 0.0
     cfg_scale: float = 1.0  # logits = null + cfg_scale (conditional - null); 1 is conditional only
+    sketch_scale: float = 0.0  # adds sketch_scale cos(sketch, code) to the logits: a GPT with a sketch heeds its picture more
 
     def __post_init__(self) -> None:
         _require(self.temperature >= 0, f"temperature must be >= 0, got {self.temperature}")
@@ -227,6 +228,7 @@ class SamplingConfig:
         _require(0 < self.top_p <= 1, f"top_p must be in (0, 1], got {self.top_p}")
         _require(0 <= self.min_p < 1, f"min_p must be in [0, 1), got {self.min_p}")
         _require(self.cfg_scale >= 0, f"cfg_scale must be >= 0, got {self.cfg_scale}")
+        _require(self.sketch_scale >= 0, f"sketch_scale must be >= 0 (0 is off), got {self.sketch_scale}")
 
 
 @dataclass(kw_only=True)

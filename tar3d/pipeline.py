@@ -133,7 +133,8 @@ class Pipeline:
             with timed(seconds, "condition"):
                 condition = self.i23d.condition(source.to(self.device))
             with timed(seconds, "tokens"):
-                tokens = generate(self.i23d.gpt, condition, sampling or self.sampling, seeds, progress)
+                tokens = generate(self.i23d.gpt, condition, sampling or self.sampling, seeds, progress,
+                                  self.vqvae.quantizer.codebook)
             results = []
             for row in tokens.ids:
                 spent = {name: value / len(seeds) for name, value in seconds.items()}

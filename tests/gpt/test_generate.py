@@ -15,9 +15,9 @@ T = 3 * GRID**2
 GREEDY = SamplingConfig(temperature=0)
 
 
-def _gpt(seed: int = 0) -> GPT:
+def _gpt(seed: int = 0, **options) -> GPT:
     gpt = GPT(GPTConfig(num_layers=4, width=32, num_heads=2, grid_size=GRID, codebook_size=V, condition_tokens=P,
-                        condition_width=E, chunk_size=4))
+                        condition_width=E, chunk_size=4, **options))
     gpt.init_weights(torch.Generator().manual_seed(seed))
     return gpt
 
@@ -128,3 +128,21 @@ def test_the_tokens_may_be_trained_on():
 def test_each_row_needs_a_seed():
     with pytest.raises(ValueError, match="3 seeds for 4 condition rows"):
         generate(_gpt(), _condition(), GREEDY, [0, 1, 2])
+
+
+def test_the_sketch_scale_moves_tokens_towards_the_codes_that_the_sketch_guesses():
+    gpt, condition = _gpt(sketch_dim=3), _condition()
+    codes = F.normalize(torch.randn(V, 3, generator=torch.Generator().manual_seed(4)), dim=-1)
+    nearest = (F.normalize(gpt.sketch(condition.embeddings, condition.mask), dim=-1) @ codes.T).argmax(-1)
+    agreement = [float((generate(gpt, condition, SamplingConfig(sketch_scale=scale), [0] * 4, codes=codes).ids == nearest)
+                       .float().mean()) for scale in (0.0, 5.0, 1e6)]
+    assert agreement[0] < agreement[1] < agreement[2] == 1.0
+    guided = SamplingConfig(sketch_scale=1e6, cfg_scale=3.0)
+    assert torch.equal(generate(gpt, condition, guided, [0] * 4, codes=codes).ids, nearest)
+
+
+def test_a_sketch_scale_needs_a_sketch_and_its_codes():
+    with pytest.raises(ValueError, match="sketch_scale is 2, but this GPT has no sketch"):
+        generate(_gpt(), _condition(), SamplingConfig(sketch_scale=2.0), [0] * 4, codes=torch.randn(V, 3))
+    with pytest.raises(ValueError, match="sketch_scale is 2, but the codes are missing"):
+        generate(_gpt(sketch_dim=3), _condition(), SamplingConfig(sketch_scale=2.0), [0] * 4)
