@@ -317,7 +317,7 @@ def test_a_reconstruction_is_scored_and_written_in_the_frame_asked_for(meshes, f
     assert np.abs(vertices).max() == pytest.approx(half, rel=1e-3)
     (row,) = rows(out / "report.csv")
     assert float(row["iou"]) == pytest.approx(0.95**3 * 0.6 * 0.4, abs=0.01)  # of the box in the cube
-    assert 0 < float(row["chamfer_floor"]) < float(row["chamfer"])
+    assert 0 < float(row["floor_chamfer"]) < float(row["chamfer"])
 
 
 def test_categories_of_the_manifest_reach_the_report(meshes, full_vqvae, tmp_path):
