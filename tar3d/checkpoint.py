@@ -38,6 +38,7 @@ def save_model(folder: str | Path, module: nn.Module, config: object, metrics: d
     tensors = {k: (v.to(dtype) if v.is_floating_point() else v).contiguous().cpu() for k, v in module.state_dict().items()}
     partial = folder / f".{WEIGHTS}.part"
     save_file(tensors, partial)
+    partial.chmod(folder.stat().st_mode & 0o666)  # safetensors makes files that only their owner can read
     os.replace(partial, folder / WEIGHTS)
     configuration.save(config, folder / CONFIG)
     (folder / METRICS).write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")

@@ -50,6 +50,14 @@ def test_round_trip_from_the_directory_alone(folder):
     assert (folder / "README.md").read_text() == "# A model\n"
 
 
+def test_weights_can_be_read_by_whoever_may_read_the_folder(tmp_path):
+    for mode in (0o755, 0o700):
+        (tmp_path / str(mode)).mkdir(mode=mode)
+        (tmp_path / str(mode)).chmod(mode)
+        saved = save_model(tmp_path / str(mode), model(), CONFIG, {}, "")
+        assert (saved / "model.safetensors").stat().st_mode & 0o777 == mode & 0o666
+
+
 def test_a_tokenizer_is_found_inside_a_directory_of_models(folder):
     bundle = folder.parent / "bundle"
     bundle.mkdir()
