@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 import igl
 import numpy as np
-import trimesh
 from scipy.spatial import cKDTree
 
 from tar3d.config import EvalProtocol
@@ -194,8 +193,10 @@ def label_iou(inside_pred: np.ndarray, inside_true: np.ndarray) -> float | None:
 
 def is_closed(mesh: Mesh) -> bool:
     """Whether every edge belongs to exactly two faces that run along it in opposite directions."""
-    solid = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
-    return bool(solid.is_watertight and solid.is_winding_consistent)
+    corners = [mesh.faces[:, i] for i in (0, 1, 2)]
+    start, end = np.concatenate(corners), np.concatenate([corners[1], corners[2], corners[0]])
+    along, back = (np.sort(a * len(mesh.vertices) + b) for a, b in ((start, end), (end, start)))
+    return bool(np.array_equal(along, back) and (np.diff(along) > 0).all())
 
 
 def mesh_facts(mesh: Mesh) -> dict[str, int]:

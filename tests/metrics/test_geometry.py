@@ -197,7 +197,18 @@ def test_open_meshes_have_an_iou_and_are_marked():
     lid_off = Mesh(box().vertices, box().faces[:-2])
     scores = compare_meshes(lid_off, box(), SMALL)
     assert not scores["pred_closed"] and scores["truth_closed"] and scores["iou"] > 0.8
-    assert is_closed(ball()) and not is_closed(Mesh(ball().vertices, ball().faces[:, ::-1][1:]))
+
+
+def test_closed_means_two_faces_on_every_edge_in_opposite_directions():
+    shape = ball()
+    turned = np.concatenate([shape.faces[:1, ::-1], shape.faces[1:]])  # one face looks inward
+    doubled = np.concatenate([shape.faces, shape.faces])
+    cases = {"a ball": (shape.faces, True), "inside out": (shape.faces[:, ::-1], True), "a hole": (shape.faces[1:], False),
+             "one face turned": (turned, False), "every face twice": (doubled, False)}
+    for name, (faces, expected) in cases.items():
+        assert is_closed(Mesh(shape.vertices, faces)) is expected, name
+        solid = trimesh.Trimesh(shape.vertices, faces, process=False)
+        assert bool(solid.is_watertight and solid.is_winding_consistent) is expected, name
 
 
 def test_facts_of_a_prediction():
