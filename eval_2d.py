@@ -28,6 +28,7 @@ from tar3d.data.default import DEFAULT_FOLDER, default_library, default_test
 from tar3d.data.folder import read_categories
 from tar3d.evaluation.generations import TITLES, evaluate_model
 from tar3d.evaluation.pairs import PROTOCOLS, Pair, load_protocol, pairs_by_id, protocol_names
+from tar3d.evaluation.report import say_failures
 from tar3d.evaluation.views import (
     BACKGROUNDS,
     CLIP_SCORES,
@@ -234,13 +235,9 @@ def say_left_out(item: dict) -> None:
 
 
 def finish(sets: dict[str, list[dict]], out: Path) -> int:
-    failed = [(name, row) for name, rows in sets.items() for row in rows if row["status"] != "ok"]
     print(f"report.md, summary.json, rows.csv and views.png in {out}")
-    for name, row in failed[:10]:
-        print(f"failed: {name}: {row['id']}: {row['reason']}", file=sys.stderr)
-    if len(failed) > 10:
-        print(f"... and {len(failed) - 10} more, in {out / 'rows.csv'}", file=sys.stderr)
-    return 1 if failed else 0
+    return say_failures([(f"{name}: {row['id']}", row["reason"]) for name, rows in sets.items() for row in rows
+                         if row["status"] != "ok"], out)
 
 
 if __name__ == "__main__":

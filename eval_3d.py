@@ -37,7 +37,7 @@ from tar3d.data.default import DEFAULT_FOLDER, default_library, default_test
 from tar3d.data.folder import read_categories, write_json
 from tar3d.evaluation.generations import TITLES, evaluate_model
 from tar3d.evaluation.pairs import load_protocol, pairs_by_csv, pairs_by_id, protocol_names, score_pairs, set_clouds
-from tar3d.evaluation.report import versions, write_report
+from tar3d.evaluation.report import say_failures, versions, write_report
 from tar3d.mesh.export import save_mesh
 from tar3d.metrics.align import ALIGNMENTS
 from tar3d.metrics.sets import SET_FORMULAS, set_scores
@@ -124,7 +124,7 @@ def model(protocol: EvalProtocol, args: argparse.Namespace) -> int:
     made = evaluate_model(pipeline, test, train, args.out, shapes=args.shapes, resolution=args.resolution, batch=args.batch,
                           seed=protocol.seed)
     sets = {name: score_pairs(pairs, protocol, args.align, args.workers, name) for name, pairs in made.pairs.items()}
-    losses = {kind: aggregate([values[i] for i in made.ids], protocol.seed) for kind, values in made.nll.items()}
+    losses = {kind: aggregate(list(values.values()), protocol.seed) for kind, values in made.nll.items()}
     pictures = ["right picture", "another shape's picture", "no picture"]
     table = markdown_table(pictures, [[cell(v, ".4f") for v in losses.values()]])
     extra = ["", "## Does it use its picture?", "", "NLL of the true tokens in nats a token.", "", *table, "",
@@ -138,13 +138,8 @@ def model(protocol: EvalProtocol, args: argparse.Namespace) -> int:
 
 
 def finish(sets: dict[str, list[dict]], out: Path) -> int:
-    failed = [row for rows in sets.values() for row in rows if row["status"] != "ok"]
     print(f"report.md, summary.json, rows.csv and pictures in {out}")
-    for row in failed[:10]:
-        print(f"failed: {row['id']}: {row['reason']}", file=sys.stderr)
-    if len(failed) > 10:
-        print(f"... and {len(failed) - 10} more, in {out / 'rows.csv'}", file=sys.stderr)
-    return 1 if failed else 0
+    return say_failures([(row["id"], row["reason"]) for rows in sets.values() for row in rows if row["status"] != "ok"], out)
 
 
 def unpaired(protocol: EvalProtocol, args: argparse.Namespace) -> int:

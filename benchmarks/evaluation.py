@@ -16,8 +16,8 @@ import trimesh
 from benchmarks.measure import Case, Work
 from tar3d.config import EvalProtocol
 from tar3d.contracts import Mesh
-from tar3d.mesh.render import orbit, render
-from tar3d.metrics.geometry import compare_meshes, point_scores, surface_cloud
+from tar3d.mesh.render import Renderer, orbit
+from tar3d.metrics.geometry import compare_meshes, floor_scores, point_scores, surface_cloud
 
 PROTOCOL = EvalProtocol()
 FACES, VIEWS, VIEW_SIZE = 50_000, 20, 224
@@ -37,7 +37,11 @@ def points(device: torch.device) -> Work:
 
 def everything(device: torch.device) -> Work:
     pred, truth = torus(0.3), torus(0.32)
-    return Work(lambda: {"chamfer": compare_meshes(pred, truth, PROTOCOL)["chamfer"]}, 1, "float64",
+
+    def call() -> dict[str, float | int]:
+        return {"scores": len(compare_meshes(pred, truth, PROTOCOL) | floor_scores(truth, PROTOCOL))}
+
+    return Work(call, 1, "float64",
                 {"points": PROTOCOL.points, "faces": len(truth.faces), "iou_points": PROTOCOL.iou_points})
 
 
@@ -46,7 +50,8 @@ def views(device: torch.device) -> Work:
     cameras = [orbit(azimuth, 20.0, 5.5, 35.0) for azimuth in np.linspace(0, 360, VIEWS, endpoint=False)]
 
     def call() -> dict[str, float | int]:
-        return {"foreground": float(np.mean([render(mesh, camera, VIEW_SIZE).mask.mean() for camera in cameras]))}
+        renderer = Renderer(mesh)
+        return {"foreground": float(np.mean([renderer.render(camera, VIEW_SIZE).mask.mean() for camera in cameras]))}
 
     return Work(call, VIEWS, "float32", {"faces": len(mesh.faces), "size": VIEW_SIZE})
 

@@ -57,12 +57,11 @@ class Library:
 
 @dataclass(frozen=True)
 class Generations:
-    """`pairs` by name of the set (TITLES), `nll` (nats a token) by condition and shape id, ids in order, and how many test
-    views are, pixel by pixel, training views."""
+    """`pairs` by name of the set (TITLES), `nll` (nats a token) by condition and shape id, and how many test views are, pixel by
+    pixel, training views."""
 
     pairs: dict[str, list[Pair]]
     nll: dict[str, dict[str, float]]
-    ids: list[str]
     views_in_training: int
 
 
@@ -100,7 +99,7 @@ def evaluate_model(pipeline: Pipeline, test: Path, train: Path, out: Path, *, sh
         for name, chosen in copied.items():
             pairs[name].append(Pair(shape_id, mesh_path(train, chosen[k]), truth, category))
     _grid(pairs, pixels, ids).save(out / "grid.png")
-    return Generations(pairs, {kind: dict(zip(ids, rows.mean(1).tolist(), strict=True)) for kind, rows in nll.items()}, ids,
+    return Generations(pairs, {kind: dict(zip(ids, rows.mean(1).tolist(), strict=True)) for kind, rows in nll.items()},
                        int((distance == 0).sum()))
 
 

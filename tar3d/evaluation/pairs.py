@@ -7,6 +7,7 @@ and the protocol alone, so the number of workers and the order of the files chan
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from tar3d.data.make_samples import mesh_ids
 from tar3d.data.workers import parallel
 from tar3d.mesh.load import load_mesh
 from tar3d.metrics.align import alignment
-from tar3d.metrics.geometry import compare_meshes, in_frame, mesh_facts, surface_cloud, transformed
+from tar3d.metrics.geometry import compare_meshes, floor_scores, in_frame, mesh_facts, surface_cloud, transformed
 
 CSV_COLUMNS = ("id", "pred", "truth")
 ABOUT = ("id", "category", "status", "reason", "pred", "truth")  # columns of a row that are no scores
@@ -50,20 +51,25 @@ class Pair:
     category: str = ""
     reason: str = ""
 
+    def row(self) -> dict[str, str]:
+        """The columns ABOUT of a row of scores."""
+        return {"id": self.id, "category": self.category, "status": "ok", "reason": "", "pred": str(self.pred or ""),
+                "truth": str(self.truth or "")}
 
-def pairs_by_id(pred: Path, truth: Path, categories: dict[str, str] | None = None) -> list[Pair]:
+
+def pairs_by_id(pred: Path, truth: Path, categories: dict[str, str]) -> list[Pair]:
     """Pairs of two folders by id (path without suffix); an id that only one of them has is a pair with a reason."""
     predicted, true = mesh_ids(pred), mesh_ids(truth)
     if not predicted.keys() & true.keys():
         raise ValueError(f"no id of {pred} is one of {truth}: ids are file names without suffix, e.g. "
                          f"{min(predicted)!r} and {min(true)!r}; a CSV with the columns {', '.join(CSV_COLUMNS)} pairs any files")
     missing = {True: f"{pred} holds no prediction for it", False: f"{truth} holds no true mesh for it"}
-    return [Pair(i, predicted.get(i), true.get(i), (categories or {}).get(i, ""),
+    return [Pair(i, predicted.get(i), true.get(i), categories.get(i, ""),
                  "" if i in predicted and i in true else missing[i in true])
             for i in sorted(predicted.keys() | true.keys())]
 
 
-def pairs_by_csv(path: Path, categories: dict[str, str] | None = None) -> list[Pair]:
+def pairs_by_csv(path: Path) -> list[Pair]:
     """Pairs that a CSV with the columns id, pred and truth lists; its paths are relative to it."""
     if not path.is_file():
         raise ValueError(f"{path} does not exist")
@@ -72,11 +78,10 @@ def pairs_by_csv(path: Path, categories: dict[str, str] | None = None) -> list[P
     lacking = [name for name in CSV_COLUMNS if not rows or name not in rows[0]]
     if lacking:
         raise ValueError(f"{path} lists no pairs: it needs a header with {', '.join(CSV_COLUMNS)}, and a row for each pair")
-    ids = [row["id"] for row in rows]
-    repeated = sorted({i for i in ids if ids.count(i) > 1})
+    repeated = sorted(i for i, count in Counter(row["id"] for row in rows).items() if count > 1)
     if repeated:
         raise ValueError(f"{path} has more than one row with the id {repeated[0]!r}")
-    return [Pair(r["id"], path.parent / r["pred"], path.parent / r["truth"], (categories or {}).get(r["id"], "")) for r in rows]
+    return [Pair(r["id"], path.parent / r["pred"], path.parent / r["truth"]) for r in rows]
 
 
 def score_pairs(pairs: list[Pair], protocol: EvalProtocol, align: str, workers: int, title: str = "pairs") -> list[dict]:
@@ -89,17 +94,16 @@ def score_pairs(pairs: list[Pair], protocol: EvalProtocol, align: str, workers: 
 
 def score_pair(pair: Pair, *, protocol: EvalProtocol, align: str) -> dict:
     """ABOUT, and the scores of `tar3d.metrics.geometry.FORMULAS`; after an alignment once more, named aligned_*."""
-    row = {"id": pair.id, "category": pair.category, "status": "ok", "reason": "", "pred": str(pair.pred or ""),
-           "truth": str(pair.truth or "")}
+    row = pair.row()
     try:
         if pair.reason:
             raise ValueError(pair.reason)
         pred, truth = read_pair(pair, protocol)
-        scores = compare_meshes(pred, truth, protocol) | mesh_facts(pred)
+        scores = compare_meshes(pred, truth, protocol) | floor_scores(truth, protocol) | mesh_facts(pred)
         if align != "none":
             moved = transformed(pred, alignment(pred, truth, align, protocol.seed))
             aligned = compare_meshes(moved, truth, protocol)
-            scores |= {f"aligned_{k}": v for k, v in aligned.items() if not k.startswith("floor_") and not k.endswith("_closed")}
+            scores |= {f"aligned_{k}": v for k, v in aligned.items() if not k.endswith("_closed")}
     except ValueError as e:  # a mesh that cannot be used, or a score that is not defined
         return row | {"status": "failed", "reason": str(e)}
     return row | scores

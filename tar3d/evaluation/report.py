@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tar3d.metrics.summary import aggregate, cell, histograms, markdown_table
 
 LIBRARIES = ("numpy", "scipy", "trimesh", "libigl")
 RANKED = 10  # pairs in each part of the ranked picture
+SAID = 10  # failures that are printed; a report has them all
 LOWER_IS_BETTER = ("chamfer", "accuracy", "completeness", "hausdorff")
 
 
@@ -79,8 +81,7 @@ def write_report(out: Path, sets: dict[str, list[dict]], protocol: EvalProtocol,
     write_json(out / "summary.json", {**about, "versions": versions(), "protocol": to_mapping(protocol), "formulas": FORMULAS,
                                       "sets": summaries, "comparisons": comparisons})
     names = score_names([row for rows in sets.values() for row in rows])
-    write_csv(out / "rows.csv", ["set", *ABOUT, *names],
-              [{"set": name} | {k: _text(row.get(k)) for k in (*ABOUT, *names)} for name, rows in sets.items() for row in rows])
+    write_rows(out / "rows.csv", sets, [*ABOUT, *names])
     text = "\n".join([*_markdown(summaries, comparisons, protocol, titles or {}), *(extra or []), "", "## Protocol", "", "```",
                       describe(protocol), "```", "", *(f"{name}: {value}  " for name, value in about.items()), ""])
     (out / "report.md").write_text(text, encoding="utf-8")
@@ -90,6 +91,12 @@ def write_report(out: Path, sets: dict[str, list[dict]], protocol: EvalProtocol,
                    out / "histogram.png")
         ranked_pictures(good, protocol, out / "ranked.png")
     return text
+
+
+def write_rows(path: Path, sets: dict[str, list[dict]], columns: list[str]) -> None:
+    """A CSV with a line for each row of each set."""
+    write_csv(path, ["set", *columns],
+              [{"set": name} | {k: _text(row.get(k)) for k in columns} for name, rows in sets.items() for row in rows])
 
 
 def _text(value: object) -> object:
@@ -116,17 +123,30 @@ def _markdown(summaries: dict, comparisons: dict, protocol: EvalProtocol, titles
         lines += markdown_table(["than", *protocol.headline], [[titles.get(other, other), *map(gain_cell, scores.values())]
                                                                for other, scores in comparisons.items()])
         lines.append("")
-    lines += [f"## All scores of {titles.get(main, main)}", ""]
+    return lines + details(first, titles.get(main, main), [name for name in headline if name in first["scores"]])
+
+
+def details(summary: dict, title: str, shown: list[str]) -> list[str]:
+    """Markdown of every score of a set, and of the scores `shown` by category where there are several."""
+    lines = [f"## All scores of {title}", ""]
     lines += markdown_table(["score", "pairs", "mean, 95 % interval", "median", "5 % to 95 %"], [
         [name, str(a["count"]), cell(a, ".4g"), *(("none", "none") if a["mean"] is None else
-                                             (f"{a['median']:.4g}", f"{a['p5']:.4g} to {a['p95']:.4g}"))]
-        for name, a in first["scores"].items()])
-    if first["by_category"]:
-        shown = [name for name in headline if name in first["scores"]]
+                                                  (f"{a['median']:.4g}", f"{a['p5']:.4g} to {a['p95']:.4g}"))]
+        for name, a in summary["scores"].items()])
+    if summary["by_category"]:
         lines += ["", "## By category", "", *markdown_table(["category", "pairs", *shown], [
             [category or "none given", str(group["pairs"]), *("none" if group[n] is None else f"{group[n]:.3f}" for n in shown)]
-            for category, group in first["by_category"].items()])]
+            for category, group in summary["by_category"].items()])]
     return lines
+
+
+def say_failures(failed: list[tuple[str, str]], out: Path) -> int:
+    """Prints the first of the failed items and their reasons to stderr; returns the exit status."""
+    for label, reason in failed[:SAID]:
+        print(f"failed: {label}: {reason}", file=sys.stderr)
+    if len(failed) > SAID:
+        print(f"... and {len(failed) - SAID} more, in {out / 'rows.csv'}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def gain_cell(comparison: dict) -> str:
@@ -140,14 +160,10 @@ def ranked_pictures(rows: list[dict], protocol: EvalProtocol, path: Path) -> Non
                     reverse=is_lower_better(score))
     middle = max(0, (len(ranked) - RANKED) // 2)
     parts = {"worst": ranked[:RANKED], "median": ranked[middle:middle + RANKED], "best": ranked[::-1][:RANKED]}
-    blank = picture(None, 160)
     sheet = []
-    for k in range(min(RANKED, len(ranked))):
-        line = []
-        for part in parts.values():
-            pred, truth = read_pair(Pair(part[k]["id"], Path(part[k]["pred"]), Path(part[k]["truth"])), protocol)
-            line += [picture(in_view(truth, truth), 160), picture(in_view(pred, truth), 160)] if k < len(part) else [blank, blank]
-        sheet.append(line)
+    for line in zip(*parts.values(), strict=True):
+        meshes = (read_pair(Pair(row["id"], Path(row["pred"]), Path(row["truth"])), protocol) for row in line)
+        sheet.append([picture(in_view(mesh, truth), 160) for pred, truth in meshes for mesh in (truth, pred)])
     contact_sheet(sheet, [title for name in parts for title in (f"{name}: truth", "prediction")]).save(path)
 
 

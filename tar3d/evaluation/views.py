@@ -230,8 +230,7 @@ class Scored:
 def score_job(job: Job, *, source: Source, keep_pictures: bool) -> list[Scored]:
     done, truth = [], None
     for set_name, pair in job.pairs:
-        row = {"id": pair.id, "category": pair.category, "status": "ok", "reason": "", "pred": str(pair.pred or ""),
-               "truth": str(pair.truth or ""), "pictures": 0, "foreground": ""}
+        row = pair.row() | {"pictures": 0, "foreground": ""}
         try:
             if pair.reason:
                 raise ValueError(pair.reason)

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tar3d.data.folder import write_csv, write_json
+from tar3d.data.folder import write_json
 from tar3d.evaluation.pairs import ABOUT, Pair
-from tar3d.evaluation.report import compare_sets, gain_cell, score_names, summarise, versions
+from tar3d.evaluation.report import compare_sets, details, gain_cell, score_names, summarise, versions, write_rows
 from tar3d.evaluation.views import CLIP_SCORES, FOREGROUNDS, NO_CLIP, SET_SCORES, TEXT_SCORES, Source
 from tar3d.mesh.render import contact_sheet
 from tar3d.metrics.images import IMAGE_FORMULAS, PSNR_CAP
@@ -47,9 +47,8 @@ def write_report(out: Path, sets: dict[str, list[dict]], set_scores: dict[str, d
     write_json(out / "summary.json", {**about, "settings": settings, "left_out": left_out, "versions": all_versions,
                                       "formulas": FORMULAS, "foregrounds": FOREGROUNDS, "sets": summaries,
                                       "comparisons": comparisons})
-    columns = ["set", *ABOUT, *INFO, *score_names([_scores_only(row) for rows in sets.values() for row in rows])]
-    write_csv(out / "rows.csv", columns, [{"set": name} | {k: _text(row.get(k)) for k in columns[1:]}
-                                          for name, rows in sets.items() for row in rows])
+    names = score_names([_scores_only(row) for rows in sets.values() for row in rows])
+    write_rows(out / "rows.csv", sets, [*ABOUT, *INFO, *names])
     lines = _markdown(summaries, comparisons, maps, titles, left_out)
     lines += ["", "## What was measured", "", *(f"- {key}: {_plain(value)}" for key, value in settings.items()),
               *(f"- foreground: {FOREGROUNDS[k]}" for k in _used(summaries)), "",
@@ -71,10 +70,6 @@ def _headline(maps: tuple[str, ...]) -> list[str]:
 def _used(summaries: dict) -> list[str]:
     named = {kind for s in summaries.values() for value in s["foreground"] for kind in value.split("+")}
     return [kind for kind in FOREGROUNDS if kind in named]
-
-
-def _text(value: object) -> object:
-    return f"{value:.7g}" if isinstance(value, float) else "" if value is None else value
 
 
 def _plain(value: object) -> str:
@@ -117,17 +112,8 @@ def _markdown(summaries: dict, comparisons: dict, maps: tuple[str, ...], titles:
         lines += ["", f"Share of pairs in which {titles[main]} is better than the other, and mean gain (positive is better).", ""]
         lines += markdown_table(["than the", *shown], [
             [titles[other], *(gain_cell(by[score]) for score in shown)] for other, by in comparisons.items()])
-    lines += ["", f"## All scores of {titles[main]}", ""]
-    lines += markdown_table(["score", "pairs", "mean, 95 % interval", "median", "5 % to 95 %"], [
-        [name, str(a["count"]), cell(a, ".4g"), *(("none", "none") if a["mean"] is None else
-                                             (f"{a['median']:.4g}", f"{a['p5']:.4g} to {a['p95']:.4g}"))]
-        for name, a in first["scores"].items()])
-    if first["by_category"]:
-        shown = [name for name in _headline(maps) if any(g.get(name) is not None for g in first["by_category"].values())]
-        lines += ["", "## By category", "", *markdown_table(["category", "pairs", *shown], [
-            [category or "none given", str(group["pairs"]), *("none" if group[n] is None else f"{group[n]:.3f}" for n in shown)]
-            for category, group in first["by_category"].items()])]
-    return lines
+    shown = [name for name in _headline(maps) if any(g.get(name) is not None for g in first["by_category"].values())]
+    return [*lines, "", *details(first, titles[main], shown)]
 
 
 def picture_sheet(rows: list[dict], pairs: list[Pair], source: Source) -> Image.Image | None:

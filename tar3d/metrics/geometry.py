@@ -139,34 +139,40 @@ def _consistency(pred: np.ndarray, at_truth: np.ndarray, truth: np.ndarray, at_p
     return float(forward + back) / 2
 
 
+def floor_scores(truth: Mesh, protocol: EvalProtocol) -> dict[str, float]:
+    """What a perfect prediction would score by `point_scores`, named floor_*: the truth, sampled in the prediction's place."""
+    scores = point_scores(_cloud(truth, 0, protocol), _cloud(truth, 1, protocol), protocol.thresholds)
+    return {f"floor_{name}": value for name, value in scores.items()}
+
+
 def compare_points(pred: Mesh, truth: Mesh, protocol: EvalProtocol) -> dict[str, float]:
-    """`point_scores` of two meshes in one frame, by independent samples; and those of the floor, named floor_*."""
-    pred_cloud, true_cloud, second = _clouds(pred, truth, protocol)
-    floor = point_scores(second, true_cloud, protocol.thresholds)
-    return point_scores(pred_cloud, true_cloud, protocol.thresholds) | {f"floor_{k}": v for k, v in floor.items()}
+    """`point_scores` of two meshes in one frame, by independent samples; and those of the floor."""
+    scores = point_scores(_cloud(pred, 0, protocol), _cloud(truth, 1, protocol), protocol.thresholds)
+    return scores | floor_scores(truth, protocol)
 
 
-def compare_meshes(pred: Mesh, truth: Mesh, protocol: EvalProtocol) -> dict[str, float]:
-    """All scores of FORMULAS, but for the aligned ones, of two meshes that stand in one frame; repeats for the same seed."""
-    pred_cloud, true_cloud, second = _clouds(pred, truth, protocol)
-    floor = point_scores(second, true_cloud, protocol.thresholds)
+def compare_meshes(pred: Mesh, truth: Mesh, protocol: EvalProtocol) -> dict[str, float | bool | None]:
+    """All scores of FORMULAS but those of the floor and of an alignment, of two meshes that stand in one frame; repeats for the
+    same seed."""
+    pred_cloud, true_cloud = _cloud(pred, 0, protocol), _cloud(truth, 1, protocol)
     return (point_scores(pred_cloud, true_cloud, protocol.thresholds)
-            | surface_scores(pred, truth, pred_cloud, true_cloud, protocol.thresholds)
-            | volume_scores(pred, truth, protocol) | {f"floor_{k}": v for k, v in floor.items()})
+            | surface_scores(pred, truth, pred_cloud, true_cloud, protocol.thresholds) | volume_scores(pred, truth, protocol))
 
 
-def _clouds(pred: Mesh, truth: Mesh, protocol: EvalProtocol) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Points of the prediction and of the truth, and a second sampling of the truth in the prediction's place."""
-    return tuple(surface_cloud(mesh, protocol.points, (protocol.seed, stream))
-                 for mesh, stream in ((pred, 0), (truth, 1), (truth, 0)))
+def _cloud(mesh: Mesh, stream: int, protocol: EvalProtocol) -> np.ndarray:
+    """The points of stream 0, the prediction's, or of 1, the truth's."""
+    return surface_cloud(mesh, protocol.points, (protocol.seed, stream))
 
 
 def volume_scores(pred: Mesh, truth: Mesh, protocol: EvalProtocol) -> dict[str, float | bool | None]:
     """iou, iou_near, and whether the two meshes are closed. An IoU is None where no point is inside either mesh."""
     near = surface_cloud(truth, protocol.near_points, (protocol.seed, 3))[:, :3]
     near += np.random.default_rng((protocol.seed, 4)).normal(scale=protocol.near_sigma, size=near.shape)
-    return {"iou": volume_iou(pred, truth, protocol.iou_points, protocol.seed),
-            "iou_near": label_iou(inside(pred, near), inside(truth, near)),
+    points = np.concatenate([_points_around(pred, truth, protocol.iou_points, protocol.seed), near])
+    inside_pred, inside_true = inside(pred, points), inside(truth, points)  # at once: each call builds a search tree
+    uniform, close = slice(None, protocol.iou_points), slice(protocol.iou_points, None)
+    return {"iou": label_iou(inside_pred[uniform], inside_true[uniform]),
+            "iou_near": label_iou(inside_pred[close], inside_true[close]),
             "pred_closed": is_closed(pred), "truth_closed": is_closed(truth)}
 
 
@@ -176,9 +182,14 @@ def volume_iou(pred: Mesh, truth: Mesh, count: int = EvalProtocol.iou_points, se
 
     The standard error is at most 0.5 / sqrt(points inside either).
     """
-    corners = np.concatenate([mesh.vertices[np.unique(mesh.faces)] for mesh in (pred, truth)]).astype(np.float64)
-    points = np.random.default_rng(seed).uniform(corners.min(axis=0), corners.max(axis=0), size=(count, 3))
+    points = _points_around(pred, truth, count, seed)
     return label_iou(inside(pred, points), inside(truth, points))
+
+
+def _points_around(pred: Mesh, truth: Mesh, count: int, seed: int) -> np.ndarray:
+    """(count, 3) uniform points in the box that holds both meshes."""
+    corners = np.concatenate([mesh.vertices[np.unique(mesh.faces)] for mesh in (pred, truth)]).astype(np.float64)
+    return np.random.default_rng(seed).uniform(corners.min(axis=0), corners.max(axis=0), size=(count, 3))
 
 
 def label_iou(inside_pred: np.ndarray, inside_true: np.ndarray) -> float | None:
