@@ -158,6 +158,7 @@ class GPTConfig:
     condition_width: int = 768  # E
     condition_dropout: float = 0.1  # probability that a training row sees the learned null prefix (guidance)
     layer_pattern: str = "LLLF"  # repeated over depth: L linear attention, F full attention
+    tokens_per_step: int = 1  # or 3: the layers see the three plane tokens of a cell as one position
     rope: str = "rotation"  # or "paper_sum": TAR3D's sum of tables with a zero prefix, for comparison
     sketch_dim: int = 0  # width of the codes that are guessed from the condition for every position; 0: none, as in the paper
     rope_base: float = 10_000.0
@@ -172,6 +173,8 @@ class GPTConfig:
         _at_least(1, self, "gpt.", "num_layers", "width", "num_heads", "grid_size", "codebook_size", "condition_tokens",
                   "condition_width", "chunk_size")
         _require(self.width % self.num_heads == 0, f"gpt.width {self.width} is not divisible by num_heads {self.num_heads}")
+        _require(self.tokens_per_step in (1, 3), f"gpt.tokens_per_step is {self.tokens_per_step}, allowed are 1 and 3: a token, or "
+                 "the three plane tokens of a cell")
         _require(len(self.layer_pattern) > 0 and set(self.layer_pattern) <= {"L", "F"},
                  f"gpt.layer_pattern may hold L and F only, got {self.layer_pattern!r}")
         _require(0.0 <= self.condition_dropout < 1.0, f"gpt.condition_dropout must be in [0, 1), got {self.condition_dropout}")
@@ -185,6 +188,11 @@ class GPTConfig:
     @property
     def num_tokens(self) -> int:
         return 3 * self.grid_size**2
+
+    @property
+    def num_steps(self) -> int:
+        """Positions that the layers see after the prefix."""
+        return self.num_tokens // self.tokens_per_step
 
 
 # (layers, width, heads), as named in LlamaGen (arXiv 2406.06525, table 1) and TAR3D

@@ -4,14 +4,17 @@
     logits, cache = gpt.prefill(condition)               generation: the first token
     logits = gpt.decode(token, cache)                    ... and each next one
 
-What is unusual: rows are packed as [condition][tokens][padding] and every layer is causal, so prefixes of different
-length need no mask of positions x positions; TriPE positions count from a row's own first token; one packing and one
+What is unusual: rows are packed as [condition][steps][padding] and every layer is causal, so prefixes of different
+length need no mask of positions x positions; TriPE positions count from a row's own first step; one packing and one
 stack of blocks serve the three calls. A row gives the same logits alone and in any batch. The model knows no
 files, no pictures and no sampling, and draws no random number after its initialisation.
 For bfloat16 use autocast: `gpt.bfloat16()` would round the rotary tables and the decay rates too.
 
-Letters: B batch, P prefix length, E condition width, t tokens given, T = 3 R^2, S positions of a packed row, D width,
-V codebook size.
+A step is a position of the layers: one token, or with `tokens_per_step` 3 the three plane tokens of a cell. The calls count
+tokens either way. `decode` is the plain form of decoding; `tar3d/gpt/engine.py` is the fast one.
+
+Letters: B batch, P prefix length, E condition width, t tokens given, T = 3 R^2, n tokens per step, s steps, S positions of a
+packed row, D width, V codebook size.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from tar3d.gpt.rope import TriPE
 from tar3d.token_order import NUM_PLANES, coordinates, num_tokens
 
 INIT_STD = 0.02
+CELL_LAYERS = 2  # SwiGLU layers of the head that tells the tokens of a cell apart
 
 
 def mlp_width(width: int) -> int:
@@ -63,23 +67,24 @@ class ConditionMLP(nn.Module):
 
 
 class PositionEmbedding(nn.Module):
-    """Learned embeddings of a token's row, column and plane, added to the token's own.
+    """Learned embeddings of a step's row, column and (where a step is a token) plane, added to the step's own.
 
     TriPE alone tells a token how far others are, not where it is itself, and what code to expect depends on that. They
     start at zero: a model trained without them can go on with them.
     """
 
-    def __init__(self, grid_size: int, width: int) -> None:
+    def __init__(self, grid_size: int, width: int, tokens_per_step: int) -> None:
         super().__init__()
         self.row, self.column = nn.Embedding(grid_size, width), nn.Embedding(grid_size, width)
-        self.plane = nn.Embedding(NUM_PLANES, width)
-        places = coordinates(torch.arange(num_tokens(grid_size)), grid_size)
-        self.register_buffer("places", torch.stack(places), persistent=False)  # (3, T)
+        self.plane = nn.Embedding(NUM_PLANES, width) if tokens_per_step == 1 else None
+        places = coordinates(torch.arange(0, num_tokens(grid_size), tokens_per_step), grid_size)
+        self.register_buffer("places", torch.stack(places), persistent=False)  # (3, steps)
 
     def forward(self, start: int, end: int) -> Tensor:
-        """Positions start..end-1 of the sequence -> (end - start, D)."""
+        """Steps start..end-1 of the sequence -> (end - start, D)."""
         row, column, plane = self.places[:, start:end]
-        return self.row(row) + self.column(column) + self.plane(plane)
+        place = self.row(row) + self.column(column)
+        return place if self.plane is None else place + self.plane(plane)
 
 
 class Sketch(nn.Module):
@@ -98,8 +103,8 @@ class Sketch(nn.Module):
         hidden = 2 * config.condition_width
         self.guess = nn.Sequential(nn.Linear(config.condition_width, hidden), nn.GELU(),
                                    nn.Linear(hidden, config.num_tokens * config.sketch_dim))
-        self.project = nn.Linear(config.sketch_dim, config.width, bias=False)
-        self.num_tokens = config.num_tokens
+        self.project = nn.Linear(config.tokens_per_step * config.sketch_dim, config.width, bias=False)
+        self.num_tokens, self.num_steps = config.num_tokens, config.num_steps
 
     def forward(self, embeddings: Tensor, mask: Tensor) -> Tensor:
         """Prefix (B, P, E) and its validity (B, P) -> guessed codes (B, T, K)."""
@@ -107,8 +112,33 @@ class Sketch(nn.Module):
         return self.guess(mean).unflatten(-1, (self.num_tokens, -1))
 
     def hints(self, embeddings: Tensor, mask: Tensor) -> Tensor:
-        """(B, T, D): entry i belongs to the position that predicts token i."""
-        return self.project(self(embeddings, mask))
+        """(B, steps, D): entry i belongs to the position that predicts step i."""
+        return self.project(self(embeddings, mask).reshape(len(mask), self.num_steps, -1))
+
+
+class CellHead(nn.Module):
+    """Tells the three plane tokens of a cell apart when the layers predict a cell at once (`tokens_per_step` 3).
+
+    Plane k gets the layers' output, its plane, and what the planes before it were found to be, so the distribution is exact:
+    p(xy | h) p(xz | h, xy) p(yz | h, xy, xz). A cell has at most two tokens to look back at: a sum of them and two
+    SwiGLU layers do what attention over three positions would.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.plane = nn.Embedding(NUM_PLANES, width)
+        self.before = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(NUM_PLANES - 1))
+        self.norms = nn.ModuleList(RMSNorm(width) for _ in range(CELL_LAYERS))
+        self.mlps = nn.ModuleList(SwiGLU(width) for _ in range(CELL_LAYERS))
+
+    def forward(self, hidden: Tensor, embedded: Tensor) -> Tensor:
+        """Outputs of the layers (B, s, D) and embeddings (B, s, 2, D) of the first two tokens of each cell -> (B, s, 3, D);
+        entry k heeds the tokens of planes before k only."""
+        known = torch.stack([linear(embedded[:, :, j]) for j, linear in enumerate(self.before)], dim=2).cumsum(2)
+        x = hidden[:, :, None] + self.plane.weight + F.pad(known, (0, 0, 1, 0))
+        for norm, mlp in zip(self.norms, self.mlps, strict=True):
+            x = x + mlp(norm(x))
+        return x
 
 
 class Block(nn.Module):
@@ -133,18 +163,20 @@ class Block(nn.Module):
 
 @dataclass
 class Cache:
-    """What `decode` needs of a batch: one entry per layer, the tokens every row has taken in so far, and the sketch's hints
-    (B, T, D) if there is one."""
+    """What `decode` needs of a batch: one entry per layer, the number of tokens every row has taken in so far, the sketch's
+    hints (B, steps, D) if there is one, the layers' last output (B, D), and the tokens (B,) of the step not yet complete."""
 
     layers: list[LayerCache]
     num_tokens: int
     hints: Tensor | None
+    hidden: Tensor
+    pending: list[Tensor]
 
 
 @dataclass(frozen=True)
 class PackedRows:
-    """Rows as [condition][tokens][padding]: `x` (B, S, D), valid prefix positions per row, the rotary tables, and the sketch's
-    hints (B, T, D) or None.
+    """Rows as [condition][steps][padding]: `x` (B, S, D), valid prefix positions per row, the rotary tables, and the sketch's
+    hints (B, steps, D) or None.
 
     `prefix_lengths` is an int when all prefixes are full: then S has no padding and no row needs its own table.
     """
@@ -166,9 +198,12 @@ class GPT(nn.Module):
         self.token_embedding = nn.Embedding(config.codebook_size, config.width)
         self.condition_mlp = ConditionMLP(config.condition_width, config.width)
         self.null_prefix = nn.Parameter(torch.empty(config.condition_tokens, config.condition_width))
-        self.position_embedding = PositionEmbedding(config.grid_size, config.width) if config.absolute_positions else None
+        n = config.tokens_per_step
+        self.merge = nn.Linear(n * config.width, config.width, bias=False) if n > 1 else None  # the tokens of a cell -> a step
+        self.cell_head = CellHead(config.width) if n > 1 else None
+        self.position_embedding = PositionEmbedding(config.grid_size, config.width, n) if config.absolute_positions else None
         self.sketch = Sketch(config) if config.sketch_dim else None
-        self.rope = TriPE(config.grid_size, config.head_dim, config.rope_base, config.rope)
+        self.rope = TriPE(config.grid_size, config.head_dim, config.rope_base, config.rope, n)
         kinds = [config.layer_pattern[layer % len(config.layer_pattern)] for layer in range(config.num_layers)]
         self.blocks = nn.ModuleList(Block(config, layer, kind) for layer, kind in enumerate(kinds))
         self.norm = RMSNorm(config.width)
@@ -193,7 +228,7 @@ class GPT(nn.Module):
             if name.startswith(("position_embedding.", "sketch.project.")):
                 parameter.zero_()
                 continue
-            residual = name.endswith(("attention.o.weight", "mlp.down.weight"))
+            residual = name.endswith((".o.weight", ".down.weight"))
             std = INIT_STD / math.sqrt(2 * self.config.num_layers) if residual else INIT_STD
             parameter.normal_(0.0, std, generator=generator)
 
@@ -224,16 +259,29 @@ class GPT(nn.Module):
         Rows where `dropped` (B,) bool is True see the null prefix instead of their condition. Pass it on every
         training step, even if no row is dropped: the null prefix is then always part of the graph.
         """
+        given = 0 if tokens is None else tokens.shape[1]
         rows = self._pack(tokens, condition, dropped)
         x = rows.x
         for block in self.blocks:
             x = block(x, rows.rotary)
-        num_logits = 1 if tokens is None else tokens.shape[1] + 1
+        num_steps = given // self.config.tokens_per_step + 1
         if isinstance(rows.prefix_lengths, int):
             x = x[:, rows.prefix_lengths - 1 :]
         else:
-            x = _gather(x, rows.prefix_lengths[:, None] - 1 + torch.arange(num_logits, device=x.device))
-        return self.head(self.norm(x))  # (B, t + 1, V)
+            x = _gather(x, rows.prefix_lengths[:, None] - 1 + torch.arange(num_steps, device=x.device))
+        return self.head(self.norm(self._split_steps(x, tokens)[:, : given + 1]))  # (B, t + 1, V)
+
+    def _split_steps(self, hidden: Tensor, tokens: Tensor | None) -> Tensor:
+        """Outputs of the layers (B, s, D), entry i for step i, and the tokens known (B, t) -> (B, s n, D), an entry a token.
+
+        What lies behind the tokens known is worked out from a stand-in; it comes after all that is wanted."""
+        if self.cell_head is None:
+            return hidden
+        B, s, _ = hidden.shape
+        if tokens is None:
+            tokens = torch.empty(B, 0, dtype=torch.int64, device=hidden.device)
+        cells = F.pad(tokens, (0, s * NUM_PLANES - tokens.shape[1])).view(B, s, NUM_PLANES)
+        return self.cell_head(hidden, self.token_embedding(cells[..., :-1])).flatten(1, 2)
 
     @torch.no_grad()
     def prefill(self, condition: Condition, tokens: Tensor | None = None,
@@ -244,14 +292,17 @@ class GPT(nn.Module):
         """
         rows = self._pack(tokens, condition, null)
         num_tokens = 0 if tokens is None else tokens.shape[1]
-        ends = None if isinstance(rows.prefix_lengths, int) else rows.prefix_lengths + num_tokens
-        extent = Extent(ends, room=self.config.num_tokens - 1 - num_tokens)
+        num_steps = num_tokens // self.config.tokens_per_step
+        ends = None if isinstance(rows.prefix_lengths, int) else rows.prefix_lengths + num_steps
+        extent = Extent(ends, room=self.config.num_steps - 1 - num_steps)
         x, layers = rows.x, []
         for block in self.blocks:
             x, layer_cache = block.prefill(x, rows.rotary, extent)
             layers.append(layer_cache)
-        x = x[:, -1] if ends is None else _gather(x, ends[:, None] - 1).squeeze(1)  # (B, D)
-        return self.head(self.norm(x)).float(), Cache(layers, num_tokens, rows.hints)
+        hidden = x[:, -1] if ends is None else _gather(x, ends[:, None] - 1).squeeze(1)  # (B, D)
+        pending = [] if tokens is None else list(tokens[:, num_steps * self.config.tokens_per_step :].unbind(1))
+        cache = Cache(layers, num_tokens, rows.hints, hidden, pending)
+        return self._next_logits(cache), cache
 
     @torch.no_grad()
     def decode(self, token: Tensor, cache: Cache) -> Tensor:
@@ -259,37 +310,50 @@ class GPT(nn.Module):
         if cache.num_tokens >= self.config.num_tokens - 1:
             raise ValueError(f"a triplane has {self.config.num_tokens} tokens; after {cache.num_tokens} inputs "
                              "the last one is already predicted: start a new prefill")
-        rotary = self.rope.token(cache.num_tokens)
-        x = self._embed(token[:, None], cache.num_tokens, cache.hints)  # (B, 1, D)
-        for block, layer_cache in zip(self.blocks, cache.layers, strict=True):
-            x = block(x, rotary, layer_cache)
+        cache.pending.append(token)
+        if len(cache.pending) == self.config.tokens_per_step:
+            step = cache.num_tokens // self.config.tokens_per_step
+            rotary = self.rope.step(step)
+            x = self._embed(torch.stack(cache.pending, dim=1), step, cache.hints)  # (B, 1, D)
+            for block, layer_cache in zip(self.blocks, cache.layers, strict=True):
+                x = block(x, rotary, layer_cache)
+            cache.hidden, cache.pending = x[:, 0], []
         cache.num_tokens += 1
-        return self.head(self.norm(x[:, 0])).float()
+        return self._next_logits(cache)
+
+    def _next_logits(self, cache: Cache) -> Tensor:
+        known = torch.stack(cache.pending, dim=1) if cache.pending else None
+        x = self._split_steps(cache.hidden[:, None], known)[:, len(cache.pending)]
+        return self.head(self.norm(x)).float()
 
     def _embed(self, tokens: Tensor, start: int, hints: Tensor | None) -> Tensor:
-        """Tokens (B, t), the first at position `start` -> (B, t, D), each with the hint for the token after it."""
-        x, end = self.token_embedding(tokens), start + tokens.shape[1]
+        """Tokens (B, s n) of whole steps, the first being step `start` -> (B, s, D), each with the hint for the step after it."""
+        x = self.token_embedding(tokens)
+        if self.merge is not None:
+            x = self.merge(x.unflatten(1, (-1, self.config.tokens_per_step)).flatten(2))
+        end = start + x.shape[1]
         if self.position_embedding is not None:
             x = x + self.position_embedding(start, end)
         return x if hints is None else x + hints[:, start + 1 : end + 1]
 
     def _pack(self, tokens: Tensor | None, condition: Condition, dropped: Tensor | None) -> PackedRows:
-        embeddings, mask = self._with_null(condition, dropped)
+        config, (embeddings, mask) = self.config, self._with_null(condition, dropped)
         batch = len(embeddings)
         if tokens is None:
             tokens = torch.empty(batch, 0, dtype=torch.int64, device=embeddings.device)
         if tokens.ndim != 2 or len(tokens) != batch:
             raise ValueError(f"tokens must be ({batch}, t), as many rows as the condition has; got {tuple(tokens.shape)}")
-        if tokens.shape[1] >= self.config.num_tokens:
-            raise ValueError(f"got {tokens.shape[1]} tokens, at most T - 1 = {self.config.num_tokens - 1} are inputs "
-                             f"(grid_size {self.config.grid_size}): pass tokens[:, :-1], the last is only predicted")
-        P, S = embeddings.shape[1], embeddings.shape[1] + tokens.shape[1]
+        if tokens.shape[1] >= config.num_tokens:
+            raise ValueError(f"got {tokens.shape[1]} tokens, at most T - 1 = {config.num_tokens - 1} are inputs "
+                             f"(grid_size {config.grid_size}): pass tokens[:, :-1], the last is only predicted")
+        num_steps = tokens.shape[1] // config.tokens_per_step
+        P, S = embeddings.shape[1], embeddings.shape[1] + num_steps
         lengths = mask.sum(1)  # (B,)
         shortest = int(lengths.min())
         if shortest == 0:
             raise ValueError("a condition row has no valid prefix position; give it one, or pass the row as dropped")
         hints = None if self.sketch is None else self.sketch.hints(embeddings, mask)
-        embedded = self._embed(tokens, 0, hints)
+        embedded = self._embed(tokens[:, : num_steps * config.tokens_per_step], 0, hints)
         if shortest == P:
             prefix = self.condition_mlp(embeddings)
             if hints is not None:
@@ -304,7 +368,7 @@ class GPT(nn.Module):
             prefix = prefix + last[..., None] * hints[:, :1]
         x = torch.cat([prefix, embedded], dim=1)
         position, end = torch.arange(S, device=x.device), lengths[:, None]
-        # Prefix, then tokens, then padding, which repeats whatever comes last.
+        # Prefix, then steps, then padding, which repeats whatever comes last.
         source = torch.where(position < end, position, (position - end + P).clamp_max(S - 1))
         return PackedRows(_gather(x, source), lengths, self.rope.packed(lengths, S), hints)
 

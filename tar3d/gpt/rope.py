@@ -69,19 +69,22 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class TriPE(nn.Module):
-    """The tables of one configuration as buffers, looked up by token index relative to the row's own tokens."""
+    """The tables of one configuration as buffers, looked up by step relative to the row's own first one.
+
+    A step is a token, or with `tokens_per_step` 3 a cell, which stands where its first token does.
+    """
 
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, grid_size: int, head_dim: int, base: float, kind: str) -> None:
+    def __init__(self, grid_size: int, head_dim: int, base: float, kind: str, tokens_per_step: int = 1) -> None:
         super().__init__()
-        cos, sin = tripe_tables(grid_size, head_dim, base, kind)
+        cos, sin = (torch.cat([table[:1], table[1::tokens_per_step]]) for table in tripe_tables(grid_size, head_dim, base, kind))
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def token(self, index: int) -> tuple[Tensor, Tensor]:
-        """(cos, sin), each (1, D), of one token index that all rows share."""
+    def step(self, index: int) -> tuple[Tensor, Tensor]:
+        """(cos, sin), each (1, D), of one step that all rows share."""
         return self.cos[index + 1 : index + 2], self.sin[index + 1 : index + 2]
 
     def packed(self, prefix_lengths: Tensor | int, num_positions: int) -> tuple[Tensor, Tensor]:

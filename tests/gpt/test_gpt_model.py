@@ -36,14 +36,17 @@ def _condition(mask: list[str] = ("xx....", ".xx.xx", "xxxxxx"), seed: int = 2) 
 
 
 FULL = ("xxxxxx",) * 3
+token_or_cell = pytest.mark.parametrize("n", [1, 3], ids=["token", "cell"])
 
 
+@token_or_cell
 @pytest.mark.parametrize("sketch", [0, 3], ids=["plain", "sketch"])
 @pytest.mark.parametrize("rope", ["rotation", "paper_sum"])
 @pytest.mark.parametrize("pattern", KINDS)
 @pytest.mark.parametrize("mask", [FULL, ("xx....", ".xx.xx", "xxxxxx")], ids=["full", "ragged"])
-def test_prefill_and_decode_are_the_full_forward_for_every_split(pattern, mask, rope, sketch):
-    gpt, tokens, condition = _gpt(layer_pattern=pattern, rope=rope, sketch_dim=sketch), _tokens(), _condition(mask)
+def test_prefill_and_decode_are_the_full_forward_for_every_split(pattern, mask, rope, sketch, n):
+    gpt = _gpt(layer_pattern=pattern, rope=rope, sketch_dim=sketch, tokens_per_step=n)
+    tokens, condition = _tokens(), _condition(mask)
     null = torch.tensor([False, False, True])
     full = gpt(tokens[:, :-1], condition, null)
     assert full.shape == (3, T, V)
@@ -55,9 +58,10 @@ def test_prefill_and_decode_are_the_full_forward_for_every_split(pattern, mask, 
             torch.testing.assert_close(logits, full[:, i + 1].float(), rtol=1e-5, atol=1e-5)
 
 
+@token_or_cell
 @pytest.mark.parametrize("pattern", KINDS)
-def test_a_row_in_a_padded_batch_is_the_row_alone(pattern):
-    gpt, tokens, condition = _gpt(layer_pattern=pattern), _tokens(), _condition()
+def test_a_row_in_a_padded_batch_is_the_row_alone(pattern, n):
+    gpt, tokens, condition = _gpt(layer_pattern=pattern, tokens_per_step=n), _tokens(), _condition()
     together = gpt(tokens[:, :-1], condition)
     for row in range(3):
         valid = condition.mask[row]
@@ -73,9 +77,10 @@ def test_what_lies_in_the_padding_changes_nothing(pattern):
     assert torch.equal(gpt.prefill(garbage)[0], gpt.prefill(condition)[0])
 
 
+@token_or_cell
 @pytest.mark.parametrize("mask", [FULL, ("xx....", ".xx.xx", "xxxxxx")], ids=["full", "ragged"])
-def test_gradients_reach_every_parameter_and_equal_those_of_single_rows(mask):
-    gpt, tokens, condition = _gpt(), _tokens(), _condition(mask)
+def test_gradients_reach_every_parameter_and_equal_those_of_single_rows(mask, n):
+    gpt, tokens, condition = _gpt(tokens_per_step=n), _tokens(), _condition(mask)
     dropped = torch.tensor([False, False, True])
 
     def gradients(rows: list[slice]) -> dict[str, torch.Tensor]:
@@ -91,10 +96,11 @@ def test_gradients_reach_every_parameter_and_equal_those_of_single_rows(mask):
         torch.testing.assert_close(gradient, alone[name])
 
 
+@token_or_cell
 @pytest.mark.parametrize("pattern", KINDS)
 @pytest.mark.parametrize("t", [0, 3, T - 2])
-def test_a_token_changes_only_what_comes_after_it(pattern, t):
-    gpt, tokens, condition = _gpt(layer_pattern=pattern), _tokens(), _condition()
+def test_a_token_changes_only_what_comes_after_it_and_all_of_that(pattern, t, n):
+    gpt, tokens, condition = _gpt(layer_pattern=pattern, tokens_per_step=n), _tokens(), _condition()
     before = gpt(tokens[:, :-1], condition)
     tokens[:, t] = (tokens[:, t] + 1) % V
     after = gpt(tokens[:, :-1], condition)
@@ -198,8 +204,17 @@ def test_without_a_gate_a_linear_layer_has_one_matrix_less():
     assert _gpt(layer_pattern="L").num_parameters() - _gpt(layer_pattern="L", linear_gate=False).num_parameters() == 4 * 24**2
 
 
-def test_decoding_stops_at_the_last_token():
-    gpt, tokens, condition = _gpt(), _tokens(), _condition()
+def test_cells_are_a_third_of_the_positions_and_of_the_cache():
+    condition = _condition(FULL)
+    one, three = (_gpt(layer_pattern="F", tokens_per_step=n).prefill(condition)[1].layers[0].keys for n in (1, 3))
+    assert (one.shape[2], three.shape[2]) == (P + T - 1, P + T // 3 - 1)
+    with pytest.raises(ValueError, match="tokens_per_step is 2, allowed are 1 and 3"):
+        GPTConfig(tokens_per_step=2)
+
+
+@token_or_cell
+def test_decoding_stops_at_the_last_token(n):
+    gpt, tokens, condition = _gpt(tokens_per_step=n), _tokens(), _condition()
     _, cache = gpt.prefill(condition, tokens[:, :-1])
     with pytest.raises(ValueError, match="already predicted"):
         gpt.decode(tokens[:, -1], cache)

@@ -71,7 +71,7 @@ def test_positions_count_from_a_rows_own_first_token():
         assert torch.equal(cos[row, 0, : prefix + 4], alone[0])
         assert torch.equal(sin[row, 0, : prefix + 4], alone[1])
         for i in range(4):
-            assert torch.equal(cos[row, 0, prefix + i : prefix + i + 1], rope.token(i)[0])
+            assert torch.equal(cos[row, 0, prefix + i : prefix + i + 1], rope.step(i)[0])
 
 
 @pytest.mark.parametrize("head_dim", [6, 8, 48, 64, 100, 128])
