@@ -173,8 +173,8 @@ class GPTConfig:
         _at_least(1, self, "gpt.", "num_layers", "width", "num_heads", "grid_size", "codebook_size", "condition_tokens",
                   "condition_width", "chunk_size")
         _require(self.width % self.num_heads == 0, f"gpt.width {self.width} is not divisible by num_heads {self.num_heads}")
-        _require(self.tokens_per_step in (1, 3), f"gpt.tokens_per_step is {self.tokens_per_step}, allowed are 1 and 3: a token, or "
-                 "the three plane tokens of a cell")
+        _require(self.tokens_per_step in (1, 3), f"gpt.tokens_per_step is {self.tokens_per_step}, allowed are 1 and 3: "
+                 "a token, or the three plane tokens of a cell")
         _require(len(self.layer_pattern) > 0 and set(self.layer_pattern) <= {"L", "F"},
                  f"gpt.layer_pattern may hold L and F only, got {self.layer_pattern!r}")
         _require(0.0 <= self.condition_dropout < 1.0, f"gpt.condition_dropout must be in [0, 1), got {self.condition_dropout}")
