@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 import trimesh
 
 from tar3d.config import SampleConfig, ViewConfig
@@ -35,3 +36,10 @@ def samples(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("data")
     make_samples(write_meshes(root / "given"), root / "set", SAMPLES, views=VIEWS)
     return root / "set"
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

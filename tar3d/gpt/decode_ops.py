@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tar3d.gpt.attention import NORM_EPS
 from tar3d.gpt.rope import rotate
 
-NORM_EPS = 1e-6
 # oneDNN beats the BLAS behind F.linear for a few rows and a matrix that leaves the cache; for small ones it costs more.
 ONEDNN_LEAST_WEIGHTS = 1 << 18
 
@@ -59,8 +59,8 @@ def full_attend(projected: Tensor, cos: Tensor, sin: Tensor, qk_gain: Tensor, ke
                 valid: Tensor | None, window: int) -> Tensor:
     """Softmax attention of one position: q, k, v as `projected` (B, 3 D) -> (B, D).
 
-    k and v go to `slot` (1,) int64 of keys, values (B, H, C, d); attention sees the first `window` slots (more than `slot`), of those
-    the ones in `valid` (B or 1, 1, 1, C) bool, None if all of them hold something.
+    k and v go to `slot` (1,) int64 of keys, values (B, H, C, d). Attention sees the first `window` slots (more than `slot`), of
+    those the ones in `valid` (B or 1, 1, 1, C) bool, None if all of them hold something.
     """
     B, H, _, d = keys.shape
     q, k = _rotated(None, projected, cos, sin, qk_gain, H)

@@ -284,17 +284,18 @@ class GPT(nn.Module):
         return self.cell_head(hidden, self.token_embedding(cells[..., :-1])).flatten(1, 2)
 
     @torch.no_grad()
-    def prefill(self, condition: Condition, tokens: Tensor | None = None,
-                null: Tensor | None = None) -> tuple[Tensor, Cache]:
+    def prefill(self, condition: Condition, tokens: Tensor | None = None, null: Tensor | None = None, *,
+                room: int | None = None) -> tuple[Tensor, Cache]:
         """Takes in whole rows; returns float32 logits (B, V) of the next token and the cache for `decode`.
 
-        `tokens` (B, t) int64, t < T, go first (None: none); rows where `null` (B,) bool is True get the null prefix.
+        `tokens` (B, t) int64, t < T, go first (None: none); rows where `null` (B,) bool is True get the null prefix. The
+        cache has `room` for so many further steps (None: all that can follow).
         """
         rows = self._pack(tokens, condition, null)
         num_tokens = 0 if tokens is None else tokens.shape[1]
         num_steps = num_tokens // self.config.tokens_per_step
         ends = None if isinstance(rows.prefix_lengths, int) else rows.prefix_lengths + num_steps
-        extent = Extent(ends, room=self.config.num_steps - 1 - num_steps)
+        extent = Extent(ends, room=self.config.num_steps - 1 - num_steps if room is None else room)
         x, layers = rows.x, []
         for block in self.blocks:
             x, layer_cache = block.prefill(x, rows.rotary, extent)

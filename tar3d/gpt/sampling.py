@@ -1,10 +1,10 @@
 """From logits to a token: pure functions that know no model.
 
 The order is fixed: guidance, temperature, top-k, top-p over what top-k left, min-p. A filter keeps at least the best token.
-Randomness comes from one generator per item, so an item's tokens do not depend on its batch mates, and it is drawn on the
-generator's device (use CPU generators: a seed then means the same on every machine).
+Randomness comes in as uniform numbers, one a token, drawn beforehand from one CPU generator per item: an item's tokens do not
+depend on its batch mates, a seed means the same on every machine, and nothing waits for the host.
 
-Letters: B batch, V codebook size.
+Letters: B batch, V codebook size, T tokens.
 """
 
 from __future__ import annotations
@@ -60,16 +60,20 @@ def probabilities(logits: Tensor, config: SamplingConfig) -> Tensor:
     return filter_logits(logits, config).softmax(-1)
 
 
-def sample(logits: Tensor, config: SamplingConfig, generators: list[torch.Generator]) -> Tensor:
-    """Draws one token per row of `logits` (B, V): (B,) int64. Row b uses one number of `generators[b]`.
+def uniform_draws(seeds: list[int], count: int) -> Tensor:
+    """(B, count) float32 in [0, 1): row b is decided by seeds[b] alone."""
+    return torch.stack([torch.rand(count, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
-    Temperature 0 takes the best token and leaves the generators alone.
+
+def sample(logits: Tensor, config: SamplingConfig, draws: Tensor) -> Tensor:
+    """One token per row of `logits` (B, V), decided by `draws` (B,) in [0, 1): (B,) int64. Reads nothing back to the host.
+
+    The token is where the cumulated probabilities pass the draw. Temperature 0 takes the best token whatever is drawn.
     """
     if config.temperature == 0:
         return logits.argmax(-1)
-    if len(generators) != len(logits):
-        raise ValueError(f"{len(generators)} generators for {len(logits)} rows: each row needs its own")
+    if draws.shape != logits.shape[:1]:
+        raise ValueError(f"draws are {tuple(draws.shape)} for {len(logits)} rows: each row needs one")
     cumulative = probabilities(logits, config).double().cumsum(-1)  # (B, V)
     # float32 draws are at most 1 - 2^-24: in float64 they stay below the last sum, so no token of mass 0 is ever hit.
-    draws = torch.cat([torch.rand(1, generator=g, device=g.device).to(logits.device) for g in generators]).double()
-    return torch.searchsorted(cumulative, draws[:, None] * cumulative[:, -1:], right=True).squeeze(-1)
+    return torch.searchsorted(cumulative, draws.double()[:, None] * cumulative[:, -1:], right=True).squeeze(-1)

@@ -97,25 +97,12 @@ def test_an_item_depends_on_its_seed_and_condition_alone(scale):
 
 
 def test_makes_exactly_all_tokens_and_reports_them():
-    reports = []
-    tokens = generate(_gpt(), _condition((3,)), SamplingConfig(), [0], progress=lambda done, total: reports.append((done, total)))
-    assert tokens.ids.shape == (1, T) and 0 <= tokens.ids.min() and tokens.ids.max() < V
-    assert reports == [(i + 1, T) for i in range(T)]
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_the_mode_is_put_back_even_after_an_error(training):
-    gpt = _gpt().train(training)
-    generate(gpt, _condition(), GREEDY, [0] * 4)
-    assert gpt.training == training
-
-    def stop(done: int, total: int) -> None:
-        assert not gpt.training
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        generate(gpt, _condition(), GREEDY, [0] * 4, progress=stop)
-    assert gpt.training == training
+    for n in (1, 3):
+        reports = []
+        tokens = generate(_gpt(tokens_per_step=n), _condition((3,)), SamplingConfig(), [0],
+                          progress=lambda done, total, to=reports: to.append((done, total)))
+        assert tokens.ids.shape == (1, T) and 0 <= tokens.ids.min() and tokens.ids.max() < V
+        assert reports == [(i, T) for i in range(n, T + 1, n)]
 
 
 def test_the_tokens_may_be_trained_on():

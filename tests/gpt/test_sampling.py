@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tar3d.config import SamplingConfig
-from tar3d.gpt.sampling import filter_logits, guide, probabilities, sample
+from tar3d.gpt.sampling import filter_logits, guide, probabilities, sample, uniform_draws
 
 MASSES = torch.tensor([[0.05, 0.5, 0.15, 0.3]])  # best to worst: tokens 1, 3, 2, 0
 LOGITS = MASSES.log() + 3.0  # a constant changes nothing
@@ -12,8 +12,8 @@ def _kept(logits: torch.Tensor, **options) -> list[int]:
     return filter_logits(logits, SamplingConfig(**options)).isfinite()[0].nonzero().flatten().tolist()
 
 
-def _generators(*seeds: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
+def _draws(*seeds: int) -> torch.Tensor:
+    return uniform_draws(list(seeds), 1)[:, 0]
 
 
 @pytest.mark.parametrize(("options", "kept"), [
@@ -41,11 +41,10 @@ def test_filters_against_a_table_worked_by_hand(options, kept):
 
 
 @pytest.mark.parametrize("draw", [0.0, 1.0 - 2.0**-24])
-def test_the_extreme_draws_never_hit_a_token_that_was_cut(draw, monkeypatch):
-    monkeypatch.setattr(torch, "rand", lambda n, **_: torch.full((n,), draw))
+def test_the_extreme_draws_never_hit_a_token_that_was_cut(draw):
     logits = torch.randn(64, 1000, generator=torch.Generator().manual_seed(4))
     logits[:, [0, -1]] = -9.0
-    tokens = sample(logits, SamplingConfig(top_k=10), _generators(*range(64)))
+    tokens = sample(logits, SamplingConfig(top_k=10), torch.full((64,), draw))
     kept = probabilities(logits, SamplingConfig(top_k=10)) > 0
     assert kept.gather(1, tokens[:, None]).all()
 
@@ -62,7 +61,7 @@ def test_probabilities_are_renormalised():
 
 def test_frequencies_follow_the_probabilities():
     config, draws = SamplingConfig(top_k=3), 4000
-    tokens = sample(LOGITS.expand(draws, -1), config, _generators(*range(draws)))
+    tokens = sample(LOGITS.expand(draws, -1), config, _draws(*range(draws)))
     frequencies = torch.bincount(tokens, minlength=4) / draws
     assert frequencies[0] == 0
     torch.testing.assert_close(frequencies[None], probabilities(LOGITS, config), atol=0.03, rtol=0)
@@ -70,24 +69,29 @@ def test_frequencies_follow_the_probabilities():
 
 def test_seed_repeats():
     logits = torch.randn(1, 1000, generator=torch.Generator().manual_seed(0)).expand(8, -1)
-    first = sample(logits, SamplingConfig(), _generators(*range(8)))
-    assert torch.equal(first, sample(logits, SamplingConfig(), _generators(*range(8))))
+    first = sample(logits, SamplingConfig(), _draws(*range(8)))
+    assert torch.equal(first, sample(logits, SamplingConfig(), _draws(*range(8))))
     assert len(set(first.tolist())) > 4
 
 
 def test_a_row_does_not_depend_on_its_batch_mates():
     logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(1))
-    together = sample(logits, SamplingConfig(top_p=0.9), _generators(3, 1, 4, 15))
+    together = sample(logits, SamplingConfig(top_p=0.9), _draws(3, 1, 4, 15))
     for row, seed in enumerate((3, 1, 4, 15)):
-        assert sample(logits[row : row + 1], SamplingConfig(top_p=0.9), _generators(seed)) == together[row]
+        assert sample(logits[row : row + 1], SamplingConfig(top_p=0.9), _draws(seed)) == together[row]
 
 
-def test_temperature_zero_is_greedy_and_leaves_the_generators_alone():
-    generators = _generators(0, 1)
-    states = [g.get_state() for g in generators]
+def test_temperature_zero_is_greedy_whatever_is_drawn():
     logits = torch.randn(2, 50, generator=torch.Generator().manual_seed(2))
-    assert torch.equal(sample(logits, SamplingConfig(temperature=0, top_k=5), generators), logits.argmax(-1))
-    assert all(torch.equal(g.get_state(), s) for g, s in zip(generators, states, strict=True))
+    for draw in (0.0, 0.5, 0.999):
+        assert torch.equal(sample(logits, SamplingConfig(temperature=0, top_k=5), torch.full((2,), draw)), logits.argmax(-1))
+
+
+def test_draws_of_a_row_depend_on_its_seed_alone():
+    together = uniform_draws([3, 1, 4], 100)
+    assert together.shape == (3, 100) and 0 <= together.min() and together.max() < 1
+    assert torch.equal(uniform_draws([1], 100)[0], together[1]) and torch.equal(uniform_draws([4], 20)[0], together[2, :20])
+    assert abs(uniform_draws([0], 10_000).mean() - 0.5) < 0.02
 
 
 def test_guidance():
@@ -98,7 +102,7 @@ def test_guidance():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="2 generators for 1 rows"):
-        sample(LOGITS, SamplingConfig(), _generators(0, 1))
+    with pytest.raises(ValueError, match="for 1 rows: each row needs one"):
+        sample(LOGITS, SamplingConfig(), _draws(0, 1))
     with pytest.raises(ValueError, match="greedy"):
         filter_logits(LOGITS, SamplingConfig(temperature=0))

@@ -1,0 +1,200 @@
+"""The engine against the plain prefill and decode, in tokens, logits and what it remembers."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tar3d.config import GPTConfig, SamplingConfig
+from tar3d.contracts import Condition
+from tar3d.gpt.attention import KVCache
+from tar3d.gpt.engine import Engine
+from tar3d.gpt.model import GPT
+from tar3d.gpt.sampling import guide, sample, uniform_draws
+
+P, E, V, GRID = 5, 8, 32, 3
+T = 3 * GRID**2
+RAGGED = (P, 2, 4)
+
+
+def _gpt(**changes) -> GPT:
+    """Weights large enough that every path shows in the tokens."""
+    gpt = GPT(GPTConfig(**{"num_layers": 4, "width": 32, "num_heads": 2, "grid_size": GRID, "codebook_size": V, "chunk_size": 4,
+                           "condition_tokens": P, "condition_width": E, **changes}))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in gpt.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(0.0, 0.3, generator=generator)
+            else:
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return gpt.eval()
+
+
+def _condition(lengths: tuple[int, ...], width: int = P) -> Condition:
+    embeddings = torch.randn(len(lengths), width, E, generator=torch.Generator().manual_seed(1))
+    return Condition(embeddings, torch.arange(width) < torch.tensor(lengths)[:, None])
+
+
+def _plain(gpt: GPT, condition: Condition, sampling: SamplingConfig, draws: torch.Tensor, codes: torch.Tensor | None = None):
+    """Tokens, scores (B, T, V) and cache by the plain calls."""
+    batch, guided = len(draws), sampling.cfg_scale != 1
+    guess = None
+    if sampling.sketch_scale:
+        guess = F.normalize(gpt.sketch(condition.embeddings, condition.mask), dim=-1)
+    null = None
+    if guided:
+        condition = Condition(condition.embeddings.repeat(2, 1, 1), condition.mask.repeat(2, 1))
+        null = torch.arange(2 * batch) >= batch
+    logits, cache = gpt.prefill(condition, null=null)
+    ids, seen = [], []
+    for i in range(T):
+        if i > 0:
+            logits = gpt.decode(ids[-1].repeat(2) if guided else ids[-1], cache)
+        scores = guide(*logits.chunk(2), sampling.cfg_scale) if guided else logits
+        if guess is not None:
+            scores = scores + sampling.sketch_scale * guess[:, i] @ codes.T
+        seen.append(scores)
+        ids.append(sample(scores, sampling, draws[:, i]))
+    return torch.stack(ids, 1), torch.stack(seen, 1), cache
+
+
+def _assert_same(gpt, condition, sampling, codes=None, backend="auto", engine=None):
+    draws = uniform_draws(list(range(len(condition.mask))), T)
+    engine = engine or Engine(gpt, backend)
+    seen = []
+
+    def watched(scores, *rest):
+        seen.append(scores.clone())
+        return sample(scores, *rest)
+
+    with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
+        ids, scores, cache = _plain(gpt, condition, sampling, draws, codes)
+        patch.setattr("tar3d.gpt.engine.sample", watched)
+        got = engine.run(condition, sampling, draws, codes)
+    torch.testing.assert_close(torch.stack(seen, 1), scores, rtol=2e-4, atol=2e-4)
+    assert torch.equal(got, ids)
+    slots = cache.layers[-1].filled if isinstance(cache.layers[-1], KVCache) else 0
+    for memory, layer in zip(engine.buffers.memories, cache.layers, strict=True):
+        if isinstance(layer, KVCache):
+            held = layer.valid[..., :slots, None] if layer.valid is not None else torch.ones(1, 1, slots, 1, dtype=torch.bool)
+            held = held.reshape(-1, 1, slots, 1)
+            for mine, theirs in zip(memory, (layer.keys, layer.values), strict=True):
+                torch.testing.assert_close(mine[:, :, :slots] * held, theirs[:, :, :slots] * held, rtol=1e-4, atol=1e-4)
+        else:
+            torch.testing.assert_close(memory[0], layer.state, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("n", [1, 3], ids=["token", "cell"])
+@pytest.mark.parametrize("scale", [1.0, 2.5], ids=["alone", "guided"])
+@pytest.mark.parametrize("lengths", [(P, P), RAGGED], ids=["full", "ragged"])
+@pytest.mark.parametrize("pattern", ["L", "F", "LLLF"])
+def test_the_engine_is_the_plain_decoding_in_tokens_scores_and_memory(pattern, lengths, scale, n):
+    gpt = _gpt(layer_pattern=pattern, tokens_per_step=n)
+    _assert_same(gpt, _condition(lengths), SamplingConfig(top_p=0.9, cfg_scale=scale))
+
+
+@pytest.mark.parametrize("options", [
+    {"sketch_dim": 3}, {"sketch_dim": 3, "tokens_per_step": 3}, {"linear_gate": False}, {"absolute_positions": False},
+    {"absolute_positions": False, "tokens_per_step": 3}, {"rope": "paper_sum"}, {"num_heads": 4}])
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+def test_every_option_of_the_model_is_decoded(options, scale):
+    gpt, codes = _gpt(**options), None
+    if gpt.sketch is not None:
+        codes = F.normalize(torch.randn(V, 3, generator=torch.Generator().manual_seed(4)), dim=-1)
+    for sketch_scale in (0.0, 3.0) if codes is not None else (0.0,):
+        _assert_same(gpt, _condition(RAGGED), SamplingConfig(cfg_scale=scale, sketch_scale=sketch_scale), codes)
+
+
+def test_a_prefix_shorter_than_the_longest():
+    for scale in (1.0, 2.0):
+        _assert_same(_gpt(), _condition((3, 3), width=3), SamplingConfig(cfg_scale=scale))
+
+
+def test_one_engine_serves_one_call_after_another_and_nothing_is_left_of_the_one_before():
+    gpt = _gpt(sketch_dim=3)
+    engine = Engine(gpt)
+    guided = SamplingConfig(cfg_scale=2.0)
+    for lengths, sampling in (((P, P), SamplingConfig()), (RAGGED, guided), ((P,), guided), (RAGGED, SamplingConfig(top_k=3)),
+                              ((P, P), SamplingConfig())):
+        _assert_same(gpt, _condition(lengths), sampling, engine=engine)
+
+
+def test_buffers_are_kept_while_rows_and_sampling_stay():
+    engine, sampling = Engine(_gpt()), SamplingConfig(cfg_scale=2.0)
+    engine.prepare(2, sampling)
+    buffers = engine.buffers
+    engine.run(_condition((P, P)), sampling, uniform_draws([0, 1], T))
+    assert engine.buffers is buffers
+    engine.run(_condition((P,)), sampling, uniform_draws([0], T))
+    assert engine.buffers is not buffers
+
+
+def test_the_cache_is_a_quarter_of_full_attention():
+    def slots(pattern: str) -> int:
+        engine = Engine(_gpt(layer_pattern=pattern))
+        engine.prepare(2, SamplingConfig())
+        return sum(m.numel() for memory in engine.buffers.memories for m in memory if m.shape[2] == engine.capacity)
+
+    assert slots("LLLF") * 4 == slots("F") > 0 == slots("L")
+
+
+def test_dtype_is_that_of_autocast_or_of_the_weights_and_states_are_float32():
+    gpt, draws = _gpt(), uniform_draws([0, 1, 2], T)
+    with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+        engine = Engine(gpt)
+        engine.run(_condition(RAGGED), SamplingConfig(), draws)
+    assert engine.dtype == torch.bfloat16 and Engine(gpt).dtype == torch.float32
+    for block, memory in zip(engine._blocks, engine.buffers.memories, strict=True):
+        assert block.qkv.dtype == torch.bfloat16
+        assert {m.dtype for m in memory} == {torch.bfloat16 if len(memory) == 2 else torch.float32}
+    assert torch.isfinite(engine.buffers.hidden).all()
+
+
+def test_bfloat16_scores_stay_close_to_float32_over_a_whole_sequence():
+    """Both take in the same tokens, so that a rounding that tips one choice does not tip all that follow."""
+    gpt = _gpt()
+    sampling, draws = SamplingConfig(temperature=0), uniform_draws([0, 1], T)
+    hidden = []
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16), torch.inference_mode():
+            engine = Engine(gpt)
+            engine.prepare(2, sampling)
+            prefix = engine._fill(_condition((P, P)), draws)
+        engine._draw_step = lambda: None
+        with torch.inference_mode():
+            engine.buffers.ids.copy_(torch.arange(2 * T).view(2, T) % V)
+            for step in range(T - 1):
+                engine._take_step(engine._window(prefix + step + 1))
+        hidden.append(engine.buffers.hidden.clone())
+    assert (hidden[0] - hidden[1]).norm() < 0.05 * hidden[0].norm()
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_compiled_layers_with_windows_and_masks_are_the_plain_decoding(scale, monkeypatch):
+    monkeypatch.setattr("tar3d.gpt.engine.MIN_WINDOW", 8)
+    engine = Engine(_gpt(), "compiled")
+    assert engine.static and {engine._window(i) for i in range(1, engine.capacity + 1)} == {8, 16, 24, 31}
+    _assert_same(_gpt(), _condition(RAGGED), SamplingConfig(cfg_scale=scale), engine=engine)
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="backend is 'fast', allowed are auto, plain, compiled, triton"):
+        Engine(_gpt(), "fast")
+    with pytest.raises(ValueError, match="needs a CUDA GPU, the model is on cpu"):
+        Engine(_gpt(), "triton")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("n", [1, 3], ids=["token", "cell"])
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+@pytest.mark.parametrize("backend", ["plain", "compiled", "triton"])
+def test_graphs_on_a_gpu_are_the_plain_decoding_on_a_cpu(backend, scale, n, monkeypatch):
+    monkeypatch.setattr("tar3d.gpt.engine.MIN_WINDOW", 8)
+    gpt, condition, draws = _gpt(tokens_per_step=n, width=128), _condition(RAGGED), uniform_draws([0, 1, 2], T)
+    sampling = SamplingConfig(top_p=0.9, cfg_scale=scale)
+    with torch.inference_mode():
+        expected, _, _ = _plain(gpt, condition, sampling, draws)
+    gpt, condition = gpt.cuda(), Condition(condition.embeddings.cuda(), condition.mask.cuda())
+    engine = Engine(gpt, backend)
+    for _ in range(2):  # the second replays what the first captured
+        assert torch.equal(engine.run(condition, sampling, draws).cpu(), expected)
