@@ -35,7 +35,6 @@ from tar3d.data.order import JoinedOrder, TrainingOrder, spread
 from tar3d.data.tokens import TokenDataset
 from tar3d.data.views import mesh_pictures
 from tar3d.gpt.evaluate import condition_nll
-from tar3d.mesh.extract import EmptyFieldError
 from tar3d.mesh.render import contact_sheet, picture
 from tar3d.optim.groups import build_optimizers, routing_table
 from tar3d.optim.schedule import learning_rate_factor, set_learning_rates
@@ -303,11 +302,8 @@ def preview(model: I23D, vqvae: VQVAE, truths: list[np.ndarray], rows: list[dict
     pipeline = Pipeline(vqvae, model, fabric.device)
     sheet = []
     for index, (truth, row) in enumerate(zip(truths, rows, strict=True)):
-        try:
-            mesh = pipeline.generate(row["source"][None], seeds=[index], resolution=64)[0].mesh
-        except EmptyFieldError:  # normal in the first steps; training goes on
-            mesh = None
-        sheet.append([truth, picture(mesh)])
+        mesh = pipeline.generate(row["source"][None], seeds=[index], resolution=64)[0].mesh
+        sheet.append([truth, picture(mesh)])  # an empty field is normal in the first steps
     model.train()
     if sheet:
         contact_sheet(sheet, ["truth", "generated"]).save(path)

@@ -19,9 +19,10 @@ from tar3d import checkpoint
 from tar3d.condition.encoders import ImageEncoder, build_image_encoder
 from tar3d.config import GPTRunConfig, SamplingConfig
 from tar3d.contracts import Condition, Mesh, Tokens, Triplane
+from tar3d.gpt.engine import Engine
 from tar3d.gpt.generate import generate
 from tar3d.gpt.model import GPT
-from tar3d.mesh.extract import drop_small_components, extract
+from tar3d.mesh.extract import EmptyFieldError, drop_small_components, extract
 from tar3d.tokenizer.vqvae import VQVAE
 
 GPT_I23D = "gpt_i23d"  # beside checkpoint.TOKENIZER, a sub-folder of a model directory that generates
@@ -87,26 +88,35 @@ def reconstruct(vqvae: VQVAE, surface: np.ndarray, resolution: int, quantize: bo
 
 @dataclass
 class Generated:
-    """One shape: its mesh, tokens (T,), and the seconds spent on `condition`, `tokens`, `decode` and `extract`."""
+    """One shape: its mesh, or None and the `problem` where the field is empty, its tokens (T,), and the seconds spent on it: its
+    share of the batch's `condition`, `prepare` (buffers, warm-up, capture: next to nothing after the first batch) and
+    `tokens`, and its own `decode` and `extract`."""
 
-    mesh: Mesh
+    mesh: Mesh | None
     tokens: torch.Tensor
     seconds: dict[str, float] = field(default_factory=dict)
+    problem: str = ""
 
 
 class Pipeline:
-    """Holds the models in eval mode on one device. Repeated calls do not change it."""
+    """Holds the models in eval mode on one device. Repeated calls do not change it. `decoding` is the engine's backend."""
 
-    def __init__(self, vqvae: VQVAE, i23d: I23D, device: torch.device, precision: str = "32-true") -> None:
+    def __init__(self, vqvae: VQVAE, i23d: I23D, device: torch.device, precision: str = "32-true",
+                 decoding: str = "auto") -> None:
         wanted, found = i23d.config.tokenizer_fingerprint, checkpoint.fingerprint(vqvae)
         if wanted and wanted != found:
             raise ValueError(f"the GPT was trained on the tokens of tokenizer {wanted}, but the tokenizer given is {found}: "
                              "give the one that was saved beside it")
         self.vqvae, self.i23d, self.device, self.precision = vqvae.eval().to(device), i23d.eval().to(device), device, precision
+        with self._autocast():  # which decides the engine's dtype
+            self.engine = Engine(self.i23d.gpt, decoding)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed")
 
     @classmethod
     def load(cls, model: str | Path | None = None, *, vqvae: str | Path | None = None, gpt: str | Path | None = None,
-             device: torch.device | None = None, precision: str = "32-true") -> Pipeline:
+             device: torch.device | None = None, precision: str = "32-true", decoding: str = "auto") -> Pipeline:
         """From a model directory with tokenizer/ and gpt_i23d/ (or a Hub id of one), or from the two apart."""
         if vqvae and gpt:
             vqvae_source, gpt_source = vqvae, gpt
@@ -117,7 +127,8 @@ class Pipeline:
             raise ValueError("give a model directory with tokenizer/ and gpt_i23d/, or vqvae and gpt apart")
         device = device or torch.device("cpu")
         i23d = I23D(checkpoint.read_config(gpt_source, GPTRunConfig))
-        return cls(checkpoint.load_tokenizer(vqvae_source), checkpoint.load_weights(i23d, gpt_source), device, precision)
+        vqvae_model, gpt_model = checkpoint.load_tokenizer(vqvae_source), checkpoint.load_weights(i23d, gpt_source)
+        return cls(vqvae_model, gpt_model, device, precision, decoding)
 
     @property
     def sampling(self) -> SamplingConfig:
@@ -127,22 +138,29 @@ class Pipeline:
     def generate(self, source: torch.Tensor, seeds: list[int], *, sampling: SamplingConfig | None = None, resolution: int = 128,
                  progress: Callable[[int, int], None] | None = None) -> list[Generated]:
         """Prepared pictures (B, S, S, 3) uint8, or embeddings (B, P, E) -> B shapes; row b is decided by its own source and
-        seeds[b] alone."""
+        seeds[b], and by B only so far as arithmetic rounds differently for more rows. An empty field leaves the mesh of its own
+        row None."""
         seconds: dict[str, float] = {}
-        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed"):
+        sampling, codes = sampling or self.sampling, self.vqvae.quantizer.codebook
+        with torch.inference_mode(), self._autocast():
             with timed(seconds, "condition"):
                 condition = self.i23d.condition(source.to(self.device))
+            with timed(seconds, "prepare"):
+                self.engine.prepare(len(seeds), sampling, codes)
             with timed(seconds, "tokens"):
-                tokens = generate(self.i23d.gpt, condition, sampling or self.sampling, seeds, progress,
-                                  self.vqvae.quantizer.codebook)
+                tokens = generate(self.i23d.gpt, condition, sampling, seeds, progress, codes, self.engine)
             results = []
             for row in tokens.ids:
                 spent = {name: value / len(seeds) for name, value in seconds.items()}
                 with timed(spent, "decode"):
                     triplane = self.vqvae.decode(Tokens(row[None]))
+                mesh, problem = None, ""
                 with timed(spent, "extract"):
-                    mesh = drop_small_components(mesh_from_triplane(self.vqvae, triplane, resolution), MIN_COMPONENT_SHARE)
-                results.append(Generated(mesh, row, spent))
+                    try:
+                        mesh = drop_small_components(mesh_from_triplane(self.vqvae, triplane, resolution), MIN_COMPONENT_SHARE)
+                    except EmptyFieldError as e:
+                        problem = str(e)
+                results.append(Generated(mesh, row, spent, problem))
         return results
 
 

@@ -164,17 +164,12 @@ def same_category(category: str, ids: list[str], categories: dict[str, str], rng
 
 
 def generate_all(pipeline: Pipeline, pixels: np.ndarray, seeds: list[int], resolution: int, batch: int) -> list[Mesh | None]:
-    """A mesh for each picture, None where the field is empty. A row depends on its picture and seed alone, so a batch with
-    an empty field is simply made again one by one."""
+    """A mesh for each picture, None where the field is empty."""
     meshes: list[Mesh | None] = []
     with tqdm(total=len(pixels), unit="shape", desc="generate") as bar:
         for start in range(0, len(pixels), batch):
-            part, part_seeds = torch.from_numpy(pixels[start:start + batch]), seeds[start:start + batch]
-            try:
-                meshes += [g.mesh for g in pipeline.generate(part, part_seeds, resolution=resolution)]
-            except EmptyFieldError:
-                meshes += [_or_none(lambda s=s, p=p: pipeline.generate(p[None], [s], resolution=resolution)[0].mesh)
-                           for s, p in zip(part_seeds, part, strict=True)]
+            part = torch.from_numpy(pixels[start:start + batch])
+            meshes += [g.mesh for g in pipeline.generate(part, seeds[start:start + batch], resolution=resolution)]
             bar.update(len(part))
     return meshes
 

@@ -137,6 +137,7 @@ class Engine:
 
         `run` does it when it is needed; called before, it keeps that time out of the first run.
         """
+        codes = codes if sampling.sketch_scale else None
         key = (batch, *dataclasses.astuple(sampling), None if codes is None else tuple(codes.shape))
         if key == self._prepared_for:
             return
@@ -156,18 +157,18 @@ class Engine:
         `codes` (V, K), the tokenizer's codebook, is needed for a sketch_scale above 0. `progress` is called with (tokens
         done, T): after each step on a CPU, now and then on CUDA. The result is overwritten by the next run.
         """
-        self.prepare(len(condition.mask), sampling, codes if sampling.sketch_scale else None)
+        self.prepare(len(condition.mask), sampling, codes)
         n, steps = self.config.tokens_per_step, self.config.num_steps
         prefix = self._fill(condition, draws)
         with torch.autocast(self.device.type, enabled=False):
             self._draw_step()
             for step in range(steps - 1):
                 self._report(progress, step)
-                window = self._window(prefix + step + 1)
+                window = self.window_for(prefix + step + 1)
                 if self.graphed:
                     self._graphs[window].replay()
                 else:
-                    self._take_step(window)
+                    self.take_step(window)
         if progress is not None:
             if self.graphed:
                 torch.cuda.synchronize(self.device)
@@ -181,7 +182,7 @@ class Engine:
             torch.cuda.synchronize(self.device)
         progress(self.config.tokens_per_step * (step + 1), self.config.num_tokens)
 
-    def _window(self, filled: int) -> int:
+    def window_for(self, filled: int) -> int:
         """How many slots a step looks at when `filled` of them hold something."""
         return min(-(-filled // self.window) * self.window, self.capacity)
 
@@ -207,7 +208,7 @@ class Engine:
 
     def _capture(self) -> None:
         """One graph for each window. The steps that warm up and capture leave rubbish in the buffers; `_fill` replaces it."""
-        windows = sorted({self._window(filled) for filled in range(1, self.capacity + 1)})
+        windows = sorted({self.window_for(filled) for filled in range(1, self.capacity + 1)})
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
         pool = torch.cuda.graph_pool_handle()
@@ -217,11 +218,11 @@ class Engine:
                     for _ in range(WARMUPS):
                         self.buffers.step.zero_()
                         self.buffers.slot.zero_()
-                        self._take_step(window)
+                        self.take_step(window)
                 torch.cuda.current_stream(self.device).wait_stream(stream)
                 graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(graph, pool=pool):
-                    self._take_step(window)
+                    self.take_step(window)
                 self._graphs[window] = graph
 
     def _fill(self, condition: Condition, draws: Tensor) -> int:
@@ -262,8 +263,8 @@ class Engine:
         b.slot.fill_(prefix)
         return prefix
 
-    def _take_step(self, window: int) -> None:
-        """Takes in the tokens of `step`, and draws those of the next."""
+    def take_step(self, window: int) -> None:
+        """Takes in the tokens of the buffers' `step`, and draws those of the next; attention looks at `window` slots."""
         b, n = self.buffers, self.config.tokens_per_step
         tokens = b.ids.index_select(1, (b.step * n + torch.arange(n, device=self.device)))  # (B, n)
         after = b.step + 1

@@ -164,7 +164,7 @@ def test_bfloat16_scores_stay_close_to_float32_over_a_whole_sequence():
         with torch.inference_mode():
             engine.buffers.ids.copy_(torch.arange(2 * T).view(2, T) % V)
             for step in range(T - 1):
-                engine._take_step(engine._window(prefix + step + 1))
+                engine.take_step(engine.window_for(prefix + step + 1))
         hidden.append(engine.buffers.hidden.clone())
     assert (hidden[0] - hidden[1]).norm() < 0.05 * hidden[0].norm()
 
@@ -173,7 +173,7 @@ def test_bfloat16_scores_stay_close_to_float32_over_a_whole_sequence():
 def test_compiled_layers_with_windows_and_masks_are_the_plain_decoding(scale, monkeypatch):
     monkeypatch.setattr("tar3d.gpt.engine.MIN_WINDOW", 8)
     engine = Engine(_gpt(), "compiled")
-    assert engine.static and {engine._window(i) for i in range(1, engine.capacity + 1)} == {8, 16, 24, 31}
+    assert engine.static and {engine.window_for(i) for i in range(1, engine.capacity + 1)} == {8, 16, 24, 31}
     _assert_same(_gpt(), _condition(RAGGED), SamplingConfig(cfg_scale=scale), engine=engine)
 
 
