@@ -18,8 +18,19 @@ from torch import Tensor
 from tar3d.gpt.attention import NORM_EPS
 from tar3d.gpt.rope import rotate
 
-# oneDNN beats the BLAS behind F.linear for a few rows and a matrix that leaves the cache; for small ones it costs more.
-ONEDNN_LEAST_WEIGHTS = 1 << 18
+# In oneDNN's blocked layout a matrix is read at the memory's speed for a few rows, which the BLAS behind F.linear misses by half
+# or more on a CPU. Below this size the call itself costs more.
+ONEDNN_LEAST_WEIGHTS = 1 << 16
+ONEDNN_ROWS = 2  # a hint; the layout serves any number of rows
+
+
+def pack(weight: Tensor) -> Tensor:
+    """A weight (N, D) in the form in which these operations read it fastest on its device."""
+    weight = weight.detach().contiguous()
+    if (weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.numel() >= ONEDNN_LEAST_WEIGHTS
+            and torch.backends.mkldnn.is_available()):
+        return torch.ops.mkldnn._reorder_linear_weight(weight, ONEDNN_ROWS)
+    return weight
 
 
 def norm_linear(x: Tensor, gain: Tensor, weight: Tensor) -> Tensor:
@@ -86,7 +97,6 @@ def _rotated(feature_map, projected: Tensor, cos: Tensor, sin: Tensor, qk_gain: 
 
 
 def _linear(x: Tensor, weight: Tensor) -> Tensor:
-    if (x.device.type == "cpu" and x.dtype == torch.float32 and weight.numel() >= ONEDNN_LEAST_WEIGHTS
-            and torch.backends.mkldnn.is_available()):
+    if weight.is_mkldnn:
         return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
     return F.linear(x, weight)

@@ -24,12 +24,13 @@ import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tar3d.config import SamplingConfig
 from tar3d.contracts import Condition
@@ -121,16 +122,16 @@ class Engine:
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}  # by window
 
     def _pack(self) -> None:
-        gpt, dtype = self.gpt, self.dtype
-        self._blocks = [_pack_block(block, dtype) for block in gpt.blocks]
-        self._embedding, self._gain, self._head = gpt.token_embedding.weight, gpt.norm.weight, gpt.head.weight.to(dtype)
+        gpt, pack = self.gpt, partial(_packed, self.dtype)
+        self._blocks = [_pack_block(block, pack) for block in gpt.blocks]
+        self._embedding, self._gain, self._head = gpt.token_embedding.weight, gpt.norm.weight, pack(gpt.head)
         self._places = None if gpt.position_embedding is None else gpt.position_embedding(0, self.config.num_steps)  # (steps, D)
-        self._merge = None if gpt.merge is None else gpt.merge.weight.to(dtype)
+        self._merge = None if gpt.merge is None else pack(gpt.merge)
         self._cell_head = None
         if gpt.cell_head is not None:
             head = gpt.cell_head
-            self._cell_head = PackedCellHead(head.plane.weight, [linear.weight.to(dtype) for linear in head.before],
-                                             [_pack_mlp(n, m, dtype) for n, m in zip(head.norms, head.mlps, strict=True)])
+            self._cell_head = PackedCellHead(head.plane.weight, [pack(linear) for linear in head.before],
+                                             [_pack_mlp(n, m, pack) for n, m in zip(head.norms, head.mlps, strict=True)])
 
     def prepare(self, batch: int, sampling: SamplingConfig, codes: Tensor | None = None) -> None:
         """Makes the buffers for `batch` shapes sampled in this way, and on CUDA warms up and captures; nothing if that is done.
@@ -353,17 +354,19 @@ def _operations(backend: str, device: torch.device) -> ModuleType:
     return decode_triton
 
 
-def _pack_block(block: Block, dtype: torch.dtype) -> PackedBlock:
+def _packed(dtype: torch.dtype, *linears: nn.Linear) -> Tensor:
+    """The matrices of one or more linear maps of one input, in one."""
+    return decode_ops.pack(torch.cat([linear.weight for linear in linears]).to(dtype))
+
+
+def _pack_block(block: Block, pack: Callable[..., Tensor]) -> PackedBlock:
     attention = block.attention
     linear = isinstance(attention, LinearAttention)
-    matrices = [attention.q, attention.k, attention.v]
-    if linear and attention.gate is not None:
-        matrices.append(attention.gate)
-    return PackedBlock(block.attention_norm.weight, torch.cat([m.weight for m in matrices]).to(dtype),
-                       attention.qk_gain.reshape(2, -1), attention.o.weight.to(dtype),
-                       _pack_mlp(block.mlp_norm, block.mlp, dtype), torch.exp(-attention.slopes) if linear else None,
-                       attention.o_norm.weight if linear else None)
+    gate = [attention.gate] if linear and attention.gate is not None else []
+    return PackedBlock(block.attention_norm.weight, pack(attention.q, attention.k, attention.v, *gate),
+                       attention.qk_gain.reshape(2, -1), pack(attention.o), _pack_mlp(block.mlp_norm, block.mlp, pack),
+                       torch.exp(-attention.slopes) if linear else None, attention.o_norm.weight if linear else None)
 
 
-def _pack_mlp(norm: RMSNorm, mlp: SwiGLU, dtype: torch.dtype) -> PackedMLP:
-    return PackedMLP(norm.weight, torch.cat([mlp.gate.weight, mlp.up.weight]).to(dtype), mlp.down.weight.to(dtype))
+def _pack_mlp(norm: RMSNorm, mlp: SwiGLU, pack: Callable[..., Tensor]) -> PackedMLP:
+    return PackedMLP(norm.weight, pack(mlp.gate, mlp.up), pack(mlp.down))

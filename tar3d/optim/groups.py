@@ -16,15 +16,56 @@ are of one scale. Frozen parameters (requires_grad False) belong to none.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import nn, optim
 
 from tar3d.config import OptimConfig
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 KINDS = ("muon", "matrix", "vector")  # from the boldest update to the most careful
+
+
+class Muon(optim.Muon):
+    """`torch.optim.Muon`, which multiplies in bfloat16; where a CPU only emulates that, this one does so in float32, many times
+    faster."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
+        on_cpu = self.param_groups[0]["params"][0].device.type == "cpu"
+        if not on_cpu or torch.cpu._is_avx512_bf16_supported():
+            return super().step(closure)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(p.grad)
+                momentum = state["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
+                update = orthogonalise(p.grad.lerp(momentum, group["momentum"]), group["ns_coefficients"], group["ns_steps"],
+                                       group["eps"])
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(p.shape)))  # arXiv 2502.16982, "match_rms_adamw"
+        return loss
+
+
+def orthogonalise(matrix: torch.Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> torch.Tensor:
+    """Newton-Schulz with Muon's quintic: a matrix of the same singular vectors whose singular values are near 1, in its dtype."""
+    a, b, c = coefficients
+    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    x = x / x.norm().clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
 
 
 @dataclass(frozen=True)
@@ -91,7 +132,7 @@ def _listed_names(root: nn.Module) -> list[str]:
 
 
 def build_optimizers(modules: nn.Module | list[nn.Module],
-                     config: OptimConfig) -> tuple[optim.Muon | None, optim.AdamW | None]:
+                     config: OptimConfig) -> tuple[Muon | None, optim.AdamW | None]:
     """(Muon, AdamW) over all trainable parameters; an optimizer that would have none is None.
 
     Each group keeps its base rate as "initial_lr" (see `schedule`) and its kind as "kind". Raises ValueError when
@@ -106,8 +147,8 @@ def build_optimizers(modules: nn.Module | list[nn.Module],
     if by_kind["muon"]:
         group = {"params": by_kind["muon"], "initial_lr": config.muon_lr, "kind": "muon"}
         # nesterov stays on: without it torch 2.13's Newton-Schulz divides a bfloat16 momentum buffer in place.
-        muon = optim.Muon([group], lr=config.muon_lr, weight_decay=config.weight_decay, momentum=config.muon_momentum,
-                          nesterov=True, adjust_lr_fn="match_rms_adamw")
+        muon = Muon([group], lr=config.muon_lr, weight_decay=config.weight_decay, momentum=config.muon_momentum,
+                     nesterov=True, adjust_lr_fn="match_rms_adamw")
     groups = [{"params": by_kind[kind], "weight_decay": decay, "initial_lr": config.adamw_lr, "kind": kind}
               for kind, decay in (("matrix", config.weight_decay), ("vector", 0.0)) if by_kind[kind]]
     if groups:

@@ -4,7 +4,7 @@ from torch import nn
 
 from tar3d.config import GPTConfig, OptimConfig
 from tar3d.gpt.model import GPT
-from tar3d.optim.groups import build_optimizers, routes, routing_table
+from tar3d.optim.groups import Muon, build_optimizers, orthogonalise, routes, routing_table
 
 
 class _Tokenizer(nn.Module):
@@ -128,3 +128,38 @@ def test_a_listed_name_that_does_not_exist_is_refused():
     module.adamw_parameters = ("decode.7",)
     with pytest.raises(ValueError, match="'decode.7'"):
         routes(module)
+
+
+def test_orthogonalise_brings_singular_values_near_one_and_keeps_the_singular_vectors():
+    for shape in ((12, 40), (40, 12), (16, 16)):
+        matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        result = orthogonalise(matrix, (3.4445, -4.775, 2.0315), 5, 1e-7)
+        u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
+        singular = u.T @ result @ vh.T
+        torch.testing.assert_close(singular, singular.diagonal().diag(), atol=1e-8, rtol=0)
+        assert result.dtype == torch.float64 and 0.3 < singular.diagonal().min() and singular.diagonal().max() < 1.3
+
+
+def test_muon_where_bfloat16_is_emulated_is_torch_muon_up_to_rounding(monkeypatch):
+    """Steps, momentum and decay of the float32 form, and a state that either form goes on with."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    options = {"lr": 1e-2, "weight_decay": 0.1, "momentum": 0.95, "nesterov": True, "adjust_lr_fn": "match_rms_adamw"}
+    results = []
+    for kinds in ((Muon, Muon), (torch.optim.Muon, torch.optim.Muon), (Muon, torch.optim.Muon)):
+        generator = torch.Generator().manual_seed(0)
+        parameters = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((12, 40), (40, 12))]
+        starts, state = [p.detach().clone() for p in parameters], None
+        for kind in kinds:
+            optimizer = kind(parameters, **options)
+            if state is not None:
+                optimizer.load_state_dict(state)
+            for _ in range(3):
+                for p in parameters:
+                    p.grad = torch.randn(p.shape, generator=generator)
+                optimizer.step()
+            state = optimizer.state_dict()
+        results.append([p.detach() - s for p, s in zip(parameters, starts, strict=True)])
+    for other in (results[1], results[2]):
+        for mine, theirs in zip(results[0], other, strict=True):
+            assert (mine - theirs).norm() < 0.03 * theirs.norm()
+    assert optimizer.state_dict()["state"][0].keys() == {"momentum_buffer"}
