@@ -18,8 +18,8 @@ where states at rows' own lengths are wanted (decaying a padded tail and undoing
 neither takes nor gives a state, so it is used where none is wanted, which is training. Triton multiplies float32 as TF32
 unless TRITON_F32_DEFAULT=ieee is set, so kernels and PyTorch agree to about three digits there.
 
-A package that is missing is found when a model is built, a device or dtype that does not fit at the first forward. Decoding
-one token has no backend: it is `recurrent_step` in a linear layer and SDPA over the cache in a full one.
+A package that is missing is found when a model is built; a device, a dtype or a Triton that does not fit, at the first
+forward. Decoding one token has no backend: it is `recurrent_step` in a linear layer and SDPA over the cache in a full one.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from tar3d.gpt import linear_attention
 
@@ -49,7 +50,7 @@ class Kernels:
     head_dims: Container[int] | None = None
 
     def refusal(self, device: torch.device, dtype: torch.dtype) -> str:
-        """Why it cannot run on such inputs, or ""."""
+        """Why it cannot take such inputs, or ""."""
         if device.type != "cuda":
             return f"it runs on CUDA only, and the inputs are on {device.type}"
         if dtype not in self.dtypes:
@@ -78,7 +79,7 @@ class LinearBackend:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, state: Tensor | None = None, *,
                  lengths: Tensor | None = None, want_state: bool = True) -> tuple[Tensor, Tensor | None]:
         """(o, state). Training throws the state away: `want_state=False` lets a kernel leave it out, as None."""
-        form = self.choose(q.device, q.dtype)
+        form = self.choose(q.device, q.dtype, gradients=torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)))
         if form == "fla" and (lengths is None or not want_state):
             return fla(q, k, v, slopes, state, want_state=want_state)
         if form == "lightning_attn" and state is None and not want_state:
@@ -87,13 +88,16 @@ class LinearBackend:
             return linear_attention.reference(q, k, v, slopes, state, lengths=lengths)
         return linear_attention.chunked(q, k, v, slopes, state, lengths=lengths, chunk_size=self.chunk_size)
 
-    def choose(self, device: torch.device, dtype: torch.dtype) -> str:
+    def choose(self, device: torch.device, dtype: torch.dtype, *, gradients: bool) -> str:
         """The form that such inputs get. On a CPU `auto` is `chunked`; on CUDA that is a fallback, and is said once."""
         if self.name in LINEAR:
-            _check_inputs("gpt.linear_backend", self.name, LINEAR[self.name], device, dtype)
+            reason = LINEAR[self.name].refusal(device, dtype)
+            if not reason and self.name == "fla" and gradients:
+                reason = _fla_backward_fault()
+            _check("gpt.linear_backend", self.name, reason)
         if self.name != "auto":
             return self.name
-        return _fastest_on_cuda(dtype) if device.type == "cuda" else "chunked"
+        return _fastest_on_cuda(dtype, gradients) if device.type == "cuda" else "chunked"
 
 
 class FullBackend:
@@ -107,7 +111,7 @@ class FullBackend:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if self.name not in FULL:
             return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        _check_inputs("gpt.attention_backend", self.name, FULL[self.name], q.device, q.dtype)
+        _check("gpt.attention_backend", self.name, FULL[self.name].refusal(q.device, q.dtype))
         return flash_attn(q, k, v) if self.name == "flash_attn" else xformers(q, k, v)
 
 
@@ -157,16 +161,35 @@ def _check_package(option: str, name: str, kernels: Kernels, head_dim: int) -> N
                          f"write {option}=auto, or change one of the two")
 
 
-def _check_inputs(option: str, name: str, kernels: Kernels, device: torch.device, dtype: torch.dtype) -> None:
-    reason = kernels.refusal(device, dtype)
+def _check(option: str, name: str, reason: str) -> None:
     if reason:
         raise ValueError(f"{option} is {name}, but {reason}: write {option}=auto")
 
 
-@torch.compiler.assume_constant_result  # in a compiled block: found while it is traced, and kept
-def _fastest_on_cuda(dtype: torch.dtype) -> str:
+# The next two are asked in compiled blocks too: found while a block is traced, and kept as constants.
+@torch.compiler.assume_constant_result
+def _fla_backward_fault() -> str:
+    """Why fla's gradients cannot be trusted here, or "".
+
+    Triton 3.4 to 3.7.0 compiles the product with a transposed matrix in `chunk_bwd_dqkwg` wrongly for Hopper, which spoils the
+    gradient of k (fla issue 640). fla 0.6.0 refuses to run its gated form there. The form with fixed decays has the same
+    product, and is not refused.
+    """
+    import triton
+
+    if torch.version.cuda is None or torch.cuda.get_device_capability()[0] != 9:
+        return ""
+    if not "3.4" <= TorchVersion(triton.__version__) < "3.7.1":
+        return ""
+    return f"Triton {triton.__version__} compiles its backward wrongly for Hopper GPUs, 3.7.1 or later does not"
+
+
+@torch.compiler.assume_constant_result
+def _fastest_on_cuda(dtype: torch.dtype, gradients: bool) -> str:
     kernels = LINEAR["fla"]
     reason = _import_error(kernels.module, kernels.function) or kernels.refusal(torch.device("cuda"), dtype)
+    if not reason and gradients:
+        reason = _fla_backward_fault()
     if not reason:
         return "fla"
     _say_once(f"gpt.linear_backend=auto: linear attention is `chunked` PyTorch on this GPU instead of fla's kernels ({reason}). "

@@ -98,7 +98,7 @@ def test_dtypes_and_head_dims_that_a_kernel_lacks_are_named(packages):
     with pytest.raises(ValueError, match="flash_attn, which takes heads of up to 256, but .* is 512"):
         GPT(config(attention_backend="flash_attn", width=1024))
     with pytest.raises(ValueError, match="fla, but it takes float32 or float16 or bfloat16, and the inputs are float64"):
-        LinearBackend("fla", 64, 64).choose(CUDA, torch.float64)
+        LinearBackend("fla", 64, 64).choose(CUDA, torch.float64, gradients=False)
     assert backends.FULL["flash_attn"].refusal(CUDA, torch.float32) == \
         "it takes float16 or bfloat16, and the inputs are float32"
 
@@ -107,7 +107,7 @@ def test_auto_on_a_cpu_is_chunked_and_says_nothing(packages):
     packages(fla=None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert LinearBackend("auto", 64, 64).choose(CPU, torch.float32) == "chunked"
+        assert LinearBackend("auto", 64, 64).choose(CPU, torch.float32, gradients=True) == "chunked"
 
 
 def test_auto_on_cuda_is_fla_where_it_can_run(packages):
@@ -115,7 +115,7 @@ def test_auto_on_cuda_is_fla_where_it_can_run(packages):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
-            assert LinearBackend("auto", 64, 64).choose(CUDA, dtype) == "fla"
+            assert LinearBackend("auto", 64, 64).choose(CUDA, dtype, gradients=False) == "fla"
 
 
 @pytest.mark.parametrize("module, dtype, reason", [(None, torch.bfloat16, "Error: .*fla"),
@@ -126,10 +126,30 @@ def test_auto_on_cuda_says_once_what_it_falls_back_to_and_why(packages, module, 
         warnings.simplefilter("always")
         for _ in range(3):  # three layers, each with its own backend, each asked twice
             backend = LinearBackend("auto", 64, 64)
-            assert [backend.choose(CUDA, dtype) for _ in range(2)] == ["chunked"] * 2
+            assert [backend.choose(CUDA, dtype, gradients=grad) for grad in (True, False)] == ["chunked"] * 2
     assert len(said) == 1
     with pytest.raises(UserWarning, match=f"gpt.linear_backend=auto.*`chunked`.*{reason}"):
         raise said[0].message
+
+
+@pytest.mark.parametrize("triton, capability, wrong", [("3.6.0", 9, True), ("3.7.0", 9, True), ("3.7.1", 9, False),
+                                                       ("3.8.0+git1234", 9, False), ("3.3.1", 9, False), ("3.6.0", 8, False)])
+def test_fla_is_not_trained_with_where_triton_spoils_its_gradients(packages, monkeypatch, triton, capability, wrong):
+    packages(fla=stand_in("fla"))
+    module = types.ModuleType("triton")
+    module.__version__ = triton
+    monkeypatch.setitem(sys.modules, "triton", module)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (capability, 0))
+    auto, explicit = LinearBackend("auto", 64, 64), LinearBackend("fla", 64, 64)
+    assert auto.choose(CUDA, torch.bfloat16, gradients=False) == explicit.choose(CUDA, torch.bfloat16, gradients=False) == "fla"
+    if not wrong:
+        assert auto.choose(CUDA, torch.bfloat16, gradients=True) == explicit.choose(CUDA, torch.bfloat16, gradients=True) == "fla"
+        return
+    with pytest.warns(UserWarning, match=f"`chunked` PyTorch.*Triton {triton} compiles its backward wrongly"):
+        assert auto.choose(CUDA, torch.bfloat16, gradients=True) == "chunked"
+    with pytest.raises(ValueError, match=f"fla, but Triton {triton}.*Hopper.*gpt.linear_backend=auto"):
+        explicit.choose(CUDA, torch.bfloat16, gradients=True)
 
 
 def test_a_compiled_layer_makes_its_choice_without_a_graph_break(packages):
@@ -138,7 +158,7 @@ def test_a_compiled_layer_makes_its_choice_without_a_graph_break(packages):
 
     @torch.compile(backend="eager", fullgraph=True)
     def compiled(q):
-        assert backend.choose(CUDA, q.dtype) == "chunked"
+        assert backend.choose(CUDA, q.dtype, gradients=q.requires_grad) == "chunked"
         return backend(q, q, q, alibi_slopes(2), want_state=False)[0]
 
     q = torch.randn(1, 2, 20, 8, generator=torch.Generator().manual_seed(0))
@@ -236,7 +256,7 @@ def test_xformers_without_an_operator_for_the_inputs_is_a_clear_error(packages, 
 
 
 def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((got.double() - expected).norm() / expected.norm())
+    return float((got.detach().double() - expected.detach()).norm() / expected.detach().norm())
 
 
 def linear_errors(form, T: int, head_dim: int, dtype: torch.dtype, device: torch.device = CPU, *, carried: bool = True,
@@ -318,7 +338,7 @@ cases += [dict(T=T, carried=False, state_out=False) for T in ((C + 1,) if cases 
 for case in cases:
     errors = linear_errors(form if case.get("state_out", True) else training, head_dim=32, dtype=torch.float32, batch=1, heads=2,
                            **case)
-    assert max(errors.values()) < 1e-6, (case, errors)
+    assert max(errors.values()) < 2e-6, (case, errors)
     print(case, errors)
 """
 
@@ -336,6 +356,42 @@ def test_triton_kernels_are_the_reference_in_the_interpreter(name):
     assert done.stdout.count("'dq'") == {"fla": 6, "lightning_attn": 5}[name]
 
 
+def compare_gpts(linear: str, full: str, device: torch.device, ragged: bool, half: bool) -> None:
+    """Logits, gradients, prefill and decoding of a small hybrid GPT: with these backends no further from float64 than thrice
+    the chunked form and SDPA are in the same precision, or than TF32 allows."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(64, (3, 192), generator=generator).to(device)
+    mask = torch.arange(40) < torch.tensor([[40], [7], [25]]) if ragged else torch.ones(3, 40, dtype=torch.bool)
+    condition = Condition(torch.randn(3, 40, 5, generator=generator).to(device), mask.to(device))
+    null = torch.tensor([False, False, True], device=device)
+
+    def run(names: tuple[str, str], dtype: torch.dtype, half: bool) -> dict[str, torch.Tensor]:
+        gpt = GPT(config(linear_backend=names[0], attention_backend=names[1], width=128, grid_size=8, condition_tokens=40,
+                         codebook_size=64))
+        gpt.init_weights(torch.Generator().manual_seed(1))
+        gpt.to(device, dtype)
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            logits = gpt(tokens[:, :-1], condition, null)
+            loss = F.cross_entropy(logits.transpose(1, 2).to(dtype), tokens)
+        loss.backward()
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            step, cache = gpt.prefill(condition, tokens[:, :100], null)
+            steps = [step, *(gpt.decode(tokens[:, i], cache) for i in range(100, 104))]
+        return {"logits": logits.detach(), "decoded": torch.stack(steps, 1), **{n: p.grad for n, p in gpt.named_parameters()}}
+
+    exact = run(("chunked", "sdpa"), torch.float64, False)
+    plain, got = (run(names, torch.float32, half) for names in (("chunked", "sdpa"), (linear, full)))
+    for name, expected in exact.items():
+        error, allowed = relative_error(got[name], expected), 3 * relative_error(plain[name], expected)
+        assert error < max(allowed, 2e-2), (name, error, allowed)
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("ragged", [False, True], ids=["full", "ragged"])
+def test_the_hybrid_gpt_with_the_reference(ragged, half):
+    compare_gpts("reference", "sdpa", CPU, ragged, half)
+
+
 # on a GPU ----------------------------------------------------------------------------------------------------------------
 
 gpu = pytest.mark.gpu
@@ -345,9 +401,11 @@ KERNEL_TOLERANCE = {torch.float32: 3e-3, torch.bfloat16: 2e-2}
 GPU_LENGTHS = [1, 63, 64, 65, 199, 3269]
 
 
-def _package(name: str) -> None:
+def _package(name: str, *, gradients: bool = True) -> None:
     if name in MODULES:
         pytest.importorskip(MODULES[name], exc_type=ImportError)
+    if name == "fla" and gradients and backends._fla_backward_fault():
+        pytest.skip(backends._fla_backward_fault())
 
 
 @gpu
@@ -366,7 +424,7 @@ def test_chunked_on_a_gpu(T, dtype):
 @pytest.mark.parametrize("T", GPU_LENGTHS)
 @pytest.mark.parametrize("name", list(backends.LINEAR))
 def test_linear_kernels_on_a_gpu(name, T, dtype):
-    """Outputs and gradients without a state, which is training; then with states in and out, which is prefill."""
+    """Without a state, which is training; then with states in and out."""
     _package(name)
     backend = LinearBackend(name, 64, 64)
     training = linear_errors(lambda *args: backend(*args, want_state=False), T, 64, dtype, CUDA, carried=False, state_out=False)
@@ -378,10 +436,24 @@ def test_linear_kernels_on_a_gpu(name, T, dtype):
 
 @gpu
 @needs_cuda
+@pytest.mark.parametrize("dtype", list(KERNEL_TOLERANCE), ids=str)
+@pytest.mark.parametrize("T", GPU_LENGTHS)
+def test_fla_itself_on_a_gpu(T, dtype):
+    """The wrapper without the guard around it: outputs and states everywhere, gradients where the guard lets them pass."""
+    _package("fla", gradients=False)
+    for carried in (False, True):
+        errors = linear_errors(backends.fla, T, 64, dtype, CUDA, carried=carried)
+        spoilt = ("dq", "dk", "dv", "dstate") if backends._fla_backward_fault() else ()
+        assert max(error for key, error in errors.items() if key not in spoilt) < KERNEL_TOLERANCE[dtype], errors
+        print(f"T {T}, {dtype}, carried {carried}: {errors}")  # with -s: whether the guard is needed
+
+
+@gpu
+@needs_cuda
 @pytest.mark.parametrize("name", ["auto", *backends.LINEAR])
 def test_ragged_rows_and_layers_of_any_depth_on_a_gpu(name):
     """The state at each row's own length, and the slopes of every layer of GPT-B."""
-    _package(name)
+    _package(name, gradients=False)
     backend, T = LinearBackend(name, 64, 64), 777
     q, k, v = torch.randn(3, 3, 12, T, 64, generator=torch.Generator().manual_seed(0)).to(CUDA, torch.bfloat16)
     lengths = torch.tensor([T, 1, 130], device=CUDA)
@@ -414,10 +486,10 @@ def test_full_backends_on_a_gpu(name, T, dtype):
         (o * leaves[3].to(precision)).sum().backward()
         results.append([o.detach(), q.grad, k.grad, v.grad])
     for expected, got in zip(*results, strict=True):
-        if expected.norm() > 0:  # of one position alone q and k have no gradient
-            assert relative_error(got, expected) < KERNEL_TOLERANCE[dtype]
-        else:
+        if T == 1 and expected.norm() < 1e-6:  # q and k of one position alone change nothing
             assert got.abs().max() < KERNEL_TOLERANCE[dtype]
+        else:
+            assert relative_error(got, expected) < KERNEL_TOLERANCE[dtype]
 
 
 @gpu
@@ -425,35 +497,13 @@ def test_full_backends_on_a_gpu(name, T, dtype):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("ragged", [False, True], ids=["full", "ragged"])
 @pytest.mark.parametrize("linear, full", [("auto", "auto"), ("fla", "sdpa"), ("lightning_attn", "sdpa"), ("chunked", "xformers"),
-                                          ("chunked", "flash_attn")])
+                                          ("chunked", "flash_attn"), ("fla", "flash_attn")])
 def test_the_hybrid_gpt_on_a_gpu(linear, full, ragged, precision):
-    """Logits, gradients, prefill and decoding of a small GPT with each backend against the chunked one."""
     for name in (linear, full):
         _package(name)
-    half = precision == "bfloat16"
-    if full == "flash_attn" and not half:
+    if full == "flash_attn" and precision == "float32":
         pytest.skip("flash_attn takes 16 bit")
-    options = {"width": 128, "grid_size": 8, "condition_tokens": 40, "codebook_size": 64}
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(64, (3, 192), generator=generator).to(CUDA)
-    mask = torch.arange(40) < torch.tensor([[40], [7], [25]]) if ragged else torch.ones(3, 40, dtype=torch.bool)
-    condition = Condition(torch.randn(3, 40, 5, generator=generator).to(CUDA), mask.to(CUDA))
-    results = []
-    for names in (("chunked", "sdpa"), (linear, full)):
-        gpt = GPT(config(linear_backend=names[0], attention_backend=names[1], **options))
-        gpt.init_weights(torch.Generator().manual_seed(1))
-        gpt.to(CUDA)
-        with torch.autocast("cuda", torch.bfloat16, enabled=half):
-            logits = gpt(tokens[:, :-1], condition)
-            loss = F.cross_entropy(logits.transpose(1, 2).float(), tokens)
-        loss.backward()
-        with torch.autocast("cuda", torch.bfloat16, enabled=half):
-            steps, cache = gpt.prefill(condition, tokens[:, :100])
-            decoded = [steps] + [gpt.decode(tokens[:, i], cache) for i in range(100, 104)]
-        results.append([logits.detach(), torch.stack(decoded, 1), *(p.grad for p in gpt.parameters())])
-    tolerance = 5e-2 if half else 1e-2  # a few layers deep, and gradients of small gains sum what roundings leave
-    for expected, got in zip(*results, strict=True):
-        assert relative_error(got, expected.double()) < tolerance
+    compare_gpts(linear, full, CUDA, ragged, half=precision == "bfloat16")
 
 
 @gpu
