@@ -163,13 +163,15 @@ class GPTConfig:
     sketch_dim: int = 0  # width of the codes that are guessed from the condition for every position; 0: none, as in the paper
     rope_base: float = 10_000.0
     absolute_positions: bool = True  # learned row, column and plane embeddings beside TriPE; the paper has none
-    linear_backend: str = "chunked"  # or "reference", the plain quadratic form
-    chunk_size: int = 64
+    linear_backend: str = "auto"  # what computes the two kinds of attention, a choice of the machine: tar3d/gpt/backends.py
+    attention_backend: str = "auto"
+    chunk_size: int = 64  # of the chunked form
     linear_gate: bool = True  # sigmoid output gate of the linear layers: one more width x width matrix in each
 
     def __post_init__(self) -> None:
         _one_of("gpt.rope", self.rope, ("rotation", "paper_sum"))
-        _one_of("gpt.linear_backend", self.linear_backend, ("chunked", "reference"))
+        _one_of("gpt.linear_backend", self.linear_backend, ("auto", "chunked", "reference", "fla", "lightning_attn"))
+        _one_of("gpt.attention_backend", self.attention_backend, ("auto", "sdpa", "flash_attn", "xformers"))
         _at_least(1, self, "gpt.", "num_layers", "width", "num_heads", "grid_size", "codebook_size", "condition_tokens",
                   "condition_width", "chunk_size")
         _require(self.width % self.num_heads == 0, f"gpt.width {self.width} is not divisible by num_heads {self.num_heads}")

@@ -126,9 +126,10 @@ class Pipeline:
         else:
             raise ValueError("give a model directory with tokenizer/ and gpt_i23d/, or vqvae and gpt apart")
         device = device or torch.device("cpu")
-        i23d = I23D(checkpoint.read_config(gpt_source, GPTRunConfig))
-        vqvae_model, gpt_model = checkpoint.load_tokenizer(vqvae_source), checkpoint.load_weights(i23d, gpt_source)
-        return cls(vqvae_model, gpt_model, device, precision, decoding)
+        config = checkpoint.read_config(gpt_source, GPTRunConfig)
+        config.gpt.linear_backend = config.gpt.attention_backend = "auto"  # saved are those of the machine that trained it
+        i23d = checkpoint.load_weights(I23D(config), gpt_source)
+        return cls(checkpoint.load_tokenizer(vqvae_source), i23d, device, precision, decoding)
 
     @property
     def sampling(self) -> SamplingConfig:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from tar3d.config import GPTConfig
 from tar3d.gpt import linear_attention
+from tar3d.gpt.backends import FullBackend, LinearBackend
 from tar3d.gpt.rope import rotate
 
 NORM_EPS = 1e-6
@@ -120,13 +121,17 @@ class _Projections(nn.Module):
 
 
 class FullAttention(_Projections):
-    """Causal softmax attention through SDPA."""
+    """Causal softmax attention: whole rows through `gpt.attention_backend`, one decoded position through SDPA."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__(config)
+        self.attend = FullBackend(config.attention_backend, config.head_dim)
 
     def forward(self, x: Tensor, rotary: Rotary, cache: KVCache | None = None) -> Tensor:
         """(B, S, D) -> (B, S, D); with a cache S is 1 and the cache is extended in place."""
         q, k, v = self._qkv(x, rotary)
         if cache is None:
-            o = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            o = self.attend(q, k, v)
         else:
             k, v, valid = cache.append(k, v)
             o = F.scaled_dot_product_attention(q, k, v, attn_mask=valid)
@@ -135,7 +140,7 @@ class FullAttention(_Projections):
     def prefill(self, x: Tensor, rotary: Rotary, extent: Extent) -> tuple[Tensor, KVCache]:
         """`forward` of whole rows, and the cache they leave."""
         q, k, v = self._qkv(x, rotary)
-        o = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        o = self.attend(q, k, v)
         return self._output(o), KVCache.from_rows(k, v, extent)
 
     def _output(self, o: Tensor) -> Tensor:
@@ -155,7 +160,7 @@ class LinearAttention(_Projections):
         super().__init__(config)
         self.gate = nn.Linear(config.width, config.width, bias=False) if config.linear_gate else None
         self.o_norm = RMSNorm(config.head_dim)
-        self.backend, self.chunk_size = config.linear_backend, config.chunk_size
+        self.attend = LinearBackend(config.linear_backend, config.head_dim, config.chunk_size)
         slopes = linear_attention.layer_slopes(config.num_heads, layer, config.num_layers)
         self.register_buffer("slopes", slopes, persistent=False)
 
@@ -163,7 +168,7 @@ class LinearAttention(_Projections):
         """(B, S, D) -> (B, S, D); with a cache S is 1 and the cache is updated in place."""
         q, k, v = self._qkv(x, rotary)
         if cache is None:
-            o, _ = self._attend(q, k, v, None)
+            o, _ = self.attend(q, k, v, self.slopes, want_state=False)
         else:
             o, cache.state = linear_attention.recurrent_step(q, k, v, self.slopes, cache.state)
         return self._output(o, x)
@@ -171,13 +176,8 @@ class LinearAttention(_Projections):
     def prefill(self, x: Tensor, rotary: Rotary, extent: Extent) -> tuple[Tensor, StateCache]:
         """`forward` of whole rows, and the state at each row's own length."""
         q, k, v = self._qkv(x, rotary)
-        o, state = self._attend(q, k, v, extent.lengths)
+        o, state = self.attend(q, k, v, self.slopes, lengths=extent.lengths)
         return self._output(o, x), StateCache(state)
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-        if self.backend == "reference":
-            return linear_attention.reference(q, k, v, self.slopes, lengths=lengths)
-        return linear_attention.chunked(q, k, v, self.slopes, lengths=lengths, chunk_size=self.chunk_size)
 
     def _feature_map(self, qk: Tensor) -> Tensor:
         return F.silu(qk)

@@ -1,0 +1,216 @@
+"""Which code computes attention: a choice of the machine that a model runs on, not a property of its weights.
+
+| gpt.linear_backend | runs on  | dtypes             | head_dim    |                                                     |
+|--------------------|----------|--------------------|-------------|-----------------------------------------------------|
+| auto               | anything | any                | any         | fla on CUDA where it can run, else chunked          |
+| chunked, reference | anything | any                | any         | tar3d/gpt/linear_attention.py                       |
+| fla                | CUDA     | float32 and 16 bit | any         | Triton kernels of fla-core                          |
+| lightning_attn     | CUDA     | float32 and 16 bit | 32, 64, 128 | Triton kernels of lightning-attn; outputs only      |
+
+| gpt.attention_backend | runs on  | dtypes             | head_dim   |                                                   |
+|-----------------------|----------|--------------------|------------|---------------------------------------------------|
+| auto, sdpa            | anything | any                | any        | torch, which picks its own kernel                 |
+| flash_attn            | CUDA     | 16 bit             | up to 256  | compute capability 8.0 or later                   |
+| xformers              | CUDA     | float32 and 16 bit | its choice | an operator that the package picks                |
+
+Where a kernel lacks something, `chunked` does that part: `fla` gives a state at the end of all rows only, so it is not used
+where states at rows' own lengths are wanted (decaying a padded tail and undoing it overflows float32); `lightning_attn`
+neither takes nor gives a state, so it is used where none is wanted, which is training. Triton multiplies float32 as TF32
+unless TRITON_F32_DEFAULT=ieee is set, so kernels and PyTorch agree to about three digits there.
+
+A package that is missing is found when a model is built; a device, a dtype or a Triton that does not fit, at the first
+forward. Decoding one token has no backend: it is `recurrent_step` in a linear layer and SDPA over the cache in a full one.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import warnings
+from collections.abc import Container
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.torch_version import TorchVersion
+
+from tar3d.gpt import linear_attention
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """A package with CUDA kernels: where its function is, and what that takes. `head_dims` None: whatever the function says."""
+
+    module: str
+    function: str
+    dtypes: tuple[torch.dtype, ...]
+    head_dims: Container[int] | None = None
+
+    def refusal(self, device: torch.device, dtype: torch.dtype) -> str:
+        """Why it cannot take such inputs, or ""."""
+        if device.type != "cuda":
+            return f"it runs on CUDA only, and the inputs are on {device.type}"
+        if dtype not in self.dtypes:
+            return f"it takes {' or '.join(_name(d) for d in self.dtypes)}, and the inputs are {_name(dtype)}"
+        return ""
+
+
+LINEAR = {
+    "fla": Kernels("fla.ops.simple_gla", "chunk_simple_gla", (torch.float32, *HALF)),
+    "lightning_attn": Kernels("lightning_attn.ops", "lightning_attn_func", (torch.float32, *HALF), (32, 64, 128)),
+}
+FULL = {
+    "flash_attn": Kernels("flash_attn", "flash_attn_func", HALF, range(1, 257)),
+    "xformers": Kernels("xformers.ops", "memory_efficient_attention", (torch.float32, *HALF)),
+}
+
+
+class LinearBackend:
+    """`gpt.linear_backend` as one of the forms of tar3d/gpt/linear_attention.py; shapes and dtypes are given there."""
+
+    def __init__(self, name: str, head_dim: int, chunk_size: int) -> None:
+        self.name, self.chunk_size = name, chunk_size
+        if name in LINEAR:
+            _check_package("gpt.linear_backend", name, LINEAR[name], head_dim)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, state: Tensor | None = None, *,
+                 lengths: Tensor | None = None, want_state: bool = True) -> tuple[Tensor, Tensor | None]:
+        """(o, state). Training throws the state away: `want_state=False` lets a kernel leave it out, as None."""
+        form = self.choose(q.device, q.dtype, gradients=torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)))
+        if form == "fla" and (lengths is None or not want_state):
+            return fla(q, k, v, slopes, state, want_state=want_state)
+        if form == "lightning_attn" and state is None and not want_state:
+            return lightning_attn(q, k, v, slopes), None
+        if form == "reference":
+            return linear_attention.reference(q, k, v, slopes, state, lengths=lengths)
+        return linear_attention.chunked(q, k, v, slopes, state, lengths=lengths, chunk_size=self.chunk_size)
+
+    def choose(self, device: torch.device, dtype: torch.dtype, *, gradients: bool) -> str:
+        """The form that such inputs get. On a CPU `auto` is `chunked`; on CUDA that is a fallback, and is said once."""
+        if self.name in LINEAR:
+            reason = LINEAR[self.name].refusal(device, dtype)
+            if not reason and self.name == "fla" and gradients:
+                reason = _fla_backward_fault()
+            _check("gpt.linear_backend", self.name, reason)
+        if self.name != "auto":
+            return self.name
+        return _fastest_on_cuda(dtype, gradients) if device.type == "cuda" else "chunked"
+
+
+class FullBackend:
+    """`gpt.attention_backend`: causal softmax attention of whole rows, q, k, v (B, H, S, D) -> o (B, H, S, D)."""
+
+    def __init__(self, name: str, head_dim: int) -> None:
+        self.name = name
+        if name in FULL:
+            _check_package("gpt.attention_backend", name, FULL[name], head_dim)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self.name not in FULL:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        _check("gpt.attention_backend", self.name, FULL[self.name].refusal(q.device, q.dtype))
+        return flash_attn(q, k, v) if self.name == "flash_attn" else xformers(q, k, v)
+
+
+def fla(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, state: Tensor | None = None, *,
+        want_state: bool = True) -> tuple[Tensor, Tensor | None]:
+    """fla-core's chunked kernels. Without gradient for `slopes`; `torch.compile` breaks its graph here."""
+    from fla.ops.simple_gla import chunk_simple_gla
+
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, T, H, D)
+    o, final = chunk_simple_gla(q, k, v, g_gamma=-slopes.float(), scale=1.0, initial_state=state, output_final_state=want_state)
+    return o.transpose(1, 2), final
+
+
+def lightning_attn(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
+    """lightning-attn's kernels, compiled anew for every length and batch size."""
+    from lightning_attn.ops import lightning_attn_func
+
+    with torch.cuda.device_of(q):  # Triton launches on the current device, whatever the inputs are on
+        return lightning_attn_func(q, k, v, slopes.float())
+
+
+def flash_attn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    from flash_attn import flash_attn_func
+
+    return flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v)), causal=True).transpose(1, 2)
+
+
+def xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    from xformers.ops import LowerTriangularMask, memory_efficient_attention
+
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, S, H, D)
+    try:
+        return memory_efficient_attention(q, k, v, attn_bias=LowerTriangularMask()).transpose(1, 2)
+    except NotImplementedError as e:  # its message lists every operator with what that lacks
+        raise ValueError(f"gpt.attention_backend is xformers, but none of its operators takes {_name(q.dtype)} heads of "
+                         f"{q.shape[-1]} on this GPU: write gpt.attention_backend=auto") from e
+
+
+def _check_package(option: str, name: str, kernels: Kernels, head_dim: int) -> None:
+    reason = _import_error(kernels.module, kernels.function)
+    if reason:
+        raise ValueError(f"{option} is {name}, but the package cannot be used here ({reason}): "
+                         f"install it as requirements-cuda.txt says, or write {option}=auto")
+    if kernels.head_dims is not None and head_dim not in kernels.head_dims:
+        takes = "up to 256" if isinstance(kernels.head_dims, range) else " or ".join(map(str, kernels.head_dims))
+        raise ValueError(f"{option} is {name}, which takes heads of {takes}, but gpt.width / gpt.num_heads is {head_dim}: "
+                         f"write {option}=auto, or change one of the two")
+
+
+def _check(option: str, name: str, reason: str) -> None:
+    if reason:
+        raise ValueError(f"{option} is {name}, but {reason}: write {option}=auto")
+
+
+# The next two are asked in compiled blocks too: found while a block is traced, and kept as constants.
+@torch.compiler.assume_constant_result
+def _fla_backward_fault() -> str:
+    """Why fla's gradients cannot be trusted here, or "".
+
+    Triton 3.4 to 3.7.0 compiles the product with a transposed matrix in `chunk_bwd_dqkwg` wrongly for Hopper, which spoils the
+    gradient of k (fla issue 640). fla 0.6.0 refuses to run its gated form there. The form with fixed decays has the same
+    product, and is not refused.
+    """
+    import triton
+
+    if torch.version.cuda is None or torch.cuda.get_device_capability()[0] != 9:
+        return ""
+    if not "3.4" <= TorchVersion(triton.__version__) < "3.7.1":
+        return ""
+    return f"Triton {triton.__version__} compiles its backward wrongly for Hopper GPUs, 3.7.1 or later does not"
+
+
+@torch.compiler.assume_constant_result
+def _fastest_on_cuda(dtype: torch.dtype, gradients: bool) -> str:
+    kernels = LINEAR["fla"]
+    reason = _import_error(kernels.module, kernels.function) or kernels.refusal(torch.device("cuda"), dtype)
+    if not reason and gradients:
+        reason = _fla_backward_fault()
+    if not reason:
+        return "fla"
+    _say_once(f"gpt.linear_backend=auto: linear attention is `chunked` PyTorch on this GPU instead of fla's kernels ({reason}). "
+              "requirements-cuda.txt says how to install those; gpt.linear_backend=chunked asks for the former and is silent")
+    return "chunked"
+
+
+@functools.cache
+def _import_error(module: str, function: str) -> str:
+    """Why `function` of an optional package cannot be had, or ""."""
+    try:
+        getattr(importlib.import_module(module), function)
+    except (ImportError, OSError, RuntimeError, AttributeError) as e:  # absent, or made for another torch, Triton or CUDA
+        return f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else 'no reason given'}"
+    return ""
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    warnings.warn(message, stacklevel=2)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
