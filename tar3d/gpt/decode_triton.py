@@ -42,8 +42,9 @@ MOST_ROWS_SUMMED, SUM_OUTPUTS, SUM_WARPS = 4, 8, 4
 # Tensor cores: their smallest tile where outputs are few, a larger one, which reads x less often, from DOT_MANY outputs on.
 DOT_WIDTH, DOT_WARPS, DOT_STAGES, DOT_MOST_ROWS = 128, 4, 4, 64
 DOT_OUTPUTS, DOT_OUTPUTS_MANY, DOT_MANY = 16, 32, 2048
-# Attention: slots that a program takes at once, and the number of programs to aim at, which is about what 132 SMs hold.
-ATTEND_SLOTS, ATTEND_PROGRAMS, ATTEND_STAGES = 64, 512, 3
+# Attention: slots that a program takes at once, and the number of programs to aim at: 132 SMs hold 3 each of 150 registers. Where
+# that is not enough for the heads, a few splits keep the last programs from running alone.
+ATTEND_SLOTS, ATTEND_PROGRAMS, ATTEND_LEAST_SPLITS, ATTEND_STAGES = 64, 384, 4, 3
 OPTIONS = {"enable_fp_fusion": True}  # a product and its sum as one instruction; no longer Triton's default from 3.10 on
 
 
@@ -100,7 +101,7 @@ def full_attend(projected: Tensor, cos: Tensor, sin: Tensor, qk_gain: Tensor, ke
         if valid.dtype != torch.bool or valid.shape not in ((B, 1, 1, C), (1, 1, 1, C)):
             raise ValueError(f"valid must be ({B} or 1, 1, 1, {C}) bool, got {tuple(valid.shape)} {valid.dtype}")
         _check(valid)
-    splits = min(triton.cdiv(window, ATTEND_SLOTS), max(1, ATTEND_PROGRAMS // (B * H)))
+    splits = min(triton.cdiv(window, ATTEND_SLOTS), max(ATTEND_LEAST_SPLITS, ATTEND_PROGRAMS // (B * H)))
     partial = torch.empty(B * H, splits, d, dtype=torch.float32, device=keys.device)
     scores = torch.empty(B * H, splits, 2, dtype=torch.float32, device=keys.device)  # the highest, sum of the weights
     out = torch.empty(B, H * d, dtype=keys.dtype, device=keys.device)

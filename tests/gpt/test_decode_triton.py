@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from torch import Tensor
@@ -139,13 +140,19 @@ INTERPRETED = {
 def interpret() -> dict[str, list[float]]:
     from tar3d.gpt import decode_triton
 
-    decode_triton.ATTEND_SLOTS, decode_triton.ATTEND_PROGRAMS = 16, 8  # two splits of four heads, of several blocks each
+    decode_triton.ATTEND_SLOTS, decode_triton.ATTEND_LEAST_SPLITS, decode_triton.ATTEND_PROGRAMS = 16, 1, 8  # two splits
     return {name: errors(decode_triton, Drawn(dtype), *sizes) for name, (errors, dtype, sizes) in INTERPRETED.items()}
+
+
+def version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".")[:2])
 
 
 @pytest.fixture(scope="module")
 def interpreted() -> dict[str, list[float]]:
-    pytest.importorskip("triton")
+    triton = pytest.importorskip("triton")
+    if version(triton.__version__) < (3, 7) and version(numpy.__version__) >= (2, 4):
+        pytest.skip("the interpreter of this Triton cannot take the end of a loop from memory with this numpy")
     env = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     result = subprocess.run([sys.executable, __file__], env=env, capture_output=True, text=True, timeout=200, check=False)
     assert result.returncode == 0, result.stderr
@@ -281,7 +288,7 @@ def gpu(kernels):
 @pytest.mark.parametrize("dtype", GPU_BOUNDS, ids=str)
 def test_on_a_gpu_linear(gpu, dtype, B):
     drawn = Drawn(dtype, "cuda")
-    for D, N in ((1024, 4096), (1024, 2752), (2752, 1024), (1280, 1280)):
+    for D, N in ((1024, 4096), (1024, 2752), (2752, 1024), (1280, 1280), (997, 77)):
         errors = linear_errors(gpu, drawn, B, D, N)
         assert all(found <= GPU_BOUNDS[dtype] for found in errors), (D, N, errors)
 
