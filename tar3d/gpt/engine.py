@@ -109,6 +109,8 @@ class Engine:
         self.graphed = self.device.type == "cuda"
         self.static = self.graphed or backend == "compiled"
         self.window = max(MIN_WINDOW, -(-self.capacity // MAX_GRAPHS)) if self.static else 1
+        if backend == "triton":
+            self.window = self.capacity  # its kernels look at what is filled, whatever the window: one graph does
         self._ops = _operations(self.backend, self.device)
         layers = _layer_functions(self._ops)
         if backend == "compiled":
