@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tar3d.config import GPTConfig, SamplingConfig
 from tar3d.contracts import Condition
@@ -169,12 +170,49 @@ def test_bfloat16_scores_stay_close_to_float32_over_a_whole_sequence():
     assert (hidden[0] - hidden[1]).norm() < 0.05 * hidden[0].norm()
 
 
-@pytest.mark.parametrize("scale", [1.0, 2.0])
-def test_compiled_layers_with_windows_and_masks_are_the_plain_decoding(scale, monkeypatch):
-    monkeypatch.setattr("tar3d.gpt.engine.MIN_WINDOW", 8)
-    engine = Engine(_gpt(), "compiled")
-    assert engine.static and {engine.window_for(i) for i in range(1, engine.capacity + 1)} == {8, 16, 24, 31}
-    _assert_same(_gpt(), _condition(RAGGED), SamplingConfig(cfg_scale=scale), engine=engine)
+def _static(gpt: GPT, backend: str = "plain") -> Engine:
+    """An engine with the windows and masks that CUDA graphs need."""
+    engine = Engine(gpt, backend)
+    engine.static, engine.window = True, 8
+    return engine
+
+
+@pytest.mark.parametrize("lengths", [(P, P), RAGGED], ids=["full", "ragged"])
+@pytest.mark.parametrize("n", [1, 3])
+def test_windows_of_few_sizes_are_the_plain_decoding(n, lengths):
+    gpt = _gpt(tokens_per_step=n)
+    engine = _static(gpt)
+    assert {engine.window_for(i) for i in range(1, engine.capacity + 1)} == ({8, 16, 24, 31} if n == 1 else {8, 13})
+    _assert_same(gpt, _condition(lengths), SamplingConfig(cfg_scale=2.0), engine=engine)
+
+
+def test_compiled_layers_are_the_plain_decoding():
+    gpt = _gpt(num_layers=2, layer_pattern="LF")
+    _assert_same(gpt, _condition(RAGGED), SamplingConfig(cfg_scale=2.0), engine=_static(gpt, "compiled"))
+
+
+class _NoHostReads(TorchDispatchMode):
+    """Fails on what makes a GPU wait for the host, or the host for a GPU, and would break the capture of a graph."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero", "masked_select", "unique"), name
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_step_reads_nothing_back_to_the_host(n):
+    gpt = _gpt(sketch_dim=3, tokens_per_step=n)
+    engine, codes = _static(gpt), torch.randn(V, 3)
+    sampling = SamplingConfig(cfg_scale=2.0, top_k=9, top_p=0.9, min_p=0.01, sketch_scale=1.0)
+    engine.run(_condition(RAGGED), sampling, uniform_draws([0, 1, 2], T), codes)
+    with torch.inference_mode():
+        engine._fill(_condition(RAGGED), uniform_draws([0, 1, 2], T))
+        with _NoHostReads():
+            for _ in range(3):
+                engine.take_step(engine.window_for(P + 3))
+        with pytest.raises(AssertionError, match="_local_scalar_dense"), _NoHostReads():
+            engine.buffers.step.item()
 
 
 def test_refusals():
