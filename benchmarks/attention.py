@@ -51,18 +51,15 @@ LONGEST_REFERENCE = {"cpu": PREFIX + 3072, "cuda": 6912}  # it holds several T x
 
 
 def compare(length: int, backward: bool, device: torch.device) -> dict[str, Work | str]:
-    works = {}
-    for form in FORMS if device.type == "cuda" else ON_CPU:
-        if form != "reference" or length <= LONGEST_REFERENCE[device.type]:
-            try:
-                works[form] = one(form, length, backward, device)
-            except ValueError as e:
-                works[form] = str(e)
-    return works
+    return {form: one(form, length, backward, device) for form in FORMS if device.type in _devices(form, length)}
 
 
-def one(form: str, length: int, backward: bool, device: torch.device) -> Work:
-    attend, dtype = FORMS[form](), torch.bfloat16 if device.type == "cuda" else torch.float32
+def one(form: str, length: int, backward: bool, device: torch.device) -> Work | str:
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    try:
+        attend = FORMS[form]()
+    except ValueError as e:
+        return str(e)
     q, k, v, gradient = torch.randn(4, BATCH, HEADS, length, HEAD_DIM, device=device, dtype=dtype).unbind()
     inputs = [x.requires_grad_(backward) for x in (q, k, v)]
     slopes = linear_attention.layer_slopes(HEADS, 6, HEADS).to(device)  # of a layer in the middle
@@ -105,10 +102,14 @@ def _blocks(pattern: str, length: int, device: torch.device) -> Work:
                 flops=3 * 2 * BATCH * length * (matrices + attention))
 
 
-def _memory(form: str, length: int, size: str = "full") -> Case:
-    devices = tuple(kind for kind in ("cpu", "cuda") if (kind == "cuda" or form in ON_CPU)
-                    and (form != "reference" or length <= LONGEST_REFERENCE[kind]))
-    return Case(f"memory_{length}_{form}", size, "positions", partial(one, form, length, True), repeats=1, devices=devices)
+def _devices(form: str, length: int) -> tuple[str, ...]:
+    return tuple(kind for kind in ("cpu", "cuda") if (kind == "cuda" or form in ON_CPU)
+                 and (form != "reference" or length <= LONGEST_REFERENCE[kind]))
+
+
+def _memory(form: str, length: int) -> Case:
+    return Case(f"memory_{length}_{form}", "full", "positions", partial(one, form, length, True), repeats=1,
+                devices=_devices(form, length))
 
 
 def _timed(kind: str, length: int, size: str = "full") -> Case:
@@ -118,7 +119,7 @@ def _timed(kind: str, length: int, size: str = "full") -> Case:
 CASES = (
     *(_timed(kind, length) for length in LENGTHS for kind in ("backward", "forward")),
     Case("blocks", "full", "positions", partial(blocks, PREFIX + 3072), repeats=2),
-    *(_memory(form, length) for length in LENGTHS for form in FORMS),
+    *(_memory(form, length) for form in FORMS for length in LENGTHS),
     *(_timed(kind, TINY_LENGTH, "tiny") for kind in ("forward", "backward")),
     Case("blocks", "tiny", "positions", partial(blocks, TINY_LENGTH), repeats=3),
 )

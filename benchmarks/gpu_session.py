@@ -52,13 +52,15 @@ class Outcome:
 
 def run_part(name: str, out: Path, device: str, quick: bool, code: str, seconds: float) -> Outcome:
     """Runs a part for at most so many seconds; what an earlier run left of it in `out` goes."""
-    _report(out, name).unlink(missing_ok=True)
+    target = _report(out, name)
+    target.unlink(missing_ok=True)
+    target = target.relative_to(ROOT) if target.is_relative_to(ROOT) else target  # the records name it
     if name == "tests":
-        arguments = ["-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", *TESTS, f"--junitxml={_report(out, name)}"]
+        arguments = ["-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", *TESTS, f"--junitxml={target}"]
     else:
         budget = max(seconds - GRACE_SECONDS, 1)
         arguments = ["-m", "benchmarks.run", "--suite", name, "--device", device, "--budget", f"{budget:.0f}",
-                     "--limit", f"{CASE_SHARE * budget:.0f}", "--commit", code, "--out", str(_report(out, name))]
+                     "--limit", f"{CASE_SHARE * budget:.0f}", "--commit", code, "--out", str(target)]
         arguments += ["--size", "tiny", "--repeats", "1"] if quick else []
     start = time.perf_counter()
     with open(out / "tests.log" if name == "tests" else os.devnull, "w", encoding="utf-8") as log:

@@ -52,14 +52,14 @@ class Work:
 class Case:
     """`build(device)` makes the models and inputs, untimed. `repeats` and `warmup` suit the CPU; `--repeats` overrides.
 
-    It gives one work, or several by name that are compared, the first being the baseline. A name with words instead of a work
-    is one that this machine cannot run, and why.
+    It gives one work, or several by name that are compared, the first being the baseline. Words instead of a work say why this
+    machine cannot run it.
     """
 
     name: str
     size: str
     unit: str  # what the rate counts, in the plural
-    build: Callable[[torch.device], Work | dict[str, Work | str]]
+    build: Callable[[torch.device], Work | str | dict[str, Work | str]]
     repeats: int = 3
     warmup: int = 1
     devices: tuple[str, ...] = ("cpu", "cuda")
@@ -99,7 +99,7 @@ def measure(case: Case, device: torch.device, repeats: int | None = None) -> lis
     once in a fresh process. Of several works in one process nobody can tell, and they are None.
     """
     built = case.build(device)
-    alone = isinstance(built, Work)
+    alone = not isinstance(built, dict)
     variants = {"": built} if alone else built
     refused = {name: {"left_out": work} for name, work in variants.items() if isinstance(work, str)}
     for name, work in variants.items():
@@ -112,7 +112,9 @@ def measure(case: Case, device: torch.device, repeats: int | None = None) -> lis
         except Exception as e:  # whatever a kernel library raises: what it is compared with goes on without it
             if alone:
                 raise
-            refused[name] = {"error": f"{type(e).__name__}: {e}".splitlines()[0]}
+            # A ValueError is this project's way to say that it cannot, the rest is a failure.
+            refused[name] = {"left_out": str(e)} if isinstance(e, ValueError) else {
+                "error": f"{type(e).__name__}: {e}".splitlines()[0]}
     works = {name: work for name, work in variants.items() if name not in refused}
     seconds, notes = {name: [] for name in works}, {}
     for _ in range(repeats or case.repeats):

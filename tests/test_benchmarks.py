@@ -121,12 +121,17 @@ def test_variants_run_in_turn_and_are_compared_pair_by_pair(clock):
 
 
 def test_a_variant_that_fails_takes_no_other_with_it(clock):
-    def fail() -> None:
-        raise RuntimeError("no kernel\nfor this GPU")
+    def fail(error: Exception) -> Work:
+        def call() -> None:
+            raise error
 
-    works = {"good": clock.work([], "good", [1, 1, 1, 1]), "bad": Work(fail, 1, "float32")}
-    good, bad = measure.measure(Case("race", "tiny", "laps", lambda device: works), CPU)
+        return Work(call, 1, "float32")
+
+    works = {"good": clock.work([], "good", [1, 1, 1, 1]), "bad": fail(RuntimeError("no kernel\nfor this GPU")),
+             "refused": fail(ValueError("it runs on CUDA only"))}
+    good, bad, refused = measure.measure(Case("race", "tiny", "laps", lambda device: works), CPU)
     assert bad["error"] == "RuntimeError: no kernel" and good["speedup"]["median"] == 1
+    assert refused["left_out"] == "it runs on CUDA only"
     with pytest.raises(RuntimeError, match="no kernel"):
         measure.measure(Case("alone", "tiny", "laps", lambda device: works["bad"]), CPU)
 
@@ -168,6 +173,11 @@ def test_decoding_starts_at_the_position_each_time():
         assert engine.buffers.step.item() == engine.config.num_steps - 1, "the last tokens are drawn"
         assert engine.buffers.slot.item() == engine.capacity
     assert work.items == 2 * 4 and work.settings["position"] == 43
+    engine = _engine()
+    engine.static = True  # as on CUDA: one window, and a mask over it
+    decode.from_position(engine, "GPT-tiny", 1, 10).call()
+    assert engine.window_for(1) == engine.capacity
+    assert engine.buffers.valid[0, 0, 0].tolist() == [True] * (5 + 10 + 4) + [False] * (engine.capacity - 19)
     cell = decode.from_position(_engine(tokens_per_step=3), "GPT-tiny", 1, 10)
     cell.call()
     assert cell.items == 12 and cell.settings["position"] == 9
@@ -209,6 +219,15 @@ def test_attention_forms_are_counted_alike():
         work.call()
     assert works["sdpa"].flops == 3 * 2 * 2 * 12 * 64 * (32 * 33 / 2), "two products of half a square"
     assert set(attention.compare(attention.LONGEST_REFERENCE["cpu"] + 1, False, CPU)) == {"sdpa", "chunked"}
+
+
+def test_a_form_that_is_not_installed_is_left_out(monkeypatch):
+    def absent():
+        raise ValueError("the package is absent")
+
+    monkeypatch.setitem(attention.FORMS, "chunked", absent)
+    case = Case("alone", "tiny", "positions", lambda device: attention.one("chunked", 8, False, device))
+    assert measure.measure(case, CPU) == [{"case": "tiny/alone", "variant": "", "left_out": "the package is absent"}]
 
 
 def growth_report() -> dict:
