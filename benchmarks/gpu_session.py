@@ -37,7 +37,7 @@ TESTS = ["tests/gpt"]
 PACKAGES = ("triton", "flash-linear-attention", "fla-core", "lightning-attn", "flash-attn", "xformers")
 SUMMARY_SECONDS = 3.0  # kept for the last words
 CASE_SHARE = 0.4  # of a suite's time, the most for one case: one that hangs leaves something to the others
-GRACE_SECONDS = 5.0  # for a suite to write down what it left out, after its own budget
+GRACE_SECONDS = 4.0  # for a suite to write down what it left out after its own budget, and for a part that is interrupted
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ def run_part(name: str, out: Path, device: str, quick: bool, code: str, seconds:
     target.unlink(missing_ok=True)
     target = target.relative_to(ROOT) if target.is_relative_to(ROOT) else target  # the records name it
     if name == "tests":
-        arguments = ["-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", *TESTS, f"--junitxml={target}"]
+        arguments = ["-m", "pytest", "-m", "gpu", "-v", "-p", "no:cacheprovider", *TESTS, f"--junitxml={target}"]
     else:
-        budget = max(seconds - GRACE_SECONDS, 1)
+        budget = max(seconds - 2 * GRACE_SECONDS, 1)
         arguments = ["-m", "benchmarks.run", "--suite", name, "--device", device, "--budget", f"{budget:.0f}",
                      "--limit", f"{CASE_SHARE * budget:.0f}", "--commit", code, "--out", str(target)]
         arguments += ["--size", "tiny", "--repeats", "1"] if quick else []
@@ -68,12 +68,21 @@ def run_part(name: str, out: Path, device: str, quick: bool, code: str, seconds:
         process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stdout=log, stderr=subprocess.PIPE, text=True,
                                    start_new_session=True)
         try:
-            complaint = process.communicate(timeout=seconds)[1]
+            complaint = process.communicate(timeout=max(seconds - GRACE_SECONDS, 0.1))[1]
             status = process.returncode
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            complaint, status = process.communicate()[1], None
+            complaint, status = _stop(process), None
     return Outcome(["python", *arguments], status, time.perf_counter() - start, complaint.strip())
+
+
+def _stop(process: subprocess.Popen) -> str:
+    """Interrupts a part, which lets pytest write its report, and ends what does not heed it."""
+    os.killpg(process.pid, signal.SIGINT)
+    try:
+        return process.communicate(timeout=GRACE_SECONDS)[1]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        return process.communicate()[1]
 
 
 def summarise(out: Path, head: list[str], outcomes: dict[str, Outcome], waiting: list[str]) -> str:
