@@ -3,16 +3,19 @@
     python -m benchmarks.run
     python -m benchmarks.run --device cuda --repeats 10 --out benchmarks/results/NAME.json
 
-Every case runs in a process of its own, so its peak memory is its own. A case that fails or exceeds the limit is listed
-with the reason, the rest goes on, and the exit status is 1. No time is compared with anything. The weights are random,
-which changes no time but that of marching cubes (see benchmarks/stages.py). OMP_NUM_THREADS sets the threads. All cases
-take about 7 minutes on two CPU cores.
+Every case runs in a process of its own, so its peak memory is its own. What a case compares runs in one process, in turn. A case
+that fails or exceeds the limit is listed with the reason, the rest goes on, and the exit status is 1. The weights are
+random, which changes no time but that of marching cubes (see benchmarks/stages.py). OMP_NUM_THREADS sets the threads. How long
+the suites take: docs/speed.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
+import shlex
+import statistics
 import subprocess
 import sys
 import time
@@ -22,44 +25,64 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import evaluation, stages
 from benchmarks.measure import SIZES, Case, measure
 from tar3d.runtime import choose_device, describe_machine, positive_int
 
-SUITES: dict[str, tuple[Case, ...]] = {"stages": stages.CASES, "evaluation": evaluation.CASES}  # a further one: a file, a line
+# A module of this folder each, with its CASES, the most valuable first. Loaded when asked for: they need different packages.
+SUITES = ("stages", "evaluation", "decode", "attention")
 ROOT = Path(__file__).resolve().parents[1]
 CASE_LIMIT = 600.0  # seconds
+LEAST_SECONDS = 5.0  # left of a budget, with which no further case is started
 
 
 def run_suite(suite: str, size: str, device: torch.device, *, repeats: int | None = None, only: str = "",
-              limit: float = CASE_LIMIT, progress: Callable[[str], None] | None = None) -> dict[str, object]:
+              limit: float = CASE_LIMIT, budget: float | None = None, progress: Callable[[str], None] | None = None,
+              save: Callable[[dict], None] | None = None) -> dict[str, object]:
     """Measures the cases of a suite whose id contains `only`; the result is what is written as JSON.
 
-    `progress` gets one line as each case starts. A case that failed has "error" instead of figures.
+    `progress` gets one line as each case starts, `save` the result so far as each ends. A case that failed has "error" instead
+    of figures; one for which the `budget` in seconds was too short has "left_out".
     """
+    start = time.perf_counter()
     cases = select_cases(suite, size, device, only)
-    records = []
+    report = {"suite": suite, "size": size, "device": str(device), "date": datetime.now(UTC).isoformat(timespec="seconds"),
+              "threads": torch.get_num_threads(), "weights": "random", **describe_machine(device),
+              "command": shlex.join(["python", "-m", "benchmarks.run", *sys.argv[1:]]), "cases": []}
     for number, case in enumerate(cases, start=1):
+        left = None if budget is None else budget - (time.perf_counter() - start)
+        if left is not None and left < LEAST_SECONDS:
+            report["cases"].append({"case": case.id, "left_out": f"the {budget:.0f} s for this suite were over"})
+            continue
         if progress:
             progress(f"{number}/{len(cases)} {suite} {case.id}")
-        records.append(_measure_apart(suite, case, device, repeats, limit))
-    return {"suite": suite, "size": size, "device": str(device), "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "threads": torch.get_num_threads(), "weights": "random", **describe_machine(device), "arguments": sys.argv[1:],
-            "cases": records}
+        if left is not None and left < limit:
+            records = _measure_apart(suite, case, device, repeats, left)
+            if "error" in records[0] and time.perf_counter() - start >= budget:
+                records = [{"case": case.id, "left_out": f"stopped when the {budget:.0f} s for this suite were over"}]
+        else:
+            records = _measure_apart(suite, case, device, repeats, limit)
+        report["cases"] += records
+        if save:
+            save(report)
+    return report
 
 
 def select_cases(suite: str, size: str, device: torch.device, only: str = "") -> list[Case]:
     if suite not in SUITES:
         raise ValueError(f"there is no suite {suite!r}; there are {', '.join(SUITES)}")
+    try:
+        there = importlib.import_module(f"benchmarks.{suite}").CASES
+    except ImportError as e:
+        raise ValueError(f"suite {suite} cannot be loaded here: {e}") from e
     sizes = SIZES if size == "all" else (size,)
-    cases = [c for c in SUITES[suite] if c.size in sizes and device.type in c.devices and only in c.id]
+    cases = [c for c in there if c.size in sizes and device.type in c.devices and only in c.id]
     if not cases:
         raise ValueError(f"suite {suite} has no case of size {size} for {device.type} whose name contains {only!r}; "
-                         f"it has {', '.join(c.id for c in SUITES[suite])}")
+                         f"it has {', '.join(c.id for c in there)}")
     return cases
 
 
-def _measure_apart(suite: str, case: Case, device: torch.device, repeats: int | None, limit: float) -> dict[str, object]:
+def _measure_apart(suite: str, case: Case, device: torch.device, repeats: int | None, limit: float) -> list[dict[str, object]]:
     command = [sys.executable, "-m", "benchmarks.run", "--suite", suite, "--case", case.id, "--device", str(device)]
     if repeats is not None:
         command += ["--repeats", str(repeats)]
@@ -67,34 +90,56 @@ def _measure_apart(suite: str, case: Case, device: torch.device, repeats: int | 
     try:
         result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit, check=False)
     except subprocess.TimeoutExpired:
-        return {"case": case.id, "error": f"stopped after {limit:.0f} s"}
+        return [{"case": case.id, "error": f"stopped after {limit:.0f} s"}]
     if result.returncode:
         reason = result.stderr.strip().splitlines() or [f"exit status {result.returncode}"]
-        return {"case": case.id, "error": reason[-1]}
-    return json.loads(result.stdout) | {"process_seconds": round(time.perf_counter() - start, 2)}
+        return [{"case": case.id, "error": reason[-1]}]
+    whole = {"process_seconds": round(time.perf_counter() - start, 2)}
+    return [record | whole for record in json.loads(result.stdout)]
 
 
 def table(report: dict) -> str:
-    """The report for people, in lines of at most about 130 characters."""
+    """The report for people, in lines of about 130 characters."""
+    records = report["cases"]
     lines = [f"{report['suite']}: {report['machine']}, {report['device']}, {report['threads']} threads, torch {report['torch']}, "
-             f"commit {report['commit']}, {report['date']}, {report['weights']} weights",
-             f"{'case':<28}{'median s':>10}{'min s':>10}{'rate':>18}{'ms/item':>10}{'MiB':>8}{'GPU MiB':>9}  {'dtype':<10} batch"]
-    for r in report["cases"]:
-        if "error" in r:
-            lines.append(f"{r['case']:<28}failed: {r['error']}")
+             f"commit {report['commit']}, {report['date']}, {report['weights']} weights", *_limits(records)]
+    width = max(len(_label(r)) for r in records) + 2
+    lines.append(f"{'case':<{width}}{'median s':>9}{'rate':>20}{'ms/item':>9}{'of limit':>9}"
+                 f"{'speedup (min-max)':>19}{'MiB':>7}{'GPU MiB':>8}  {'dtype':<10} batch")
+    for r in records:
+        if "error" in r or "left_out" in r:
+            lines.append(f"{_label(r):<{width}}" + (f"failed: {r['error']}" if "error" in r else f"left out: {r['left_out']}"))
             continue
-        gpu = "" if r["peak_gpu_mib"] is None else f"{r['peak_gpu_mib']:.0f}"
-        resident = "" if r["peak_resident_mib"] is None else f"{r['peak_resident_mib']:.0f}"
-        rate = f"{r['per_second']:.3g} {r['unit']}/s"
-        lines.append(f"{r['case']:<28}{r['median_seconds']:>10.3f}{r['min_seconds']:>10.3f}{rate:>18}{r['ms_per_item']:>10.2f}{resident:>8}"
-                     f"{gpu:>9}  {r['dtype']:<10} {r['settings'].get('batch', '')}")
-    reduced = [f"  {r['case']}: {r['reduced']}" for r in report["cases"] if r.get("reduced")]
-    return "\n".join([*lines, *(["reduced:", *reduced] if reduced else [])])
+        resident, gpu = ("" if r[key] is None else f"{r[key]:.0f}" for key in ("peak_resident_mib", "peak_gpu_mib"))
+        rate = f"{r['per_second']:{',.0f' if r['per_second'] >= 100 else '.3g'}} {r['unit']}/s"
+        limit = f"{r['fraction']:.0%}" if "fraction" in r else ""
+        speedup = "{median:.2f} ({min:.2f}-{max:.2f})".format(**r["speedup"]) if "speedup" in r else ""
+        lines.append(f"{_label(r):<{width}}{r['median_seconds']:>9.3g}{rate:>20}{r['ms_per_item']:>9.3g}{limit:>9}"
+                     f"{speedup:>19}{resident:>7}{gpu:>8}  {r['dtype']:<10} {r['settings'].get('batch', '')}")
+    reduced = [f"  {_label(r)}: {r['reduced']}" for r in records if r.get("reduced")]
+    goals = [f"  {_label(r)}: {r['goal_seconds']:g} s {'' if r['median_seconds'] <= r['goal_seconds'] else 'not '}reached, "
+             f"{r['median_seconds']:.3g} s" for r in records if r.get("goal_seconds")]
+    return "\n".join([*lines, *(["reduced:", *reduced] if reduced else []), *(["goals:", *goals] if goals else [])])
+
+
+def _limits(records: list[dict]) -> list[str]:
+    """A line a dtype: the ceilings that its cases saw, at the median."""
+    lines = []
+    for dtype in dict.fromkeys(r["dtype"] for r in records if "ceilings" in r):
+        seen = [r["ceilings"] for r in records if "ceilings" in r and r["dtype"] == dtype]
+        best = {key: statistics.median(c[key] for c in seen) / 1e9 for key in seen[0]}
+        lines.append("limits ({}): copy {copy_bytes_per_second:.3g} GB/s, sum {sum_bytes_per_second:.3g} GB/s, matrix-vector "
+                     "{product_bytes_per_second:.3g} GB/s, matrix product {flops_per_second:.3g} GFLOP/s".format(dtype, **best))
+    return lines
+
+
+def _label(record: dict) -> str:
+    return f"{record['case']} {record['variant']}" if record.get("variant") else record["case"]
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", choices=list(SUITES), default="stages", help="default: %(default)s")
+    parser.add_argument("--suite", choices=SUITES, default="stages", help="default: %(default)s")
     parser.add_argument("--size", choices=[*SIZES, "all"], default="all",
                         help="the shipped configs, those of the paper, or both (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
@@ -102,8 +147,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=positive_int, help="timed calls of each case (default: the case's own, 1 to 10)")
     parser.add_argument("--limit", type=float, default=CASE_LIMIT,
                         help="seconds after which a case is given up (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="also write the JSON to this file")
-    parser.add_argument("--case", metavar="ID", help="measure this one case in the present process and print its record alone")
+    parser.add_argument("--budget", type=float, metavar="SECONDS",
+                        help="of the whole suite: cases for which no time is left are listed as left out (default: none)")
+    parser.add_argument("--commit", help="of the code, where git cannot tell (default: what git says)")
+    parser.add_argument("--out", type=Path, help="also write the JSON to this file, anew after every case")
+    parser.add_argument("--case", metavar="ID", help="measure this one case in the present process and print its records alone")
     return parser.parse_args(argv)
 
 
@@ -118,17 +166,24 @@ def main(argv: list[str] | None = None) -> int:
             print(json.dumps(measure(case, device, args.repeats)))
             return 0
         report = run_suite(args.suite, args.size, device, repeats=args.repeats, only=args.only, limit=args.limit,
+                           budget=args.budget, save=lambda report: _write(report, args),
                            progress=lambda line: print(line, file=sys.stderr, flush=True))
     except ValueError as e:
         print(e, file=sys.stderr)
         return 2
-    text = json.dumps(report, indent=1)
-    print(text)
+    print(_write(report, args))
     print(table(report), file=sys.stderr)
+    return 1 if any("error" in r for r in report["cases"]) else 0
+
+
+def _write(report: dict, args: argparse.Namespace) -> str:
+    if args.commit:
+        report["commit"] = args.commit
+    text = json.dumps(report, indent=1)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(text + "\n", encoding="utf-8")
-    return 1 if any("error" in r for r in report["cases"]) else 0
+    return text
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-"""Fixtures that several folders share: meshes of primitive shapes, and a small data set made from them."""
+"""Fixtures that several folders share: meshes of primitive shapes, and a small data set made from them.
+
+Packages for meshes are loaded by the fixtures: the tests of the GPT run where there are none.
+"""
 
 from pathlib import Path
 
 import pytest
 import torch
-import trimesh
 
 from tar3d.config import SampleConfig, ViewConfig
-from tar3d.data.make_samples import make_samples
 
 SAMPLES = SampleConfig(surface_points=200, volume_points=300, near_points=100)
 VIEWS = ViewConfig(count=2, size=32)
@@ -15,6 +16,8 @@ VIEWS = ViewConfig(count=2, size=32)
 
 def write_meshes(folder: Path) -> Path:
     """Six shapes in nested folders, two of them with one stem."""
+    import trimesh
+
     shapes = {"box.obj": trimesh.creation.box((1, 0.6, 0.4)), "ball.glb": trimesh.creation.icosphere(2),
               "ball.obj": trimesh.creation.icosphere(1), "more/tube.ply": trimesh.creation.cylinder(0.4, 1.0),
               "more/deep/ring.off": trimesh.creation.torus(0.7, 0.25), "more/pill.stl": trimesh.creation.capsule(1.0, 0.4)}
@@ -33,6 +36,8 @@ def meshes(tmp_path) -> Path:
 @pytest.fixture(scope="session")
 def samples(tmp_path_factory) -> Path:
     """A data set folder with samples, two views a shape and splits; read only."""
+    from tar3d.data.make_samples import make_samples
+
     root = tmp_path_factory.mktemp("data")
     make_samples(write_meshes(root / "given"), root / "set", SAMPLES, views=VIEWS)
     return root / "set"

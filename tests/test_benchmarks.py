@@ -1,19 +1,59 @@
-"""The benchmarks: a case runs in its own process and gives a whole record."""
+"""The benchmarks: a case runs in its own process and gives whole records; ratios, rooflines, tables and the figure are right."""
 
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from benchmarks.run import SUITES, main, table
+from benchmarks import attention, decode, gpu_session, measure, plot
+from benchmarks.measure import Case, Ceilings, Work, roofline
+from benchmarks.run import SUITES, main, run_suite, select_cases, table
+from tar3d.config import GPTConfig, gpt_config
+from tar3d.gpt.engine import Engine
+from tar3d.gpt.model import GPT
+
+CPU = torch.device("cpu")
+CEILINGS = Ceilings(copy_bytes_per_second=50.0, sum_bytes_per_second=100.0, product_bytes_per_second=80.0,
+                    flops_per_second=1000.0)
+
+
+class Clock:
+    """Stands where the module `time` does; a work moves it on."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def work(self, log: list[str], name: str, seconds: list[float], **fields) -> Work:
+        """Takes the next of `seconds` at each call; the first is the warm-up's."""
+        left = iter(seconds)
+
+        def call() -> None:
+            log.append(name)
+            self.now += next(left)
+
+        return Work(call, dtype="float32", **{"items": 1, **fields})
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(measure, "time", clock)
+    monkeypatch.setattr(measure, "measure_ceilings", lambda device, dtype: CEILINGS)
+    return clock
 
 
 def test_a_case_gives_json_and_a_table(tmp_path, capsys):
     out = tmp_path / "results" / "one.json"
-    status = main(["--only", "tiny/decode", "--repeats", "2", "--out", str(out)])
+    status = main(["--only", "tiny/decode", "--repeats", "2", "--commit", "abc", "--out", str(out)])
     printed = capsys.readouterr()
     report = json.loads(printed.out)
-    assert status == 0 and json.loads(out.read_text()) == report
-    assert {"suite", "date", "threads", "arguments", "machine", "torch", "python", "commit", "weights"} <= set(report)
+    assert status == 0 and json.loads(out.read_text()) == report and report["commit"] == "abc"
+    assert {"suite", "date", "threads", "command", "machine", "torch", "python", "commit", "weights"} <= set(report)
     (record,) = report["cases"]
     assert (record["case"], record["dtype"], record["unit"]) == ("tiny/decode", "float32", "shapes") and record["threads"] >= 1
     assert len(record["seconds"]) == record["repeats"] == 2 and record["warmup"] >= 1
@@ -29,12 +69,223 @@ def test_a_failing_case_is_listed_and_the_rest_goes_on(capsys):
     assert status == 1 and record == {"case": "tiny/encode", "error": "stopped after 0 s"}
 
 
+def test_cases_without_time_are_left_out(monkeypatch):
+    clock, limits, saved = Clock(), [], []
+
+    def measure_apart(suite, case, device, repeats, limit) -> list[dict]:
+        limits.append(limit)
+        clock.now += min(limit, 7.0)
+        return [{"case": case.id, "error": "stopped"}]
+
+    monkeypatch.setattr("benchmarks.run.time", clock)
+    monkeypatch.setattr("benchmarks.run._measure_apart", measure_apart)
+    report = run_suite("stages", "tiny", CPU, limit=10.0, budget=19.5, save=lambda report: saved.append(len(report["cases"])))
+    first, second, third, *others = report["cases"]
+    assert limits == [10, 10, 5.5] and saved == [1, 2, 3]
+    assert first["error"] == second["error"] == "stopped"
+    assert third["left_out"] == "stopped when the 20 s for this suite were over"
+    assert others and all(r["left_out"] == "the 20 s for this suite were over" for r in others)
+    assert "tiny/train_gpt" in table(report) and "left out: the 20 s" in table(report)
+
+
 def test_wrong_arguments_say_what_there_is(capsys):
     assert main(["--only", "tiny/knit"]) == 2
     assert "tiny/encode" in capsys.readouterr().err
 
 
+def test_a_suite_that_lacks_a_package_says_so(monkeypatch):
+    monkeypatch.delitem(sys.modules, "benchmarks.evaluation", raising=False)
+    monkeypatch.setitem(sys.modules, "trimesh", None)
+    with pytest.raises(ValueError, match="suite evaluation cannot be loaded here: .*trimesh"):
+        select_cases("evaluation", "all", CPU)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("suite", SUITES)
-def test_case_names_are_unique(suite):
-    names = [case.id for case in SUITES[suite]]
+def test_case_names_are_unique(suite, device):
+    names = [case.id for case in select_cases(suite, "all", torch.device(device))]
     assert len(names) == len(set(names))
+
+
+def test_variants_run_in_turn_and_are_compared_pair_by_pair(clock):
+    log = []
+    works = {"slow": clock.work(log, "slow", [9, 2, 4, 6]), "fast": clock.work(log, "fast", [9, 1, 4, 2]),
+             "two": clock.work(log, "two", [9, 2, 2, 2], items=2), "absent": "is not installed"}
+    slow, fast, two, absent = measure.measure(Case("race", "tiny", "laps", lambda device: works), CPU)
+    assert log == ["slow", "fast", "two"] * 4
+    assert slow["variant"] == "slow" and slow["seconds"] == [2, 4, 6] and slow["peak_resident_mib"] is None
+    assert slow["speedup"] == {"median": 1, "min": 1, "max": 1}
+    assert fast["speedup"] == {"median": 2, "min": 1, "max": 3}
+    assert two["speedup"] == {"median": 4, "min": 2, "max": 6}, "by item, not by call"
+    assert absent == {"case": "tiny/race", "variant": "absent", "left_out": "is not installed"}
+
+
+def test_a_variant_that_fails_takes_no_other_with_it(clock):
+    def fail(error: Exception) -> Work:
+        def call() -> None:
+            raise error
+
+        return Work(call, 1, "float32")
+
+    works = {"good": clock.work([], "good", [1, 1, 1, 1]), "bad": fail(RuntimeError("no kernel\nfor this GPU")),
+             "refused": fail(ValueError("it runs on CUDA only"))}
+    good, bad, refused = measure.measure(Case("race", "tiny", "laps", lambda device: works), CPU)
+    assert bad["error"] == "RuntimeError: no kernel" and good["speedup"]["median"] == 1
+    assert refused["left_out"] == "it runs on CUDA only"
+    with pytest.raises(RuntimeError, match="no kernel"):
+        measure.measure(Case("alone", "tiny", "laps", lambda device: works["bad"]), CPU)
+
+
+@pytest.mark.parametrize("moved, flops, bound, least",
+                         [(300, 1000, "memory", 3), (100, 5000, "arithmetic", 5), (300, None, "memory", 3)])
+def test_roofline(moved, flops, bound, least):
+    work = Work(lambda: None, 1, "float32", bytes_moved=moved, flops=flops)
+    found = roofline(work, 10.0, CEILINGS)
+    assert (found["bound"], found["roofline_seconds"], found["fraction"]) == (bound, least, pytest.approx(least / 10))
+
+
+def test_the_ceilings_are_a_machine_s(monkeypatch):
+    monkeypatch.setattr(measure, "PROBE_SIZES", {"cpu": (1 << 20, 128, 1)})
+    found = measure.measure_ceilings.__wrapped__(CPU, torch.float32)
+    assert found.bytes_per_second >= found.copy_bytes_per_second > 1e8 and found.flops_per_second > 1e8
+
+
+def test_the_table_has_ratios_limits_and_goals(clock):
+    works = {"F": clock.work([], "F", [1, 4], bytes_moved=200, goal_seconds=3.0, settings={"batch": 8}),
+             "LLLF": clock.work([], "LLLF", [1, 2], bytes_moved=100, goal_seconds=3.0)}
+    records = measure.measure(Case("race", "full", "tokens", lambda device: works), CPU, repeats=1)
+    text = table({"suite": "decode", "machine": "m", "device": "cpu", "threads": 1, "torch": "2", "commit": "c", "date": "d",
+                  "weights": "random", "cases": [*records, {"case": "full/x", "error": "stopped"}]})
+    assert "matrix product 1e-06 GFLOP/s" in text and "full/race LLLF" in text and "2.00 (2.00-2.00)" in text and "50%" in text
+    assert "full/race F: 3 s not reached, 4 s" in text and "full/race LLLF: 3 s reached, 2 s" in text
+    assert "failed: stopped" in text and max(map(len, text.splitlines())) <= 130
+
+
+def _engine(**changes) -> Engine:
+    return Engine(GPT(gpt_config("GPT-tiny", num_layers=4, grid_size=4, condition_tokens=5, codebook_size=64, **changes)).eval())
+
+
+def test_decoding_starts_at_the_position_each_time():
+    engine = _engine()
+    work = decode.from_position(engine, "GPT-tiny", 2, None)
+    for _ in range(2):
+        work.call()
+        assert engine.buffers.step.item() == engine.config.num_steps - 1, "the last tokens are drawn"
+        assert engine.buffers.slot.item() == engine.capacity
+    assert work.items == 2 * 4 and work.settings["position"] == 43
+    engine = _engine()
+    engine.static = True  # as on CUDA: one window, and a mask over it
+    decode.from_position(engine, "GPT-tiny", 1, 10).call()
+    assert engine.window_for(1) == engine.capacity
+    assert engine.buffers.valid[0, 0, 0].tolist() == [True] * (5 + 10 + 4) + [False] * (engine.capacity - 19)
+    cell = decode.from_position(_engine(tokens_per_step=3), "GPT-tiny", 1, 10)
+    cell.call()
+    assert cell.items == 12 and cell.settings["position"] == 9
+
+
+def test_a_hybrid_keeps_a_quarter_of_the_keys_and_values():
+    sizes = {}
+    for pattern in decode.PATTERNS:
+        engine = _engine(layer_pattern=pattern)
+        engine.prepare(2, decode.SAMPLING)
+        sizes[pattern] = decode.memory_bytes(engine)
+    positions, rows, width, head_dim = 5 + 48 - 1, 4, 192, 64
+    assert sizes["F"] == {"kv_bytes": 4 * 2 * rows * width * positions * 4, "state_bytes": 0}
+    assert sizes["LLLF"]["kv_bytes"] * 4 == sizes["F"]["kv_bytes"] and sizes["L"]["kv_bytes"] == 0
+    assert sizes["L"]["state_bytes"] == 4 * rows * width * head_dim * 4
+
+
+def test_step_cost_counts_each_weight_and_slot_once():
+    config = GPTConfig(num_layers=1, width=32, num_heads=2, grid_size=2, codebook_size=8, condition_tokens=2, condition_width=4,
+                       layer_pattern="F")
+    matrices, gains = 4 * 32 * 32 + 3 * 32 * 128 + 8 * 32, 3 * 32 + 2 * 16
+    moved, flops = decode.step_cost(GPT(config), torch.bfloat16, rows=2, filled=9)
+    assert moved == 2 * matrices + 4 * gains + 2 * (2 * 32 * 10) * 2
+    assert flops == 2 * 2 * matrices + 4 * 2 * 32 * 10
+
+
+def test_the_engine_and_the_plain_decoding_are_given_the_same_work():
+    plain, engine = decode.plain_and_engine("GPT-tiny", decode.TINY_POSITION, CPU).values()
+    plain.call()
+    engine.call()
+    assert (plain.items, plain.bytes_moved, plain.flops) == (engine.items, engine.bytes_moved, engine.flops)
+    assert plain.settings.items() <= engine.settings.items()
+
+
+def test_attention_forms_are_counted_alike():
+    works = attention.compare(32, True, CPU)
+    assert list(works) == ["sdpa", "chunked", "reference"] and len({work.bytes_moved for work in works.values()}) == 1
+    for work in works.values():
+        work.call()
+    assert works["sdpa"].flops == 3 * 2 * 2 * 12 * 64 * (32 * 33 / 2), "two products of half a square"
+    assert set(attention.compare(attention.LONGEST_REFERENCE["cpu"] + 1, False, CPU)) == {"sdpa", "chunked"}
+
+
+def test_a_form_that_is_not_installed_is_left_out(monkeypatch):
+    def absent():
+        raise ValueError("the package is absent")
+
+    monkeypatch.setitem(attention.FORMS, "chunked", absent)
+    case = Case("alone", "tiny", "positions", lambda device: attention.one("chunked", 8, False, device))
+    assert measure.measure(case, CPU) == [{"case": "tiny/alone", "variant": "", "left_out": "the package is absent"}]
+
+
+def growth_report() -> dict:
+    """What the suite decode writes, as far as the figure needs it; a token costs what it would if bytes alone counted."""
+    parameters = {"GPT-tiny": 3.0, "GPT-B": 110.0, "GPT-L": 330.0}
+    sizes = [("GPT-B", 768, 1), ("GPT-B", 3072, 1), ("GPT-B", 12_288, 1), ("GPT-B", 3072, 2), ("GPT-B", 3072, 8),
+             ("GPT-tiny", 3072, 1), ("GPT-L", 3072, 1)]
+    records = []
+    for model, tokens, batch in sizes:
+        for pattern, share in (("F", 1.0), ("LLLF", 0.25), ("L", 0.0)):
+            ms = parameters[model] * (0.3 / batch + share * tokens / 12_288)
+            settings = {"model": model, "tokens": tokens, "batch": batch, "million_parameters": parameters[model]}
+            records.append({"case": f"full/growth_{model}_{tokens}_{batch}", "variant": pattern, "settings": settings,
+                            "items": batch, "dtype": "float32", "ms_per_item": ms, "roofline_seconds": ms * batch / 1300})
+    return {"machine": "m", "threads": 2, "torch": "2", "commit": "c", "date": "2026-01-02T03:04:05", "cases": records}
+
+
+def test_the_figure_is_drawn(tmp_path, capsys):
+    results, out = tmp_path / "results.json", tmp_path / "docs" / "growth.png"
+    results.write_text(json.dumps(growth_report()))
+    assert plot.main([str(results), "--out", str(out)]) == 0
+    assert out.read_bytes().startswith(b"\x89PNG") and out.stat().st_size > 20_000
+    results.write_text(json.dumps(growth_report() | {"cases": []}))
+    assert plot.main([str(results), "--out", str(out)]) == 2 and "no case growth_" in capsys.readouterr().err
+
+
+def test_gpu_session_on_a_cpu(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(gpu_session, "TESTS", ["tests/gpt/test_engine.py"])
+    monkeypatch.setattr(gpu_session, "GRACE_SECONDS", 1.0)
+    monkeypatch.setattr(gpu_session, "PARTS", {"tests": 3, "attention": 1})
+    arguments = ["--device", "cpu", "--quick", "--minutes", "0.3", "--parts", "tests", "attention", "--out", str(tmp_path)]
+    gpu_session.main([*arguments, "--commit", "abc"])
+    summary = (tmp_path / "summary.md").read_text()
+    assert summary in capsys.readouterr().out
+    assert "commit abc" in summary and "pytest -m gpu" in summary and "torch " in summary and "## tests" in summary
+    assert "skipped" in summary and (tmp_path / "tests.log").stat().st_size > 0
+    report = json.loads((tmp_path / "attention.json").read_text())
+    assert report["commit"] == "abc" and "--budget" in report["command"] and "tiny/forward_496" in summary
+    assert len(report["cases"]) >= 2, "what was left out is listed too"
+
+
+def test_gpu_session_stops_a_part_and_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_session, "TESTS", ["-c", "/dev/null"])
+    outcome = gpu_session.run_part("tests", tmp_path, "cpu", True, "abc", 0.2)
+    assert outcome.status is None and outcome.seconds < gpu_session.GRACE_SECONDS + 2
+    seen = []
+
+    def run_part(name: str, *rest) -> gpu_session.Outcome:
+        seen.append((name, rest[-1]))
+        return gpu_session.Outcome(["python", name], 2 if name == "decode" else 0, 1.0, f"{name} cannot be loaded")
+
+    monkeypatch.setattr(gpu_session, "run_part", run_part)
+    monkeypatch.setattr(gpu_session, "time", SimpleNamespace(perf_counter=lambda: 0.0))
+    assert gpu_session.main(["--device", "cpu", "--out", str(tmp_path), "--minutes", "1.05"]) == 1
+    assert [name for name, _ in seen] == ["tests", "decode", "attention", "stages"]
+    assert [seconds for _, seconds in seen] == pytest.approx([12, 37.5, 40, 60]), "what is not used goes to the later ones"
+    assert "Its last words: decode cannot be loaded" in (tmp_path / "summary.md").read_text()
+    seen.clear()
+    assert gpu_session.main(["--device", "cpu", "--out", str(tmp_path), "--minutes", "0.01"]) == 1 and not seen
+    assert "Not run: tests, decode, attention, stages" in (tmp_path / "summary.md").read_text()

@@ -1,0 +1,170 @@
+"""All that wants measuring on a GPU, for whoever has one for a few minutes: tests, then suites, under one time budget.
+
+    python -m benchmarks.gpu_session --out DIR [--minutes 9]
+
+Runs `pytest -m gpu` on tests/gpt, then the suites decode, attention and stages, each in its own slice of the time; what a part
+does not use goes to the later ones. In DIR: tests.log, tests.xml, a JSON file a suite, written anew after every case, and
+summary.md with the tables, the versions, what failed and what was left out for want of time. A part that fails, or that lacks a
+package, is listed and the rest goes on; the exit status is then 1. `--device cpu --quick` takes the same way through on any
+machine, with the smallest sizes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from xml.etree import ElementTree
+
+import torch
+
+from benchmarks.run import ROOT, table
+from tar3d.runtime import choose_device, commit, describe_machine
+
+# Share of the time, in the order in which they run.
+PARTS = {"tests": 2, "decode": 5, "attention": 2, "stages": 1}
+TESTS = ["tests/gpt"]
+PACKAGES = ("triton", "flash-linear-attention", "fla-core", "lightning-attn", "flash-attn", "xformers")
+SUMMARY_SECONDS = 3.0  # kept for the last words
+CASE_SHARE = 0.4  # of a suite's time, the most for one case: one that hangs leaves something to the others
+GRACE_SECONDS = 4.0  # for a suite to write down what it left out after its own budget, and for a part that is interrupted
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a part: the command, its exit status (None: stopped), the seconds it took and the end of its stderr."""
+
+    command: list[str]
+    status: int | None
+    seconds: float
+    complaint: str
+
+
+def run_part(name: str, out: Path, device: str, quick: bool, code: str, seconds: float) -> Outcome:
+    """Runs a part for at most so many seconds; what an earlier run left of it in `out` goes."""
+    target = _report(out, name)
+    target.unlink(missing_ok=True)
+    target = target.relative_to(ROOT) if target.is_relative_to(ROOT) else target  # the records name it
+    if name == "tests":
+        arguments = ["-m", "pytest", "-m", "gpu", "-v", "-p", "no:cacheprovider", *TESTS, f"--junitxml={target}"]
+    else:
+        budget = max(seconds - 2 * GRACE_SECONDS, 1)
+        arguments = ["-m", "benchmarks.run", "--suite", name, "--device", device, "--budget", f"{budget:.0f}",
+                     "--limit", f"{CASE_SHARE * budget:.0f}", "--commit", code, "--out", str(target)]
+        arguments += ["--size", "tiny", "--repeats", "1"] if quick else []
+    start = time.perf_counter()
+    with open(out / "tests.log" if name == "tests" else os.devnull, "w", encoding="utf-8") as log:
+        # Its own process group: what it has started ends with it.
+        process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stdout=log, stderr=subprocess.PIPE, text=True,
+                                   start_new_session=True)
+        try:
+            complaint = process.communicate(timeout=max(seconds - GRACE_SECONDS, 0.1))[1]
+            status = process.returncode
+        except subprocess.TimeoutExpired:
+            complaint, status = _stop(process), None
+    return Outcome(["python", *arguments], status, time.perf_counter() - start, complaint.strip())
+
+
+def _stop(process: subprocess.Popen) -> str:
+    """Interrupts a part, which lets pytest write its report, and ends what does not heed it."""
+    os.killpg(process.pid, signal.SIGINT)
+    try:
+        return process.communicate(timeout=GRACE_SECONDS)[1]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        return process.communicate()[1]
+
+
+def summarise(out: Path, head: list[str], outcomes: dict[str, Outcome], waiting: list[str]) -> str:
+    """summary.md: a section a part, the parts that have not run, all from the files in `out`."""
+    lines = [*head, ""]
+    for name, outcome in outcomes.items():
+        how = "stopped: its time was over" if outcome.status is None else f"exit status {outcome.status}"
+        lines += [f"## {name}", "", f"`{shlex.join(outcome.command)}`: {how}, {outcome.seconds:.0f} s", ""]
+        report = _report(out, name)
+        if report.is_file():
+            lines += _tests(report) if name == "tests" else _suite(report)
+        else:
+            lines += [f"It left no report. Its last words: {(outcome.complaint.splitlines() or ['none'])[-1]}", ""]
+    if waiting:
+        lines += [f"Not run: {', '.join(waiting)}", ""]
+    return "\n".join(lines)
+
+
+def _report(out: Path, part: str) -> Path:
+    return out / ("tests.xml" if part == "tests" else f"{part}.json")
+
+
+def _suite(path: Path) -> list[str]:
+    return ["```", table(json.loads(path.read_text(encoding="utf-8"))), "```", ""]
+
+
+def _tests(path: Path) -> list[str]:
+    suites = ElementTree.parse(path).getroot().iter("testsuite")
+    counts = {key: 0 for key in ("tests", "failures", "errors", "skipped")}
+    failed = []
+    for suite in suites:
+        for key in counts:
+            counts[key] += int(suite.get(key, "0"))
+        failed += [f"- {case.get('classname')}::{case.get('name')}: {' '.join(reason.get('message', '').split())[:200]}"
+                   for case in suite.iter("testcase") for reason in case if reason.tag in ("failure", "error")]
+    return [", ".join(f"{count} {key}" for key, count in counts.items()), "", *failed, *([""] if failed else [])]
+
+
+def _head(device: torch.device, code: str, argv: list[str]) -> list[str]:
+    machine = describe_machine(device)
+    versions = [f"torch {machine['torch']}", f"CUDA {torch.version.cuda}", f"Python {machine['python']}", platform.platform()]
+    for package in PACKAGES:
+        try:
+            versions.append(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            versions.append(f"no {package}")
+    return [f"# Measured on {machine['machine']}", "",
+            f"commit {code}, {datetime.now(UTC).isoformat(timespec='seconds')}, "
+            f"`{shlex.join(['python', '-m', 'benchmarks.gpu_session', *argv])}`", "", ", ".join(versions)]
+
+
+def main(argv: list[str] | None = None) -> int:
+    start = time.perf_counter()
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--minutes", type=float, default=9.0, help="of everything (default: %(default)s)")
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="run only these (default: all)")
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="the smallest sizes, one repeat")
+    parser.add_argument("--commit", help="of the code, where git cannot tell (default: what git says)")
+    args = parser.parse_args(argv)
+    try:
+        device = choose_device(args.device)
+    except ValueError as e:
+        print(e, file=sys.stderr)
+        return 2
+    out, code = args.out.resolve(), args.commit or commit()
+    out.mkdir(parents=True, exist_ok=True)
+    head, outcomes = _head(device, code, argv), {}
+    parts = [part for part in PARTS if part in args.parts]
+    for number, part in enumerate(parts):
+        left = 60 * args.minutes - SUMMARY_SECONDS - (time.perf_counter() - start)
+        seconds = left * PARTS[part] / sum(PARTS[p] for p in parts[number:])
+        if seconds > 0:
+            print(f"{part}: at most {seconds:.0f} s", file=sys.stderr, flush=True)
+            outcomes[part] = run_part(part, out, args.device, args.quick, code, seconds)
+        summary = summarise(out, head, outcomes, [p for p in parts if p not in outcomes])
+        (out / "summary.md").write_text(summary, encoding="utf-8")
+    print(summary)
+    return 0 if len(outcomes) == len(parts) and all(o.status == 0 for o in outcomes.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
