@@ -15,35 +15,35 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.measure import Case, Work
 from tar3d.config import gpt_config
 from tar3d.gpt import linear_attention
+from tar3d.gpt.backends import FullBackend, LinearBackend
 from tar3d.gpt.model import GPT
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # q, k, v (B, H, T, d), slopes (H,) -> o (B, H, T, d)
 
 
-def _linear(form: Callable[..., tuple[Tensor, Tensor]]) -> Attend:
-    return lambda q, k, v, slopes: form(q, k, v, slopes)[0]
+def _full(name: str) -> Attend:
+    attend = FullBackend(name, HEAD_DIM)
+    return lambda q, k, v, slopes: attend(q, k, v)
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+def _linear(name: str) -> Attend:
+    attend = LinearBackend(name, HEAD_DIM, CHUNK_SIZE)
+    return lambda q, k, v, slopes: attend(q, k, v, slopes, want_state=False)[0]
 
 
 # Each makes its form, or raises ValueError where that is not installed. The first is what the others are compared with.
-FULL: dict[str, Callable[[], Attend]] = {"sdpa": lambda: _sdpa}
-LINEAR: dict[str, Callable[[], Attend]] = {
-    "chunked": lambda: _linear(linear_attention.chunked),
-    "reference": lambda: _linear(linear_attention.reference),
-}
+FULL: dict[str, Callable[[], Attend]] = {name: partial(_full, name) for name in ("sdpa", "flash_attn", "xformers")}
+LINEAR: dict[str, Callable[[], Attend]] = {name: partial(_linear, name)
+                                           for name in ("chunked", "reference", "fla", "lightning_attn")}
 FORMS = FULL | LINEAR
 ON_CPU = ("sdpa", "chunked", "reference")
 
-BATCH, HEADS, HEAD_DIM = 1, 12, 64
+BATCH, HEADS, HEAD_DIM, CHUNK_SIZE = 1, 12, 64, 64
 PREFIX = 197
 LENGTHS = (3072, 12_288, 768, PREFIX + 3072, 6912)  # the most telling first
 TINY_LENGTH = 64 + 432

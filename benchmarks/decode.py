@@ -91,17 +91,13 @@ def from_position(engine: Engine, name: str, batch: int, position: int | None) -
         b.hints.normal_()
     if b.valid is not None:
         b.valid.copy_(torch.arange(engine.capacity, device=engine.device) < slot)
-    windows = [engine.window_for(slot + i + 1) for i in range(count)]
 
     @torch.inference_mode()
     def call() -> None:
         b.step.fill_(step)
         b.slot.fill_(slot)
-        for window in windows:
-            if engine.graphed:
-                engine._graphs[window].replay()
-            else:
-                engine.take_step(window)
+        for i in range(count):
+            engine.advance(slot + i + 1)
 
     settings = _settings(engine.gpt, name, batch) | {"position": step * config.tokens_per_step, "backend": engine.backend,
                                                      **memory_bytes(engine)}

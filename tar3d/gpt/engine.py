@@ -167,11 +167,7 @@ class Engine:
             self._draw_step()
             for step in range(steps - 1):
                 self._report(progress, step)
-                window = self.window_for(prefix + step + 1)
-                if self.graphed:
-                    self._graphs[window].replay()
-                else:
-                    self.take_step(window)
+                self.advance(prefix + step + 1)
         if progress is not None:
             if self.graphed:
                 torch.cuda.synchronize(self.device)
@@ -184,6 +180,14 @@ class Engine:
         if self.graphed:
             torch.cuda.synchronize(self.device)
         progress(self.config.tokens_per_step * (step + 1), self.config.num_tokens)
+
+    def advance(self, filled: int) -> None:
+        """`take_step` when its keys and values make `filled` slots hold something: by the graph, where there is one."""
+        window = self.window_for(filled)
+        if self.graphed:
+            self._graphs[window].replay()
+        else:
+            self.take_step(window)
 
     def window_for(self, filled: int) -> int:
         """How many slots a step looks at when `filled` of them hold something."""
