@@ -9,7 +9,7 @@ it is captured as a graph and replayed, so that a token costs what its kernels c
 CPU it runs as it stands.
 
 What guidance shares: the conditional and the null row of a shape are rows of one batch, so weights are read once for both; the
-null prefix, the same for all shapes, goes through the prefill once.
+null prefix, the same for all shapes, goes through the prefill once; and the head, being linear, multiplies the guided row alone.
 
 An engine copies the weights of its GPT and knows nothing of later changes to them. Its dtype is autocast's if autocast is on
 when it is made, else that of the weights; states, the residual stream and logits are float32 in any case.
@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from tar3d.config import SamplingConfig
 from tar3d.contracts import Condition
 from tar3d.gpt import decode_ops
-from tar3d.gpt.attention import KVCache, LinearAttention, RMSNorm
+from tar3d.gpt.attention import NORM_EPS, KVCache, LinearAttention, RMSNorm
 from tar3d.gpt.model import GPT, Block, SwiGLU
 from tar3d.gpt.sampling import guide, sample
 
@@ -304,9 +304,7 @@ class Engine:
         known = torch.zeros_like(b.hidden)  # what the cell's tokens so far add, for n > 1
         for plane in range(n):
             position = b.step * n + plane
-            scores = self._logits(b.hidden, known, plane)
-            if self.guided:
-                scores = guide(*scores.chunk(2), self.sampling.cfg_scale)
+            scores = self._scores(b.hidden, known, plane)
             if b.guess is not None:
                 scores = scores + self.sampling.sketch_scale * b.guess.index_select(1, position)[:, 0] @ b.codes
             token = sample(scores, self.sampling, b.draws.index_select(1, position)[:, 0])
@@ -314,13 +312,16 @@ class Engine:
             if plane + 1 < n:
                 known = self._ops.linear_add(self._embed(token[:, None]).to(self.dtype), self._cell_head.before[plane], known)
 
-    def _logits(self, hidden: Tensor, known: Tensor, plane: int) -> Tensor:
-        """(G, V) float32."""
+    def _scores(self, hidden: Tensor, known: Tensor, plane: int) -> Tensor:
+        """(B, V) float32. The head is linear, so guidance comes before it, and it sees one row a shape."""
         if self._cell_head is not None:
             hidden = hidden + self._cell_head.plane[plane] + known
             for mlp in self._cell_head.mlps:
                 hidden = self._mlp_layer(hidden, mlp)
-        return self._ops.norm_linear(hidden, self._gain, self._head).float()
+        x = F.rms_norm(hidden, hidden.shape[-1:], self._gain, NORM_EPS)
+        if self.guided:
+            x = guide(*x.chunk(2), self.sampling.cfg_scale)
+        return self._ops.linear_add(x.to(self.dtype), self._head, torch.zeros(len(x), self.config.codebook_size, device=x.device))
 
     def _embed(self, tokens: Tensor) -> Tensor:
         """(B, m) -> (G, m D) float32: both rows of a shape get its tokens."""
