@@ -23,6 +23,7 @@ from tar3d import config as configuration
 from tar3d.config import GPTRunConfig, VQVAEConfig
 from tar3d.data.folder import read_splits
 from tar3d.data.make_tokens import TokenMaker
+from tar3d.optim.groups import Muon
 from tar3d.pipeline import I23D, Pipeline
 from tar3d.runtime import start_fabric
 
@@ -163,7 +164,7 @@ def test_training_logs_every_step_and_moves_the_codebook_only_in_its_stage(vqvae
 @pytest.mark.parametrize("script", [train_vqvae, train_gpt], ids=["vqvae", "gpt"])
 def test_a_loss_that_is_not_finite_stops_before_the_optimizers_move(data, fabric, vqvae_run, tmp_path, monkeypatch, script):
     moves, calls = [], []
-    for optimizer in (torch.optim.AdamW, torch.optim.Muon):
+    for optimizer in (torch.optim.AdamW, Muon):
         monkeypatch.setattr(optimizer, "step", lambda self, *a, step=optimizer.step,
                             **k: (moves.append(self), step(self, *a, **k))[1])
     cross_entropy, bce = torch.nn.functional.cross_entropy, torch.nn.functional.binary_cross_entropy_with_logits

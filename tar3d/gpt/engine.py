@@ -91,7 +91,7 @@ class Engine:
     | backend    | operations of a layer                | on a CPU               | on CUDA         |
     |------------|--------------------------------------|------------------------|-----------------|
     | `plain`    | `decode_ops` as they stand           | what `auto` chooses    | in a CUDA graph |
-    | `compiled` | `decode_ops` through torch.compile   | half a minute at first | in a CUDA graph |
+    | `compiled` | `decode_ops` through torch.compile   | seconds to compile     | in a CUDA graph |
     | `triton`   | `decode_triton`, a kernel each       | not there              | in a CUDA graph |
 
     `auto` is `plain` on CUDA too, for as long as none of the three has been measured on a GPU.
@@ -124,7 +124,7 @@ class Engine:
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}  # by window
 
     def _pack(self) -> None:
-        gpt, pack = self.gpt, partial(_packed, self.dtype)
+        gpt, pack = self.gpt, partial(_packed, self.dtype, self.backend != "compiled")
         self._blocks = [_pack_block(block, pack) for block in gpt.blocks]
         self._embedding, self._gain, self._head = gpt.token_embedding.weight, gpt.norm.weight, pack(gpt.head)
         self._places = None if gpt.position_embedding is None else gpt.position_embedding(0, self.config.num_steps)  # (steps, D)
@@ -361,9 +361,11 @@ def _operations(backend: str, device: torch.device) -> ModuleType:
     return decode_triton
 
 
-def _packed(dtype: torch.dtype, *linears: nn.Linear) -> Tensor:
-    """The matrices of one or more linear maps of one input, in one."""
-    return decode_ops.pack(torch.cat([linear.weight for linear in linears]).to(dtype))
+def _packed(dtype: torch.dtype, opaque: bool, *linears: nn.Linear) -> Tensor:
+    """The matrices of one or more linear maps of one input, in one; `opaque` if its layout may be one that only eager operations
+    read."""
+    weight = torch.cat([linear.weight for linear in linears]).to(dtype)
+    return decode_ops.pack(weight) if opaque else weight
 
 
 def _pack_block(block: Block, pack: Callable[..., Tensor]) -> PackedBlock:
