@@ -167,6 +167,7 @@ def state():
 before = state()
 for name in others:
     importlib.import_module(name)
+assert "torch._dynamo" not in sys.modules, "importing the package loads torch's compiler: 2 s and 150 MB for nothing"
 assert state() == before, "importing the package changes global state of torch or numpy"
 assert sys.stdout is stdout and builtins.print is print_, "importing the package replaces stdout or print"
 """

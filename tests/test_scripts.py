@@ -376,6 +376,8 @@ def test_a_bad_picture_is_listed_and_the_others_are_written(pictures, full_model
     assert "failed: broken.png" in output.err and "2 of 3 shapes" in output.out
     record = json.loads((out / "chair_png.json").read_text())
     assert record["seed"] == 3 and record["sampling"]["top_k"] == 5 and record["precision"] == "32-true"
+    assert run.main([*flags, "--format", "ply", "--batch-size", "3"]) == 1  # a bad picture costs its batch mates nothing
+    assert len(list(out.glob("*.ply"))) == 2 and "failed: broken.png" in capsys.readouterr().err
     (pictures / "broken.png").unlink()
     assert run.main([*flags, "--num-samples", "2", "--format", "obj", "--batch-size", "3"]) == 0
     assert len(list(out.glob("*.obj"))) == 4

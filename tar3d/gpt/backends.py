@@ -27,7 +27,7 @@ from __future__ import annotations
 import functools
 import importlib
 import warnings
-from collections.abc import Container
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 
 import torch
@@ -166,8 +166,14 @@ def _check(option: str, name: str, reason: str) -> None:
         raise ValueError(f"{option} is {name}, but {reason}: write {option}=auto")
 
 
-# The next two are asked in compiled blocks too: found while a block is traced, and kept as constants.
-@torch.compiler.assume_constant_result
+def _constant(function: Callable) -> Callable:
+    """For what compiled blocks ask too: found while a block is traced, and kept. Sets the mark that
+    `torch.compiler.assume_constant_result` sets, which would load the compiler (2 s, 150 MB) for all who never compile."""
+    function._dynamo_marked_constant = True
+    return function
+
+
+@_constant
 def _fla_backward_fault() -> str:
     """Why fla's gradients cannot be trusted here, or "".
 
@@ -184,7 +190,7 @@ def _fla_backward_fault() -> str:
     return f"Triton {triton.__version__} compiles its backward wrongly for Hopper GPUs, 3.7.1 or later does not"
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def _fastest_on_cuda(dtype: torch.dtype, gradients: bool) -> str:
     kernels = LINEAR["fla"]
     reason = _import_error(kernels.module, kernels.function) or kernels.refusal(torch.device("cuda"), dtype)
