@@ -1,5 +1,8 @@
 """The engine against the plain prefill and decode, in tokens, logits and what it remembers."""
 
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -72,7 +75,7 @@ def _assert_same(gpt, condition, sampling, codes=None, backend="auto", engine=No
         ids, scores, cache = _plain(gpt, condition, sampling, draws, codes)
         patch.setattr("tar3d.gpt.engine.sample", watched)
         got = engine.run(condition, sampling, draws, codes)
-    torch.testing.assert_close(torch.stack(seen, 1), scores, rtol=2e-4, atol=2e-4)
+    torch.testing.assert_close(torch.stack(seen[-T:], 1), scores, rtol=2e-4, atol=2e-4)  # before them: those of a warm-up
     assert torch.equal(got, ids)
     slots = cache.layers[-1].filled if isinstance(cache.layers[-1], KVCache) else 0
     for memory, layer in zip(engine.buffers.memories, cache.layers, strict=True):
@@ -213,6 +216,57 @@ def test_a_step_reads_nothing_back_to_the_host(n):
                 engine.take_step(engine.window_for(P + 3))
         with pytest.raises(AssertionError, match="_local_scalar_dense"), _NoHostReads():
             engine.buffers.step.item()
+
+
+class _FakeGraph:
+    """A CUDA graph that is replayed by the step it was captured from: all of the engine's way with graphs but the GPU."""
+
+    def replay(self) -> None:
+        self.step()
+
+
+@pytest.fixture
+def fake_graphs(monkeypatch):
+    """Engines of a CPU believe to be on a GPU."""
+    capturing: list[_FakeGraph] = []
+    take_step = Engine.take_step
+
+    def step(self, window):
+        if capturing:  # a capture executes nothing
+            capturing[-1].step = lambda: take_step(self, window)
+        else:
+            take_step(self, window)
+
+    @contextmanager
+    def graph(target, pool):
+        capturing.append(target)
+        yield
+        capturing.pop()
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    for name, fake in (("Stream", lambda device: stream), ("current_stream", lambda device: stream), ("graph", graph),
+                       ("stream", lambda stream: nullcontext()), ("graph_pool_handle", lambda: 0), ("CUDAGraph", _FakeGraph),
+                       ("synchronize", lambda device: None)):
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(Engine, "take_step", step)
+
+
+@pytest.mark.parametrize("lengths", [(P, P), RAGGED], ids=["full", "ragged"])
+def test_graphs_are_captured_once_for_each_window_and_leave_nothing_of_their_warm_up(fake_graphs, lengths):
+    gpt, sampling = _gpt(sketch_dim=3), SamplingConfig(cfg_scale=2.0)
+    engine = _static(gpt)
+    engine.graphed = True
+    for _ in range(2):
+        _assert_same(gpt, _condition(lengths), sampling, engine=engine)
+        graphs = engine._graphs
+    assert set(graphs) == {8, 16, 24, 31}
+    _assert_same(gpt, _condition(lengths), sampling, engine=engine)
+    assert engine._graphs is graphs and engine.prepare_seconds > 0
+    reports = []
+    engine.run(_condition(lengths), sampling, uniform_draws(list(range(len(lengths))), T), progress=lambda *r: reports.append(r))
+    assert reports == [(1, T), (T, T)]  # a report waits for the device, so there are few
+    engine.prepare(1, sampling)
+    assert engine._graphs is not graphs
 
 
 def test_refusals():
