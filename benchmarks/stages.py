@@ -6,7 +6,8 @@
 
 "tiny" are the shipped configs, "full" those of the paper (R 32, 3,072 tokens, GPT-B). Weights are random and inputs have
 the right sizes; the surface that is extracted is a ball's. Training steps use the precision that training picks for the
-device, the others float32, as the scripts do. Where a full case is reduced, it says how. Frozen image encoders are not
+device, the others float32, as the scripts do. Where a full case is reduced, it says how. Decoding late in a long sequence is
+in the suite decode. Frozen image encoders are not
 run: the full GPT's conditions are random embeddings.
 """
 
@@ -22,9 +23,9 @@ from benchmarks.measure import Case, Work
 from tar3d import config as configuration
 from tar3d.config import GPTRunConfig, OptimConfig, VQVAEConfig
 from tar3d.contracts import Condition, Tokens, Triplane
+from tar3d.gpt.engine import Engine
 from tar3d.gpt.generate import generate
 from tar3d.gpt.model import GPT
-from tar3d.gpt.sampling import guide, sample
 from tar3d.mesh.extract import drop_small_components
 from tar3d.optim.groups import build_optimizers
 from tar3d.pipeline import I23D, MIN_COMPONENT_SHARE, mesh_from_triplane
@@ -38,7 +39,6 @@ INFERENCE_POINTS = {"tiny": 8192, "full": 81_920}
 FULL_BATCH = {"cpu": 1, "cuda": 8}  # of a full training step
 CPU_SURFACE_POINTS = 16_384  # of a full training step on a CPU, where 81,920 take two minutes
 GUIDANCE = 3.0  # on in every generation that is timed, whatever a config samples with: it doubles the rows
-LATE_POSITION, LATE_TOKENS = 2990, 4  # where, and how many tokens a call, the full GPT decodes on a CPU
 
 
 def encode(size: str, device: torch.device) -> Work:
@@ -80,28 +80,10 @@ class _Ball(torch.nn.Module):
 def generate_tokens(batch: int, size: str, device: torch.device) -> Work:
     config, gpt, condition = _gpt_and_condition(size, batch, device)
     codes = F.normalize(torch.randn(gpt.config.codebook_size, config.gpt.sketch_dim or 1, device=device), dim=-1)
-    call = _quietly(lambda: generate(gpt, condition, config.sampling, list(range(batch)), codes=codes))
+    engine = Engine(gpt)  # made once, as a pipeline does
+    call = _quietly(lambda: generate(gpt, condition, config.sampling, list(range(batch)), codes=codes, engine=engine))
     settings = _gpt_settings(config, batch)
     return Work(call, batch * gpt.config.num_tokens, "float32", settings | {"cfg_scale": config.sampling.cfg_scale})
-
-
-def generate_late(size: str, device: torch.device) -> Work:
-    """A few tokens late in the sequence, where they cost the most: the untimed prefill takes in all before them."""
-    config, gpt, condition = _gpt_and_condition(size, 1, device)
-    condition = Condition(condition.embeddings.repeat(2, 1, 1), condition.mask.repeat(2, 1))
-    before = torch.randint(gpt.config.codebook_size, (1, LATE_POSITION), device=device).repeat(2, 1)
-    with torch.inference_mode():
-        logits, cache = gpt.prefill(condition, before, torch.tensor([False, True], device=device))
-    state, generators = [logits], [torch.Generator().manual_seed(0)]
-
-    def call() -> None:
-        for _ in range(LATE_TOKENS):
-            token = sample(guide(*state[0].chunk(2), config.sampling.cfg_scale), config.sampling, generators)
-            state[0] = gpt.decode(token.repeat(2), cache)
-
-    settings = _gpt_settings(config, 1) | {"cfg_scale": config.sampling.cfg_scale, "position": LATE_POSITION}
-    return Work(_quietly(call), LATE_TOKENS, "float32", settings,
-                f"{LATE_TOKENS} of {gpt.config.num_tokens} tokens a call, from position {LATE_POSITION} on")
 
 
 def train_tokenizer(size: str, device: torch.device) -> Work:
@@ -240,7 +222,6 @@ CASES = (
     Case("decode", "full", "shapes", partial(decode, "full"), repeats=2),
     Case("extract_64", "full", "shapes", partial(extract, 64, "full"), repeats=2),
     Case("extract_128", "full", "shapes", partial(extract, 128, "full"), repeats=1),
-    Case("generate_late", "full", "tokens", partial(generate_late, "full")),
     Case("generate_batch_1", "full", "tokens", partial(generate_tokens, 1, "full"), repeats=1, devices=("cuda",)),
     Case("generate_batch_4", "full", "tokens", partial(generate_tokens, 4, "full"), repeats=1, devices=("cuda",)),
     Case("train_tokenizer", "full", "shapes", partial(train_tokenizer, "full"), repeats=1),
