@@ -121,7 +121,8 @@ def plain_from_position(gpt: GPT, name: str, batch: int, position: int) -> Work:
         else:
             layers.append(StateCache(torch.randn(*heads, config.head_dim, config.head_dim, device=device)))
     hints = torch.randn(rows, config.num_steps, config.width, device=device) if config.sketch_dim else None
-    cache = Cache(layers, step, hints, torch.randn(rows, config.width, device=device), [])
+    pending = torch.empty(rows, 0, dtype=torch.int64, device=device)
+    cache = Cache(layers, step, hints, torch.randn(rows, config.width, device=device), pending)
     logits, draws = torch.randn(rows, config.codebook_size, device=device), torch.rand(batch, count, device=device)
 
     @torch.inference_mode()

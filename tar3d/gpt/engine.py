@@ -128,6 +128,7 @@ class Engine:
         self._blocks = [_pack_block(block, pack) for block in gpt.blocks]
         self._embedding, self._gain, self._head = gpt.token_embedding.weight, gpt.norm.weight, pack(gpt.head)
         self._places = None if gpt.position_embedding is None else gpt.position_embedding(0, self.config.num_steps)  # (steps, D)
+        self._offsets = torch.arange(self.config.tokens_per_step, device=self.device)
         self._merge = None if gpt.merge is None else pack(gpt.merge)
         self._cell_head = None
         if gpt.cell_head is not None:
@@ -273,7 +274,7 @@ class Engine:
     def take_step(self, window: int) -> None:
         """Takes in the tokens of the buffers' `step`, and draws those of the next; attention looks at `window` slots."""
         b, n = self.buffers, self.config.tokens_per_step
-        tokens = b.ids.index_select(1, (b.step * n + torch.arange(n, device=self.device)))  # (B, n)
+        tokens = b.ids.index_select(1, b.step * n + self._offsets)  # (B, n)
         after = b.step + 1
         place = None if self._places is None else self._places.index_select(0, b.step)
         if b.hints is not None:
@@ -301,7 +302,7 @@ class Engine:
     def _draw_step(self) -> None:
         """Draws the tokens of `step` from the layers' output for it."""
         b, n = self.buffers, self.config.tokens_per_step
-        known = torch.zeros_like(b.hidden)  # what the cell's tokens so far add, for n > 1
+        known = None if self._cell_head is None else torch.zeros_like(b.hidden)  # what the cell's tokens so far add
         for plane in range(n):
             position = b.step * n + plane
             scores = self._scores(b.hidden, known, plane)
@@ -312,7 +313,7 @@ class Engine:
             if plane + 1 < n:
                 known = self._ops.linear_add(self._embed(token[:, None]).to(self.dtype), self._cell_head.before[plane], known)
 
-    def _scores(self, hidden: Tensor, known: Tensor, plane: int) -> Tensor:
+    def _scores(self, hidden: Tensor, known: Tensor | None, plane: int) -> Tensor:
         """(B, V) float32. The head is linear, so guidance comes before it, and it sees one row a shape."""
         if self._cell_head is not None:
             hidden = hidden + self._cell_head.plane[plane] + known

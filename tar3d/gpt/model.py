@@ -164,13 +164,14 @@ class Block(nn.Module):
 @dataclass
 class Cache:
     """What `decode` needs of a batch: one entry per layer, the number of tokens every row has taken in so far, the sketch's
-    hints (B, steps, D) if there is one, the layers' last output (B, D), and the tokens (B,) of the step not yet complete."""
+    hints (B, steps, D) if there is one, the layers' last output (B, D), and the tokens (B, k), k < n, of the step not yet
+    complete."""
 
     layers: list[LayerCache]
     num_tokens: int
     hints: Tensor | None
     hidden: Tensor
-    pending: list[Tensor]
+    pending: Tensor
 
 
 @dataclass(frozen=True)
@@ -259,8 +260,8 @@ class GPT(nn.Module):
         Rows where `dropped` (B,) bool is True see the null prefix instead of their condition. Pass it on every
         training step, even if no row is dropped: the null prefix is then always part of the graph.
         """
-        given = 0 if tokens is None else tokens.shape[1]
-        rows = self._pack(tokens, condition, dropped)
+        tokens = _given(tokens, condition)
+        rows, given = self._pack(tokens, condition, dropped), tokens.shape[-1]
         x = rows.x
         for block in self.blocks:
             x = block(x, rows.rotary)
@@ -271,15 +272,13 @@ class GPT(nn.Module):
             x = _gather(x, rows.prefix_lengths[:, None] - 1 + torch.arange(num_steps, device=x.device))
         return self.head(self.norm(self._split_steps(x, tokens)[:, : given + 1]))  # (B, t + 1, V)
 
-    def _split_steps(self, hidden: Tensor, tokens: Tensor | None) -> Tensor:
+    def _split_steps(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """Outputs of the layers (B, s, D), entry i for step i, and the tokens known (B, t) -> (B, s n, D), an entry a token.
 
         What lies behind the tokens known is worked out from a stand-in; it comes after all that is wanted."""
         if self.cell_head is None:
             return hidden
         B, s, _ = hidden.shape
-        if tokens is None:
-            tokens = torch.empty(B, 0, dtype=torch.int64, device=hidden.device)
         cells = F.pad(tokens, (0, s * NUM_PLANES - tokens.shape[1])).view(B, s, NUM_PLANES)
         return self.cell_head(hidden, self.token_embedding(cells[..., :-1])).flatten(1, 2)
 
@@ -291,8 +290,8 @@ class GPT(nn.Module):
         `tokens` (B, t) int64, t < T, go first (None: none); rows where `null` (B,) bool is True get the null prefix. The
         cache has `room` for so many further steps (None: all that can follow).
         """
-        rows = self._pack(tokens, condition, null)
-        num_tokens = 0 if tokens is None else tokens.shape[1]
+        tokens = _given(tokens, condition)
+        rows, num_tokens = self._pack(tokens, condition, null), tokens.shape[-1]
         num_steps = num_tokens // self.config.tokens_per_step
         ends = None if isinstance(rows.prefix_lengths, int) else rows.prefix_lengths + num_steps
         extent = Extent(ends, room=self.config.num_steps - 1 - num_steps if room is None else room)
@@ -301,8 +300,7 @@ class GPT(nn.Module):
             x, layer_cache = block.prefill(x, rows.rotary, extent)
             layers.append(layer_cache)
         hidden = x[:, -1] if ends is None else _gather(x, ends[:, None] - 1).squeeze(1)  # (B, D)
-        pending = [] if tokens is None else list(tokens[:, num_steps * self.config.tokens_per_step :].unbind(1))
-        cache = Cache(layers, num_tokens, rows.hints, hidden, pending)
+        cache = Cache(layers, num_tokens, rows.hints, hidden, tokens[:, num_steps * self.config.tokens_per_step :])
         return self._next_logits(cache), cache
 
     @torch.no_grad()
@@ -311,20 +309,19 @@ class GPT(nn.Module):
         if cache.num_tokens >= self.config.num_tokens - 1:
             raise ValueError(f"a triplane has {self.config.num_tokens} tokens; after {cache.num_tokens} inputs "
                              "the last one is already predicted: start a new prefill")
-        cache.pending.append(token)
-        if len(cache.pending) == self.config.tokens_per_step:
+        cache.pending = torch.cat([cache.pending, token[:, None]], dim=1)
+        if cache.pending.shape[1] == self.config.tokens_per_step:
             step = cache.num_tokens // self.config.tokens_per_step
             rotary = self.rope.step(step)
-            x = self._embed(torch.stack(cache.pending, dim=1), step, cache.hints)  # (B, 1, D)
+            x = self._embed(cache.pending, step, cache.hints)  # (B, 1, D)
             for block, layer_cache in zip(self.blocks, cache.layers, strict=True):
                 x = block(x, rotary, layer_cache)
-            cache.hidden, cache.pending = x[:, 0], []
+            cache.hidden, cache.pending = x[:, 0], cache.pending[:, :0]
         cache.num_tokens += 1
         return self._next_logits(cache)
 
     def _next_logits(self, cache: Cache) -> Tensor:
-        known = torch.stack(cache.pending, dim=1) if cache.pending else None
-        x = self._split_steps(cache.hidden[:, None], known)[:, len(cache.pending)]
+        x = self._split_steps(cache.hidden[:, None], cache.pending)[:, cache.pending.shape[1]]
         return self.head(self.norm(x)).float()
 
     def _embed(self, tokens: Tensor, start: int, hints: Tensor | None) -> Tensor:
@@ -337,11 +334,9 @@ class GPT(nn.Module):
             x = x + self.position_embedding(start, end)
         return x if hints is None else x + hints[:, start + 1 : end + 1]
 
-    def _pack(self, tokens: Tensor | None, condition: Condition, dropped: Tensor | None) -> PackedRows:
+    def _pack(self, tokens: Tensor, condition: Condition, dropped: Tensor | None) -> PackedRows:
         config, (embeddings, mask) = self.config, self._with_null(condition, dropped)
         batch = len(embeddings)
-        if tokens is None:
-            tokens = torch.empty(batch, 0, dtype=torch.int64, device=embeddings.device)
         if tokens.ndim != 2 or len(tokens) != batch:
             raise ValueError(f"tokens must be ({batch}, t), as many rows as the condition has; got {tuple(tokens.shape)}")
         if tokens.shape[1] >= config.num_tokens:
@@ -392,6 +387,11 @@ class GPT(nn.Module):
         padding = config.condition_tokens - P
         embeddings = torch.where(dropped[..., None], self.null_prefix, F.pad(embeddings, (0, 0, 0, padding)))
         return embeddings, F.pad(mask, (0, padding)) | dropped
+
+
+def _given(tokens: Tensor | None, condition: Condition) -> Tensor:
+    """The tokens (B, t); None is t = 0."""
+    return condition.mask.new_empty(len(condition.mask), 0, dtype=torch.int64) if tokens is None else tokens
 
 
 def _gather(x: Tensor, index: Tensor) -> Tensor:

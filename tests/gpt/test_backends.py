@@ -395,7 +395,6 @@ def test_the_hybrid_gpt_with_the_reference(ragged, half):
 # on a GPU ----------------------------------------------------------------------------------------------------------------
 
 gpu = pytest.mark.gpu
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 # Triton's float32 products are TF32 (10 bits) by default; the chunked form's are float32 unless torch is told otherwise.
 KERNEL_TOLERANCE = {torch.float32: 3e-3, torch.bfloat16: 2e-2}
 GPU_LENGTHS = [1, 63, 64, 65, 199, 3269]
@@ -409,7 +408,6 @@ def _package(name: str, *, gradients: bool = True) -> None:
 
 
 @gpu
-@needs_cuda
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 @pytest.mark.parametrize("T", GPU_LENGTHS)
 def test_chunked_on_a_gpu(T, dtype):
@@ -419,7 +417,6 @@ def test_chunked_on_a_gpu(T, dtype):
 
 
 @gpu
-@needs_cuda
 @pytest.mark.parametrize("dtype", list(KERNEL_TOLERANCE), ids=str)
 @pytest.mark.parametrize("T", GPU_LENGTHS)
 @pytest.mark.parametrize("name", list(backends.LINEAR))
@@ -435,7 +432,6 @@ def test_linear_kernels_on_a_gpu(name, T, dtype):
 
 
 @gpu
-@needs_cuda
 @pytest.mark.parametrize("dtype", list(KERNEL_TOLERANCE), ids=str)
 @pytest.mark.parametrize("T", GPU_LENGTHS)
 def test_fla_itself_on_a_gpu(T, dtype):
@@ -449,7 +445,6 @@ def test_fla_itself_on_a_gpu(T, dtype):
 
 
 @gpu
-@needs_cuda
 @pytest.mark.parametrize("name", ["auto", *backends.LINEAR])
 def test_ragged_rows_and_layers_of_any_depth_on_a_gpu(name):
     """The state at each row's own length, and the slopes of every layer of GPT-B."""
@@ -469,7 +464,6 @@ def test_ragged_rows_and_layers_of_any_depth_on_a_gpu(name):
 
 
 @gpu
-@needs_cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("T", GPU_LENGTHS)
 @pytest.mark.parametrize("name", ["sdpa", *backends.FULL])
@@ -493,7 +487,6 @@ def test_full_backends_on_a_gpu(name, T, dtype):
 
 
 @gpu
-@needs_cuda
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("ragged", [False, True], ids=["full", "ragged"])
 @pytest.mark.parametrize("linear, full", [("auto", "auto"), ("fla", "sdpa"), ("lightning_attn", "sdpa"), ("chunked", "xformers"),
@@ -507,7 +500,6 @@ def test_the_hybrid_gpt_on_a_gpu(linear, full, ragged, precision):
 
 
 @gpu
-@needs_cuda
 def test_a_full_layer_with_each_backend_on_a_gpu():
     x = torch.randn(2, 130, 128, generator=torch.Generator().manual_seed(0)).to(CUDA)
     rotary = (torch.ones(130, 64, device=CUDA), torch.zeros(130, 64, device=CUDA))

@@ -276,20 +276,13 @@ def test_what_is_not_supported_is_refused(kernels):
 GPU_BOUNDS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 
-@pytest.fixture
-def gpu(kernels):
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
-    return kernels
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("B", [1, 2, 4, 5, 16, 32, 33])
 @pytest.mark.parametrize("dtype", GPU_BOUNDS, ids=str)
-def test_on_a_gpu_linear(gpu, dtype, B):
+def test_on_a_gpu_linear(kernels, dtype, B):
     drawn = Drawn(dtype, "cuda")
     for D, N in ((1024, 4096), (1024, 2752), (2752, 1024), (1280, 1280), (997, 77)):
-        errors = linear_errors(gpu, drawn, B, D, N)
+        errors = linear_errors(kernels, drawn, B, D, N)
         assert all(found <= GPU_BOUNDS[dtype] for found in errors), (D, N, errors)
 
 
@@ -297,18 +290,18 @@ def test_on_a_gpu_linear(gpu, dtype, B):
 @pytest.mark.parametrize("B", [2, 32])
 @pytest.mark.parametrize("d", [64, 48, 80, 100, 128])
 @pytest.mark.parametrize("dtype", GPU_BOUNDS, ids=str)
-def test_on_a_gpu_attention(gpu, dtype, d, B):
+def test_on_a_gpu_attention(kernels, dtype, d, B):
     drawn = Drawn(dtype, "cuda")
-    errors = [found for gate in (True, False) for found in linear_attend_errors(gpu, drawn, B, 16, d, gate, 3)]
+    errors = [found for gate in (True, False) for found in linear_attend_errors(kernels, drawn, B, 16, d, gate, 3)]
     for first in (0, 1, 63, 64, 1000, 1087, 3265):
-        errors += full_attend_errors(gpu, drawn, B, 16, 3269, d, first, 3, ragged=first % 2 == 0)
+        errors += full_attend_errors(kernels, drawn, B, 16, 3269, d, first, 3, ragged=first % 2 == 0)
     assert all(found <= GPU_BOUNDS[dtype] for found in errors), errors
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("B", [2, 32])
 @pytest.mark.parametrize("dtype", GPU_BOUNDS, ids=str)
-def test_on_a_gpu_in_a_graph(gpu, dtype, B):
+def test_on_a_gpu_in_a_graph(kernels, dtype, B):
     """A linear and a full layer, replayed over positions, are what `decode_ops` makes of them one by one."""
     D, F, H, C, first, steps = 1024, 2752, 16, 600, 125, 6
     d, drawn = D // H, Drawn(dtype, "cuda")
@@ -337,11 +330,11 @@ def test_on_a_gpu_in_a_graph(gpu, dtype, B):
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        run(gpu, x, *ours)  # compiles
+        run(kernels, x, *ours)  # compiles
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = run(gpu, x, *ours)
+        out = run(kernels, x, *ours)
     for cache, original in zip(ours, start, strict=True):
         cache.copy_(original)
     for step in range(first, first + steps):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import draw_large_weights
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tar3d.config import GPTConfig, SamplingConfig
@@ -24,14 +25,7 @@ def _gpt(**changes) -> GPT:
     """Weights large enough that every path shows in the tokens."""
     gpt = GPT(GPTConfig(**{"num_layers": 4, "width": 32, "num_heads": 2, "grid_size": GRID, "codebook_size": V, "chunk_size": 4,
                            "condition_tokens": P, "condition_width": E, **changes}))
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in gpt.parameters():
-            if parameter.ndim == 2:
-                parameter.normal_(0.0, 0.3, generator=generator)
-            else:
-                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-    return gpt.eval()
+    return draw_large_weights(gpt).eval()
 
 
 def _condition(lengths: tuple[int, ...], width: int = P) -> Condition:

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from networks import draw_large_weights
 
 from tar3d.config import GPT_SIZES, GPTConfig, gpt_config
 from tar3d.contracts import Condition
@@ -14,15 +15,7 @@ def _gpt(**changes) -> GPT:
     """A small float64 GPT with weights large enough that every path shows in the logits."""
     options = {"num_layers": 4, "width": 24, "num_heads": 2, "grid_size": 2, "codebook_size": V, "condition_tokens": P,
                "condition_width": E, "chunk_size": 4, **changes}
-    gpt = GPT(GPTConfig(**options)).double()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in gpt.parameters():
-            if parameter.ndim == 2:
-                parameter.normal_(0.0, 0.3, generator=generator)
-            else:
-                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-    return gpt
+    return draw_large_weights(GPT(GPTConfig(**options)).double())
 
 
 def _tokens(batch: int = 3) -> torch.Tensor:
@@ -223,6 +216,8 @@ def test_decoding_stops_at_the_last_token(n):
 @pytest.mark.parametrize(("call", "message"), [
     (lambda g: g(_tokens(), _condition()), r"pass tokens\[:, :-1\]"),
     (lambda g: g(_tokens(2)[:, :-1], _condition()), "as many rows"),
+    (lambda g: g(_tokens(3)[:, 0], _condition()), "as many rows"),
+    (lambda g: g.prefill(_condition(), _tokens(3)[:, 0]), "as many rows"),
     (lambda g: g(None, _condition(("xx....", "......"))), "no valid prefix position"),
     (lambda g: g(None, _condition(("x" * 7,))), "at most 6"),
     (lambda g: g(None, Condition(torch.zeros(1, 2, 9), torch.ones(1, 2, dtype=torch.bool))), "9 wide, this GPT takes 5"),

@@ -93,6 +93,7 @@ PEAKS = """
 import torch
 from tar3d.config import GPTConfig
 from tar3d.gpt.attention import LinearAttention
+from tar3d.runtime import peak_resident_bytes
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
@@ -102,14 +103,10 @@ def step(T):
     x, rotary = torch.randn(1, T, 64, requires_grad=True), (torch.ones(T, 32), torch.zeros(T, 32))
     layer(x, rotary).square().sum().backward()
 
-def peak():
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))  # KiB
-
 step(64)  # whatever is loaded once
 for T in (4096, 8192, 16384):
     step(T)
-    print(peak())
+    print(peak_resident_bytes())
 """
 
 
@@ -121,7 +118,7 @@ def test_peak_memory_of_a_linear_layer_grows_with_the_length():
     env = os.environ | {"PYTHONPATH": str(ROOT), "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     done = subprocess.run([sys.executable, "-c", PEAKS], env=env, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    first, second, third = (int(line) / 1024 for line in done.stdout.split())  # MiB
+    first, second, third = (int(line) / 2**20 for line in done.stdout.split())  # MiB
     assert second - first > 16, "the mark does not show the layer's memory"
     assert third - second < 2.5 * (second - first), (first, second, third)
     assert third - first < 300
