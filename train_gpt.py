@@ -22,7 +22,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from tar3d import checkpoint
@@ -35,23 +34,27 @@ from tar3d.data.order import JoinedOrder, TrainingOrder, spread
 from tar3d.data.tokens import TokenDataset
 from tar3d.data.views import mesh_pictures
 from tar3d.gpt.evaluate import condition_nll
+from tar3d.gpt.loss import cross_entropy
 from tar3d.mesh.render import contact_sheet, picture
 from tar3d.optim.groups import build_optimizers, routing_table
 from tar3d.optim.schedule import learning_rate_factor, set_learning_rates
 from tar3d.pipeline import GPT_I23D, I23D, Pipeline
 from tar3d.runtime import (
     RunLog,
-    Stopwatch,
     add_device_arguments,
+    check_finite,
     command_line,
-    compile_blocks,
     describe_machine,
     peak_memory,
     positive_int,
+    prepare_blocks,
     prepare_run_folder,
+    resolve_precision,
     start_fabric,
+    training_loader,
     uncompiled,
 )
+from tar3d.throughput import Meter, find_peak
 from tar3d.token_order import NUM_PLANES
 from tar3d.tokenizer.vqvae import VQVAE
 
@@ -117,28 +120,21 @@ class Trainee(torch.nn.Module):
 
     def forward(self, tokens: torch.Tensor, inputs: torch.Tensor, source: torch.Tensor,
                 dropped: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits (B, T, V) of the first B rows of tokens (B + b, T) from `inputs` (B, T - 1), and the sketch's loss over all
+        """NLL in nats a token of the first B rows of tokens (B + b, T) from `inputs` (B, T - 1), and the sketch's loss over all
         rows: 1 - cosine to the true codes, zero without a sketch."""
-        condition = self.i23d.condition(source)
-        B = len(inputs)
-        logits = self.i23d.gpt(inputs, Condition(condition.embeddings[:B], condition.mask[:B]), dropped)
-        if self.i23d.gpt.sketch is None:
-            return logits, logits.new_zeros(())
-        guess = self.i23d.gpt.sketch(condition.embeddings, condition.mask)  # (B + b, T, K)
-        return logits, 1 - F.cosine_similarity(guess.float(), self.codes[tokens], dim=-1).mean()
+        condition, gpt, B = self.i23d.condition(source), self.i23d.gpt, len(inputs)
+        hidden = gpt.hidden(inputs, Condition(condition.embeddings[:B], condition.mask[:B], condition.full), dropped)
+        nll = cross_entropy(hidden, gpt.head.weight, tokens[:B])
+        if gpt.sketch is None:
+            return nll, nll.new_zeros(())
+        guess = gpt.sketch(condition.embeddings, condition.mask)  # (B + b, T, K)
+        return nll, 1 - F.cosine_similarity(guess.float(), self.codes[tokens], dim=-1).mean()
 
-
-def corrupt(tokens: torch.Tensor, largest_share: float, codebook_size: int, generator: torch.Generator) -> torch.Tensor:
-    """Replaces tokens (B, t) by random ones; the share of a row is uniform below `largest_share`.
-
-    True context tells nearly everything about the next token, so a GPT that only ever sees true context learns to overlook
-    its condition, and follows its own first guesses when it generates.
-    """
-    if not largest_share:
-        return tokens
-    share = torch.rand(len(tokens), 1, generator=generator) * largest_share
-    replaced = torch.rand(tokens.shape, generator=generator) < share
-    return torch.where(replaced, torch.randint(codebook_size, tokens.shape, generator=generator), tokens.cpu()).to(tokens.device)
+    def flops(self, rows: int, further: int) -> int:
+        """Of a step over `rows` rows and `further` ones for the sketch: forward and twice that backward."""
+        gpt, encoder = self.i23d.gpt, self.i23d.encoder
+        pictures = 0 if encoder.frozen else (rows + further) * encoder.flops()
+        return 3 * (rows * gpt.flops(gpt.config.condition_tokens, gpt.config.num_tokens) + pictures)
 
 
 def check_tokenizer(config: GPTRunConfig, vqvae: VQVAE) -> None:
@@ -169,8 +165,7 @@ def train(config: GPTRunConfig, fabric: Fabric, data: Path, vqvae: VQVAE, vq_sou
     trainee = Trainee(bare, vqvae.quantizer.codebook.clone())
     optimizers = [o for o in build_optimizers(trainee, config.optim) if o is not None]
     fabric.print(routing_table(trainee, config.optim))
-    if t.compile:
-        compile_blocks(trainee)
+    prepare_blocks(trainee, t.recompute, t.compile)
     model, *optimizers = fabric.setup(trainee, *optimizers)
 
     # loop state: everything that a resumed run needs; the data order is a function of (seed, step)
@@ -184,13 +179,13 @@ def train(config: GPTRunConfig, fabric: Fabric, data: Path, vqvae: VQVAE, vq_sou
 
     # data
     wanted = {"tokenizer": config.tokenizer_fingerprint, "encoder": bare.encoder.identity}
-    dataset, validation = (TokenDataset(data, split, seed=t.seed, wanted=wanted) for split in ("train", "val"))
+    dataset = TokenDataset(data, "train", seed=t.seed, wanted=wanted, token_noise=t.token_noise)
+    validation = TokenDataset(data, "val", seed=t.seed, wanted=wanted)
     order, sketch_order = (TrainingOrder(len(dataset), rows, seed=seed, start=step, stop=t.steps, rank=fabric.global_rank,
                                          world=fabric.world_size)
                            for rows, seed in ((t.global_batch_size, t.seed), (t.sketch_rows, t.seed + 1)))
     order = JoinedOrder(order, sketch_order)
-    loader = fabric.setup_dataloaders(DataLoader(dataset, batch_sampler=order, num_workers=t.num_workers),
-                                      use_distributed_sampler=False)
+    loader = training_loader(dataset, order, t.num_workers, fabric)
     local = t.global_batch_size // fabric.world_size
     micro = t.micro_batch_size or local
     if local % micro:
@@ -206,23 +201,27 @@ def train(config: GPTRunConfig, fabric: Fabric, data: Path, vqvae: VQVAE, vq_sou
                  f"{fabric.world_size} x {fabric.device}, ln V = {np.log(config.gpt.codebook_size):.3f} nats, run folder {out}")
 
     log = RunLog(out, step) if fabric.is_global_zero else None
-    watch, bar = Stopwatch(step, t.steps), tqdm(total=t.steps, initial=step, desc="GPT", disable=not fabric.is_global_zero)
+    local_further = t.sketch_rows // fabric.world_size
+    meter = Meter(step, t.steps, items=local * config.gpt.num_tokens, unit="tokens", flops=trainee.flops(local, local_further),
+                  peak=find_peak(fabric.device, resolve_precision(t.precision, fabric.device.type)))
+    fabric.print(f"{meter.flops / 1e9:,.1f} model GFLOP a step and device; MFU is of {meter.peak.source}")
+    bar = tqdm(total=t.steps, initial=step, desc="GPT", disable=not fabric.is_global_zero)
     began, metrics = time.perf_counter() - seconds, {}
 
-    for batch in loader:
+    for batch in meter.batches(loader):
         set_learning_rates(optimizers,
                            learning_rate_factor(step, t.steps, config.optim.warmup_steps, config.optim.final_lr_fraction))
-        noise_seed = int(np.random.default_rng([t.seed, step, fabric.global_rank]).integers(2**62))
-        batch["inputs"] = corrupt(batch["tokens"][:local, :-1], t.token_noise, config.gpt.codebook_size,
-                                  torch.Generator().manual_seed(noise_seed))
         dropped = bare.gpt.drop_rows(t.global_batch_size, dropout_random)[fabric.global_rank * local:][:local]
         values = train_step(model, optimizers, batch, dropped, micro, config, fabric, step)
         step += 1
         bar.update()
 
         if log and (step % t.log_every == 0 or step == t.steps):
+            speed = meter.read(step)
             log.write("train", step, values)
-            bar.set_postfix_str(f"NLL {values['nll']:.4f}")
+            log.write("speed", step, speed)
+            bar.set_postfix_str(f"NLL {values['nll']:.4f}, {meter.line(speed)}")
+        meter.pause()
         if step % t.validate_every == 0 or step == t.steps:
             if fabric.is_global_zero:
                 with uncompiled():
@@ -230,7 +229,7 @@ def train(config: GPTRunConfig, fabric: Fabric, data: Path, vqvae: VQVAE, vq_sou
                     preview(bare, vqvae, truths, [validation.row(i, 0) for i in shown], fabric, out / f"preview_{step:07d}.png")
                 log.write("validation", step, metrics)
                 scores = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
-                bar.write(f"step {step}: {scores}; {watch.line(step)}, {peak_memory(fabric.device)}")
+                bar.write(f"step {step}: {scores}; {meter.progress()}, {peak_memory(fabric.device)}")
                 if metrics["nll"] < best_nll:
                     best_nll = metrics["nll"]
                     record = {**metrics, "step": step, "hours": (time.perf_counter() - began) / 3600, "date": str(date.today()),
@@ -243,6 +242,7 @@ def train(config: GPTRunConfig, fabric: Fabric, data: Path, vqvae: VQVAE, vq_sou
             checkpoint.save_state(out / "state.pt", {
                 "step": step, "best_nll": best_nll, "seconds": time.perf_counter() - began, "model": trainee.state_dict(),
                 "optimizers": [o.state_dict() for o in optimizers], "dropout_random": dropout_random.get_state()})
+        meter.resume()
     bar.close()
     if log:
         log.close()
@@ -257,29 +257,24 @@ def train_step(model, optimizers, batch: dict, dropped: torch.Tensor, micro: int
     sees; stops with FloatingPointError before the optimizers move when the loss or the gradient is not finite."""
     starts = range(0, len(dropped), micro)
     sketch_only = (len(batch["tokens"]) - len(dropped)) // len(starts)
-    total = sketch_total = 0.0
+    dropped = dropped.to(fabric.device, non_blocking=True)
+    losses = torch.zeros(2, device=fabric.device)
     for k, start in enumerate(starts):
         rows = slice(start, start + micro)
         with fabric.no_backward_sync(model, enabled=start != starts[-1]):
             further = slice(len(dropped) + k * sketch_only, len(dropped) + (k + 1) * sketch_only)
             tokens, source = (torch.cat([batch[name][rows], batch[name][further]]) for name in ("tokens", "source"))
-            logits, sketch = model(tokens, batch["inputs"][rows], source, dropped[rows].to(fabric.device))
-            nll = F.cross_entropy(logits.flatten(0, 1).float(), batch["tokens"][rows].flatten())
-            loss = nll + config.train.sketch_weight * sketch
-            if not torch.isfinite(loss):
-                raise FloatingPointError(f"the loss became {loss.item()} at step {step}; "
-                                         "the weights on disk are those of the last save. Lower optim.muon_lr and optim.adamw_lr")
-            fabric.backward(loss / len(starts))
-        total += nll.item() / len(starts)
-        sketch_total += sketch.item() / len(starts)
+            nll, sketch = model(tokens, batch["inputs"][rows], source, dropped[rows])
+            fabric.backward((nll + config.train.sketch_weight * sketch) / len(starts))
+        losses += torch.stack([nll.detach(), sketch.detach()]) / len(starts)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip or float("inf"))
-    if not torch.isfinite(norm):
-        raise FloatingPointError(f"the gradient became {norm.item()} at step {step}; "
-                                 "the weights on disk are those of the last save")
+    # The one place where the CPU waits for the device: before the optimizers move, and for all numbers at once.
+    nll, sketch, norm = torch.cat([losses, norm[None]]).tolist()
+    check_finite(step, nll + config.train.sketch_weight * sketch, norm)
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad()
-    return {"nll": total, "sketch": sketch_total, "gradient_norm": norm.item(), "lr": optimizers[0].param_groups[0]["lr"]}
+    return {"nll": nll, "sketch": sketch, "gradient_norm": norm, "lr": optimizers[0].param_groups[0]["lr"]}
 
 
 def validation_rows(dataset: TokenDataset, count: int) -> dict[str, torch.Tensor]:

@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from tar3d import checkpoint
@@ -36,17 +35,20 @@ from tar3d.optim.schedule import learning_rate_factor, set_learning_rates
 from tar3d.pipeline import reconstruct
 from tar3d.runtime import (
     RunLog,
-    Stopwatch,
     add_device_arguments,
+    check_finite,
     command_line,
-    compile_blocks,
     describe_machine,
     peak_memory,
     positive_int,
+    prepare_blocks,
     prepare_run_folder,
+    resolve_precision,
     start_fabric,
+    training_loader,
     uncompiled,
 )
+from tar3d.throughput import Meter, find_peak
 from tar3d.tokenizer.loss import intersection_over_union, tokenizer_loss
 from tar3d.tokenizer.quantize import codebook_usage
 from tar3d.tokenizer.vqvae import VQVAE
@@ -96,8 +98,7 @@ def train(config: VQVAEConfig, fabric: Fabric, data: Path, out: Path, *, resume:
         checkpoint.load_weights(bare, init)
     optimizers = [o for o in build_optimizers(bare, config.optim) if o is not None]
     fabric.print(routing_table(bare, config.optim))
-    if t.compile:
-        compile_blocks(bare)
+    prepare_blocks(bare, t.recompute, t.compile)
     model, *optimizers = fabric.setup(bare, *optimizers)
 
     # loop state: everything that a resumed run needs; the data order is a function of (seed, step)
@@ -114,8 +115,7 @@ def train(config: VQVAEConfig, fabric: Fabric, data: Path, out: Path, *, resume:
                            near_points=t.near_points, seed=t.seed)
     order = TrainingOrder(len(dataset), t.batch_size, seed=t.seed, start=step, stop=total, rank=fabric.global_rank,
                           world=fabric.world_size)
-    loader = fabric.setup_dataloaders(DataLoader(dataset, batch_sampler=order, num_workers=t.num_workers),
-                                      use_distributed_sampler=False)
+    loader = training_loader(dataset, order, t.num_workers, fabric)
     validation = validation_set(data, t.validation_shapes)
     shown = [validation[i] for i in spread(len(validation), t.preview_shapes)]
     truths = mesh_pictures(data, [shape_id for shape_id, _ in shown])
@@ -124,7 +124,12 @@ def train(config: VQVAEConfig, fabric: Fabric, data: Path, out: Path, *, resume:
                  f"{total - step} steps of {t.batch_size} shapes on {fabric.world_size} x {fabric.device}, run folder {out}")
 
     log = RunLog(out, step) if fabric.is_global_zero else None
-    watch, bar = Stopwatch(step, total), tqdm(total=total, initial=step, desc="tokenizer", disable=not fabric.is_global_zero)
+    local = t.batch_size // fabric.world_size
+    meter = Meter(step, total, items=local, unit="shapes",
+                  flops=3 * local * bare.flops(t.surface_points, t.volume_points + t.near_points),
+                  peak=find_peak(fabric.device, resolve_precision(t.precision, fabric.device.type)))
+    fabric.print(f"{meter.flops / 1e9:,.1f} model GFLOP a step and device; MFU is of {meter.peak.source}")
+    bar = tqdm(total=total, initial=step, desc="tokenizer", disable=not fabric.is_global_zero)
     began, metrics = time.perf_counter() - seconds, {}
 
     def save() -> None:
@@ -132,7 +137,7 @@ def train(config: VQVAEConfig, fabric: Fabric, data: Path, out: Path, *, resume:
             "step": step, "best_iou": best_iou, "seconds": time.perf_counter() - began, "model": bare.state_dict(),
             "optimizers": [o.state_dict() for o in optimizers], "codebook_random": codebook_random.get_state()})
 
-    for batch in loader:
+    for batch in meter.batches(loader):
         quantize = step >= t.autoencoder_steps
         if quantize and step == t.autoencoder_steps:
             start_codebook(bare, dataset, fabric, codebook_random)
@@ -147,8 +152,11 @@ def train(config: VQVAEConfig, fabric: Fabric, data: Path, out: Path, *, resume:
         bar.update()
 
         if log and (step % t.log_every == 0 or step == total):
+            speed = meter.read(step)
             log.write("train", step, values)
-            bar.set_postfix_str(f"{'codebook' if quantize else 'autoencoder'} loss {values['loss']:.4f}")
+            log.write("speed", step, speed)
+            bar.set_postfix_str(f"{'codebook' if quantize else 'autoencoder'} loss {values['loss']:.4f}, {meter.line(speed)}")
+        meter.pause()
         if step % t.validate_every == 0 or step == total:
             if fabric.is_global_zero:
                 quantized = step > t.autoencoder_steps
@@ -157,7 +165,7 @@ def train(config: VQVAEConfig, fabric: Fabric, data: Path, out: Path, *, resume:
                     preview(bare, truths, shown, fabric, quantized, out / f"preview_{step:07d}.png")
                 log.write("validation", step, metrics)
                 scores = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
-                bar.write(f"step {step}: {scores}; {watch.line(step)}, {peak_memory(fabric.device)}")
+                bar.write(f"step {step}: {scores}; {meter.progress()}, {peak_memory(fabric.device)}")
                 if quantized and metrics["iou_volume"] > best_iou:
                     best_iou = metrics["iou_volume"]
                     record = {**metrics, "step": step, "hours": (time.perf_counter() - began) / 3600, "date": str(date.today()),
@@ -166,6 +174,7 @@ def train(config: VQVAEConfig, fabric: Fabric, data: Path, out: Path, *, resume:
             fabric.barrier()
         if (step % t.save_every == 0 or step == total) and fabric.is_global_zero:
             save()
+        meter.resume()
     bar.close()
     if log:
         log.close()
@@ -176,26 +185,21 @@ def train(config: VQVAEConfig, fabric: Fabric, data: Path, out: Path, *, resume:
 
 def train_step(model, optimizers, batch: dict, config: VQVAEConfig, fabric: Fabric, quantize: bool,
                step: int) -> dict[str, float]:
-    """One optimizer step; stops with FloatingPointError before the optimizers move when the loss is not finite."""
+    """One optimizer step; FloatingPointError before the optimizers move when the loss or the gradient is not finite."""
     output = model(batch["surface"], batch["points"], quantize)
     loss = tokenizer_loss(output.logits, batch["inside"], batch["is_near"], output.commitment,
                           near_weight=config.train.near_weight, commitment_weight=config.train.commitment_weight)
-    if not torch.isfinite(loss.total):
-        raise FloatingPointError(f"the loss became {loss.total.item()} at step {step}; "
-                                 "the weights on disk are those of the last save. "
-                                 "Lower optim.muon_lr and optim.adamw_lr, or look at the samples of this batch")
     fabric.backward(loss.total)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip or float("inf"), error_if_nonfinite=False)
-    if not torch.isfinite(norm):
-        raise FloatingPointError(f"the gradient became {norm.item()} at step {step}; "
-                                 "the weights on disk are those of the last save")
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip or float("inf"))
+    iou = intersection_over_union(output.logits.detach(), batch["inside"], ~batch["is_near"]).mean()
+    # The one place where the CPU waits for the device: before the optimizers move, and for all numbers at once.
+    numbers = torch.stack([loss.total, loss.volume, loss.near, loss.commitment, iou, norm]).tolist()
+    values = dict(zip(("loss", "volume", "near", "commitment", "iou_volume", "gradient_norm"), numbers, strict=True))
+    check_finite(step, values["loss"], values["gradient_norm"])
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad()
-    iou = intersection_over_union(output.logits.detach(), batch["inside"], ~batch["is_near"]).mean()
-    return {"loss": loss.total.item(), "volume": loss.volume.item(), "near": loss.near.item(),
-            "commitment": loss.commitment.item(), "iou_volume": iou.item(),
-            "gradient_norm": norm.item(), "lr": optimizers[0].param_groups[0]["lr"]}
+    return values | {"lr": optimizers[0].param_groups[0]["lr"]}
 
 
 @torch.no_grad()

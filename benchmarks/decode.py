@@ -158,7 +158,7 @@ def whole_shape(engine: Engine, name: str, batch: int, sampling: SamplingConfig,
     """From random conditions to all tokens. The engine is prepared before, which `prepare_seconds` tells."""
     config, device = engine.config, engine.device
     shape = (batch, config.condition_tokens, config.condition_width)
-    condition = Condition(torch.randn(shape, device=device), torch.ones(shape[:2], dtype=torch.bool, device=device))
+    condition = Condition.of(torch.randn(shape, device=device))
     draws = uniform_draws(list(range(batch)), config.num_tokens)
     engine.prepare(batch, sampling, codes)
 

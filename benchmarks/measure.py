@@ -20,13 +20,14 @@ from dataclasses import asdict, dataclass, field
 import torch
 
 from tar3d.runtime import peak_resident_bytes
+from tar3d.throughput import best_seconds, matmul_rate, synchronize
 
 SIZES = ("tiny", "full")
 DTYPES = {"float32": torch.float32, "32-true": torch.float32, "bfloat16": torch.bfloat16, "bf16-mixed": torch.bfloat16}
 # Of the ceilings, by device: float32 elements that no cache holds, the side of a matrix product, calls between two looks at the
 # clock (a launch costs a GPU more than looking at it does).
 PROBE_SIZES = {"cpu": (1 << 26, 1536, 1), "cuda": (1 << 29, 8192, 10)}
-PROBES, PROBE_ROWS = 3, 1 << 12
+PROBE_ROWS = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def measure(case: Case, device: torch.device, repeats: int | None = None) -> lis
         try:
             for _ in range(case.warmup):
                 work.call()
-            _synchronize(device)
+            synchronize(device)
         except Exception as e:  # whatever a kernel library raises: what it is compared with goes on without it
             if alone:
                 raise
@@ -119,10 +120,10 @@ def measure(case: Case, device: torch.device, repeats: int | None = None) -> lis
     seconds, notes = {name: [] for name in works}, {}
     for _ in range(repeats or case.repeats):
         for name, work in works.items():
-            _synchronize(device)
+            synchronize(device)
             start = time.perf_counter()
             notes[name] = work.call()
-            _synchronize(device)
+            synchronize(device)
             seconds[name].append(time.perf_counter() - start)
     # Read before the probes of the ceilings, which take a good deal of memory.
     memory = _peak_memory(device) if alone else {"peak_resident_mib": None, "peak_gpu_mib": None}
@@ -173,35 +174,15 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
     """On random data: with zeros a GPU runs faster than it ever will."""
     numbers, side, calls = PROBE_SIZES[device.type]
     source, target = torch.rand(numbers, device=device), torch.empty(numbers, device=device)
-    copying = _best_seconds(lambda: target.copy_(source), device, calls)
+    copying = best_seconds(lambda: target.copy_(source), device, calls)
     matrix, vector = source.view(PROBE_ROWS, -1), torch.rand(numbers // PROBE_ROWS, device=device)
-    adding = _best_seconds(source.sum, device, calls)
-    reading = _best_seconds(lambda: torch.mv(matrix, vector), device, calls)
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    multiplying = _best_seconds(lambda: a @ b, device, calls)
+    adding = best_seconds(source.sum, device, calls)
+    reading = best_seconds(lambda: torch.mv(matrix, vector), device, calls)
     size = 4 * numbers
-    return Ceilings(2 * size / copying, size / adding, size / reading, 2 * side**3 / multiplying)
-
-
-def _best_seconds(call: Callable[[], object], device: torch.device, calls: int) -> float:
-    call()
-    seconds = []
-    for _ in range(PROBES):
-        _synchronize(device)
-        start = time.perf_counter()
-        for _ in range(calls):
-            call()
-        _synchronize(device)
-        seconds.append((time.perf_counter() - start) / calls)
-    return min(seconds)
+    return Ceilings(2 * size / copying, size / adding, size / reading, matmul_rate(device, dtype, side, calls))
 
 
 def _peak_memory(device: torch.device) -> dict[str, float | None]:
     resident = peak_resident_bytes()
     return {"peak_resident_mib": None if resident is None else round(resident / 2**20, 1),
             "peak_gpu_mib": round(torch.cuda.max_memory_allocated(device) / 2**20, 1) if device.type == "cuda" else None}
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

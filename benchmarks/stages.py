@@ -170,7 +170,7 @@ def _gpt_and_condition(size: str, batch: int, device: torch.device) -> tuple[GPT
 
 def _embeddings(config: GPTRunConfig, batch: int, device: torch.device) -> Condition:
     shape = (batch, config.gpt.condition_tokens, config.gpt.condition_width)
-    return Condition(torch.randn(shape, device=device), torch.ones(shape[:2], dtype=torch.bool, device=device))
+    return Condition.of(torch.randn(shape, device=device))
 
 
 def _surface(batch: int, points: int, device: torch.device) -> torch.Tensor:

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 T = TypeVar("T")
+RECOMPUTE = ("none", "cheap", "blocks")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -254,6 +255,7 @@ class VQVAETrainConfig:
     seed: int = 0
     precision: str = "auto"  # bf16-mixed where the hardware has it, else 32-true
     compile: bool = False  # torch.compile each block: about a minute at the start, then faster steps
+    recompute: str = "none"  # activation checkpointing: "cheap" works out again all but matrix products, "blocks" everything
     num_workers: int = 4
     validate_every: int = 2000
     validation_shapes: int = 64
@@ -262,6 +264,7 @@ class VQVAETrainConfig:
     log_every: int = 50
 
     def __post_init__(self) -> None:
+        _one_of("train.recompute", self.recompute, RECOMPUTE)
         _at_least(1, self, "train.", "codebook_steps", "batch_size", "surface_points", "validate_every", "validation_shapes",
                   "save_every", "log_every")
         _at_least(0, self, "train.", "autoencoder_steps", "volume_points", "near_points", "near_weight", "commitment_weight",
@@ -287,6 +290,7 @@ class GPTTrainConfig:
     seed: int = 0
     precision: str = "auto"
     compile: bool = False
+    recompute: str = "none"  # as in the tokenizer's training
     num_workers: int = 4
     validate_every: int = 2000
     validation_shapes: int = 64
@@ -299,6 +303,7 @@ class GPTTrainConfig:
     sketch_rows: int = 0  # further rows of each step, over all devices, that only the image encoder and the sketch see: cheap
 
     def __post_init__(self) -> None:
+        _one_of("train.recompute", self.recompute, RECOMPUTE)
         _one_of("train.weights_dtype", self.weights_dtype, ("float32", "float16"))
         _at_least(1, self, "train.", "steps", "global_batch_size", "validate_every", "validation_shapes", "save_every",
                   "log_every")

@@ -117,11 +117,18 @@ class Triplane:
 class Condition:
     """`embeddings` (B, P, E) and `mask` (B, P) bool, True where a prefix position is valid.
 
-    A row without a valid position is nothing to condition on: the GPT takes it only as a dropped row.
+    A row without a valid position is nothing to condition on: the GPT takes it only as a dropped row. `full` promises that
+    every position is valid, so that nobody has to look at the mask for it: a look makes a GPU's queue run empty.
     """
 
     embeddings: torch.Tensor
     mask: torch.Tensor
+    full: bool = False
+
+    @classmethod
+    def of(cls, embeddings: torch.Tensor) -> Condition:
+        """Embeddings (B, P, E) that are all valid."""
+        return cls(embeddings, embeddings.new_ones(embeddings.shape[:2], dtype=bool), full=True)
 
     def __post_init__(self) -> None:
         e, m = self.embeddings, self.mask

@@ -21,6 +21,7 @@ from tar3d.config import GPTRunConfig, SamplingConfig
 from tar3d.contracts import Condition, Mesh, Tokens, Triplane
 from tar3d.gpt.engine import Engine
 from tar3d.gpt.generate import generate
+from tar3d.gpt.loss import token_nll
 from tar3d.gpt.model import GPT
 from tar3d.mesh.extract import EmptyFieldError, drop_small_components, extract
 from tar3d.tokenizer.vqvae import VQVAE
@@ -52,15 +53,18 @@ class I23D(torch.nn.Module):
     def encoder(self) -> ImageEncoder:
         return self._frozen_encoder[0] if hasattr(self, "_frozen_encoder") else self.trained_encoder
 
-    def forward(self, tokens: torch.Tensor, source: torch.Tensor, dropped: torch.Tensor) -> torch.Tensor:
-        """Logits (B, T, V) for tokens (B, T - 1). `source` is what a token shard holds: uint8 pixels (B, S, S, 3) for an
-        encoder that is trained along, embeddings (B, P, E) for a frozen one."""
-        return self.gpt(tokens, self.condition(source), dropped)
+    def token_nll(self, tokens: torch.Tensor, source: torch.Tensor, dropped: torch.Tensor) -> torch.Tensor:
+        """NLL (B, T) in nats of tokens (B, T), each after those before it; no gradients."""
+        with torch.no_grad():
+            hidden = self.gpt.hidden(tokens[:, :-1], self.condition(source), dropped)
+        return token_nll(hidden, self.gpt.head.weight, tokens)
 
     def condition(self, source: torch.Tensor) -> Condition:
+        """`source` is what a token shard holds: uint8 pixels (B, S, S, 3) for an encoder that is trained along, embeddings
+        (B, P, E) for a frozen one."""
         if source.dtype == torch.uint8:
             return self.encoder.to(source.device)(source)
-        return Condition(source.float(), torch.ones(source.shape[:2], dtype=torch.bool, device=source.device))
+        return Condition.of(source.float())
 
 
 def mesh_from_triplane(vqvae: VQVAE, triplane: Triplane, resolution: int) -> Mesh:

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import json
+import math
 import os
 import platform
 import shlex
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+PREFETCHED_BATCHES = 4  # of each worker
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
 
 
@@ -109,13 +113,40 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
-def compile_blocks(module: torch.nn.Module) -> None:
-    """torch.compile for each repeated block by itself: a fifth of the whole model's compile time, and most of the gain.
-    In place, so that names in a checkpoint stay as they are."""
-    for child in module.modules():
-        if isinstance(child, torch.nn.ModuleList):
-            for block in child:
-                block.compile()
+def prepare_blocks(module: torch.nn.Module, recompute: str, compile: bool) -> None:
+    """What a training does to each repeated block (child of an nn.ModuleList) by itself, in place, so that names in a checkpoint
+    stay as they are.
+
+    `recompute` (activation checkpointing): "none" keeps for the backward pass whatever it needs; "cheap" keeps the inputs of
+    blocks and the results of matrix products and attention, and works out the rest again, which is elementwise; "blocks" keeps
+    the inputs of blocks alone, for a third more computing. `compile` is torch.compile: of blocks, because that takes a fifth
+    of the whole model's time, and has most of the gain. A compiled block does the work of "cheap" by itself.
+    """
+    blocks = [block for child in module.modules() if isinstance(child, torch.nn.ModuleList) for block in child]
+    for block in blocks:
+        if recompute != "none":
+            block.forward = _recomputed(block.forward, cheap_only=recompute == "cheap")
+        if compile:
+            block.compile()
+
+
+def _recomputed(forward: Callable, cheap_only: bool) -> Callable:
+    from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+
+    aten = torch.ops.aten
+    costly = [aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.convolution, aten._scaled_dot_product_flash_attention,
+              aten._scaled_dot_product_efficient_attention, aten._scaled_dot_product_cudnn_attention,
+              aten._scaled_dot_product_flash_attention_for_cpu]
+    contexts = functools.partial(create_selective_checkpoint_contexts, [op.default for op in costly])
+    how = {"context_fn": contexts} if cheap_only else {}
+
+    def call(*args):
+        if not torch.is_grad_enabled():
+            return forward(*args)
+        # No block draws a random number, so there is no state of a generator to restore.
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **how)
+
+    return call
 
 
 def uncompiled() -> AbstractContextManager:
@@ -124,8 +155,24 @@ def uncompiled() -> AbstractContextManager:
     return torch.compiler.set_stance("force_eager")
 
 
+def training_loader(dataset: Dataset, order: Sampler, num_workers: int, fabric: Fabric) -> DataLoader:
+    """Batches of `order` on the device of this process: workers run ahead of the training, and copies to a GPU beside it."""
+    on_gpu = fabric.device.type == "cuda"
+    loader = DataLoader(dataset, batch_sampler=order, num_workers=num_workers, pin_memory=on_gpu,
+                        prefetch_factor=PREFETCHED_BATCHES if num_workers else None)
+    return fabric.setup_dataloaders(loader, use_distributed_sampler=False)
+
+
+def check_finite(step: int, loss: float, gradient_norm: float) -> None:
+    """Raises FloatingPointError where a step must not move the weights."""
+    for name, value in (("loss", loss), ("gradient", gradient_norm)):
+        if not math.isfinite(value):
+            raise FloatingPointError(f"the {name} became {value} at step {step}; the weights on disk are those of the last save. "
+                                     "Lower optim.muon_lr and optim.adamw_lr, or look at the data of this batch")
+
+
 class RunLog:
-    """Metrics of a run: a CSV file for each kind of row ("train", "validation") and TensorBoard, under `folder`.
+    """Metrics of a run: a CSV file for each kind of row ("train", "validation", "speed") and TensorBoard, under `folder`.
 
     A resumed run drops the rows after the step it resumes from, so no step stands twice.
     """
@@ -163,24 +210,6 @@ class RunLog:
             writer = csv.DictWriter(f, fields, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
-
-
-class Stopwatch:
-    """Rate and remaining time of a loop of `total` steps that starts at `start`."""
-
-    def __init__(self, start: int, total: int) -> None:
-        self._start, self._total, self._began = start, total, time.perf_counter()
-
-    def line(self, step: int) -> str:
-        elapsed = time.perf_counter() - self._began
-        rate = (step - self._start) / max(elapsed, 1e-9)
-        remaining = (self._total - step) / max(rate, 1e-9)
-        return f"{rate:.2f} steps/s, {clock(elapsed)} elapsed, ETA {clock(remaining)}"
-
-
-def clock(seconds: float) -> str:
-    seconds = round(seconds)
-    return f"{seconds // 3600}:{seconds % 3600 // 60:02d}:{seconds % 60:02d}"
 
 
 def peak_memory(device: torch.device) -> str:

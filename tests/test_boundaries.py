@@ -25,6 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "contracts": set(),
     "token_order": set(),
     "runtime": BASE,
+    "throughput": BASE,
     "mesh": BASE,
     "tokenizer": BASE,
     "condition": BASE,

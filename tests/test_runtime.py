@@ -1,19 +1,22 @@
 """Devices, precision, and the folder and log of a run."""
 
 import argparse
+import copy
 import csv
 import json
+from collections import Counter
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tar3d import runtime
 from tar3d.runtime import (
     RunLog,
-    Stopwatch,
     add_device_arguments,
+    check_finite,
     choose_device,
-    clock,
+    prepare_blocks,
     prepare_run_folder,
     resolve_precision,
     start_fabric,
@@ -120,14 +123,62 @@ def test_an_existing_run_is_neither_overwritten_nor_invented(tmp_path):
     prepare_run_folder(tmp_path / "run", True, {})
 
 
-def test_clock_and_stopwatch(monkeypatch):
-    assert [clock(s) for s in (0, 59.6, 3661)] == ["0:00:00", "0:01:00", "1:01:01"]
-    now = iter([100.0, 110.0])
-    monkeypatch.setattr(runtime.time, "perf_counter", lambda: next(now))
-    assert Stopwatch(20, 100).line(40) == "2.00 steps/s, 0:00:10 elapsed, ETA 0:00:30"
-
-
 def test_a_measurement_can_say_where_it_was_made(tmp_path):
     found = runtime.describe_machine(torch.device("cpu"))
     assert set(found) == {"machine", "torch", "python", "commit"} and all(found.values())
     assert "GiB" in runtime.peak_memory(torch.device("cpu"))
+
+
+class Twice(torch.nn.Module):
+    """Two blocks of two products and something elementwise between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = (torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.GELU(), torch.nn.Linear(4, 4)) for _ in range(2))
+        self.blocks = torch.nn.ModuleList(layers)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class Counted(TorchDispatchMode):
+    """How often each operation ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.counts[func.overloadpacket._qualified_op_name.removeprefix("aten::")] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("recompute, products, elementwise", [("none", 4, 2), ("cheap", 4, 4), ("blocks", 6, 4)])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_recomputing_changes_what_is_kept_and_no_number(recompute, products, elementwise, device):
+    """The second product of a block need not be run again: its gradient asks for its inputs alone."""
+    torch.manual_seed(0)
+    plain = Twice().to(device)
+    other = copy.deepcopy(plain)
+    prepare_blocks(other, recompute, compile=False)
+    x = torch.randn(3, 4, device=device)
+    plain(x).square().sum().backward()
+    with Counted() as ran:
+        other(x).square().sum().backward()
+    assert (ran.counts["addmm"], ran.counts["gelu"]) == (products, elementwise)
+    assert plain.state_dict().keys() == other.state_dict().keys()
+    for mine, theirs in zip(other.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(mine.grad, theirs.grad)
+    with Counted() as ran, torch.no_grad():
+        assert torch.equal(other(x), plain(x))
+    assert ran.counts["addmm"] == 8, "without gradients there is nothing to recompute"
+
+
+def test_a_step_that_must_not_move_the_weights_is_refused():
+    check_finite(3, 1.0, 2.0)
+    with pytest.raises(FloatingPointError, match="the loss became inf at step 3; .* last save. Lower optim.muon_lr"):
+        check_finite(3, float("inf"), 2.0)
+    with pytest.raises(FloatingPointError, match="the gradient became nan at step 3"):
+        check_finite(3, 1.0, float("nan"))

@@ -44,8 +44,7 @@ class ImageEncoder(nn.Module):
         if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (size, size, 3) or pixels.dtype != torch.uint8:
             raise ValueError(f"the image encoder takes (B, {size}, {size}, 3) uint8 pixels as tar3d.condition.image.preprocess "
                              f"gives them, got {tuple(pixels.shape)} {pixels.dtype}")
-        embeddings = self.embed(pixels)  # (B, P, E)
-        return Condition(embeddings, torch.ones(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device))
+        return Condition.of(self.embed(pixels))
 
     def embed(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, S, S, 3) uint8 -> (B, P, E)."""
@@ -73,6 +72,11 @@ class TrainedViT(ImageEncoder):
         self.blocks = nn.ModuleList(ViTBlock(width, config.num_heads) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(width)
         self._initialise()
+
+    def flops(self) -> int:
+        """Operations for one picture: matrices at each position and attention, a multiplication and an addition being two."""
+        matrices = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
+        return 2 * self.num_tokens * (matrices + 2 * self.num_tokens * self.width * len(self.blocks))
 
     def _initialise(self) -> None:
         residual_std = 0.02 / (2 * max(len(self.blocks), 1)) ** 0.5  # keeps the residual stream's scale whatever the depth

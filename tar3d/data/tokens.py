@@ -23,15 +23,15 @@ def read_stamp(folder: Path) -> dict:
 
 
 class TokenDataset(Dataset):
-    """Rows (tokens (T,) int64, source of one view) of a split.
+    """Rows of a split: `tokens` (T,) int64, `inputs` (T - 1,) what the GPT is shown of them, `source` of one view.
 
-    Indexed by (position, index) as `TrainingOrder` yields them; the view is drawn from (seed, position). `stamp` entries
-    that are wanted but differ from the shards' are a ValueError.
+    Indexed by (position, index) as `TrainingOrder` yields them; view and noise are drawn from (seed, position). `stamp` entries
+    that are wanted but differ from the shards' are a ValueError. `token_noise`: see `corrupt`.
     """
 
-    def __init__(self, data: str | Path, split: str, *, seed: int, wanted: dict[str, object]) -> None:
+    def __init__(self, data: str | Path, split: str, *, seed: int, wanted: dict[str, object], token_noise: float = 0.0) -> None:
         folder = Path(data) / "tokens"
-        self.seed, self.stamp = seed, read_stamp(folder)
+        self.seed, self.stamp, self.token_noise = seed, read_stamp(folder), token_noise
         for key, value in wanted.items():
             if self.stamp.get(key) != value:
                 raise ValueError(f"{folder} was made with {key} {self.stamp.get(key)!r}, but this training uses {value!r}: "
@@ -56,11 +56,25 @@ class TokenDataset(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
         position, index = key
-        views = self._places[index][3]
-        return self.row(index, int(np.random.default_rng([self.seed, position]).integers(views)))
+        views, rng = self._places[index][3], np.random.default_rng([self.seed, position])
+        row = self.row(index, int(rng.integers(views)))
+        inputs = corrupt(row["tokens"][:-1].numpy(), self.token_noise, self.stamp["codebook_size"], rng)
+        return row | {"inputs": torch.from_numpy(inputs)}
 
     def row(self, index: int, view: int) -> dict[str, torch.Tensor]:
         shard, row, first, _ = self._places[index]
         tokens, source = self._arrays[shard]
         return {"tokens": torch.from_numpy(tokens[row].astype(np.int64)),
                 "source": torch.from_numpy(np.array(source[first + view]))}
+
+
+def corrupt(tokens: np.ndarray, largest_share: float, codebook_size: int, rng: np.random.Generator) -> np.ndarray:
+    """Replaces tokens (t,) by random ones; what share of them is uniform below `largest_share`.
+
+    True context tells nearly everything about the next token, so a GPT that only ever sees true context learns to overlook
+    its condition, and follows its own first guesses when it generates.
+    """
+    if not largest_share:
+        return tokens
+    replaced = rng.random(len(tokens)) < rng.random() * largest_share
+    return np.where(replaced, rng.integers(codebook_size, size=len(tokens)), tokens)

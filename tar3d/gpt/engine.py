@@ -240,7 +240,7 @@ class Engine:
         if self.guided:
             # One more row, whose condition the null prefix replaces.
             condition = Condition(torch.cat([condition.embeddings, condition.embeddings[-1:]]),
-                                  torch.cat([condition.mask, condition.mask[-1:]]))
+                                  torch.cat([condition.mask, condition.mask[-1:]]), condition.full)
             null = torch.arange(batch + 1, device=self.device) == batch
             source = torch.cat([source, source.new_full((batch,), batch)])
         _, cache = self.gpt.prefill(condition, null=null, room=0)

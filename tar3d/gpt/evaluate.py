@@ -6,7 +6,6 @@ A model that does has right < null and right < shuffled.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -16,8 +15,8 @@ def condition_nll(model: nn.Module, tokens: Tensor, source: Tensor, batch_size: 
 
     Shuffled is the source half the rows further on: where rows are sorted by category, the next would hardly be wrong.
 
-    `model(tokens[:, :-1], source, dropped)` gives logits (B, T, V) for tokens (N, T) int64 and sources (N, ...), as
-    `tar3d.pipeline.I23D` does. It is in eval mode meanwhile, and then as it was before.
+    `model.token_nll(tokens, source, dropped)` gives the NLL (B, T) of tokens (B, T) int64 under sources (B, ...), as that of
+    `tar3d.pipeline.I23D` does. The model is in eval mode meanwhile, and then as it was before.
     """
     if len(tokens) != len(source):
         raise ValueError(f"{len(tokens)} rows of tokens but {len(source)} of conditions: give each row its own")
@@ -32,8 +31,7 @@ def condition_nll(model: nn.Module, tokens: Tensor, source: Tensor, batch_size: 
             for kind, parts in losses.items():
                 given = (shuffled if kind == "shuffled" else source)[part].to(device)
                 dropped = torch.full((len(targets),), kind == "null", device=device)
-                logits = model(targets[:, :-1], given, dropped)  # (B, T, V)
-                parts.append(F.cross_entropy(logits.transpose(1, 2).float(), targets, reduction="none").cpu())
+                parts.append(model.token_nll(targets, given, dropped).cpu())
     finally:
         model.train(was_training)
     return {kind: torch.cat(parts) for kind, parts in losses.items()}

@@ -249,6 +249,26 @@ class GPT(nn.Module):
         tables = ("token_embedding.", "position_embedding.", "head.", "null_prefix")
         return sum(p.numel() for name, p in self.named_parameters() if embeddings or not name.startswith(tables))
 
+    def flops(self, prefix_length: int, num_tokens: int) -> int:
+        """Operations of `forward` for one row whose prefix has that many positions and which predicts `num_tokens` tokens, a
+        multiplication and an addition being two. Training takes three times as many.
+
+        Counted is the least that the function needs, whatever computes it: each matrix once at each of its positions, half of
+        the S x S products of causal attention, two d x d products a position and head for the recurrence of a linear layer.
+        """
+        config, steps = self.config, -(-num_tokens // self.config.tokens_per_step)
+        S, D = prefix_length + steps - 1, config.width
+        multiplications = prefix_length * _matrices(self.condition_mlp) + num_tokens * self.head.weight.numel()
+        for block in self.blocks:
+            attended = S + 1 if isinstance(block.attention, FullAttention) else 2 * config.head_dim
+            multiplications += S * (_matrices(block) + D * attended)
+        if self.merge is not None:
+            multiplications += (steps - 1) * _matrices(self.merge) + steps * _matrices(self.cell_head.before)
+            multiplications += num_tokens * _matrices(self.cell_head.mlps)
+        if self.sketch is not None:
+            multiplications += _matrices(self.sketch.guess) + steps * _matrices(self.sketch.project)
+        return 2 * multiplications
+
     def drop_rows(self, batch_size: int, generator: torch.Generator) -> Tensor:
         """(B,) bool, True with probability `config.condition_dropout`: the rows that train the null prefix."""
         draws = torch.rand(batch_size, generator=generator, device=generator.device)
@@ -260,6 +280,11 @@ class GPT(nn.Module):
         Rows where `dropped` (B,) bool is True see the null prefix instead of their condition. Pass it on every
         training step, even if no row is dropped: the null prefix is then always part of the graph.
         """
+        return self.head(self.hidden(tokens, condition, dropped))
+
+    def hidden(self, tokens: Tensor | None, condition: Condition, dropped: Tensor | None = None) -> Tensor:
+        """(B, t + 1, D): what `forward` applies the head to. Training goes on from here (`tar3d/gpt/loss.py`), because the logits
+        of a whole batch are larger than everything else it holds."""
         tokens = _given(tokens, condition)
         rows, given = self._pack(tokens, condition, dropped), tokens.shape[-1]
         x = rows.x
@@ -270,7 +295,7 @@ class GPT(nn.Module):
             x = x[:, rows.prefix_lengths - 1 :]
         else:
             x = _gather(x, rows.prefix_lengths[:, None] - 1 + torch.arange(num_steps, device=x.device))
-        return self.head(self.norm(self._split_steps(x, tokens)[:, : given + 1]))  # (B, t + 1, V)
+        return self.norm(self._split_steps(x, tokens)[:, : given + 1])
 
     def _split_steps(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """Outputs of the layers (B, s, D), entry i for step i, and the tokens known (B, t) -> (B, s n, D), an entry a token.
@@ -335,7 +360,7 @@ class GPT(nn.Module):
         return x if hints is None else x + hints[:, start + 1 : end + 1]
 
     def _pack(self, tokens: Tensor, condition: Condition, dropped: Tensor | None) -> PackedRows:
-        config, (embeddings, mask) = self.config, self._with_null(condition, dropped)
+        config, (embeddings, mask, full) = self.config, self._with_null(condition, dropped)
         batch = len(embeddings)
         if tokens.ndim != 2 or len(tokens) != batch:
             raise ValueError(f"tokens must be ({batch}, t), as many rows as the condition has; got {tuple(tokens.shape)}")
@@ -345,7 +370,7 @@ class GPT(nn.Module):
         num_steps = tokens.shape[1] // config.tokens_per_step
         P, S = embeddings.shape[1], embeddings.shape[1] + num_steps
         lengths = mask.sum(1)  # (B,)
-        shortest = int(lengths.min())
+        shortest = P if full else int(lengths.min())
         if shortest == 0:
             raise ValueError("a condition row has no valid prefix position; give it one, or pass the row as dropped")
         hints = None if self.sketch is None else self.sketch.hints(embeddings, mask)
@@ -368,8 +393,8 @@ class GPT(nn.Module):
         source = torch.where(position < end, position, (position - end + P).clamp_max(S - 1))
         return PackedRows(_gather(x, source), lengths, self.rope.packed(lengths, S), hints)
 
-    def _with_null(self, condition: Condition, dropped: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Embeddings (B, P, E) and mask (B, P), with the null prefix in the dropped rows."""
+    def _with_null(self, condition: Condition, dropped: Tensor | None) -> tuple[Tensor, Tensor, bool]:
+        """Embeddings (B, P, E) and mask (B, P), with the null prefix in the dropped rows, and whether all are surely valid."""
         config = self.config
         B, P, E = condition.embeddings.shape
         if E != config.condition_width:
@@ -380,13 +405,18 @@ class GPT(nn.Module):
                              "(gpt.condition_tokens): shorten the prefix or train with a larger value")
         embeddings, mask = condition.embeddings.to(self.null_prefix.dtype), condition.mask
         if dropped is None:
-            return embeddings, mask
+            return embeddings, mask, condition.full
         if dropped.shape != (B,) or dropped.dtype != torch.bool:
             raise ValueError(f"dropped rows must be ({B},) bool, got {tuple(dropped.shape)} {dropped.dtype}")
         dropped = dropped.to(mask.device)[:, None]
         padding = config.condition_tokens - P
         embeddings = torch.where(dropped[..., None], self.null_prefix, F.pad(embeddings, (0, 0, 0, padding)))
-        return embeddings, F.pad(mask, (0, padding)) | dropped
+        return embeddings, F.pad(mask, (0, padding)) | dropped, condition.full and padding == 0
+
+
+def _matrices(module: nn.Module) -> int:
+    """Entries of the matrices that a position of this module is multiplied with."""
+    return sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
 
 
 def _given(tokens: Tensor | None, condition: Condition) -> Tensor:

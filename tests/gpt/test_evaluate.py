@@ -19,11 +19,11 @@ class Told(nn.Module):
         self.weight = nn.Parameter(torch.zeros(()))
         self.answers, self.modes = answers, []
 
-    def forward(self, tokens, source, dropped):
+    def token_nll(self, tokens, source, dropped):
         self.modes.append(self.training)
-        assert tokens.shape == (len(source), self.answers.shape[1] - 1)
         sure = 8.0 * nn.functional.one_hot(self.answers[source], V)
-        return torch.where(dropped[:, None, None], torch.zeros_like(sure), sure) + self.weight
+        logits = torch.where(dropped[:, None, None], torch.zeros_like(sure), sure) + self.weight
+        return nn.functional.cross_entropy(logits.transpose(1, 2), tokens, reduction="none")
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 16])

@@ -131,23 +131,34 @@ def test_a_listed_name_that_does_not_exist_is_refused():
 
 
 def test_orthogonalise_brings_singular_values_near_one_and_keeps_the_singular_vectors():
-    for shape in ((12, 40), (40, 12), (16, 16)):
-        matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        result = orthogonalise(matrix, (3.4445, -4.775, 2.0315), 5, 1e-7)
-        u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
-        singular = u.T @ result @ vh.T
-        torch.testing.assert_close(singular, singular.diagonal().diag(), atol=1e-8, rtol=0)
-        assert result.dtype == torch.float64 and 0.3 < singular.diagonal().min() and singular.diagonal().max() < 1.3
+    for shape in ((3, 12, 40), (2, 40, 12), (1, 16, 16)):
+        matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        results = orthogonalise(matrices, (3.4445, -4.775, 2.0315), 5, 1e-7)
+        for matrix, result in zip(matrices, results, strict=True):
+            u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
+            singular = u.T @ result @ vh.T
+            torch.testing.assert_close(singular, singular.diagonal().diag(), atol=1e-8, rtol=0)
+            assert result.dtype == torch.float64 and 0.3 < singular.diagonal().min() and singular.diagonal().max() < 1.3
 
 
-def test_muon_where_bfloat16_is_emulated_is_torch_muon_up_to_rounding(monkeypatch):
-    """Steps, momentum and decay of the float32 form, and a state that either form goes on with."""
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    options = {"lr": 1e-2, "weight_decay": 0.1, "momentum": 0.95, "nesterov": True, "adjust_lr_fn": "match_rms_adamw"}
+SHAPES = ((12, 40), (40, 12), (12, 40), (16, 16), (12, 40))
+
+
+@pytest.mark.parametrize("native", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("stacked", [1, 1000, 1 << 25])
+def test_muon_in_batches_is_torch_muon_up_to_rounding(monkeypatch, native, stacked):
+    """Steps, momentum and decay, whatever goes through Newton-Schulz together, and a state that either form goes on with."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr("tar3d.optim.groups.STACKED", stacked)
+    options = {"lr": 1e-2, "weight_decay": 0.1, "momentum": 0.95}
+
+    def torch_muon(parameters, **options):
+        return torch.optim.Muon(parameters, nesterov=True, adjust_lr_fn="match_rms_adamw", **options)
+
     results = []
-    for kinds in ((Muon, Muon), (torch.optim.Muon, torch.optim.Muon), (Muon, torch.optim.Muon)):
+    for kinds in ((Muon, Muon), (torch_muon, torch_muon), (Muon, torch_muon), (torch_muon, Muon)):
         generator = torch.Generator().manual_seed(0)
-        parameters = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((12, 40), (40, 12))]
+        parameters = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
         starts, state = [p.detach().clone() for p in parameters], None
         for kind in kinds:
             optimizer = kind(parameters, **options)
@@ -156,10 +167,30 @@ def test_muon_where_bfloat16_is_emulated_is_torch_muon_up_to_rounding(monkeypatc
             for _ in range(3):
                 for p in parameters:
                     p.grad = torch.randn(p.shape, generator=generator)
+                parameters[-1].grad = None  # as of a part that a step does not use
                 optimizer.step()
             state = optimizer.state_dict()
         results.append([p.detach() - s for p, s in zip(parameters, starts, strict=True)])
-    for other in (results[1], results[2]):
-        for mine, theirs in zip(results[0], other, strict=True):
+    for other in results[1:]:
+        for mine, theirs in zip(results[0][:-1], other, strict=False):
             assert (mine - theirs).norm() < 0.03 * theirs.norm()
+        assert not other[-1].any()
     assert optimizer.state_dict()["state"][0].keys() == {"momentum_buffer"}
+
+
+def test_fused_adamw_is_adamw():
+    results = []
+    for fused in (True, False):
+        module, generator = _Tokenizer(), torch.Generator().manual_seed(0)
+        for p in module.parameters():
+            p.data.normal_(generator=generator)
+        _, adamw = build_optimizers(module, OptimConfig(adamw_lr=0.01))
+        for group in adamw.param_groups:
+            group["fused"] = fused
+        for _ in range(3):
+            for p in module.parameters():
+                p.grad = torch.randn(p.shape, generator=generator)
+            adamw.step()
+        results.append(list(module.parameters()))
+    for fused, plain in zip(*results, strict=True):
+        torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,136 @@
+"""How fast a training runs, and how close that is to what the device can do: rate, remaining time, model FLOP/s, MFU, and the
+share of time in which the loop waited for data.
+
+MFU is model FLOPs over the device's peak (PaLM, arXiv 2204.02311, appendix B): only what the model needs counts, nothing that is
+computed twice (`train.recompute`), and nothing of the optimizer. The models count their own (`GPT.flops`, `VQVAE.flops`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+# Dense bfloat16 FLOP/s with float32 sums, from NVIDIA's data sheets. The first name that is part of the device's decides.
+VENDOR_PEAKS = {"B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "A100": 312e12,
+                "L40S": 362e12, "RTX A6000": 155e12, "RTX 5090": 209e12, "RTX 4090": 165e12, "RTX 3090": 71e12}
+SLOWER = "Laptop"  # a card of the same name in a laptop has another peak
+PROBE_SIDES = {"cpu": 1024, "cuda": 8192}  # of the square matrices that are multiplied where no data sheet helps
+PROBES = 3
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The FLOP/s that a fraction is of, and whose figure that is."""
+
+    flops_per_second: float
+    source: str
+
+
+def find_peak(device: torch.device, precision: str) -> Peak:
+    """The data sheet's for a known GPU in bfloat16, else what a large matrix product reaches here now (a second at most)."""
+    if device.type == "cuda" and precision == "bf16-mixed":
+        name = torch.cuda.get_device_name(device)
+        for part, flops in VENDOR_PEAKS.items():
+            if part in name and SLOWER not in name:
+                return Peak(flops, f"{flops / 1e12:.0f} TFLOP/s, {part}'s data sheet")
+    dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
+    measured = matmul_rate(device, dtype, PROBE_SIDES[device.type])
+    return Peak(measured, f"{_flops(measured)}, a {str(dtype).removeprefix('torch.')} matrix product measured here")
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, side: int, calls: int = 1) -> float:
+    """FLOP/s of the best of a few products of two `side` x `side` matrices; random ones, as a GPU multiplies zeros faster than
+    anything else."""
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    return 2 * side**3 / best_seconds(lambda: a @ b, device, calls)
+
+
+def best_seconds(call, device: torch.device, calls: int = 1) -> float:
+    """Least seconds of a call over a few times `calls` of them, after one to warm up."""
+    call()
+    seconds = []
+    for _ in range(PROBES):
+        synchronize(device)
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        synchronize(device)
+        seconds.append((time.perf_counter() - start) / calls)
+    return min(seconds)
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class Meter:
+    """Times a training loop of `total` steps that begins at step `start`.
+
+    `items` (in `unit`s) and `flops` are those of one step on one of its `devices` alike, whose peak is `peak`. Time between
+    `pause` and `resume` is nobody's: validation, previews, saving.
+    """
+
+    def __init__(self, start: int, total: int, *, items: int, unit: str, flops: float, peak: Peak) -> None:
+        self.total, self.items, self.unit, self.flops, self.peak = total, items, unit, flops, peak
+        self._step = self._first = start
+        self._waited = self._busy = 0.0
+        self._all_seconds = 0.0
+        self._since = time.perf_counter()
+
+    def batches(self, loader: Iterable[T]) -> Iterator[T]:
+        """What the loader yields; the time until it does is booked as waiting."""
+        iterator = iter(loader)
+        while True:
+            start = time.perf_counter()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            self._waited += time.perf_counter() - start
+            yield batch
+
+    def pause(self) -> None:
+        self._busy += time.perf_counter() - self._since
+
+    def resume(self) -> None:
+        self._since = time.perf_counter()
+
+    def read(self, step: int) -> dict[str, float]:
+        """Figures of the steps since the last reading, of which there must be one: steps and items a second, FLOP/s, MFU, the
+        share of time spent waiting for data."""
+        self.pause()
+        self.resume()
+        seconds, steps = max(self._busy, 1e-9), step - self._step
+        rate = steps / seconds
+        figures = {"steps_per_second": rate, f"{self.unit}_per_second": rate * self.items,
+                   "model_flops_per_second": rate * self.flops, "mfu": rate * self.flops / self.peak.flops_per_second,
+                   "waiting_share": self._waited / seconds}
+        self._all_seconds += seconds
+        self._step, self._busy, self._waited = step, 0.0, 0.0
+        return figures
+
+    def line(self, figures: dict[str, float]) -> str:
+        return (f"{figures[self.unit + '_per_second']:,.0f} {self.unit}/s, {_flops(figures['model_flops_per_second'])}, "
+                f"MFU {figures['mfu']:.1%}, waiting {figures['waiting_share']:.1%}")
+
+    def progress(self) -> str:
+        """Rate since the start and remaining time, as of the last reading."""
+        rate = (self._step - self._first) / max(self._all_seconds, 1e-9)
+        remaining = (self.total - self._step) / max(rate, 1e-9)
+        return f"{rate:.2f} steps/s, {clock(self._all_seconds)} of training, ETA {clock(remaining)}"
+
+
+def clock(seconds: float) -> str:
+    seconds = round(seconds)
+    return f"{seconds // 3600}:{seconds % 3600 // 60:02d}:{seconds % 60:02d}"
+
+
+def _flops(rate: float) -> str:
+    return f"{rate / 1e12:.1f} TFLOP/s" if rate >= 1e12 else f"{rate / 1e9:.1f} GFLOP/s"

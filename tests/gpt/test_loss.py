@@ -1,0 +1,97 @@
+"""The cross-entropy without logits against the plain one: value and gradients, in parts of any size, under autocast, and that no
+tensor of all positions x codes is ever made."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_memory import Tensors
+
+from tar3d.config import GPTConfig
+from tar3d.contracts import Condition
+from tar3d.gpt import loss
+from tar3d.gpt.loss import cross_entropy, token_nll
+from tar3d.gpt.model import GPT
+
+B, T, D, V = 3, 17, 8, 29
+
+
+def inputs(dtype=torch.float32, device="cpu"):
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(B, T, D, generator=generator).to(device, dtype).requires_grad_()
+    weight = torch.randn(V, D, generator=generator).to(device, dtype).requires_grad_()
+    return hidden, weight, torch.randint(V, (B, T), generator=generator).to(device)
+
+
+def plain(hidden, weight, targets):
+    logits = F.linear(hidden, weight)
+    return F.cross_entropy(logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32)), targets.flatten())
+
+
+@pytest.mark.parametrize("at_once", [1, 3 * V, 7 * V + 5, 1 << 24])
+def test_value_and_gradients_are_the_plain_ones(monkeypatch, at_once):
+    monkeypatch.setattr(loss, "LOGITS_AT_ONCE", at_once)
+    results = []
+    for form in (cross_entropy, plain):
+        hidden, weight, targets = inputs(torch.float64)
+        value = form(hidden, weight, targets)
+        (3.0 * value).backward()  # as where a loss is one of several terms
+        results.append((value.detach(), hidden.grad, weight.grad))
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(token_nll(hidden, weight, targets).mean(), results[1][0])
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_under_autocast_it_is_as_exact_as_the_plain_form(monkeypatch, device):
+    monkeypatch.setattr(loss, "LOGITS_AT_ONCE", 4 * V)
+    exact, results = None, []
+    for form in (plain, plain, cross_entropy):
+        hidden, weight, targets = inputs(device=device)
+        with torch.autocast(device, torch.bfloat16, enabled=exact is not None):
+            value = form(hidden, weight, targets)
+        value.backward()
+        found = (value.detach(), hidden.grad, weight.grad)
+        assert all(x.dtype == torch.float32 for x in found)
+        exact = exact or found
+        results.append([float((mine - true).norm() / true.norm()) for mine, true in zip(found, exact, strict=True)])
+    for mine, theirs in zip(results[2], results[1], strict=True):
+        assert mine < 1.3 * theirs + 1e-3
+
+
+def test_each_gradient_alone():
+    hidden, weight, targets = inputs()
+    cross_entropy(hidden, weight.detach(), targets).backward()
+    cross_entropy(hidden.detach(), weight, targets).backward()
+    reference = inputs()
+    plain(*reference).backward()
+    torch.testing.assert_close(hidden.grad, reference[0].grad)
+    torch.testing.assert_close(weight.grad, reference[1].grad)
+    assert not cross_entropy(hidden.detach(), weight.detach(), targets).requires_grad
+
+
+def test_in_a_gpt_it_is_the_loss_of_its_logits_and_no_tensor_holds_them_all(monkeypatch):
+    positions, codes = 2 * 27, 1000
+    gpt = GPT(GPTConfig(num_layers=1, width=16, num_heads=2, grid_size=3, codebook_size=codes, condition_tokens=2,
+                        condition_width=4))
+    condition, tokens = Condition.of(torch.randn(2, 2, 4)), torch.randint(codes, (2, 27))
+    logits = gpt(tokens[:, :-1], condition)
+    expected = F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
+    expected.backward()
+    gradients = [p.grad.clone() for p in gpt.parameters() if p.grad is not None]
+    gpt.zero_grad()
+    monkeypatch.setattr(loss, "LOGITS_AT_ONCE", 10 * codes)
+    with Tensors(positions) as made:
+        found = cross_entropy(gpt.hidden(tokens[:, :-1], condition), gpt.head.weight, tokens)
+        found.backward()
+    torch.testing.assert_close(found, expected)
+    for mine, theirs in zip((p.grad for p in gpt.parameters() if p.grad is not None), gradients, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+    assert made.largest < positions * codes * 4 / 2
+
+
+@pytest.mark.parametrize("shapes", [((2, 3, 4), (5, 4), (2, 4)), ((2, 3, 4), (5, 3), (2, 3)), ((0, 4), (5, 4), (0,))])
+def test_shapes_that_do_not_fit_are_refused(shapes):
+    hidden, weight, targets = (torch.zeros(shape) for shape in shapes)
+    for form in (cross_entropy, token_nll):
+        with pytest.raises(ValueError, match="hidden states .* at least one target"):
+            form(hidden, weight, targets.long())
