@@ -12,8 +12,8 @@ with either encoder, and small enough to be run as a test. The points are a sphe
 autocast on CUDA); encode_* is float32, as the scripts are. A CPU takes minutes for a step of cross_attention at 81,920 points, so
 there the batch is 1, nothing is repeated, and what is long has no warm-up.
 
-`flops` are those of `VQVAE.flops`, times three with backward. On CUDA train_* notes `estimated_hours`: what the whole recipe
-would take at the rate just measured.
+`flops` are those of `VQVAE.flops`, times three with backward. train_* notes `estimated_hours`: what the whole recipe would take
+at the rate just measured; on CUDA it has the goal of a quarter of the hours of the paper's recipe.
 """
 
 from __future__ import annotations
@@ -101,13 +101,19 @@ def train_one(encoder: str, size: str, points: int, device: torch.device) -> Wor
     config = _config(size, encoder)
     t, batch = config.train, TRAIN_BATCH[size][device.type]
     work = tokenizer_step(config, batch, points, device)
-    shapes = t.batch_size * (t.autoencoder_steps + t.codebook_steps)
-    work = replace(work, settings=work.settings | _settings(config.tokenizer, batch, points),
-                   reduced="" if batch == t.batch_size else f"batch {batch} instead of {t.batch_size}")
-    if device.type == "cuda" and size == "full":
-        goal = GOAL_SHARE * PAPER_HOURS * 3600 * batch / shapes if encoder == "plane_pool" else None
-        work = replace(work, whole_run=shapes, goal_seconds=goal)
-    return work
+    goal = batch / needed_rate(config) if (encoder, size, device.type) == ("plane_pool", "full", "cuda") else None
+    reduced = "" if batch == t.batch_size else f"batch {batch} instead of {t.batch_size}"
+    return replace(work, settings=work.settings | _settings(config.tokenizer, batch, points), reduced=reduced,
+                   whole_run=shapes_of_run(config), goal_seconds=goal)
+
+
+def shapes_of_run(config: VQVAEConfig) -> int:
+    return config.train.batch_size * (config.train.autoencoder_steps + config.train.codebook_steps)
+
+
+def needed_rate(config: VQVAEConfig) -> float:
+    """Shapes a second with which the run takes the goal's hours."""
+    return shapes_of_run(config) / (GOAL_SHARE * PAPER_HOURS * 3600)
 
 
 def pool(size: str, points: int, device: torch.device) -> dict[str, Work]:

@@ -42,8 +42,9 @@ class VQVAE(nn.Module):
         self.occupancy = OccupancyHead(config)
 
     def encode(self, surface: Tensor) -> Tensor:
-        """(B, N, 6) points in [-1, 1]^3 with unit normals -> (B, 3, R, R, K) unit latents, not yet quantized."""
-        return normalize(self.to_code(self.encoder(surface)))
+        """(B, N, 6) points in [-1, 1]^3 with unit normals, of any float dtype -> (B, 3, R, R, K) unit latents, not yet
+        quantized."""
+        return normalize(self.to_code(self.encoder(surface.float())))
 
     @torch.inference_mode()
     def tokenize(self, surface: Tensor) -> Tokens:

@@ -100,7 +100,8 @@ def dataset(folder, split="train", **changes) -> ShapeDataset:
 def test_items_are_subsets_of_what_is_stored(samples):
     data = dataset(samples)
     item = data[(12, 1)]
-    assert item["surface"].shape == (50, 6) and item["points"].shape == (70, 3) and item["points"].dtype == torch.float32
+    assert item["surface"].shape == (50, 6) and item["surface"].dtype == torch.float16
+    assert item["points"].shape == (70, 3) and item["points"].dtype == torch.float32
     assert item["inside"].dtype == item["is_near"].dtype == torch.bool
     assert item["is_near"].tolist() == [False] * 40 + [True] * 30
     stored = load_samples(data.path(data.ids[1]))
