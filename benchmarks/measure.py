@@ -37,6 +37,7 @@ class Work:
     `settings` are the sizes a reader needs to repeat it; `reduced` says in words what is smaller than the config has it.
     `bytes_moved` are the fewest bytes of memory that a call can do with, inputs that stay in a cache aside: weights and caches
     read once, states read and written once. `flops` are the fewest operations. None: nobody has counted them.
+    `whole_run` are the items of a whole training: their hours at the rate measured go into the notes as `estimated_hours`.
     """
 
     call: Callable[[], dict[str, float | int] | None]
@@ -47,6 +48,7 @@ class Work:
     bytes_moved: float | None = None
     flops: float | None = None
     goal_seconds: float | None = None
+    whole_run: int | None = None
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,8 @@ def measure(case: Case, device: torch.device, repeats: int | None = None) -> lis
         work = works[name]
         record |= {**_figures(work, seconds[name]), **memory, "warmup": case.warmup, "unit": case.unit}
         record["notes"] = notes[name] or {}
+        if work.whole_run is not None:
+            record["notes"]["estimated_hours"] = work.whole_run / record["per_second"] / 3600
         if not alone and baseline in works:
             record["speedup"] = _speedup(works[baseline], seconds[baseline], work, seconds[name])
         if work.bytes_moved is not None or work.flops is not None:

@@ -43,7 +43,7 @@ GUIDANCE = 3.0  # on in every generation that is timed, whatever a config sample
 
 def encode(size: str, device: torch.device) -> Work:
     vqvae, points = _vqvae(size, device).eval(), INFERENCE_POINTS[size]
-    surface = _surface(1, points, device)
+    surface = sphere(1, points, device)
     return Work(_quietly(lambda: vqvae.tokenize(surface)), 1, "float32", {"batch": 1, "surface_points": points})
 
 
@@ -87,7 +87,6 @@ def generate_tokens(batch: int, size: str, device: torch.device) -> Work:
 
 
 def train_tokenizer(size: str, device: torch.device) -> Work:
-    """A step of the second stage (with the codebook), as train_vqvae.py does it."""
     config = _vqvae_config(size)
     t = config.train
     batch, count = t.batch_size if size == "tiny" else FULL_BATCH[device.type], t.surface_points
@@ -95,23 +94,29 @@ def train_tokenizer(size: str, device: torch.device) -> Work:
     if size == "full" and device.type == "cpu":
         count = CPU_SURFACE_POINTS
         reduced += f", {count} surface points instead of {t.surface_points}"
-    model = _vqvae(size, device).train()
+    return dataclasses.replace(tokenizer_step(config, batch, count, device), reduced=reduced)
+
+
+def tokenizer_step(config: VQVAEConfig, batch: int, surface_points: int, device: torch.device) -> Work:
+    """A step of the second stage (with the codebook), as train_vqvae.py does it."""
+    t = config.train
+    model = VQVAE(config.tokenizer).to(device).train()
     optimizers, precision = _optimizers(model, config.optim), resolve_precision(t.precision, device.type)
-    surface, queries = _surface(batch, count, device), t.volume_points + t.near_points
+    surface, queries = sphere(batch, surface_points, device), t.volume_points + t.near_points
     points = torch.rand(batch, queries, 3, device=device) * 2 - 1
     inside, is_near = points.norm(dim=-1) < 0.7, (torch.arange(queries, device=device) >= t.volume_points).expand(batch, -1)
     generator = torch.Generator().manual_seed(0)
 
     def call() -> None:
-        with _autocast(device, precision):
+        with autocast(device, precision):
             output = model(surface, points, True)
         loss = tokenizer_loss(output.logits, inside, is_near, output.commitment,
                               near_weight=t.near_weight, commitment_weight=t.commitment_weight)
         _step(model, optimizers, loss.total, config.optim)
         model.quantizer.step(generator)
 
-    settings = {"batch": batch, "surface_points": count, "query_points": queries, "million_parameters": _millions(model)}
-    return Work(call, batch, precision, settings, reduced)
+    settings = {"batch": batch, "surface_points": surface_points, "query_points": queries, "million_parameters": _millions(model)}
+    return Work(call, batch, precision, settings, flops=3 * batch * model.flops(surface_points, queries))
 
 
 def train_gpt(size: str, device: torch.device) -> Work:
@@ -133,7 +138,7 @@ def train_gpt(size: str, device: torch.device) -> Work:
     pixels = torch.randint(256, (further, *source.shape[1:]), dtype=torch.uint8, device=device) if further else None
 
     def call() -> None:
-        with _autocast(device, precision):
+        with autocast(device, precision):
             logits = model(tokens[:, :-1], source, dropped)
         loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten())
         if further:  # rows that only the image encoder and its sketch see; any smooth loss costs the same
@@ -173,7 +178,7 @@ def _embeddings(config: GPTRunConfig, batch: int, device: torch.device) -> Condi
     return Condition.of(torch.randn(shape, device=device))
 
 
-def _surface(batch: int, points: int, device: torch.device) -> torch.Tensor:
+def sphere(batch: int, points: int, device: torch.device) -> torch.Tensor:
     """(batch, points, 6): a sphere, whose points are its normals."""
     normals = F.normalize(torch.randn(batch, points, 3, device=device), dim=-1)
     return torch.cat([0.7 * normals, normals], dim=-1)
@@ -183,7 +188,7 @@ def _optimizers(model: torch.nn.Module, config: OptimConfig) -> list[torch.optim
     return [o for o in build_optimizers(model, config) if o is not None]
 
 
-def _autocast(device: torch.device, precision: str) -> torch.autocast:
+def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
 
 

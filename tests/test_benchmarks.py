@@ -7,12 +7,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import attention, decode, gpu_session, measure, plot
+from benchmarks import attention, data, decode, gpu_session, measure, plot, tokenize
 from benchmarks.measure import Case, Ceilings, Work, roofline
 from benchmarks.run import SUITES, main, run_suite, select_cases, table
-from tar3d.config import GPTConfig, gpt_config
+from tar3d.config import GPTConfig, VQVAEConfig, gpt_config, load
+from tar3d.data.shapes import ShapeDataset
 from tar3d.gpt.engine import Engine
 from tar3d.gpt.model import GPT
+from tar3d.tokenizer.vqvae import VQVAE
 
 CPU = torch.device("cpu")
 CEILINGS = Ceilings(copy_bytes_per_second=50.0, sum_bytes_per_second=100.0, product_bytes_per_second=80.0,
@@ -228,6 +230,43 @@ def test_a_form_that_is_not_installed_is_left_out(monkeypatch):
     monkeypatch.setitem(attention.FORMS, "chunked", absent)
     case = Case("alone", "tiny", "positions", lambda device: attention.one("chunked", 8, False, device))
     assert measure.measure(case, CPU) == [{"case": "tiny/alone", "variant": "", "left_out": "the package is absent"}]
+
+
+@pytest.mark.parametrize("case", [c for suite in (tokenize, data) for c in suite.CASES if c.size == "tiny"],
+                         ids=lambda case: f"{case.unit}, {case.name}")
+def test_tiny_cases_run(case, monkeypatch):
+    monkeypatch.setattr(data, "BATCHES", 1)
+    built = case.build(CPU)
+    works = list(built.values()) if isinstance(built, dict) else [built]
+    for work in works:
+        work.call()
+        assert work.settings["batch"] >= 1 and (case in data.CASES or work.flops > 0)
+    assert len({work.items for work in works}) == 1
+    if case.name.startswith("train"):
+        assert [work.whole_run for work in works] == [16 * 2000] * 2
+
+
+@pytest.mark.parametrize("encoder", tokenize.ENCODERS)
+def test_an_encoder_s_step_is_counted_three_times_its_forward(encoder):
+    work = tokenize.encoder_one(encoder, "tiny", 100, 8, CPU)
+    model = VQVAE(load(VQVAEConfig, tokenize.TINY_CONFIG, [f"tokenizer.encoder={encoder}", "tokenizer.grid_size=8"]).tokenizer)
+    assert work.flops == 3 * model.encoder.flops(100) and work.settings["grid_size"] == 8
+
+
+def test_the_hours_of_a_run_follow_from_the_rate(clock):
+    work = clock.work([], "train", [1, 2, 2, 2], items=4, whole_run=7200)
+    (record,) = measure.measure(Case("train", "tiny", "shapes", lambda device: work), CPU)
+    assert record["notes"] == {"estimated_hours": 1.0}
+    config = load(VQVAEConfig, "configs/vqvae3d_fast.yaml")
+    assert tokenize.shapes_of_run(config) / tokenize.needed_rate(config) / 3600 == pytest.approx(59 / 4)
+
+
+def test_a_plain_item_is_a_draw_from_the_same_file(samples):
+    shapes = ShapeDataset(samples, "train", surface_points=200, volume_points=300, near_points=100, seed=0)
+    plain, item = data.plain_item(shapes, (4, 1)), shapes[(4, 1)]
+    assert plain["is_near"].tolist() == item["is_near"].tolist()
+    for name in ("surface", "points"):  # everything is drawn, in other orders
+        assert sorted(plain[name].tolist()) == sorted(item[name].tolist())
 
 
 def growth_report() -> dict:

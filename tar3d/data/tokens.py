@@ -37,26 +37,41 @@ class TokenDataset(Dataset):
                 raise ValueError(f"{folder} was made with {key} {self.stamp.get(key)!r}, but this training uses {value!r}: "
                                  f"delete {folder} and run python -m tar3d.data.make_tokens {data} again")
         self.ids: list[str] = []
-        self._places: list[tuple[int, int, int, int]] = []  # shard, row, first view, number of views
-        self._arrays: list[tuple[np.ndarray, np.ndarray]] = []
+        self._shards: list[Path] = []
+        places: list[tuple[int, int, int, int]] = []
         for shard in sorted(folder.glob(f"{split}-*")):
             index = json.loads((shard / "index.json").read_text(encoding="utf-8"))
             if not index["ids"]:
                 continue
             first = np.concatenate([[0], np.cumsum(index["views"])])
-            self._places += [(len(self._arrays), row, int(first[row]), views) for row, views in enumerate(index["views"])]
-            self._arrays.append((np.load(shard / "tokens.npy", mmap_mode="r"), np.load(shard / "source.npy", mmap_mode="r")))
+            places += [(len(self._shards), row, first[row], views) for row, views in enumerate(index["views"])]
+            self._shards.append(shard)
             self.ids += index["ids"]
         if not self.ids:
             raise ValueError(f"{folder} holds no tokens of split {split!r}: "
                              f"make them with python -m tar3d.data.make_tokens {data}")
+        self._places = np.array(places, dtype=np.int64)  # (n, 4): shard, row, first view, number of views
+        self._arrays = self._map()
+
+    def _map(self) -> list[tuple[np.ndarray, ...]]:
+        """(tokens, source) of each shard, read from disk as rows are asked for."""
+        return [tuple(np.asarray(np.load(shard / f"{name}.npy", mmap_mode="r")) for name in ("tokens", "source"))
+                for shard in self._shards]
+
+    def __getstate__(self) -> dict[str, object]:
+        """For a worker that is not forked: without the arrays, of which pickle would send all that is on disk."""
+        return {name: value for name, value in vars(self).items() if name != "_arrays"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        vars(self).update(state)
+        self._arrays = self._map()
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
         position, index = key
-        views, rng = self._places[index][3], np.random.default_rng([self.seed, position])
+        views, rng = self._places[index, 3], np.random.default_rng([self.seed, position])
         row = self.row(index, int(rng.integers(views)))
         inputs = corrupt(row["tokens"][:-1].numpy(), self.token_noise, self.stamp["codebook_size"], rng)
         return row | {"inputs": torch.from_numpy(inputs)}

@@ -23,6 +23,20 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v)
 
 
+def linear_flops(module: nn.Module, rows: int) -> int:
+    """Operations of all linear layers in `module` over so many rows, a multiply-add counted as two.
+
+    Every `flops` of this folder counts the same way: one shape forward, matrix products, convolutions and attention. What is
+    done element by element (norms, activations, interpolation, pooling) is left out.
+    """
+    return 2 * rows * sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
+
+
+def attention_flops(queries: int, keys: int, width: int) -> int:
+    """The two products of attention, over all heads."""
+    return 2 * 2 * queries * keys * width
+
+
 class FourierFeatures(nn.Module):
     """(..., 3) coordinates in [-1, 1] -> (..., 3 + 6 n): the coordinates, and sin and cos of pi 2^i times each."""
 
@@ -71,6 +85,9 @@ class SelfAttentionBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm_attention(x))
         return x + self.mlp(self.norm_mlp(x))
+
+    def flops(self, length: int) -> int:
+        return linear_flops(self, length) + attention_flops(length, length, self.norm_mlp.weight.numel())
 
 
 class SharedAxisAttention(Attention):
@@ -125,3 +142,8 @@ class TriplaneBlock(nn.Module):
         x = x + rearrange(self.within_plane(flat), "(b p) (r c) d -> b p r c d", b=B, r=R)
         x = x + self.across_planes(self.norm_across(x))
         return x + self.mlp(self.norm_mlp(x))
+
+    def flops(self, grid_size: int) -> int:
+        R, D = grid_size, self.norm_mlp.weight.numel()
+        return (linear_flops(self, 3 * R * R) + 3 * attention_flops(R * R, R * R, D)
+                + 3 * R * attention_flops(2 * R, 2 * R, D))

@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from tar3d.config import TokenizerConfig
-from tar3d.tokenizer.blocks import TriplaneBlock
+from tar3d.tokenizer.blocks import TriplaneBlock, linear_flops
 from tar3d.tokenizer.encoder import sample_planes
 
 
@@ -33,6 +33,11 @@ class TriplaneDecoder(nn.Module):
         x = self.upsample(rearrange(self.norm_out(x), "b p r c d -> (b p) d r c"))
         return rearrange(x, "(b p) c h w -> b p c h w", p=3)
 
+    def flops(self) -> int:
+        R = self.positions.shape[1]
+        stages = sum(stage.flops(3 * (R * 2**i) ** 2) for i, stage in enumerate(self.upsample))
+        return linear_flops(self.code_in, 3 * R * R) + sum(block.flops(R) for block in self.blocks) + stages
+
 
 class Upsample(nn.Module):
     """Doubles a plane. Interpolation and a convolution, no strided deconvolution: that one leaves a checkerboard."""
@@ -45,6 +50,10 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.interpolate(self.reduce(x), scale_factor=2, mode="bilinear", align_corners=False)
         return x + F.gelu(self.refine(x))
+
+    def flops(self, pixels: int) -> int:
+        """Of so many pixels coming in."""
+        return 2 * pixels * (self.reduce.weight.numel() + 4 * self.refine.weight.numel())
 
 
 class OccupancyHead(nn.Module):
@@ -62,3 +71,6 @@ class OccupancyHead(nn.Module):
     def forward(self, planes: Tensor, points: Tensor) -> Tensor:
         """(B, 3, C, S, S), (B, M, 3) in [-1, 1] -> (B, M) logits."""
         return self.logit(self.mlp(sample_planes(planes, points)))[..., 0]
+
+    def flops(self, num_points: int) -> int:
+        return linear_flops(self, num_points)

@@ -14,7 +14,14 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from tar3d.config import TokenizerConfig
-from tar3d.tokenizer.blocks import Attention, FourierFeatures, SelfAttentionBlock, TriplaneBlock
+from tar3d.tokenizer.blocks import (
+    Attention,
+    FourierFeatures,
+    SelfAttentionBlock,
+    TriplaneBlock,
+    attention_flops,
+    linear_flops,
+)
 
 PLANE_AXES = ((0, 1), (0, 2), (1, 2))  # (column axis, row axis) of xy, xz, yz
 POOL_FACTOR = 4  # points are pooled on a grid 4 times finer than the tokens, then two strided convolutions reduce it
@@ -47,6 +54,13 @@ class CrossAttentionEncoder(nn.Module):
             x = block(x)
         return rearrange(self.norm_out(x), "b (p r c) d -> b p r c d", p=3, r=self.grid_size)
 
+    def flops(self, num_points: int) -> int:
+        T, D = self.queries.shape
+        rows = {"query": T, "key": num_points, "value": num_points, "out": T}
+        cross = sum(linear_flops(getattr(self.cross_attention, name), count) for name, count in rows.items())
+        return (linear_flops(self.point_projection, num_points) + cross + attention_flops(T, num_points, D)
+                + sum(block.flops(T) for block in self.blocks))
+
 
 class PlanePoolEncoder(nn.Module):
     adamw_parameters = ("positions",)
@@ -67,19 +81,30 @@ class PlanePoolEncoder(nn.Module):
 
     def forward(self, surface: Tensor) -> Tensor:
         B, G = len(surface), self.pool_size
-        cells = plane_cells(surface[..., :3], G)  # (3, B, N)
+        cells = PlaneCells(surface[..., :3], G)
         x = self.point_in(torch.cat([self.fourier(surface[..., :3]), surface[..., 3:]], dim=-1))  # (B, N, C)
-        neighbourhood = sum(pool_to_cells(x, c, G)[0].gather(1, c[..., None].expand_as(x)) for c in cells) / 3
+        neighbourhood = cells.read(cells.mean(x)) / 3
         x = x + self.point_local(torch.cat([x, neighbourhood.to(x.dtype)], dim=-1))
-        planes = []
-        for features, cell in zip(self.to_plane(x).chunk(3, dim=-1), cells, strict=True):
-            mean, count = pool_to_cells(features, cell, G)
-            planes.append(torch.cat([mean, count.log1p()], dim=-1))
-        planes = rearrange(torch.stack(planes, dim=1), "b p (r c) d -> (b p) d r c", r=G)
+        planes = torch.cat([self._look(cells.mean(x), cells.count), cells.count.log1p()], dim=-1)  # (B, 3, G^2, C + 1)
+        planes = rearrange(planes, "b p (r c) d -> (b p) d r c", r=G)
         x = rearrange(self.reduce(planes), "(b p) d r c -> b p r c d", b=B) + self.positions
         for block in self.blocks:
             x = block(x)
         return self.norm_out(x)
+
+    def _look(self, mean: Tensor, count: Tensor) -> Tensor:
+        """`to_plane` after the mean of its inputs (B, 3, G^2, C) instead of before: the same, as it is linear, for fewer rows
+        than there are points, and each plane takes its own third. An empty cell stays zero, so it gets no bias."""
+        C = mean.shape[-1]
+        weight, bias = self.to_plane.weight.view(3, C, C), self.to_plane.bias.view(3, 1, C)
+        return torch.einsum("bpgc,pdc->bpgd", mean, weight) + bias * (count > 0)
+
+    def flops(self, num_points: int) -> int:
+        cells, R = self.pool_size**2, self.positions.shape[1]
+        first, last = self.reduce[0].weight.numel(), self.reduce[2].weight.numel()
+        convolutions = 2 * 3 * (cells // 4 * first + cells // 16 * last)
+        return (linear_flops(self.point_in, num_points) + linear_flops(self.point_local, num_points)
+                + linear_flops(self.to_plane, cells) + convolutions + sum(block.flops(R) for block in self.blocks))
 
 
 def plane_cells(points: Tensor, grid_size: int) -> Tensor:
@@ -88,19 +113,51 @@ def plane_cells(points: Tensor, grid_size: int) -> Tensor:
     return torch.stack([index[..., row] * grid_size + index[..., column] for column, row in PLANE_AXES])
 
 
-def pool_to_cells(features: Tensor, cells: Tensor, grid_size: int) -> tuple[Tensor, Tensor]:
-    """Mean of (B, N, C) features over `cells` (B, N) -> (B, G^2, C) float32 and the point count (B, G^2, 1).
+class PlaneCells:
+    """Which of the G^2 cells of each plane the points (B, N, 3) fall in, sorted once, and float32 sums from points to cells and
+    back: those of many bfloat16 terms would lose most of them.
 
-    Float32, because a sum of many bfloat16 terms in one cell loses most of them.
+    Both directions are sums over bags of rows (`F.embedding_bag`), and each is the other's gradient. A row is read where it
+    lies, so no copy of the features for each plane is made, and nothing is added atomically, so the order of the sum is fixed.
     """
-    B, N, C = features.shape
-    cells_per_item = grid_size * grid_size
-    flat = (cells + torch.arange(B, device=cells.device)[:, None] * cells_per_item).reshape(-1)
-    total = features.new_zeros(B * cells_per_item, C, dtype=torch.float32)
-    total = total.index_add(0, flat, features.reshape(B * N, C).float())
-    count = torch.bincount(flat, minlength=B * cells_per_item).to(torch.float32)[:, None]
-    mean = total / count.clamp_min(1.0)
-    return mean.reshape(B, cells_per_item, C), count.reshape(B, cells_per_item, 1)
+
+    def __init__(self, points: Tensor, grid_size: int) -> None:
+        B, N, _ = points.shape
+        self.shape = (B, 3, grid_size**2)
+        tables = torch.arange(3 * B, device=points.device).view(B, 3).T[..., None]  # (3, B, 1)
+        cells = plane_cells(points, grid_size) + tables * grid_size**2  # rows of all tables, (3, B, N)
+        self._of_points = rearrange(cells, "p b n -> (b n) p").contiguous()
+        ordered, slots = self._of_points.flatten().sort(stable=True)
+        # not torch.bincount: it makes the processor wait for a GPU
+        edges = torch.searchsorted(ordered, torch.arange(3 * B * grid_size**2 + 1, device=points.device))
+        self._of_cells, self._starts = slots // 3, edges[:-1]
+        self.count = edges.diff().to(torch.float32).view(*self.shape, 1)  # (B, 3, G^2, 1)
+
+    def mean(self, features: Tensor) -> Tensor:
+        """(B, N, C) -> the mean of each cell (B, 3, G^2, C), zero where it holds no point."""
+        x = features.flatten(0, 1).float()
+        total = _BagSum.apply(x, self._of_cells, self._starts, self._of_points, None)
+        return total.view(*self.shape, -1) / self.count.clamp_min(1.0)
+
+    def read(self, table: Tensor) -> Tensor:
+        """(B, 3, G^2, C) -> the sum of its three cells for each point (B, N, C)."""
+        total = _BagSum.apply(table.flatten(0, 2).float(), self._of_points, None, self._of_cells, self._starts)
+        return total.view(self.shape[0], -1, table.shape[-1])
+
+
+class _BagSum(torch.autograd.Function):
+    """Sums of the rows that each bag names. `back` are the bags of the transposed 0/1 matrix, which the gradient sums over:
+    PyTorch's own gradient of an embedding bag sorts all indices again."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, bags: Tensor, starts: Tensor | None, back: Tensor, back_starts: Tensor | None) -> Tensor:
+        ctx.back = back, back_starts
+        return F.embedding_bag(bags, rows.detach(), starts, mode="sum")
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        bags, starts = ctx.back
+        return F.embedding_bag(bags, gradient.contiguous(), starts, mode="sum"), None, None, None, None
 
 
 def sample_planes(planes: Tensor, points: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """Samples on disk, and the items drawn from them."""
 
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -63,6 +65,34 @@ def test_truncated_file_is_named(tmp_path, share):
         load_samples(path)
 
 
+@pytest.mark.parametrize("key", ["surface", "points", "inside", "is_near", "transform"])
+def test_a_flipped_bit_is_noticed(tmp_path, key):
+    path = tmp_path / "flipped.npz"
+    save_samples(example(), path)
+    with zipfile.ZipFile(path) as archive:
+        begin = archive.getinfo(f"{key}.npy").header_offset
+    content = bytearray(path.read_bytes())
+    content[content.index(b"\x93NUMPY", begin) + 130] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"flipped\.npz is not a readable sample file \(Bad CRC-32"):
+        load_samples(path)
+
+
+def test_reading_equals_numpy(tmp_path):
+    """Also of a compressed file, and of one in Fortran's order."""
+    samples = example()
+    for name, save, points in (("a", np.savez, samples.points), ("b", np.savez_compressed, np.asfortranarray(samples.points))):
+        path = tmp_path / f"{name}.npz"
+        save(path, surface=samples.surface.astype(np.float16), points=points.astype(np.float16, order="K"),
+             inside=np.packbits(samples.inside), is_near=np.packbits(samples.is_near), transform=samples.to_source)
+        loaded = load_samples(path)
+        with np.load(path) as archive:
+            for mine, theirs in ((loaded.surface, archive["surface"]), (loaded.points, archive["points"]),
+                                 (loaded.to_source, archive["transform"])):
+                assert np.array_equal(mine, theirs)
+        assert np.array_equal(loaded.inside, samples.inside) and np.array_equal(loaded.is_near, samples.is_near)
+
+
 def dataset(folder, split="train", **changes) -> ShapeDataset:
     return ShapeDataset(folder, split, **{"surface_points": 50, "volume_points": 40, "near_points": 30, "seed": 0} | changes)
 
@@ -70,16 +100,66 @@ def dataset(folder, split="train", **changes) -> ShapeDataset:
 def test_items_are_subsets_of_what_is_stored(samples):
     data = dataset(samples)
     item = data[(12, 1)]
-    assert item["surface"].shape == (50, 6) and item["points"].shape == (70, 3) and item["points"].dtype == torch.float32
+    assert item["surface"].shape == (50, 6) and item["surface"].dtype == torch.float16
+    assert item["points"].shape == (70, 3) and item["points"].dtype == torch.float32
     assert item["inside"].dtype == item["is_near"].dtype == torch.bool
     assert item["is_near"].tolist() == [False] * 40 + [True] * 30
     stored = load_samples(data.path(data.ids[1]))
     labels = {tuple(p): (bool(i), bool(n)) for p, i, n in zip(stored.points.tolist(), stored.inside, stored.is_near, strict=True)}
     for point, label, is_near in zip(item["points"].tolist(), item["inside"], item["is_near"], strict=True):
         assert labels[tuple(point)] == (bool(label), bool(is_near))
-    assert len({tuple(p) for p in item["points"].tolist()}) > 65  # drawn without replacement
     rows = {tuple(r) for r in stored.surface.tolist()}
     assert all(tuple(r) in rows for r in item["surface"].tolist())
+
+
+def numbered(folder, surface: int = 1000, volume: int = 900, near: int = 700):
+    """A set of one shape, whose every row has coordinates of its own, and in which the near points are not the last."""
+    rng = np.random.default_rng(0)
+    count = volume + near
+    rows = np.unique(np.linspace(-1, 1, 2001, dtype=np.float16))
+    assert len(rows) >= max(surface, count)
+    is_near = rng.permutation(np.arange(count) < near)
+    samples = ShapeSamples(np.repeat(rows[:surface, None], 6, 1).astype(np.float32),
+                           np.repeat(rows[:count, None], 3, 1).astype(np.float32), rng.random(count) < 0.5, is_near)
+    save_samples(samples, folder / "samples" / "a.npz")
+    (folder / "splits.json").write_text('{"train": ["a"], "val": [], "test": []}')
+    return samples
+
+
+@pytest.mark.parametrize("surface, volume, near", [(10, 4, 3), (900, 500, 600), (1000, 900, 700), (1, 0, 5)])
+def test_the_draw_is_a_subset_without_repeats(tmp_path, surface, volume, near):
+    stored = numbered(tmp_path)
+    item = dataset(tmp_path, surface_points=surface, volume_points=volume, near_points=near)[(3, 0)]
+    row_of = {x: row for row, x in enumerate(stored.points[:, 0].tolist())}
+    rows = [row_of[x] for x in item["points"][:, 0].tolist()]
+    assert len(rows) == volume + near == len(set(rows))
+    assert stored.is_near[rows].tolist() == item["is_near"].tolist() == [False] * volume + [True] * near
+    assert stored.inside[rows].tolist() == item["inside"].tolist()
+    assert np.array_equal(item["points"], stored.points[rows])
+    drawn = item["surface"][:, 0].tolist()
+    assert len(drawn) == surface == len(set(drawn)) and set(drawn) <= set(stored.surface[:, 0].tolist())
+
+
+def test_every_row_is_drawn_as_often(tmp_path):
+    stored = numbered(tmp_path, surface=30, volume=20, near=20)
+    data, counts = dataset(tmp_path, surface_points=10, volume_points=5, near_points=5), np.zeros(30)
+    for position in range(600):
+        counts[np.searchsorted(stored.surface[:, 0], data[(position, 0)]["surface"][:, 0].numpy())] += 1
+    assert counts.sum() == 6000 and abs(counts - 200).max() < 5 * (600 * 1 / 3 * 2 / 3) ** 0.5
+
+
+@pytest.mark.parametrize("value, message", [(np.inf, "NaN or infinite"), (1.5, "leaves the cube")])
+@pytest.mark.parametrize("key", ["surface", "points"])
+def test_what_is_used_is_checked(tmp_path, key, value, message):
+    numbered(tmp_path)
+    path = tmp_path / "samples" / "a.npz"
+    with np.load(path) as archive:
+        arrays = {k: archive[k].copy() for k in archive}
+    arrays[key][5] = value
+    np.savez(path, **arrays)
+    everything = dataset(tmp_path, surface_points=1000, volume_points=900, near_points=700)
+    with pytest.raises(ValueError, match=rf"a\.npz: {key} .*{message}"):
+        everything[(0, 0)]
 
 
 def test_position_and_seed_decide_the_draw(samples):

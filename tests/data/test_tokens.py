@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pickle
 import shutil
 
 import numpy as np
@@ -71,6 +72,22 @@ def test_position_and_seed_decide_the_view(data):
     assert all(torch.equal(a, rows[(p, 1)]["source"]) for p, a in enumerate(drawn))
     firsts = [torch.equal(a, rows.row(1, 0)["source"]) for a in drawn]
     assert 3 < sum(firsts) < 17
+
+
+def test_shards_are_mapped_and_stay_on_disk_when_a_worker_gets_the_set(data):
+    maker(data).run()
+    rows = dataset(data)
+    before = pickle.dumps(rows)
+    for shard in (data / "tokens").glob("train-*"):  # what is sent does not grow with what is stored
+        source = np.load(shard / "source.npy")
+        np.save(shard / "source.npy", np.concatenate([source, np.zeros((2000, *source.shape[1:]), source.dtype)]))
+    rows = dataset(data)
+    assert len(pickle.dumps(rows)) == len(before)
+    assert all(isinstance(a.base, np.memmap) for arrays in rows._arrays for a in arrays)
+    again = pickle.loads(pickle.dumps(rows))
+    for position in range(8):
+        mine, theirs = rows[(position, position % 4)], again[(position, position % 4)]
+        assert all(torch.equal(mine[name], theirs[name]) for name in ("tokens", "source"))
 
 
 def test_an_interrupted_run_continues(data):

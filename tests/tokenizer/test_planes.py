@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tar3d.contracts import PLANES
-from tar3d.tokenizer.encoder import plane_cells, pool_to_cells, sample_planes
+from tar3d.tokenizer.encoder import plane_cells, sample_planes
 
 AXES = {"x": 0, "y": 1, "z": 2}
 
@@ -58,22 +58,3 @@ def test_pooling_and_sampling_agree_on_where_a_point_is():
 def test_cells_at_the_border_of_the_cube_are_inside_the_grid():
     cells = plane_cells(torch.tensor([[[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]]]), 4)
     assert cells[:, 0].tolist() == [[0, 15]] * 3
-
-
-def test_pooling_is_the_mean_over_the_points_of_each_cell():
-    generator = torch.Generator().manual_seed(2)
-    features, cells = torch.randn(2, 50, 4, generator=generator), torch.randint(0, 9, (2, 50), generator=generator)
-    cells[cells == 4] = 5  # cell 4 stays empty
-    mean, count = pool_to_cells(features, cells, 3)
-    for b in range(2):
-        for cell in range(9):
-            chosen = features[b, cells[b] == cell]
-            assert count[b, cell].item() == len(chosen)
-            expected = chosen.mean(0) if len(chosen) else torch.zeros(4)
-            assert torch.allclose(mean[b, cell], expected, atol=1e-6)
-
-
-def test_pooling_sums_in_float32():
-    """2,000 bfloat16 ones in one cell: a bfloat16 sum would stop at 256."""
-    mean, count = pool_to_cells(torch.ones(1, 2000, 1, dtype=torch.bfloat16), torch.zeros(1, 2000, dtype=torch.int64), 1)
-    assert mean.dtype == torch.float32 and mean.item() == 1.0 and count.item() == 2000

@@ -65,6 +65,13 @@ def test_encoding_is_deterministic_and_independent_of_the_batch(encoder):
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
+def test_a_surface_in_float16_is_widened(encoder):
+    model, surface = tiny(encoder).eval(), cloud(1).half()
+    with torch.no_grad():
+        assert torch.equal(model.encode(surface), model.encode(surface.float()))
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
 def test_the_order_of_the_points_does_not_matter(encoder):
     model, surface = tiny(encoder).eval(), cloud(1)
     shuffled = surface[:, torch.randperm(200, generator=torch.Generator().manual_seed(0))]

@@ -1,0 +1,148 @@
+"""The data suite: items a second for training, from files that this machine has just written.
+
+    shapes    items of the tokenizer's training, from one .npz a shape (81,920 surface and 200,000 query points)
+    tokens    rows of the GPT's training, from memory-mapped shards (3,072 tokens and 197 x 768 embeddings in float16)
+
+Variants: `plain` is an item made from a whole file as NumPy reads it (shapes only), `item` the data set called in this process,
+`workers_N` a DataLoader with so many workers and the batches of training, pinned where the device is a GPU; as many as the
+machine has cores. Each call goes through a loader once, whose workers are alive but have nothing prepared.
+
+The arrays are random, of the right shapes, in a temporary folder; warm-up reads every file, so they come from memory, not from a
+disk. The goal is what one GPU would use at the rates named in `needed`, which are arithmetic: nothing is computed with the items.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tempfile
+import weakref
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from benchmarks.measure import Case, Work
+from benchmarks.tokenize import FULL_CONFIGS, GOAL_SHARE, PAPER_HOURS, TINY_CONFIG, needed_rate
+from tar3d import config as configuration
+from tar3d.config import GPTRunConfig, SampleConfig, VQVAEConfig
+from tar3d.contracts import ShapeSamples
+from tar3d.data.folder import write_json
+from tar3d.data.order import TrainingOrder
+from tar3d.data.shapes import ShapeDataset, save_samples
+from tar3d.data.tokens import TokenDataset
+from tar3d.gpt.model import GPT
+
+WORKERS = (0, 1, 2, 4, 8)
+FILES, SHARDS, SHARD_ROWS = 32, 2, 128
+BATCHES = 8  # of a call
+GPT_CONFIGS = {"tiny": ("configs/gpt_i23d_tiny.yaml", "GPT-tiny"), "full": ("configs/gpt_i23d.yaml", "GPT-B")}
+GPU_FLOPS, GPU_SHARE = 989e12, 0.4  # dense bfloat16 of an H100 or H200 by its data sheet, and an assumed share of it
+
+
+def shapes(size: str, device: torch.device) -> dict[str, Work]:
+    config = configuration.load(VQVAEConfig, TINY_CONFIG if size == "tiny" else FULL_CONFIGS["plane_pool"])
+    t = config.train
+    stored = SampleConfig(surface_points=t.surface_points)
+    temporary, rng = tempfile.TemporaryDirectory(ignore_cleanup_errors=True), np.random.default_rng(0)
+    folder = Path(temporary.name)
+    ids, queries = [f"shape_{i}" for i in range(FILES)], stored.volume_points + stored.near_points
+    for shape_id in ids:
+        save_samples(ShapeSamples(rng.uniform(-1, 1, (stored.surface_points, 6)).astype(np.float32),
+                                  rng.uniform(-1, 1, (queries, 3)).astype(np.float32), rng.random(queries) < 0.5,
+                                  np.arange(queries) >= stored.volume_points), folder / "samples" / f"{shape_id}.npz")
+    write_json(folder / "splits.json", {"train": ids, "val": [], "test": []})
+    data = ShapeDataset(folder, "train", surface_points=t.surface_points, volume_points=t.volume_points,
+                        near_points=t.near_points, seed=0)
+    weakref.finalize(data, temporary.cleanup)
+    why = f"shapes/s: the whole recipe in {GOAL_SHARE:g} of {PAPER_HOURS} h"
+    settings = {"batch": t.batch_size, "surface_points": t.surface_points, "stored_surface_points": stored.surface_points,
+                "stored_query_points": queries}
+    works = _works(data, t.batch_size, settings, needed_rate(config) if size == "full" else None, why, device)
+    items = works["item"].items
+    plain = Work(lambda: _each(partial(plain_item, data), data, items), items, "float32", works["item"].settings)
+    return {"plain": plain, **works}
+
+
+def plain_item(data: ShapeDataset, key: tuple[int, int]) -> dict[str, torch.Tensor]:
+    """An item of a `ShapeDataset` as one would first write it: the file as NumPy has it, all of it converted and checked, and
+    the first rows of a permutation of all."""
+    position, index = key
+    rng = np.random.default_rng([data.seed, position])
+    with np.load(data.path(data.ids[index])) as archive:
+        points = archive["points"].astype(np.float32)
+        inside, is_near = (np.unpackbits(archive[name], count=len(points)).astype(bool) for name in ("inside", "is_near"))
+        whole = ShapeSamples(archive["surface"].astype(np.float32), points, inside, is_near, archive["transform"])
+    surface = rng.permutation(len(whole.surface))[: data.counts["surface"]]
+    chosen = np.concatenate([rng.permutation(np.flatnonzero(is_near == near))[: data.counts[kind]]
+                             for near, kind in ((False, "volume"), (True, "near"))])
+    arrays = {"surface": whole.surface[surface], "points": points[chosen], "inside": inside[chosen], "is_near": is_near[chosen]}
+    return {name: torch.from_numpy(a) for name, a in arrays.items()}
+
+
+def tokens(size: str, device: torch.device) -> dict[str, Work]:
+    path, name = GPT_CONFIGS[size]
+    tokenizer = configuration.load(VQVAEConfig, TINY_CONFIG if size == "tiny" else FULL_CONFIGS["plane_pool"]).tokenizer
+    config = configuration.load_gpt_run(path, name, tokenizer)
+    gpt, side = config.gpt, config.image_encoder.image_size
+    temporary, rng = tempfile.TemporaryDirectory(ignore_cleanup_errors=True), np.random.default_rng(0)
+    folder = Path(temporary.name)
+    write_json(folder / "tokens" / "stamp.json", {})
+    for k in range(SHARDS):
+        shard = folder / "tokens" / f"train-{k:05d}"
+        shard.mkdir()
+        np.save(shard / "tokens.npy", rng.integers(gpt.codebook_size, size=(SHARD_ROWS, gpt.num_tokens), dtype=np.uint16))
+        source = (rng.integers(256, size=(SHARD_ROWS, side, side, 3), dtype=np.uint8) if size == "tiny" else
+                  rng.random((SHARD_ROWS, gpt.condition_tokens, gpt.condition_width), dtype=np.float32).astype(np.float16))
+        np.save(shard / "source.npy", source)
+        write_json(shard / "index.json", {"ids": [f"{k}_{i}" for i in range(SHARD_ROWS)], "views": [1] * SHARD_ROWS})
+    data, batch = TokenDataset(folder, "train", seed=0, wanted={}), config.train.global_batch_size
+    weakref.finalize(data, temporary.cleanup)
+    settings = {"batch": batch, "tokens": gpt.num_tokens, "source": f"{source.dtype} {source.shape[1:]}"}
+    why = f"rows/s: a step of {name} at {GPU_SHARE:.0%} of {GPU_FLOPS / 1e12:.0f} TFLOP/s, six operations a weight and position"
+    return _works(data, batch, settings, _rows_needed(config) if size == "full" else None, why, device)
+
+
+def _rows_needed(config: GPTRunConfig) -> float:
+    with torch.device("meta"):
+        gpt = GPT(config.gpt)
+    weights = sum(p.numel() for part in (gpt.blocks, gpt.head) for p in part.parameters() if p.ndim == 2)
+    return GPU_SHARE * GPU_FLOPS / (6 * weights * (config.gpt.condition_tokens + config.gpt.num_tokens))
+
+
+def _works(data: Dataset, batch: int, settings: dict[str, object], needed: float | None, why: str,
+           device: torch.device) -> dict[str, Work]:
+    items, pinned = batch * BATCHES, device.type == "cuda"
+    if needed is not None:
+        settings = settings | {"needed": f"{needed:.0f} {why}"}
+
+    def work(call: Callable[[], None], **more: object) -> Work:
+        return Work(call, items, "float32", settings | more, goal_seconds=None if needed is None else items / needed)
+
+    works = {"item": work(lambda: _each(data.__getitem__, data, items))}
+    for workers in WORKERS[:2] if needed is None else [n for n in WORKERS if n <= max(2, os.cpu_count() or 1)]:
+        order = TrainingOrder(len(data), batch, seed=0, start=0, stop=BATCHES)
+        loader = DataLoader(data, batch_sampler=order, num_workers=workers, pin_memory=pinned, persistent_workers=workers > 0)
+        works[f"workers_{workers}"] = work(partial(_exhaust, loader), workers=workers, pinned=pinned)
+    return works
+
+
+def _each(get: Callable[[tuple[int, int]], object], data: Dataset, items: int) -> None:
+    for position, index in zip(range(items), itertools.cycle(range(len(data))), strict=False):
+        get((position, index))
+
+
+def _exhaust(loader: DataLoader) -> None:
+    for _ in loader:
+        pass
+
+
+CASES = (
+    Case("shapes", "full", "shapes", partial(shapes, "full")),
+    Case("tokens", "full", "rows", partial(tokens, "full"), repeats=5),
+    Case("shapes", "tiny", "shapes", partial(shapes, "tiny")),
+    Case("tokens", "tiny", "rows", partial(tokens, "tiny")),
+)
