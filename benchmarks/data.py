@@ -90,7 +90,7 @@ def tokens(size: str, device: torch.device) -> dict[str, Work]:
     gpt, side = config.gpt, config.image_encoder.image_size
     temporary, rng = tempfile.TemporaryDirectory(ignore_cleanup_errors=True), np.random.default_rng(0)
     folder = Path(temporary.name)
-    write_json(folder / "tokens" / "stamp.json", {})
+    write_json(folder / "tokens" / "stamp.json", {"codebook_size": gpt.codebook_size})
     for k in range(SHARDS):
         shard = folder / "tokens" / f"train-{k:05d}"
         shard.mkdir()
@@ -120,7 +120,7 @@ def _works(data: Dataset, batch: int, settings: dict[str, object], needed: float
         settings = settings | {"needed": f"{needed:.0f} {why}"}
 
     def work(call: Callable[[], None], **more: object) -> Work:
-        return Work(call, items, "float32", settings | more, goal_seconds=None if needed is None else items / needed)
+        return Work(call, items, "float32", settings | more, goals={} if needed is None else {"seconds": items / needed})
 
     works = {"item": work(lambda: _each(data.__getitem__, data, items))}
     for workers in WORKERS[:2] if needed is None else [n for n in WORKERS if n <= max(2, os.cpu_count() or 1)]:

@@ -151,7 +151,7 @@ def tiny_shape(batch: int, device: torch.device) -> Work:
 
 def large_shape(backend: str, pattern: str, batch: int, device: torch.device) -> Work:
     work = whole_shape(_engine(_gpt(device, "GPT-L", layer_pattern=pattern), backend), "GPT-L", batch, SAMPLING)
-    return dataclasses.replace(work, goal_seconds=GOALS[batch]) if pattern == "LLLF" else work
+    return dataclasses.replace(work, goals={"seconds": GOALS[batch]}) if pattern == "LLLF" else work
 
 
 def whole_shape(engine: Engine, name: str, batch: int, sampling: SamplingConfig, codes: Tensor | None = None) -> Work:

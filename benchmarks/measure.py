@@ -20,9 +20,12 @@ from dataclasses import asdict, dataclass, field
 import torch
 
 from tar3d.runtime import peak_resident_bytes
-from tar3d.throughput import best_seconds, matmul_rate, synchronize
+from tar3d.throughput import best_seconds, find_peak, matmul_rate, synchronize
 
 SIZES = ("tiny", "full")
+# What a goal can be of: the field of a record, whether more of it is better, and how it is printed.
+GOALS = {"seconds": ("median_seconds", False, "{:.3g} s"), "speedup": ("speedup", True, "{:.2f} times the baseline's speed"),
+         "mfu": ("mfu", True, "MFU {:.1%}"), "gpu_mib": ("peak_gpu_mib", False, "{:,.0f} MiB of GPU memory")}
 DTYPES = {"float32": torch.float32, "32-true": torch.float32, "bfloat16": torch.bfloat16, "bf16-mixed": torch.bfloat16}
 # Of the ceilings, by device: float32 elements that no cache holds, the side of a matrix product, calls between two looks at the
 # clock (a launch costs a GPU more than looking at it does).
@@ -37,6 +40,7 @@ class Work:
     `settings` are the sizes a reader needs to repeat it; `reduced` says in words what is smaller than the config has it.
     `bytes_moved` are the fewest bytes of memory that a call can do with, inputs that stay in a cache aside: weights and caches
     read once, states read and written once. `flops` are the fewest operations. None: nobody has counted them.
+    `goals` are wanted of the record, by one of the names in `GOALS`.
     `whole_run` are the items of a whole training: their hours at the rate measured go into the notes as `estimated_hours`.
     """
 
@@ -47,7 +51,7 @@ class Work:
     reduced: str = ""
     bytes_moved: float | None = None
     flops: float | None = None
-    goal_seconds: float | None = None
+    goals: dict[str, float] = field(default_factory=dict)
     whole_run: int | None = None
 
 
@@ -145,6 +149,8 @@ def measure(case: Case, device: torch.device, repeats: int | None = None) -> lis
             record["speedup"] = _speedup(works[baseline], seconds[baseline], work, seconds[name])
         if work.bytes_moved is not None or work.flops is not None:
             record |= roofline(work, record["median_seconds"], measure_ceilings(device, DTYPES[work.dtype]))
+            if work.flops is not None and device.type == "cuda":
+                record["mfu"] = work.flops / record["median_seconds"] / find_peak(device, work.dtype).flops_per_second
         records.append(record)
     return records
 
@@ -153,7 +159,7 @@ def _figures(work: Work, seconds: list[float]) -> dict[str, object]:
     median = statistics.median(seconds)
     return {"median_seconds": median, "min_seconds": min(seconds), "seconds": seconds, "repeats": len(seconds),
             "items": work.items, "per_second": work.items / median, "ms_per_item": 1000 * median / work.items,
-            "goal_seconds": work.goal_seconds, "dtype": work.dtype, "threads": torch.get_num_threads(),
+            "goals": work.goals, "dtype": work.dtype, "threads": torch.get_num_threads(),
             "settings": work.settings, "reduced": work.reduced}
 
 
@@ -171,6 +177,19 @@ def roofline(work: Work, seconds: float, ceilings: Ceilings) -> dict[str, object
     least = max(moving, computing)
     return {"bytes_moved": work.bytes_moved, "flops": work.flops, "roofline_seconds": least, "fraction": least / seconds,
             "bound": "memory" if moving >= computing else "arithmetic", "ceilings": asdict(ceilings)}
+
+
+def goal_lines(record: dict) -> list[str]:
+    """What became of each goal of a record; what this machine has no figure for is no goal here."""
+    lines = []
+    for name, wanted in record.get("goals", {}).items():
+        key, more, form = GOALS[name]
+        found = record.get(key)
+        if found is not None:
+            found = found["median"] if isinstance(found, dict) else found
+            reached = found >= wanted if more else found <= wanted
+            lines.append(f"{form.format(wanted)} {'' if reached else 'not '}reached, {form.format(found)}")
+    return lines
 
 
 @functools.cache

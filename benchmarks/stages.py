@@ -1,14 +1,13 @@
-"""The first suite: what each stage costs, from surface points to a mesh, and one training step of either model.
+"""The first suite: what each stage costs, from surface points to a mesh.
 
     encode       surface points -> tokens                 decode      tokens -> planes
     extract_64   planes -> mesh on 64^3 cells             extract_128 the same on 128^3
-    generate     one picture -> tokens, guidance on       train_*     forward, backward, clipping, optimizers
+    generate     one picture -> tokens, guidance on
 
 "tiny" are the shipped configs, "full" those of the paper (R 32, 3,072 tokens, GPT-B). Weights are random and inputs have
-the right sizes; the surface that is extracted is a ball's. Training steps use the precision that training picks for the
-device, the others float32, as the scripts do. Where a full case is reduced, it says how. Decoding late in a long sequence is
-in the suite decode. Frozen image encoders are not
-run: the full GPT's conditions are random embeddings.
+the right sizes; the surface that is extracted is a ball's. Everything is float32, as in the scripts. Decoding late in a long
+sequence is in the suite decode, training in train and tokenize. Frozen image encoders are not run: the full GPT's conditions are
+random embeddings.
 """
 
 from __future__ import annotations
@@ -20,24 +19,20 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.measure import Case, Work
+from benchmarks.tokenize import sphere
 from tar3d import config as configuration
-from tar3d.config import GPTRunConfig, OptimConfig, VQVAEConfig
+from tar3d.config import GPTRunConfig, VQVAEConfig
 from tar3d.contracts import Condition, Tokens, Triplane
 from tar3d.gpt.engine import Engine
 from tar3d.gpt.generate import generate
 from tar3d.gpt.model import GPT
 from tar3d.mesh.extract import drop_small_components
-from tar3d.optim.groups import build_optimizers
-from tar3d.pipeline import I23D, MIN_COMPONENT_SHARE, mesh_from_triplane
-from tar3d.runtime import resolve_precision
-from tar3d.tokenizer.loss import tokenizer_loss
+from tar3d.pipeline import MIN_COMPONENT_SHARE, mesh_from_triplane
 from tar3d.tokenizer.vqvae import VQVAE
 
 CONFIGS = {"tiny": ("configs/vqvae3d_tiny.yaml", "configs/gpt_i23d_tiny.yaml", "GPT-tiny"),
            "full": ("configs/vqvae3d.yaml", "configs/gpt_i23d.yaml", "GPT-B")}
 INFERENCE_POINTS = {"tiny": 8192, "full": 81_920}
-FULL_BATCH = {"cpu": 1, "cuda": 8}  # of a full training step
-CPU_SURFACE_POINTS = 16_384  # of a full training step on a CPU, where 81,920 take two minutes
 GUIDANCE = 3.0  # on in every generation that is timed, whatever a config samples with: it doubles the rows
 
 
@@ -86,70 +81,6 @@ def generate_tokens(batch: int, size: str, device: torch.device) -> Work:
     return Work(call, batch * gpt.config.num_tokens, "float32", settings | {"cfg_scale": config.sampling.cfg_scale})
 
 
-def train_tokenizer(size: str, device: torch.device) -> Work:
-    config = _vqvae_config(size)
-    t = config.train
-    batch, count = t.batch_size if size == "tiny" else FULL_BATCH[device.type], t.surface_points
-    reduced = "" if batch == t.batch_size else f"batch {batch} instead of {t.batch_size}"
-    if size == "full" and device.type == "cpu":
-        count = CPU_SURFACE_POINTS
-        reduced += f", {count} surface points instead of {t.surface_points}"
-    return dataclasses.replace(tokenizer_step(config, batch, count, device), reduced=reduced)
-
-
-def tokenizer_step(config: VQVAEConfig, batch: int, surface_points: int, device: torch.device) -> Work:
-    """A step of the second stage (with the codebook), as train_vqvae.py does it."""
-    t = config.train
-    model = VQVAE(config.tokenizer).to(device).train()
-    optimizers, precision = _optimizers(model, config.optim), resolve_precision(t.precision, device.type)
-    surface, queries = sphere(batch, surface_points, device), t.volume_points + t.near_points
-    points = torch.rand(batch, queries, 3, device=device) * 2 - 1
-    inside, is_near = points.norm(dim=-1) < 0.7, (torch.arange(queries, device=device) >= t.volume_points).expand(batch, -1)
-    generator = torch.Generator().manual_seed(0)
-
-    def call() -> None:
-        with autocast(device, precision):
-            output = model(surface, points, True)
-        loss = tokenizer_loss(output.logits, inside, is_near, output.commitment,
-                              near_weight=t.near_weight, commitment_weight=t.commitment_weight)
-        _step(model, optimizers, loss.total, config.optim)
-        model.quantizer.step(generator)
-
-    settings = {"batch": batch, "surface_points": surface_points, "query_points": queries, "million_parameters": _millions(model)}
-    return Work(call, batch, precision, settings, flops=3 * batch * model.flops(surface_points, queries))
-
-
-def train_gpt(size: str, device: torch.device) -> Work:
-    """A step as train_gpt.py does it; the full one starts from stored embeddings, as with a frozen image encoder."""
-    config = _gpt_config(size)
-    whole = config.train.global_batch_size
-    batch = whole if size == "tiny" else FULL_BATCH[device.type]
-    if size == "tiny":
-        model: torch.nn.Module = I23D(config)
-        source = torch.randint(256, (batch, *[config.image_encoder.image_size] * 2, 3), dtype=torch.uint8, device=device)
-    else:
-        model = GPT(config.gpt)
-        source = _embeddings(config, batch, device)
-    model = model.to(device).train()
-    optimizers, precision = _optimizers(model, config.optim), resolve_precision(config.train.precision, device.type)
-    tokens = torch.randint(config.gpt.codebook_size, (batch, config.gpt.num_tokens), device=device)
-    dropped = torch.arange(batch, device=device) % 10 == 9  # about a tenth of the rows, as condition_dropout has it
-    further = config.train.sketch_rows if size == "tiny" else 0
-    pixels = torch.randint(256, (further, *source.shape[1:]), dtype=torch.uint8, device=device) if further else None
-
-    def call() -> None:
-        with autocast(device, precision):
-            logits = model(tokens[:, :-1], source, dropped)
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten())
-        if further:  # rows that only the image encoder and its sketch see; any smooth loss costs the same
-            condition = model.condition(pixels)
-            loss = loss + model.gpt.sketch(condition.embeddings, condition.mask).float().square().mean()
-        _step(model, optimizers, loss, config.optim)
-
-    settings = _gpt_settings(config, batch) | {"million_parameters": _millions(model), "sketch_rows": further}
-    return Work(call, batch, precision, settings, "" if batch == whole else f"batch {batch} instead of {whole}")
-
-
 def _vqvae_config(size: str) -> VQVAEConfig:
     return configuration.load(VQVAEConfig, CONFIGS[size][0])
 
@@ -178,32 +109,6 @@ def _embeddings(config: GPTRunConfig, batch: int, device: torch.device) -> Condi
     return Condition.of(torch.randn(shape, device=device))
 
 
-def sphere(batch: int, points: int, device: torch.device) -> torch.Tensor:
-    """(batch, points, 6): a sphere, whose points are its normals."""
-    normals = F.normalize(torch.randn(batch, points, 3, device=device), dim=-1)
-    return torch.cat([0.7 * normals, normals], dim=-1)
-
-
-def _optimizers(model: torch.nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
-    return [o for o in build_optimizers(model, config) if o is not None]
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
-
-
-def _step(model: torch.nn.Module, optimizers: list[torch.optim.Optimizer], loss: torch.Tensor, config: OptimConfig) -> None:
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or float("inf"))
-    for optimizer in optimizers:
-        optimizer.step()
-        optimizer.zero_grad()
-
-
-def _millions(model: torch.nn.Module) -> float:
-    return round(sum(p.numel() for p in model.parameters()) / 1e6, 2)
-
-
 def _quietly(work):
     """Without gradients, and without what it returns."""
 
@@ -221,14 +126,10 @@ CASES = (
     Case("extract_128", "tiny", "shapes", partial(extract, 128, "tiny")),
     Case("generate_batch_1", "tiny", "tokens", partial(generate_tokens, 1, "tiny"), repeats=2),
     Case("generate_batch_4", "tiny", "tokens", partial(generate_tokens, 4, "tiny"), repeats=2),
-    Case("train_tokenizer", "tiny", "shapes", partial(train_tokenizer, "tiny")),
-    Case("train_gpt", "tiny", "shapes", partial(train_gpt, "tiny")),
     Case("encode", "full", "shapes", partial(encode, "full"), repeats=1),
     Case("decode", "full", "shapes", partial(decode, "full"), repeats=2),
     Case("extract_64", "full", "shapes", partial(extract, 64, "full"), repeats=2),
     Case("extract_128", "full", "shapes", partial(extract, 128, "full"), repeats=1),
     Case("generate_batch_1", "full", "tokens", partial(generate_tokens, 1, "full"), repeats=1, devices=("cuda",)),
     Case("generate_batch_4", "full", "tokens", partial(generate_tokens, 4, "full"), repeats=1, devices=("cuda",)),
-    Case("train_tokenizer", "full", "shapes", partial(train_tokenizer, "full"), repeats=1),
-    Case("train_gpt", "full", "shapes", partial(train_gpt, "full"), repeats=1),
 )

@@ -23,15 +23,17 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
 from benchmarks.measure import Case, Work
-from benchmarks.stages import autocast, sphere, tokenizer_step
+from benchmarks.train import autocast, finish_step, optimizers_of
 from tar3d import config as configuration
 from tar3d.config import TokenizerConfig, VQVAEConfig
 from tar3d.runtime import resolve_precision
 from tar3d.tokenizer.encoder import PlanePoolEncoder, build_encoder, plane_cells
+from tar3d.tokenizer.loss import tokenizer_loss
 from tar3d.tokenizer.vqvae import VQVAE
 
 ENCODERS = ("cross_attention", "plane_pool")  # the first is what the other is compared with
@@ -104,7 +106,29 @@ def train_one(encoder: str, size: str, points: int, device: torch.device) -> Wor
     goal = batch / needed_rate(config) if (encoder, size, device.type) == ("plane_pool", "full", "cuda") else None
     reduced = "" if batch == t.batch_size else f"batch {batch} instead of {t.batch_size}"
     return replace(work, settings=work.settings | _settings(config.tokenizer, batch, points), reduced=reduced,
-                   whole_run=shapes_of_run(config), goal_seconds=goal)
+                   whole_run=shapes_of_run(config), goals={} if goal is None else {"seconds": goal})
+
+
+def tokenizer_step(config: VQVAEConfig, batch: int, surface_points: int, device: torch.device) -> Work:
+    """A step of the second stage (with the codebook), as train_vqvae.py does it."""
+    t = config.train
+    model = VQVAE(config.tokenizer).to(device).train()
+    optimizers, precision = optimizers_of(model, config.optim), resolve_precision(t.precision, device.type)
+    surface, queries = sphere(batch, surface_points, device), t.volume_points + t.near_points
+    points = torch.rand(batch, queries, 3, device=device) * 2 - 1
+    inside, is_near = points.norm(dim=-1) < 0.7, (torch.arange(queries, device=device) >= t.volume_points).expand(batch, -1)
+    generator = torch.Generator().manual_seed(0)
+
+    def call() -> None:
+        with autocast(device, precision):
+            output = model(surface, points, True)
+        loss = tokenizer_loss(output.logits, inside, is_near, output.commitment,
+                              near_weight=t.near_weight, commitment_weight=t.commitment_weight)
+        finish_step(model, optimizers, loss.total, config.optim)
+        model.quantizer.step(generator)
+
+    settings = {"query_points": queries, "million_parameters": round(sum(p.numel() for p in model.parameters()) / 1e6, 2)}
+    return Work(call, batch, precision, settings, flops=3 * batch * model.flops(surface_points, queries))
 
 
 def shapes_of_run(config: VQVAEConfig) -> int:
@@ -151,6 +175,12 @@ def _forward_backward(encoder: torch.nn.Module, config: TokenizerConfig, points:
         torch.autograd.grad(out, parameters, gradient.to(out.dtype))
 
     return Work(call, 1, precision, _settings(config, 1, points), flops=3 * encoder.flops(points))
+
+
+def sphere(batch: int, points: int, device: torch.device) -> torch.Tensor:
+    """(batch, points, 6): a sphere, whose points are its normals."""
+    normals = F.normalize(torch.randn(batch, points, 3, device=device), dim=-1)
+    return torch.cat([0.7 * normals, normals], dim=-1)
 
 
 def _config(size: str, encoder: str) -> VQVAEConfig:

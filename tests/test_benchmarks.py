@@ -87,7 +87,7 @@ def test_cases_without_time_are_left_out(monkeypatch):
     assert first["error"] == second["error"] == "stopped"
     assert third["left_out"] == "stopped when the 20 s for this suite were over"
     assert others and all(r["left_out"] == "the 20 s for this suite were over" for r in others)
-    assert "tiny/train_gpt" in table(report) and "left out: the 20 s" in table(report)
+    assert "tiny/generate_batch_4" in table(report) and "left out: the 20 s" in table(report)
 
 
 def test_wrong_arguments_say_what_there_is(capsys):
@@ -153,13 +153,15 @@ def test_the_ceilings_are_a_machine_s(monkeypatch):
 
 
 def test_the_table_has_ratios_limits_and_goals(clock):
-    works = {"F": clock.work([], "F", [1, 4], bytes_moved=200, goal_seconds=3.0, settings={"batch": 8}),
-             "LLLF": clock.work([], "LLLF", [1, 2], bytes_moved=100, goal_seconds=3.0)}
+    works = {"F": clock.work([], "F", [1, 4], bytes_moved=200, goals={"seconds": 3.0, "speedup": 1.5}, settings={"batch": 8}),
+             "LLLF": clock.work([], "LLLF", [1, 2], bytes_moved=100, goals={"seconds": 3.0, "speedup": 1.5, "gpu_mib": 9.0})}
     records = measure.measure(Case("race", "full", "tokens", lambda device: works), CPU, repeats=1)
     text = table({"suite": "decode", "machine": "m", "device": "cpu", "threads": 1, "torch": "2", "commit": "c", "date": "d",
                   "weights": "random", "cases": [*records, {"case": "full/x", "error": "stopped"}]})
     assert "matrix product 1e-06 GFLOP/s" in text and "full/race LLLF" in text and "2.00 (2.00-2.00)" in text and "50%" in text
     assert "full/race F: 3 s not reached, 4 s" in text and "full/race LLLF: 3 s reached, 2 s" in text
+    assert "full/race LLLF: 1.50 times the baseline's speed reached, 2.00 times" in text and "full/race F: 1.50 times" in text
+    assert "GPU memory" not in text, "a machine without a GPU has no such goal"
     assert "failed: stopped" in text and max(map(len, text.splitlines())) <= 130
 
 
@@ -232,17 +234,18 @@ def test_a_form_that_is_not_installed_is_left_out(monkeypatch):
     assert measure.measure(case, CPU) == [{"case": "tiny/alone", "variant": "", "left_out": "the package is absent"}]
 
 
-@pytest.mark.parametrize("case", [c for suite in (tokenize, data) for c in suite.CASES if c.size == "tiny"],
-                         ids=lambda case: f"{case.unit}, {case.name}")
-def test_tiny_cases_run(case, monkeypatch):
+@pytest.mark.parametrize("suite, case", [(suite, case) for suite in SUITES if suite != "evaluation"
+                                         for case in select_cases(suite, "tiny", CPU)],
+                         ids=lambda x: x if isinstance(x, str) else x.name)
+def test_tiny_cases_run(suite, case, monkeypatch):
     monkeypatch.setattr(data, "BATCHES", 1)
     built = case.build(CPU)
     works = list(built.values()) if isinstance(built, dict) else [built]
     for work in works:
         work.call()
-        assert work.settings["batch"] >= 1 and (case in data.CASES or work.flops > 0)
-    assert len({work.items for work in works}) == 1
-    if case.name.startswith("train"):
+        assert work.dtype in measure.DTYPES and work.items >= 1 and work.settings
+    assert len({work.items for work in works}) == 1 or case.name == "cell"
+    if suite == "tokenize" and case.name.startswith("train"):
         assert [work.whole_run for work in works] == [16 * 2000] * 2
 
 

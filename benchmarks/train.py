@@ -1,0 +1,257 @@
+"""The training suite: a step of the GPT as train_gpt.py takes it (forward, loss, backward, clipping, optimizers), and its parts.
+
+    step          the shipped recipe (tiny), or a GPT-L as an H200 would train it: as it is, and compiled
+    patterns_*    layers of full attention (F) and the hybrid (LLLF), at 3,072 tokens (R 32) and at 6,912 (R 48)
+    loss          head and cross-entropy: the plain form, parts of the batch (tar3d/gpt/loss.py), PyTorch's own where it has one
+    recompute     what is kept for the backward pass: all, products, inputs of blocks; and compiled
+    optimizers    Muon matrix by matrix and in batches, AdamW plain and fused
+    growth_*      forward, loss and backward over R (16, 32, 48) for both patterns
+    memory_*      one whole step alone in its process, for the peak memory: sizes of GPT, forms of loss, what is recomputed
+
+Weights are random, conditions random embeddings but in tiny/step, which trains its image encoder and its sketch along. The
+precision is that of training: bfloat16 autocast where the device has it, else float32. `memory_fits_*` are bfloat16 on any
+device, because what they tell is whether a step fits a consumer card; a CPU only emulates it, so their time says nothing
+there. `flops` are `GPT.flops` times three: what is recomputed does not count, nor what optimizers do, so the share of the
+limit is the MFU (on a known GPU `mfu` is that of its data sheet).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.measure import Case, Work
+from tar3d import config as configuration
+from tar3d.config import OptimConfig, VQVAEConfig, gpt_config
+from tar3d.contracts import Condition
+from tar3d.gpt.loss import cross_entropy
+from tar3d.gpt.model import GPT
+from tar3d.optim.groups import Muon, build_optimizers
+from tar3d.pipeline import I23D
+from tar3d.runtime import prepare_blocks, resolve_precision
+
+TINY_CONFIGS = ("configs/vqvae3d_tiny.yaml", "configs/gpt_i23d_tiny.yaml", "GPT-tiny")
+PATTERNS = ("F", "LLLF")  # the first is what the other is compared with
+GOAL_SPEEDUP = {32: 1.1, 48: 1.5}  # of the hybrid on an H200, by R
+GOAL_MFU = 0.45  # of GPT-L on an H200
+GOAL_MIB = {"GPT-B": 12 * 1024, "GPT-L": 24 * 1024}  # of GPU memory for a step: consumer cards
+LARGE_BATCH = {"cpu": 1, "cuda": 8}
+LOSS_ROWS = {"cpu": 3072, "cuda": 8 * 3072}
+
+
+def tiny_step(device: torch.device) -> Work:
+    """The shipped recipe with its image encoder and the rows that only the sketch sees."""
+    tokenizer, path, name = TINY_CONFIGS
+    vqvae = configuration.load(VQVAEConfig, tokenizer).tokenizer
+    config = configuration.load_gpt_run(path, name, vqvae)
+    t, batch = config.train, config.train.global_batch_size
+    model, precision = I23D(config).to(device).train(), resolve_precision(t.precision, device.type)
+    optimizers = optimizers_of(model, config.optim)
+    tokens = torch.randint(config.gpt.codebook_size, (batch + t.sketch_rows, config.gpt.num_tokens), device=device)
+    codes = F.normalize(torch.randn(config.gpt.codebook_size, config.gpt.sketch_dim, device=device), dim=-1)
+    pixels = torch.randint(256, (len(tokens), *[config.image_encoder.image_size] * 2, 3), dtype=torch.uint8, device=device)
+    dropped = _dropped(batch, device)
+
+    def call() -> None:
+        with autocast(device, precision):
+            whole = model.condition(pixels)
+            condition = Condition(whole.embeddings[:batch], whole.mask[:batch], whole.full)
+            nll = cross_entropy(model.gpt.hidden(tokens[:batch, :-1], condition, dropped), model.gpt.head.weight, tokens[:batch])
+            sketch = 1 - F.cosine_similarity(model.gpt.sketch(whole.embeddings, whole.mask), codes[tokens], dim=-1).mean()
+        finish_step(model, optimizers, nll + t.sketch_weight * sketch, config.optim)
+
+    settings = {**_settings(model.gpt, name, batch), "sketch_rows": t.sketch_rows}
+    flops = batch * model.gpt.flops(config.gpt.condition_tokens, config.gpt.num_tokens) + len(tokens) * model.encoder.flops()
+    return Work(call, batch * config.gpt.num_tokens, precision, settings, flops=3 * flops)
+
+
+def large_steps(device: torch.device) -> dict[str, Work]:
+    works = {how: step("GPT-L", LARGE_BATCH[device.type], device, recompute="cheap" if how == "eager" else "none",
+                       compile=how == "compiled") for how in ("eager", "compiled")}
+    return {how: dataclasses.replace(work, goals={"mfu": GOAL_MFU}) for how, work in works.items()}
+
+
+def patterns(name: str, grid: int, batch: int, device: torch.device, *, whole: bool = True) -> dict[str, Work]:
+    """`whole`: with the optimizers, whose part of a step says nothing of how it grows."""
+    works = {pattern: step(name, batch, device, compile=device.type == "cuda", optimize=whole, grid_size=grid,
+                           layer_pattern=pattern) for pattern in PATTERNS}
+    if whole and grid in GOAL_SPEEDUP and device.type == "cuda":
+        works["LLLF"] = dataclasses.replace(works["LLLF"], goals={"speedup": GOAL_SPEEDUP[grid]})
+    return works
+
+
+def recomputing(name: str, batch: int, device: torch.device, *, compiled: bool = True, **changes: object) -> dict[str, Work]:
+    """What is kept, and last a compiled step if it is to take a minute of compiling."""
+    works = {how: step(name, batch, device, recompute=how, **changes) for how in configuration.RECOMPUTE}
+    return works | ({"compiled": step(name, batch, device, compile=True, **changes)} if compiled else {})
+
+
+def step(name: str, batch: int, device: torch.device, *, recompute: str = "none", compile: bool = False, precision: str = "auto",
+         loss: str = "parts", optimize: bool = True, **changes: object) -> Work:
+    """A step of the named GPT from stored embeddings, as with a frozen image encoder. `changes` are fields of its config."""
+    with device:
+        model = GPT(gpt_config(name, **changes)).train()
+    prepare_blocks(model, recompute, compile)
+    config, optim, head_loss = model.config, OptimConfig(), LOSSES[loss]
+    optimizers, precision = optimizers_of(model, optim), resolve_precision(precision, device.type)
+    tokens = torch.randint(config.codebook_size, (batch, config.num_tokens), device=device)
+    condition = Condition.of(torch.randn(batch, config.condition_tokens, config.condition_width, device=device))
+    dropped = _dropped(batch, device)
+
+    def call() -> None:
+        with autocast(device, precision):
+            value = head_loss(model.hidden(tokens[:, :-1], condition, dropped), model.head.weight, tokens)
+        if optimize:
+            finish_step(model, optimizers, value, optim)
+        else:
+            value.backward()
+            model.zero_grad()
+
+    settings = _settings(model, name, batch) | {"pattern": config.layer_pattern, "recompute": recompute, "compiled": compile,
+                                                "loss": loss, "optimizers": optimize}
+    return Work(call, batch * config.num_tokens, precision, settings,
+                flops=3 * batch * model.flops(config.condition_tokens, config.num_tokens))
+
+
+def fits(name: str, batch: int, recompute: str, device: torch.device) -> Work:
+    """Whether a whole step fits a consumer card; compiled there, because a compiled block keeps less."""
+    work = step(name, batch, device, recompute=recompute, precision="bf16-mixed", compile=device.type == "cuda")
+    return dataclasses.replace(work, goals={"gpu_mib": GOAL_MIB[name]})
+
+
+def losses(rows: int, width: int, codes: int, device: torch.device) -> dict[str, Work | str]:
+    return {form: one_loss(form, rows, width, codes, device) for form in LOSSES}
+
+
+def one_loss(form: str, rows: int, width: int, codes: int, device: torch.device) -> Work | str:
+    if form == "pytorch" and not hasattr(F, "linear_cross_entropy"):
+        return "this PyTorch has no linear_cross_entropy"
+    precision = resolve_precision("auto", device.type)
+    hidden = torch.randn(1, rows, width, device=device, requires_grad=True)
+    weight = (0.02 * torch.randn(codes, width, device=device)).requires_grad_()
+    targets = torch.randint(codes, (1, rows), device=device)
+
+    def call() -> None:
+        with autocast(device, precision):
+            value = LOSSES[form](hidden, weight, targets)
+        torch.autograd.grad(value, (hidden, weight))
+
+    return Work(call, rows, precision, {"loss": form, "positions": rows, "width": width, "codes": codes},
+                flops=6 * rows * width * codes)
+
+
+def _plain_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(F.linear(hidden, weight).flatten(0, -2).float(), targets.flatten())
+
+
+def _pytorch_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    return F.linear_cross_entropy(hidden.flatten(0, -2), weight, targets.flatten(), options=torch.nn.LinearCrossEntropyOptions())
+
+
+# The first is what the others are compared with.
+LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"plain": _plain_loss, "parts": cross_entropy,
+                                                                "pytorch": _pytorch_loss}
+
+
+def muon(name: str, layers: int, device: torch.device) -> dict[str, Work]:
+    """One update of the matrices of so many layers: PyTorch's loop over them, and batches. On a CPU without bfloat16 the second
+    multiplies in float32."""
+    with device:
+        blocks = GPT(gpt_config(name, num_layers=layers)).blocks
+    matrices = [p for p in blocks.parameters() if p.ndim == 2]
+    options = {"lr": 1e-3, "weight_decay": 0.05, "momentum": 0.95}
+    return {"one by one": _update(torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw", **options), name),
+            "batches": _update(Muon(matrices, **options), name)}
+
+
+def adamw(name: str, device: torch.device) -> dict[str, Work]:
+    """One update of the head and the embedding table."""
+    with device:
+        gpt = GPT(gpt_config(name, num_layers=1))
+    tables = [gpt.head.weight, gpt.token_embedding.weight]
+    return {label: _update(torch.optim.AdamW(tables, fused=label == "fused"), name) for label in ("plain", "fused")}
+
+
+def _update(optimizer: torch.optim.Optimizer, name: str) -> Work:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for p in parameters:
+        p.grad = torch.randn_like(p)
+    count = sum(p.numel() for p in parameters)
+    settings = {"model": name, "tensors": len(parameters), "million_parameters": round(count / 1e6, 2)}
+    return Work(lambda: optimizer.step(), 1, "float32", settings)
+
+
+def optimizers_of(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
+    return [o for o in build_optimizers(model, config) if o is not None]
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
+
+
+def finish_step(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], loss: Tensor, config: OptimConfig) -> None:
+    """What follows the loss in both training scripts."""
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or float("inf"))
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def _dropped(batch: int, device: torch.device) -> Tensor:
+    """About a tenth of the rows, as gpt.condition_dropout has it."""
+    return torch.arange(batch, device=device) % 10 == 9
+
+
+def _settings(gpt: GPT, name: str, batch: int) -> dict[str, object]:
+    config = gpt.config
+    return {"model": name, "batch": batch, "tokens": config.num_tokens, "prefix": config.condition_tokens,
+            "grid_size": config.grid_size, "million_parameters": round(gpt.num_parameters() / 1e6, 2)}
+
+
+def _growth(grid: int) -> tuple[Case, Case]:
+    """The longest on a CPU is a minute a call."""
+    name = f"growth_{grid}"
+    return (Case(name, "full", "tokens", partial(patterns, "GPT-B", grid, 1, whole=False), repeats=2 if grid < 48 else 1,
+                 warmup=1 if grid < 48 else 0, devices=("cpu",)),
+            Case(name, "full", "tokens", partial(patterns, "GPT-B", grid, 4, whole=False), repeats=5, devices=("cuda",)))
+
+
+def _memory(name: str, build: Callable[[torch.device], Work], devices: tuple[str, ...] = ("cpu", "cuda")) -> Case:
+    return Case(f"memory_{name}", "full", "tokens", build, repeats=1, warmup=0, devices=devices)
+
+
+SMALL = {"num_layers": 4, "grid_size": 6, "codebook_size": 512}
+CASES = (
+    Case("step", "full", "tokens", large_steps, repeats=10, warmup=3, devices=("cuda",)),
+    Case("patterns_3072", "full", "tokens", partial(patterns, "GPT-L", 32, 8), repeats=10, warmup=3, devices=("cuda",)),
+    Case("patterns_6912", "full", "tokens", partial(patterns, "GPT-L", 48, 4), repeats=5, warmup=3, devices=("cuda",)),
+    Case("loss", "full", "positions", lambda device: losses(LOSS_ROWS[device.type], 768, 16_384, device), repeats=3),
+    Case("recompute", "full", "tokens", partial(recomputing, "GPT-B", 1, optimize=False), repeats=2, devices=("cpu",)),
+    Case("recompute", "full", "tokens", partial(recomputing, "GPT-B", 4), repeats=10, warmup=3, devices=("cuda",)),
+    *(case for grid in (16, 32, 48) for case in _growth(grid)),
+    Case("muon", "full", "updates", partial(muon, "GPT-L", 2), repeats=1, warmup=0, devices=("cpu",)),
+    Case("muon", "full", "updates", partial(muon, "GPT-L", 24), repeats=10, warmup=2, devices=("cuda",)),
+    Case("adamw", "full", "updates", partial(adamw, "GPT-L"), repeats=10),
+    _memory("fits_GPT-B_batch_4", partial(fits, "GPT-B", 4, "none"), ("cuda",)),
+    *(_memory(f"fits_GPT-B_batch_4_{how}", partial(fits, "GPT-B", 4, how)) for how in configuration.RECOMPUTE[1:]),
+    _memory("fits_GPT-L_batch_4_blocks", partial(fits, "GPT-L", 4, "blocks")),
+    *(_memory(f"loss_{form}", lambda device, form=form: one_loss(form, LOSS_ROWS[device.type], 768, 16_384, device))
+      for form in LOSSES),
+    *(_memory(f"size_{name}", partial(step, name, batch=1, optimize=True)) for name in ("GPT-tiny", "GPT-B", "GPT-L")),
+    *(_memory(f"recompute_{how}", partial(step, "GPT-B", 1, recompute=how, optimize=False)) for how in configuration.RECOMPUTE),
+    *(_memory(f"grid_{grid}", partial(step, "GPT-B", 1, grid_size=grid, optimize=False)) for grid in (16, 32, 48)),
+    Case("step", "tiny", "tokens", tiny_step),
+    Case("patterns_108", "tiny", "tokens", partial(patterns, "GPT-tiny", 6, 2)),
+    Case("loss", "tiny", "positions", partial(losses, 512, 64, 4096)),
+    Case("recompute", "tiny", "tokens", partial(recomputing, "GPT-tiny", 2, compiled=False, **SMALL)),
+    Case("muon", "tiny", "updates", partial(muon, "GPT-tiny", 2)),
+    Case("adamw", "tiny", "updates", partial(adamw, "GPT-tiny"), repeats=10),
+    Case("growth_6", "tiny", "tokens", partial(patterns, "GPT-tiny", 6, 1, whole=False)),
+    Case("memory_fits", "tiny", "tokens", lambda device: step("GPT-tiny", 2, device, precision="bf16-mixed", **SMALL), repeats=1),
+)
