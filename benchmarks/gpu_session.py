@@ -32,8 +32,8 @@ from benchmarks.run import ROOT, table
 from tar3d.runtime import choose_device, commit, describe_machine
 
 # Share of the time, in the order in which they run.
-PARTS = {"tests": 2, "decode": 5, "attention": 2, "stages": 1}
-TESTS = ["tests/gpt"]
+PARTS = {"tests": 2, "train": 5, "decode": 5, "tokenize": 3, "extract": 2, "attention": 2, "stages": 1, "data": 1}
+TESTS = ["tests/gpt", "tests/test_runtime.py"]
 PACKAGES = ("triton", "flash-linear-attention", "fla-core", "lightning-attn", "flash-attn", "xformers")
 SUMMARY_SECONDS = 3.0  # kept for the last words
 CASE_SHARE = 0.4  # of a suite's time, the most for one case: one that hangs leaves something to the others

@@ -4,26 +4,30 @@
     patterns_*    layers of full attention (F) and the hybrid (LLLF), at 3,072 tokens (R 32) and at 6,912 (R 48)
     loss          head and cross-entropy: the plain form, parts of the batch (tar3d/gpt/loss.py), PyTorch's own where it has one
     recompute     what is kept for the backward pass: all, products, inputs of blocks; and compiled
-    optimizers    Muon matrix by matrix and in batches, AdamW plain and fused
+    muon, adamw   one update: matrix by matrix and in batches; plain and fused
     growth_*      forward, loss and backward over R (16, 32, 48) for both patterns
-    memory_*      one whole step alone in its process, for the peak memory: sizes of GPT, forms of loss, what is recomputed
+    memory_*      one step alone in its process, for the peak memory: sizes of GPT, forms of loss, what is recomputed, R
+    fits_*        whether a whole step fits a consumer card
 
 Weights are random, conditions random embeddings but in tiny/step, which trains its image encoder and its sketch along. The
-precision is that of training: bfloat16 autocast where the device has it, else float32. `memory_fits_*` are bfloat16 on any
-device, because what they tell is whether a step fits a consumer card; a CPU only emulates it, so their time says nothing
-there. `flops` are `GPT.flops` times three: what is recomputed does not count, nor what optimizers do, so the share of the
-limit is the MFU (on a known GPU `mfu` is that of its data sheet).
+precision is that of training: bfloat16 autocast where the device has it, else float32. `flops` are
+`GPT.flops` times three: what is recomputed does not count, nor what optimizers do, so the share of the limit is the MFU (on a known
+GPU `mfu` is that of its data sheet).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from benchmarks.measure import Case, Work
 from tar3d import config as configuration
@@ -119,9 +123,49 @@ def step(name: str, batch: int, device: torch.device, *, recompute: str = "none"
 
 
 def fits(name: str, batch: int, recompute: str, device: torch.device) -> Work:
-    """Whether a whole step fits a consumer card; compiled there, because a compiled block keeps less."""
-    work = step(name, batch, device, recompute=recompute, precision="bf16-mixed", compile=device.type == "cuda")
-    return dataclasses.replace(work, goals={"gpu_mib": GOAL_MIB[name]})
+    """Whether a whole step in bfloat16 fits a consumer card: measured on a GPU. Elsewhere the step is gone through with tensors
+    that have no data, and `tensor_mib` in the notes is the most that they would have held at a time; a GPU needs a little more,
+    for its context and what its allocator and kernels reserve."""
+    if device.type == "cuda":
+        work = step(name, batch, device, recompute=recompute, precision="bf16-mixed")
+        return dataclasses.replace(work, goals={"gpu_mib": GOAL_MIB[name]})
+
+    def call() -> dict[str, float]:
+        with FakeTensorMode(allow_non_fake_inputs=True), LiveTensors() as live:
+            fake = step(name, batch, device, recompute=recompute, precision="bf16-mixed")
+            for _ in range(2):  # the first makes the optimizers' states
+                fake.call()
+        return {"tensor_mib": round(live.peak / 2**20, 1)}
+
+    settings = {"model": name, "batch": batch, "recompute": recompute, "goal_mib": GOAL_MIB[name]}
+    return Work(call, 2 * batch, "bf16-mixed", settings, reduced="nothing is computed: only the sizes of tensors are followed")
+
+
+class LiveTensors(TorchDispatchMode):
+    """Bytes of all tensors that operations within it have made and that are still alive: `now`, and the most so far, `peak`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._alive: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        results = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(results):
+            if isinstance(tensor, Tensor):
+                self._add(tensor.untyped_storage())
+        return results
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = id(storage), storage.nbytes()
+        if key not in self._alive:
+            self._alive[key] = weakref.ref(storage, lambda _: self._remove(key, size))
+            self.now += size
+            self.peak = max(self.peak, self.now)
+
+    def _remove(self, key: int, size: int) -> None:
+        del self._alive[key]
+        self.now -= size
 
 
 def losses(rows: int, width: int, codes: int, device: torch.device) -> dict[str, Work | str]:
@@ -222,8 +266,8 @@ def _growth(grid: int) -> tuple[Case, Case]:
             Case(name, "full", "tokens", partial(patterns, "GPT-B", grid, 4, whole=False), repeats=5, devices=("cuda",)))
 
 
-def _memory(name: str, build: Callable[[torch.device], Work], devices: tuple[str, ...] = ("cpu", "cuda")) -> Case:
-    return Case(f"memory_{name}", "full", "tokens", build, repeats=1, warmup=0, devices=devices)
+def _memory(name: str, build: Callable[[torch.device], Work]) -> Case:
+    return Case(f"memory_{name}", "full", "tokens", build, repeats=1, warmup=0)
 
 
 SMALL = {"num_layers": 4, "grid_size": 6, "codebook_size": 512}
@@ -238,9 +282,10 @@ CASES = (
     Case("muon", "full", "updates", partial(muon, "GPT-L", 2), repeats=1, warmup=0, devices=("cpu",)),
     Case("muon", "full", "updates", partial(muon, "GPT-L", 24), repeats=10, warmup=2, devices=("cuda",)),
     Case("adamw", "full", "updates", partial(adamw, "GPT-L"), repeats=10),
-    _memory("fits_GPT-B_batch_4", partial(fits, "GPT-B", 4, "none"), ("cuda",)),
-    *(_memory(f"fits_GPT-B_batch_4_{how}", partial(fits, "GPT-B", 4, how)) for how in configuration.RECOMPUTE[1:]),
-    _memory("fits_GPT-L_batch_4_blocks", partial(fits, "GPT-L", 4, "blocks")),
+    *(Case(f"fits_GPT-B_{how}", "full", "rows", partial(fits, "GPT-B", 4, how), repeats=1, warmup=0)
+      for how in configuration.RECOMPUTE),
+    *(Case(f"fits_GPT-L_{how}", "full", "rows", partial(fits, "GPT-L", 4, how), repeats=1, warmup=0)
+      for how in configuration.RECOMPUTE[1:]),
     *(_memory(f"loss_{form}", lambda device, form=form: one_loss(form, LOSS_ROWS[device.type], 768, 16_384, device))
       for form in LOSSES),
     *(_memory(f"size_{name}", partial(step, name, batch=1, optimize=True)) for name in ("GPT-tiny", "GPT-B", "GPT-L")),
@@ -253,5 +298,5 @@ CASES = (
     Case("muon", "tiny", "updates", partial(muon, "GPT-tiny", 2)),
     Case("adamw", "tiny", "updates", partial(adamw, "GPT-tiny"), repeats=10),
     Case("growth_6", "tiny", "tokens", partial(patterns, "GPT-tiny", 6, 1, whole=False)),
-    Case("memory_fits", "tiny", "tokens", lambda device: step("GPT-tiny", 2, device, precision="bf16-mixed", **SMALL), repeats=1),
+    Case("memory_recompute", "tiny", "tokens", partial(step, "GPT-tiny", 2, recompute="blocks", **SMALL)),
 )

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import attention, data, decode, gpu_session, measure, plot, tokenize
+from benchmarks import attention, data, decode, gpu_session, measure, plot, tokenize, train
 from benchmarks.measure import Case, Ceilings, Work, roofline
 from benchmarks.run import SUITES, main, run_suite, select_cases, table
-from tar3d.config import GPTConfig, VQVAEConfig, gpt_config, load
+from tar3d.config import RECOMPUTE, GPTConfig, VQVAEConfig, gpt_config, load
 from tar3d.data.shapes import ShapeDataset
 from tar3d.gpt.engine import Engine
 from tar3d.gpt.model import GPT
@@ -272,6 +272,24 @@ def test_a_plain_item_is_a_draw_from_the_same_file(samples):
         assert sorted(plain[name].tolist()) == sorted(item[name].tolist())
 
 
+def test_live_tensors_are_those_that_somebody_holds():
+    with train.LiveTensors() as live:
+        a = torch.zeros(1000)
+        b = a + 1
+        c = b.view(10, 100) + 1
+        assert live.now == live.peak == 3 * 4000, "a view holds nothing of its own"
+        del a, b
+        assert live.now == 4000
+        d = c.sum()
+    assert live.peak == 3 * 4000 and live.now == 4004 and d.ndim == 0
+
+
+def test_whether_a_step_fits_is_told_without_computing_it(monkeypatch):
+    monkeypatch.setitem(train.GOAL_MIB, "GPT-tiny", 100)
+    needed = {how: train.fits("GPT-tiny", 1, how, CPU).call()["tensor_mib"] for how in RECOMPUTE}
+    assert needed["none"] > needed["cheap"] > needed["blocks"] > 50
+
+
 def growth_report() -> dict:
     """What the suite decode writes, as far as the figure needs it; a token costs what it would if bytes alone counted."""
     parameters = {"GPT-tiny": 3.0, "GPT-B": 110.0, "GPT-L": 330.0}
@@ -323,6 +341,7 @@ def test_gpu_session_stops_a_part_and_goes_on(tmp_path, monkeypatch):
         return gpu_session.Outcome(["python", name], 2 if name == "decode" else 0, 1.0, f"{name} cannot be loaded")
 
     monkeypatch.setattr(gpu_session, "run_part", run_part)
+    monkeypatch.setattr(gpu_session, "PARTS", {"tests": 2, "decode": 5, "attention": 2, "stages": 1})
     monkeypatch.setattr(gpu_session, "time", SimpleNamespace(perf_counter=lambda: 0.0))
     assert gpu_session.main(["--device", "cpu", "--out", str(tmp_path), "--minutes", "1.05"]) == 1
     assert [name for name, _ in seen] == ["tests", "decode", "attention", "stages"]
