@@ -102,23 +102,23 @@ class SharedAxisAttention(Attention):
     def forward(self, x: Tensor) -> Tensor:  # (B, 3, R, R, D)
         B, _, R, _, _ = x.shape
         groups = [_to_axis_groups(t) for t in (self.query(x), self.key(x), self.value(x))]
-        q, k, v = (rearrange(g, "a b r l (h d) -> (a b r) h l d", h=self.num_heads) for g in groups)  # l = 2R
-        out = rearrange(attend(q, k, v), "(a b r) h l d -> a b r l (h d)", a=3, b=B, r=R)
+        q, k, v = (rearrange(g, "b r a l (h d) -> (b r a) h l d", h=self.num_heads) for g in groups)  # l = 2R
+        out = rearrange(attend(q, k, v), "(b r a) h l d -> b r a l (h d)", a=3, b=B, r=R)
         return self.out(_from_axis_groups(out))
 
 
 def _to_axis_groups(x: Tensor) -> Tensor:
-    """(B, 3, R, R, D) -> (3 axes, B, R coordinate on the axis, 2R tokens, D)."""
+    """(B, 3, R, R, D) -> (B, R coordinate on the axis, 3 axes, 2R tokens, D): in this order, one copy makes all the groups."""
     xy, xz, yz = x.unbind(1)  # rows, columns: xy is (y, x), xz is (z, x), yz is (z, y)
-    shared_x = torch.cat([xy.transpose(1, 2), xz.transpose(1, 2)], dim=2)
-    shared_y = torch.cat([xy, yz.transpose(1, 2)], dim=2)
-    shared_z = torch.cat([xz, yz], dim=2)
-    return torch.stack([shared_x, shared_y, shared_z])
+    halves = [xy.transpose(1, 2), xz.transpose(1, 2),  # they share x
+              xy, yz.transpose(1, 2),  # y
+              xz, yz]  # z
+    return rearrange(torch.stack(halves, dim=2), "b r (a half) l d -> b r a (half l) d", a=3)
 
 
 def _from_axis_groups(groups: Tensor) -> Tensor:
     """The mean of the two groups that each token belongs to; inverse of `_to_axis_groups` for equal copies."""
-    x_axis, y_axis, z_axis = groups.unbind(0)
+    x_axis, y_axis, z_axis = groups.unbind(2)
     R = x_axis.shape[1]
     xy = x_axis[:, :, :R].transpose(1, 2) + y_axis[:, :, :R]
     xz = x_axis[:, :, R:].transpose(1, 2) + z_axis[:, :, :R]

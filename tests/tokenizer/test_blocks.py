@@ -32,10 +32,10 @@ def test_axis_groups_and_back_is_the_identity():
 
 def test_the_tokens_of_a_group_share_its_coordinate():
     numbered = torch.arange(3 * R * R).view(1, 3, R, R, 1)
-    groups = _to_axis_groups(numbered)[:, 0, :, :, 0]  # (3, R, 2R)
+    groups = _to_axis_groups(numbered)[0, ..., 0]  # (R, 3, 2R)
     for axis, name in enumerate("xyz"):
         for coordinate in range(R):
-            members = [divmod(int(n), R * R) for n in groups[axis, coordinate]]
+            members = [divmod(int(n), R * R) for n in groups[coordinate, axis]]
             places = [place(plane, *divmod(cell, R)) for plane, cell in members]
             assert all(p[name] == coordinate for p in places)
             assert len(set(members)) == 2 * R
