@@ -11,8 +11,8 @@
 
 Weights are random, conditions random embeddings but in tiny/step, which trains its image encoder and its sketch along. The
 precision is that of training: bfloat16 autocast where the device has it, else float32. `flops` are
-`GPT.flops` times three: what is recomputed does not count, nor what optimizers do, so the share of the limit is the MFU (on a known
-GPU `mfu` is that of its data sheet).
+`GPT.flops` times three: what is recomputed does not count, nor what optimizers do, so the share of the limit is the MFU (on a
+known GPU `mfu` is that of its data sheet).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
     views/<id>/<k>.png              pictures of the shape, with cameras.json when they were rendered here
     captions.csv  splits.json
     samples/<id>.npz                made by tar3d.data.make_samples
-    tokens/<split>.npz ...          made by tar3d.data.make_tokens
+    tokens/<split>-<k>/ ...         made by tar3d.data.make_tokens
 """
 
 from __future__ import annotations
