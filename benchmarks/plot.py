@@ -1,17 +1,22 @@
-"""The growth of decoding's cost as one figure, from the JSON of the suite decode:
+"""How cost grows, as a figure, from the JSON of the suites:
 
-    python -m benchmarks.plot RESULTS.json --out docs/decode_growth.png
+    python -m benchmarks.plot DECODE.json --out docs/decode_growth.png
+    python -m benchmarks.plot TOKENIZE.json TRAIN.json EXTRACT.json --out docs/growth.png
 
-Milliseconds a token over the number of tokens, the batch and the size of the GPT, for full attention, the hybrid and linear
-attention beside each other; the least time that this machine's memory and arithmetic allow each as a thin line.
+Of the suite decode: milliseconds a token over the number of tokens, the batch and the size of the GPT, for full attention, the
+hybrid and linear attention beside each other; the least time that this machine's memory and arithmetic allow each as a thin line.
+Of the suites tokenize, train and extract, as many as are given: seconds, and below them the peak memory of the process, over
+surface points, the grid side R, the size of the GPT, and the cells of an extraction.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 STYLES = {"F": ("full attention", "#c44e3f", "s"), "LLLF": ("hybrid 3:1", "#2b6ea6", "o"),
@@ -21,11 +26,9 @@ LIMIT = {"linewidth": 1.1, "linestyle": (0, (2, 2))}
 MODEL, TOKENS, BATCH = "GPT-B", 3072, 1  # where two of the three are held while the third grows
 
 
-def draw(report: dict, out: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+def draw_decoding(report: dict, out: Path) -> None:
+    """Milliseconds a token, three panels."""
+    plt = _pyplot()
     from matplotlib.lines import Line2D
 
     records = [r for r in report["cases"] if "/growth_" in r["case"] and "settings" in r]
@@ -43,8 +46,7 @@ def draw(report: dict, out: Path) -> None:
     axes[0].set_ylabel("ms a token")
     handles = [*axes[0].get_legend_handles_labels()[0], Line2D([], [], color=CAPTION, label="this machine's limit", **LIMIT)]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=11)
-    figure.supxlabel(f"The last tokens of a sequence, guidance on, random weights, {records[0]['dtype']}. {report['machine']}, "
-                     f"{report['threads']} threads, torch {report['torch']}, commit {report['commit']}, {report['date'][:10]}",
+    figure.supxlabel(f"The last tokens of a sequence, guidance on, random weights, {records[0]['dtype']}. {_origin(report)}",
                      fontsize=8.5, color=CAPTION)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=150)
@@ -53,7 +55,6 @@ def draw(report: dict, out: Path) -> None:
 
 def _draw_panel(axis, records: list[dict], key: str) -> None:
     """One curve a pattern over the setting `key`; sizes of GPTs stand at their numbers of parameters."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     def place(settings: dict) -> float:
         return settings[key] if key != "model" else parameters[settings["model"]]
@@ -68,10 +69,114 @@ def _draw_panel(axis, records: list[dict], key: str) -> None:
         x, measured, least = zip(*curve, strict=True)
         axis.plot(x, measured, color=colour, marker=marker, markersize=6, linewidth=2, label=name)
         axis.plot(x, least, color=colour, **LIMIT)
-    axis.set_xscale("log", base=2)
-    axis.set_yscale("log")
+    _log_axes(axis)
     ticks = dict(sorted((place(r["settings"]), r["settings"][key]) for r in records))
     axis.set_xticks(list(ticks), [f"{t}\n{x:.0f} M" if isinstance(t, str) else f"{t:,}" for x, t in ticks.items()])
+    _finish_axis(axis)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Points of one panel: `x` of a record's settings, and the cases that give its time and its peak memory."""
+
+    label: str
+    time: str  # pattern of the case's whole name
+    memory: str
+    x: str
+    variant: str = ""  # of the case that gives the time
+    colour: str = "#2b6ea6"
+    marker: str = "o"
+
+
+PLANE_POOL = {"variant": "plane_pool", "colour": "#2b6ea6", "marker": "o"}
+CROSS = {"variant": "cross_attention", "colour": "#c44e3f", "marker": "s"}
+# suite, title, label of x, curves
+PANELS: tuple[tuple[str, str, str, tuple[Curve, ...]], ...] = (
+    ("tokenize", "tokenizer's encoder, R 32", "surface points", tuple(
+        Curve(c["variant"], r"full/points_\d+", rf"full/memory_points_\d+_{c['variant']}", "surface_points", **c)
+        for c in (CROSS, PLANE_POOL))),
+    ("tokenize", "tokenizer's encoder", "R", tuple(
+        Curve(c["variant"], r"full/grid_\d+", rf"full/memory_grid_\d+_{c['variant']}", "grid_size", **c)
+        for c in (CROSS, PLANE_POOL))),
+    ("train", "GPT-B, a row without optimizers", "R", tuple(
+        Curve(STYLES[p][0], r"full/growth_\d+", rf"full/memory_grid_\d+_{p}", "grid_size", p, *STYLES[p][1:])
+        for p in ("F", "LLLF"))),
+    ("train", "whole step, 1 row of 3,072 tokens", "million parameters", (
+        Curve("hybrid 3:1", r"full/memory_size_.*", r"full/memory_size_.*", "million_parameters"),)),
+    ("extract", "extraction", "cells along an axis", (
+        Curve("planes of 256 x 256", r"full/growth_\d+", r"full/growth_\d+", "resolution", colour="#c44e3f", marker="s"),
+        Curve("planes of 48 x 48 (shipped)", r"tiny/growth_\d+", r"tiny/growth_\d+", "resolution"))),
+)
+
+
+def draw_growth(reports: dict[str, dict], out: Path) -> None:
+    """Seconds above, peak memory below; a panel for each of `PANELS` whose suite is among the reports."""
+    plt = _pyplot()
+    panels = [panel for panel in PANELS if panel[0] in reports]
+    figure, axes = plt.subplots(2, len(panels), figsize=(3.3 * len(panels), 6.4), layout="constrained", squeeze=False,
+                                sharex="col")
+    for column, (suite, title, label, curves) in enumerate(panels):
+        top, bottom = axes[:, column]
+        records = [r for r in reports[suite]["cases"] if "settings" in r]
+        ticks: set[float] = set()
+        for curve in curves:
+            times = {r["settings"][curve.x]: r["median_seconds"] / r["settings"].get("batch", 1) for r in records
+                     if re.fullmatch(curve.time, r["case"]) and r["variant"] == curve.variant}
+            memory = {r["settings"][curve.x]: _peak_gib(r) for r in records if re.fullmatch(curve.memory, r["case"])}
+            for axis, values in ((top, times), (bottom, memory)):
+                axis.plot(*zip(*sorted(values.items()), strict=True) if values else ([], []), color=curve.colour, linewidth=2,
+                          marker=curve.marker, markersize=6, label=curve.label)
+            ticks |= times.keys() | memory.keys()
+        if not ticks:
+            raise ValueError(f"suite {suite} holds no case for the panel \"{title}\": run it whole, without --only")
+        top.set_title(title, fontsize=10, color=CAPTION)
+        bottom.set_xlabel(label)
+        for axis in (top, bottom):
+            _log_axes(axis)
+            axis.set_xticks(sorted(ticks), [f"{x:,.0f}" for x in sorted(ticks)])
+            _finish_axis(axis)
+            axis.set_ylim(bottom=axis.get_ylim()[0] / 1.3)
+        if len(curves) > 1:
+            top.legend(frameon=False, fontsize=8.5)
+    axes[0, 0].set_ylabel("seconds a shape or row")
+    axes[1, 0].set_ylabel("peak memory of the process, GiB")
+    origins = {suite: _origin(report) for suite, report in reports.items()}
+    same = len(set(origins.values())) == 1
+    captions = [next(iter(origins.values()))] if same else [f"{suite}: {origin}" for suite, origin in origins.items()]
+    figure.supxlabel("Forward and backward; extraction forward. Random weights but for the shipped planes. A process that has "
+                     "only loaded PyTorch takes 0.4 GiB.\n" + "\n".join(captions), fontsize=8.5, color=CAPTION)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=150)
+    plt.close(figure)
+
+
+def _peak_gib(record: dict) -> float:
+    return (record["peak_gpu_mib"] or record["peak_resident_mib"]) / 1024
+
+
+def _pyplot():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _origin(report: dict) -> str:
+    return (f"{report['machine']}, {report['threads']} threads, torch {report['torch']}, commit {report['commit']}, "
+            f"{report['date'][:10]}")
+
+
+def _log_axes(axis) -> None:
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log")
+
+
+def _finish_axis(axis) -> None:
+    """After the ticks of x are set."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
     axis.xaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -85,13 +190,23 @@ def _draw_panel(axis, records: list[dict], key: str) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, metavar="RESULTS.json", help="what benchmarks.run --suite decode wrote")
+    parser.add_argument("results", type=Path, nargs="+", metavar="RESULTS.json", help="what benchmarks.run wrote for a suite")
     parser.add_argument("--out", type=Path, required=True, help="the PNG")
     args = parser.parse_args(argv)
     try:
-        draw(json.loads(args.results.read_text(encoding="utf-8")), args.out)
+        reports = {}
+        for path in args.results:
+            report = json.loads(path.read_text(encoding="utf-8"))
+            reports[report["suite"]] = report
+        if list(reports) == ["decode"]:
+            draw_decoding(reports["decode"], args.out)
+        elif reports.keys() <= {suite for suite, *_ in PANELS}:
+            draw_growth(reports, args.out)
+        else:
+            raise ValueError("there is a figure of the suite decode, and one of tokenize, train and extract; got "
+                             f"{', '.join(reports)}")
     except (OSError, ValueError) as e:
-        print(f"{args.results}: {e}", file=sys.stderr)
+        print(f"{', '.join(map(str, args.results))}: {e}", file=sys.stderr)
         return 2
     return 0
 

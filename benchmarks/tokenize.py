@@ -212,9 +212,9 @@ CASES = (
     *(case for n in POINTS for case in _cases(f"points_{n}", partial(encoders, "full", n, None), TWICE)),
     *(case for r in GRIDS for case in _cases(f"grid_{r}", partial(encoders, "full", None, r), TWICE)),
     *(case for e in reversed(ENCODERS) for case in _cases(f"memory_train_{e}", partial(train_one, e, "full", 81_920), ONCE)),
-    *(case for e in reversed(ENCODERS) for n in (8192, 81_920)
+    *(case for e in reversed(ENCODERS) for n in POINTS
       for case in _cases(f"memory_points_{n}_{e}", partial(encoder_one, e, "full", n, None), ONCE)),
-    *(case for e in reversed(ENCODERS) for r in (16, 48)
+    *(case for e in reversed(ENCODERS) for r in GRIDS
       for case in _cases(f"memory_grid_{r}_{e}", partial(encoder_one, e, "full", None, r), ONCE)),
     _tiny("train_1024", partial(train, "tiny", 1024)),
     _tiny("encode_1024", partial(encode, "tiny", 1024)),

@@ -276,10 +276,9 @@ CASES = (
     Case("patterns_3072", "full", "tokens", partial(patterns, "GPT-L", 32, 8), repeats=10, warmup=3, devices=("cuda",)),
     Case("patterns_6912", "full", "tokens", partial(patterns, "GPT-L", 48, 4), repeats=5, warmup=3, devices=("cuda",)),
     Case("loss", "full", "positions", lambda device: losses(LOSS_ROWS[device.type], 768, 16_384, device), repeats=3),
-    Case("recompute", "full", "tokens", partial(recomputing, "GPT-B", 1, optimize=False), repeats=2, devices=("cpu",)),
+    Case("recompute", "full", "tokens", partial(recomputing, "GPT-B", 1, optimize=False), repeats=1, devices=("cpu",)),
     Case("recompute", "full", "tokens", partial(recomputing, "GPT-B", 4), repeats=10, warmup=3, devices=("cuda",)),
     *(case for grid in (16, 32, 48) for case in _growth(grid)),
-    Case("muon", "full", "updates", partial(muon, "GPT-L", 2), repeats=1, warmup=0, devices=("cpu",)),
     Case("muon", "full", "updates", partial(muon, "GPT-L", 24), repeats=10, warmup=2, devices=("cuda",)),
     Case("adamw", "full", "updates", partial(adamw, "GPT-L"), repeats=10),
     *(Case(f"fits_GPT-B_{how}", "full", "rows", partial(fits, "GPT-B", 4, how), repeats=1, warmup=0)
@@ -290,7 +289,8 @@ CASES = (
       for form in LOSSES),
     *(_memory(f"size_{name}", partial(step, name, batch=1, optimize=True)) for name in ("GPT-tiny", "GPT-B", "GPT-L")),
     *(_memory(f"recompute_{how}", partial(step, "GPT-B", 1, recompute=how, optimize=False)) for how in configuration.RECOMPUTE),
-    *(_memory(f"grid_{grid}", partial(step, "GPT-B", 1, grid_size=grid, optimize=False)) for grid in (16, 32, 48)),
+    *(_memory(f"grid_{grid}_{pattern}", partial(step, "GPT-B", 1, grid_size=grid, layer_pattern=pattern, optimize=False))
+      for grid in (16, 32, 48) for pattern in PATTERNS),
     Case("step", "tiny", "tokens", tiny_step),
     Case("patterns_108", "tiny", "tokens", partial(patterns, "GPT-tiny", 6, 2)),
     Case("loss", "tiny", "positions", partial(losses, 512, 64, 4096)),

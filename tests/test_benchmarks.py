@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import attention, data, decode, gpu_session, measure, plot, tokenize, train
+from benchmarks import attention, data, decode, gpu_session, measure, tokenize, train
 from benchmarks.measure import Case, Ceilings, Work, roofline
 from benchmarks.run import SUITES, main, run_suite, select_cases, table
 from tar3d.config import RECOMPUTE, GPTConfig, VQVAEConfig, gpt_config, load
@@ -288,30 +288,6 @@ def test_whether_a_step_fits_is_told_without_computing_it(monkeypatch):
     monkeypatch.setitem(train.GOAL_MIB, "GPT-tiny", 100)
     needed = {how: train.fits("GPT-tiny", 1, how, CPU).call()["tensor_mib"] for how in RECOMPUTE}
     assert needed["none"] > needed["cheap"] > needed["blocks"] > 50
-
-
-def growth_report() -> dict:
-    """What the suite decode writes, as far as the figure needs it; a token costs what it would if bytes alone counted."""
-    parameters = {"GPT-tiny": 3.0, "GPT-B": 110.0, "GPT-L": 330.0}
-    sizes = [("GPT-B", 768, 1), ("GPT-B", 3072, 1), ("GPT-B", 12_288, 1), ("GPT-B", 3072, 2), ("GPT-B", 3072, 8),
-             ("GPT-tiny", 3072, 1), ("GPT-L", 3072, 1)]
-    records = []
-    for model, tokens, batch in sizes:
-        for pattern, share in (("F", 1.0), ("LLLF", 0.25), ("L", 0.0)):
-            ms = parameters[model] * (0.3 / batch + share * tokens / 12_288)
-            settings = {"model": model, "tokens": tokens, "batch": batch, "million_parameters": parameters[model]}
-            records.append({"case": f"full/growth_{model}_{tokens}_{batch}", "variant": pattern, "settings": settings,
-                            "items": batch, "dtype": "float32", "ms_per_item": ms, "roofline_seconds": ms * batch / 1300})
-    return {"machine": "m", "threads": 2, "torch": "2", "commit": "c", "date": "2026-01-02T03:04:05", "cases": records}
-
-
-def test_the_figure_is_drawn(tmp_path, capsys):
-    results, out = tmp_path / "results.json", tmp_path / "docs" / "growth.png"
-    results.write_text(json.dumps(growth_report()))
-    assert plot.main([str(results), "--out", str(out)]) == 0
-    assert out.read_bytes().startswith(b"\x89PNG") and out.stat().st_size > 20_000
-    results.write_text(json.dumps(growth_report() | {"cases": []}))
-    assert plot.main([str(results), "--out", str(out)]) == 2 and "no case growth_" in capsys.readouterr().err
 
 
 def test_gpu_session_on_a_cpu(tmp_path, monkeypatch, capsys):
