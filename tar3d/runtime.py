@@ -11,7 +11,8 @@ import shlex
 import subprocess
 import sys
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -109,6 +110,13 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
+def check_low_vram(device: torch.device) -> None:
+    """ValueError where --low-vram has nothing to save."""
+    if device.type == "cpu":
+        raise ValueError("--low-vram keeps models off the GPU while they do not work, but this runs on the CPU: there is no GPU "
+                         "memory to save, leave it out")
+
+
 def compile_blocks(module: torch.nn.Module) -> None:
     """torch.compile for each repeated block by itself: a fifth of the whole model's compile time, and most of the gain.
     In place, so that names in a checkpoint stay as they are."""
@@ -176,6 +184,28 @@ class Stopwatch:
         rate = (step - self._start) / max(elapsed, 1e-9)
         remaining = (self._total - step) / max(rate, 1e-9)
         return f"{rate:.2f} steps/s, {clock(elapsed)} elapsed, ETA {clock(remaining)}"
+
+
+@contextmanager
+def extraction_bar(name: str) -> Iterator[Callable[[int, int], None]]:
+    """The `progress` of an extraction, as a bar for each lattice with its rate and the time that is left."""
+    from tqdm import tqdm
+
+    bar = None
+
+    def show(done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None or total != bar.total or done < bar.n:
+            if bar is not None:
+                bar.close()
+            bar = tqdm(total=total, unit="cell", unit_scale=True, desc=name, leave=False)
+        bar.update(done - bar.n)
+
+    try:
+        yield show
+    finally:
+        if bar is not None:
+            bar.close()
 
 
 def clock(seconds: float) -> str:
