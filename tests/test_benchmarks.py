@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import attention, decode, gpu_session, measure, plot
+from benchmarks import attention, decode, extract, gpu_session, measure, plot
 from benchmarks.measure import Case, Ceilings, Work, roofline
 from benchmarks.run import SUITES, main, run_suite, select_cases, table
 from tar3d.config import GPTConfig, gpt_config
@@ -228,6 +228,14 @@ def test_a_form_that_is_not_installed_is_left_out(monkeypatch):
     monkeypatch.setitem(attention.FORMS, "chunked", absent)
     case = Case("alone", "tiny", "positions", lambda device: attention.one("chunked", 8, False, device))
     assert measure.measure(case, CPU) == [{"case": "tiny/alone", "variant": "", "left_out": "the package is absent"}]
+
+
+@pytest.mark.parametrize("size", ["tiny", "full"])
+def test_extraction_is_compared_with_the_dense_lattice(size, monkeypatch):
+    monkeypatch.setattr(extract, "coarse_cells", lambda side: 16)
+    dense, refined = (work.call() for work in extract.compare(64, size, CPU).values())
+    assert dense["query_share"] == 1 and dense["queries"] == 65**3
+    assert refined["faces"] == dense["faces"] > 1000 and refined["query_share"] < 0.5
 
 
 def growth_report() -> dict:

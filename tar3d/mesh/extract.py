@@ -31,6 +31,7 @@ from tar3d.mesh.marching_cubes import CORNERS, crossing, edge_corners, triangula
 
 COARSE = 64  # cells along an axis of the coarse lattice, at least: what the planes of the tokenizer resolve
 MARGIN = 0.5
+FACES_AT_ONCE = 1 << 20  # bounds what a step over the faces of a finished mesh takes to about 200 MB
 _FACES = tuple((axis, end, sum(1 << c for c in range(8) if CORNERS[c][axis] == end)) for axis in range(3) for end in (0, 1))
 
 
@@ -78,9 +79,16 @@ def drop_small_components(mesh: Mesh, min_volume_share: float) -> Mesh:
         raise ValueError(f"min_volume_share must be in [0, 1], got {min_volume_share}")
     faces = mesh.faces
     piece = face_components(faces, len(mesh.vertices))  # (F,)
-    a, b, c = (mesh.vertices[faces[:, i]].astype(np.float64) for i in range(3))
-    volume = np.abs(np.bincount(piece, np.einsum("ij,ij->i", a, np.cross(b, c)) / 6))
-    kept = faces[volume[piece] >= min_volume_share * volume.max()]
+    volume = np.zeros(piece.max() + 1)
+    for start in range(0, len(faces), FACES_AT_ONCE):
+        part = slice(start, start + FACES_AT_ONCE)
+        a, b, c = (mesh.vertices[faces[part, i]].astype(np.float64) for i in range(3))
+        volume += np.bincount(piece[part], np.einsum("ij,ij->i", a, np.cross(b, c)) / 6, minlength=len(volume))
+    volume = np.abs(volume)
+    kept = volume[piece] >= min_volume_share * volume.max()
+    if kept.all():
+        return mesh
+    kept = faces[kept]
     used = np.zeros(len(mesh.vertices), dtype=bool)
     used[kept] = True
     return Mesh(mesh.vertices[used], (np.cumsum(used) - 1)[kept], mesh.to_source)

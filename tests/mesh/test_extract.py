@@ -144,7 +144,10 @@ def test_a_field_of_the_wrong_shape_is_refused():
         extract(lambda p: sphere(p)[:, None], 8)
 
 
-def test_small_components_are_dropped_by_volume():
+@pytest.mark.parametrize("at_once", [100, 1 << 20])
+def test_small_components_are_dropped_by_volume(monkeypatch, at_once):
+    monkeypatch.setattr("tar3d.mesh.extract.FACES_AT_ONCE", at_once)
+
     def three(points: Tensor) -> Tensor:
         return union(sphere(points, (-0.4, 0, 0), 0.4), sphere(points, (0.5, 0, 0), 0.2), sphere(points, (0.2, 0.8, 0), 0.08))
 
