@@ -29,8 +29,8 @@ from tar3d.mesh.lattice import Lattice, Points, between, find, nonzero
 from tar3d.mesh.load import face_components
 from tar3d.mesh.marching_cubes import CORNERS, crossing, edge_corners, triangulate
 
-COARSE = 64  # cells along an axis of the coarse lattice, at least: what the planes of the tokenizer resolve
-MARGIN = 1.0  # with 0.5, two of 37 test shapes miss a speck at 256^3, with 1 none (docs/speed.md)
+COARSE = 48  # cells along an axis of the coarse lattice, at least: as many as the planes of the small tokenizer
+MARGIN = 0.75  # with 0.5, two of 37 test shapes miss a speck at 256^3, with 0.75 and 1 none (docs/speed.md)
 FACES_AT_ONCE = 1 << 20  # bounds what a step over the faces of a finished mesh takes to about 200 MB
 _FACES = tuple((axis, end, sum(1 << c for c in range(8) if CORNERS[c][axis] == end)) for axis in range(3) for end in (0, 1))
 
