@@ -30,8 +30,8 @@ from tar3d.mesh.load import load_mesh
 from tar3d.mesh.points import sample_surface
 from tar3d.mesh.render import contact_sheet, picture
 from tar3d.metrics.geometry import compare_points, describe, in_frame, volume_iou
-from tar3d.pipeline import reconstruct
-from tar3d.runtime import choose_device, describe_machine, peak_memory, positive_int
+from tar3d.pipeline import Placement, reconstruct
+from tar3d.runtime import check_low_vram, choose_device, describe_machine, extraction_bar, peak_memory, positive_int
 
 PROTOCOL = EvalProtocol()
 SCORES = ["chamfer", "fscore@0.02", "iou", "floor_chamfer", "floor_fscore@0.02"]
@@ -56,6 +56,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--limit", type=positive_int, help="only so many meshes, spread evenly over the folder")
     parser.add_argument("--no-pictures", action="store_true", help="write no pictures")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--low-vram", action="store_true",
+                        help="for small GPUs: a part of the model is on the GPU only while it works, feature planes are float16")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
     return parser.parse_args(argv)
 
@@ -64,7 +66,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
         device = choose_device(args.device)
-        vqvae = checkpoint.load_tokenizer(args.model).to(device)
+        if args.low_vram:
+            check_low_vram(device)
+        vqvae = checkpoint.load_tokenizer(args.model).to("cpu" if args.low_vram else device)
         inputs = find_inputs(args.input_file, args.limit)
         if args.output_dir.resolve() in {p.parent.resolve() for p in inputs.values()}:
             raise ValueError(f"--output_dir {args.output_dir} holds the input, which could be overwritten: choose another folder")
@@ -77,7 +81,8 @@ def main(argv: list[str] | None = None) -> int:
         row = dict.fromkeys(FIELDS, "") | {"id": shape_id, "file": str(path), "category": categories.get(shape_id, "")}
         start = time.perf_counter()
         try:
-            row |= {"status": "ok"} | reconstruct_file(vqvae, path, args.output_dir / f"{shape_id}.{args.format}", args)
+            row |= {"status": "ok"} | reconstruct_file(
+                vqvae, path, args.output_dir / f"{shape_id}.{args.format}", Placement(device, args.low_vram), args)
         except ValueError as e:  # what this library refuses: a bad mesh, an empty field, a truth that encloses nothing
             row |= {"status": "failed", "reason": str(e)}
         rows.append(row | {"seconds": time.perf_counter() - start})
@@ -98,11 +103,12 @@ def find_inputs(path: Path, limit: int | None) -> dict[str, Path]:
     return {name: inputs[name] for name in names}
 
 
-def reconstruct_file(vqvae, path: Path, target: Path, args: argparse.Namespace) -> dict:
+def reconstruct_file(vqvae, path: Path, target: Path, placement: Placement, args: argparse.Namespace) -> dict:
     """Writes the reconstruction (and picture) of one mesh; returns its scores, taken in the normalised frame."""
     truth = load_mesh(path)
     surface = sample_surface(truth, args.pc_size, np.random.default_rng(args.seed))
-    rebuilt, tokens = reconstruct(vqvae, surface, args.resolution)
+    with extraction_bar(path.name) as progress:
+        rebuilt, tokens = reconstruct(vqvae, surface, args.resolution, placement=placement, progress=progress)
     rebuilt = type(rebuilt)(rebuilt.vertices, rebuilt.faces, truth.to_source)
     save_mesh(rebuilt, target, frame=args.frame)
     if not args.no_pictures:

@@ -30,7 +30,16 @@ from tar3d.gpt.engine import BACKENDS
 from tar3d.mesh.export import FORMATS, save_mesh
 from tar3d.mesh.render import contact_sheet, picture
 from tar3d.pipeline import Generated, Pipeline
-from tar3d.runtime import PRECISIONS, choose_device, describe_machine, peak_memory, positive_int, resolve_precision
+from tar3d.runtime import (
+    PRECISIONS,
+    check_low_vram,
+    choose_device,
+    describe_machine,
+    extraction_bar,
+    peak_memory,
+    positive_int,
+    resolve_precision,
+)
 
 PREVIEW_SIZE = 256
 
@@ -47,6 +56,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     models.add_argument("--vq-ckpt", metavar="MODEL", help="the tokenizer's model directory, instead of the one in --model")
     models.add_argument("--gpt-ckpt", metavar="MODEL", help="the GPT's model directory, instead of the one in --model")
     models.add_argument("--precision", choices=PRECISIONS, default="32-true", help="default: %(default)s")
+    models.add_argument("--low-vram", action="store_true",
+                        help="for small GPUs: models are on the GPU only while they work, feature planes are float16; slower")
     models.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
     sampling = parser.add_argument_group("sampling (defaults: those saved with the model)")
     sampling.add_argument("--seed", type=int, default=0, help="default: %(default)s")
@@ -76,8 +87,11 @@ def main(argv: list[str] | None = None) -> int:
     start = time.perf_counter()
     try:
         device = choose_device(args.device)
+        if args.low_vram:
+            check_low_vram(device)
         pipeline = Pipeline.load(args.model, vqvae=args.vq_ckpt, gpt=args.gpt_ckpt, device=device,
-                                 precision=resolve_precision(args.precision, device.type), decoding=args.decoding)
+                                 precision=resolve_precision(args.precision, device.type), decoding=args.decoding,
+                                 low_vram=args.low_vram)
         sampling = sampling_settings(pipeline.sampling, args)
         paths = list_images(args.input)
         if args.save_path.resolve() in {p.parent.resolve() for p in paths}:
@@ -139,10 +153,11 @@ def generate_files(pipeline: Pipeline, jobs: list[Job], sampling: SamplingConfig
         return failed
     total = len(ready) * pipeline.i23d.gpt.config.num_tokens
     name = ready[0][0].path.name + (f" and {len(ready) - 1} more" if len(ready) > 1 else "")
-    with tqdm(total=total, unit="token", desc=name, leave=False) as bar:
+    with tqdm(total=total, unit="token", desc=name, leave=False) as bar, extraction_bar("surface") as surface:
         results = pipeline.generate(
             torch.from_numpy(np.stack([prepared.pixels for _, _, prepared in ready])), [job.seed for job, _, _ in ready],
-            sampling=sampling, resolution=args.resolution, progress=lambda done, _: bar.update(done * len(ready) - bar.n))
+            sampling=sampling, resolution=args.resolution, progress=lambda done, _: bar.update(done * len(ready) - bar.n),
+            extraction_progress=surface)
     for (job, image, prepared), result in zip(ready, results, strict=True):
         if result.mesh is None:
             failed.append((job.path, result.problem))
@@ -159,7 +174,8 @@ def save(pipeline: Pipeline, job: Job, image: Image.Image, prepared: Prepared, r
     preview(image, prepared, result, target.with_suffix(".png"))
     record = {"input": str(job.path), "seed": job.seed, "sampling": dataclasses.asdict(sampling), "resolution": args.resolution,
               "up": args.up, "model": args.model, "vq_ckpt": args.vq_ckpt, "gpt_ckpt": args.gpt_ckpt,
-              "precision": pipeline.precision, "decoding": pipeline.engine.backend, "batch_size": args.batch_size,
+              "precision": pipeline.precision, "decoding": pipeline.backend, "low_vram": args.low_vram,
+              "batch_size": args.batch_size,
               "seconds": result.seconds, "faces": len(result.mesh.faces), "foreground": prepared.foreground,
               **describe_machine(pipeline.device)}
     target.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

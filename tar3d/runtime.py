@@ -12,8 +12,8 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -113,6 +113,13 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
+def check_low_vram(device: torch.device) -> None:
+    """ValueError where --low-vram has nothing to save."""
+    if device.type == "cpu":
+        raise ValueError("--low-vram keeps models off the GPU while they do not work, but this runs on the CPU: there is no GPU "
+                         "memory to save, leave it out")
+
+
 def prepare_blocks(module: torch.nn.Module, recompute: str, compile: bool) -> None:
     """What a training does to each repeated block (child of an nn.ModuleList) by itself, in place, so that names in a checkpoint
     stay as they are.
@@ -210,6 +217,28 @@ class RunLog:
             writer = csv.DictWriter(f, fields, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
+
+
+@contextmanager
+def extraction_bar(name: str) -> Iterator[Callable[[int, int], None]]:
+    """The `progress` of an extraction, as a bar for each lattice with its rate and the time that is left."""
+    from tqdm import tqdm
+
+    bar = None
+
+    def show(done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None or total != bar.total or done < bar.n:
+            if bar is not None:
+                bar.close()
+            bar = tqdm(total=total, unit="cell", unit_scale=True, desc=name, leave=False)
+        bar.update(done - bar.n)
+
+    try:
+        yield show
+    finally:
+        if bar is not None:
+            bar.close()
 
 
 def peak_memory(device: torch.device) -> str:

@@ -1,13 +1,14 @@
 """The benchmarks: a case runs in its own process and gives whole records; ratios, rooflines, tables and the figure are right."""
 
 import json
+import re
 import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks import attention, data, decode, gpu_session, measure, tokenize, train
+from benchmarks import attention, data, decode, extract, gpu_session, measure, tokenize, train
 from benchmarks.measure import Case, Ceilings, Work, roofline
 from benchmarks.run import SUITES, main, run_suite, select_cases, table
 from tar3d.config import RECOMPUTE, GPTConfig, VQVAEConfig, gpt_config, load
@@ -17,6 +18,7 @@ from tar3d.gpt.model import GPT
 from tar3d.tokenizer.vqvae import VQVAE
 
 CPU = torch.device("cpu")
+TAKES_LONG = re.compile("(256|384|512|1024)$")  # of the suite extract
 CEILINGS = Ceilings(copy_bytes_per_second=50.0, sum_bytes_per_second=100.0, product_bytes_per_second=80.0,
                     flops_per_second=1000.0)
 
@@ -235,7 +237,7 @@ def test_a_form_that_is_not_installed_is_left_out(monkeypatch):
 
 
 @pytest.mark.parametrize("suite, case", [(suite, case) for suite in SUITES if suite != "evaluation"
-                                         for case in select_cases(suite, "tiny", CPU)],
+                                         for case in select_cases(suite, "tiny", CPU) if not TAKES_LONG.search(case.name)],
                          ids=lambda x: x if isinstance(x, str) else x.name)
 def test_tiny_cases_run(suite, case, monkeypatch):
     monkeypatch.setattr(data, "BATCHES", 1)
@@ -247,6 +249,14 @@ def test_tiny_cases_run(suite, case, monkeypatch):
     assert len({work.items for work in works}) == 1 or case.name == "cell"
     if suite == "tokenize" and case.name.startswith("train"):
         assert [work.whole_run for work in works] == [16 * 2000] * 2
+
+
+@pytest.mark.parametrize("size", ["tiny", "full"])
+def test_extraction_is_compared_with_the_dense_lattice(size, monkeypatch):
+    monkeypatch.setattr(extract, "coarse_cells", lambda side: 16)
+    dense, refined = (work.call() for work in extract.compare(64, size, CPU).values())
+    assert dense["query_share"] == 1 and dense["queries"] == 65**3
+    assert refined["faces"] == dense["faces"] > 1000 and refined["query_share"] < 0.5
 
 
 @pytest.mark.parametrize("encoder", tokenize.ENCODERS)

@@ -38,6 +38,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_IMPORT["pipeline"] = set(MAY_IMPORT)
 MAY_IMPORT["evaluation"] = set(MAY_IMPORT)
 TORCH_FREE = ("config", "contracts", "token_order", "mesh")
+# Of those, what runs where the field does, and what no data worker may load therefore.
+WITH_TORCH = {f"tar3d/mesh/{name}.py" for name in ("extract", "lattice", "marching_cubes")}
 
 # Packages that a plain installation may lack, or that are too slow to load for those who do not use them.
 OPTIONAL = {
@@ -96,6 +98,11 @@ def parts_imported(path: Path) -> set[str]:
     return {name[1] for name in names if name[0] == "tar3d" and len(name) > 1}
 
 
+def imported_files(path: Path) -> set[str]:
+    """tar3d.mesh.load.weld -> "tar3d/mesh/load" """
+    return {"/".join(name.split(".")[:3]) for name in imports(path) if name.startswith("tar3d.")}
+
+
 def packages_imported(path: Path, *, at_once: bool = False) -> set[str]:
     return {name.split(".")[0] for name in imports(path, at_once=at_once)}
 
@@ -137,9 +144,20 @@ def test_nothing_imports_a_script():
         assert not (packages_imported(path) & scripts) - allowed, f"{relative(path)} imports a script"
 
 
-@pytest.mark.parametrize("path", [p for p in package_files() if part_of(p) in TORCH_FREE], ids=relative)
+def is_torch_free(path: Path) -> bool:
+    return part_of(path) in TORCH_FREE and relative(path) not in WITH_TORCH
+
+
+@pytest.mark.parametrize("path", [p for p in package_files() if is_torch_free(p)], ids=relative)
 def test_geometry_and_configuration_never_load_torch(path):
     assert "torch" not in packages_imported(path)
+    assert not {f"{name}.py" for name in imported_files(path)} & WITH_TORCH, "nor a file that does"
+
+
+def test_extraction_is_for_those_who_query_a_field():
+    """No file of `data` among them: its workers must start fast."""
+    importers = {relative(p) for p in package_files() if {f"{name}.py" for name in imported_files(p)} & WITH_TORCH}
+    assert not [name for name in importers - WITH_TORCH if not name.startswith(("tar3d/pipeline", "tar3d/evaluation"))]
 
 
 @pytest.mark.parametrize("path", package_files() + script_files(), ids=relative)
@@ -151,6 +169,8 @@ def test_optional_packages_are_loaded_where_they_are_used(path):
 def test_exceptions_still_exist():
     for name, packages in LOADS_AT_ONCE.items():
         assert packages <= packages_imported(ROOT / name, at_once=True), f"{name} no longer needs its exception"
+    for name in WITH_TORCH:
+        assert "torch" in packages_imported(ROOT / name), f"{name} no longer needs its exception"
 
 
 IMPORT_ALL = """
@@ -178,7 +198,7 @@ def test_every_module_imports_without_torchvision_and_without_side_effects(tmp_p
     def module_name(path: Path) -> str:
         return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
-    torch_free = [module_name(p) for p in package_files() if part_of(p) in TORCH_FREE or not part_of(p)]
+    torch_free = [module_name(p) for p in package_files() if is_torch_free(p) or not part_of(p)]
     lacking = {package for package in NOT_EVERYWHERE if importlib.util.find_spec(package) is None}
     others = [module_name(p) for p in package_files()
               if module_name(p) not in torch_free and not LOADS_AT_ONCE.get(relative(p), set()) & lacking]

@@ -4,10 +4,11 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 from tar3d import checkpoint, config
 from tar3d.config import GPTRunConfig
-from tar3d.pipeline import GPT_I23D, I23D, Pipeline
+from tar3d.pipeline import GPT_I23D, I23D, Pipeline, Placement
 
 TINY = Path(__file__).resolve().parent.parent / "pretrained" / "tiny"
 
@@ -25,3 +26,33 @@ def test_a_model_is_loaded_whatever_attention_backends_it_was_trained_with(tmp_p
         pipeline = Pipeline.load(vqvae=TINY / checkpoint.TOKENIZER, gpt=folder)
     assert {block.attention.attend.name for block in pipeline.i23d.gpt.blocks} == {"auto"}
     assert isinstance(pipeline.i23d, I23D)
+
+
+def test_low_vram_keeps_on_the_device_what_works_and_nothing_else(monkeypatch):
+    """Two batches: the same tokens as without, each part moved there and back around its work, a new engine each time."""
+    pixels = torch.randint(256, (2, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    plain = Pipeline.load(TINY).generate(pixels, seeds=[3, 4], resolution=24)
+    pipeline = Pipeline.load(TINY, low_vram=True)
+    assert pipeline.engine is None
+    names = {pipeline.i23d.encoder: "image encoder", pipeline.i23d.gpt: "gpt", pipeline.vqvae.quantizer: "codebook",
+             pipeline.vqvae.decoder: "decoder", pipeline.vqvae.occupancy: "occupancy"}
+    there, seen, to = set(), [], torch.nn.Module.to
+
+    def record(self, device):
+        if self in names:
+            name = names[self]
+            there.add(name) if device.index is not None else there.discard(name)
+            if not seen or seen[-1] != there:
+                seen.append(set(there))
+        return to(self, device)
+
+    monkeypatch.setattr(torch.nn.Module, "to", record)
+    monkeypatch.setattr(pipeline, "placement", Placement(torch.device("cpu", 0), low_vram=True))
+    for _ in range(2):
+        seen.clear()
+        results = pipeline.generate(pixels, seeds=[3, 4], resolution=24)
+        shape = [{"codebook"}, {"codebook", "decoder"}, {"decoder"}, set(), {"occupancy"}, set()]
+        assert seen == [{"image encoder"}, set(), {"gpt"}, set(), *shape, *shape]
+        for result, expected in zip(results, plain, strict=True):
+            assert (result.tokens == expected.tokens).all() and abs(len(result.mesh.faces) / len(expected.mesh.faces) - 1) < 0.05
+    assert pipeline.engine is None and pipeline.backend == "plain"

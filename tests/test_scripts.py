@@ -337,6 +337,7 @@ def test_categories_of_the_manifest_reach_the_report(meshes, full_vqvae, tmp_pat
     (["--input_file", "none.glb"], "--input_file none.glb does not exist"),
     (["--model", "none"], "no model at none"),
     (["--device", "gpu"], "write cpu, cuda or cuda:N"),
+    (["--device", "cpu", "--low-vram"], "there is no GPU memory to save"),
     (["--output_dir", "MESHES"], "holds the input, which could be overwritten"),
 ])
 def test_refusals_of_the_reconstruction(meshes, vqvae_run, capsys, flags, message):
@@ -406,6 +407,7 @@ def test_a_picture_gives_the_same_tokens_alone_and_among_others(pictures, full_m
     (["--input", "none.png"], "none.png does not exist"),
     (["--model", "none"], "no model at none"),
     (["--top-p", "2"], r"top_p must be in (0, 1], got 2.0"),
+    (["--device", "cpu", "--low-vram"], "there is no GPU memory to save"),
     (["--save-path", "PICTURES"], "holds the input, which could be overwritten"),
     (["--vq-ckpt", "OTHER"], "the GPT was trained on the tokens of tokenizer"),
 ])

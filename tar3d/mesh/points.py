@@ -14,14 +14,20 @@ from tar3d.config import SampleConfig
 from tar3d.contracts import Mesh, ShapeSamples
 from tar3d.mesh.load import MeshError
 
+# Bound what a mesh of 10^7 faces takes: a step over the faces to about 200 MB, a search tree to 1 GB.
+FACES_AT_ONCE, FACES_OF_A_TREE = 1 << 20, 1 << 22
+
 
 def winding_number(mesh: Mesh, points: np.ndarray) -> np.ndarray:
     """`points` (M, 3) -> (M,) float64: 1 inside a closed outward surface, 0 outside, -1 inside an inverted one.
 
     Each call builds its search tree anew, so ask for all the points of a mesh at once.
     """
-    queries = np.ascontiguousarray(points, dtype=np.float64)
-    return igl.fast_winding_number(mesh.vertices.astype(np.float64), mesh.faces, queries)
+    queries, vertices = np.ascontiguousarray(points, dtype=np.float64), mesh.vertices.astype(np.float64)
+    total = np.zeros(len(queries))
+    for part in _blocks(len(mesh.faces), FACES_OF_A_TREE):  # it is a sum over the faces
+        total += igl.fast_winding_number(vertices, mesh.faces[part], queries)
+    return total
 
 
 def inside(mesh: Mesh, points: np.ndarray) -> np.ndarray:
@@ -33,8 +39,11 @@ def signed_volume(mesh: Mesh) -> float:
     """Volume enclosed, negative when the faces look inward; of an open mesh, that of the cones to its box's centre."""
     vertices = mesh.vertices.astype(np.float64)
     vertices -= (vertices.min(axis=0) + vertices.max(axis=0)) / 2
-    a, b, c = (vertices[mesh.faces[:, i]] for i in range(3))
-    return float(np.einsum("ij,ij->", a, np.cross(b, c))) / 6
+    total = 0.0
+    for part in _blocks(len(mesh.faces), FACES_AT_ONCE):
+        a, b, c = (vertices[mesh.faces[part, i]] for i in range(3))
+        total += float(np.einsum("ij,ij->", a, np.cross(b, c)))
+    return total / 6
 
 
 def sample_surface(mesh: Mesh, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -42,19 +51,28 @@ def sample_surface(mesh: Mesh, count: int, rng: np.random.Generator) -> np.ndarr
 
     Normals follow the winding of the faces; where the mesh as a whole is inside out (`signed_volume` < 0), its opposite.
     """
-    corners = mesh.vertices.astype(np.float64)[mesh.faces]  # (F, 3, 3)
-    edge_b, edge_c = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
-    cross = np.cross(edge_b, edge_c)
-    double_area = np.linalg.norm(cross, axis=1)  # (F,)
+    double_area = np.concatenate([np.linalg.norm(np.cross(*_edges(mesh, mesh.faces[part])[1:]), axis=1)
+                                  for part in _blocks(len(mesh.faces), FACES_AT_ONCE)])  # (F,)
     total = double_area.sum()
     if not total > 0:
         raise MeshError("the mesh has no surface area")
     face = rng.choice(len(double_area), size=count, p=double_area / total)
     root, along = np.sqrt(rng.random(count))[:, None], rng.random(count)[:, None]  # uniform over a triangle
-    points = corners[face, 0] + root * ((1 - along) * edge_b[face] + along * edge_c[face])
+    corner, edge_b, edge_c = _edges(mesh, mesh.faces[face])
+    points = corner + root * ((1 - along) * edge_b + along * edge_c)
     outward = -1.0 if signed_volume(mesh) < 0 else 1.0
-    normals = outward * cross[face] / double_area[face, None]
+    normals = outward * np.cross(edge_b, edge_c) / double_area[face, None]
     return np.concatenate([points, normals], axis=1).astype(np.float32)
+
+
+def _edges(mesh: Mesh, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The first corner of each face (F, 3), and from there to the second and to the third, float64."""
+    first, second, third = (mesh.vertices[faces[:, i]].astype(np.float64) for i in range(3))
+    return first, second - first, third - first
+
+
+def _blocks(count: int, most: int) -> list[slice]:
+    return [slice(start, start + most) for start in range(0, count, most)]
 
 
 def sample_shape(mesh: Mesh, config: SampleConfig, seed: int) -> ShapeSamples:

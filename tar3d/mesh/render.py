@@ -20,6 +20,8 @@ _ALBEDO = np.array([0.80, 0.78, 0.75], dtype=np.float32)
 _AMBIENT, _KEY, _FILL = 0.22, 0.62, 0.20
 _KEY_DIRECTION = (-0.40, 0.45, 0.80)  # right, up, towards the viewer
 _CREASE_COSINE = 0.8  # of a face to the mean around its corner: edges of more than about 75 degrees stay sharp
+_PREVIEW_FACES = 2_000_000  # ray casting takes 200 bytes a face, and a picture of a few hundred pixels shows none of them
+_PREVIEW_CELL = 1 / 256  # about half a pixel of such a picture
 _RAYS_AT_ONCE = 1 << 18  # bounds memory at about 60 MB whatever the picture's size
 
 
@@ -205,8 +207,24 @@ def _normals(mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
     return flat, np.where(agree[..., None], smooth, flat[:, None])
 
 
+def _clustered(mesh: Mesh, cell: float) -> Mesh:
+    """`mesh` with the vertices of each cell of a grid drawn together in their mean, and without the faces that this closes."""
+    place = ((mesh.vertices - mesh.vertices.min(axis=0)) / cell).astype(np.int64)
+    side = place.max(axis=0) + 1
+    _, cluster = np.unique(np.ravel_multi_index(tuple(place.T), tuple(side)), return_inverse=True)
+    cluster = cluster.astype(np.int32)
+    count = np.bincount(cluster)
+    vertices = np.stack([np.bincount(cluster, mesh.vertices[:, i]) / count for i in range(3)], axis=-1)
+    faces = cluster[mesh.faces]
+    a, b, c = faces.T
+    kept = (a != b) & (b != c) & (c != a)
+    return Mesh(vertices, faces[kept]) if kept.any() else mesh
+
+
 def picture(mesh: Mesh | None, size: int = 192, azimuth: float = 30.0, elevation: float = 20.0) -> np.ndarray:
-    """The mesh on white, (size, size, 3) uint8, for previews; blank without a mesh."""
+    """The mesh on white, (size, size, 3) uint8, for previews; blank without a mesh. A very fine mesh is drawn coarser."""
     if mesh is None:
         return np.full((size, size, 3), 255, dtype=np.uint8)
+    if len(mesh.faces) > _PREVIEW_FACES:
+        mesh = _clustered(mesh, _PREVIEW_CELL)
     return render(mesh, orbit(azimuth, elevation, 5.5, 35.0), size, background=(255, 255, 255)).color

@@ -137,3 +137,15 @@ def test_a_flat_sheet_encloses_no_volume():
 def test_a_mesh_without_area_is_refused():
     with pytest.raises(MeshError, match="no surface area"):
         sample_surface(Mesh(np.zeros((3, 3)), [[0, 1, 2]]), 10, np.random.default_rng(0))
+
+
+def test_large_meshes_are_worked_through_in_blocks(monkeypatch, points):
+    """With blocks of a few faces: the same samples, volume and labels."""
+    mesh = as_mesh(trimesh.creation.icosphere(2, 0.6))
+    sampled, volume, labels = sample_surface(mesh, 500, np.random.default_rng(1)), signed_volume(mesh), inside(mesh, points)
+    monkeypatch.setattr("tar3d.mesh.points.FACES_AT_ONCE", 7)
+    monkeypatch.setattr("tar3d.mesh.points.FACES_OF_A_TREE", 100)
+    assert (sample_surface(mesh, 500, np.random.default_rng(1)) == sampled).all()
+    assert signed_volume(mesh) == pytest.approx(volume, rel=1e-12)
+    clear = np.abs(np.linalg.norm(points, axis=1) - 0.6) > 0.02
+    assert (inside(mesh, points) == labels)[clear].all()

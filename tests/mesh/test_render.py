@@ -8,7 +8,7 @@ import trimesh
 
 from tar3d.config import ViewConfig
 from tar3d.contracts import Mesh
-from tar3d.mesh.render import Camera, Renderer, contact_sheet, orbit, orbit_cameras, render, rgba
+from tar3d.mesh.render import Camera, Renderer, contact_sheet, orbit, orbit_cameras, picture, render, rgba
 
 
 def ball(center=(0.0, 0.0, 0.0), radius=0.5, detail=4) -> Mesh:
@@ -157,3 +157,12 @@ def test_contact_sheet_places_rows_and_columns():
     assert sheet.shape[0] > plain.shape[0] and sheet[: sheet.shape[0] - plain.shape[0]].min() < 128
     with pytest.raises(ValueError, match="share one shape"):
         contact_sheet([[red, blue[:10]]])
+
+
+def test_a_very_fine_mesh_looks_the_same_in_a_preview(monkeypatch):
+    mesh = ball(detail=6)
+    fine = picture(mesh, 64)
+    monkeypatch.setattr("tar3d.mesh.render._PREVIEW_FACES", 1000)
+    monkeypatch.setattr("tar3d.mesh.render._PREVIEW_CELL", 1 / 32)
+    coarse = picture(mesh, 64)
+    assert 0 < np.abs(fine.astype(int) - coarse).mean() < 2
