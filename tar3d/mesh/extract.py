@@ -39,6 +39,7 @@ class EmptyFieldError(ValueError):
     """The field exceeds the level at no lattice point that was asked, so there is no surface to extract."""
 
 
+@torch.no_grad()
 def extract(field: Callable[[Tensor], Tensor], resolution: int, *, level: float = 0.0, chunk: int = 65536, coarse: int = COARSE,
             device: torch.device | str = "cpu", progress: Callable[[int, int], None] | None = None) -> Mesh:
     """The surface where `field` crosses `level`; larger values are inside.
@@ -63,8 +64,8 @@ def extract(field: Callable[[Tensor], Tensor], resolution: int, *, level: float 
         cells, points = _survey(asker, lattice, cells, points, near=halving > 0, progress=progress)
     if len(cells) == 0:
         raise EmptyFieldError(
-            f"the field is empty: its largest value on the {resolution + 1}^3 lattice is {asker.highest + level:.4g}, "
-            f"not above the level {level:.4g}; the shape is missing or thinner than a cell"
+            f"the field is empty: its largest value {'asked of' if halvings else 'on'} the {resolution + 1}^3 lattice is "
+            f"{asker.highest + level:.4g}, not above the level {level:.4g}; the shape is missing or thinner than a cell"
             + (f" of the {-(-resolution // (1 << halvings))}^3 that were looked at first" if halvings else ""))
     vertices, faces = _surface(lattice, cells, points)
     return Mesh(vertices.cpu().numpy(), faces.cpu().numpy())
