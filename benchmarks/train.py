@@ -36,7 +36,6 @@ from tar3d.contracts import Condition
 from tar3d.gpt.loss import cross_entropy
 from tar3d.gpt.model import GPT
 from tar3d.optim.groups import Muon, build_optimizers
-from tar3d.pipeline import I23D
 from tar3d.runtime import prepare_blocks, resolve_precision
 
 TINY_CONFIGS = ("configs/vqvae3d_tiny.yaml", "configs/gpt_i23d_tiny.yaml", "GPT-tiny")
@@ -50,6 +49,8 @@ LOSS_ROWS = {"cpu": 3072, "cuda": 8 * 3072}
 
 def tiny_step(device: torch.device) -> Work:
     """The shipped recipe with its image encoder and the rows that only the sketch sees."""
+    from tar3d.pipeline import I23D  # with it come packages for meshes, which the other cases do without
+
     tokenizer, path, name = TINY_CONFIGS
     vqvae = configuration.load(VQVAEConfig, tokenizer).tokenizer
     config = configuration.load_gpt_run(path, name, vqvae)

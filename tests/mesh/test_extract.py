@@ -20,7 +20,7 @@ CENTER = (0.13, -0.21, 0.07)
 
 
 def sphere(points: Tensor, center=CENTER, radius=0.55) -> Tensor:
-    return radius - (points - torch.tensor(center)).norm(dim=1)
+    return radius - (points - torch.tensor(center, device=points.device)).norm(dim=1)
 
 
 def union(*fields: Tensor) -> Tensor:
@@ -241,3 +241,10 @@ def test_progress_ends_at_what_was_announced():
     totals = list(dict.fromkeys(total for _, total in seen))
     assert len(totals) == 3 and totals[0] == 18**3 and all(done <= total for done, total in seen)
     assert all((total, total) in seen for total in totals)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("resolution", [64, 129])
+def test_a_gpu_finds_the_same_surface(resolution):
+    here, there = (extract(sphere, resolution, coarse=16, device=device) for device in ("cpu", "cuda"))
+    assert (here.faces == there.faces).all() and np.abs(here.vertices - there.vertices).max() < 1e-3 * 2 / resolution

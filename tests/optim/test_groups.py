@@ -144,9 +144,9 @@ def test_orthogonalise_brings_singular_values_near_one_and_keeps_the_singular_ve
 SHAPES = ((12, 40), (40, 12), (12, 40), (16, 16), (12, 40))
 
 
-@pytest.mark.parametrize("native", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("device, native", [("cpu", False), ("cpu", True), pytest.param("cuda", True, marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("stacked", [1, 1000, 1 << 25])
-def test_muon_in_batches_is_torch_muon_up_to_rounding(monkeypatch, native, stacked):
+def test_muon_in_batches_is_torch_muon_up_to_rounding(monkeypatch, device, native, stacked):
     """Steps, momentum and decay, whatever goes through Newton-Schulz together, and a state that either form goes on with."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
     monkeypatch.setattr("tar3d.optim.groups.STACKED", stacked)
@@ -158,7 +158,7 @@ def test_muon_in_batches_is_torch_muon_up_to_rounding(monkeypatch, native, stack
     results = []
     for kinds in ((Muon, Muon), (torch_muon, torch_muon), (Muon, torch_muon), (torch_muon, Muon)):
         generator = torch.Generator().manual_seed(0)
-        parameters = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
+        parameters = [nn.Parameter(torch.randn(shape, generator=generator).to(device)) for shape in SHAPES]
         starts, state = [p.detach().clone() for p in parameters], None
         for kind in kinds:
             optimizer = kind(parameters, **options)
@@ -166,7 +166,7 @@ def test_muon_in_batches_is_torch_muon_up_to_rounding(monkeypatch, native, stack
                 optimizer.load_state_dict(state)
             for _ in range(3):
                 for p in parameters:
-                    p.grad = torch.randn(p.shape, generator=generator)
+                    p.grad = torch.randn(p.shape, generator=generator).to(device)
                 parameters[-1].grad = None  # as of a part that a step does not use
                 optimizer.step()
             state = optimizer.state_dict()

@@ -55,23 +55,24 @@ def test_sums_are_float32():
     assert table.grad.tolist() == [[[[2000.0]]] * 3]
 
 
-def pair() -> tuple[PlainPlanePoolEncoder, PlanePoolEncoder]:
+def pair(device: str = "cpu") -> tuple[PlainPlanePoolEncoder, PlanePoolEncoder]:
     torch.manual_seed(0)
-    plain, encoder = PlainPlanePoolEncoder(CONFIG), PlanePoolEncoder(CONFIG)
+    plain, encoder = PlainPlanePoolEncoder(CONFIG).to(device), PlanePoolEncoder(CONFIG).to(device)
     encoder.load_state_dict(plain.state_dict())
     return plain, encoder
 
 
 def run(encoder: PlanePoolEncoder, surface: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
     out = encoder(surface)
-    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.device)
     return out, list(torch.autograd.grad((out.float() * weights).sum(), [surface, *encoder.parameters()]))
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("batch, count", [(1, 1), (1, 30), (3, 500)], ids=["one point", "few", "many"])
-def test_the_encoder_equals_its_plain_form(batch, count):
-    surface = torch.cat([points(batch, count), points(batch, count, seed=1)], dim=-1).requires_grad_()
-    (expected, expected_gradients), (out, gradients) = (run(encoder, surface) for encoder in pair())
+def test_the_encoder_equals_its_plain_form(batch, count, device):
+    surface = torch.cat([points(batch, count), points(batch, count, seed=1)], dim=-1).to(device).requires_grad_()
+    (expected, expected_gradients), (out, gradients) = (run(encoder, surface) for encoder in pair(device))
     assert torch.allclose(out, expected, atol=1e-5)
     for gradient, true in zip(gradients, expected_gradients, strict=True):
         assert (gradient - true).norm() <= 1e-5 * true.norm() + 1e-6
