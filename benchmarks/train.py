@@ -288,7 +288,7 @@ CASES = (
       for how in configuration.RECOMPUTE[1:]),
     *(_memory(f"loss_{form}", lambda device, form=form: one_loss(form, LOSS_ROWS[device.type], 768, 16_384, device))
       for form in LOSSES),
-    *(_memory(f"size_{name}", partial(step, name, batch=1, optimize=True)) for name in ("GPT-tiny", "GPT-B", "GPT-L")),
+    *(_memory(f"size_{name}", partial(step, name, 1)) for name in ("GPT-tiny", "GPT-B", "GPT-L")),
     *(_memory(f"recompute_{how}", partial(step, "GPT-B", 1, recompute=how, optimize=False)) for how in configuration.RECOMPUTE),
     *(_memory(f"grid_{grid}_{pattern}", partial(step, "GPT-B", 1, grid_size=grid, layer_pattern=pattern, optimize=False))
       for grid in (16, 32, 48) for pattern in PATTERNS),

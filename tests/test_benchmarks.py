@@ -1,5 +1,6 @@
 """The benchmarks: a case runs in its own process and gives whole records; ratios, rooflines, tables and the figure are right."""
 
+import inspect
 import json
 import re
 import sys
@@ -106,9 +107,11 @@ def test_a_suite_that_lacks_a_package_says_so(monkeypatch):
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("suite", SUITES)
-def test_case_names_are_unique(suite, device):
-    names = [case.id for case in select_cases(suite, "all", torch.device(device))]
-    assert len(names) == len(set(names))
+def test_case_names_are_unique_and_cases_can_be_called(suite, device):
+    cases = select_cases(suite, "all", torch.device(device))
+    assert len(cases) == len({case.id for case in cases})
+    for case in cases:
+        inspect.signature(case.build).bind(torch.device(device))
 
 
 def test_variants_run_in_turn_and_are_compared_pair_by_pair(clock):
