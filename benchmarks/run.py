@@ -30,6 +30,7 @@ from tar3d.runtime import choose_device, describe_machine, positive_int
 
 # A module of this folder each, with its CASES, the most valuable first. Loaded when asked for: they need different packages.
 SUITES = ("stages", "evaluation", "decode", "attention", "train", "tokenize", "extract", "data")
+WEIGHTS = {"extract": "shipped (tiny) and random (full)"}  # of a suite; of the others random
 ROOT = Path(__file__).resolve().parents[1]
 CASE_LIMIT = 600.0  # seconds
 LEAST_SECONDS = 5.0  # left of a budget, with which no further case is started
@@ -46,7 +47,7 @@ def run_suite(suite: str, size: str, device: torch.device, *, repeats: int | Non
     start = time.perf_counter()
     cases = select_cases(suite, size, device, only)
     report = {"suite": suite, "size": size, "device": str(device), "date": datetime.now(UTC).isoformat(timespec="seconds"),
-              "threads": torch.get_num_threads(), "weights": "random", **describe_machine(device),
+              "threads": torch.get_num_threads(), "weights": WEIGHTS.get(suite, "random"), **describe_machine(device),
               "command": shlex.join(["python", "-m", "benchmarks.run", *sys.argv[1:]]), "cases": []}
     for number, case in enumerate(cases, start=1):
         left = None if budget is None else budget - (time.perf_counter() - start)
