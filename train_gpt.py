@@ -6,7 +6,7 @@
 
 DATA is a data set folder with samples and views (docs/data.md); its tokens are made when they are missing. Without
 --data, a procedural set is made in data/toy. The run folder gets model/ (read by run.py --model), train.csv,
-validation.csv, TensorBoard files and generation previews.
+validation.csv, speed.csv (items/s, MFU, waiting for data), TensorBoard files and generation previews.
 """
 
 from __future__ import annotations

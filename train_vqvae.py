@@ -5,7 +5,8 @@
     torchrun --nproc_per_node=4 train_vqvae.py --base configs/vqvae3d.yaml --data DATA
 
 DATA is a data set folder (docs/data.md); without --data, a procedural set is made in data/toy. The run folder gets
-model/ (read by infer_vqvae.py --model), train.csv, validation.csv, TensorBoard files and reconstruction previews.
+model/ (read by infer_vqvae.py --model), train.csv, validation.csv,
+speed.csv (items/s, MFU, waiting for data), TensorBoard files and reconstruction previews.
 """
 
 from __future__ import annotations
