@@ -229,7 +229,7 @@ def train(config: GPTRunConfig, fabric: Fabric, data: Path, vqvae: VQVAE, vq_sou
                     preview(bare, vqvae, truths, [validation.row(i, 0) for i in shown], fabric, out / f"preview_{step:07d}.png")
                 log.write("validation", step, metrics)
                 scores = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
-                bar.write(f"step {step}: {scores}; {meter.progress()}, {peak_memory(fabric.device)}")
+                bar.write(f"step {step}: {scores}; {meter.progress(step)}, {peak_memory(fabric.device)}")
                 if metrics["nll"] < best_nll:
                     best_nll = metrics["nll"]
                     record = {**metrics, "step": step, "hours": (time.perf_counter() - began) / 3600, "date": str(date.today()),

@@ -166,7 +166,7 @@ def train(config: VQVAEConfig, fabric: Fabric, data: Path, out: Path, *, resume:
                     preview(bare, truths, shown, fabric, quantized, out / f"preview_{step:07d}.png")
                 log.write("validation", step, metrics)
                 scores = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
-                bar.write(f"step {step}: {scores}; {meter.progress()}, {peak_memory(fabric.device)}")
+                bar.write(f"step {step}: {scores}; {meter.progress(step)}, {peak_memory(fabric.device)}")
                 if quantized and metrics["iou_volume"] > best_iou:
                     best_iou = metrics["iou_volume"]
                     record = {**metrics, "step": step, "hours": (time.perf_counter() - began) / 3600, "date": str(date.today()),

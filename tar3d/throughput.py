@@ -73,15 +73,15 @@ def synchronize(device: torch.device) -> None:
 class Meter:
     """Times a training loop of `total` steps that begins at step `start`.
 
-    `items` (in `unit`s) and `flops` are those of one step on one of its `devices` alike, whose peak is `peak`. Time between
-    `pause` and `resume` is nobody's: validation, previews, saving.
+    `items` (in `unit`s) and `flops` are those of one step on one device, whose peak is `peak`. Time between `pause` and `resume`
+    is nobody's: validation, previews, saving.
     """
 
     def __init__(self, start: int, total: int, *, items: int, unit: str, flops: float, peak: Peak) -> None:
         self.total, self.items, self.unit, self.flops, self.peak = total, items, unit, flops, peak
         self._step = self._first = start
-        self._waited = self._busy = 0.0
-        self._all_seconds = 0.0
+        self._busy = self._read_at = 0.0  # seconds of training so far, and those at the last reading
+        self._waited = 0.0  # since then
         self._since = time.perf_counter()
 
     def batches(self, loader: Iterable[T]) -> Iterator[T]:
@@ -107,24 +107,23 @@ class Meter:
         share of time spent waiting for data."""
         self.pause()
         self.resume()
-        seconds, steps = max(self._busy, 1e-9), step - self._step
+        seconds, steps = max(self._busy - self._read_at, 1e-9), step - self._step
         rate = steps / seconds
         figures = {"steps_per_second": rate, f"{self.unit}_per_second": rate * self.items,
                    "model_flops_per_second": rate * self.flops, "mfu": rate * self.flops / self.peak.flops_per_second,
                    "waiting_share": self._waited / seconds}
-        self._all_seconds += seconds
-        self._step, self._busy, self._waited = step, 0.0, 0.0
+        self._step, self._read_at, self._waited = step, self._busy, 0.0
         return figures
 
     def line(self, figures: dict[str, float]) -> str:
         return (f"{figures[self.unit + '_per_second']:,.0f} {self.unit}/s, {_flops(figures['model_flops_per_second'])}, "
                 f"MFU {figures['mfu']:.1%}, waiting {figures['waiting_share']:.1%}")
 
-    def progress(self) -> str:
-        """Rate since the start and remaining time, as of the last reading."""
-        rate = (self._step - self._first) / max(self._all_seconds, 1e-9)
-        remaining = (self.total - self._step) / max(rate, 1e-9)
-        return f"{rate:.2f} steps/s, {clock(self._all_seconds)} of training, ETA {clock(remaining)}"
+    def progress(self, step: int) -> str:
+        """Rate since the start and remaining time, as of the last pause, at which `step` steps were done."""
+        rate = (step - self._first) / max(self._busy, 1e-9)
+        remaining = (self.total - step) / max(rate, 1e-9)
+        return f"{rate:.2f} steps/s, {clock(self._busy)} of training, ETA {clock(remaining)}"
 
 
 def clock(seconds: float) -> str:

@@ -43,6 +43,8 @@ def test_the_meter_knows_work_waiting_and_pauses(now):
         if step % 2 == 0:
             figures.append(meter.read(step))
         meter.pause()
+        if step == 11:
+            assert meter.progress(step) == "0.50 steps/s, 0:00:02 of training, ETA 0:00:10", "before anything was read"
         now.now += 100.0  # validation
         meter.resume()
     assert seen == list(range(6)) and len(figures) == 3
@@ -50,7 +52,7 @@ def test_the_meter_knows_work_waiting_and_pauses(now):
         assert reading == pytest.approx({"steps_per_second": 0.5, "tokens_per_second": 150.0, "model_flops_per_second": 5e8,
                                          "mfu": 0.125, "waiting_share": 0.25})
     assert meter.line(figures[0]) == "150 tokens/s, 0.5 GFLOP/s, MFU 12.5%, waiting 25.0%"
-    assert meter.progress() == "0.50 steps/s, 0:00:12 of training, ETA 0:00:00"
+    assert meter.progress(16) == "0.50 steps/s, 0:00:12 of training, ETA 0:00:00"
 
 
 def test_clock():
