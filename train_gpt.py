@@ -40,6 +40,7 @@ from tar3d.optim.groups import build_optimizers, routing_table
 from tar3d.optim.schedule import learning_rate_factor, set_learning_rates
 from tar3d.pipeline import GPT_I23D, I23D, Pipeline
 from tar3d.runtime import (
+    COMPUTE_DTYPES,
     RunLog,
     add_device_arguments,
     check_finite,
@@ -203,7 +204,7 @@ def train(config: GPTRunConfig, fabric: Fabric, data: Path, vqvae: VQVAE, vq_sou
     log = RunLog(out, step) if fabric.is_global_zero else None
     local_further = t.sketch_rows // fabric.world_size
     meter = Meter(step, t.steps, items=local * config.gpt.num_tokens, unit="tokens", flops=trainee.flops(local, local_further),
-                  peak=find_peak(fabric.device, resolve_precision(t.precision, fabric.device.type)))
+                  peak=find_peak(fabric.device, COMPUTE_DTYPES[resolve_precision(t.precision, fabric.device.type)]))
     fabric.print(f"{meter.flops / 1e9:,.1f} model GFLOP a step and device; MFU is of {meter.peak.source}")
     bar = tqdm(total=t.steps, initial=step, desc="GPT", disable=not fabric.is_global_zero)
     began, metrics = time.perf_counter() - seconds, {}

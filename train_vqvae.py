@@ -35,6 +35,7 @@ from tar3d.optim.groups import build_optimizers, routing_table
 from tar3d.optim.schedule import learning_rate_factor, set_learning_rates
 from tar3d.pipeline import reconstruct
 from tar3d.runtime import (
+    COMPUTE_DTYPES,
     RunLog,
     add_device_arguments,
     check_finite,
@@ -128,7 +129,7 @@ def train(config: VQVAEConfig, fabric: Fabric, data: Path, out: Path, *, resume:
     local = t.batch_size // fabric.world_size
     meter = Meter(step, total, items=local, unit="shapes",
                   flops=3 * local * bare.flops(t.surface_points, t.volume_points + t.near_points),
-                  peak=find_peak(fabric.device, resolve_precision(t.precision, fabric.device.type)))
+                  peak=find_peak(fabric.device, COMPUTE_DTYPES[resolve_precision(t.precision, fabric.device.type)]))
     fabric.print(f"{meter.flops / 1e9:,.1f} model GFLOP a step and device; MFU is of {meter.peak.source}")
     bar = tqdm(total=total, initial=step, desc="tokenizer", disable=not fabric.is_global_zero)
     began, metrics = time.perf_counter() - seconds, {}

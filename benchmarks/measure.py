@@ -19,14 +19,14 @@ from dataclasses import asdict, dataclass, field
 
 import torch
 
-from tar3d.runtime import peak_resident_bytes
+from tar3d.runtime import COMPUTE_DTYPES, peak_resident_bytes
 from tar3d.throughput import best_seconds, find_peak, matmul_rate, synchronize
 
 SIZES = ("tiny", "full")
 # What a goal can be of: the field of a record, whether more of it is better, and how it is printed.
 GOALS = {"seconds": ("median_seconds", False, "{:.3g} s"), "speedup": ("speedup", True, "{:.2f} times the baseline's speed"),
          "mfu": ("mfu", True, "MFU {:.1%}"), "gpu_mib": ("peak_gpu_mib", False, "{:,.0f} MiB of GPU memory")}
-DTYPES = {"float32": torch.float32, "32-true": torch.float32, "bfloat16": torch.bfloat16, "bf16-mixed": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, **COMPUTE_DTYPES}
 # Of the ceilings, by device: float32 elements that no cache holds, the side of a matrix product, calls between two looks at the
 # clock (a launch costs a GPU more than looking at it does).
 PROBE_SIZES = {"cpu": (1 << 26, 1536, 1), "cuda": (1 << 29, 8192, 10)}
@@ -150,7 +150,7 @@ def measure(case: Case, device: torch.device, repeats: int | None = None) -> lis
         if work.bytes_moved is not None or work.flops is not None:
             record |= roofline(work, record["median_seconds"], measure_ceilings(device, DTYPES[work.dtype]))
             if work.flops is not None and device.type == "cuda":
-                record["mfu"] = work.flops / record["median_seconds"] / find_peak(device, work.dtype).flops_per_second
+                record["mfu"] = work.flops / record["median_seconds"] / find_peak(device, DTYPES[work.dtype]).flops_per_second
         records.append(record)
     return records
 

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 PREFETCHED_BATCHES = 4  # of each worker
-PRECISIONS = ("auto", "32-true", "bf16-mixed")
+COMPUTE_DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}  # of matrix products, by precision
+PRECISIONS = ("auto", *COMPUTE_DTYPES)
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:

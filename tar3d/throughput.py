@@ -32,14 +32,13 @@ class Peak:
     source: str
 
 
-def find_peak(device: torch.device, precision: str) -> Peak:
+def find_peak(device: torch.device, dtype: torch.dtype) -> Peak:
     """The data sheet's for a known GPU in bfloat16, else what a large matrix product reaches here now (a second at most)."""
-    if device.type == "cuda" and precision == "bf16-mixed":
+    if device.type == "cuda" and dtype == torch.bfloat16:
         name = torch.cuda.get_device_name(device)
         for part, flops in VENDOR_PEAKS.items():
             if part in name and SLOWER not in name:
                 return Peak(flops, f"{flops / 1e12:.0f} TFLOP/s, {part}'s data sheet")
-    dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
     measured = matmul_rate(device, dtype, PROBE_SIDES[device.type])
     return Peak(measured, f"{_flops(measured)}, a {str(dtype).removeprefix('torch.')} matrix product measured here")
 

@@ -61,7 +61,7 @@ def test_clock():
 
 def test_the_peak_of_a_known_gpu_is_its_data_sheet_s_and_others_are_measured(monkeypatch):
     monkeypatch.setattr(throughput, "PROBE_SIDES", {"cpu": 64, "cuda": 64})
-    found = find_peak(CPU, "32-true")
+    found = find_peak(CPU, torch.float32)
     assert found.flops_per_second > 1e7 and "float32 matrix product measured here" in found.source
     monkeypatch.setattr(throughput, "matmul_rate", lambda *a: 5e12)
     names = {"NVIDIA H200": 989e12, "NVIDIA GH200 480GB": 989e12, "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H100 PCIe": 756e12,
@@ -69,8 +69,8 @@ def test_the_peak_of_a_known_gpu_is_its_data_sheet_s_and_others_are_measured(mon
              "Some other card": 5e12}
     for name, flops in names.items():
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
-        assert find_peak(torch.device("cuda"), "bf16-mixed").flops_per_second == flops, name
-        assert find_peak(torch.device("cuda"), "32-true").flops_per_second == 5e12, "data sheets speak of bfloat16"
+        assert find_peak(torch.device("cuda"), torch.bfloat16).flops_per_second == flops, name
+        assert find_peak(torch.device("cuda"), torch.float32).flops_per_second == 5e12, "data sheets speak of bfloat16"
 
 
 def test_a_matrix_product_is_timed():
