@@ -26,12 +26,11 @@ from torch import Tensor
 
 from tar3d.contracts import Mesh
 from tar3d.mesh.lattice import Lattice, Points, between, find, nonzero
-from tar3d.mesh.load import face_components
+from tar3d.mesh.load import FACES_AT_ONCE, blocks, face_components
 from tar3d.mesh.marching_cubes import CORNERS, crossing, edge_corners, triangulate
 
 COARSE = 48  # cells along an axis of the coarse lattice, at least: as many as the planes of the small tokenizer
 MARGIN = 0.75  # with 0.5, two of 37 test shapes miss a speck at 256^3, with 0.75 and 1 none (docs/speed.md)
-FACES_AT_ONCE = 1 << 20  # bounds what a step over the faces of a finished mesh takes to about 200 MB
 _FACES = tuple((axis, end, sum(1 << c for c in range(8) if CORNERS[c][axis] == end)) for axis in range(3) for end in (0, 1))
 
 
@@ -81,8 +80,7 @@ def drop_small_components(mesh: Mesh, min_volume_share: float) -> Mesh:
     faces = mesh.faces
     piece = face_components(faces, len(mesh.vertices))  # (F,)
     volume = np.zeros(piece.max() + 1)
-    for start in range(0, len(faces), FACES_AT_ONCE):
-        part = slice(start, start + FACES_AT_ONCE)
+    for part in blocks(len(faces), FACES_AT_ONCE):
         a, b, c = (mesh.vertices[faces[part, i]].astype(np.float64) for i in range(3))
         volume += np.bincount(piece[part], np.einsum("ij,ij->i", a, np.cross(b, c)) / 6, minlength=len(volume))
     volume = np.abs(volume)
@@ -154,7 +152,7 @@ def _survey(asker: _Asker, lattice: Lattice, parents: Tensor | None, known: Poin
             wanted[at] = False
         wanted = nonzero(wanted)
         slab[wanted] = asker(lattice, wanted + start)
-        case, chosen = _choose(slab, here, lattice, near)
+        case, chosen = _judge((slab[here + step] for step in lattice.corner_steps), near)
         ahead = _ahead(here, case, lattice) + plane
         missing.append(ahead[~listed[ahead]] + (start - plane))
         done += len(here)
@@ -194,10 +192,6 @@ def _follow(asker: _Asker, lattice: Lattice, parents: Tensor | None, chosen: Ten
     if len(seen) > 0:
         chosen, points = torch.cat(found).sort().values, points.merged(more)
     return chosen, points
-
-
-def _choose(slab: Tensor, cells: Tensor, lattice: Lattice, near: bool) -> tuple[Tensor, Tensor]:
-    return _judge((slab[cells + step] for step in lattice.corner_steps), near)
 
 
 def _judge(corner_values: Iterable[Tensor], near: bool) -> tuple[Tensor, Tensor]:

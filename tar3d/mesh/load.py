@@ -24,6 +24,7 @@ MAX_FILE_BYTES = 1 << 30  # text parsers need up to ten times the file in memory
 MAX_VERTICES = 20_000_000
 MAX_FACES = 10_000_000  # labelling takes about 1 kB of memory a face
 MIN_FACES = 4  # a tetrahedron; fewer enclose nothing
+FACES_AT_ONCE = 1 << 20  # bounds what a step over the faces of a mesh takes to about 200 MB
 _PLY_HEADER_BYTES = 1 << 16
 
 
@@ -114,6 +115,11 @@ def weld(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarra
     used = np.zeros(len(vertices), dtype=bool)
     used[faces] = True
     return vertices[used], (np.cumsum(used) - 1)[faces]
+
+
+def blocks(count: int, most: int) -> list[slice]:
+    """0..count-1 in slices of at most `most`."""
+    return [slice(start, start + most) for start in range(0, count, most)]
 
 
 def face_components(faces: np.ndarray, num_vertices: int) -> np.ndarray:

@@ -12,10 +12,9 @@ import numpy as np
 
 from tar3d.config import SampleConfig
 from tar3d.contracts import Mesh, ShapeSamples
-from tar3d.mesh.load import MeshError
+from tar3d.mesh.load import FACES_AT_ONCE, MeshError, blocks
 
-# Bound what a mesh of 10^7 faces takes: a step over the faces to about 200 MB, a search tree to 1 GB.
-FACES_AT_ONCE, FACES_OF_A_TREE = 1 << 20, 1 << 22
+FACES_OF_A_TREE = 1 << 22  # bounds what a search tree takes to 1 GB
 
 
 def winding_number(mesh: Mesh, points: np.ndarray) -> np.ndarray:
@@ -25,7 +24,7 @@ def winding_number(mesh: Mesh, points: np.ndarray) -> np.ndarray:
     """
     queries, vertices = np.ascontiguousarray(points, dtype=np.float64), mesh.vertices.astype(np.float64)
     total = np.zeros(len(queries))
-    for part in _blocks(len(mesh.faces), FACES_OF_A_TREE):  # it is a sum over the faces
+    for part in blocks(len(mesh.faces), FACES_OF_A_TREE):  # it is a sum over the faces
         total += igl.fast_winding_number(vertices, mesh.faces[part], queries)
     return total
 
@@ -40,7 +39,7 @@ def signed_volume(mesh: Mesh) -> float:
     vertices = mesh.vertices.astype(np.float64)
     vertices -= (vertices.min(axis=0) + vertices.max(axis=0)) / 2
     total = 0.0
-    for part in _blocks(len(mesh.faces), FACES_AT_ONCE):
+    for part in blocks(len(mesh.faces), FACES_AT_ONCE):
         a, b, c = (vertices[mesh.faces[part, i]] for i in range(3))
         total += float(np.einsum("ij,ij->", a, np.cross(b, c)))
     return total / 6
@@ -52,7 +51,7 @@ def sample_surface(mesh: Mesh, count: int, rng: np.random.Generator) -> np.ndarr
     Normals follow the winding of the faces; where the mesh as a whole is inside out (`signed_volume` < 0), its opposite.
     """
     double_area = np.concatenate([np.linalg.norm(np.cross(*_edges(mesh, mesh.faces[part])[1:]), axis=1)
-                                  for part in _blocks(len(mesh.faces), FACES_AT_ONCE)])  # (F,)
+                                  for part in blocks(len(mesh.faces), FACES_AT_ONCE)])  # (F,)
     total = double_area.sum()
     if not total > 0:
         raise MeshError("the mesh has no surface area")
@@ -69,10 +68,6 @@ def _edges(mesh: Mesh, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
     """The first corner of each face (F, 3), and from there to the second and to the third, float64."""
     first, second, third = (mesh.vertices[faces[:, i]].astype(np.float64) for i in range(3))
     return first, second - first, third - first
-
-
-def _blocks(count: int, most: int) -> list[slice]:
-    return [slice(start, start + most) for start in range(0, count, most)]
 
 
 def sample_shape(mesh: Mesh, config: SampleConfig, seed: int) -> ShapeSamples:
