@@ -33,7 +33,8 @@ from tar3d.data.workers import parallel
 from tar3d.mesh.load import SUPPORTED, MeshError, list_meshes, load_mesh
 from tar3d.mesh.points import sample_shape
 
-FIELDS = ["id", "file", "status", "reason", "faces", "inside_share", "seconds"]
+FACTS = ["faces", "components", "watertight", "inside_share", "label_confidence"]  # as `sample_shape` gives them
+FIELDS = ["id", "file", "status", "reason", *FACTS, "seconds"]
 FLUSH_EVERY = 200  # shapes between two writes of the report
 
 
@@ -86,12 +87,11 @@ def _one(named: tuple[str, Path], *, out: Path, config: SampleConfig, seed: int,
     entropy = int.from_bytes(hashlib.sha256(f"{seed}:{shape_id}".encode()).digest()[:8], "big")
     try:
         mesh = load_mesh(path)
-        samples = sample_shape(mesh, config, entropy)
+        samples, facts = sample_shape(mesh, config, entropy)
         save_samples(samples, out / "samples" / f"{shape_id}.npz")
         if views is not None:
             write_views(mesh, out / "views" / shape_id, views, np.random.default_rng([entropy, 1]))
-        share = samples.inside[~samples.is_near].mean()
-        row |= {"status": "ok", "faces": len(mesh.faces), "inside_share": f"{share:.5f}"}
+        row |= {"status": "ok"} | {k: f"{v:.5f}" if isinstance(v, float) else v for k, v in facts.items()}
     except MeshError as e:
         row |= {"status": "refused", "reason": str(e)}
     return row | {"seconds": f"{time.perf_counter() - start:.3f}"}

@@ -12,7 +12,7 @@ import numpy as np
 
 from tar3d.config import SampleConfig
 from tar3d.contracts import Mesh, ShapeSamples
-from tar3d.mesh.load import FACES_AT_ONCE, MeshError, blocks
+from tar3d.mesh.load import FACES_AT_ONCE, MeshError, blocks, face_components
 
 FACES_OF_A_TREE = 1 << 22  # bounds what a search tree takes to 1 GB
 
@@ -70,8 +70,11 @@ def _edges(mesh: Mesh, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
     return first, second - first, third - first
 
 
-def sample_shape(mesh: Mesh, config: SampleConfig, seed: int) -> ShapeSamples:
-    """Draws what the tokenizer trains on; the same `seed` gives the same bits.
+def sample_shape(mesh: Mesh, config: SampleConfig, seed: int) -> tuple[ShapeSamples, dict[str, float]]:
+    """Draws what the tokenizer trains on, and says what the mesh is like; the same `seed` gives the same bits.
+
+    The facts are `faces`, `components`, `watertight` (1 or 0: every edge has as many faces in one direction as in the other),
+    `inside_share` (of the volume points), `label_confidence` (share of all points whose |w| is further than 1/4 from 1/2).
 
     Volume points are uniform in the cube [-1, 1]^3. Near points are surface points (not those of `surface`) moved by
     isotropic Gaussian noise, in equal shares for each of `config.near_sigmas`, and clipped to the cube.
@@ -84,8 +87,27 @@ def sample_shape(mesh: Mesh, config: SampleConfig, seed: int) -> ShapeSamples:
     near = near + rng.standard_normal(near.shape) * np.asarray(config.near_sigmas)[share, None]
     # rounded before they are labelled, because float16 is how they are stored: a label is then right for its stored point
     points = np.concatenate([volume, near.clip(-1.0, 1.0)]).astype(np.float16).astype(np.float32)  # (M, 3)
-    labels = inside(mesh, points)
+    magnitude = np.abs(winding_number(mesh, points))
+    labels = magnitude > 0.5
     if not labels.any():
         raise MeshError(f"the mesh encloses no volume: none of {len(points):,} sampled points is inside")
     is_near = np.arange(len(points)) >= config.volume_points
-    return ShapeSamples(surface, points, labels, is_near, mesh.to_source)
+    facts = {"faces": len(mesh.faces), "components": int(face_components(mesh.faces, len(mesh.vertices)).max()) + 1,
+             "watertight": int(not unbalanced_edges(mesh.faces)[1].size),
+             "inside_share": float(labels[~is_near].mean()), "label_confidence": float((np.abs(magnitude - 0.5) > 0.25).mean())}
+    return ShapeSamples(surface, points, labels, is_near, mesh.to_source), facts
+
+
+def unbalanced_edges(faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Edges (K, 2) that faces (F, 3) run through more often in one direction than in the other, and by how much (K,) > 0.
+
+    None: the mesh has no boundary, and its winding number is a whole number everywhere off the surface.
+    """
+    ends = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    low, high = ends.min(axis=1), ends.max(axis=1)
+    size = int(faces.max()) + 1
+    keys, inverse = np.unique(low * size + high, return_inverse=True)
+    excess = np.bincount(inverse, np.where(ends[:, 0] == low, 1, -1)).astype(np.int64)
+    keys, excess = keys[excess != 0], excess[excess != 0]
+    edges = np.stack([keys // size, keys % size], axis=1)
+    return np.where(excess[:, None] > 0, edges, edges[:, ::-1]), np.abs(excess)

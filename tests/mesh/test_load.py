@@ -53,7 +53,7 @@ def test_broken_meshes_do_what_their_manifest_expects(row, capfd):
         return
     assert np.abs(mesh.vertices).max() == pytest.approx(CUBE_FILL, abs=1e-6)
     try:
-        samples = sample_shape(mesh, SampleConfig(surface_points=200, volume_points=2000, near_points=200), 0)
+        samples, _ = sample_shape(mesh, SampleConfig(surface_points=200, volume_points=2000, near_points=200), 0)
     except MeshError as e:
         assert "flat" in row["problem"] + row["detail"] and "encloses no volume" in str(e)
     else:

@@ -99,7 +99,7 @@ def test_near_points_have_the_asked_noise_in_equal_shares():
     big = Mesh(np.array([[-0.9, 0, -0.9], [0.9, 0, -0.9], [0.9, 0, 0.9], [-0.9, 0, 0.9], [0, -0.9, 0]]) * 0.9,
                [[0, 2, 1], [0, 3, 2], [0, 1, 4], [1, 2, 4], [2, 3, 4], [3, 0, 4]])
     config = SampleConfig(surface_points=10, volume_points=10, near_points=6000, near_sigmas=[0.01, 0.0001])
-    samples = sample_shape(big, config, 0)
+    samples, _ = sample_shape(big, config, 0)
     near = samples.points[samples.is_near]
     center = np.abs(near[:, [0, 2]]).max(axis=1) < 0.6
     for share, sigma in ((slice(0, 3000), 0.01), (slice(3000, None), 0.0001)):
@@ -109,7 +109,7 @@ def test_near_points_have_the_asked_noise_in_equal_shares():
 
 def test_sample_shape_is_complete_and_repeats_by_seed():
     mesh = Mesh(box().vertices, box().faces, np.diag([2.0, 2.0, 2.0, 1.0]))
-    first, second, other = sample_shape(mesh, CONFIG, 7), sample_shape(mesh, CONFIG, 7), sample_shape(mesh, CONFIG, 8)
+    first, second, other = (sample_shape(mesh, CONFIG, seed)[0] for seed in (7, 7, 8))
     assert first.surface.shape == (2000, 6) and first.points.shape == (7000, 3) and first.points.dtype == np.float32
     assert first.is_near.sum() == 3000 and not first.is_near[:4000].any()
     assert (first.points == first.points.astype(np.float16)).all()  # what is stored is what was labelled
@@ -125,7 +125,7 @@ def test_sample_shape_is_complete_and_repeats_by_seed():
 
 def test_near_points_stay_in_the_cube():
     config = SampleConfig(surface_points=10, volume_points=10, near_points=2000, near_sigmas=[0.5])
-    assert np.abs(sample_shape(as_mesh(box((1.9, 1.9, 1.9), (0, 0, 0))), config, 0).points).max() == 1.0
+    assert np.abs(sample_shape(as_mesh(box((1.9, 1.9, 1.9), (0, 0, 0))), config, 0)[0].points).max() == 1.0
 
 
 def test_a_flat_sheet_encloses_no_volume():
