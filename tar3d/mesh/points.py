@@ -1,37 +1,39 @@
 """Mesh -> `ShapeSamples`: surface points with outward normals, and query points labelled inside or outside.
 
-Inside is decided by the generalized winding number w of the triangles (Barill et al. 2018, "Fast Winding Numbers for
-Soups and Clouds") with the rule |w| > 0.5: right for overlapping parts, for small holes, and for meshes whose faces all
-look inward. A mesh that encloses no sampled point is refused (`MeshError`), for nothing can be learnt from it.
+The rule, for meshes as people have them (open, overlapping, inside out, of sheets and thin walls):
+
+    inside    where the generalized winding number w (tar3d.mesh.winding) has |w| > 0.5
+    buried    faces with the inside on both sides are no surface: parts that stand in one another become one solid
+    sheet     a connected piece with more opening than surface around it (`sheets`) encloses nothing: it has no inside of its own
+    thin      sheets, and walls thinner than `min_thickness`, are made that thick, evenly to both sides
+
+A mesh that encloses no sampled point after that is refused (`MeshError`), for nothing can be learnt from it.
 """
 
 from __future__ import annotations
 
-import igl
+from dataclasses import dataclass
+
 import numpy as np
+from scipy.spatial import cKDTree
+from trimesh.triangles import closest_point
 
 from tar3d.config import SampleConfig
 from tar3d.contracts import Mesh, ShapeSamples
 from tar3d.mesh.load import FACES_AT_ONCE, MeshError, blocks, face_components
+from tar3d.mesh.winding import WindingNumber
 
-FACES_OF_A_TREE = 1 << 22  # bounds what a search tree takes to 1 GB
-
-
-def winding_number(mesh: Mesh, points: np.ndarray) -> np.ndarray:
-    """`points` (M, 3) -> (M,) float64: 1 inside a closed outward surface, 0 outside, -1 inside an inverted one.
-
-    Each call builds its search tree anew, so ask for all the points of a mesh at once.
-    """
-    queries, vertices = np.ascontiguousarray(points, dtype=np.float64), mesh.vertices.astype(np.float64)
-    total = np.zeros(len(queries))
-    for part in blocks(len(mesh.faces), FACES_OF_A_TREE):  # it is a sum over the faces
-        total += igl.fast_winding_number(vertices, mesh.faces[part], queries)
-    return total
+INSIDE = 0.5
+LARGEST_OPENING = 0.25  # share of all directions, on average over a piece's surface, in which it is open; a disc has 0.5, half a sphere 0.25
+_SHEET_SAMPLES = 8192  # of a mesh, by which its pieces are told apart
+_ROUNDS = 20  # of drawing surface points, each as many as are still missing: for meshes that are nearly all buried
+_OFF_THE_WALL = 1e-4  # where a ray through a wall starts, and how far beyond it is looked for the outside
+_NEIGHBOURS = 3  # thin faces that a point's distance is taken to: a nearest sample may lie on the face beside the nearest
 
 
 def inside(mesh: Mesh, points: np.ndarray) -> np.ndarray:
-    """`points` (M, 3) -> (M,) bool."""
-    return np.abs(winding_number(mesh, points)) > 0.5
+    """`points` (M, 3) -> (M,) bool, by the winding number alone."""
+    return np.abs(WindingNumber(mesh)(points)) > INSIDE
 
 
 def signed_volume(mesh: Mesh) -> float:
@@ -46,22 +48,32 @@ def signed_volume(mesh: Mesh) -> float:
 
 
 def sample_surface(mesh: Mesh, count: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` points uniform over the area and the unit normals of their faces, (N, 6) float32.
+    """`count` points uniform over the area and the unit normals of their faces, (N, 6) float32, buried faces included.
 
     Normals follow the winding of the faces; where the mesh as a whole is inside out (`signed_volume` < 0), its opposite.
     """
-    double_area = np.concatenate([np.linalg.norm(np.cross(*_edges(mesh, mesh.faces[part])[1:]), axis=1)
-                                  for part in blocks(len(mesh.faces), FACES_AT_ONCE)])  # (F,)
-    total = double_area.sum()
-    if not total > 0:
+    points, normals, _ = _draw(mesh, _double_areas(mesh), count, rng)
+    outward = -1.0 if signed_volume(mesh) < 0 else 1.0
+    return np.concatenate([points, outward * normals], axis=1).astype(np.float32)
+
+
+def _double_areas(mesh: Mesh) -> np.ndarray:
+    """(F,); a MeshError if all are zero."""
+    areas = np.concatenate([np.linalg.norm(np.cross(*_edges(mesh, mesh.faces[part])[1:]), axis=1)
+                            for part in blocks(len(mesh.faces), FACES_AT_ONCE)])
+    if not areas.sum() > 0:
         raise MeshError("the mesh has no surface area")
-    face = rng.choice(len(double_area), size=count, p=double_area / total)
+    return areas
+
+
+def _draw(mesh: Mesh, double_areas: np.ndarray, count: int,
+          rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Points (N, 3) uniform over the area, the normals (N, 3) and numbers (N,) of their faces."""
+    face = rng.choice(len(double_areas), size=count, p=double_areas / double_areas.sum())
     root, along = np.sqrt(rng.random(count))[:, None], rng.random(count)[:, None]  # uniform over a triangle
     corner, edge_b, edge_c = _edges(mesh, mesh.faces[face])
     points = corner + root * ((1 - along) * edge_b + along * edge_c)
-    outward = -1.0 if signed_volume(mesh) < 0 else 1.0
-    normals = outward * np.cross(edge_b, edge_c) / double_area[face, None]
-    return np.concatenate([points, normals], axis=1).astype(np.float32)
+    return points, np.cross(edge_b, edge_c) / double_areas[face, None], face
 
 
 def _edges(mesh: Mesh, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -70,44 +82,133 @@ def _edges(mesh: Mesh, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
     return first, second - first, third - first
 
 
+def sheets(mesh: Mesh, winding: WindingNumber, rng: np.random.Generator) -> np.ndarray:
+    """Which faces (F,) bool belong to sheets: pieces whose winding number at their own surface is far from whole, on average.
+
+    How far is the share of directions in which one looks out through holes. Pieces that only together enclose
+    something, like the walls of a house, have whole numbers at their surface and are no sheets.
+    """
+    if winding.closed:
+        return np.zeros(len(mesh.faces), dtype=bool)
+    points, normals, face = _draw(mesh, _double_areas(mesh), _SHEET_SAMPLES, rng)
+    above, _ = winding.sides(points, normals)
+    piece = face_components(mesh.faces, len(mesh.vertices))
+    opening = np.bincount(piece[face], np.abs(above - np.rint(above)), minlength=piece.max() + 1)
+    seen = np.bincount(piece[face], minlength=piece.max() + 1)
+    return (opening > LARGEST_OPENING * seen)[piece]
+
+
+@dataclass(frozen=True)
+class Skin:
+    """Points of a solid's surface: `points`, outward `normals` (N, 3); `face` (N,) that each lies on; `padding` (N,) by which
+    its wall is moved outwards to be thick enough, 0 for most; `buried` share of the mesh's area. A sheet has two outsides: half of
+    its normals, at random, are those of either."""
+
+    points: np.ndarray
+    normals: np.ndarray
+    face: np.ndarray
+    padding: np.ndarray
+    buried: float
+
+
+def solid_winding(mesh: Mesh, rng: np.random.Generator) -> WindingNumber:
+    """The winding number of a mesh without its sheets."""
+    winding = WindingNumber(mesh)
+    loose = sheets(mesh, winding, rng)
+    return WindingNumber(mesh, ~loose) if loose.any() else winding
+
+
+def sample_skin(mesh: Mesh, winding: WindingNumber, count: int, rng: np.random.Generator, *, min_thickness: float = 0.0) -> Skin:
+    """Draws `count` points uniform over what is not buried; a MeshError where hardly anything is not."""
+    areas, kept, drawn, found = _double_areas(mesh), [], 0, 0
+    for _ in range(_ROUNDS):
+        points, normals, face = _draw(mesh, areas, count - found if drawn == 0 else min(2 * (count - found) + 100, count), rng)
+        above, below = (np.abs(w) > INSIDE for w in winding.sides(points, normals))
+        keep = ~(above & below)
+        normals[above] *= -1.0
+        sheet = ~(above | below)
+        normals[sheet & (rng.random(len(face)) < 0.5)] *= -1.0
+        kept.append([values[keep] for values in (points, normals, face, sheet)])
+        drawn, found = drawn + len(face), found + int(keep.sum())
+        if found >= count:
+            break
+    else:
+        raise MeshError(f"only {found:,} of {drawn:,} points of its surface see the outside: nearly all of the mesh is buried in itself")
+    points, normals, face, sheet = (np.concatenate(values)[:count] for values in zip(*kept, strict=True))
+    padding = np.zeros(count)
+    if min_thickness > 0:
+        padding = np.where(sheet, min_thickness / 2, 0.0)
+        wall = np.flatnonzero(~sheet)
+        padding[wall] = np.maximum(min_thickness - _thickness(mesh, winding, points[wall], normals[wall], min_thickness), 0) / 2
+    return Skin(points, normals, face, padding, 1 - found / drawn)
+
+
+def _thickness(mesh: Mesh, winding: WindingNumber, points: np.ndarray, normals: np.ndarray, most: float) -> np.ndarray:
+    """How thick the solid is below each of `points`, (N,), up to `most`."""
+    from embreex.mesh_construction import TriangleMesh
+    from embreex.rtcore_scene import EmbreeScene
+
+    scene = EmbreeScene()
+    TriangleMesh(scene, mesh.vertices, mesh.faces.astype(np.int32))
+    start = (points - _OFF_THE_WALL * normals).astype(np.float32)
+    hits = scene.run(start, np.ascontiguousarray(-normals, dtype=np.float32), query="INTERSECT", output=True)
+    depth = np.where(hits["primID"] >= 0, hits["tfar"], np.inf) + _OFF_THE_WALL
+    thin = np.flatnonzero(depth < most)
+    beyond = points[thin] - (depth[thin] + _OFF_THE_WALL)[:, None] * normals[thin]
+    thin = thin[np.abs(winding(beyond)) <= INSIDE]  # elsewhere the ray has met a buried face
+    result = np.full(len(points), most)
+    result[thin] = depth[thin]
+    return result
+
+
+def label(mesh: Mesh, winding: WindingNumber, skin: Skin, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Whether each of `points` (M, 3) is inside, (M,) bool, thin walls padded; and how far |w| is from deciding otherwise, (M,)."""
+    magnitude = np.abs(winding(points))
+    labels = magnitude > INSIDE
+    margin = np.abs(magnitude - INSIDE)
+    thin = np.flatnonzero(skin.padding > 0)
+    if len(thin) and not labels.all():
+        outside = np.flatnonzero(~labels)
+        spacing = np.sqrt(_double_areas(mesh).sum() / 2 * (1 - skin.buried) / len(skin.points))
+        reach = skin.padding[thin].max() + 2 * spacing  # a sample of the nearest face is hardly ever further
+        tree = cKDTree(skin.points[thin])
+        k = min(_NEIGHBOURS, len(thin))
+        _, nearest = tree.query(points[outside], k=np.arange(1, k + 1), distance_upper_bound=reach)
+        close = nearest[:, 0] < len(thin)
+        outside, nearest = outside[close], thin[np.minimum(nearest[close], len(thin) - 1)]
+        triangles = mesh.vertices[mesh.faces[skin.face[nearest]]].astype(np.float64)  # (m, k, 3, 3)
+        queries = np.repeat(points[outside].astype(np.float64), k, axis=0)
+        away = np.linalg.norm(closest_point(triangles.reshape(-1, 3, 3), queries) - queries, axis=1).reshape(-1, k)
+        padded = (away < skin.padding[nearest]).any(axis=1)
+        labels[outside[padded]] = True
+        margin[outside[padded]] = INSIDE
+    return labels, margin
+
+
 def sample_shape(mesh: Mesh, config: SampleConfig, seed: int) -> tuple[ShapeSamples, dict[str, float]]:
     """Draws what the tokenizer trains on, and says what the mesh is like; the same `seed` gives the same bits.
 
-    The facts are `faces`, `components`, `watertight` (1 or 0: every edge has as many faces in one direction as in the other),
-    `inside_share` (of the volume points), `label_confidence` (share of all points whose |w| is further than 1/4 from 1/2).
-
-    Volume points are uniform in the cube [-1, 1]^3. Near points are surface points (not those of `surface`) moved by
-    isotropic Gaussian noise, in equal shares for each of `config.near_sigmas`, and clipped to the cube.
+    Volume points are uniform in the cube [-1, 1]^3. Near points are points of the surface moved by isotropic Gaussian noise, in
+    equal shares for each of `config.near_sigmas`, and clipped to the cube. The facts are `faces`, `components`, `watertight` (1
+    or 0: every edge has as many faces in one direction as in the other), `buried_share` (of the area), `thin_share` (of the rest:
+    padded), `inside_share` (of the volume points), `label_confidence` (share of all points whose |w| is further than 1/4 from 1/2).
     """
     rng = np.random.default_rng(seed)
-    surface = sample_surface(mesh, config.surface_points, rng)
+    winding = solid_winding(mesh, rng) if config.min_thickness > 0 else WindingNumber(mesh)
+    skin = sample_skin(mesh, winding, config.surface_points, rng, min_thickness=config.min_thickness)
     volume = rng.uniform(-1.0, 1.0, size=(config.volume_points, 3))
-    near = sample_surface(mesh, config.near_points, rng)[:, :3]
+    base = rng.permutation(len(skin.points)) if config.near_points == len(skin.points) \
+        else rng.integers(len(skin.points), size=config.near_points)
     share = np.arange(config.near_points) * len(config.near_sigmas) // config.near_points
-    near = near + rng.standard_normal(near.shape) * np.asarray(config.near_sigmas)[share, None]
+    near = skin.points[base] + rng.standard_normal((config.near_points, 3)) * np.asarray(config.near_sigmas)[share, None]
     # rounded before they are labelled, because float16 is how they are stored: a label is then right for its stored point
     points = np.concatenate([volume, near.clip(-1.0, 1.0)]).astype(np.float16).astype(np.float32)  # (M, 3)
-    magnitude = np.abs(winding_number(mesh, points))
-    labels = magnitude > 0.5
+    labels, margin = label(mesh, winding, skin, points)
     if not labels.any():
         raise MeshError(f"the mesh encloses no volume: none of {len(points):,} sampled points is inside")
     is_near = np.arange(len(points)) >= config.volume_points
+    surface = np.concatenate([skin.points, skin.normals], axis=1).astype(np.float32)
     facts = {"faces": len(mesh.faces), "components": int(face_components(mesh.faces, len(mesh.vertices)).max()) + 1,
-             "watertight": int(not unbalanced_edges(mesh.faces)[1].size),
-             "inside_share": float(labels[~is_near].mean()), "label_confidence": float((np.abs(magnitude - 0.5) > 0.25).mean())}
+             "watertight": int(winding.closed), "buried_share": skin.buried, "thin_share": float((skin.padding > 0).mean()),
+             "inside_share": float(labels[~is_near].mean()), "label_confidence": float((margin > 0.25).mean())}
     return ShapeSamples(surface, points, labels, is_near, mesh.to_source), facts
-
-
-def unbalanced_edges(faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Edges (K, 2) that faces (F, 3) run through more often in one direction than in the other, and by how much (K,) > 0.
-
-    None: the mesh has no boundary, and its winding number is a whole number everywhere off the surface.
-    """
-    ends = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
-    low, high = ends.min(axis=1), ends.max(axis=1)
-    size = int(faces.max()) + 1
-    keys, inverse = np.unique(low * size + high, return_inverse=True)
-    excess = np.bincount(inverse, np.where(ends[:, 0] == low, 1, -1)).astype(np.int64)
-    keys, excess = keys[excess != 0], excess[excess != 0]
-    edges = np.stack([keys // size, keys % size], axis=1)
-    return np.where(excess[:, None] > 0, edges, edges[:, ::-1]), np.abs(excess)
