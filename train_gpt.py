@@ -4,7 +4,8 @@
     python train_gpt.py --gpt-type i23d --gpt-model GPT-B --global-batch-size 4 --data DATA --vq-ckpt outputs/vqvae/model
     torchrun --nproc_per_node=4 train_gpt.py --gpt-type i23d --gpt-model GPT-L --data DATA --vq-ckpt MODEL
 
-DATA is a data set folder with samples and views (docs/data.md); its tokens are made when they are missing. Without
+DATA is a data set folder with samples and views (docs/data.md); its tokens are made when they are missing. Tokens that were made
+from given embeddings (make_tokens --embeddings) are taken as they are, and the image encoder's weights are not needed. Without
 --data, a procedural set is made in data/toy. The run folder gets model/ (read by run.py --model), train.csv,
 validation.csv, speed.csv (items/s, MFU, waiting for data), TensorBoard files and generation previews.
 """
@@ -26,12 +27,13 @@ from tqdm import tqdm
 
 from tar3d import checkpoint
 from tar3d import config as configuration
+from tar3d.condition.encoders import GivenEmbeddings
 from tar3d.config import GPT_SIZES, GPTRunConfig
 from tar3d.contracts import Condition
 from tar3d.data.default import DEFAULT_FOLDER, default_data
 from tar3d.data.make_tokens import TokenMaker
 from tar3d.data.order import JoinedOrder, TrainingOrder, spread
-from tar3d.data.tokens import TokenDataset
+from tar3d.data.tokens import TokenDataset, read_stamp
 from tar3d.data.views import mesh_pictures
 from tar3d.gpt.evaluate import condition_nll
 from tar3d.gpt.loss import cross_entropy
@@ -92,7 +94,8 @@ def main(argv: list[str] | None = None) -> int:
         with fabric.rank_zero_first():
             prepare_run_folder(args.out, args.resume, configuration.to_mapping(config))
             data = args.data or default_data(args.toy_shapes)
-            TokenMaker(data, vqvae, config.image_encoder, fabric.device).run()
+            if not given_encoder(data, config):
+                TokenMaker(data, vqvae, config.image_encoder, fabric.device).run()
         train(config, fabric, data, vqvae, args.vq_ckpt, args.out, resume=args.resume, init=args.init)
     except (ValueError, FloatingPointError) as e:
         print(e, file=sys.stderr)
@@ -109,6 +112,14 @@ def read_config(args: argparse.Namespace, vqvae: VQVAE) -> GPTRunConfig:
     config = configuration.load_gpt_run(path, args.gpt_model, vqvae.config, overrides)
     check_tokenizer(config, vqvae)
     return config
+
+
+def given_encoder(data: Path, config: GPTRunConfig) -> GivenEmbeddings | None:
+    """What stands for the image encoder where the tokens of `data` were made from given embeddings; None where they were not."""
+    tokens = data / "tokens"
+    if not (tokens / "stamp.json").is_file() or not read_stamp(tokens)["encoder"].startswith(GivenEmbeddings.prefix):
+        return None
+    return GivenEmbeddings(config.image_encoder, config.gpt.condition_tokens, config.gpt.condition_width)
 
 
 class Trainee(torch.nn.Module):
@@ -155,7 +166,8 @@ def train(config: GPTRunConfig, fabric: Fabric, data: Path, vqvae: VQVAE, vq_sou
 
     # model, optimizers
     torch.manual_seed(t.seed)  # initial weights only: everything random later has its own generator
-    bare = I23D(config)
+    given = given_encoder(data, config)
+    bare = I23D(config, given)
     if init:
         checkpoint.load_weights(bare, init)
     else:
@@ -235,7 +247,7 @@ def train(config: GPTRunConfig, fabric: Fabric, data: Path, vqvae: VQVAE, vq_sou
                     best_nll = metrics["nll"]
                     record = {**metrics, "step": step, "hours": (time.perf_counter() - began) / 3600, "date": str(date.today()),
                               "command": command_line(), "training_shapes": len(dataset), **describe_machine(fabric.device)}
-                    checkpoint.save_model(out / "model" / GPT_I23D, bare, config, record, model_card(record),
+                    checkpoint.save_model(out / "model" / GPT_I23D, bare, config, record, model_card(record, given),
                                           dtype=getattr(torch, t.weights_dtype))
                     copy_tokenizer(vq_source, out / "model" / checkpoint.TOKENIZER)
             fabric.barrier()
@@ -248,7 +260,7 @@ def train(config: GPTRunConfig, fabric: Fabric, data: Path, vqvae: VQVAE, vq_sou
     if log:
         log.close()
         fabric.print(f"best validation NLL {best_nll:.4f}; model in {out / 'model'}, "
-                     f"generate with: python run.py --model {out / 'model'}")
+                     f"generate with: python run.py --model {out / 'model'}{needs(given)}")
     return metrics
 
 
@@ -314,13 +326,18 @@ def copy_tokenizer(source: str, target: Path) -> None:
             shutil.copyfile(found / name, target / name)
 
 
-def model_card(record: dict) -> str:
+def needs(given: GivenEmbeddings | None) -> str:
+    """What a user of the model has to know whose training has not seen its image encoder."""
+    return f" (needs the image encoder {given.source}, whose embeddings were given to this training)" if given else ""
+
+
+def model_card(record: dict, given: GivenEmbeddings | None) -> str:
     """README.md of a trained GPT."""
     return f"""# Hybrid GPT, image to 3D
 
 Trained by this repository: `{record['command']}` (step {record['step']}, {record['hours']:.2f} h, {record['machine']}, commit
 {record['commit']}, {record['date']}). Validation NLL {record['nll']:.4f} nats a token; {record['nll_shuffled']:.4f} under another
-shape's picture, {record['nll_null']:.4f} without one. Use: `python run.py --model DIR --input PICTURE`.
+shape's picture, {record['nll_null']:.4f} without one. Use: `python run.py --model DIR --input PICTURE`{needs(given)}.
 """
 
 

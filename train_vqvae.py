@@ -27,7 +27,7 @@ from tar3d import config as configuration
 from tar3d.config import VQVAEConfig
 from tar3d.data.default import DEFAULT_FOLDER, default_data
 from tar3d.data.order import TrainingOrder, spread
-from tar3d.data.shapes import ShapeDataset, load_samples
+from tar3d.data.shapes import ShapeDataset, to_samples
 from tar3d.data.views import mesh_pictures
 from tar3d.mesh.extract import EmptyFieldError
 from tar3d.mesh.render import contact_sheet, picture
@@ -218,13 +218,12 @@ def start_codebook(model: VQVAE, dataset: ShapeDataset, fabric: Fabric, generato
 
 def validation_set(data: Path, count: int) -> list[tuple[str, dict[str, torch.Tensor]]]:
     """`count` validation shapes with all their surface points and a fixed part of their query points."""
-    ids = ShapeDataset(data, "val", surface_points=1, volume_points=1, near_points=1, seed=0).ids
+    dataset = ShapeDataset(data, "val", surface_points=1, volume_points=1, near_points=1, seed=0)
     result = []
-    for shape_id in (ids[i] for i in spread(len(ids), count)):
-        s = load_samples(data / "samples" / f"{shape_id}.npz")
-        keep = np.concatenate([np.flatnonzero(~s.is_near)[:VALIDATION_POINTS], np.flatnonzero(s.is_near)[:VALIDATION_POINTS]])
-        arrays = {"surface": s.surface, "points": s.points[keep], "inside": s.inside[keep], "is_near": s.is_near[keep]}
-        result.append((shape_id, {k: torch.from_numpy(v) for k, v in arrays.items()}))
+    for shape_id in (dataset.ids[i] for i in spread(len(dataset), count)):
+        arrays = dataset.source.arrays(shape_id, lambda kind, stored: slice(None if kind == "surface" else VALIDATION_POINTS))
+        s = to_samples(arrays, dataset.source.where(shape_id))
+        result.append((shape_id, {k: torch.from_numpy(getattr(s, k)) for k in ("surface", "points", "inside", "is_near")}))
     return result
 
 
@@ -248,7 +247,7 @@ def validate(model: VQVAE, shapes: list, fabric: Fabric, quantize: bool) -> dict
 
 
 def preview(model: VQVAE, truths: list[np.ndarray], shapes: list, fabric: Fabric, quantize: bool, path: Path) -> None:
-    """A picture with one row a truth: the true mesh, and what the tokenizer makes of it (blank: an empty field)."""
+    """A picture with one row a truth: the true mesh (blank: not known), and what the tokenizer makes of it (blank: empty)."""
     model.eval()
     rows = []
     for truth, (_, arrays) in zip(truths, shapes, strict=True):

@@ -72,7 +72,7 @@ def plain_item(data: ShapeDataset, key: tuple[int, int]) -> dict[str, torch.Tens
     the first rows of a permutation of all."""
     position, index = key
     rng = np.random.default_rng([data.seed, position])
-    with np.load(data.path(data.ids[index])) as archive:
+    with np.load(data.source.where(data.ids[index])) as archive:
         points = archive["points"].astype(np.float32)
         inside, is_near = (np.unpackbits(archive[name], count=len(points)).astype(bool) for name in ("inside", "is_near"))
         whole = ShapeSamples(archive["surface"].astype(np.float32), points, inside, is_near, archive["transform"])

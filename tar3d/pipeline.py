@@ -35,11 +35,12 @@ MIN_COMPONENT_SHARE = 0.01  # pieces below 1 % of the largest one's volume are f
 
 
 class I23D(torch.nn.Module):
-    """The GPT and its image encoder as one module. A frozen encoder is not among the weights: its source is."""
+    """The GPT and its image encoder as one module. A frozen encoder is not among the weights: its source is. Without an
+    `encoder` the one that the config names is built."""
 
-    def __init__(self, config: GPTRunConfig) -> None:
+    def __init__(self, config: GPTRunConfig, encoder: ImageEncoder | None = None) -> None:
         super().__init__()
-        encoder = build_image_encoder(config.image_encoder)
+        encoder = encoder or build_image_encoder(config.image_encoder)
         if (encoder.num_tokens, encoder.width) != (config.gpt.condition_tokens, config.gpt.condition_width):
             raise ValueError(f"the image encoder gives {encoder.num_tokens} x {encoder.width} embeddings, but "
                              "gpt.condition_tokens x gpt.condition_width is "

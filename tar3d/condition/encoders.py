@@ -2,8 +2,9 @@
 
     TrainedViT         a small vision transformer that is trained along with the GPT
     FrozenTransformer  a pretrained one (DINO, DINOv2, ViT, CLIP, ...) from the Hub or a directory, never trained
+    GivenEmbeddings    stands in for a frozen one whose embeddings somebody else has computed
 
-Both take the uint8 pixels of `tar3d.condition.image.preprocess` and normalise them inside, so that no caller can do it
+The first two take the uint8 pixels of `tar3d.condition.image.preprocess` and normalise them inside, so that no caller can do it
 differently. Needs no torchvision. Letters: B batch, S image side, P prefix length, E width, H heads.
 """
 
@@ -165,6 +166,27 @@ class FrozenTransformer(ImageEncoder):
             values = (rearrange(pixels, "b h w k -> b k h w").float() / 255.0 - self.mean) / self.std
             options = {"interpolate_pos_encoding": True} if self.interpolates else {}
             return self.model(pixel_values=values, **options).last_hidden_state
+
+
+class GivenEmbeddings(ImageEncoder):
+    """The place of the frozen encoder that `config.source` names, where its P x E embeddings are given, so that its weights are
+    not needed; it takes no picture. What it was shown, and how, is not known: the identity says as much.
+
+    Raises ValueError when the config names no frozen encoder."""
+
+    prefix = "embeddings given: "  # of the identity
+
+    def __init__(self, config: ImageEncoderConfig, num_tokens: int, width: int) -> None:
+        super().__init__()
+        if config.source == TRAINED:
+            raise ValueError(f"embeddings that are given are those of a frozen encoder, but image_encoder.source is {TRAINED!r}: "
+                             "name the encoder that made them, as in image_encoder.source=facebook/dino-vitb16")
+        self.num_tokens, self.width, self.image_size, self.frozen = num_tokens, width, config.image_size, True
+        self.source = config.source
+        self.identity = f"{self.prefix}{config.source}, {num_tokens} x {width}"
+
+    def embed(self, pixels: torch.Tensor) -> torch.Tensor:
+        raise ValueError(f"the embeddings of {self.source} were given, so that it was not loaded: it cannot be shown a picture")
 
 
 def _preparation(config: ImageEncoderConfig) -> str:

@@ -12,6 +12,7 @@ header, before anything is decoded), and pictures in which nothing stands out. C
 
 from __future__ import annotations
 
+import io
 import struct
 import warnings
 import zlib
@@ -71,15 +72,16 @@ def list_images(path: str | Path) -> list[Path]:
     return [path]
 
 
-def load_image(path: str | Path) -> Image.Image:
-    """Reads one still picture as RGBA, upright. Raises `ImageError`, which names the file."""
+def load_image(path: str | Path, content: bytes | None = None) -> Image.Image:
+    """Reads one still picture as RGBA, upright. Raises `ImageError`, which names the file. `content` are its bytes, where it is
+    no file of its own and `path` only says where it lies."""
     path = Path(path)
-    if not path.is_file():
+    if content is None and not path.is_file():
         raise ImageError(f"image {path} {'is a folder' if path.is_dir() else 'does not exist'}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is stricter and says more
-            image = Image.open(path)
+            image = Image.open(path if content is None else io.BytesIO(content))
     except UnidentifiedImageError as e:
         raise ImageError(f"{path} is not an image that can be read; save it as PNG or JPEG") from e
     except Image.DecompressionBombError as e:

@@ -97,6 +97,9 @@ def read_splits(folder: Path) -> dict[str, list[str]]:
 
 def mesh_path(folder: Path, shape_id: str) -> Path:
     """The mesh file that a shape's samples were made from, as report.csv tells; a ValueError when it is not there."""
+    if not (folder / "report.csv").is_file():
+        raise ValueError(f"{folder} has no report.csv, so the meshes of its shapes are not known: "
+                         "write it with columns id and file, or make the samples with python -m tar3d.data.make_samples")
     with open(folder / "report.csv", encoding="utf-8", newline="") as f:
         for row in csv.DictReader(f):
             if row["id"] == shape_id:

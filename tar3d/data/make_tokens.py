@@ -1,11 +1,14 @@
 """Samples and views -> token shards, which the GPT trains on:
 
     python -m tar3d.data.make_tokens DATA --tokenizer pretrained/tiny --config configs/gpt_i23d_tiny.yaml
+    python -m tar3d.data.make_tokens DATA --tokenizer MODEL --config configs/gpt_i23d.yaml --embeddings ULIP/dino_feats/Shapenet
 
 A frozen image encoder is run here once, and its float16 embeddings are stored; for an encoder that is trained along, the
-prepared pixels are. Every shard carries a stamp (tokenizer, encoder, dtype). Interrupted runs continue with the first
-shard that is missing; shards made with another tokenizer or encoder are refused, never mixed. A shape without a usable
-view is listed in tokens/refused.csv with the reason, the rest goes on, and the exit status is 1.
+prepared pixels are. With --embeddings, those of a folder (tar3d/data/ulip.py) are stored instead, and taken for what the frozen
+encoder that the config names would give; its weights are not needed then. Every shard carries a stamp (tokenizer, encoder,
+dtype). Interrupted runs continue with the first shard that is missing; shards made with another tokenizer or encoder are
+refused, never mixed. A shape without usable views is listed in tokens/refused.csv with the reason, the rest goes on, and the
+exit status is 1.
 """
 
 from __future__ import annotations
@@ -23,24 +26,29 @@ from tqdm import tqdm
 
 from tar3d import checkpoint
 from tar3d import config as configuration
-from tar3d.condition.encoders import ImageEncoder, build_image_encoder
-from tar3d.condition.image import ImageError, load_image, preprocess
+from tar3d.condition.encoders import GivenEmbeddings, ImageEncoder, build_image_encoder
+from tar3d.condition.image import ImageError, preprocess
 from tar3d.config import GPTRunConfig, ImageEncoderConfig
-from tar3d.data.folder import SPLITS, read_splits, write_csv, write_json
-from tar3d.data.shapes import load_samples
+from tar3d.data.folder import SPLITS, write_csv, write_json
+from tar3d.data.shapes import open_samples
 from tar3d.data.tokens import read_stamp
-from tar3d.data.views import list_views
+from tar3d.data.ulip import EmbeddingError, ViewEmbeddings
+from tar3d.data.views import Views
 from tar3d.tokenizer.vqvae import VQVAE
 
 SHARD_SHAPES = 512
 
 
 class TokenMaker:
-    """Turns shapes of one data set folder into shards with one tokenizer and one image encoder."""
+    """Turns shapes of one data set folder into shards with one tokenizer and one image encoder, or with embeddings that
+    are `given` instead of the encoder."""
 
-    def __init__(self, data: Path, vqvae: VQVAE, image_encoder: ImageEncoderConfig, device: torch.device) -> None:
+    def __init__(self, data: Path, vqvae: VQVAE, image_encoder: ImageEncoderConfig, device: torch.device,
+                 given: ViewEmbeddings | None = None) -> None:
         self.data, self.vqvae, self.config, self.device = data, vqvae.eval().to(device), image_encoder, device
-        self.encoder: ImageEncoder = build_image_encoder(image_encoder).to(device)
+        self.given = given
+        self.encoder: ImageEncoder = given.encoder if given else build_image_encoder(image_encoder).to(device)
+        self.samples, self.views = open_samples(data), Views(data)
         self.stamp = {"tokenizer": checkpoint.fingerprint(vqvae), "grid_size": vqvae.config.grid_size,
                       "codebook_size": vqvae.config.codebook_size, "encoder": self.encoder.identity,
                       "source": "float16 embeddings" if self.encoder.frozen else "uint8 pixels"}
@@ -54,13 +62,12 @@ class TokenMaker:
             raise ValueError(f"{folder} was made with {different}; delete that folder to make it again")
         write_json(folder / "stamp.json", self.stamp)
         jobs = []
-        for split, ids in read_splits(self.data).items():
-            ids = [i for i in ids if (self.data / "samples" / f"{i}.npz").is_file()]
+        for split in SPLITS:
+            ids = self.samples.ids(split)
             jobs += [(folder / f"{split}-{k:05d}", ids[first:first + SHARD_SHAPES])
                      for k, first in enumerate(range(0, len(ids), SHARD_SHAPES))]
         if not jobs:
-            raise ValueError(f"{self.data / 'samples'} holds no samples of a known split: "
-                             f"run python -m tar3d.data.make_samples {self.data}")
+            raise ValueError(f"{self.samples.folder} holds no samples of a known split: {self.samples.advice}")
         for surplus in {p.parent for p in folder.glob("*/index.json")} - {shard for shard, _ in jobs}:
             shutil.rmtree(surplus)  # of a split that has shrunk: its shapes may be held out by now
         done = 0
@@ -86,7 +93,7 @@ class TokenMaker:
         for shape_id in sorted(set(ids) - set(values["ids"])):
             try:
                 self._source(shape_id)
-            except ImageError as e:
+            except (ImageError, EmbeddingError) as e:
                 refused.append({"id": shape_id, "reason": str(e)})
             else:
                 return False
@@ -99,10 +106,10 @@ class TokenMaker:
         for shape_id in ids:
             try:
                 source = self._source(shape_id)
-            except ImageError as e:
+            except (ImageError, EmbeddingError) as e:
                 self.refused.append({"id": shape_id, "reason": str(e)})
             else:
-                surface = torch.from_numpy(load_samples(self.data / "samples" / f"{shape_id}.npz").surface)
+                surface = torch.from_numpy(self.samples.surface(shape_id))
                 tokens.append(self.vqvae.tokenize(surface[None].to(self.device)).ids[0].cpu().numpy())
                 kept.append(shape_id)
                 sources.append(source)
@@ -120,11 +127,13 @@ class TokenMaker:
 
     def _source(self, shape_id: str) -> np.ndarray:
         """(views, ...) of one shape: pixels, or embeddings of a frozen encoder."""
-        paths = list_views(self.data, shape_id)
-        if not paths:
-            raise ImageError(f"{self.data / 'views' / shape_id} holds no .png view: "
+        if self.given:
+            return self.given.read(shape_id)
+        names = self.views.names(shape_id)
+        if not names:
+            raise ImageError(f"{self.views.folder / shape_id} holds no .png view: "
                              "render some with python -m tar3d.data.make_samples --views 4")
-        pixels = np.stack([preprocess(load_image(p), self.config).pixels for p in paths])
+        pixels = np.stack([preprocess(self.views.load(name), self.config).pixels for name in names])
         if not self.encoder.frozen:
             return pixels
         return self.encoder(torch.from_numpy(pixels).to(self.device)).embeddings.half().cpu().numpy()
@@ -132,16 +141,23 @@ class TokenMaker:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help=f"data set folder with samples/, views/ and splits.json ({', '.join(SPLITS)})")
+    parser.add_argument("data", type=Path, help=f"data set folder with samples/, views/ and splits.json ({', '.join(SPLITS)}), "
+                                                "or ShapeNetV2's")
     parser.add_argument("--tokenizer", required=True, metavar="MODEL", help="model directory or Hub id of the tokenizer")
     parser.add_argument("--config", default="configs/gpt_i23d_tiny.yaml",
                         help="the GPT's config: names the image encoder (default: %(default)s)")
+    parser.add_argument("--embeddings", type=Path, metavar="FOLDER",
+                        help="take <id>.npz of this folder for the frozen encoder's embeddings, instead of running it over views")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config values, as in image_encoder.image_size=64")
     args = parser.parse_intermixed_args(argv)
     try:
         config = configuration.load(GPTRunConfig, args.config, args.overrides)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        maker = TokenMaker(args.data, checkpoint.load_tokenizer(args.tokenizer), config.image_encoder, device)
+        given = None
+        if args.embeddings:
+            shape = config.gpt.condition_tokens, config.gpt.condition_width
+            given = ViewEmbeddings(args.embeddings, GivenEmbeddings(config.image_encoder, *shape))
+        maker = TokenMaker(args.data, checkpoint.load_tokenizer(args.tokenizer), config.image_encoder, device, given)
         done = maker.run()
     except ValueError as e:
         parser.exit(2, f"{e}\n")

@@ -1,4 +1,4 @@
-"""`ShapeSamples` on disk (one .npz a shape) and the data set that draws training items from them.
+"""`ShapeSamples` on disk (one .npz a shape), and the data set that draws training items from them or from ShapeNet's files.
 
 File format: surface (N, 6) float16; points (M, 3) float16; inside, is_near packed bits of (M,); transform (4, 4) float64.
 Labels were computed for the stored float16 coordinates. Files load with allow_pickle=False.
@@ -6,10 +6,7 @@ Labels were computed for the stored float16 coordinates. Files load with allow_p
 
 from __future__ import annotations
 
-import functools
-import io
-import zipfile
-import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +14,13 @@ import torch
 from torch.utils.data import Dataset
 
 from tar3d.contracts import ShapeSamples
-from tar3d.data.folder import atomic_write, read_splits
+from tar3d.data.folder import atomic_write, read_categories, read_splits
+from tar3d.data.npz import float32, read_npz
+from tar3d.data.shapenet import ShapeNetV2, holds_shapenet
+from tar3d.data.store import Files
 
 _SHAPES = {"surface": (np.float16, 2), "points": (np.float16, 2), "inside": (np.uint8, 1), "is_near": (np.uint8, 1),
            "transform": (np.float64, 2)}
-_HEADER_BYTES = 128  # of an .npy of so few axes: numpy pads the header to a multiple of 64
 
 
 def save_samples(samples: ShapeSamples, path: Path) -> None:
@@ -32,58 +31,84 @@ def save_samples(samples: ShapeSamples, path: Path) -> None:
 
 def load_samples(path: Path) -> ShapeSamples:
     """A ValueError names the file and the key that is missing or has the wrong type, shape or range."""
-    return _samples(path, _read(path))
-
-
-def _read(path: Path) -> dict[str, np.ndarray]:
-    """The arrays as they are stored, labels unpacked to bool. As numpy.load has them, but each member is read and checked (its
-    CRC-32) in one go instead of piece by piece."""
-    arrays = {}
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = set(archive.namelist())
-            for key in _SHAPES:
-                if f"{key}.npy" in members:
-                    content = archive.read(f"{key}.npy")
-                    shape, fortran, dtype, start = _parse_header(content[:_HEADER_BYTES])
-                    arrays[key] = np.frombuffer(content, dtype, offset=start).reshape(shape, order="F" if fortran else "C")
-    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as e:
+        content = path.read_bytes()
+    except OSError as e:
         raise ValueError(f"{path} is not a readable sample file ({e}); make it again with tar3d.data.make_samples") from e
+    return to_samples(_parse(content, str(path)), str(path))
+
+
+def to_samples(arrays: dict[str, np.ndarray], where: str) -> ShapeSamples:
+    """Coordinates widened, and all checked."""
+    try:
+        return ShapeSamples(float32(arrays["surface"]), float32(arrays["points"]), arrays["inside"], arrays["is_near"],
+                            arrays["transform"].copy())
+    except ValueError as e:
+        raise ValueError(f"{where}: {e}") from e
+
+
+def _parse(content: bytes, where: str) -> dict[str, np.ndarray]:
+    """The arrays as they are stored, labels unpacked to bool."""
+    try:
+        arrays = read_npz(content, _SHAPES)
+    except ValueError as e:
+        raise ValueError(f"{where} is not a readable sample file ({e}); make it again with tar3d.data.make_samples") from e
     for key, (dtype, ndim) in _SHAPES.items():
         if key not in arrays:
-            raise ValueError(f"{path} has no key {key!r}; a sample file has {', '.join(_SHAPES)}")
+            raise ValueError(f"{where} has no key {key!r}; a sample file has {', '.join(_SHAPES)}")
         if arrays[key].dtype != dtype or arrays[key].ndim != ndim:
-            raise ValueError(f"{path}: {key} must be {np.dtype(dtype)} with {ndim} axes, "
+            raise ValueError(f"{where}: {key} must be {np.dtype(dtype)} with {ndim} axes, "
                              f"got {arrays[key].dtype} {arrays[key].shape}")
     count = len(arrays["points"])
     for key in ("inside", "is_near"):
         if len(arrays[key]) != -(-count // 8):
-            raise ValueError(f"{path}: {key} must be {-(-count // 8)} bytes, one bit a point, got {len(arrays[key])}")
+            raise ValueError(f"{where}: {key} must be {-(-count // 8)} bytes, one bit a point, got {len(arrays[key])}")
         arrays[key] = np.unpackbits(arrays[key], count=count).view(bool)
     return arrays
 
 
-@functools.lru_cache(64)
-def _parse_header(start: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:
-    """Shape, whether it is in Fortran's order, dtype and length of the header of an .npy; files of one set have few different
-    ones, and numpy takes longer to parse one than to read the array."""
-    stream = io.BytesIO(start)
-    if np.lib.format.read_magic(stream) != (1, 0):
-        raise ValueError("an array is not in version 1.0 of the .npy format")
-    return *np.lib.format.read_array_header_1_0(stream), stream.tell()
+class SampleFolder:
+    """The samples that `make_samples` wrote, one by one or in tar shards. `ShapeNetV2` has the same methods."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.root, self.folder = Path(folder), Path(folder) / "samples"
+        self.advice = f"make them with python -m tar3d.data.make_samples {folder}"  # for who finds none
+        self.files = Files(self.folder, ".npz")
+
+    def listed(self, split: str) -> list[str]:
+        """The ids of a split, whether or not there are samples of them."""
+        return read_splits(self.root)[split]
+
+    def ids(self, split: str) -> list[str]:
+        return [i for i in self.listed(split) if f"{i}.npz" in self.files]
+
+    def categories(self) -> dict[str, str]:
+        """By id, as far as they are known."""
+        return read_categories(self.root)
+
+    def where(self, shape_id: str) -> str:
+        """For messages."""
+        return self.files.where(f"{shape_id}.npz")
+
+    def arrays(self, shape_id: str, choose: Callable[[str, int], slice | np.ndarray]) -> dict[str, np.ndarray]:
+        """Chosen rows of a shape's surface (N, 6), points (M, 3), inside and is_near (M,), volume points first, and its transform
+        (4, 4), as they are stored: nothing is checked but that the file is whole. `choose` is told a kind (surface, volume, near)
+        and how many rows are stored of it, in this order."""
+        arrays = _parse(self.files.read(f"{shape_id}.npz"), self.where(shape_id))
+        near = arrays["is_near"]
+        surface = arrays["surface"][choose("surface", len(arrays["surface"]))]
+        chosen = np.concatenate([rows[choose(kind, len(rows))]
+                                 for kind, rows in (("volume", np.flatnonzero(~near)), ("near", np.flatnonzero(near)))])
+        return arrays | {"surface": surface} | {name: arrays[name][chosen] for name in ("points", "inside", "is_near")}
+
+    def surface(self, shape_id: str) -> np.ndarray:
+        """All surface points and normals, (N, 6) float32, checked."""
+        return to_samples(_parse(self.files.read(f"{shape_id}.npz"), self.where(shape_id)), self.where(shape_id)).surface
 
 
-def _samples(path: Path, arrays: dict[str, np.ndarray]) -> ShapeSamples:
-    """Coordinates widened, and all checked."""
-    try:
-        return ShapeSamples(_float32(arrays["surface"]), _float32(arrays["points"]), arrays["inside"], arrays["is_near"],
-                            arrays["transform"].copy())
-    except ValueError as e:
-        raise ValueError(f"{path}: {e}") from e
-
-
-def _float32(stored: np.ndarray) -> np.ndarray:
-    return torch.from_numpy(stored.copy()).float().numpy()  # six times as fast as numpy's astype
+def open_samples(folder: str | Path) -> SampleFolder | ShapeNetV2:
+    """Where training samples come from: ShapeNet's files if `folder` holds ShapeNetV2_point/ (or is it), else samples/."""
+    return ShapeNetV2(folder) if holds_shapenet(folder) else SampleFolder(folder)
 
 
 class ShapeDataset(Dataset):
@@ -91,43 +116,35 @@ class ShapeDataset(Dataset):
 
     Indexed by (position, index) as `TrainingOrder` yields them. An item is surface (N, 6), points (M, 3), inside (M,),
     is_near (M,), with the volume points first. The surface stays float16, as it is stored, until it is where it is used: it is
-    most of what a worker copies and a GPU is sent. Of rows that are not drawn only the file's checksum is looked at.
+    most of what a worker copies and a GPU is sent. Of rows that are not drawn at most the file's checksum is looked at.
     """
 
     def __init__(self, folder: str | Path, split: str, *, surface_points: int, volume_points: int, near_points: int,
                  seed: int) -> None:
-        self.folder = Path(folder)
+        self.source = open_samples(folder)
         self.counts = {"surface": surface_points, "volume": volume_points, "near": near_points}
         self.seed = seed
-        self.ids = [i for i in read_splits(self.folder)[split] if self.path(i).is_file()]
+        self.ids = self.source.ids(split)
         if not self.ids:
-            raise ValueError(f"no samples for split {split!r} under {self.folder / 'samples'}: "
-                             f"make them with python -m tar3d.data.make_samples {self.folder}")
-
-    def path(self, shape_id: str) -> Path:
-        return self.folder / "samples" / f"{shape_id}.npz"
+            raise ValueError(f"no samples for split {split!r} under {self.source.folder}: {self.source.advice}")
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
         position, index = key
-        rng = np.random.default_rng([self.seed, position])
-        path = self.path(self.ids[index])
-        arrays = _read(path)
-        near = arrays["is_near"]
-        surface = _draw(rng, len(arrays["surface"]), self.counts["surface"], "surface", path)
-        chosen = np.concatenate([rows[_draw(rng, len(rows), self.counts[kind], kind, path)]
-                                 for kind, rows in (("volume", np.flatnonzero(~near)), ("near", np.flatnonzero(near)))])
-        arrays["surface"] = arrays["surface"][surface].copy()
-        samples = _samples(path, arrays | {name: arrays[name][chosen] for name in ("points", "inside", "is_near")})
-        return {"surface": torch.from_numpy(arrays["surface"]), "points": torch.from_numpy(samples.points),
+        rng, shape_id = np.random.default_rng([self.seed, position]), self.ids[index]
+
+        def draw(kind: str, stored: int) -> slice | np.ndarray:
+            """Different rows in no particular order; all of them as they are where all are wanted."""
+            count = self.counts[kind]
+            if count > stored:
+                raise ValueError(f"{count} {kind} points are wanted, but {self.source.where(shape_id)} holds {stored}: "
+                                 f"lower train.{kind}_points or make more samples")
+            return slice(None) if count == stored else rng.choice(stored, count, replace=False, shuffle=False)
+
+        arrays = self.source.arrays(shape_id, draw)
+        samples = to_samples(arrays, self.source.where(shape_id))
+        surface = np.require(arrays["surface"], requirements="W")  # a copy, if it still lies in the file's bytes
+        return {"surface": torch.from_numpy(surface), "points": torch.from_numpy(samples.points),
                 "inside": torch.from_numpy(samples.inside), "is_near": torch.from_numpy(samples.is_near)}
-
-
-def _draw(rng: np.random.Generator, stored: int, count: int, kind: str, path: Path) -> slice | np.ndarray:
-    """`count` different rows of those stored, in no particular order; all of them as they are where all are wanted."""
-    if count > stored:
-        raise ValueError(f"{count} {kind} points are wanted, but {path} holds {stored}: "
-                         f"lower train.{kind}_points or make more samples")
-    return slice(None) if count == stored else rng.choice(stored, count, replace=False, shuffle=False)

@@ -17,12 +17,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from tar3d.condition.encoders import ImageEncoder
-from tar3d.condition.image import load_image, preprocess
+from tar3d.condition.image import preprocess
 from tar3d.config import ImageEncoderConfig
 from tar3d.contracts import Mesh
-from tar3d.data.folder import mesh_path, read_categories, read_splits
-from tar3d.data.shapes import load_samples
-from tar3d.data.views import list_views
+from tar3d.data.folder import SPLITS, mesh_path
+from tar3d.data.shapes import open_samples
+from tar3d.data.views import Views
 from tar3d.evaluation.pairs import Pair
 from tar3d.gpt.evaluate import condition_nll
 from tar3d.mesh.export import save_mesh
@@ -69,9 +69,10 @@ def evaluate_model(pipeline: Pipeline, test: Path, train: Path, out: Path, *, sh
                    seed: int) -> Generations:
     """Writes out/generation and out/reconstruction (a .glb a shape) and finds the baselines. Everything is decided by `seed`."""
     config, encoder, device = pipeline.i23d.config.image_encoder, pipeline.i23d.encoder, pipeline.device
+    samples, views = open_samples(test), Views(test)
     ids = choose_shapes(test, train, shapes, seed)
-    pixels = np.stack([preprocess(load_image(list_views(test, i)[0]), config).pixels for i in ids])
-    categories, train_categories = read_categories(test), read_categories(train)
+    pixels = np.stack([preprocess(views.load(views.names(i)[0]), config).pixels for i in ids])
+    categories, train_categories = samples.categories(), open_samples(train).categories()
     library = read_library(train, encoder, config, device)
     by_pixels, distance = nearest(pixels, library.pixels)
     by_features, _ = nearest(features(encoder, pixels, device), library.features)
@@ -83,7 +84,7 @@ def evaluate_model(pipeline: Pipeline, test: Path, train: Path, out: Path, *, sh
     generated = generate_all(pipeline, pixels, [seed + k for k in range(len(ids))], resolution, batch)
     tokens, rebuilt = [], []
     for shape_id in tqdm(ids, unit="shape", desc="reconstruct"):
-        surface = load_samples(test / "samples" / f"{shape_id}.npz").surface
+        surface = samples.surface(shape_id)
         tokens.append(pipeline.vqvae.tokenize(torch.from_numpy(surface)[None].to(device)).ids[0].cpu())
         rebuilt.append(_or_none(lambda s=surface: reconstruct(pipeline.vqvae, s, resolution)[0]))
     nll = condition_nll(pipeline.i23d, torch.stack(tokens), torch.from_numpy(pixels))
@@ -105,9 +106,9 @@ def evaluate_model(pipeline: Pipeline, test: Path, train: Path, out: Path, *, sh
 
 def choose_shapes(test: Path, train: Path, count: int, seed: int) -> list[str]:
     """`count` ids of unseen shapes, in random order (so that the next one's picture is that of any shape)."""
-    splits = read_splits(test)
-    ids = splits["test"] if test.resolve() == train.resolve() else [i for split in splits.values() for i in split]
-    ids = sorted(i for i in ids if (test / "samples" / f"{i}.npz").is_file() and list_views(test, i))
+    samples, views = open_samples(test), Views(test)
+    splits = ("test",) if test.resolve() == train.resolve() else SPLITS
+    ids = sorted(i for split in splits for i in samples.ids(split) if views.names(i))
     if not ids:
         raise ValueError(f"{test} holds no test shape with samples and views: make them with "
                          f"python -m tar3d.data.make_samples {test} --views 4")
@@ -115,12 +116,13 @@ def choose_shapes(test: Path, train: Path, count: int, seed: int) -> list[str]:
 
 
 def read_library(train: Path, encoder: ImageEncoder, config: ImageEncoderConfig, device: torch.device) -> Library:
-    ids = [i for i in read_splits(train)["train"] if list_views(train, i)]
+    views = Views(train)
+    ids = [i for i in open_samples(train).listed("train") if views.names(i)]
     if not ids:
         raise ValueError(f"{train} holds no training shape with views, so there is nothing to compare with")
     owner, pixels = [], []
     for k, shape_id in enumerate(tqdm(ids, unit="shape", desc="training views")):
-        pictures = [preprocess(load_image(p), config).pixels for p in list_views(train, shape_id)]
+        pictures = [preprocess(views.load(name), config).pixels for name in views.names(shape_id)]
         pixels += pictures
         owner += [k] * len(pictures)
     stacked = np.stack(pixels)

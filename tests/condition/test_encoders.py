@@ -19,7 +19,14 @@ from transformers import (
     ViTModel,
 )
 
-from tar3d.condition.encoders import IMAGENET_MEAN, IMAGENET_STD, FrozenTransformer, TrainedViT, build_image_encoder
+from tar3d.condition.encoders import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    FrozenTransformer,
+    GivenEmbeddings,
+    TrainedViT,
+    build_image_encoder,
+)
 from tar3d.config import ImageEncoderConfig
 from tar3d.optim.groups import routes
 
@@ -165,6 +172,16 @@ def test_text_models_are_refused(tmp_path):
     BertModel(bert).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="choose a vision transformer"):
         frozen(tmp_path)
+
+
+def test_given_embeddings_stand_for_an_encoder_that_is_not_there():
+    given = GivenEmbeddings(ImageEncoderConfig(source="no-such-owner/no-such-model", image_size=32), 5, 12)
+    assert given.identity == "embeddings given: no-such-owner/no-such-model, 5 x 12"
+    assert given.frozen and (given.num_tokens, given.width) == (5, 12) and not list(given.parameters())
+    with pytest.raises(ValueError, match="no-such-model were given, so that it was not loaded"):
+        given(pixels())
+    with pytest.raises(ValueError, match="those of a frozen encoder, but image_encoder.source is 'trained'"):
+        GivenEmbeddings(TRAINED, 5, 12)
 
 
 def test_trained_vit_learns_and_keeps_its_promises():

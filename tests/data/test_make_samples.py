@@ -10,7 +10,7 @@ from tar3d.config import SampleConfig, ViewConfig
 from tar3d.data.folder import mesh_path, read_splits
 from tar3d.data.make_samples import main, make_samples, mesh_ids
 from tar3d.data.shapes import load_samples
-from tar3d.data.views import list_views
+from tar3d.data.views import Views
 
 SMALL = SampleConfig(surface_points=200, volume_points=300, near_points=100)  # as in the `samples` fixture
 IDS = ["ball", "ball.obj", "box", "more__deep__ring", "more__pill", "more__tube"]
@@ -131,7 +131,7 @@ def test_views_can_be_added_later_and_are_completed(meshes, samples, tmp_path):
     make_samples(meshes, out, SMALL)
     make_samples(meshes, out, SMALL, views=views)
     assert contents(out) == contents(samples)
-    assert all([p.name for p in list_views(out, i)] == ["0.png", "1.png"] for i in IDS)
+    assert all(Views(out).names(i) == [f"{i}/0.png", f"{i}/1.png"] for i in IDS)
     cameras = out / "views" / "box" / "cameras.json"
     assert len(json.loads(cameras.read_text())) == 2
     cameras.unlink()

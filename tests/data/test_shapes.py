@@ -1,6 +1,8 @@
 """Samples on disk, and the items drawn from them."""
 
+import pickle
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 
 from tar3d.contracts import ShapeSamples
 from tar3d.data.shapes import ShapeDataset, load_samples, save_samples
+from tar3d.data.store import write_shard
 
 
 def example(points: int = 21) -> ShapeSamples:
@@ -104,7 +107,7 @@ def test_items_are_subsets_of_what_is_stored(samples):
     assert item["points"].shape == (70, 3) and item["points"].dtype == torch.float32
     assert item["inside"].dtype == item["is_near"].dtype == torch.bool
     assert item["is_near"].tolist() == [False] * 40 + [True] * 30
-    stored = load_samples(data.path(data.ids[1]))
+    stored = load_samples(Path(data.source.where(data.ids[1])))
     labels = {tuple(p): (bool(i), bool(n)) for p, i, n in zip(stored.points.tolist(), stored.inside, stored.is_near, strict=True)}
     for point, label, is_near in zip(item["points"].tolist(), item["inside"], item["is_near"], strict=True):
         assert labels[tuple(point)] == (bool(label), bool(is_near))
@@ -180,3 +183,23 @@ def test_a_split_without_samples_is_refused(tmp_path):
     (tmp_path / "splits.json").write_text('{"train": ["a"], "val": [], "test": []}')
     with pytest.raises(ValueError, match="no samples for split 'train'.*make_samples"):
         dataset(tmp_path)
+
+
+def test_packed_samples_are_drawn_like_loose_ones(samples, tmp_path):
+    files = sorted((samples / "samples").glob("*.npz"))
+    for k, part in enumerate((files[:2], files[2:])):
+        write_shard(tmp_path / "samples" / f"{k:05d}.tar", {p.name: p.read_bytes() for p in part})
+    (tmp_path / "splits.json").write_text((samples / "splits.json").read_text())
+    loose, packed = dataset(samples), dataset(tmp_path)
+    assert packed.ids == loose.ids
+    for index, shape_id in enumerate(loose.ids):
+        mine, theirs = packed[(3, index)], loose[(3, index)]
+        assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+        assert np.array_equal(packed.source.surface(shape_id), loose.source.surface(shape_id))
+    assert "00000.tar:" in packed.source.where(files[0].stem)
+    loader = torch.utils.data.DataLoader(packed, batch_sampler=[[(3, 0)]], num_workers=1, multiprocessing_context="spawn")
+    assert torch.equal(next(iter(loader))["points"][0], loose[(3, 0)]["points"])
+
+
+def test_a_set_is_as_large_for_a_worker_as_its_names(samples):
+    assert len(pickle.dumps(dataset(samples))) < 4000
