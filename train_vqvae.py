@@ -2,9 +2,11 @@
 
     python train_vqvae.py --base configs/vqvae3d_tiny.yaml
     python train_vqvae.py --base configs/vqvae3d.yaml --data DATA --gpus 0,1,2,3 train.batch_size=64
+    python train_vqvae.py --data data/toy --data DATA:4 train.augment.scale=[0.75,1.25] train.augment.rotate=0.5
     torchrun --nproc_per_node=4 train_vqvae.py --base configs/vqvae3d.yaml --data DATA
 
-DATA is a data set folder (docs/data.md); without --data, a procedural set is made in data/toy. The run folder gets
+DATA is a data set folder (docs/data.md), or one in ShapeNetV2's layout; without --data, a procedural set is made in data/toy. Of
+several, DATA:N counts each shape N times. The run folder gets
 model/ (read by infer_vqvae.py --model), train.csv, validation.csv,
 speed.csv (items/s, MFU, waiting for data), TensorBoard files and reconstruction previews.
 """
@@ -62,7 +64,9 @@ VALIDATION_POINTS = 8192  # stored query points of each kind that a validation I
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default="configs/vqvae3d_tiny.yaml", help="config file (default: %(default)s)")
-    parser.add_argument("--data", type=Path, help=f"data set folder with samples (default: a procedural set in {DEFAULT_FOLDER})")
+    parser.add_argument("--data", action="append", metavar="DATA[:N]",
+                        help="data set folder with samples, may be given several times; N: how often each of its shapes counts "
+                        f"(default: a procedural set in {DEFAULT_FOLDER})")
     parser.add_argument("--toy-shapes", type=positive_int, default=2000, help="size of the procedural set (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("outputs/vqvae"), help="run folder (default: %(default)s)")
     start = parser.add_mutually_exclusive_group()
@@ -80,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
         fabric = start_fabric(args.gpus, args.num_nodes, config.train.precision)
         with fabric.rank_zero_first():
             prepare_run_folder(args.out, args.resume, configuration.to_mapping(config))
-            data = args.data or default_data(args.toy_shapes)
+            data = folders(args.data) if args.data else {default_data(args.toy_shapes): 1}
         train(config, fabric, data, args.out, resume=args.resume, init=args.init)
     except (ValueError, FloatingPointError) as e:
         print(e, file=sys.stderr)
@@ -88,7 +92,20 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def train(config: VQVAEConfig, fabric: Fabric, data: Path, out: Path, *, resume: bool = False, init: str | None = None) -> dict:
+def folders(given: list[str]) -> dict[Path, int]:
+    """DATA or DATA:N -> how often each shape of a folder counts."""
+    result = {}
+    for text in given:
+        folder, colon, times = text.rpartition(":")
+        named = bool(colon) and times.isdigit()
+        path = Path(folder if named else text)
+        if path in result or (named and int(times) < 1):
+            raise ValueError(f"--data {text}: give each folder once, with a number of at least 1 after the colon if any")
+        result[path] = int(times) if named else 1
+    return result
+
+
+def train(config: VQVAEConfig, fabric: Fabric, data: dict[Path, int], out: Path, *, resume: bool = False, init: str | None = None) -> dict:
     """Runs (or continues) a training and returns the last validation's metrics."""
     t = config.train
     total = t.autoencoder_steps + t.codebook_steps
@@ -113,14 +130,15 @@ def train(config: VQVAEConfig, fabric: Fabric, data: Path, out: Path, *, resume:
         codebook_random.set_state(state["codebook_random"])
 
     # data
-    dataset = ShapeDataset(data, "train", surface_points=t.surface_points, volume_points=t.volume_points,
-                           near_points=t.near_points, seed=t.seed)
+    parts = [ShapeDataset(folder, "train", surface_points=t.surface_points, volume_points=t.volume_points,
+                          near_points=t.near_points, seed=t.seed, augment_as=t.augment) for folder in data]
+    dataset = MixedShapes(parts, list(data.values()))
     order = TrainingOrder(len(dataset), t.batch_size, seed=t.seed, start=step, stop=total, rank=fabric.global_rank,
                           world=fabric.world_size)
     loader = training_loader(dataset, order, t.num_workers, fabric)
-    validation = validation_set(data, t.validation_shapes)
-    shown = [validation[i] for i in spread(len(validation), t.preview_shapes)]
-    truths = mesh_pictures(data, [shape_id for shape_id, _ in shown])
+    validation = {folder: validation_set(folder, -(-t.validation_shapes // len(data))) for folder in data}
+    shown = {folder: [shapes[i] for i in spread(len(shapes), -(-t.preview_shapes // len(data)))] for folder, shapes in validation.items()}
+    truths = [p for folder, shapes in shown.items() for p in mesh_pictures(folder, [shape_id for shape_id, _ in shapes])]
     parameters = sum(p.numel() for p in bare.parameters())
     fabric.print(f"{parameters / 1e6:.2f} M parameters, {len(dataset)} training shapes, {len(validation)} validation shapes, "
                  f"{total - step} steps of {t.batch_size} shapes on {fabric.world_size} x {fabric.device}, run folder {out}")
@@ -228,22 +246,31 @@ def validation_set(data: Path, count: int) -> list[tuple[str, dict[str, torch.Te
 
 
 @torch.no_grad()
-def validate(model: VQVAE, shapes: list, fabric: Fabric, quantize: bool) -> dict[str, float]:
-    """IoU on volume and near-surface points apart, and how much of the codebook is in use."""
+def validate(model: VQVAE, validation: dict[Path, list], fabric: Fabric, quantize: bool) -> dict[str, float]:
+    """IoU on volume and near-surface points apart, and how much of the codebook is in use. Of several folders the mean of their
+    means, by which the best model is chosen, and each one's under its name."""
     model.eval()
-    volume, near, counts = [], [], torch.zeros(model.config.codebook_size, dtype=torch.int64)
-    for _, arrays in shapes:
-        batch = {k: v[None].to(fabric.device) for k, v in arrays.items()}
-        with fabric.autocast():
-            output = model(batch["surface"], batch["points"], quantize)
-        volume.append(intersection_over_union(output.logits, batch["inside"], ~batch["is_near"]))
-        near.append(intersection_over_union(output.logits, batch["inside"], batch["is_near"]))
-        if output.ids is not None:
-            counts += torch.bincount(output.ids.flatten().cpu(), minlength=len(counts))
+    counts = torch.zeros(model.config.codebook_size, dtype=torch.int64)
+    means = {}
+    for folder, shapes in validation.items():
+        ious = []
+        for _, arrays in shapes:
+            batch = {k: v[None].to(fabric.device) for k, v in arrays.items()}
+            with fabric.autocast():
+                output = model(batch["surface"], batch["points"], quantize)
+            ious.append([float(intersection_over_union(output.logits, batch["inside"], kind))
+                         for kind in (~batch["is_near"], batch["is_near"])])
+            if output.ids is not None:
+                counts += torch.bincount(output.ids.flatten().cpu(), minlength=len(counts))
+        means[folder.name] = np.mean(ious, axis=0)
     model.train()
     usage, perplexity = codebook_usage(counts) if quantize else (0.0, 0.0)
-    return {"iou_volume": float(torch.cat(volume).mean()), "iou_near": float(torch.cat(near).mean()),
-            "codebook_usage": usage, "perplexity": perplexity}
+    volume, near = np.mean(list(means.values()), axis=0)
+    metrics = {"iou_volume": float(volume), "iou_near": float(near), "codebook_usage": usage, "perplexity": perplexity}
+    if len(means) > 1:
+        for name, (volume, near) in means.items():
+            metrics |= {f"iou_volume_{name}": float(volume), f"iou_near_{name}": float(near)}
+    return metrics
 
 
 def preview(model: VQVAE, truths: list[np.ndarray], shapes: list, fabric: Fabric, quantize: bool, path: Path) -> None:

@@ -245,6 +245,25 @@ class SamplingConfig:
 
 
 @dataclass(kw_only=True)
+class AugmentConfig:
+    """How a training shape of the tokenizer is changed, anew each time it is drawn (`tar3d/data/augment.py`). The default: not."""
+
+    scale: list[float] = field(default_factory=lambda: [1.0, 1.0])  # each axis by a factor uniform in [low, high]
+    rotate: float = 0.0  # probability of any angle about the up axis; else, unless it is 0, a quarter turn
+    mirror: float = 0.0  # probability of x -> -x
+
+    def __post_init__(self) -> None:
+        _require(len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1],
+                 f"train.augment.scale must be [low, high] with 0 < low <= high, got {self.scale}")
+        for name in ("rotate", "mirror"):
+            _require(0 <= getattr(self, name) <= 1, f"train.augment.{name} is a probability, got {getattr(self, name)}")
+
+    @property
+    def active(self) -> bool:
+        return self != AugmentConfig()
+
+
+@dataclass(kw_only=True)
 class VQVAETrainConfig:
     autoencoder_steps: int = 100_000  # first, without the codebook
     codebook_steps: int = 100_000
@@ -254,6 +273,7 @@ class VQVAETrainConfig:
     near_points: int = 1024
     near_weight: float = 0.1
     commitment_weight: float = 0.25
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     seed: int = 0
     precision: str = "auto"  # bf16-mixed where the hardware has it, else 32-true
     compile: bool = False  # torch.compile each block: about a minute at the start, then faster steps

@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from tar3d.config import AugmentConfig
 from tar3d.contracts import ShapeSamples
+from tar3d.data.augment import augment, random_matrix
 from tar3d.data.folder import atomic_write, read_categories, read_splits
 from tar3d.data.npz import float32, read_npz
 from tar3d.data.shapenet import ShapeNetV2, holds_shapenet
@@ -116,11 +118,13 @@ class ShapeDataset(Dataset):
 
     Indexed by (position, index) as `TrainingOrder` yields them. An item is surface (N, 6), points (M, 3), inside (M,),
     is_near (M,), with the volume points first. The surface stays float16, as it is stored, until it is where it is used: it is
-    most of what a worker copies and a GPU is sent. Of rows that are not drawn at most the file's checksum is looked at.
+    most of what a worker copies and a GPU is sent. Of rows that are not drawn at most the file's checksum is looked at, unless
+    shapes are changed (`augment_as`), which takes all of them.
     """
 
     def __init__(self, folder: str | Path, split: str, *, surface_points: int, volume_points: int, near_points: int,
-                 seed: int) -> None:
+                 seed: int, augment_as: AugmentConfig | None = None) -> None:
+        self.augment_as = augment_as if augment_as and augment_as.active else None
         self.source = open_samples(folder)
         self.counts = {"surface": surface_points, "volume": volume_points, "near": near_points}
         self.seed = seed
@@ -143,8 +147,33 @@ class ShapeDataset(Dataset):
                                  f"lower train.{kind}_points or make more samples")
             return slice(None) if count == stored else rng.choice(stored, count, replace=False, shuffle=False)
 
-        arrays = self.source.arrays(shape_id, draw)
+        if self.augment_as is None:
+            arrays = self.source.arrays(shape_id, draw)
+        else:
+            arrays = augment(self.source.arrays(shape_id, lambda kind, stored: slice(None)),
+                             random_matrix(self.augment_as, rng), self.counts["volume"], rng)
+            volume, near = (np.flatnonzero(kind) for kind in (~arrays["is_near"], arrays["is_near"]))
+            chosen = np.concatenate([volume, near[draw("near", len(near))]])
+            arrays |= {name: arrays[name][chosen] for name in ("points", "inside", "is_near")}
+            arrays["surface"] = arrays["surface"][draw("surface", len(arrays["surface"]))]
         samples = to_samples(arrays, self.source.where(shape_id))
         surface = np.require(arrays["surface"], requirements="W")  # a copy, if it still lies in the file's bytes
         return {"surface": torch.from_numpy(surface), "points": torch.from_numpy(samples.points),
                 "inside": torch.from_numpy(samples.inside), "is_near": torch.from_numpy(samples.is_near)}
+
+
+class MixedShapes(Dataset):
+    """Several `ShapeDataset`s as one; each shape of the k-th counts `repeats[k]` times in an epoch."""
+
+    def __init__(self, parts: list[ShapeDataset], repeats: list[int]) -> None:
+        self.parts = parts
+        self.ends = np.cumsum([len(part) * times for part, times in zip(parts, repeats, strict=True)])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
+        position, index = key
+        k = int(np.searchsorted(self.ends, index, side="right"))
+        first = self.ends[k - 1] if k else 0
+        return self.parts[k][position, int(index - first) % len(self.parts[k])]
