@@ -123,7 +123,7 @@ class TokenMaker:
         paths = list_views(self.data, shape_id)
         if not paths:
             raise ImageError(f"{self.data / 'views' / shape_id} holds no .png view: "
-                             "render some with python -m tar3d.data.make_samples --views 4")
+                             "render some with python -m tar3d.data.make_samples views.count=4")
         pixels = np.stack([preprocess(load_image(p), self.config).pixels for p in paths])
         if not self.encoder.frozen:
             return pixels
