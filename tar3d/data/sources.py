@@ -93,7 +93,7 @@ def _read(source: Path) -> _Source:
     elif (source / "manifest.csv").is_file() and {"id", "file"} <= set(_header(source / "manifest.csv")):
         table = source / "manifest.csv"
     if table is not None:
-        return _read_table(base, table)
+        return _read_table(base, table, all_have_files=table == source)
     root, about = _mesh_root(source), source / "manifest.csv"
     meshes = _path_ids(root)
     names = {i: _names(path.relative_to(root)) for i, path in meshes.items()}
@@ -118,10 +118,12 @@ def _path_ids(root: Path) -> dict[str, Path]:
     return named
 
 
-def _read_table(base: Path, table: Path) -> _Source:
+def _read_table(base: Path, table: Path, *, all_have_files: bool) -> _Source:
     meshes, names, rows = {}, {}, {}
     for line, row in read_rows(table, "id", "file"):
         shape_id, file = row["id"].strip(), row["file"].strip()
+        if not file and not all_have_files:
+            continue  # `write_tables` joined a row whose mesh it does not know
         if not shape_id or not file:
             raise ValueError(f"{table}, line {line}: the {'file' if shape_id else 'id'} is empty")
         if shape_id[0] == "." or any(c in "/\\" or not c.isprintable() for c in shape_id):
@@ -267,7 +269,7 @@ def _merge_captions(path: Path, shapes: dict[str, Shape], given: dict[str, list[
     for shape_id, shape in shapes.items():
         made = [shape.caption] if shape.caption and shape_id not in rows else []
         texts = given.get(shape_id, made)
-        if texts and [" ".join(row["caption"].split()) for row in rows.get(shape_id, [])] != texts:
+        if texts and [" ".join(row.get("caption", "").split()) for row in rows.get(shape_id, [])] != texts:
             rows[shape_id] = [{"id": shape_id, "caption": text} for text in texts]
     _write_changed(path, fields, old, [row for of_one in rows.values() for row in of_one])
 

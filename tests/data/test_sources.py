@@ -184,6 +184,7 @@ def test_rows_of_other_ids_and_other_columns_are_never_lost(source, tmp_path):
     manifest = {r["id"]: r for r in rows(out / "manifest.csv")}
     assert manifest["old"] == {"id": "old", "category": "antiques", "licence": "CC0", "file": ""}
     assert manifest["lamp"] == {"id": "lamp", "category": "lighting", "licence": "CC-BY", "file": "../given/lamp.ply"}
+    assert sorted(mesh_ids(out)) == IDS  # and the folder is still a source
     (source / "captions.csv").write_text("id,caption\nlamp,a lamp\n")
     write(source, out)
     assert {r["id"]: r["caption"] for r in rows(out / "captions.csv")}["lamp"] == "a lamp"  # given ones count
