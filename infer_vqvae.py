@@ -23,8 +23,8 @@ from tqdm import tqdm
 from tar3d import checkpoint
 from tar3d.config import EvalProtocol
 from tar3d.data.folder import read_categories, write_csv, write_json
-from tar3d.data.make_samples import mesh_ids
 from tar3d.data.order import spread
+from tar3d.data.sources import mesh_ids
 from tar3d.mesh.export import FORMATS, save_mesh
 from tar3d.mesh.load import load_mesh
 from tar3d.mesh.points import sample_surface

@@ -57,18 +57,38 @@ class ViewConfig:
 
     count: int = 4
     size: int = 128
+    background: str = "transparent"  # or "white"
     azimuth: list[float] = field(default_factory=lambda: [-60.0, 60.0])  # 0 looks from +Z; positive towards +X
     elevation: list[float] = field(default_factory=lambda: [5.0, 35.0])
     distance: float = 5.5  # the whole cube fits: distance sin(field_of_view / 2) >= 0.95 sqrt 3
     field_of_view: float = 35.0
 
     def __post_init__(self) -> None:
+        _one_of("views.background", self.background, ("transparent", "white"))
         _require(self.count >= 0 and self.size >= 16, f"views need count >= 0 and size >= 16, got {self.count} and {self.size}")
         for name in ("azimuth", "elevation"):
             low_high = getattr(self, name)
             _require(len(low_high) == 2 and low_high[0] <= low_high[1], f"{name} must be [low, high], got {low_high}")
         _require(self.distance > 2.0, f"camera distance must exceed 2 (the cube's half diagonal is 1.73), got {self.distance}")
         _require(0 < self.field_of_view < 180, f"field_of_view must be between 0 and 180 degrees, got {self.field_of_view}")
+
+
+@dataclass(kw_only=True)
+class ToyConfig:
+    """What the procedural set is drawn with (`tar3d.data.toy`)."""
+
+    views: ViewConfig = field(default_factory=ViewConfig)
+
+
+@dataclass(kw_only=True)
+class PrepareConfig(SampleConfig):
+    """What `tar3d.data.make_samples` makes of each mesh: its samples, and views of those without pictures."""
+
+    views: ViewConfig = field(default_factory=ViewConfig)
+
+    @property
+    def samples(self) -> SampleConfig:
+        return SampleConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(SampleConfig)})
 
 
 @dataclass(kw_only=True)
@@ -420,6 +440,11 @@ def _read(path: Path) -> DictConfig:
         raise ValueError(f"{path} is not a readable YAML file: {' '.join(str(e).split())}") from e
     _require(isinstance(values, DictConfig), f"{path} must hold keys and values, as in \"train: {{batch_size: 4}}\"")
     return values
+
+
+def completed(cls: type, values: dict, origin: str) -> dict:
+    """Values that an earlier version saved, with the defaults of keys that it did not know yet: those mean "as before"."""
+    return to_mapping(from_mapping(cls, values, origin))
 
 
 def to_mapping(config: object) -> dict:

@@ -18,12 +18,14 @@ from tar3d.config import (
     GPTTrainConfig,
     ImageEncoderConfig,
     OptimConfig,
+    PrepareConfig,
     SampleConfig,
     SamplingConfig,
     TokenizerConfig,
     ViewConfig,
     VQVAEConfig,
     VQVAETrainConfig,
+    completed,
     from_mapping,
     gpt_config,
     load,
@@ -59,6 +61,17 @@ def test_overrides_win_over_the_file(tmp_path):
     config = load(VQVAEConfig, tmp_path / "a.yaml", ["train.batch_size=7"])
     assert (config.train.batch_size, config.train.seed) == (7, 5)
     assert load(SampleConfig, None, ["near_sigmas=[0.1,0.2]"]).near_sigmas == [0.1, 0.2]
+
+
+def test_what_is_prepared_has_flat_sample_keys_and_nested_views():
+    config = load(PrepareConfig, None, ["near_points=7", "views.size=32", "views.azimuth=[-10,10]"])
+    assert config.samples == SampleConfig(near_points=7) and config.views == ViewConfig(size=32, azimuth=[-10.0, 10.0])
+
+
+def test_values_of_an_earlier_version_are_completed():
+    assert completed(ViewConfig, {"count": 2}, "settings.json") == to_mapping(ViewConfig(count=2))
+    with pytest.raises(ValueError, match=r"settings\.json.*colour"):
+        completed(ViewConfig, {"colour": "red"}, "settings.json")
 
 
 @pytest.mark.parametrize("overrides, message", [
@@ -102,7 +115,7 @@ def test_missing_file_is_named():
 CONTRADICTIONS = [
     (SampleConfig, {"surface_points": 0}), (SampleConfig, {"near_sigmas": []}), (SampleConfig, {"near_sigmas": [0.1, -0.1]}),
     (ViewConfig, {"size": 8}), (ViewConfig, {"azimuth": [10.0]}), (ViewConfig, {"elevation": [30.0, 5.0]}),
-    (ViewConfig, {"distance": 1.0}),
+    (ViewConfig, {"distance": 1.0}), (ViewConfig, {"background": "black"}),
     (ViewConfig, {"field_of_view": 0.0}), (ViewConfig, {"field_of_view": 180.0}),
     (TokenizerConfig, {"width": 100, "num_heads": 3}), (TokenizerConfig, {"num_heads": 0}),
     (TokenizerConfig, {"codebook_size": 1}),

@@ -36,10 +36,13 @@ def atomic_write(path: Path, mode: str = "wb", **kwargs) -> Iterator[IO]:
         partial.unlink(missing_ok=True)
 
 
+def to_json(value: object) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+
+
 def write_json(path: Path, value: object) -> None:
     with atomic_write(path, "w", encoding="utf-8") as f:
-        json.dump(value, f, indent=1, ensure_ascii=False)
-        f.write("\n")
+        f.write(to_json(value))
 
 
 def write_csv(path: Path, fields: list[str], rows: list[dict]) -> None:

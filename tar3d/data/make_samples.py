@@ -2,10 +2,11 @@
 
     python -m tar3d.data.make_samples MESHES --out DATA --workers 2
 
-MESHES is a folder of meshes (any depth) or a data set folder with meshes/ in it; without --out the samples go into that
-same folder. Interrupted runs continue where they stopped. A mesh that cannot be used is listed in report.csv with the
-reason, the rest goes on, and the exit status is 1. What a shape's samples are depends on its id and the settings alone,
-never on the order or the number of workers.
+MESHES is a folder of meshes (any depth), a data set folder with meshes/ in it or a CSV table of meshes; without --out the
+samples go into that same folder. Pictures, captions and splits that lie beside the meshes are taken over
+(`tar3d.data.sources`); of a shape without pictures views are rendered. Interrupted runs continue where they stopped. A mesh
+or picture that cannot be used is listed in report.csv with the reason, the rest goes on, and the exit status is 1. What a
+shape's samples are depends on its id and the settings alone, never on the order or the number of workers.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import csv
 import hashlib
 import json
 import os
-import shutil
 import sys
 import time
 from functools import partial
@@ -25,12 +25,13 @@ import numpy as np
 from tqdm import tqdm
 
 from tar3d import config as configuration
-from tar3d.config import SampleConfig, ViewConfig
+from tar3d.config import PrepareConfig, SampleConfig, ViewConfig
 from tar3d.data.folder import complete_splits, write_csv, write_json
 from tar3d.data.shapes import save_samples
-from tar3d.data.views import write_views
+from tar3d.data.sources import Shape, find_shapes, write_tables
+from tar3d.data.views import complete_views, has_views
 from tar3d.data.workers import parallel
-from tar3d.mesh.load import SUPPORTED, MeshError, list_meshes, load_mesh
+from tar3d.mesh.load import MeshError, load_mesh
 from tar3d.mesh.points import sample_shape
 
 FACTS = ["faces", "components", "watertight", "inside_share", "label_confidence"]  # as `sample_shape` gives them
@@ -40,58 +41,42 @@ FLUSH_EVERY = 200  # shapes between two writes of the report
 
 def make_samples(source: Path, out: Path, config: SampleConfig, *, seed: int = 0, workers: int = 1,
                  views: ViewConfig | None = None) -> list[dict]:
-    """Writes out/samples, report.csv and splits.json; with `views`, also out/views. Returns the rows of the report."""
-    meshes = mesh_ids(source)
+    """Writes out/samples, report.csv, the tables and splits.json. out/views gets the pictures of `source`, and with `views` those
+    of shapes without pictures. Returns the rows of the report."""
+    shapes = find_shapes(source)
     _check_settings(out, {"samples": configuration.to_mapping(config), "seed": seed,
                           "views": configuration.to_mapping(views) if views else None})
-    rows = {r["id"]: r for r in _read_report(out) if r["status"] == "ok" and r["file"] == str(meshes.get(r["id"]))
+    write_tables(shapes, source, out)
+    rows = {r["id"]: r for r in _read_report(out)
+            if r["status"] == "ok" and r["id"] in shapes and r["file"] == str(shapes[r["id"]].mesh)
             and (out / "samples" / f"{r['id']}.npz").is_file()
-            and (views is None or (out / "views" / r["id"] / "cameras.json").is_file())}
-    waiting = {i: p for i, p in meshes.items() if i not in rows}
+            and (not (views or shapes[r["id"]].pictures) or has_views(out / "views" / r["id"]))}
+    waiting = {i: shape for i, shape in shapes.items() if i not in rows}
     job = partial(_one, out=out, config=config, seed=seed, views=views)
-    with tqdm(total=len(meshes), initial=len(rows), unit="mesh", desc="samples") as bar:
+    with tqdm(total=len(shapes), initial=len(rows), unit="mesh", desc="samples") as bar:
         for done, row in enumerate(parallel(job, waiting.items(), workers), start=1):
             rows[row["id"]] = row
             bar.update()
             if done % FLUSH_EVERY == 0:
                 _write_report(out, rows)
     _write_report(out, rows)
-    for name in ("splits.json", "captions.csv", "manifest.csv"):
-        if (source / name).is_file() and not (out / name).exists():
-            shutil.copyfile(source / name, out / name)
     complete_splits(out, [i for i, r in rows.items() if r["status"] == "ok"])
     return [rows[i] for i in sorted(rows)]
 
 
-def mesh_ids(source: Path) -> dict[str, Path]:
-    """Ids of the meshes under `source` (or source/meshes): the path below it without suffix, folders joined by "__"."""
-    root = source / "meshes" if (source / "meshes").is_dir() else source
-    if not root.is_dir():
-        raise ValueError(f"{root} is not a folder of meshes")
-    paths = list_meshes(root)
-    if not paths:
-        raise ValueError(f"{root} holds no meshes; looked for {', '.join(SUPPORTED)} at any depth")
-    named: dict[str, Path] = {}
-    for path in paths:
-        relative = path.relative_to(root)
-        short = "__".join(relative.with_suffix("").parts)
-        taken = short in named  # a.obj beside a.glb: the later one keeps its suffix
-        named["__".join(relative.parts) if taken else short] = path
-    return named
-
-
-def _one(named: tuple[str, Path], *, out: Path, config: SampleConfig, seed: int, views: ViewConfig | None) -> dict:
+def _one(named: tuple[str, Shape], *, out: Path, config: SampleConfig, seed: int, views: ViewConfig | None) -> dict:
     start = time.perf_counter()
-    shape_id, path = named
-    row = dict.fromkeys(FIELDS, "") | {"id": shape_id, "file": str(path)}
+    shape_id, shape = named
+    row = dict.fromkeys(FIELDS, "") | {"id": shape_id, "file": str(shape.mesh)}
     entropy = int.from_bytes(hashlib.sha256(f"{seed}:{shape_id}".encode()).digest()[:8], "big")
     try:
-        mesh = load_mesh(path)
+        mesh = load_mesh(shape.mesh)
         samples, facts = sample_shape(mesh, config, entropy)
         save_samples(samples, out / "samples" / f"{shape_id}.npz")
-        if views is not None:
-            write_views(mesh, out / "views" / shape_id, views, np.random.default_rng([entropy, 1]))
-        row |= {"status": "ok"} | {k: f"{v:.5f}" if isinstance(v, float) else v for k, v in facts.items()}
+        rng = np.random.default_rng([entropy, 1])
+        left_out = complete_views(mesh, shape.pictures, out / "views" / shape_id, views, rng)
+        row |= {"status": "ok", "reason": "; ".join(left_out)}
+        row |= {k: f"{v:.5f}" if isinstance(v, float) else v for k, v in facts.items()}
     except MeshError as e:
         row |= {"status": "refused", "reason": str(e)}
     return row | {"seconds": f"{time.perf_counter() - start:.3f}"}
@@ -103,6 +88,8 @@ def _check_settings(out: Path, wanted: dict) -> None:
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for name, value in wanted.items():
         earlier = found.get(name)
+        if name == "views" and earlier:
+            earlier = configuration.completed(ViewConfig, earlier, str(path))
         if None not in (earlier, value) and earlier != value:
             raise ValueError(f"{out / 'samples'} was made with {name} {earlier}, not {value}: "
                              "use another --out, or delete that folder")
@@ -123,24 +110,28 @@ def _write_report(out: Path, rows: dict[str, dict]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path, help="folder of meshes, or data set folder with meshes/ in it")
-    parser.add_argument("--out", type=Path, help="data set folder to write (default: the source folder)")
+    parser.add_argument("source", type=Path, help="folder of meshes, data set folder, or table id,file (.csv)")
+    parser.add_argument("--out", type=Path, help="data set folder to write (default: where the source is)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: all cores)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--views", type=int, default=0, metavar="K", help="also render K views of each mesh (default: none)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of SampleConfig, as in surface_points=16384")
+    parser.add_argument("overrides", nargs="*", metavar="key=value",
+                        help="settings of PrepareConfig, as in surface_points=16384 views.count=8; views.count=0 renders none")
     args = parser.parse_intermixed_args(argv)
     try:
-        config = configuration.load(SampleConfig, None, args.overrides)
-        views = ViewConfig(count=args.views) if args.views else None
-        out = args.out or args.source
-        rows = make_samples(args.source, out, config, seed=args.seed, workers=args.workers, views=views)
+        config = configuration.load(PrepareConfig, None, args.overrides)
+        out = args.out or (args.source.parent if args.source.is_file() else args.source)
+        rows = make_samples(args.source, out, config.samples, seed=args.seed, workers=args.workers,
+                            views=config.views if config.views.count else None)
     except ValueError as e:
         parser.exit(2, f"{e}\n")
     refused = [r for r in rows if r["status"] != "ok"]
     print(f"{len(rows) - len(refused)} of {len(rows)} meshes sampled into {out / 'samples'}; "
           f"{len(refused)} refused ({out / 'report.csv'})")
-    return 1 if refused else 0
+    flawed = [r for r in rows if r["status"] == "ok" and r["reason"]]
+    if flawed:
+        print(f"pictures of {len(flawed)} shapes were left out, the first: {flawed[0]['reason']}; "
+              f"to try again delete the shapes' folders in {out / 'views'}")
+    return 1 if refused or flawed else 0
 
 
 if __name__ == "__main__":

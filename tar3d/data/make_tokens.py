@@ -132,7 +132,7 @@ class TokenMaker:
         names = self.views.names(shape_id)
         if not names:
             raise ImageError(f"{self.views.folder / shape_id} holds no .png view: "
-                             "render some with python -m tar3d.data.make_samples --views 4")
+                             "render some with python -m tar3d.data.make_samples views.count=4")
         pixels = np.stack([preprocess(self.views.load(name), self.config).pixels for name in names])
         if not self.encoder.frozen:
             return pixels

@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from tar3d.config import ViewConfig
+from tar3d import config as configuration
+from tar3d.config import ToyConfig, ViewConfig
 from tar3d.data.folder import split_ids, write_csv, write_json
 from tar3d.data.toy_shapes import generate
 from tar3d.data.views import write_views
@@ -51,7 +52,11 @@ def make_toy_data(out: Path, num: int, seed: int, views: ViewConfig | None, work
 def _check_stamp(path: Path, settings: dict) -> None:
     if not path.is_file():
         write_json(path, settings)
-    elif (found := json.loads(path.read_text(encoding="utf-8"))) != settings:
+        return
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if found.get("views"):
+        found["views"] = configuration.completed(ViewConfig, found["views"], str(path))
+    if found != settings:
         raise ValueError(f"{path.parent} holds a procedural set made with {found}, not {settings}: "
                          "choose another folder or delete it")
 
@@ -74,14 +79,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="data set folder to write")
     parser.add_argument("--num", type=int, default=2000, help="shapes (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--views", type=int, default=ViewConfig().count,
-                        help="pictures of each shape, 0 for none (default: %(default)s)")
-    parser.add_argument("--view-size", type=int, default=ViewConfig().size, help="their side in pixels (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: all cores)")
-    args = parser.parse_args(argv)
+    parser.add_argument("overrides", nargs="*", metavar="key=value",
+                        help="settings of the pictures, as in views.count=2 views.size=64; views.count=0 for none")
+    args = parser.parse_intermixed_args(argv)
     try:
-        views = ViewConfig(count=args.views, size=args.view_size) if args.views else None
-        make_toy_data(args.out, args.num, args.seed, views, args.workers)
+        views = configuration.load(ToyConfig, None, args.overrides).views
+        make_toy_data(args.out, args.num, args.seed, views if views.count else None, args.workers)
     except ValueError as e:
         parser.exit(2, f"{e}\n")
     print(f"{args.num} shapes of seed {args.seed} in {args.out}; next: python -m tar3d.data.make_samples {args.out}")

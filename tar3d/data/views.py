@@ -1,29 +1,101 @@
-"""Condition views of a shape: views/<id>/<k>.png, and of rendered ones (RGBA) cameras.json."""
+"""Condition views of a shape: views/<id>/<k>.png, given or rendered, and cameras.json where they were rendered."""
 
 from __future__ import annotations
 
+import io
+import os
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from tar3d.condition.image import load_image
+from tar3d.condition.image import ImageError, load_image
 from tar3d.config import ViewConfig
 from tar3d.contracts import Mesh
-from tar3d.data.folder import atomic_write, mesh_path, write_json
+from tar3d.data.folder import mesh_path, to_json
 from tar3d.data.store import Files
 from tar3d.mesh.load import load_mesh
-from tar3d.mesh.render import Renderer, orbit_cameras, picture, rgba
+from tar3d.mesh.render import Camera, Renderer, orbit_cameras, picture, rgba
+
+WHITE = (255, 255, 255)
+
+
+def complete_views(mesh: Mesh, pictures: Sequence[Path], folder: Path, config: ViewConfig | None,
+                   rng: np.random.Generator) -> list[str]:
+    """Sees to it that `folder` holds views: what is there stays, else `pictures` are copied, else `config` says what to render.
+
+    Returns the reasons for which pictures were left out."""
+    if has_views(folder):
+        return []
+    files, left_out = picture_files(pictures)
+    if not files and config is not None:
+        files = view_files(mesh, config, rng)
+    if files:
+        _write_folder(folder, files)
+    return left_out
+
+
+def has_views(folder: Path) -> bool:
+    """Whether any picture is there; folders of views are written whole."""
+    return any(folder.glob("*.png"))
 
 
 def write_views(mesh: Mesh, folder: Path, config: ViewConfig, rng: np.random.Generator) -> None:
-    """cameras.json is written last, so a folder that has it is complete."""
-    cameras = orbit_cameras(config, rng)
-    renderer = Renderer(mesh)
-    for k, camera in enumerate(cameras):
-        with atomic_write(folder / f"{k}.png") as f:
-            Image.fromarray(rgba(renderer.render(camera, config.size))).save(f, format="PNG")
-    write_json(folder / "cameras.json", [camera.to_json() for camera in cameras])
+    """Renders into `folder`, which is replaced."""
+    _write_folder(folder, view_files(mesh, config, rng))
+
+
+def view_files(mesh: Mesh, config: ViewConfig, rng: np.random.Generator) -> dict[str, bytes]:
+    """Rendered views by the names of their files, and cameras.json."""
+    cameras, renderer = orbit_cameras(config, rng), Renderer(mesh)
+    files = {f"{k}.png": _png(Image.fromarray(_pixels(renderer, camera, config))) for k, camera in enumerate(cameras)}
+    return files | {"cameras.json": to_json([camera.to_json() for camera in cameras]).encode()}
+
+
+def picture_files(pictures: Sequence[Path]) -> tuple[dict[str, bytes], list[str]]:
+    """Given pictures by the names they get as views, and why some were left out. PNG files are copied, others converted; the
+    cameras of views that were rendered come along."""
+    files: dict[str, bytes] = {}
+    left_out = []
+    for path in pictures:
+        try:
+            image = load_image(path)
+        except ImageError as e:
+            left_out.append(str(e))
+        else:
+            files[f"{len(files)}.png"] = path.read_bytes() if path.suffix.lower() == ".png" else _png(image)
+    folders = {path.parent for path in pictures}
+    if len(folders) == 1 and not left_out:
+        cameras = folders.pop() / "cameras.json"
+        if cameras.parent.parent.name == "views" and cameras.is_file():
+            files["cameras.json"] = cameras.read_bytes()
+    return files, left_out
+
+
+def _pixels(renderer: Renderer, camera: Camera, config: ViewConfig) -> np.ndarray:
+    """(S, S, 4) uint8, or (S, S, 3) on white."""
+    if config.background == "white":
+        return renderer.render(camera, config.size, background=WHITE).color
+    return rgba(renderer.render(camera, config.size))
+
+
+def _png(image: Image.Image) -> bytes:
+    content = io.BytesIO()
+    image.save(content, format="PNG")
+    return content.getvalue()
+
+
+def _write_folder(folder: Path, files: dict[str, bytes]) -> None:
+    """All of the files or none, in place of the folder that was there."""
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for name, content in files.items():
+        (partial / name).write_bytes(content)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
 
 
 class Views:

@@ -111,7 +111,7 @@ def choose_shapes(test: Path, train: Path, count: int, seed: int) -> list[str]:
     ids = sorted(i for split in splits for i in samples.ids(split) if views.names(i))
     if not ids:
         raise ValueError(f"{test} holds no test shape with samples and views: make them with "
-                         f"python -m tar3d.data.make_samples {test} --views 4")
+                         f"python -m tar3d.data.make_samples {test} views.count=4")
     return [ids[i] for i in np.random.default_rng(seed).permutation(len(ids))[:count]]
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from tar3d import config as configuration
 from tar3d.config import EvalProtocol
 from tar3d.contracts import Mesh
-from tar3d.data.make_samples import mesh_ids
+from tar3d.data.sources import mesh_ids
 from tar3d.data.workers import parallel
 from tar3d.mesh.load import load_mesh
 from tar3d.metrics.align import alignment

@@ -2,19 +2,21 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tar3d.config import SampleConfig, ViewConfig
 from tar3d.data.folder import mesh_path, read_splits
-from tar3d.data.make_samples import main, make_samples, mesh_ids
+from tar3d.data.make_samples import main, make_samples
 from tar3d.data.shapes import load_samples
 from tar3d.data.views import Views
 
 SMALL = SampleConfig(surface_points=200, volume_points=300, near_points=100)  # as in the `samples` fixture
 IDS = ["ball", "ball.obj", "box", "more__deep__ring", "more__pill", "more__tube"]
-FLAGS = ["surface_points=200", "volume_points=300", "near_points=100"]
+FLAGS = ["surface_points=200", "volume_points=300", "near_points=100", "views.count=0"]
 
 
 def contents(folder) -> dict[str, bytes]:
@@ -24,13 +26,6 @@ def contents(folder) -> dict[str, bytes]:
 def report(folder) -> dict[str, dict]:
     with open(folder / "report.csv", newline="") as f:
         return {row["id"]: row for row in csv.DictReader(f)}
-
-
-def test_ids_are_paths_without_suffix(meshes):
-    named = mesh_ids(meshes)
-    assert sorted(named) == IDS
-    assert named["ball"].name == "ball.glb" and named["ball.obj"].name == "ball.obj"  # a.obj beside a.glb
-    assert mesh_ids(meshes.parent) == named  # a data set folder with meshes/ in it
 
 
 @pytest.mark.parametrize("make, message", [(False, "is not a folder of meshes"), (True, "holds no meshes; looked for .glb")])
@@ -119,7 +114,7 @@ def test_new_shapes_join_the_splits(meshes, tmp_path):
 def test_other_settings_are_refused(meshes, tmp_path, capsys):
     make_samples(meshes, tmp_path / "out", SMALL)
     before = contents(tmp_path / "out")
-    for flags in ([*FLAGS[:2], "near_points=101"], [*FLAGS, "--seed", "1"]):
+    for flags in ([*FLAGS, "near_points=101"], [*FLAGS, "--seed", "1"]):
         with pytest.raises(SystemExit) as stop:
             main([str(meshes), "--out", str(tmp_path / "out"), "--workers", "1", *flags])
         assert stop.value.code == 2 and "use another --out, or delete that folder" in capsys.readouterr().err
@@ -134,9 +129,11 @@ def test_views_can_be_added_later_and_are_completed(meshes, samples, tmp_path):
     assert all(Views(out).names(i) == [f"{i}/0.png", f"{i}/1.png"] for i in IDS)
     cameras = out / "views" / "box" / "cameras.json"
     assert len(json.loads(cameras.read_text())) == 2
-    cameras.unlink()
+    rendered = {p.name: p.read_bytes() for p in cameras.parent.iterdir()}
+    shutil.rmtree(cameras.parent)
     make_samples(meshes, out, SMALL, views=views)
-    assert cameras.is_file()
+    assert {p.name: p.read_bytes() for p in cameras.parent.iterdir()} == rendered
+    assert not list(out.rglob("*.part"))
     make_samples(meshes, out, SMALL)  # views left out again: nothing to complain about
     with pytest.raises(ValueError, match="was made with views"):
         make_samples(meshes, out, SMALL, views=ViewConfig(count=3, size=16))
@@ -148,7 +145,7 @@ def test_splits_and_captions_of_the_source_are_taken_over(meshes, tmp_path):
     (meshes / "captions.csv").write_text("id,caption\nbox,a box\n")
     make_samples(meshes, tmp_path / "out", SMALL)
     assert read_splits(tmp_path / "out") == own
-    assert (tmp_path / "out" / "captions.csv").read_text() == "id,caption\nbox,a box\n"
+    assert (tmp_path / "out" / "captions.csv").read_text().startswith("id,caption\nball,ball\nball.obj,ball\nbox,a box\n")
 
 
 def test_leaking_splits_of_the_source_are_refused(meshes, tmp_path):
@@ -157,8 +154,88 @@ def test_leaking_splits_of_the_source_are_refused(meshes, tmp_path):
         make_samples(meshes, tmp_path / "out", SMALL)
 
 
+def test_views_are_rendered_unless_told_otherwise(meshes, tmp_path, capsys):
+    command = [str(meshes), "--out", str(tmp_path / "out"), "--workers", "1", *FLAGS[:3]]
+    assert main([*command, "views.count=2", "views.size=16", "views.background=white"]) == 0
+    for shape_id in IDS:
+        image = Image.open(tmp_path / "out" / "views" / shape_id / "1.png")
+        assert image.mode == "RGB" and image.size == (16, 16) and image.getpixel((0, 0)) == (255, 255, 255)
+        assert image.getextrema()[0][0] < 250, "nothing is drawn"
+    with pytest.raises(SystemExit):
+        main([*command, "views.count=3"])
+    assert "was made with views" in capsys.readouterr().err
+    assert main([*command, "views.count=0"]) == 0
+    assert main([str(meshes), "--out", str(tmp_path / "four"), "--workers", "1", *FLAGS[:3], "views.size=16"]) == 0
+    assert len(list_views(tmp_path / "four", "box")) == 4 and Image.open(list_views(tmp_path / "four", "box")[0]).mode == "RGBA"
+
+
+def test_settings_from_before_a_key_was_known_still_fit(meshes, tmp_path):
+    views = ViewConfig(count=1, size=16)
+    make_samples(meshes, tmp_path / "out", SMALL, views=views)
+    path = tmp_path / "out" / "samples" / "settings.json"
+    values = json.loads(path.read_text())
+    del values["views"]["background"]
+    path.write_text(json.dumps(values))
+    make_samples(meshes, tmp_path / "out", SMALL, views=views)
+    with pytest.raises(ValueError, match="was made with views"):
+        make_samples(meshes, tmp_path / "out", SMALL, views=ViewConfig(count=1, size=16, background="white"))
+
+
+def picture(path, color="red"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (9, 9), color).save(path)
+    return path.read_bytes()
+
+
+def test_given_pictures_become_views_and_the_others_are_rendered(meshes, tmp_path, capsys):
+    source, out = meshes.parent, tmp_path / "out"
+    given = [picture(source / "images" / "box" / "2.png"), picture(source / "images" / "box" / "10.png", "blue")]
+    picture(source / "images" / "ball.jpg")
+    (source / "images" / "more__pill.png").write_bytes(b"no picture")
+    picture(out / "views" / "more__tube" / "mine.png")
+    command = [str(source), "--out", str(out), "--workers", "1", *FLAGS[:3], "views.count=2", "views.size=16"]
+    assert main(command) == 1
+    assert {p.name: p.read_bytes() for p in list_views(out, "box")} == {"0.png": given[0], "1.png": given[1]}
+    assert Image.open(out / "views" / "ball" / "0.png").format == "PNG" and len(list_views(out, "ball")) == 1
+    assert [p.name for p in list_views(out, "more__tube")] == ["mine.png"], "pictures that somebody put there were replaced"
+    for shape_id in ("ball.obj", "more__pill", "more__deep__ring"):
+        assert sorted(p.name for p in (out / "views" / shape_id).iterdir()) == ["0.png", "1.png", "cameras.json"]
+    row = report(out)["more__pill"]
+    assert row["status"] == "ok" and "more__pill.png is not an image" in row["reason"]
+    assert "pictures of 1 shapes were left out, the first: " in capsys.readouterr().out
+    picture(source / "images" / "more__pill.png")
+    shutil.rmtree(out / "views" / "more__pill")
+    assert main(command) == 0 and len(list_views(out, "more__pill")) == 1
+
+
+def test_pictures_are_taken_over_without_rendering_any(meshes, samples, tmp_path):
+    given = picture(meshes / "images" / "box.png")
+    make_samples(meshes, tmp_path / "out", SMALL)
+    assert list_views(tmp_path / "out", "box")[0].read_bytes() == given
+    assert [p.name for p in (tmp_path / "out" / "views").iterdir()] == ["box"]
+    assert contents(tmp_path / "out") == contents(samples)
+
+
+def test_rendered_views_of_a_set_keep_their_cameras(samples, tmp_path):
+    make_samples(samples, tmp_path / "out", SMALL)  # its manifest.csv names the meshes
+    for path in (samples / "views").glob("*/*.*"):
+        assert (tmp_path / "out" / path.relative_to(samples)).read_bytes() == path.read_bytes()
+    assert contents(tmp_path / "out") == contents(samples)
+
+
+def test_a_table_is_sampled_beside_itself(meshes, tmp_path):
+    (tmp_path / "list.csv").write_text("id,file,caption,split\none,meshes/box.obj,a box,train\ntwo,meshes/none.obj,,val\n")
+    assert main([str(tmp_path / "list.csv"), "--workers", "1", *FLAGS]) == 1
+    rows = report(tmp_path)
+    assert rows["one"]["status"] == "ok" and "there is no such file" in rows["two"]["reason"]
+    assert read_splits(tmp_path) == {"train": ["one"], "val": ["two"], "test": []}
+    assert (tmp_path / "captions.csv").read_text() == "id,caption\none,a box\ntwo,none\n"
+
+
 @pytest.mark.parametrize("flags, message",
-                         [(["points=3"], "points"), (["surface_points=0"], "surface_points"), (["--workers", "0"], "workers")])
+                         [(["--views", "3"], "views"), (["views.colour=red"], "colour"),
+                          (["views.background=red"], "transparent, white"),
+                          (["points=3"], "points"), (["surface_points=0"], "surface_points"), (["--workers", "0"], "workers")])
 def test_wrong_settings_are_named(meshes, tmp_path, capsys, flags, message):
     with pytest.raises(SystemExit) as stop:
         main([str(meshes), "--out", str(tmp_path / "out"), *flags])

@@ -17,7 +17,7 @@ import trimesh  # noqa: E402
 from tar3d.config import ViewConfig  # noqa: E402
 from tar3d.contracts import CUBE_FILL  # noqa: E402
 from tar3d.data.folder import split_ids  # noqa: E402
-from tar3d.data.toy import make_toy_data  # noqa: E402
+from tar3d.data.toy import main, make_toy_data  # noqa: E402
 from tar3d.data.toy_shapes import CATEGORIES, MIN_THICKNESS, ToyShape, generate  # noqa: E402
 from tar3d.data.toy_solids import tube  # noqa: E402
 from tar3d.mesh.load import load_mesh  # noqa: E402
@@ -191,6 +191,20 @@ def test_other_settings_are_refused(folder):
         make_toy_data(folder, 6, 5, VIEWS, workers=1)
     with pytest.raises(ValueError, match="delete"):
         make_toy_data(folder, 6, 4, None, workers=1)
+
+
+def test_a_set_from_before_a_setting_was_known_is_completed(folder, tmp_path, capsys):
+    command = ["--out", str(tmp_path), "--num", "2", "--seed", "4", "--workers", "1", "views.count=2", "views.size=32"]
+    assert main(command) == 0
+    stamp = json.loads((tmp_path / "toy.json").read_text())
+    del stamp["views"]["background"]
+    (tmp_path / "toy.json").write_text(json.dumps(stamp))
+    assert main(command) == 0
+    assert all((folder / name).read_bytes() == (tmp_path / name).read_bytes()
+               for name in bytes_of(tmp_path) if name.startswith("views/"))
+    with pytest.raises(SystemExit):
+        main([*command, "views.background=white"])
+    assert "delete" in capsys.readouterr().err
 
 
 def test_splits_are_disjoint_and_stable_when_the_set_grows():
