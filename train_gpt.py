@@ -117,7 +117,7 @@ def read_config(args: argparse.Namespace, vqvae: VQVAE) -> GPTRunConfig:
 def given_encoder(data: Path, config: GPTRunConfig) -> GivenEmbeddings | None:
     """What stands for the image encoder where the tokens of `data` were made from given embeddings; None where they were not."""
     tokens = data / "tokens"
-    if not (tokens / "stamp.json").is_file() or not read_stamp(tokens)["encoder"].startswith(GivenEmbeddings.prefix):
+    if not (tokens / "stamp.json").is_file() or not read_stamp(tokens).get("encoder", "").startswith(GivenEmbeddings.prefix):
         return None
     return GivenEmbeddings(config.image_encoder, config.gpt.condition_tokens, config.gpt.condition_width)
 

@@ -1,11 +1,17 @@
 """The data suite: items a second for training, from files that this machine has just written.
 
     shapes    items of the tokenizer's training, from one .npz a shape (81,920 surface and 200,000 query points)
+    shapenet  the same from ShapeNetV2's files (100,000 surface points and two pools of 500,000 query points)
     tokens    rows of the GPT's training, from memory-mapped shards (3,072 tokens and 197 x 768 embeddings in float16)
 
 Variants: `plain` is an item made from a whole file as NumPy reads it (shapes only), `item` the data set called in this process,
-`workers_N` a DataLoader with so many workers and the batches of training, pinned where the device is a GPU; as many as the
-machine has cores. Each call goes through a loader once, whose workers are alive but have nothing prepared.
+`packed` the same from a tar shard, `workers_N` a DataLoader with so many workers and the batches of training, pinned where the
+device is a GPU; as many as the machine has cores. Each call goes through a loader once, whose workers are alive but have nothing
+prepared.
+
+Of shapenet, `public` is an item as public training code makes it: both files read whole, rows drawn from the pools; `public_mask`
+adds the dense causal mask over condition and tokens that TAR3D's items for the GPT bring along. `item` draws from the same files,
+and `*_compressed` from those of numpy.savez_compressed.
 
 The arrays are random, of the right shapes, in a temporary folder; warm-up reads every file, so they come from memory, not from a
 disk. The goal is what one GPU would use at the rates named in `needed`, which are arithmetic: nothing is computed with the items.
@@ -33,12 +39,16 @@ from tar3d.contracts import ShapeSamples
 from tar3d.data.folder import write_json
 from tar3d.data.order import TrainingOrder
 from tar3d.data.shapes import ShapeDataset, save_samples
+from tar3d.data.store import write_shard
 from tar3d.data.tokens import TokenDataset
 from tar3d.gpt.model import GPT
 
 WORKERS = (0, 1, 2, 4, 8)
 FILES, SHARDS, SHARD_ROWS = 32, 2, 128
 BATCHES = 8  # of a call
+SHAPENET_FILES, SHAPENET_SURFACE, SHAPENET_ITEMS = 8, 100_000, 32
+SHAPENET_POOL = {"tiny": 10_000, "full": 500_000}
+MASK_SIDE = 197 + 3072  # condition and tokens
 GPT_CONFIGS = {"tiny": ("configs/gpt_i23d_tiny.yaml", "GPT-tiny"), "full": ("configs/gpt_i23d.yaml", "GPT-B")}
 GPU_FLOPS, GPU_SHARE = 989e12, 0.4  # dense bfloat16 of an H100 or H200 by its data sheet, and an assumed share of it
 
@@ -58,13 +68,19 @@ def shapes(size: str, device: torch.device) -> dict[str, Work]:
     data = ShapeDataset(folder, "train", surface_points=t.surface_points, volume_points=t.volume_points,
                         near_points=t.near_points, seed=0)
     weakref.finalize(data, temporary.cleanup)
+    shard = folder / "packed" / "samples" / "00000.tar"
+    write_shard(shard, {p.name: p.read_bytes() for p in (folder / "samples").iterdir()})
+    write_json(folder / "packed" / "splits.json", {"train": ids, "val": [], "test": []})
+    packed = ShapeDataset(folder / "packed", "train", surface_points=t.surface_points, volume_points=t.volume_points,
+                          near_points=t.near_points, seed=0)
     why = f"shapes/s: the whole recipe in {GOAL_SHARE:g} of {PAPER_HOURS} h"
     settings = {"batch": t.batch_size, "surface_points": t.surface_points, "stored_surface_points": stored.surface_points,
                 "stored_query_points": queries}
     works = _works(data, t.batch_size, settings, needed_rate(config) if size == "full" else None, why, device)
     items = works["item"].items
-    plain = Work(lambda: _each(partial(plain_item, data), data, items), items, "float32", works["item"].settings)
-    return {"plain": plain, **works}
+    others = {name: Work(partial(_each, get, data, items), items, "float32", works["item"].settings)
+              for name, get in (("plain", partial(plain_item, data)), ("packed", packed.__getitem__))}
+    return {"plain": others["plain"], "item": works.pop("item"), "packed": others["packed"], **works}
 
 
 def plain_item(data: ShapeDataset, key: tuple[int, int]) -> dict[str, torch.Tensor]:
@@ -81,6 +97,58 @@ def plain_item(data: ShapeDataset, key: tuple[int, int]) -> dict[str, torch.Tens
                              for near, kind in ((False, "volume"), (True, "near"))])
     arrays = {"surface": whole.surface[surface], "points": points[chosen], "inside": inside[chosen], "is_near": is_near[chosen]}
     return {name: torch.from_numpy(a) for name, a in arrays.items()}
+
+
+def shapenet(size: str, device: torch.device) -> dict[str, Work]:
+    t = configuration.load(VQVAEConfig, TINY_CONFIG if size == "tiny" else FULL_CONFIGS["plane_pool"]).train
+    temporary, pool = tempfile.TemporaryDirectory(ignore_cleanup_errors=True), SHAPENET_POOL[size]
+    settings = {"surface_points": t.surface_points, "stored_surface_points": SHAPENET_SURFACE, "pool": pool}
+    works = {}
+    for suffix, save in (("", np.savez), ("_compressed", np.savez_compressed)):
+        root = Path(temporary.name) / f"set{suffix}"
+        _write_shapenet(root, pool, save)
+        data = ShapeDataset(root, "train", surface_points=t.surface_points, volume_points=t.volume_points,
+                            near_points=t.near_points, seed=0)
+        weakref.finalize(data, temporary.cleanup)
+        for name, get in (("public", partial(public_item, data)), ("public_mask", partial(public_item, data, with_mask=True)),
+                          ("item", data.__getitem__)):
+            works[f"{name}{suffix}"] = Work(partial(_each, get, data, SHAPENET_ITEMS), SHAPENET_ITEMS, "float32", settings)
+    return works
+
+
+def _write_shapenet(root: Path, pool: int, save: Callable[..., None]) -> None:
+    rng, folders = np.random.default_rng(0), [root / "ShapeNetV2_point" / "0", root / "surface" / "0" / "4_pointcloud"]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    for split in ("val", "test"):
+        (folders[0] / f"{split}.lst").touch()
+    (folders[0] / "train.lst").write_text("\n".join(map(str, range(SHAPENET_FILES))), encoding="utf-8")
+    for k in range(SHAPENET_FILES):
+        queries = {f"{kind}_points": rng.uniform(-1, 1, (pool, 3)).astype(np.float32) for kind in ("vol", "near")}
+        save(folders[0] / f"{k}.npz", **queries, **{f"{kind}_label": rng.random(pool) < 0.5 for kind in ("vol", "near")})
+        np.save(folders[0] / f"{k}.npy", np.array(1.5))
+        normals = rng.standard_normal((SHAPENET_SURFACE, 3)).astype(np.float32)
+        save(folders[1] / f"{k}.npz", points=rng.uniform(-0.5, 0.5, (SHAPENET_SURFACE, 3)).astype(np.float32),
+             normals=normals / np.linalg.norm(normals, axis=1, keepdims=True), loc=np.zeros(3), scale=np.array(1.0))
+
+
+def public_item(data: ShapeDataset, key: tuple[int, int], with_mask: bool = False) -> dict[str, torch.Tensor]:
+    """An item of ShapeNetV2 as public training code makes it."""
+    position, index = key
+    rng, path = np.random.default_rng([data.seed, position]), Path(data.source.where(data.ids[index]))
+    with np.load(path) as archive:
+        stored = {name: archive[name] for name in archive}
+    with np.load(data.source.surfaces / "0" / "4_pointcloud" / path.name) as archive:
+        points, normals = archive["points"] * np.load(path.with_suffix(".npy")), archive["normals"]
+    surface = rng.choice(len(points), data.counts["surface"], replace=False)
+    parts = []
+    for kind, prefix in (("volume", "vol"), ("near", "near")):
+        rows = rng.choice(len(stored[f"{prefix}_points"]), data.counts[kind], replace=False)
+        parts.append((stored[f"{prefix}_points"][rows], stored[f"{prefix}_label"][rows]))
+    queries, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
+    arrays = {"surface": np.concatenate([points[surface], normals[surface]], axis=1), "points": queries, "inside": labels}
+    mask = {"mask": torch.tril(torch.ones(MASK_SIDE, MASK_SIDE, dtype=torch.bool))} if with_mask else {}
+    return {name: torch.from_numpy(a).float() for name, a in arrays.items()} | mask
 
 
 def tokens(size: str, device: torch.device) -> dict[str, Work]:
@@ -142,7 +210,9 @@ def _exhaust(loader: DataLoader) -> None:
 
 CASES = (
     Case("shapes", "full", "shapes", partial(shapes, "full")),
+    Case("shapenet", "full", "shapes", partial(shapenet, "full")),
     Case("tokens", "full", "rows", partial(tokens, "full"), repeats=5),
     Case("shapes", "tiny", "shapes", partial(shapes, "tiny")),
+    Case("shapenet", "tiny", "shapes", partial(shapenet, "tiny")),
     Case("tokens", "tiny", "rows", partial(tokens, "tiny")),
 )

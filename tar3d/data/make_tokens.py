@@ -48,7 +48,7 @@ class TokenMaker:
         self.data, self.vqvae, self.config, self.device = data, vqvae.eval().to(device), image_encoder, device
         self.given = given
         self.encoder: ImageEncoder = given.encoder if given else build_image_encoder(image_encoder).to(device)
-        self.samples, self.views = open_samples(data), Views(data)
+        self.samples, self.views = open_samples(data), None if given else Views(data)
         self.stamp = {"tokenizer": checkpoint.fingerprint(vqvae), "grid_size": vqvae.config.grid_size,
                       "codebook_size": vqvae.config.codebook_size, "encoder": self.encoder.identity,
                       "source": "float16 embeddings" if self.encoder.frozen else "uint8 pixels"}

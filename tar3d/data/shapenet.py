@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from tar3d.data.folder import SPLITS
 from tar3d.data.npz import float32, map_npz
@@ -105,15 +106,16 @@ class ShapeNetV2:
         pools = [_pool(stored, path, prefix, lambda count, kind=kind: choose(kind, count))
                  for kind, prefix in (("volume", "vol"), ("near", "near"))]
         (volume, _), (near, _) = pools
-        return {"surface": surface.astype(np.float16), "points": np.concatenate([volume, near]),
+        return {"surface": surface.half().numpy(), "points": np.concatenate([volume, near]),
                 "inside": np.concatenate([labels for _, labels in pools]),
                 "is_near": np.arange(len(volume) + len(near)) >= len(volume), "transform": transform}
 
     def surface(self, shape_id: str) -> np.ndarray:
         """All surface points and normals, (N, 6) float32, in the frame of the query points."""
-        return self._surface(shape_id, lambda stored: slice(None))[0]
+        return self._surface(shape_id, lambda stored: slice(None))[0].numpy()
 
-    def _surface(self, shape_id: str, choose: Callable[[int], slice | np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    def _surface(self, shape_id: str, choose: Callable[[int], slice | np.ndarray]) -> tuple[torch.Tensor, np.ndarray]:
+        """Chosen points and normals (N, 6) float32, joined by torch: numpy takes ten times as long; and their transform."""
         category, name = self._places[shape_id]
         path = self.surfaces / category / "4_pointcloud" / f"{name}.npz"
         stored = map_npz(path, ("points", "normals", "loc", "scale"))
@@ -128,14 +130,18 @@ class ShapeNetV2:
             raise ValueError(f"{path}: loc must be three numbers and scale a positive one, "
                              f"got {loc.tolist()} and {scale.tolist()}")
         factor, rows = _read_number(self._points(shape_id, ".npy")), choose(len(points))
-        surface = np.concatenate([_in_cube(float32(points[rows]) * np.float32(factor), path, f"points times {factor:g}"),
-                                  float32(normals[rows])], axis=1)
-        length = float(np.linalg.norm(surface[:, 3:], axis=1).mean())
+        points = _in_cube(float32(_rows(points, rows)) * np.float32(factor), path, f"points times {factor:g}")
+        normals = float32(_rows(normals, rows))
+        length = float(np.sqrt(np.einsum("ij,ij->i", normals, normals)).mean())
         if not abs(length - 1) <= NORMAL_LENGTH:
             raise ValueError(f"{path}: normals must be unit vectors, got a mean length of {length:.4g}")
         transform = np.diag([float(scale.reshape(())) / factor] * 3 + [1.0])
         transform[:3, 3] = loc
-        return surface, transform
+        return torch.cat([torch.from_numpy(points), torch.from_numpy(normals)], dim=1), transform
+
+
+def _rows(array: np.ndarray, rows: slice | np.ndarray) -> np.ndarray:
+    return array[rows] if isinstance(rows, slice) else array.take(rows, axis=0)  # three times as fast as array[rows]
 
 
 def _take(stored: dict[str, np.ndarray], path: Path, key: str) -> np.ndarray:
@@ -168,12 +174,12 @@ def _pool(stored: dict[str, np.ndarray], path: Path, prefix: str,
         inside = values == 1
         if not (inside | (values == 0)).all():
             raise ValueError(f"{path}: {prefix}_label must hold 0 and 1, got {values[~(inside | (values == 0))][0]}")
-    return _in_cube(float32(points[rows]), path, f"{prefix}_points"), inside
+    return _in_cube(float32(_rows(points, rows)), path, f"{prefix}_points"), inside
 
 
 def _in_cube(points: np.ndarray, path: Path, key: str) -> np.ndarray:
     """`points` clipped to the cube, in place."""
-    largest = float(np.abs(points).max(initial=0.0))
+    largest = float(max(points.max(initial=0.0), -points.min(initial=0.0)))
     if not largest <= 1 + OUTSIDE:  # NaN is none of the two
         raise ValueError(f"{path}: {key} must lie in the cube [-1, 1]^3, got a coordinate of magnitude {largest:.6g}")
     return points if largest <= 1 else points.clip(-1, 1, out=points)
