@@ -12,6 +12,7 @@ header, before anything is decoded), and pictures in which nothing stands out. C
 
 from __future__ import annotations
 
+import io
 import struct
 import warnings
 import zlib
@@ -71,15 +72,16 @@ def list_images(path: str | Path) -> list[Path]:
     return [path]
 
 
-def load_image(path: str | Path) -> Image.Image:
-    """Reads one still picture as RGBA, upright. Raises `ImageError`, which names the file."""
+def load_image(path: str | Path, content: bytes | None = None) -> Image.Image:
+    """Reads one still picture as RGBA, upright. Raises `ImageError`, which names the file. `content` are its bytes, where it is
+    no file of its own and `path` only says where it lies."""
     path = Path(path)
-    if not path.is_file():
+    if content is None and not path.is_file():
         raise ImageError(f"image {path} {'is a folder' if path.is_dir() else 'does not exist'}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is stricter and says more
-            image = Image.open(path)
+            image = Image.open(path if content is None else io.BytesIO(content))
     except UnidentifiedImageError as e:
         raise ImageError(f"{path} is not an image that can be read; save it as PNG or JPEG") from e
     except Image.DecompressionBombError as e:
@@ -134,7 +136,7 @@ def preprocess(image: Image.Image, config: ImageEncoderConfig) -> Prepared:
 
     Raises `ImageError` for a fully transparent picture and for one of a single colour.
     """
-    picture, mask, foreground = _find_foreground(to_rgba(image))
+    picture, mask, foreground = find_foreground(to_rgba(image))
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)  # left, top, right, bottom
 
@@ -146,7 +148,7 @@ def preprocess(image: Image.Image, config: ImageEncoderConfig) -> Prepared:
     return Prepared(np.array(square), foreground)
 
 
-def _find_foreground(rgba: Image.Image) -> tuple[Image.Image, np.ndarray, Foreground]:
+def find_foreground(rgba: Image.Image) -> tuple[Image.Image, np.ndarray, Foreground]:
     """-> (RGB picture on white, (height, width) bool where the object is, what it was told from)."""
     alpha = rgba.getchannel("A")
     visible = np.asarray(alpha) >= VISIBLE_ALPHA

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from tar3d import config as configuration
 from tar3d.config import SampleConfig, ViewConfig
 from tar3d.data.folder import complete_splits, write_csv, write_json
+from tar3d.data.report import write_report
 from tar3d.data.shapes import save_samples
 from tar3d.data.views import write_views
 from tar3d.data.workers import parallel
@@ -135,6 +136,7 @@ def main(argv: list[str] | None = None) -> int:
         views = ViewConfig(count=args.views) if args.views else None
         out = args.out or args.source
         rows = make_samples(args.source, out, config, seed=args.seed, workers=args.workers, views=views)
+        write_report(out)
     except ValueError as e:
         parser.exit(2, f"{e}\n")
     refused = [r for r in rows if r["status"] != "ok"]

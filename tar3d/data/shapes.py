@@ -30,17 +30,18 @@ def save_samples(samples: ShapeSamples, path: Path) -> None:
                  inside=np.packbits(samples.inside), is_near=np.packbits(samples.is_near), transform=samples.to_source)
 
 
-def load_samples(path: Path) -> ShapeSamples:
-    """A ValueError names the file and the key that is missing or has the wrong type, shape or range."""
-    return _samples(path, _read(path))
+def load_samples(path: str | Path, content: bytes | None = None) -> ShapeSamples:
+    """A ValueError names the file and the key that is missing or has the wrong type, shape or range. `content` are its bytes,
+    where it is no file of its own and `path` only says where it lies."""
+    return _samples(path, _read(path, content))
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+def _read(path: str | Path, content: bytes | None = None) -> dict[str, np.ndarray]:
     """The arrays as they are stored, labels unpacked to bool. As numpy.load has them, but each member is read and checked (its
     CRC-32) in one go instead of piece by piece."""
     arrays = {}
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(path if content is None else io.BytesIO(content)) as archive:
             members = set(archive.namelist())
             for key in _SHAPES:
                 if f"{key}.npy" in members:
@@ -73,7 +74,7 @@ def _parse_header(start: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:
     return *np.lib.format.read_array_header_1_0(stream), stream.tell()
 
 
-def _samples(path: Path, arrays: dict[str, np.ndarray]) -> ShapeSamples:
+def _samples(path: str | Path, arrays: dict[str, np.ndarray]) -> ShapeSamples:
     """Coordinates widened, and all checked."""
     try:
         return ShapeSamples(_float32(arrays["surface"]), _float32(arrays["points"]), arrays["inside"], arrays["is_near"],
