@@ -29,7 +29,7 @@ from tar3d import config as configuration
 from tar3d.config import VQVAEConfig
 from tar3d.data.default import DEFAULT_FOLDER, default_data
 from tar3d.data.order import TrainingOrder, spread
-from tar3d.data.shapes import ShapeDataset, to_samples
+from tar3d.data.shapes import MixedShapes, ShapeDataset, to_samples
 from tar3d.data.views import mesh_pictures
 from tar3d.mesh.extract import EmptyFieldError
 from tar3d.mesh.render import contact_sheet, picture

@@ -43,11 +43,11 @@ class SampleConfig:
     volume_points: int = 100_000
     near_points: int = 100_000  # half at each noise scale
     near_sigmas: list[float] = field(default_factory=lambda: [0.02, 0.005])
-    min_thickness: float = 0.015  # thinner walls and sheets are made that thick, so that there is something to learn; 0: left as they are
+    min_thickness: float = 0.015  # thinner walls and sheets are made that thick, to be seen at all; 0 leaves them as they are
 
     def __post_init__(self) -> None:
         _at_least(1, self, "", "surface_points", "volume_points", "near_points")
-        _require(0 <= self.min_thickness <= 0.5, f"min_thickness must be in [0, 0.5] of the cube's unit, got {self.min_thickness}")
+        _require(0 <= self.min_thickness <= 0.5, f"min_thickness must be in [0, 0.5], got {self.min_thickness}")
         _require(len(self.near_sigmas) > 0 and min(self.near_sigmas) > 0, f"near_sigmas must be positive, got {self.near_sigmas}")
 
 
@@ -266,7 +266,7 @@ class SamplingConfig:
 
 @dataclass(kw_only=True)
 class AugmentConfig:
-    """How a training shape of the tokenizer is changed, anew each time it is drawn (`tar3d/data/augment.py`). The default: not."""
+    """How a training shape of the tokenizer is changed, anew whenever it is drawn (`tar3d/data/augment.py`). Default: not."""
 
     scale: list[float] = field(default_factory=lambda: [1.0, 1.0])  # each axis by a factor uniform in [low, high]
     rotate: float = 0.0  # probability of any angle about the up axis; else, unless it is 0, a quarter turn

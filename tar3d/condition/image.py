@@ -136,7 +136,7 @@ def preprocess(image: Image.Image, config: ImageEncoderConfig) -> Prepared:
 
     Raises `ImageError` for a fully transparent picture and for one of a single colour.
     """
-    picture, mask, foreground = _find_foreground(to_rgba(image))
+    picture, mask, foreground = find_foreground(to_rgba(image))
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)  # left, top, right, bottom
 
@@ -148,7 +148,7 @@ def preprocess(image: Image.Image, config: ImageEncoderConfig) -> Prepared:
     return Prepared(np.array(square), foreground)
 
 
-def _find_foreground(rgba: Image.Image) -> tuple[Image.Image, np.ndarray, Foreground]:
+def find_foreground(rgba: Image.Image) -> tuple[Image.Image, np.ndarray, Foreground]:
     """-> (RGB picture on white, (height, width) bool where the object is, what it was told from)."""
     alpha = rgba.getchannel("A")
     visible = np.asarray(alpha) >= VISIBLE_ALPHA

@@ -24,7 +24,8 @@ def random_matrix(config: AugmentConfig, rng: np.random.Generator) -> np.ndarray
     return turn @ np.diag(scale * [mirror, 1.0, 1.0])
 
 
-def augment(arrays: dict[str, np.ndarray], matrix: np.ndarray, volume_points: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def augment(arrays: dict[str, np.ndarray], matrix: np.ndarray, volume_points: int,
+            rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Samples moved by `matrix` (3, 3) and normalised to the cube: surface (N, 6), points (M, 3), inside and is_near (M,).
 
     Of the volume points, which come first, `volume_points` are drawn anew; near points that leave the cube are dropped.

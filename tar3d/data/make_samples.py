@@ -27,6 +27,7 @@ from tqdm import tqdm
 from tar3d import config as configuration
 from tar3d.config import PrepareConfig, SampleConfig, ViewConfig
 from tar3d.data.folder import complete_splits, write_csv, write_json
+from tar3d.data.report import write_report
 from tar3d.data.shapes import save_samples
 from tar3d.data.sources import Shape, find_shapes, write_tables
 from tar3d.data.views import complete_views, has_views
@@ -34,7 +35,7 @@ from tar3d.data.workers import parallel
 from tar3d.mesh.load import MeshError, load_mesh
 from tar3d.mesh.points import sample_shape
 
-FACTS = ["faces", "components", "watertight", "inside_share", "label_confidence"]  # as `sample_shape` gives them
+FACTS = ["faces", "components", "watertight", "buried_share", "thin_share", "inside_share", "label_confidence"]  # as `sample_shape` gives them
 FIELDS = ["id", "file", "status", "reason", *FACTS, "seconds"]
 FLUSH_EVERY = 200  # shapes between two writes of the report
 
@@ -122,6 +123,7 @@ def main(argv: list[str] | None = None) -> int:
         out = args.out or (args.source.parent if args.source.is_file() else args.source)
         rows = make_samples(args.source, out, config.samples, seed=args.seed, workers=args.workers,
                             views=config.views if config.views.count else None)
+        write_report(out)
     except ValueError as e:
         parser.exit(2, f"{e}\n")
     refused = [r for r in rows if r["status"] != "ok"]

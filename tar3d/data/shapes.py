@@ -31,10 +31,11 @@ def save_samples(samples: ShapeSamples, path: Path) -> None:
                  inside=np.packbits(samples.inside), is_near=np.packbits(samples.is_near), transform=samples.to_source)
 
 
-def load_samples(path: Path) -> ShapeSamples:
-    """A ValueError names the file and the key that is missing or has the wrong type, shape or range."""
+def load_samples(path: str | Path, content: bytes | None = None) -> ShapeSamples:
+    """A ValueError names the file and the key that is missing or has the wrong type, shape or range. `content` are its bytes,
+    where it is no file of its own and `path` only says where it lies."""
     try:
-        content = path.read_bytes()
+        content = Path(path).read_bytes() if content is None else content
     except OSError as e:
         raise ValueError(f"{path} is not a readable sample file ({e}); make it again with tar3d.data.make_samples") from e
     return to_samples(_parse(content, str(path)), str(path))

@@ -24,7 +24,7 @@ from tar3d.mesh.load import FACES_AT_ONCE, MeshError, blocks, face_components
 from tar3d.mesh.winding import WindingNumber
 
 INSIDE = 0.5
-LARGEST_OPENING = 0.25  # share of all directions, on average over a piece's surface, in which it is open; a disc has 0.5, half a sphere 0.25
+LARGEST_OPENING = 0.25  # share of all directions, mean over a piece's surface, that is open: 0.5 for a disc, 0.25 for half a sphere
 _SHEET_SAMPLES = 8192  # of a mesh, by which its pieces are told apart
 _ROUNDS = 20  # of drawing surface points, each as many as are still missing: for meshes that are nearly all buried
 _OFF_THE_WALL = 1e-4  # where a ray through a wall starts, and how far beyond it is looked for the outside
@@ -101,8 +101,8 @@ def sheets(mesh: Mesh, winding: WindingNumber, rng: np.random.Generator) -> np.n
 @dataclass(frozen=True)
 class Skin:
     """Points of a solid's surface: `points`, outward `normals` (N, 3); `face` (N,) that each lies on; `padding` (N,) by which
-    its wall is moved outwards to be thick enough, 0 for most; `buried` share of the mesh's area. A sheet has two outsides: half of
-    its normals, at random, are those of either."""
+    its wall is moved outwards to be thick enough, 0 for most; `buried` share of the mesh's area. A sheet has two outsides: half
+    of its normals, at random, are those of either."""
 
     points: np.ndarray
     normals: np.ndarray
@@ -133,7 +133,7 @@ def sample_skin(mesh: Mesh, winding: WindingNumber, count: int, rng: np.random.G
         if found >= count:
             break
     else:
-        raise MeshError(f"only {found:,} of {drawn:,} points of its surface see the outside: nearly all of the mesh is buried in itself")
+        raise MeshError(f"only {found:,} of {drawn:,} points of its surface see the outside: it is nearly all buried in itself")
     points, normals, face, sheet = (np.concatenate(values)[:count] for values in zip(*kept, strict=True))
     padding = np.zeros(count)
     if min_thickness > 0:
@@ -162,7 +162,7 @@ def _thickness(mesh: Mesh, winding: WindingNumber, points: np.ndarray, normals: 
 
 
 def label(mesh: Mesh, winding: WindingNumber, skin: Skin, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Whether each of `points` (M, 3) is inside, (M,) bool, thin walls padded; and how far |w| is from deciding otherwise, (M,)."""
+    """Whether each of `points` (M, 3) is inside, (M,) bool, thin walls padded; and how far |w| is from deciding otherwise."""
     magnitude = np.abs(winding(points))
     labels = magnitude > INSIDE
     margin = np.abs(magnitude - INSIDE)
@@ -190,8 +190,8 @@ def sample_shape(mesh: Mesh, config: SampleConfig, seed: int) -> tuple[ShapeSamp
 
     Volume points are uniform in the cube [-1, 1]^3. Near points are points of the surface moved by isotropic Gaussian noise, in
     equal shares for each of `config.near_sigmas`, and clipped to the cube. The facts are `faces`, `components`, `watertight` (1
-    or 0: every edge has as many faces in one direction as in the other), `buried_share` (of the area), `thin_share` (of the rest:
-    padded), `inside_share` (of the volume points), `label_confidence` (share of all points whose |w| is further than 1/4 from 1/2).
+    or 0: every edge has as many faces in one direction as in the other), `buried_share` (of the area), `thin_share` (of the rest,
+    padded), `inside_share` (of the volume points) and `label_confidence` (share of all points with |w| further than 1/4 from 1/2).
     """
     rng = np.random.default_rng(seed)
     winding = solid_winding(mesh, rng) if config.min_thickness > 0 else WindingNumber(mesh)

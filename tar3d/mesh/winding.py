@@ -166,7 +166,7 @@ def _groups(ends: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def _edge_lines(flat: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The lines (3, 3, F) of each face's edges, from the lower to the higher vertex; and (3, F) whether it runs them the other way."""
+    """The lines (3, 3, F) of each face's edges, from lower to higher vertex; and (3, F) whether it runs them the other way."""
     first, last = faces.T, np.roll(faces.T, -1, axis=0)  # (3, F)
     a, b = flat[np.minimum(first, last)], flat[np.maximum(first, last)]  # (3, F, 2)
     d = b - a

@@ -4,7 +4,7 @@ says over how many values it is."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,8 +52,8 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[s
     return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
 
 
-def histograms(values: dict[str, Sequence[float]], path: Path, bins: int = 30) -> None:
-    """A picture with one histogram for each named list of values, the mean marked."""
+def histograms(values: dict[str, Sequence[float]], path: Path, bins: int = 30, logarithmic: Collection[str] = ()) -> None:
+    """A picture with one histogram for each named list of values, the mean marked; `logarithmic` names have such an axis."""
     from matplotlib.figure import Figure  # without pyplot: needs no display and keeps no global state
 
     columns = min(3, len(values))
@@ -61,9 +61,13 @@ def histograms(values: dict[str, Sequence[float]], path: Path, bins: int = 30) -
     figure = Figure(figsize=(4 * columns, 2.8 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, (name, numbers) in zip(axes, values.items(), strict=False):
-        axis.hist(numbers, bins=bins, color="#4c72b0")
+        edges: int | np.ndarray = bins
+        if name in logarithmic:
+            edges = np.geomspace(np.min(numbers), np.max(numbers), bins + 1)
+            axis.set_xscale("log")
+        axis.hist(numbers, bins=edges, color="#4c72b0")
         axis.axvline(np.mean(numbers), color="#c44e52", label=f"mean {np.mean(numbers):.4g}")
-        axis.set(title=f"{name}, {len(numbers)} shapes", ylabel="shapes")
+        axis.set(title=f"{name}, {len(numbers):,} shapes", ylabel="shapes")
         axis.legend()
     for axis in axes[len(values):]:
         axis.set_axis_off()

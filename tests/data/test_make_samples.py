@@ -14,6 +14,10 @@ from tar3d.data.make_samples import main, make_samples
 from tar3d.data.shapes import load_samples
 from tar3d.data.views import Views
 
+def list_views(folder, shape_id) -> list:
+    return sorted((folder / "views" / shape_id).glob("*.png"))
+
+
 SMALL = SampleConfig(surface_points=200, volume_points=300, near_points=100)  # as in the `samples` fixture
 IDS = ["ball", "ball.obj", "box", "more__deep__ring", "more__pill", "more__tube"]
 FLAGS = ["surface_points=200", "volume_points=300", "near_points=100", "views.count=0"]

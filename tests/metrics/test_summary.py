@@ -34,5 +34,8 @@ def test_values_that_are_not_finite_are_refused(bad):
 
 def test_tables_and_histograms(tmp_path):
     assert markdown_table(["a", "b"], [["1", "2"]]) == ["| a | b |", "| --- | --- |", "| 1 | 2 |"]
-    histograms({"chamfer": [0.1, 0.2, 0.2], "iou": [0.5, 0.6, 0.9], "x": [1.0], "y": [2.0]}, tmp_path / "deep" / "h.png")
+    values = {"chamfer": [0.1, 0.2, 0.2], "iou": [0.5, 0.6, 0.9], "x": [1.0], "y": [2.0]}
+    histograms(values, tmp_path / "deep" / "h.png")
+    histograms(values, tmp_path / "log.png", logarithmic=["chamfer"])
+    assert (tmp_path / "log.png").read_bytes() != (tmp_path / "deep" / "h.png").read_bytes()
     assert (tmp_path / "deep" / "h.png").stat().st_size > 5000
