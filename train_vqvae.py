@@ -105,7 +105,8 @@ def folders(given: list[str]) -> dict[Path, int]:
     return result
 
 
-def train(config: VQVAEConfig, fabric: Fabric, data: dict[Path, int], out: Path, *, resume: bool = False, init: str | None = None) -> dict:
+def train(config: VQVAEConfig, fabric: Fabric, data: dict[Path, int], out: Path, *, resume: bool = False,
+          init: str | None = None) -> dict:
     """Runs (or continues) a training and returns the last validation's metrics."""
     t = config.train
     total = t.autoencoder_steps + t.codebook_steps
@@ -137,10 +138,14 @@ def train(config: VQVAEConfig, fabric: Fabric, data: dict[Path, int], out: Path,
                           world=fabric.world_size)
     loader = training_loader(dataset, order, t.num_workers, fabric)
     validation = {folder: validation_set(folder, -(-t.validation_shapes // len(data))) for folder in data}
-    shown = {folder: [shapes[i] for i in spread(len(shapes), -(-t.preview_shapes // len(data)))] for folder, shapes in validation.items()}
-    truths = [p for folder, shapes in shown.items() for p in mesh_pictures(folder, [shape_id for shape_id, _ in shapes])]
+    shown, truths = [], []
+    for folder, shapes in validation.items():
+        some = [shapes[i] for i in spread(len(shapes), -(-t.preview_shapes // len(data)))]
+        shown += some
+        truths += mesh_pictures(folder, [shape_id for shape_id, _ in some])
     parameters = sum(p.numel() for p in bare.parameters())
-    fabric.print(f"{parameters / 1e6:.2f} M parameters, {len(dataset)} training shapes, {len(validation)} validation shapes, "
+    fabric.print(f"{parameters / 1e6:.2f} M parameters, {len(dataset)} training shapes, "
+                 f"{sum(map(len, validation.values()))} validation shapes, "
                  f"{total - step} steps of {t.batch_size} shapes on {fabric.world_size} x {fabric.device}, run folder {out}")
 
     log = RunLog(out, step) if fabric.is_global_zero else None

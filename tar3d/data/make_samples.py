@@ -35,7 +35,8 @@ from tar3d.data.workers import parallel
 from tar3d.mesh.load import MeshError, load_mesh
 from tar3d.mesh.points import sample_shape
 
-FACTS = ["faces", "components", "watertight", "buried_share", "thin_share", "inside_share", "label_confidence"]  # as `sample_shape` gives them
+# What `sample_shape` says of a mesh.
+FACTS = ["faces", "components", "watertight", "buried_share", "thin_share", "inside_share", "label_confidence"]
 FIELDS = ["id", "file", "status", "reason", *FACTS, "seconds"]
 FLUSH_EVERY = 200  # shapes between two writes of the report
 

@@ -24,7 +24,7 @@ from tar3d.mesh.load import FACES_AT_ONCE, MeshError, blocks, face_components
 from tar3d.mesh.winding import WindingNumber
 
 INSIDE = 0.5
-LARGEST_OPENING = 0.25  # share of all directions, mean over a piece's surface, that is open: 0.5 for a disc, 0.25 for half a sphere
+LARGEST_OPENING = 0.25  # share of all directions, mean over a piece's surface, that is open: a disc has 0.5, half a sphere 0.25
 _SHEET_SAMPLES = 8192  # of a mesh, by which its pieces are told apart
 _ROUNDS = 20  # of drawing surface points, each as many as are still missing: for meshes that are nearly all buried
 _OFF_THE_WALL = 1e-4  # where a ray through a wall starts, and how far beyond it is looked for the outside
@@ -191,7 +191,7 @@ def sample_shape(mesh: Mesh, config: SampleConfig, seed: int) -> tuple[ShapeSamp
     Volume points are uniform in the cube [-1, 1]^3. Near points are points of the surface moved by isotropic Gaussian noise, in
     equal shares for each of `config.near_sigmas`, and clipped to the cube. The facts are `faces`, `components`, `watertight` (1
     or 0: every edge has as many faces in one direction as in the other), `buried_share` (of the area), `thin_share` (of the rest,
-    padded), `inside_share` (of the volume points) and `label_confidence` (share of all points with |w| further than 1/4 from 1/2).
+    padded), `inside_share` (of the volume points), `label_confidence` (share of all points with |w| further than 1/4 from 1/2).
     """
     rng = np.random.default_rng(seed)
     winding = solid_winding(mesh, rng) if config.min_thickness > 0 else WindingNumber(mesh)

@@ -14,6 +14,7 @@ from tar3d.data.make_samples import main, make_samples
 from tar3d.data.shapes import load_samples
 from tar3d.data.views import Views
 
+
 def list_views(folder, shape_id) -> list:
     return sorted((folder / "views" / shape_id).glob("*.png"))
 
