@@ -1,10 +1,15 @@
-"""Reconstructs meshes through the tokenizer and says how close the result is:
+"""Reconstructs meshes and point clouds through the tokenizer and says how close the result is:
 
     python infer_vqvae.py
     python infer_vqvae.py --input_file FILE|DIR --output_dir OUT --model MODEL
 
-Each input gives OUT/<name>.glb and a picture of both; report.csv has a row for each, report.md the summary. A mesh that
+Each input gives OUT/<name>.glb and a picture of both; report.csv has a row for each, report.md the summary. An input that
 cannot be used is listed with the reason, the rest goes on, and the exit status is 1.
+
+Meshes are .glb .gltf .obj .ply .stl .off. Point clouds are .ply without faces; .xyz and .txt (a point a line: x y z, or
+x y z nx ny nz; in a folder, no .txt is looked for); .npz (points, and normals if it has them, or the samples that
+tar3d.data.make_samples writes); .npy. Points should be uniform over the surface, not the vertices of a mesh. Missing normals are
+estimated and oriented, which is said. A cloud is scored against its own points, and has neither IoU nor floor.
 """
 
 from __future__ import annotations
@@ -22,38 +27,43 @@ from tqdm import tqdm
 
 from tar3d import checkpoint
 from tar3d.config import EvalProtocol
+from tar3d.contracts import CUBE_FILL, Mesh
 from tar3d.data.folder import read_categories, write_csv, write_json
 from tar3d.data.order import spread
 from tar3d.data.sources import mesh_ids
 from tar3d.mesh.export import FORMATS, save_mesh
-from tar3d.mesh.load import load_mesh
+from tar3d.mesh.load import SUPPORTED, check_file, list_meshes, load_mesh
+from tar3d.mesh.point_cloud import ESTIMATED, ONLY_POINTS, PointCloud, is_cloud, load_points, splats
 from tar3d.mesh.points import sample_surface
 from tar3d.mesh.render import contact_sheet, picture
-from tar3d.metrics.geometry import compare_points, describe, in_frame, volume_iou
+from tar3d.metrics.geometry import compare_points, describe, in_frame, point_scores, surface_cloud, transformed, volume_iou
 from tar3d.pipeline import Placement, reconstruct
 from tar3d.runtime import check_low_vram, choose_device, describe_machine, extraction_bar, peak_memory, positive_int
 
 PROTOCOL = EvalProtocol()
 SCORES = ["chamfer", "fscore@0.02", "iou", "floor_chamfer", "floor_fscore@0.02"]
-FIELDS = ["id", "file", "category", "status", "reason", "tokens", *SCORES, "seconds"]
+FIELDS = ["id", "file", "kind", "category", "status", "reason", "note", "tokens", *SCORES, "seconds"]
+SEARCHED = (*SUPPORTED, *ONLY_POINTS)
+POINTS_DRAWN = 20_000  # in the picture of a cloud, at most
+KINDS = {False: "mesh", True: "points"}
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input_file", type=Path, default=Path("assets/sample_mesh.glb"),
-                        help="mesh file, or folder of meshes (default: %(default)s)")
+                        help="mesh or point cloud, or folder of them (default: %(default)s)")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/reconstruct"), help="default: %(default)s")
     parser.add_argument("--model", "--ckpt_path", dest="model", default="pretrained/tiny",
                         help="model directory or Hub id (default: %(default)s)")
     parser.add_argument("--pc_size", type=positive_int, default=8192,
-                        help="surface points given to the encoder (default: %(default)s)")
+                        help="surface points given to the encoder; of a cloud with fewer, all (default: %(default)s)")
     parser.add_argument("--resolution", type=positive_int, default=128,
                         help="extraction cells along each axis (default: %(default)s)")
     parser.add_argument("--format", choices=[f[1:] for f in FORMATS], default="glb",
                         help="of the meshes written (default: %(default)s)")
     parser.add_argument("--frame", choices=["normalized", "source"], default="source",
                         help="write in the cube's frame or in the input's (default: %(default)s)")
-    parser.add_argument("--limit", type=positive_int, help="only so many meshes, spread evenly over the folder")
+    parser.add_argument("--limit", type=positive_int, help="only so many inputs, spread evenly over the folder")
     parser.add_argument("--no-pictures", action="store_true", help="write no pictures")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--low-vram", action="store_true",
@@ -77,8 +87,9 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     categories = read_categories(args.input_file) or read_categories(args.input_file.parent)
     rows = []
-    for shape_id, path in tqdm(inputs.items(), unit="mesh", desc="reconstruct", disable=len(inputs) == 1):
-        row = dict.fromkeys(FIELDS, "") | {"id": shape_id, "file": str(path), "category": categories.get(shape_id, "")}
+    for shape_id, path in tqdm(inputs.items(), unit="shape", desc="reconstruct", disable=len(inputs) == 1):
+        row = dict.fromkeys(FIELDS, "") | {"id": shape_id, "file": str(path), "kind": KINDS[is_cloud(path)],
+                                           "category": categories.get(shape_id, "")}
         start = time.perf_counter()
         try:
             row |= {"status": "ok"} | reconstruct_file(
@@ -88,6 +99,8 @@ def main(argv: list[str] | None = None) -> int:
         rows.append(row | {"seconds": time.perf_counter() - start})
     report(rows, args, device)
     failed = [r for r in rows if r["status"] != "ok"]
+    for row in [r for r in rows if r["note"]][:10]:
+        print(f"note: {row['id']}: {row['note']}", file=sys.stderr)
     for row in failed[:10]:
         print(f"failed: {row['id']}: {row['reason']}", file=sys.stderr)
     return 1 if failed else 0
@@ -96,33 +109,70 @@ def main(argv: list[str] | None = None) -> int:
 def find_inputs(path: Path, limit: int | None) -> dict[str, Path]:
     if not path.exists():
         raise ValueError(f"--input_file {path} does not exist")
-    inputs = mesh_ids(path) if path.is_dir() else {path.stem: path}
+    inputs = {path.stem: path} if path.is_file() else inputs_of(path)
     names = list(inputs)
     if limit is not None and limit < len(names):
         names = [names[i] for i in spread(len(names), limit)]
     return {name: inputs[name] for name in names}
 
 
+def inputs_of(folder: Path) -> dict[str, Path]:
+    """Ids of the meshes and point clouds of a folder: the meshes' as everywhere, and clouds named alike."""
+    root = folder / "meshes" if (folder / "meshes").is_dir() else folder
+    clouds = sorted(p for p in root.rglob("*") if p.suffix.lower() in ONLY_POINTS and p.is_file() and not p.name.startswith("."))
+    inputs = mesh_ids(folder) if list_meshes(root) else {}
+    if not inputs and not clouds:
+        raise ValueError(f"{root} holds no meshes and no point clouds; looked for {', '.join(SEARCHED)} at any depth")
+    for path in clouds:
+        relative = path.relative_to(root)
+        short = "__".join(relative.with_suffix("").parts)
+        inputs["__".join(relative.parts) if short in inputs else short] = path
+    return dict(sorted(inputs.items(), key=lambda named: named[1]))
+
+
 def reconstruct_file(vqvae, path: Path, target: Path, placement: Placement, args: argparse.Namespace) -> dict:
-    """Writes the reconstruction (and picture) of one mesh; returns its scores, taken in the normalised frame."""
-    truth = load_mesh(path)
-    surface = sample_surface(truth, args.pc_size, np.random.default_rng(args.seed))
+    """Writes the reconstruction (and picture) of one mesh or cloud; returns its scores, taken in the normalised frame."""
+    check_file(path, (*SEARCHED, ".txt"))
+    truth = load_points(path) if is_cloud(path) else load_mesh(path)
+    rng = np.random.default_rng(args.seed)
+    surface = sample_surface(truth, args.pc_size, rng) if isinstance(truth, Mesh) else truth.draw(args.pc_size, rng)
     with extraction_bar(path.name) as progress:
         rebuilt, tokens = reconstruct(vqvae, surface, args.resolution, placement=placement, progress=progress)
-    rebuilt = type(rebuilt)(rebuilt.vertices, rebuilt.faces, truth.to_source)
+    rebuilt = Mesh(rebuilt.vertices, rebuilt.faces, truth.to_source)
     save_mesh(rebuilt, target, frame=args.frame)
     if not args.no_pictures:
-        contact_sheet([[picture(truth), picture(rebuilt)]], ["input", "rebuilt"]).save(target.with_suffix(".png"))
+        given = truth if isinstance(truth, Mesh) else splats(surface[::-(-len(surface) // POINTS_DRAWN)])
+        contact_sheet([[picture(given), picture(rebuilt)]], ["input", "rebuilt"]).save(target.with_suffix(".png"))
     protocol = dataclasses.replace(PROTOCOL, seed=args.seed)
+    scores = scores_of_mesh(rebuilt, truth, protocol) if isinstance(truth, Mesh) else scores_of_cloud(rebuilt, truth, protocol)
+    note = "" if isinstance(truth, Mesh) else "; ".join(truth.notes)
+    return {"tokens": tokens.ids.shape[1], "note": note, **{name: scores[name] for name in SCORES if name in scores}}
+
+
+def scores_of_mesh(rebuilt: Mesh, truth: Mesh, protocol: EvalProtocol) -> dict[str, float | None]:
     rebuilt, truth = in_frame(rebuilt, truth, protocol.frame)
-    scores = compare_points(rebuilt, truth, protocol) | {"iou": volume_iou(rebuilt, truth, protocol.iou_points, protocol.seed)}
-    return {"tokens": tokens.ids.shape[1], **{name: scores[name] for name in SCORES}}
+    return compare_points(rebuilt, truth, protocol) | {"iou": volume_iou(rebuilt, truth, protocol.iou_points, protocol.seed)}
 
 
-def mean(values: list[float | None]) -> float:
-    """Over the values that are there; NaN if none is."""
-    present = [v for v in values if v is not None]
-    return float(np.mean(present)) if present else float("nan")
+def scores_of_cloud(rebuilt: Mesh, cloud: PointCloud, protocol: EvalProtocol) -> dict[str, float]:
+    """Samples of `rebuilt` against the cloud's own points, in the unit of the protocol's frame "truth"."""
+    unit = 1 / CUBE_FILL
+    rebuilt = transformed(rebuilt, np.diag([unit, unit, unit, 1.0]))
+    points = surface_cloud(rebuilt, protocol.points, (protocol.seed, 0))[:, :3]
+    return point_scores(points, cloud.points * unit, protocol.thresholds)
+
+
+def mean(values: list[float | None]) -> float | None:
+    """Over the values that are there; None if none is."""
+    present = [v for v in values if isinstance(v, float)]
+    return float(np.mean(present)) if present else None
+
+
+def table_row(name: str, m: dict) -> str:
+    fscore, floor = m["fscore@0.02"], m["floor_fscore@0.02"]
+    cells = [(m["chamfer"], ".4f"), (m["floor_chamfer"], ".4f"), (fscore, ".3f"), (floor, ".3f"),
+             (fscore / floor if floor else None, ".1%"), (m["iou"], ".3f")]
+    return f"| {name} | {m['shapes']} | {' | '.join('-' if v is None else f'{v:{form}}' for v, form in cells)} |"
 
 
 def report(rows: list[dict], args: argparse.Namespace, device: torch.device) -> None:
@@ -131,9 +181,10 @@ def report(rows: list[dict], args: argparse.Namespace, device: torch.device) -> 
     write_csv(args.output_dir / "report.csv", FIELDS,
               [{k: f"{v:.6f}" if isinstance(v, float) else v for k, v in r.items()} for r in rows])
     good = [r for r in rows if r["status"] == "ok"]
-    groups = {"all": good}
+    meshes, clouds = ([r for r in good if r["kind"] == kind] for kind in ("mesh", "points"))
+    groups = {"all meshes" if clouds else "all": meshes, "point clouds": clouds}  # their scores do not compare
     by_category = defaultdict(list)
-    for row in good:
+    for row in meshes:
         by_category[row["category"]].append(row)
     if len(by_category) > 1:
         groups |= dict(sorted(by_category.items()))
@@ -141,15 +192,17 @@ def report(rows: list[dict], args: argparse.Namespace, device: torch.device) -> 
              for name, group in groups.items() if group}
     lines = ["| | shapes | Chamfer | (floor) | F-score@0.02 | (floor) | share of floor | volume IoU |",
              "|---|---|---|---|---|---|---|---|"]
-    for name, m in table.items():
-        fscore, floor = m["fscore@0.02"], m["floor_fscore@0.02"]
-        lines.append(f"| {name or 'no category'} | {m['shapes']} | {m['chamfer']:.4f} | {m['floor_chamfer']:.4f} | "
-                     f"{fscore:.3f} | {floor:.3f} | {fscore / floor:.1%} | {m['iou']:.3f} |")
-    if hollow := sum(r["iou"] is None for r in good):
+    lines += [table_row(name or "no category", means) for name, means in table.items()]
+    if hollow := sum(r["iou"] is None for r in meshes):
         lines += ["", f"{hollow} shapes enclose none of the points and have no IoU; its mean is over the others."]
+    if clouds:
+        estimated = sum(ESTIMATED in r["note"] for r in clouds)
+        lines += ["", f"Point clouds are scored against their own points; {estimated} of {len(clouds)}: {ESTIMATED}."]
     machine = describe_machine(device)
-    head = (f"{len(good)} of {len(rows)} meshes reconstructed by {args.model}, {args.pc_size} points, {args.resolution}^3 cells, "
-            f"seed {args.seed}; {sum(r['seconds'] for r in rows):.1f} s, peak memory {peak_memory(device)}; "
+    kinds = "meshes" if all(r["kind"] == "mesh" for r in rows) else "inputs"
+    head = (f"{len(good)} of {len(rows)} {kinds} reconstructed by {args.model}, {args.pc_size} points, "
+            f"{args.resolution}^3 cells, seed {args.seed}; "
+            f"{sum(r['seconds'] for r in rows):.1f} s, peak memory {peak_memory(device)}; "
             f"{machine['machine']}, commit {machine['commit']}")
     text = "\n".join([head, "", *lines])
     page = f"# Reconstruction\n\n{text}\n\n```\n{describe(PROTOCOL)}\n```\n"

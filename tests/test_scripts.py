@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -22,10 +23,16 @@ import train_vqvae
 from tar3d import checkpoint
 from tar3d import config as configuration
 from tar3d.config import GPTRunConfig, VQVAEConfig
+from tar3d.contracts import Mesh
 from tar3d.data.folder import read_splits
 from tar3d.data.make_tokens import TokenMaker
+from tar3d.mesh.load import load_mesh
+from tar3d.mesh.point_cloud import load_points
+from tar3d.mesh.point_normals import estimate_normals
+from tar3d.mesh.points import sample_surface
+from tar3d.metrics.geometry import volume_iou
 from tar3d.optim.groups import Muon
-from tar3d.pipeline import I23D, Pipeline
+from tar3d.pipeline import I23D, Pipeline, reconstruct
 from tar3d.runtime import start_fabric
 
 TRAIN = ["train.precision=32-true", "train.num_workers=0", "train.save_every=2", "train.log_every=1", "train.validation_shapes=2",
@@ -42,6 +49,7 @@ GPT = ["gpt.num_layers=2", "gpt.width=16", "gpt.num_heads=2", "gpt.grid_size=4",
        "image_encoder.image_size=32", "image_encoder.patch_size=8", "image_encoder.width=16", "image_encoder.num_layers=1",
        "image_encoder.num_heads=2", "optim.muon_lr=0.01", "optim.adamw_lr=0.01", "train.steps=6", "train.global_batch_size=4",
        "train.micro_batch_size=2", *TRAIN]
+DEV_MESHES = Path(os.environ.get("TAR3D_DATASETS") or Path(__file__).parents[2] / "shared" / "datasets") / "dev" / "meshes"
 SKETCH = ["gpt.sketch_dim=4", "train.sketch_weight=1", "train.sketch_rows=8"]
 
 
@@ -331,6 +339,103 @@ def test_categories_of_the_manifest_reach_the_report(meshes, full_vqvae, tmp_pat
     assert infer_vqvae.main(flags) == 0
     assert {r["id"]: r["category"] for r in rows(out / "report.csv")} == {"ball": "", "more__tube": "pipes"}
     assert "| pipes | 1 |" in (out / "report.md").read_text()
+
+
+def cloud_of(path: Path, count: int = 1500) -> tuple[np.ndarray, np.ndarray, Mesh]:
+    """(N, 3) points in the frame of a mesh file, their normals, and the mesh."""
+    mesh = load_mesh(path)
+    surface = sample_surface(mesh, count, np.random.default_rng(0)).astype(np.float64)
+    return surface[:, :3] @ mesh.to_source[:3, :3].T + mesh.to_source[:3, 3], surface[:, 3:], mesh
+
+
+def test_meshes_and_clouds_of_one_folder_are_reconstructed_and_bad_ones_are_listed(meshes, full_vqvae, tmp_path, capsys):
+    points, normals, _ = cloud_of(meshes / "box.obj")
+    np.savetxt(meshes / "box.xyz", points)  # beside box.obj
+    np.savez(meshes / "more" / "true.npz", points=points, normals=normals)
+    np.savez(meshes / "more" / "turned.npz", points=points, normals=-normals)
+    np.savez(meshes / "truncated.npz", points=points)
+    (meshes / "truncated.npz").write_bytes((meshes / "truncated.npz").read_bytes()[:500])
+    (meshes / "README.txt").write_text("no points")
+    (meshes / "words.xyz").write_text("1 2 3\nthree\n")
+    for name in ("ball.glb", "ball.obj", "more/deep/ring.off", "more/pill.stl"):
+        (meshes / name).unlink()
+    out = tmp_path / "out"
+    flags = ["--input_file", str(meshes), "--output_dir", str(out), "--model", str(full_vqvae), "--resolution", "8"]
+    assert infer_vqvae.main(flags) == 1
+    found = {r["id"]: r for r in rows(out / "report.csv")}
+    assert {i: (r["kind"], r["status"]) for i, r in found.items()} == {
+        "box": ("mesh", "ok"), "box.xyz": ("points", "ok"), "more__true": ("points", "ok"), "more__tube": ("mesh", "ok"),
+        "more__turned": ("points", "ok"), "truncated": ("points", "failed"), "words": ("points", "failed")}
+    assert found["box.xyz"]["note"] == "normals estimated and oriented" and found["more__true"]["note"] == ""
+    assert "turned" in found["more__turned"]["note"] and "line 2 holds 'three'" in found["words"]["reason"]
+    given, cloud = found["box"], found["more__true"]
+    assert cloud["iou"] == cloud["floor_chamfer"] == cloud["floor_fscore@0.02"] == ""
+    assert float(cloud["chamfer"]) == pytest.approx(float(given["chamfer"]), rel=0.1)  # of the cube from the box, either way
+    assert {p.name for p in out.glob("*.[gp]*")} == {f"{i}.{s}" for i, r in found.items() if r["status"] == "ok"
+                                                     for s in ("glb", "png")}
+    text = (out / "report.md").read_text()
+    assert "| all meshes | 2 |" in text and "| point clouds | 3 |" in text and "5 of 7 inputs" in text
+    assert "1 of 3: normals estimated and oriented" in text
+    means = json.loads((out / "summary.json").read_text())["means"]
+    assert means["point clouds"]["iou"] is None and means["all meshes"]["iou"] > 0
+    assert "note: box.xyz: normals estimated and oriented" in capsys.readouterr().err
+
+
+def test_the_reconstruction_of_a_cloud_stands_where_the_cloud_is(meshes, full_vqvae, tmp_path):
+    points, _, _ = cloud_of(meshes / "box.obj")
+    np.savetxt(tmp_path / "box.txt", points * 1000 + [5000, -20, 3])
+    out = tmp_path / "out"
+    flags = ["--input_file", str(tmp_path / "box.txt"), "--output_dir", str(out), "--model", str(full_vqvae), "--resolution", "8",
+             "--format", "obj", "--no-pictures"]
+    assert infer_vqvae.main(flags) == 0
+    vertices = np.array([line.split()[1:] for line in (out / "box.obj").read_text().splitlines() if line.startswith("v ")],
+                        dtype=float)
+    half = 500 / 0.95  # of the cube, in which the box's longest side of 1000 fills 0.95
+    assert np.allclose(vertices.min(axis=0), np.array([5000, -20, 3]) - half, atol=5)
+    assert np.allclose(vertices.max(axis=0), np.array([5000, -20, 3]) + half, atol=5)
+    assert "all" not in json.loads((out / "summary.json").read_text())["means"]
+
+
+def test_what_can_be_read_is_listed_for_a_file_that_cannot(full_vqvae, tmp_path, capsys):
+    (tmp_path / "scan.pcd").write_text("no known format")
+    flags = ["--input_file", str(tmp_path / "scan.pcd"), "--output_dir", str(tmp_path / "out"), "--model", str(full_vqvae)]
+    assert infer_vqvae.main(flags) == 1
+    assert "suffix '.pcd' is not supported, allowed are .glb, .gltf, .obj, .ply, .stl, .off, .xyz" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert infer_vqvae.main(["--input_file", str(tmp_path / "empty"), *flags[2:]]) == 2
+    assert "no meshes and no point clouds; looked for .glb" in capsys.readouterr().err
+
+
+def test_a_cloud_gives_the_tokens_of_the_mesh_it_was_sampled_from(meshes, vqvae_run, tmp_path):
+    vqvae = checkpoint.load_tokenizer(vqvae_run / "model")
+    points, normals, mesh = cloud_of(meshes / "more" / "deep" / "ring.off")
+    surface = sample_surface(mesh, 1500, np.random.default_rng(0))
+    np.savez(tmp_path / "samples.npz", surface=surface, transform=mesh.to_source)
+    np.savez(tmp_path / "points.npz", points=points, normals=normals)
+    np.savez(tmp_path / "moved.npz", points=points * 1000 + 7, normals=normals)
+
+    def tokens(surface: np.ndarray) -> torch.Tensor:
+        return vqvae.tokenize(torch.from_numpy(surface)[None]).ids
+
+    same, there, moved = (tokens(load_points(tmp_path / f"{name}.npz").draw(1500, np.random.default_rng(0)))
+                          for name in ("samples", "points", "moved"))
+    assert torch.equal(same, tokens(surface))
+    # the box of points is a little smaller than the mesh's, so these stand a little elsewhere, but both alike
+    assert (moved == there).float().mean() > 0.95
+
+
+@pytest.mark.skipif(not DEV_MESHES.is_dir(), reason="the development meshes are absent; TAR3D_DATASETS")
+def test_estimated_normals_reconstruct_real_shapes_as_well_as_true_ones():
+    """Over 24 of them: IoU 0.78 with estimated normals, 0.76 with the meshes' own, 0.19 with these turned inward."""
+    vqvae = checkpoint.load_tokenizer("pretrained/tiny")
+    scores = []
+    for path in sorted(DEV_MESHES.rglob("*.glb"))[9::270]:
+        mesh = load_mesh(path)
+        true = sample_surface(mesh, 8192, np.random.default_rng(0))
+        estimated = np.concatenate([true[:, :3], estimate_normals(true[:, :3])], axis=1)
+        scores.append([volume_iou(reconstruct(vqvae, surface, 32)[0], mesh, 20_000) for surface in (true, estimated)])
+    with_true, with_estimated = np.array(scores).T
+    assert len(scores) >= 6 and with_estimated.mean() > with_true.mean() - 0.02 and (with_estimated > with_true - 0.1).all()
 
 
 @pytest.mark.parametrize("flags, message", [

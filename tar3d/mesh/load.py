@@ -35,12 +35,7 @@ class MeshError(ValueError):
 def load_mesh(path: str | Path) -> Mesh:
     """Reads a file of `SUPPORTED` suffix (in any case); a scene becomes one mesh with its node transforms applied."""
     path = Path(path)
-    _check_suffix(path)
-    if not path.is_file():
-        raise MeshError(f"{path}: there is no such file")
-    size = path.stat().st_size
-    if not 0 < size <= MAX_FILE_BYTES:
-        raise MeshError(f"{path}: it has {size:,} bytes, allowed are 1 to {MAX_FILE_BYTES:,}")
+    check_file(path, SUPPORTED)
     try:
         if path.suffix.lower() in (".glb", ".gltf"):
             vertices, faces = read_gltf(path, MAX_VERTICES, MAX_FACES)
@@ -51,7 +46,7 @@ def load_mesh(path: str | Path) -> Mesh:
                              f"{MAX_VERTICES:,}; simplify it first")
         mesh = normalize(vertices, faces)
     except (ValueError, OSError) as e:
-        raise MeshError(f"{path}: {_one_line(e)}") from e
+        raise MeshError(f"{path}: {one_line(e)}") from e
     if len(mesh.faces) < MIN_FACES:
         raise MeshError(f"{path}: a shape needs at least {MIN_FACES} usable triangles, it has {len(mesh.faces)}")
     return mesh
@@ -63,7 +58,7 @@ def list_meshes(path: str | Path) -> list[Path]:
     if path.is_dir():
         found = (p for p in path.rglob("*") if p.suffix.lower() in SUPPORTED and not p.name.startswith("."))
         return sorted(p for p in found if p.is_file())
-    _check_suffix(path)
+    _check_suffix(path, SUPPORTED)
     if not path.is_file():
         raise MeshError(f"{path}: there is no such file or folder")
     return [path]
@@ -84,14 +79,20 @@ def normalize(vertices: np.ndarray, faces: np.ndarray) -> Mesh:
     vertices, faces = weld(vertices, faces)
     if len(faces) == 0:
         raise MeshError("all its triangles are degenerate, so it has no extent")
-    low, high = vertices.min(axis=0), vertices.max(axis=0)
-    half = (high / 2 - low / 2).max()
+    vertices, to_source = to_frame(vertices)
+    return Mesh(vertices, faces, to_source)
+
+
+def to_frame(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Finite `points` (N, 3) float64 in any frame and scale -> the same in the project's frame, and the matrix (4, 4) back."""
+    low, high = points.min(axis=0), points.max(axis=0)
+    half = float((high / 2 - low / 2).max())
     if not np.finfo(np.float64).tiny < half < np.finfo(np.float64).max / 4:
         raise MeshError(f"its extent is {2 * half:.3g}, too small or too large to compute with")
     scale = half / CUBE_FILL
     to_source = np.diag([scale, scale, scale, 1.0])
     to_source[:3, 3] = center = low / 2 + high / 2
-    return Mesh((vertices - center) / scale, faces, to_source)
+    return (points - center) / scale, to_source
 
 
 def weld(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -175,10 +176,20 @@ def _check_ply_header(head: bytes, size: int) -> None:
         raise ValueError(f"its PLY header declares {declared:,} elements, but the file has {size:,} bytes")
 
 
-def _check_suffix(path: Path) -> None:
-    if path.suffix.lower() not in SUPPORTED and not path.is_dir():
-        raise MeshError(f"{path}: the suffix {path.suffix!r} is not supported, allowed are {', '.join(SUPPORTED)}")
+def check_file(path: Path, suffixes: tuple[str, ...]) -> None:
+    """Refuses a file by its name and size, before it is opened."""
+    _check_suffix(path, suffixes)
+    if not path.is_file():
+        raise MeshError(f"{path}: there is no such file")
+    size = path.stat().st_size
+    if not 0 < size <= MAX_FILE_BYTES:
+        raise MeshError(f"{path}: it has {size:,} bytes, allowed are 1 to {MAX_FILE_BYTES:,}")
 
 
-def _one_line(error: Exception) -> str:
+def _check_suffix(path: Path, suffixes: tuple[str, ...]) -> None:
+    if path.suffix.lower() not in suffixes and not path.is_dir():
+        raise MeshError(f"{path}: the suffix {path.suffix!r} is not supported, allowed are {', '.join(suffixes)}")
+
+
+def one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
