@@ -34,7 +34,7 @@ from tar3d.data.sources import mesh_ids
 from tar3d.mesh.export import FORMATS, save_mesh
 from tar3d.mesh.load import SUPPORTED, check_file, list_meshes, load_mesh
 from tar3d.mesh.point_cloud import ESTIMATED, ONLY_POINTS, PointCloud, is_cloud, load_points, splats
-from tar3d.mesh.points import sample_surface
+from tar3d.mesh.points import outer_surface
 from tar3d.mesh.render import contact_sheet, picture
 from tar3d.metrics.geometry import compare_points, describe, in_frame, point_scores, surface_cloud, transformed, volume_iou
 from tar3d.pipeline import Placement, reconstruct
@@ -135,7 +135,7 @@ def reconstruct_file(vqvae, path: Path, target: Path, placement: Placement, args
     check_file(path, (*SEARCHED, ".txt"))
     truth = load_points(path) if is_cloud(path) else load_mesh(path)
     rng = np.random.default_rng(args.seed)
-    surface = sample_surface(truth, args.pc_size, rng) if isinstance(truth, Mesh) else truth.draw(args.pc_size, rng)
+    surface = outer_surface(truth, args.pc_size, rng) if isinstance(truth, Mesh) else truth.draw(args.pc_size, rng)
     with extraction_bar(path.name) as progress:
         rebuilt, tokens = reconstruct(vqvae, surface, args.resolution, placement=placement, progress=progress)
     rebuilt = Mesh(rebuilt.vertices, rebuilt.faces, truth.to_source)

@@ -2,7 +2,8 @@
 
 The rule, for meshes as people have them (open, overlapping, inside out, of sheets and thin walls):
 
-    inside    where the generalized winding number w (tar3d.mesh.winding) has |w| > 0.5
+    inside    where the generalized winding number w (tar3d.mesh.winding) has |w| > 0.5; a connected piece that is inside out, so
+              that it would take from another what it overlaps, is turned first
     buried    faces with the inside on both sides are no surface: parts that stand in one another become one solid
     sheet     a connected piece with more opening than surface around it (`sheets`) encloses nothing: it has no inside of its own
     thin      sheets, and walls thinner than `min_thickness`, are made that thick, evenly to both sides
@@ -21,14 +22,16 @@ from trimesh.triangles import closest_point
 from tar3d.config import SampleConfig
 from tar3d.contracts import Mesh, ShapeSamples
 from tar3d.mesh.load import FACES_AT_ONCE, MeshError, blocks, face_components
-from tar3d.mesh.winding import WindingNumber
+from tar3d.mesh.winding import WindingNumber, unbalanced_edges
 
 INSIDE = 0.5
-LARGEST_OPENING = 0.25  # share of all directions, mean over a piece's surface, that is open: a disc has 0.5, half a sphere 0.25
-_SHEET_SAMPLES = 8192  # of a mesh, by which its pieces are told apart
+LARGEST_OPENING = 0.25  # share of all directions, mean over a piece's surface, that is open: a disc has 0.5, a dish 2/3 as deep as wide 0.25
+INSIDE_OUT = 0.1  # share of a piece's surface with w = -1 below it, from which on it is turned
+_TURNS = 8  # how often pieces are turned and looked at again
+_PIECE_SAMPLES = 8192  # of a mesh, by which its pieces are judged
 _ROUNDS = 20  # of drawing surface points, each as many as are still missing: for meshes that are nearly all buried
 _OFF_THE_WALL = 1e-4  # where a ray through a wall starts, and how far beyond it is looked for the outside
-_NEIGHBOURS = 3  # thin faces that a point's distance is taken to: a nearest sample may lie on the face beside the nearest
+_NEIGHBOURS = 5  # thin faces that a point's distance is taken to: the nearest sample may lie on the other side of the wall
 
 
 def inside(mesh: Mesh, points: np.ndarray) -> np.ndarray:
@@ -82,20 +85,34 @@ def _edges(mesh: Mesh, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
     return first, second - first, third - first
 
 
-def sheets(mesh: Mesh, winding: WindingNumber, rng: np.random.Generator) -> np.ndarray:
-    """Which faces (F,) bool belong to sheets: pieces whose winding number at their own surface is far from whole, on average.
+def solid_winding(mesh: Mesh, rng: np.random.Generator) -> WindingNumber:
+    """The winding number of a mesh without its sheets, and with those connected pieces turned that are inside out.
 
-    How far is the share of directions in which one looks out through holes. Pieces that only together enclose
-    something, like the walls of a house, have whole numbers at their surface and are no sheets.
+    A sheet's winding number is far from whole at its own surface, on average: by the share of directions in which one
+    looks out through holes. Pieces that only together enclose something, like the walls of a house, have whole numbers at their
+    surface and are no sheets. A piece that is inside out has -1 below its surface; so has, in part, a right one that it overlaps:
+    hence the worst are turned first, and then it is looked at again. A hollow has 0 and 1, and is none.
     """
-    if winding.closed:
-        return np.zeros(len(mesh.faces), dtype=bool)
-    points, normals, face = _draw(mesh, _double_areas(mesh), _SHEET_SAMPLES, rng)
-    above, _ = winding.sides(points, normals)
+    points, normals, face = _draw(mesh, _double_areas(mesh), _PIECE_SAMPLES, rng)
     piece = face_components(mesh.faces, len(mesh.vertices))
-    opening = np.bincount(piece[face], np.abs(above - np.rint(above)), minlength=piece.max() + 1)
-    seen = np.bincount(piece[face], minlength=piece.max() + 1)
-    return (opening > LARGEST_OPENING * seen)[piece]
+    seen = np.maximum(np.bincount(piece[face], minlength=piece.max() + 1), 1)
+
+    def share(values: np.ndarray) -> np.ndarray:
+        """Mean over the samples of each piece."""
+        return np.bincount(piece[face], values, minlength=len(seen)) / seen
+
+    faces, winding = mesh.faces, WindingNumber(mesh)
+    above, below = winding.sides(points, normals)
+    loose = share(np.abs(above - np.rint(above))) > LARGEST_OPENING
+    for _ in range(_TURNS):
+        negative = np.where(loose, 0.0, share(np.minimum(above, below) < -INSIDE))
+        turned = negative > min(0.5, max(INSIDE_OUT, negative.max() - 1e-9))
+        if not turned.any():
+            break
+        faces = np.where(turned[piece][:, None], faces[:, ::-1], faces)
+        winding = WindingNumber(Mesh(mesh.vertices, faces, mesh.to_source))
+        above, below = winding.sides(points, normals)
+    return WindingNumber(Mesh(mesh.vertices, faces, mesh.to_source), ~loose[piece]) if loose.any() else winding
 
 
 @dataclass(frozen=True)
@@ -109,13 +126,6 @@ class Skin:
     face: np.ndarray
     padding: np.ndarray
     buried: float
-
-
-def solid_winding(mesh: Mesh, rng: np.random.Generator) -> WindingNumber:
-    """The winding number of a mesh without its sheets."""
-    winding = WindingNumber(mesh)
-    loose = sheets(mesh, winding, rng)
-    return WindingNumber(mesh, ~loose) if loose.any() else winding
 
 
 def sample_skin(mesh: Mesh, winding: WindingNumber, count: int, rng: np.random.Generator, *, min_thickness: float = 0.0) -> Skin:
@@ -141,6 +151,12 @@ def sample_skin(mesh: Mesh, winding: WindingNumber, count: int, rng: np.random.G
         wall = np.flatnonzero(~sheet)
         padding[wall] = np.maximum(min_thickness - _thickness(mesh, winding, points[wall], normals[wall], min_thickness), 0) / 2
     return Skin(points, normals, face, padding, 1 - found / drawn)
+
+
+def outer_surface(mesh: Mesh, count: int, rng: np.random.Generator) -> np.ndarray:
+    """`count` points and outward normals of the solid's surface, (N, 6) float32: what the tokenizer's encoder is given."""
+    skin = sample_skin(mesh, solid_winding(mesh, rng), count, rng)
+    return np.concatenate([skin.points, skin.normals], axis=1).astype(np.float32)
 
 
 def _thickness(mesh: Mesh, winding: WindingNumber, points: np.ndarray, normals: np.ndarray, most: float) -> np.ndarray:
@@ -195,10 +211,9 @@ def sample_shape(mesh: Mesh, config: SampleConfig, seed: int) -> tuple[ShapeSamp
     """
     rng = np.random.default_rng(seed)
     winding = solid_winding(mesh, rng) if config.min_thickness > 0 else WindingNumber(mesh)
-    skin = sample_skin(mesh, winding, config.surface_points, rng, min_thickness=config.min_thickness)
+    skin = sample_skin(mesh, winding, max(config.surface_points, config.near_points), rng, min_thickness=config.min_thickness)
     volume = rng.uniform(-1.0, 1.0, size=(config.volume_points, 3))
-    base = rng.permutation(len(skin.points)) if config.near_points == len(skin.points) \
-        else rng.integers(len(skin.points), size=config.near_points)
+    base = rng.permutation(len(skin.points))[:config.near_points]
     share = np.arange(config.near_points) * len(config.near_sigmas) // config.near_points
     near = skin.points[base] + rng.standard_normal((config.near_points, 3)) * np.asarray(config.near_sigmas)[share, None]
     # rounded before they are labelled, because float16 is how they are stored: a label is then right for its stored point
@@ -207,8 +222,8 @@ def sample_shape(mesh: Mesh, config: SampleConfig, seed: int) -> tuple[ShapeSamp
     if not labels.any():
         raise MeshError(f"the mesh encloses no volume: none of {len(points):,} sampled points is inside")
     is_near = np.arange(len(points)) >= config.volume_points
-    surface = np.concatenate([skin.points, skin.normals], axis=1).astype(np.float32)
+    surface = np.concatenate([skin.points, skin.normals], axis=1)[:config.surface_points].astype(np.float32)
     facts = {"faces": len(mesh.faces), "components": int(face_components(mesh.faces, len(mesh.vertices)).max()) + 1,
-             "watertight": int(winding.closed), "buried_share": skin.buried, "thin_share": float((skin.padding > 0).mean()),
+             "watertight": int(len(unbalanced_edges(mesh.faces)[0]) == 0), "buried_share": skin.buried, "thin_share": float((skin.padding > 0).mean()),
              "inside_share": float(labels[~is_near].mean()), "label_confidence": float((margin > 0.25).mean())}
     return ShapeSamples(surface, points, labels, is_near, mesh.to_source), facts

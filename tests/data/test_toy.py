@@ -21,7 +21,8 @@ from tar3d.data.toy import main, make_toy_data  # noqa: E402
 from tar3d.data.toy_shapes import CATEGORIES, MIN_THICKNESS, ToyShape, generate  # noqa: E402
 from tar3d.data.toy_solids import tube  # noqa: E402
 from tar3d.mesh.load import load_mesh  # noqa: E402
-from tar3d.mesh.points import inside, winding_number  # noqa: E402
+from tar3d.mesh.points import inside  # noqa: E402
+from tar3d.mesh.winding import WindingNumber  # noqa: E402
 
 SEED, PER_CATEGORY = 11, 20
 VIEWS = ViewConfig(count=2, size=32)
@@ -101,7 +102,7 @@ def test_vessels_are_hollow_and_open_above(shapes, category):
         rim = vertices[vertices[:, 1] > top - 1e-4]
         axis_x, axis_z = (rim[:, [0, 2]].min(axis=0) + rim[:, [0, 2]].max(axis=0)) / 2
         column = np.array([[axis_x, y, axis_z] for y in np.linspace(top - 0.3, top + 0.04, 9)])
-        assert np.allclose(winding_number(shape.mesh, column), 0, atol=0.05), shape.id
+        assert np.allclose(WindingNumber(shape.mesh)(column), 0, atol=0.05), shape.id
         assert inside(shape.mesh, np.array([[axis_x, vertices[:, 1].min() + 0.04, axis_z]])).all(), f"{shape.id} has no floor"
 
 

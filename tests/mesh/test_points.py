@@ -7,7 +7,8 @@ import trimesh
 from tar3d.config import SampleConfig
 from tar3d.contracts import Mesh
 from tar3d.mesh.load import MeshError
-from tar3d.mesh.points import inside, sample_shape, sample_surface, signed_volume, winding_number
+from tar3d.mesh.points import inside, outer_surface, sample_shape, sample_surface, signed_volume
+from tar3d.mesh.winding import WindingNumber
 
 CONFIG = SampleConfig(surface_points=2000, volume_points=4000, near_points=3000, near_sigmas=[0.05, 0.02, 0.005])
 
@@ -57,7 +58,7 @@ def test_a_mesh_that_is_inside_out_has_the_same_inside(points):
     shape = box()
     shape.invert()
     assert (inside(as_mesh(shape), points) == in_box(points)).all()
-    assert winding_number(as_mesh(shape), np.array([[0.1, 0.0, -0.1]]))[0] == pytest.approx(-1, abs=1e-3)
+    assert WindingNumber(as_mesh(shape))(np.array([[0.1, 0.0, -0.1]]))[0] == -1
 
 
 def test_an_open_sphere_keeps_its_inside(points):
@@ -130,8 +131,84 @@ def test_near_points_stay_in_the_cube():
 
 def test_a_flat_sheet_encloses_no_volume():
     sheet = Mesh([[-0.9, 0, -0.9], [0.9, 0, -0.9], [0.9, 0, 0.9], [-0.9, 0, 0.9]], [[0, 2, 1], [0, 3, 2]])
+    bare = SampleConfig(surface_points=2000, volume_points=4000, near_points=3000, min_thickness=0)
     with pytest.raises(MeshError, match="encloses no volume"):
-        sample_shape(sheet, CONFIG, 0)
+        sample_shape(sheet, bare, 0)
+
+
+def test_a_sheet_becomes_a_plate():
+    """Of the wanted thickness to both sides, rounded where it ends; its normals look to both."""
+    sheet = Mesh([[-0.9, 0, -0.9], [0.9, 0, -0.9], [0.9, 0, 0.9], [-0.9, 0, 0.9]], [[0, 2, 1], [0, 3, 2]])
+    config = SampleConfig(surface_points=20_000, volume_points=4000, near_points=20_000, near_sigmas=[0.02], min_thickness=0.03)
+    samples, facts = sample_shape(sheet, config, 0)
+    x, y, z = np.abs(samples.points).T
+    beyond = np.hypot(np.maximum(x - 0.9, 0), np.maximum(z - 0.9, 0))
+    expected = np.hypot(y, beyond) < 0.015
+    clear = np.abs(np.hypot(y, beyond) - 0.015) > 1e-4
+    assert (samples.inside == expected)[clear].all() and samples.inside[samples.is_near].mean() > 0.5
+    assert 0.45 < (samples.surface[:, 4] > 0).mean() < 0.55 and facts["thin_share"] == 1 and facts["watertight"] == 0
+
+
+def test_a_thin_wall_is_padded_evenly_and_a_thick_one_is_not():
+    wall, block = box((1.8, 0.01, 1.0), (0, 0.6, 0)), box((1.8, 0.5, 1.0), (0, -0.3, 0))
+    config = SampleConfig(surface_points=20_000, volume_points=4000, near_points=20_000, near_sigmas=[0.01], min_thickness=0.04)
+    samples, facts = sample_shape(as_mesh(trimesh.util.concatenate([wall, block])), config, 0)
+    middle = (np.abs(samples.points[:, 0]) < 0.8) & (np.abs(samples.points[:, 2]) < 0.4)
+    height = samples.points[:, 1]
+    expected = (np.abs(height - 0.6) < 0.02) | (np.abs(height + 0.3) < 0.25)
+    clear = middle & (np.abs(np.abs(height - 0.6) - 0.02) > 1e-3) & (np.abs(np.abs(height + 0.3) - 0.25) > 1e-3)
+    assert (samples.inside == expected)[clear].mean() > 0.999
+    assert 0.3 < facts["thin_share"] < 0.5
+    assert not sample_shape(as_mesh(wall), SampleConfig(surface_points=900, volume_points=9, near_points=9000, near_sigmas=[0.01],
+                                                        min_thickness=0), 0)[0].inside[9:].mean() > 0.5
+
+
+def test_a_bowl_stays_open_and_a_box_without_a_floor_is_solid():
+    ball = trimesh.creation.icosphere(4, 0.9)
+    bowl = Mesh(ball.vertices, ball.faces[ball.triangles_center[:, 1] < -0.5])
+    assert WindingNumber(bowl)(np.array([[0, -0.7, 0]]))[0] > 0.5  # which by itself counts as inside
+    config = SampleConfig(surface_points=4000, volume_points=20_000, near_points=100)
+    samples, _ = sample_shape(bowl, config, 0)
+    depth = np.linalg.norm(samples.points, axis=1)
+    assert not samples.inside[depth < 0.85].any() and samples.inside.any()
+
+    shape = box()
+    no_floor = Mesh(shape.vertices, shape.faces[shape.face_normals[:, 1] > -0.5])
+    samples, _ = sample_shape(no_floor, config, 0)
+    deep = in_box(samples.points, (0.8, 0.5, 1.0))
+    assert samples.inside[deep].all()
+
+
+def test_walls_that_only_together_enclose_something_are_solid():
+    shape = box()
+    walls = trimesh.util.concatenate([shape.submesh([np.flatnonzero(np.abs(shape.face_normals - n).sum(axis=1) < 1e-6)])[0]
+                                      for n in np.concatenate([np.eye(3), -np.eye(3)])])
+    samples, facts = sample_shape(as_mesh(walls), CONFIG, 0)
+    assert facts["components"] == 6 and samples.inside[in_box(samples.points, (0.9, 0.7, 1.1))].all()
+
+
+def test_what_is_buried_is_no_surface():
+    other = {"extents": (0.5, 1.6, 0.6), "center": (-0.2, 0.1, 0.2)}
+    for turned in (False, True):
+        second = box(**other)
+        if turned:  # a part that is inside out is a part all the same
+            second.invert()
+        both = as_mesh(trimesh.util.concatenate([box(), second]))
+        surface = outer_surface(both, 4000, np.random.default_rng(0))
+        outside = surface[:, :3] + 1e-3 * surface[:, 3:]
+        within = surface[:, :3] - 1e-3 * surface[:, 3:]
+        solid, free = in_box(within) | in_box(within, **other), ~(in_box(outside) | in_box(outside, **other))
+        assert surface.shape == (4000, 6) and solid.mean() > 0.995 and free.mean() > 0.995
+        samples, facts = sample_shape(both, CONFIG, 0)
+        expected = in_box(samples.points) | in_box(samples.points, **other)
+        assert facts["buried_share"] > 0.15 and (samples.inside == expected).mean() > 0.999
+
+
+def test_a_hollow_stays_hollow():
+    outer, inner = trimesh.creation.icosphere(3, 0.9), trimesh.creation.icosphere(3, 0.5)
+    inner.invert()
+    samples, facts = sample_shape(as_mesh(trimesh.util.concatenate([outer, inner])), CONFIG, 0)
+    assert not samples.inside[np.linalg.norm(samples.points, axis=1) < 0.48].any() and facts["buried_share"] == 0
 
 
 def test_a_mesh_without_area_is_refused():
@@ -144,7 +221,6 @@ def test_large_meshes_are_worked_through_in_blocks(monkeypatch, points):
     mesh = as_mesh(trimesh.creation.icosphere(2, 0.6))
     sampled, volume, labels = sample_surface(mesh, 500, np.random.default_rng(1)), signed_volume(mesh), inside(mesh, points)
     monkeypatch.setattr("tar3d.mesh.points.FACES_AT_ONCE", 7)
-    monkeypatch.setattr("tar3d.mesh.points.FACES_OF_A_TREE", 100)
     assert (sample_surface(mesh, 500, np.random.default_rng(1)) == sampled).all()
     assert signed_volume(mesh) == pytest.approx(volume, rel=1e-12)
     clear = np.abs(np.linalg.norm(points, axis=1) - 0.6) > 0.02
