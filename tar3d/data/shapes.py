@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from tar3d.contracts import ShapeSamples
 from tar3d.data.folder import atomic_write, read_splits
+from tar3d.data.sample_file import sample_bytes
 
 _SHAPES = {"surface": (np.float16, 2), "points": (np.float16, 2), "inside": (np.uint8, 1), "is_near": (np.uint8, 1),
            "transform": (np.float64, 2)}
@@ -26,8 +27,7 @@ _HEADER_BYTES = 128  # of an .npy of so few axes: numpy pads the header to a mul
 
 def save_samples(samples: ShapeSamples, path: Path) -> None:
     with atomic_write(path) as f:
-        np.savez(f, surface=samples.surface.astype(np.float16), points=samples.points.astype(np.float16),
-                 inside=np.packbits(samples.inside), is_near=np.packbits(samples.is_near), transform=samples.to_source)
+        f.write(sample_bytes(samples))
 
 
 def load_samples(path: Path) -> ShapeSamples:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -9,19 +10,28 @@ from PIL import Image
 
 from tar3d.config import ViewConfig
 from tar3d.contracts import Mesh
-from tar3d.data.folder import atomic_write, mesh_path, write_json
+from tar3d.data.folder import atomic_write, json_bytes, mesh_path
 from tar3d.mesh.load import load_mesh
 from tar3d.mesh.render import Renderer, orbit_cameras, picture, rgba
 
 
 def write_views(mesh: Mesh, folder: Path, config: ViewConfig, rng: np.random.Generator) -> None:
     """cameras.json is written last, so a folder that has it is complete."""
+    for name, content in view_files(mesh, config, rng).items():
+        with atomic_write(folder / name) as f:
+            f.write(content)
+
+
+def view_files(mesh: Mesh, config: ViewConfig, rng: np.random.Generator) -> dict[str, bytes]:
+    """What a shape's folder of views holds, by name, in the order in which it is to be written."""
     cameras = orbit_cameras(config, rng)
     renderer = Renderer(mesh)
+    files = {}
     for k, camera in enumerate(cameras):
-        with atomic_write(folder / f"{k}.png") as f:
-            Image.fromarray(rgba(renderer.render(camera, config.size))).save(f, format="PNG")
-    write_json(folder / "cameras.json", [camera.to_json() for camera in cameras])
+        content = io.BytesIO()
+        Image.fromarray(rgba(renderer.render(camera, config.size))).save(content, format="PNG")
+        files[f"{k}.png"] = content.getvalue()
+    return files | {"cameras.json": json_bytes([camera.to_json() for camera in cameras])}
 
 
 def list_views(folder: Path, shape_id: str) -> list[Path]:
