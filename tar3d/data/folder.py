@@ -36,13 +36,14 @@ def atomic_write(path: Path, mode: str = "wb", **kwargs) -> Iterator[IO]:
         partial.unlink(missing_ok=True)
 
 
-def to_json(value: object) -> str:
-    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
-
-
 def write_json(path: Path, value: object) -> None:
-    with atomic_write(path, "w", encoding="utf-8") as f:
-        f.write(to_json(value))
+    with atomic_write(path) as f:
+        f.write(json_bytes(value))
+
+
+def json_bytes(value: object) -> bytes:
+    """As every JSON file here is written."""
+    return f"{json.dumps(value, indent=1, ensure_ascii=False)}\n".encode()
 
 
 def write_csv(path: Path, fields: list[str], rows: list[dict]) -> None:

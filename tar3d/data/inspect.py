@@ -34,7 +34,7 @@ from tar3d.data.order import spread
 from tar3d.data.overlay import OVERLAY_SIDE, View, draw_overlay, png, project, query_cloud, seen_at
 from tar3d.data.report import escaped, quantile_table
 from tar3d.data.sheets import sheet, tile
-from tar3d.data.workers import parallel
+from tar3d.data.workers import results
 from tar3d.mesh.render import orbit
 from tar3d.metrics.summary import markdown_table
 
@@ -87,13 +87,13 @@ def _check_all(ids: list[str], data: Path, run: str, workers: int) -> tuple[list
     found: dict[str, list[Problem]] = {}
     columns: dict[str, array.array] = defaultdict(lambda: array.array("f"))
     with tqdm(total=len(ids), unit="shape", desc="inspect") as bar:
-        for results in parallel(partial(_check_batch, data=data, run=run), batches, workers):
-            for shape_id, (problems, statistics) in results.items():
+        for batch in results(partial(_check_batch, data=data, run=run), batches, workers):
+            for shape_id, (problems, statistics) in batch.items():
                 if problems:
                     found[shape_id] = problems
                 for name, value in statistics.items():
                     columns[name].append(value)
-            bar.update(len(results))
+            bar.update(len(batch))
             bar.set_postfix(violations=sum(not p.warning for of_one in found.values() for p in of_one))
     values = {name: np.array(column, dtype=np.float32) for name, column in columns.items()}
     return [p for i in ids for p in found.get(i, ())], {name: v[~np.isnan(v)] for name, v in values.items()}

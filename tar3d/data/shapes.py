@@ -18,6 +18,7 @@ from tar3d.contracts import ShapeSamples
 from tar3d.data.augment import augment, random_matrix
 from tar3d.data.folder import atomic_write, read_categories, read_splits
 from tar3d.data.npz import float32, read_npz
+from tar3d.data.sample_file import sample_bytes
 from tar3d.data.shapenet import ShapeNetV2, holds_shapenet
 from tar3d.data.store import Files
 
@@ -27,8 +28,7 @@ _SHAPES = {"surface": (np.float16, 2), "points": (np.float16, 2), "inside": (np.
 
 def save_samples(samples: ShapeSamples, path: Path) -> None:
     with atomic_write(path) as f:
-        np.savez(f, surface=samples.surface.astype(np.float16), points=samples.points.astype(np.float16),
-                 inside=np.packbits(samples.inside), is_near=np.packbits(samples.is_near), transform=samples.to_source)
+        f.write(sample_bytes(samples))
 
 
 def load_samples(path: str | Path, content: bytes | None = None) -> ShapeSamples:

@@ -25,7 +25,7 @@ from tar3d.config import ToyConfig, ViewConfig
 from tar3d.data.folder import split_ids, write_csv, write_json
 from tar3d.data.toy_shapes import generate
 from tar3d.data.views import write_views
-from tar3d.data.workers import parallel
+from tar3d.data.workers import results
 from tar3d.mesh.export import save_mesh
 from tar3d.mesh.points import signed_volume
 
@@ -42,7 +42,7 @@ def make_toy_data(out: Path, num: int, seed: int, views: ViewConfig | None, work
         raise ValueError(f"a procedural set needs num >= 1, seed >= 0 and workers >= 1, got {num}, {seed} and {workers}")
     _check_stamp(out / "toy.json", {"version": VERSION, "seed": seed, "views": asdict(views) if views else None})
     job = partial(_write_shape, out=out, seed=seed, views=views)
-    rows = sorted(tqdm(parallel(job, range(num), workers), total=num, unit="shape", desc="shapes"), key=lambda row: row["index"])
+    rows = sorted(tqdm(results(job, range(num), workers), total=num, unit="shape", desc="shapes"), key=lambda row: row["index"])
     write_csv(out / "captions.csv", ["id", "caption"], [{"id": r["id"], "caption": r["caption"]} for r in rows])
     write_csv(out / "manifest.csv", MANIFEST, [{name: r[name] for name in MANIFEST} for r in rows])
     write_json(out / "splits.json", split_ids([r["id"] for r in rows]))

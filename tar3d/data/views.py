@@ -14,32 +14,12 @@ from PIL import Image
 from tar3d.condition.image import ImageError, load_image
 from tar3d.config import ViewConfig
 from tar3d.contracts import Mesh
-from tar3d.data.folder import mesh_path, to_json
+from tar3d.data.folder import json_bytes, mesh_path
 from tar3d.data.store import Files
 from tar3d.mesh.load import load_mesh
 from tar3d.mesh.render import Camera, Renderer, orbit_cameras, picture, rgba
 
 WHITE = (255, 255, 255)
-
-
-def complete_views(mesh: Mesh, pictures: Sequence[Path], folder: Path, config: ViewConfig | None,
-                   rng: np.random.Generator) -> list[str]:
-    """Sees to it that `folder` holds views: what is there stays, else `pictures` are copied, else `config` says what to render.
-
-    Returns the reasons for which pictures were left out."""
-    if has_views(folder):
-        return []
-    files, left_out = picture_files(pictures)
-    if not files and config is not None:
-        files = view_files(mesh, config, rng)
-    if files:
-        _write_folder(folder, files)
-    return left_out
-
-
-def has_views(folder: Path) -> bool:
-    """Whether any picture is there; folders of views are written whole."""
-    return any(folder.glob("*.png"))
 
 
 def write_views(mesh: Mesh, folder: Path, config: ViewConfig, rng: np.random.Generator) -> None:
@@ -51,7 +31,7 @@ def view_files(mesh: Mesh, config: ViewConfig, rng: np.random.Generator) -> dict
     """Rendered views by the names of their files, and cameras.json."""
     cameras, renderer = orbit_cameras(config, rng), Renderer(mesh)
     files = {f"{k}.png": _png(Image.fromarray(_pixels(renderer, camera, config))) for k, camera in enumerate(cameras)}
-    return files | {"cameras.json": to_json([camera.to_json() for camera in cameras]).encode()}
+    return files | {"cameras.json": json_bytes([camera.to_json() for camera in cameras])}
 
 
 def picture_files(pictures: Sequence[Path]) -> tuple[dict[str, bytes], list[str]]:

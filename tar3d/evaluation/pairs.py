@@ -18,7 +18,7 @@ from tar3d import config as configuration
 from tar3d.config import EvalProtocol
 from tar3d.contracts import Mesh
 from tar3d.data.sources import mesh_ids
-from tar3d.data.workers import parallel
+from tar3d.data.workers import results
 from tar3d.mesh.load import load_mesh
 from tar3d.metrics.align import alignment
 from tar3d.metrics.geometry import compare_meshes, floor_scores, in_frame, mesh_facts, surface_cloud, transformed
@@ -88,7 +88,7 @@ def score_pairs(pairs: list[Pair], protocol: EvalProtocol, align: str, workers: 
     """One row a pair, in the order of `pairs`; memory does not grow with their number."""
     job = partial(score_pair, protocol=protocol, align=align)
     workers = min(workers, max(1, len(pairs) // 4))  # a process takes a second to start
-    rows = {row["id"]: row for row in tqdm(parallel(job, pairs, workers), total=len(pairs), unit="pair", desc=title)}
+    rows = {row["id"]: row for row in tqdm(results(job, pairs, workers), total=len(pairs), unit="pair", desc=title)}
     return [rows[pair.id] for pair in pairs]
 
 
@@ -126,7 +126,7 @@ def set_clouds(folder: Path, protocol: EvalProtocol, workers: int) -> tuple[dict
     """Point clouds of all meshes of a folder by id, and the reasons of those that cannot be used."""
     paths = mesh_ids(folder)
     job = partial(set_cloud, protocol=protocol)
-    done = dict(tqdm(parallel(job, paths.values(), min(workers, max(1, len(paths) // 16))), total=len(paths), unit="mesh",
+    done = dict(tqdm(results(job, paths.values(), min(workers, max(1, len(paths) // 16))), total=len(paths), unit="mesh",
                      desc=f"points of {folder.name}"))
     clouds = {i: done[p] for i, p in paths.items() if not isinstance(done[p], str)}
     return clouds, {i: done[p] for i, p in paths.items() if isinstance(done[p], str)}

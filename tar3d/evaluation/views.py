@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from tar3d.condition.image import IMAGE_SUFFIXES, PLAIN_TOLERANCE, VISIBLE_ALPHA, load_image
 from tar3d.contracts import Mesh
-from tar3d.data.workers import parallel
+from tar3d.data.workers import results
 from tar3d.evaluation.pairs import Pair
 from tar3d.evaluation.report import in_view
 from tar3d.mesh.load import load_mesh
@@ -321,7 +321,7 @@ def score_sets(sets: dict[str, list[Pair]], source: Source, networks: Networks,
     features = {name: SetFeatures() for name in sets}
     with tqdm(total=sum(map(len, sets.values())), unit="pair", desc="pictures") as bar:
         for start in range(0, len(grouped), window):
-            for done in parallel(run, grouped[start:start + window], workers):
+            for done in results(run, grouped[start:start + window], workers):
                 for scored in done:
                     rows[scored.set_name][scored.row["id"]] = network_scores(scored, source, networks, features[scored.set_name])
                     bar.update()

@@ -25,7 +25,7 @@ from tar3d.mesh.load import FACES_AT_ONCE, MeshError, blocks, face_components
 from tar3d.mesh.winding import WindingNumber, unbalanced_edges
 
 INSIDE = 0.5
-LARGEST_OPENING = 0.25  # share of all directions, mean over a piece's surface, that is open: a disc has 0.5, a dish 2/3 as deep as wide 0.25
+LARGEST_OPENING = 0.25  # share of all directions, averaged over a piece: a disc has 0.5, a dish a third as deep as wide 0.25
 INSIDE_OUT = 0.1  # share of a piece's surface with w = -1 below it, from which on it is turned
 _TURNS = 8  # how often pieces are turned and looked at again
 _PIECE_SAMPLES = 8192  # of a mesh, by which its pieces are judged
@@ -224,6 +224,7 @@ def sample_shape(mesh: Mesh, config: SampleConfig, seed: int) -> tuple[ShapeSamp
     is_near = np.arange(len(points)) >= config.volume_points
     surface = np.concatenate([skin.points, skin.normals], axis=1)[:config.surface_points].astype(np.float32)
     facts = {"faces": len(mesh.faces), "components": int(face_components(mesh.faces, len(mesh.vertices)).max()) + 1,
-             "watertight": int(len(unbalanced_edges(mesh.faces)[0]) == 0), "buried_share": skin.buried, "thin_share": float((skin.padding > 0).mean()),
+             "watertight": int(len(unbalanced_edges(mesh.faces)[0]) == 0),
+             "buried_share": skin.buried, "thin_share": float((skin.padding > 0).mean()),
              "inside_share": float(labels[~is_near].mean()), "label_confidence": float((margin > 0.25).mean())}
     return ShapeSamples(surface, points, labels, is_near, mesh.to_source), facts

@@ -3,15 +3,18 @@
 import csv
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
+from made_data import everything, facts
 from PIL import Image
 
 from tar3d.config import SampleConfig, ViewConfig
 from tar3d.data.folder import mesh_path, read_splits
 from tar3d.data.make_samples import main, make_samples
 from tar3d.data.shapes import load_samples
+from tar3d.data.store import read_index
 from tar3d.data.views import Views
 
 
@@ -239,9 +242,74 @@ def test_a_table_is_sampled_beside_itself(meshes, tmp_path):
 
 @pytest.mark.parametrize("flags, message",
                          [(["--views", "3"], "views"), (["views.colour=red"], "colour"),
-                          (["views.background=red"], "transparent, white"),
-                          (["points=3"], "points"), (["surface_points=0"], "surface_points"), (["--workers", "0"], "workers")])
+                          (["views.background=red"], "transparent, white"), (["points=3"], "points"),
+                          (["surface_points=0"], "surface_points"), (["--workers", "0"], "workers"),
+                          (["--seconds", "0"], "seconds"), (["--gigabytes", "-1"], "gigabytes"),
+                          (["--shard-size", "-1"], "shard size")])
 def test_wrong_settings_are_named(meshes, tmp_path, capsys, flags, message):
     with pytest.raises(SystemExit) as stop:
         main([str(meshes), "--out", str(tmp_path / "out"), *flags])
     assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_shards_hold_what_loose_files_hold(meshes, samples, tmp_path):
+    """Whatever the number of workers and the size of the shards, of which the last is smaller."""
+    views = ViewConfig(count=2, size=32)
+    make_samples(meshes, tmp_path / "one", SMALL, views=views)
+    make_samples(meshes, tmp_path / "four", SMALL, views=views, shard_size=4, workers=2)
+    assert everything(tmp_path / "four") == everything(tmp_path / "one")
+    assert facts(tmp_path / "four") == facts(tmp_path / "one") and len(facts(tmp_path / "one")) == 6
+    for kind in ("samples", "views"):
+        assert sorted(p.name for p in (tmp_path / "four" / kind).glob("*.tar")) == ["00000.tar", "00001.tar"]
+    packed = [{name.split("/")[0].removesuffix(".npz") for name in read_index(tmp_path / "four" / kind / "00000.tar")}
+              for kind in ("samples", "views")]
+    assert packed[0] == packed[1] and len(packed[0]) == 4  # the same shapes in both
+
+
+def test_shards_are_continued_with_what_is_missing(meshes, samples, tmp_path):
+    out, views = tmp_path / "out", ViewConfig(count=2, size=32)
+    tube = (meshes / "more" / "tube.ply").read_bytes()
+    (meshes / "more" / "tube.ply").unlink()
+    make_samples(meshes, out, SMALL, shard_size=3)
+    before = {p.name: p.read_bytes() for p in (out / "samples").glob("*.tar")}
+    (meshes / "more" / "tube.ply").write_bytes(tube)
+    make_samples(meshes, out, SMALL, shard_size=3, views=views)
+    assert {p.name: p.read_bytes() for p in (out / "samples").glob("*.tar")}.items() > before.items()
+    made = [name for p in (out / "samples").glob("*.tar") for name in read_index(p)]
+    assert sorted(made) == [f"{i}.npz" for i in IDS]  # those that only lacked views were not sampled again
+    make_samples(meshes, tmp_path / "loose", SMALL, views=views)
+    assert everything(out) == everything(tmp_path / "loose") and facts(out) == facts(tmp_path / "loose")
+
+
+def test_a_new_shard_goes_before_older_loose_files(meshes, tmp_path):
+    """ball.glb joins ball.obj and takes over the id "ball"."""
+    ball = (meshes / "ball.glb").read_bytes()
+    (meshes / "ball.glb").unlink()
+    make_samples(meshes, tmp_path / "out", SMALL)
+    (meshes / "ball.glb").write_bytes(ball)
+    make_samples(meshes, tmp_path / "out", SMALL, shard_size=10)
+    make_samples(meshes, tmp_path / "new", SMALL)
+    assert everything(tmp_path / "out") == everything(tmp_path / "new")
+
+
+def test_a_report_that_was_cut_off_or_lost_is_completed(meshes, samples, tmp_path):
+    out = tmp_path / "out"
+    make_samples(meshes, out, SMALL)
+    whole, rows = (out / "report.csv").read_bytes(), facts(out)
+    for cut in (whole[:-1], whole[:-40], whole[:len(whole) // 2], whole[:10], b""):
+        (out / "report.csv").write_bytes(cut)
+        make_samples(meshes, out, SMALL)
+        assert facts(out) == rows and contents(out) == contents(samples)
+
+
+def test_limits_are_no_part_of_the_settings(meshes, tmp_path):
+    make_samples(meshes, tmp_path / "out", SMALL)
+    limits = ["--seconds", "7", "--gigabytes", "9", "--shard-size", "3"]
+    assert main([str(meshes), "--out", str(tmp_path / "out"), *limits, *FLAGS]) == 0
+
+
+def test_ray_is_optional(meshes, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SystemExit) as stop:
+        main([str(meshes), "--out", str(tmp_path / "out"), "--ray", "local", *FLAGS])
+    assert stop.value.code == 2 and "pip install 'ray==" in capsys.readouterr().err
