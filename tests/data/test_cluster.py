@@ -44,7 +44,7 @@ def test_a_lost_worker_costs_its_task_alone(meshes, tmp_path):
     make_samples(meshes, tmp_path / "one", config)
     out = tmp_path / "out"
     numbers = [f"{name}={getattr(config, name)}" for name in ("surface_points", "volume_points", "near_points")]
-    flags = ["--out", str(out), "--ray", "local", "--workers", "2"]
+    flags = ["--out", str(out), "--ray", "local", "--workers", "2", "views.count=0"]
     run = subprocess.Popen([sys.executable, "-m", "tar3d.data.make_samples", str(meshes), *flags, *numbers], cwd=ROOT,
                            stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     try:

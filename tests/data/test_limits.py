@@ -16,7 +16,7 @@ from tar3d.config import SampleConfig, ViewConfig
 
 ROOT = Path(__file__).parents[2]
 SMALL = SampleConfig(surface_points=200, volume_points=300, near_points=100)
-FLAGS = ["surface_points=200", "volume_points=300", "near_points=100"]
+FLAGS = ["surface_points=200", "volume_points=300", "near_points=100", "views.count=0"]
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux alone")
 
 module = importlib.import_module("tar3d.data.make_samples")
@@ -84,8 +84,8 @@ def test_kills_lose_nothing(meshes, tmp_path):
     module.make_samples(meshes, tmp_path / "calm", SMALL, views=ViewConfig(count=2))
     assert len(facts(tmp_path / "calm")) == 37
     out, chance, rows = tmp_path / "out", random.Random(os.urandom(8)), []
-    command = [sys.executable, "-m", "tar3d.data.make_samples", str(meshes), "--out", str(out), "--workers", "1", "--views", "2",
-               *FLAGS]
+    command = [sys.executable, "-m", "tar3d.data.make_samples", str(meshes), "--out", str(out), "--workers", "1",
+               *FLAGS[:3], "views.count=2"]
     for k in range(6):
         with subprocess.Popen(command + ["--shard-size", "3"] * (k % 2), stderr=subprocess.DEVNULL, cwd=ROOT) as run:
             before = changed(out / "report.csv")

@@ -1,0 +1,196 @@
+"""How well the inside labels keep a mesh's shape:
+
+    python -m benchmarks.labels MESHES --out outputs/labels [--limit 200] [--workers 2]
+
+The labels of `tar3d.mesh.points` are taken on a lattice of 256^3 points, their boundary is extracted by marching cubes, and
+compared with the mesh by F-score at 0.02, 16,000 points each, as a share of its floor: the mesh against a second sampling of
+itself. Two truths: "outer" is the surface that bounds the solid, "all" every face, those included that are buried in other parts
+and that no solid has. labels.csv has a row for each mesh, labels.md the summary with all that fall short, labels.png the worst
+beside their meshes. An interrupted run continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from datetime import date
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.ndimage import binary_dilation
+from skimage.measure import marching_cubes
+from tqdm import tqdm
+
+from tar3d.config import SampleConfig
+from tar3d.contracts import Mesh
+from tar3d.data.folder import write_csv, write_json
+from tar3d.data.order import spread
+from tar3d.data.sources import mesh_ids
+from tar3d.data.workers import Lost, parallel
+from tar3d.mesh.load import MeshError, load_mesh
+from tar3d.mesh.points import Skin, label, sample_skin, sample_surface, solid_winding
+from tar3d.mesh.render import contact_sheet, picture
+from tar3d.mesh.winding import WindingNumber
+from tar3d.metrics.geometry import point_scores
+from tar3d.metrics.summary import markdown_table
+from tar3d.runtime import describe_machine
+
+CELLS, COARSE = 256, 4  # lattice points along a side; those of a block that the surface is not near share one label
+POINTS, THRESHOLD = 16_000, 0.02
+SKIN_POINTS = 100_000  # by which thin walls are known, as in a sampling of default size
+KEEPS = 0.97  # share of the floor from which on a shape counts as kept
+FIELDS = ["id", "status", "reason", "outer", "all", "precision", "recall", "floor", "buried_share", "thin_share", "watertight",
+          "seconds"]
+WORST, SECONDS = 24, 600.0
+
+
+def label_field(mesh: Mesh, winding: WindingNumber, skin: Skin, cells: int, dense: np.ndarray) -> np.ndarray:
+    """Labels (cells, cells, cells) at the centres of the cells of the cube. Those near `dense` (N, 3), points of all faces, and
+    where the label of a block differs from its neighbour's, are asked for one by one."""
+    axis = (np.arange(cells) + 0.5) / cells * 2 - 1
+    coarse_axis = axis.reshape(-1, COARSE).mean(axis=1)
+    lattice = np.stack(np.meshgrid(*[coarse_axis] * 3, indexing="ij"), axis=-1)
+    coarse = label(mesh, winding, skin, lattice.reshape(-1, 3))[0].reshape(lattice.shape[:3])
+    changes = np.zeros_like(coarse)
+    for k in range(3):
+        differs = np.diff(coarse, axis=k)
+        low, high = [slice(None)] * 3, [slice(None)] * 3
+        low[k], high[k] = slice(None, -1), slice(1, None)
+        changes[tuple(low)] |= differs
+        changes[tuple(high)] |= differs
+    near = np.zeros((cells,) * 3, dtype=bool)
+    near[tuple(np.floor((dense + 1) / 2 * cells).astype(int).clip(0, cells - 1).T)] = True
+    near = binary_dilation(near, iterations=2) | _fine(changes)
+    field = _fine(coarse)
+    field[near] = label(mesh, winding, skin, axis[np.argwhere(near)])[0]
+    return field
+
+
+def _fine(blocks: np.ndarray) -> np.ndarray:
+    return blocks.repeat(COARSE, axis=0).repeat(COARSE, axis=1).repeat(COARSE, axis=2)
+
+
+def boundary(field: np.ndarray) -> Mesh:
+    """The surface of a label field; a ValueError if all is outside."""
+    cells = len(field)
+    if not field.any():
+        raise ValueError("no point of the lattice is inside")
+    vertices, faces, _, _ = marching_cubes(np.pad(field, 1).astype(np.float32), 0.5, gradient_direction="ascent")
+    return Mesh((vertices - 0.5) / cells * 2 - 1, faces)
+
+
+def score(job: tuple[str, Path], *, cells: int) -> dict[str, object]:
+    """A row of labels.csv."""
+    start = time.perf_counter()
+    shape_id, path = job
+    row: dict[str, object] = dict.fromkeys(FIELDS, "") | {"id": shape_id}
+    try:
+        mesh = load_mesh(path)
+        rebuilt, skin, winding = rebuild(mesh, cells)
+        rng = np.random.default_rng(1)
+        rebuilt_points = sample_surface(rebuilt, POINTS, rng)[:, :3]
+        outer = sample_skin(mesh, winding, 2 * POINTS, rng).points
+        every = sample_surface(mesh, 2 * POINTS, rng)[:, :3]
+        name = f"fscore@{THRESHOLD:g}"
+        for kind, points in (("outer", outer), ("all", every)):
+            scores = point_scores(rebuilt_points, points[:POINTS], [THRESHOLD])
+            floor = point_scores(points[POINTS:], points[:POINTS], [THRESHOLD])[name]
+            row[kind] = scores[name] / floor
+            if kind == "outer":
+                row |= {"precision": scores[f"precision@{THRESHOLD:g}"], "recall": scores[f"recall@{THRESHOLD:g}"],
+                        "floor": floor}
+        row |= {"status": "ok", "buried_share": skin.buried, "thin_share": float((skin.padding > 0).mean()),
+                "watertight": int(WindingNumber(mesh).closed)}
+    except (MeshError, ValueError) as e:
+        row |= {"status": "failed", "reason": str(e), "outer": 0.0, "all": 0.0}
+    return row | {"seconds": time.perf_counter() - start}
+
+
+def rebuild(mesh: Mesh, cells: int) -> tuple[Mesh, Skin, WindingNumber]:
+    """What the labels make of a mesh, by the settings that `make_samples` has by default."""
+    rng = np.random.default_rng(0)
+    winding = solid_winding(mesh, rng)
+    skin = sample_skin(mesh, winding, SKIN_POINTS, rng, min_thickness=SampleConfig().min_thickness)
+    field = label_field(mesh, winding, skin, cells, sample_surface(mesh, 2 * SKIN_POINTS, rng)[:, :3])
+    return boundary(field), skin, winding
+
+
+def report(rows: list[dict], meshes: dict[str, Path], out: Path, cells: int) -> str:
+    """labels.csv, labels.json, labels.md and labels.png; returns the summary."""
+    rows = sorted(rows, key=lambda r: r["outer"])
+    write_csv(out / "labels.csv", FIELDS,
+              [{k: f"{v:.4f}" if isinstance(v, float) else v for k, v in r.items()} for r in rows])
+    short = [r for r in rows if r["outer"] < KEEPS]
+    kept = {kind: float(np.mean([r[kind] >= KEEPS for r in rows])) for kind in ("outer", "all")}
+    machine = describe_machine(torch.device("cpu")) | {"date": str(date.today())}
+    lines = [f"{len(rows)} meshes at {cells}^3; {kept['outer']:.1%} keep at least {KEEPS:.0%} of the floor of their outer "
+             f"surface, {kept['all']:.1%} of that of all their faces; {machine['machine']}, commit {machine['commit']}, "
+             f"{machine['date']}", ""]
+    groups = {"all": rows}
+    groups |= {name: [r for r in rows if r["watertight"] == closed] for name, closed in (("watertight", 1), ("open", 0))}
+    lines += markdown_table(["", "meshes", "share kept, outer", "share kept, all faces", "median share of floor, outer", "5 %"],
+                            [[name, str(len(g)), f"{np.mean([r['outer'] >= KEEPS for r in g]):.1%}",
+                              f"{np.mean([r['all'] >= KEEPS for r in g]):.1%}",
+                              f"{np.median([r['outer'] for r in g]):.3f}",
+                              f"{np.quantile([r['outer'] for r in g], 0.05):.3f}"] for name, g in groups.items() if g])
+    summary = "\n".join(lines)
+    listing = markdown_table(["mesh", "share of floor, outer", "all", "precision", "recall", "buried", "thin", "why"],
+                             [[r["id"], *(f"{r[k]:.3f}" if r[k] != "" else "" for k in
+                                          ("outer", "all", "precision", "recall", "buried_share", "thin_share")), r["reason"]]
+                              for r in short])
+    page = f"# Labels\n\n{summary}\n\n## Those that fall short\n\n" + "\n".join(listing) + "\n"
+    (out / "labels.md").write_text(page, encoding="utf-8")
+    facts = {"meshes": len(rows), "cells": cells, "kept": kept, "short": [r["id"] for r in short]}
+    write_json(out / "labels.json", facts | machine)
+    tiles = []
+    for row in [r for r in short if r["status"] == "ok"][:WORST]:
+        mesh = load_mesh(meshes[row["id"]])
+        tiles.append([picture(mesh), picture(rebuild(mesh, cells)[0])])
+    if tiles:
+        wide = [sum(tiles[k:k + 4], []) for k in range(0, len(tiles), 4)]
+        wide[-1] += [picture(None)] * (len(wide[0]) - len(wide[-1]))
+        contact_sheet(wide, ["mesh", "labels"] * (len(wide[0]) // 2)).save(out / "labels.png")
+    return summary
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help="folder of meshes, or table id,file (.csv)")
+    parser.add_argument("--out", type=Path, default=Path("outputs/labels"), help="default: %(default)s")
+    parser.add_argument("--limit", type=int, help="only so many meshes, spread evenly over the ids")
+    parser.add_argument("--cells", type=int, default=CELLS, help="along a side, a multiple of 4 (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=1)
+    args = parser.parse_args(argv)
+    if args.cells < 2 * COARSE or args.cells % COARSE:
+        parser.exit(2, f"--cells must be a multiple of {COARSE}, at least {2 * COARSE}, got {args.cells}\n")
+    try:
+        meshes = mesh_ids(args.source)
+    except ValueError as e:
+        parser.exit(2, f"{e}\n")
+    names = list(meshes)
+    chosen = [names[i] for i in spread(len(names), args.limit or len(names))]
+    args.out.mkdir(parents=True, exist_ok=True)
+    partial_rows = args.out / "rows.jsonl"  # so that a run that is interrupted goes on
+    earlier = partial_rows.read_text(encoding="utf-8").splitlines() if partial_rows.is_file() else []
+    rows = [row for row in map(json.loads, earlier) if row["id"] in set(chosen)]
+    done = {r["id"] for r in rows}
+    jobs = [(i, meshes[i]) for i in chosen if i not in done]
+    with open(partial_rows, "a", encoding="utf-8") as f, tqdm(total=len(chosen), initial=len(done), unit="mesh") as bar:
+        for job, row in parallel(partial(score, cells=args.cells), jobs, args.workers, seconds=SECONDS):
+            if isinstance(row, Lost):
+                row = dict.fromkeys(FIELDS, "") | {"id": job[0], "status": "failed", "reason": row.reason, "outer": 0.0,
+                                                   "all": 0.0, "seconds": SECONDS}
+            rows.append(row)
+            f.write(json.dumps(row) + "\n")
+            f.flush()
+            bar.update()
+    print(report(rows, meshes, args.out, args.cells))
+    return 1 if any(r["status"] != "ok" for r in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
