@@ -40,8 +40,8 @@ class SampleConfig:
     """What is drawn from one mesh. Noise scales are standard deviations in units of the cube [-1, 1]^3."""
 
     surface_points: int = 81_920
-    volume_points: int = 100_000
-    near_points: int = 100_000  # half at each noise scale
+    volume_points: int = 80_000
+    near_points: int = 80_000  # half at each noise scale
     near_sigmas: list[float] = field(default_factory=lambda: [0.02, 0.005])
     min_thickness: float = 0.015  # thinner walls and sheets are made that thick, to be seen at all; 0 leaves them as they are
 

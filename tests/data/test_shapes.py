@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from tar3d.config import AugmentConfig
 from tar3d.contracts import ShapeSamples
-from tar3d.data.shapes import ShapeDataset, load_samples, save_samples
+from tar3d.data.shapes import MixedShapes, ShapeDataset, load_samples, save_samples
 from tar3d.data.store import write_shard
 
 
@@ -203,3 +204,24 @@ def test_packed_samples_are_drawn_like_loose_ones(samples, tmp_path):
 
 def test_a_set_is_as_large_for_a_worker_as_its_names(samples):
     assert len(pickle.dumps(dataset(samples))) < 4000
+
+
+def test_augmented_items_are_as_many_points_as_asked_for_and_repeat(samples):
+    kwargs = dict(surface_points=150, volume_points=200, near_points=40, seed=3)
+    change = AugmentConfig(scale=[0.75, 1.25], rotate=0.5, mirror=0.5)
+    plain, one, two = (ShapeDataset(samples, "train", **kwargs, augment_as=a) for a in (AugmentConfig(), change, change))
+    assert plain.augment_as is None
+    item = one[5, 0]
+    assert item["surface"].shape == (150, 6) and item["surface"].dtype == torch.float16
+    assert item["points"].shape == (240, 3) and item["is_near"].sum() == 40 and not item["is_near"][:200].any()
+    assert all((item[k] == two[5, 0][k]).all() for k in item) and not (item["points"] == one[6, 0]["points"]).all()
+
+
+def test_several_sets_as_one(samples):
+    kwargs = dict(surface_points=150, volume_points=200, near_points=40, seed=3)
+    train, val = (ShapeDataset(samples, split, **kwargs) for split in ("train", "val"))
+    mixed = MixedShapes([train, val], [1, 3])
+    assert len(mixed) == len(train) + 3 * len(val)
+    for index in range(len(mixed)):
+        part, k = (train, index) if index < len(train) else (val, (index - len(train)) % len(val))
+        assert (mixed[7, index]["points"] == part[7, k]["points"]).all()
