@@ -187,6 +187,7 @@ def _serve(connection: Connection, function: Callable, seconds: float | None, gi
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes at once, and the parent ends its workers
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")  # the machine's memory is used up: a worker goes, not the run
+    os.environ.setdefault("IGL_NUM_THREADS", "1")  # libigl would start a thread a core in each process
     if gigabytes is not None:
         _limit_memory(gigabytes)
     with contextlib.suppress(EOFError, OSError):

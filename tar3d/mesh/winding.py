@@ -115,7 +115,7 @@ class Rays:
         seen = vertices @ _TURN
         flat, height = seen[:, :2], seen[:, 2]
         self._low = flat.min(axis=0)
-        self._side = int(np.clip(2 * np.sqrt(len(faces)), 64, 1024))
+        self._side = int(np.clip(2 * np.sqrt(len(faces)), 128, 1024))
         self._scale = self._side / (flat.max(axis=0) - self._low).max()
         self._top = height.max()
         self._begin, self._listed = _faces_of_squares((flat - self._low) * self._scale, faces, self._side)
