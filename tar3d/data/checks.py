@@ -19,8 +19,8 @@ from tar3d.config import SampleConfig, ViewConfig
 from tar3d.contracts import CUBE_FILL, ShapeSamples
 from tar3d.data.overlay import View, project, seen_at
 from tar3d.data.shapes import load_samples
-from tar3d.data.sheets import view_names
 from tar3d.data.store import Files
+from tar3d.data.views import view_names
 from tar3d.mesh.render import Camera
 
 SAMPLE_KEYS = {

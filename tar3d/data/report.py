@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from tar3d.data.folder import atomic_write
 from tar3d.data.order import spread
-from tar3d.data.sheets import shape_picture, sheet, tile, view_names
+from tar3d.data.sheets import shape_picture, sheet, tile
 from tar3d.data.store import Files
+from tar3d.data.views import view_names
 from tar3d.metrics.summary import histograms, markdown_table
 
 SHEET_SHAPES, LISTED_SHAPES, NAMED_IDS = 64, 10, 8

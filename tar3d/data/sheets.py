@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable
-from pathlib import PurePosixPath
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -16,18 +15,6 @@ from tar3d.mesh.render import contact_sheet, picture
 TILE = 160  # pixels along the side of a tile's picture
 _FONT_SIZE, _LINE = 13, 16  # pixels
 _INK, _GREY, _FLAG = (30, 30, 30), (110, 110, 110), (213, 94, 0)
-
-
-def view_names(views: Files, wanted: set[str] | None = None) -> dict[str, list[str]]:
-    """Shape id -> names of its .png pictures in `views`, in the order of their numbers; of the `wanted` ids alone, if given."""
-    names: dict[str, list[str]] = {}
-    for name in views:
-        shape_id, _, file = name.partition("/")
-        if file.endswith(".png") and "/" not in file and (wanted is None or shape_id in wanted):
-            names.setdefault(shape_id, []).append(name)
-    for of_one in names.values():
-        of_one.sort(key=lambda name: (len(PurePosixPath(name).stem), name))
-    return names
 
 
 def shape_picture(views: Files, names: list[str], mesh_file: str) -> Image.Image | None:

@@ -6,7 +6,7 @@ import io
 import os
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
@@ -78,19 +78,29 @@ def _write_folder(folder: Path, files: dict[str, bytes]) -> None:
     os.replace(partial, folder)
 
 
+def view_names(views: Files, wanted: set[str] | None = None) -> dict[str, list[str]]:
+    """Shape id -> names of its .png pictures in `views`, in the order of their numbers; of the `wanted` ids alone, if given."""
+    names: dict[str, list[str]] = {}
+    for name in views:
+        shape_id, _, file = name.partition("/")
+        if file.endswith(".png") and "/" not in file and (wanted is None or shape_id in wanted):
+            names.setdefault(shape_id, []).append(name)
+    for of_one in names.values():
+        of_one.sort(key=lambda name: (len(PurePosixPath(name).stem), name))
+    return names
+
+
 class Views:
     """The pictures of a data set folder's shapes, one by one or in tar shards."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder) / "views"
         self._files = Files(self.folder, ".png")
-        self._names: dict[str, list[str]] = {}
-        for name in self._files:
-            self._names.setdefault(name.rpartition("/")[0], []).append(name)
+        self._names = view_names(self._files)
 
     def names(self, shape_id: str) -> list[str]:
         """`<id>/<k>.png`, in the order of their numbers; none of an unknown shape."""
-        return sorted(self._names.get(shape_id, ()), key=lambda name: (len(name), name))
+        return self._names.get(shape_id, [])
 
     def load(self, name: str) -> Image.Image:
         """RGBA; an `ImageError` says where the picture lies."""
