@@ -23,7 +23,7 @@ from tar3d.contracts import Mesh
 from tar3d.mesh.load import blocks
 
 FACES_OF_A_TREE = 1 << 22  # bounds what a search tree takes to 1 GB
-LARGEST_BOUNDARY = 0.5  # edges a face: above it the lids are no smaller than the mesh
+LARGEST_BOUNDARY = 1.0  # edges a face: above it the lids have more faces than the mesh
 PAIRS_AT_ONCE = 1 << 16  # points x faces that stay in the cache
 # A ray along a coordinate axis would run inside walls and through vertices of what people model; this one does not.
 _TURN = np.linalg.qr(np.array([[0.61, -0.34, 0.72], [0.27, 0.93, 0.21], [-0.74, 0.08, 0.66]]))[0]
