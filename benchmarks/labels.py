@@ -6,7 +6,7 @@ The labels of `tar3d.mesh.points` are taken on a lattice of 256^3 points, their 
 compared with the mesh by F-score at 0.02, 16,000 points each, as a share of its floor: the mesh against a second sampling of
 itself. Two truths: "outer" is the surface that bounds the solid, "all" every face, those included that are buried in other parts
 and that no solid has. labels.csv has a row for each mesh, labels.md the summary with all that fall short, labels.png the worst
-beside their meshes. An interrupted run continues.
+beside their meshes (pictures/ has all that fall short). An interrupted run continues.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from scipy.ndimage import binary_dilation
 from skimage.measure import marching_cubes
 from tqdm import tqdm
@@ -29,11 +30,12 @@ from tar3d.config import SampleConfig
 from tar3d.contracts import Mesh
 from tar3d.data.folder import write_csv, write_json
 from tar3d.data.order import spread
+from tar3d.data.sheets import sheet, tile
 from tar3d.data.sources import mesh_ids
 from tar3d.data.workers import Lost, parallel
 from tar3d.mesh.load import MeshError, load_mesh
 from tar3d.mesh.points import Skin, label, sample_skin, sample_surface, solid_winding
-from tar3d.mesh.render import contact_sheet, picture
+from tar3d.mesh.render import picture
 from tar3d.mesh.winding import WindingNumber
 from tar3d.metrics.geometry import point_scores
 from tar3d.metrics.summary import markdown_table
@@ -45,7 +47,8 @@ SKIN_POINTS = 100_000  # by which thin walls are known, as in a sampling of defa
 KEEPS = 0.97  # share of the floor from which on a shape counts as kept
 FIELDS = ["id", "status", "reason", "outer", "all", "precision", "recall", "floor", "buried_share", "thin_share", "watertight",
           "seconds"]
-WORST, SECONDS = 24, 600.0
+WORST, SECONDS = 20, 600.0
+TILE, COLUMNS = 256, 4  # pixels along a pair of pictures; pairs in a row of labels.png
 
 
 def label_field(mesh: Mesh, winding: WindingNumber, skin: Skin, cells: int, dense: np.ndarray) -> np.ndarray:
@@ -83,11 +86,12 @@ def boundary(field: np.ndarray) -> Mesh:
     return Mesh((vertices - 0.5) / cells * 2 - 1, faces)
 
 
-def score(job: tuple[str, Path], *, cells: int) -> dict[str, object]:
-    """A row of labels.csv."""
+def score(job: tuple[str, Path], *, cells: int) -> tuple[dict[str, object], np.ndarray | None]:
+    """A row of labels.csv, and of a mesh that falls short a picture of it beside what its labels make of it."""
     start = time.perf_counter()
     shape_id, path = job
     row: dict[str, object] = dict.fromkeys(FIELDS, "") | {"id": shape_id}
+    seen = None
     try:
         mesh = load_mesh(path)
         rebuilt, skin, winding = rebuild(mesh, cells)
@@ -105,9 +109,11 @@ def score(job: tuple[str, Path], *, cells: int) -> dict[str, object]:
                         "floor": floor}
         row |= {"status": "ok", "buried_share": skin.buried, "thin_share": float((skin.padding > 0).mean()),
                 "watertight": int(WindingNumber(mesh).closed)}
+        if row["outer"] < KEEPS:
+            seen = np.concatenate([picture(mesh), picture(rebuilt)], axis=1)
     except (MeshError, ValueError) as e:
         row |= {"status": "failed", "reason": str(e), "outer": 0.0, "all": 0.0}
-    return row | {"seconds": time.perf_counter() - start}
+    return row | {"seconds": time.perf_counter() - start}, seen
 
 
 def rebuild(mesh: Mesh, cells: int) -> tuple[Mesh, Skin, WindingNumber]:
@@ -119,14 +125,13 @@ def rebuild(mesh: Mesh, cells: int) -> tuple[Mesh, Skin, WindingNumber]:
     return boundary(field), skin, winding
 
 
-def report(rows: list[dict], meshes: dict[str, Path], out: Path, cells: int) -> str:
+def report(rows: list[dict], out: Path, cells: int, machine: dict[str, str]) -> str:
     """labels.csv, labels.json, labels.md and labels.png; returns the summary."""
     rows = sorted(rows, key=lambda r: r["outer"])
     write_csv(out / "labels.csv", FIELDS,
               [{k: f"{v:.4f}" if isinstance(v, float) else v for k, v in r.items()} for r in rows])
     short = [r for r in rows if r["outer"] < KEEPS]
     kept = {kind: float(np.mean([r[kind] >= KEEPS for r in rows])) for kind in ("outer", "all")}
-    machine = describe_machine(torch.device("cpu")) | {"date": str(date.today())}
     lines = [f"{len(rows)} meshes at {cells}^3; {kept['outer']:.1%} keep at least {KEEPS:.0%} of the floor of their outer "
              f"surface, {kept['all']:.1%} of that of all their faces; {machine['machine']}, commit {machine['commit']}, "
              f"{machine['date']}", ""]
@@ -146,14 +151,10 @@ def report(rows: list[dict], meshes: dict[str, Path], out: Path, cells: int) -> 
     (out / "labels.md").write_text(page, encoding="utf-8")
     facts = {"meshes": len(rows), "cells": cells, "kept": kept, "short": [r["id"] for r in short]}
     write_json(out / "labels.json", facts | machine)
-    tiles = []
-    for row in [r for r in short if r["status"] == "ok"][:WORST]:
-        mesh = load_mesh(meshes[row["id"]])
-        tiles.append([picture(mesh), picture(rebuild(mesh, cells)[0])])
-    if tiles:
-        wide = [sum(tiles[k:k + 4], []) for k in range(0, len(tiles), 4)]
-        wide[-1] += [picture(None)] * (len(wide[0]) - len(wide[-1]))
-        contact_sheet(wide, ["mesh", "labels"] * (len(wide[0]) // 2)).save(out / "labels.png")
+    pictured = [(r, path) for r in short if (path := out / "pictures" / f"{r['id']}.png").is_file()][:WORST]
+    if pictured:
+        tiles = [tile(Image.open(path), r["id"], f"{r['outer']:.1%} of the floor", side=TILE) for r, path in pictured]
+        sheet(tiles, COLUMNS).save(out / "labels.png")
     return summary
 
 
@@ -173,22 +174,27 @@ def main(argv: list[str] | None = None) -> int:
         parser.exit(2, f"{e}\n")
     names = list(meshes)
     chosen = [names[i] for i in spread(len(names), args.limit or len(names))]
-    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "pictures").mkdir(parents=True, exist_ok=True)
+    machine = describe_machine(torch.device("cpu")) | {"date": str(date.today())}  # of the code that has been loaded
     partial_rows = args.out / "rows.jsonl"  # so that a run that is interrupted goes on
     earlier = partial_rows.read_text(encoding="utf-8").splitlines() if partial_rows.is_file() else []
     rows = [row for row in map(json.loads, earlier) if row["id"] in set(chosen)]
     done = {r["id"] for r in rows}
     jobs = [(i, meshes[i]) for i in chosen if i not in done]
     with open(partial_rows, "a", encoding="utf-8") as f, tqdm(total=len(chosen), initial=len(done), unit="mesh") as bar:
-        for job, row in parallel(partial(score, cells=args.cells), jobs, args.workers, seconds=SECONDS):
-            if isinstance(row, Lost):
-                row = dict.fromkeys(FIELDS, "") | {"id": job[0], "status": "failed", "reason": row.reason, "outer": 0.0,
+        for job, result in parallel(partial(score, cells=args.cells), jobs, args.workers, seconds=SECONDS):
+            if isinstance(result, Lost):
+                row = dict.fromkeys(FIELDS, "") | {"id": job[0], "status": "failed", "reason": result.reason, "outer": 0.0,
                                                    "all": 0.0, "seconds": SECONDS}
+            else:
+                row, seen = result
+                if seen is not None:
+                    Image.fromarray(seen).save(args.out / "pictures" / f"{job[0]}.png")
             rows.append(row)
             f.write(json.dumps(row) + "\n")
             f.flush()
             bar.update()
-    print(report(rows, meshes, args.out, args.cells))
+    print(report(rows, args.out, args.cells, machine))
     return 1 if any(r["status"] != "ok" for r in rows) else 0
 
 
