@@ -16,7 +16,7 @@ def test_it_tells_what_keeps_its_shape(tmp_path, capsys):
     trimesh.Trimesh(box.vertices, box.faces[box.face_normals[:, 1] > -0.5]).export(meshes / "no_floor.ply")
     trimesh.creation.box((1, 0.0, 1)).export(meshes / "plate.ply")
     (meshes / "broken.obj").write_text("v 0 0 0\n")
-    command = [str(meshes), "--out", str(out), "--cells", "160"]
+    command = [str(meshes), "--out", str(out), "--cells", "200"]
     assert main(command) == 1  # one cannot be read
     with open(out / "labels.csv", newline="") as f:
         rows = {row["id"]: row for row in csv.DictReader(f)}
