@@ -36,8 +36,8 @@ from tar3d.data.workers import Lost, check_limits, parallel
 # What `sample_shape` says of a mesh.
 FACTS = ["faces", "components", "watertight", "buried_share", "thin_share", "inside_share", "label_confidence"]
 FIELDS = ["id", "file", "status", "reason", *FACTS, "seconds"]
-# For one mesh. 9.9 M faces, about the most that `load_mesh` takes, need 70 s and 4 GB; text files up to ten times their size,
-# which may be 1 GiB.
+# For one mesh. 9.9 M faces, about the most that `load_mesh` takes, need two minutes and 5 GB; text files up to ten times their
+# size, which may be 1 GiB.
 SECONDS, GIGABYTES = 300.0, 12.0
 
 

@@ -5,7 +5,7 @@ The rule, for meshes as people have them (open, overlapping, inside out, of shee
     inside    where the generalized winding number w (tar3d.mesh.winding) has |w| > 0.5; a connected piece that is inside out, so
               that it would take from another what it overlaps, is turned first
     buried    faces with the inside on both sides are no surface: parts that stand in one another become one solid
-    sheet     a connected piece with more opening than surface around it (`sheets`) encloses nothing: it has no inside of its own
+    sheet     a connected piece that is open to too many sides (`solid_winding`) encloses nothing: it has no inside of its own
     thin      sheets, and walls thinner than `min_thickness`, are made that thick, evenly to both sides
 
 A mesh that encloses no sampled point after that is refused (`MeshError`), for nothing can be learnt from it.
