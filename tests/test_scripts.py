@@ -71,7 +71,7 @@ def fabric():
 @pytest.fixture(scope="module")
 def vqvae_run(data, fabric, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("vqvae")
-    train_vqvae.train(configuration.load(VQVAEConfig, None, VQVAE), fabric, data, out)
+    train_vqvae.train(configuration.load(VQVAEConfig, None, VQVAE), fabric, {data: 1}, out)
     return out
 
 
@@ -120,14 +120,38 @@ def interrupt(monkeypatch, script, step: int) -> None:
     monkeypatch.setattr(script, "train_step", stopping)
 
 
+def test_a_tokenizer_trains_on_several_augmented_sets_and_resumes(data, tmp_path, monkeypatch):
+    """--data A --data B:2; each set has its own IoU, the mean of both chooses the model, and a resumed run is the same run."""
+    other = tmp_path / "other"
+    shutil.copytree(data, other)
+    flags = ["--base", base(tmp_path), "--data", str(data), "--data", f"{other}:2", *VQVAE, "train.augment.scale=[0.75,1.25]",
+             "train.augment.rotate=0.5", "train.augment.mirror=0.5"]
+    assert train_vqvae.main([*flags, "--out", str(tmp_path / "whole")]) == 0
+    row = rows(tmp_path / "whole" / "validation.csv")[-1]
+    means = [float(row[f"iou_volume_{name}"]) for name in (data.name, "other")]
+    assert float(row["iou_volume"]) == pytest.approx(sum(means) / 2, rel=1e-4)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        interrupt(patch, train_vqvae, 2)
+        train_vqvae.main([*flags, "--out", str(tmp_path / "parts")])
+    assert train_vqvae.main([*flags, "--out", str(tmp_path / "parts"), "--resume"]) == 0
+    assert rows(tmp_path / "parts" / "train.csv") == rows(tmp_path / "whole" / "train.csv")
+
+
+@pytest.mark.parametrize("given, message", [(["A", "A:2"], "give each folder once"), (["A:0"], "at least 1")])
+def test_wrong_sets_are_named(tmp_path, capsys, given, message):
+    flags = [word for folder in given for word in ("--data", str(tmp_path / folder))]
+    assert train_vqvae.main(["--base", base(tmp_path), "--out", str(tmp_path / "run"), *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("stop", [2, 4])  # before and after the codebook starts
 def test_an_interrupted_tokenizer_training_resumes_bit_for_bit(data, fabric, vqvae_run, tmp_path, monkeypatch, stop):
     config = configuration.load(VQVAEConfig, None, VQVAE)
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         interrupt(patch, train_vqvae, stop)
-        train_vqvae.train(config, fabric, data, tmp_path)
+        train_vqvae.train(config, fabric, {data: 1}, tmp_path)
     assert checkpoint.load_state(tmp_path / "state.pt")["step"] == stop
-    train_vqvae.train(config, fabric, data, tmp_path, resume=True)
+    train_vqvae.train(config, fabric, {data: 1}, tmp_path, resume=True)
     assert equal(checkpoint.load_state(tmp_path / "state.pt"), checkpoint.load_state(vqvae_run / "state.pt"))
     for name in ("train.csv", "validation.csv"):
         assert rows(tmp_path / name) == rows(vqvae_run / name)
@@ -188,7 +212,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimizers_move(data, fabric
     monkeypatch.setattr(torch.nn.functional, "binary_cross_entropy_with_logits", poisoned(bce, 2))
     with pytest.raises(FloatingPointError, match="the loss became nan at step 1; .* Lower optim.muon_lr"):
         if script is train_vqvae:
-            train_vqvae.train(configuration.load(VQVAEConfig, None, VQVAE), fabric, data, tmp_path)
+            train_vqvae.train(configuration.load(VQVAEConfig, None, VQVAE), fabric, {data: 1}, tmp_path)
         else:
             train_gpt_in(tmp_path, data, fabric, vqvae_run / "model")
     assert len(moves) == 2  # Muon and AdamW, once each
