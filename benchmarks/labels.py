@@ -36,7 +36,7 @@ from tar3d.data.workers import Lost, parallel
 from tar3d.mesh.load import MeshError, load_mesh
 from tar3d.mesh.points import Skin, label, sample_skin, sample_surface, solid_winding
 from tar3d.mesh.render import picture
-from tar3d.mesh.winding import WindingNumber
+from tar3d.mesh.winding import WindingNumber, unbalanced_edges
 from tar3d.metrics.geometry import point_scores
 from tar3d.metrics.summary import markdown_table
 from tar3d.runtime import describe_machine
@@ -108,7 +108,7 @@ def score(job: tuple[str, Path], *, cells: int) -> tuple[dict[str, object], np.n
                 row |= {"precision": scores[f"precision@{THRESHOLD:g}"], "recall": scores[f"recall@{THRESHOLD:g}"],
                         "floor": floor}
         row |= {"status": "ok", "buried_share": skin.buried, "thin_share": float((skin.padding > 0).mean()),
-                "watertight": int(WindingNumber(mesh).closed)}
+                "watertight": int(len(unbalanced_edges(mesh.faces)[0]) == 0)}
         if row["outer"] < KEEPS:
             seen = np.concatenate([picture(mesh), picture(rebuilt)], axis=1)
     except (MeshError, ValueError) as e:

@@ -118,14 +118,15 @@ def solid_winding(mesh: Mesh, rng: np.random.Generator) -> WindingNumber:
 @dataclass(frozen=True)
 class Skin:
     """Points of a solid's surface: `points`, outward `normals` (N, 3); `face` (N,) that each lies on; `padding` (N,) by which
-    its wall is moved outwards to be thick enough, 0 for most; `buried` share of the mesh's area. A sheet has two outsides: half
-    of its normals, at random, are those of either."""
+    its wall is moved outwards to be thick enough, 0 for most; `buried` share of the mesh's area; `spacing`, the side of a square
+    for each point. A sheet has two outsides: half of its normals, at random, are those of either."""
 
     points: np.ndarray
     normals: np.ndarray
     face: np.ndarray
     padding: np.ndarray
     buried: float
+    spacing: float
 
 
 def sample_skin(mesh: Mesh, winding: WindingNumber, count: int, rng: np.random.Generator, *, min_thickness: float = 0.0) -> Skin:
@@ -150,7 +151,8 @@ def sample_skin(mesh: Mesh, winding: WindingNumber, count: int, rng: np.random.G
         padding = np.where(sheet, min_thickness / 2, 0.0)
         wall = np.flatnonzero(~sheet)
         padding[wall] = np.maximum(min_thickness - _thickness(mesh, winding, points[wall], normals[wall], min_thickness), 0) / 2
-    return Skin(points, normals, face, padding, 1 - found / drawn)
+    buried = 1 - found / drawn
+    return Skin(points, normals, face, padding, buried, float(np.sqrt(areas.sum() / 2 * (1 - buried) / count)))
 
 
 def outer_surface(mesh: Mesh, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -185,8 +187,7 @@ def label(mesh: Mesh, winding: WindingNumber, skin: Skin, points: np.ndarray) ->
     thin = np.flatnonzero(skin.padding > 0)
     if len(thin) and not labels.all():
         outside = np.flatnonzero(~labels)
-        spacing = np.sqrt(_double_areas(mesh).sum() / 2 * (1 - skin.buried) / len(skin.points))
-        reach = skin.padding[thin].max() + 2 * spacing  # a sample of the nearest face is hardly ever further
+        reach = skin.padding[thin].max() + 2 * skin.spacing  # a sample of the nearest face is hardly ever further
         tree = cKDTree(skin.points[thin])
         k = min(_NEIGHBOURS, len(thin))
         _, nearest = tree.query(points[outside], k=np.arange(1, k + 1), distance_upper_bound=reach)
