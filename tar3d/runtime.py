@@ -48,7 +48,14 @@ def start_fabric(gpus: str | None, num_nodes: int, precision: str) -> Fabric:
     Raises ValueError when the devices asked for are not there, or the precision is unknown.
     """
     from lightning_fabric import Fabric  # seconds to import, and only training needs it
+    from lightning_fabric.plugins.precision import MixedPrecision, Precision
     from lightning_fabric.strategies import DDPStrategy
+
+    class Autocast(MixedPrecision):
+        """Fabric's own also rounds what a model is given: coordinates to 1/256, while labels hold for the exact ones."""
+
+        def convert_input(self, data: object) -> object:
+            return data
 
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}, allowed are {', '.join(PRECISIONS)} "
@@ -72,8 +79,10 @@ def start_fabric(gpus: str | None, num_nodes: int, precision: str) -> Fabric:
         raise ValueError(f"--num_nodes {num_nodes}: start one process group over several machines with torchrun "
                          "--nnodes N --nproc_per_node M, and give the same number here; alone, write --num_nodes 1")
     distributed = num_nodes > 1 or len(devices) > 1
+    mixed = resolve_precision(precision, accelerator) == "bf16-mixed"
     fabric = Fabric(accelerator=accelerator, devices=devices if accelerator == "cuda" else len(devices), num_nodes=num_nodes,
-                    strategy=DDPStrategy() if distributed else "auto", precision=resolve_precision(precision, accelerator))
+                    strategy=DDPStrategy() if distributed else "auto",
+                    plugins=Autocast("bf16-mixed", accelerator) if mixed else Precision())
     fabric.launch()
     return fabric
 

@@ -182,3 +182,25 @@ def test_a_step_that_must_not_move_the_weights_is_refused():
         check_finite(3, float("inf"), 2.0)
     with pytest.raises(FloatingPointError, match="the gradient became nan at step 3"):
         check_finite(3, 1.0, float("nan"))
+
+
+class Dtypes(torch.nn.Module):
+    """Notes what it is given and what a matrix product makes of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.seen = torch.nn.Linear(3, 1), []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.linear(x)
+        self.seen += [x.dtype, y.dtype]
+        return y
+
+
+@pytest.mark.parametrize("precision, product", [("bf16-mixed", torch.bfloat16), ("32-true", torch.float32)])
+def test_inputs_of_a_training_step_are_not_rounded(precision, product):
+    """Coordinates in bfloat16 would be off by up to 1/256, a quarter of a cell of 128^3; their labels would be wrong."""
+    model = Dtypes()
+    wrapped = start_fabric(None, 1, precision).setup(model)
+    wrapped(torch.rand(2, 3)).sum().backward()
+    assert model.seen == [torch.float32, product]
