@@ -1,12 +1,9 @@
-"""Devices, precision and processes, set up once for a script (Lightning Fabric underneath), and a run's folder and log."""
+"""Devices, precision and processes, set up once for a script (Lightning Fabric underneath), and what a figure needs beside it."""
 
 from __future__ import annotations
 
 import argparse
-import csv
 import functools
-import json
-import math
 import os
 import platform
 import shlex
@@ -18,13 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-PREFETCHED_BATCHES = 4  # of each worker
-COMPUTE_DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}  # of matrix products, by precision
+# Of matrix products, by precision.
+COMPUTE_DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 PRECISIONS = ("auto", *COMPUTE_DTYPES)
 
 
@@ -58,8 +54,7 @@ def start_fabric(gpus: str | None, num_nodes: int, precision: str) -> Fabric:
             return data
 
     if precision not in PRECISIONS:
-        raise ValueError(f"precision is {precision!r}, allowed are {', '.join(PRECISIONS)} "
-                         "(float16 is left out: it overflows here)")
+        raise ValueError(f"precision is {precision!r}, allowed are {', '.join(PRECISIONS)}")
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     under_torchrun = "LOCAL_WORLD_SIZE" in os.environ
     if gpus is not None:
@@ -79,10 +74,12 @@ def start_fabric(gpus: str | None, num_nodes: int, precision: str) -> Fabric:
         raise ValueError(f"--num_nodes {num_nodes}: start one process group over several machines with torchrun "
                          "--nnodes N --nproc_per_node M, and give the same number here; alone, write --num_nodes 1")
     distributed = num_nodes > 1 or len(devices) > 1
-    mixed = resolve_precision(precision, accelerator) == "bf16-mixed"
+    chosen = resolve_precision(precision, accelerator)
+    # Under float16 the training scales the loss itself: Fabric's scaler is for one optimizer.
+    unscaled = torch.amp.GradScaler(accelerator, enabled=False) if chosen == "16-mixed" else None
     fabric = Fabric(accelerator=accelerator, devices=devices if accelerator == "cuda" else len(devices), num_nodes=num_nodes,
                     strategy=DDPStrategy() if distributed else "auto",
-                    plugins=Autocast("bf16-mixed", accelerator) if mixed else Precision())
+                    plugins=Precision() if chosen == "32-true" else Autocast(chosen, accelerator, unscaled))
     fabric.launch()
     return fabric
 
@@ -172,61 +169,11 @@ def uncompiled() -> AbstractContextManager:
     return torch.compiler.set_stance("force_eager")
 
 
-def training_loader(dataset: Dataset, order: Sampler, num_workers: int, fabric: Fabric) -> DataLoader:
-    """Batches of `order` on the device of this process: workers run ahead of the training, and copies to a GPU beside it."""
-    on_gpu = fabric.device.type == "cuda"
-    loader = DataLoader(dataset, batch_sampler=order, num_workers=num_workers, pin_memory=on_gpu,
-                        prefetch_factor=PREFETCHED_BATCHES if num_workers else None)
-    return fabric.setup_dataloaders(loader, use_distributed_sampler=False)
-
-
-def check_finite(step: int, loss: float, gradient_norm: float) -> None:
-    """Raises FloatingPointError where a step must not move the weights."""
-    for name, value in (("loss", loss), ("gradient", gradient_norm)):
-        if not math.isfinite(value):
-            raise FloatingPointError(f"the {name} became {value} at step {step}; the weights on disk are those of the last save. "
-                                     "Lower optim.muon_lr and optim.adamw_lr, or look at the data of this batch")
-
-
-class RunLog:
-    """Metrics of a run: a CSV file for each kind of row ("train", "validation", "speed") and TensorBoard, under `folder`.
-
-    A resumed run drops the rows after the step it resumes from, so no step stands twice.
-    """
-
-    def __init__(self, folder: Path, start_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.folder = folder
-        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step or None)
-        for path in folder.glob("*.csv"):
-            with open(path, encoding="utf-8", newline="") as f:
-                rows = list(csv.DictReader(f))
-            kept = [r for r in rows if int(r["step"]) <= start_step]
-            if len(kept) < len(rows):
-                self._rewrite(path, list(rows[0]), kept)
-
-    def write(self, kind: str, step: int, values: dict[str, float]) -> None:
-        path = self.folder / f"{kind}.csv"
-        row = {"step": step, **values}
-        new = not path.exists()
-        with open(path, "a", encoding="utf-8", newline="") as f:
-            writer = csv.DictWriter(f, list(row), lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
-        for name, value in values.items():
-            self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
-
-    def close(self) -> None:
-        self._tensorboard.close()
-
-    @staticmethod
-    def _rewrite(path: Path, fields: list[str], rows: list[dict]) -> None:
-        with open(path, "w", encoding="utf-8", newline="") as f:
-            writer = csv.DictWriter(f, fields, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+def be_deterministic() -> None:
+    """The same bits in every run on a GPU too, where some sums are otherwise made in whatever order threads arrive."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
 
 
 @contextmanager
@@ -307,14 +254,3 @@ def commit() -> str:
 def command_line() -> str:
     """What started this script, as one would type it again."""
     return shlex.join(["python", *sys.argv])
-
-
-def prepare_run_folder(folder: Path, resume: bool, config: dict) -> None:
-    """Refuses to write a new run over an old one, and to resume what is not there."""
-    state = folder / "state.pt"
-    if state.is_file() and not resume:
-        raise ValueError(f"{folder} already holds a run: continue it with --resume, or choose another --out")
-    if resume and not state.is_file():
-        raise ValueError(f"--resume: there is no training state in {folder}")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "run.json").write_text(json.dumps({"command": command_line(), "config": config}, indent=1) + "\n", encoding="utf-8")

@@ -35,7 +35,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": BASE | {"runtime", "tokenizer", "condition", "gpt", "optim"},
     "data": BASE | {"runtime", "mesh", "tokenizer", "condition", "metrics", "checkpoint"},
 }
-MAY_IMPORT["pipeline"] = set(MAY_IMPORT)
+MAY_IMPORT["training"] = BASE | {"runtime", "throughput", "optim", "data"}
+MAY_IMPORT["pipeline"] = set(MAY_IMPORT) - {"training"}
 MAY_IMPORT["evaluation"] = set(MAY_IMPORT)
 TORCH_FREE = ("config", "contracts", "token_order", "mesh")
 # Of those, what runs where the field does, and what no data worker may load therefore.

@@ -173,8 +173,17 @@ class MixedShapes(Dataset):
     def __len__(self) -> int:
         return int(self.ends[-1])
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
-        position, index = key
+    def name(self, index: int) -> str:
+        """What messages call an item."""
+        part, inner = self._find(index)
+        return part.source.where(part.ids[inner])
+
+    def _find(self, index: int) -> tuple[ShapeDataset, int]:
         k = int(np.searchsorted(self.ends, index, side="right"))
         first = self.ends[k - 1] if k else 0
-        return self.parts[k][position, int(index - first) % len(self.parts[k])]
+        return self.parts[k], int(index - first) % len(self.parts[k])
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
+        position, index = key
+        part, inner = self._find(index)
+        return part[position, inner]
