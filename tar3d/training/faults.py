@@ -79,7 +79,8 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, MemoryError) or "can't allocate memory" in whole:
         return (f"this machine ran out of memory ({text}). Lower train.micro_batch_size (the result stays the same) or "
                 f"train.num_workers, or set train.recompute=cheap or blocks. {kept}")
-    if "DataLoader worker" in whole:
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    if "DataLoader worker" in whole or (alone and isinstance(error, (ConnectionError, EOFError))):
         return (f"a process that reads data died ({text}). Often memory ran out, so try fewer train.num_workers; with "
                 f"train.num_workers=0 its error is shown where it happens. {kept}")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

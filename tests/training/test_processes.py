@@ -1,0 +1,72 @@
+"""Two processes that share a batch train as one does: both trainings, Muon, codebook and all; and either goes on from the other's
+state. They talk over gloo, on the CPU."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from trainings import finish, rows, start, wait_for_step
+
+from tar3d.training.state import load_state, newest_state
+
+FEW = {"vqvae": ["train.batch_size=4", "train.autoencoder_steps=6", "train.codebook_steps=6"],
+       "gpt": ["train.steps=12", "train.micro_batch_size=1", "gpt.sketch_dim=4", "train.sketch_weight=1", "train.sketch_rows=8"]}
+
+
+def torchrun(command: list[str]) -> list[str]:
+    return ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *command]
+
+
+@pytest.mark.parametrize("name", ["vqvae", "gpt"])
+def test_two_processes_train_as_one_and_resume_each_other(commands, tmp_path, name):
+    one, two = tmp_path / "one", tmp_path / "two"
+    command = [*commands[name], *FEW[name], "train.save_every=3"]
+    finish([*command, "--out", str(one)])
+    finish(torchrun([*command, "--out", str(two)]))
+    log = [rows(folder / "train.csv") for folder in (one, two)]
+    assert len(log[0]) == 12
+    columns = ["loss", "volume", "near", "commitment"] if name == "vqvae" else ["nll", "sketch"]
+    for mine, theirs in zip(*log, strict=True):
+        for column in (*columns, "gradient_norm"):
+            assert float(mine[column]) == pytest.approx(float(theirs[column]), rel=2e-3, abs=1e-5), (mine["step"], column)
+    models = [load_state(newest_state(folder / "states")[0])["model"] for folder in (one, two)]
+    for key, tensor in models[0].items():
+        assert torch.allclose(tensor, models[1][key], rtol=1e-2, atol=2e-3), key
+
+    middle = newest_state(one / "states")[0].with_stem("00000009")  # of N processes, on M
+    for source, launch in ((one, torchrun), (two, list)):
+        out = tmp_path / f"{source.name}_resumed"
+        shutil.copytree(source, out)
+        finish(launch([*command, "--out", str(out), "--resume", str(source / "states" / middle.name)]))
+        resumed = rows(out / "train.csv")
+        assert [row["step"] for row in resumed] == [str(k) for k in range(1, 13)]
+        for mine, theirs in zip(resumed[9:], log[0][9:], strict=True):
+            assert float(mine[columns[0]]) == pytest.approx(float(theirs[columns[0]]), rel=2e-3)
+
+
+def test_a_rank_that_dies_ends_the_job(commands, tmp_path):
+    out = tmp_path / "run"
+    process = start(torchrun([*commands["gpt"], "--out", str(out)]))
+    wait_for_step(process, out, 12)
+    ranks = [int(p) for p in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    os.kill(ranks[-1], signal.SIGKILL)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode != 0 and re.search(r"process 0 lost another process of this job|Signal 9", output), output[-3000:]
+    finish([*commands["gpt"], "--out", str(out), "--resume", "auto"])
+
+
+def test_told_to_stop_all_processes_stop_after_the_same_step(commands, tmp_path):
+    out = tmp_path / "run"
+    process = start(torchrun([*commands["vqvae"], "--out", str(out)]))
+    wait_for_step(process, out, 12)
+    os.kill(process.pid, signal.SIGTERM)  # torchrun passes it on
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode != 0
+    stopped = {int(step) for step in re.findall(r"stopped by SIGTERM after step (\d+)", output)}
+    assert len(stopped) == 1 and newest_state(out / "states")[0].stem == f"{stopped.pop():08d}", output[-3000:]
