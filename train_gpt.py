@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from lightning_fabric import Fabric
 from tar3d import checkpoint
 from tar3d import config as configuration
 from tar3d.condition.encoders import GivenEmbeddings
-from tar3d.config import GPT_SIZES, GPTRunConfig
+from tar3d.config import GPT_SIZES, GPTRunConfig, SamplingConfig
 from tar3d.contracts import Condition
 from tar3d.data.default import DEFAULT_FOLDER, default_data
 from tar3d.data.make_tokens import TokenMaker
@@ -39,12 +40,14 @@ from tar3d.pipeline import GPT_I23D, I23D, Pipeline
 from tar3d.runtime import positive_int, start_fabric, uncompiled
 from tar3d.token_order import NUM_PLANES
 from tar3d.tokenizer.vqvae import VQVAE
+from tar3d.training.dry_run import dry_run
 from tar3d.training.faults import report
 from tar3d.training.run import Run, prepare_folder
-from tar3d.training.start import add_run_arguments, training_loader
+from tar3d.training.start import add_run_arguments, training_loader, verdict
 
 SHIPPED_TOKENIZER = "pretrained/tiny/tokenizer"
 VALIDATION_BATCH = 16
+OVERFIT_BAR = 0.99  # share of tokens
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -68,12 +71,20 @@ def main(argv: list[str] | None = None) -> int:
         vqvae = checkpoint.load_tokenizer(args.vq_ckpt)
         config = read_config(args, vqvae)
         fabric = start_fabric(args.gpus, args.num_nodes, config.train.precision)
-        state = prepare_folder(fabric, args.out, args.resume, config)
+        state = None if args.dry_run else prepare_folder(fabric, args.out, args.resume, config)
         with fabric.rank_zero_first():
             data = args.data or default_data(args.toy_shapes)
             if not given_encoder(data, config):
                 TokenMaker(data, vqvae, config.image_encoder, fabric.device).run()
-        train(config, fabric, data, vqvae, args.vq_ckpt, args.out, state=state, init=args.init, wandb=args.wandb)
+        begin = partial(train, fabric=fabric, data=data, vqvae=vqvae, vq_source=args.vq_ckpt, init=args.init)
+        if args.dry_run:
+            dry_run(begin, config, fabric)
+        elif args.overfit:
+            config.gpt.condition_dropout = config.train.token_noise = config.train.ema = 0.0
+            metrics = begin(config, out=args.out, state=state, wandb=args.wandb, overfit=args.overfit)
+            return verdict("share of the tokens it was trained on that it generates again", metrics["regenerated"], OVERFIT_BAR)
+        else:
+            begin(config, out=args.out, state=state, wandb=args.wandb)
     except Exception as e:
         return report(e)
     return 0
@@ -135,9 +146,10 @@ def check_tokenizer(config: GPTRunConfig, vqvae: VQVAE) -> None:
     config.tokenizer_fingerprint = checkpoint.fingerprint(vqvae)
 
 
-def train(config: GPTRunConfig, fabric: Fabric, data: Path, vqvae: VQVAE, vq_source: str, out: Path, *,
-          state: Path | None = None, init: str | None = None, wandb: str | None = None) -> dict:
-    """Runs a training, or goes on from a saved `state`, and returns the last validation's metrics."""
+def train(config: GPTRunConfig, out: Path, fabric: Fabric, data: Path, vqvae: VQVAE, vq_source: str, *,
+          state: Path | None = None, init: str | None = None, wandb: str | None = None, overfit: int | None = None) -> dict:
+    """Runs a training, or goes on from a saved `state`, and returns the last validation's metrics. With `overfit` it has so many
+    shapes, is validated on them, and the metrics say what share of their tokens it generates ("regenerated")."""
     t = config.train
     torch.manual_seed(t.seed)  # initial weights only: everything random later has its own generator
     given = given_encoder(data, config)
@@ -155,8 +167,8 @@ def train(config: GPTRunConfig, fabric: Fabric, data: Path, vqvae: VQVAE, vq_sou
     run.restore(state)
 
     wanted = {"tokenizer": config.tokenizer_fingerprint, "encoder": i23d.encoder.identity}
-    dataset = TokenDataset(data, "train", seed=t.seed, wanted=wanted, token_noise=t.token_noise)
-    validation = TokenDataset(data, "val", seed=t.seed, wanted=wanted)
+    dataset = TokenDataset(data, "train", seed=t.seed, wanted=wanted, token_noise=t.token_noise, limit=overfit)
+    validation = TokenDataset(data, "train" if overfit else "val", seed=t.seed, wanted=wanted, limit=overfit)
     order = JoinedOrder(*(TrainingOrder(len(dataset), rows, seed=seed, start=run.step, stop=t.steps, rank=fabric.global_rank,
                                         world=fabric.world_size)
                           for rows, seed in ((t.global_batch_size, t.seed), (t.sketch_rows, t.seed + 1))))
@@ -195,6 +207,8 @@ def train(config: GPTRunConfig, fabric: Fabric, data: Path, vqvae: VQVAE, vq_sou
                         copy_tokenizer(vq_source, out / "model" / checkpoint.TOKENIZER)
     fabric.print(f"best validation NLL {-run.best:.4f}; model in {out / 'model'}, "
                  f"generate with: python run.py --model {out / 'model'}{needs(given)}")
+    if overfit and fabric.is_global_zero:
+        metrics["regenerated"] = regenerated(run.shown().i23d, vqvae, held_out, fabric)
     return metrics
 
 
@@ -226,6 +240,13 @@ def validate(model: I23D, rows: dict[str, torch.Tensor], fabric: Fabric) -> dict
     planes = {f"nll_{name}": float(nll["right"][:, p::NUM_PLANES].mean()) for p, name in enumerate(("xy", "xz", "yz"))}
     return {"nll": float(nll["right"].mean()), "nll_shuffled": float(nll["shuffled"].mean()),
             "nll_null": float(nll["null"].mean()), **planes, "nll_first8": float(nll["right"][:, :8].mean())}
+
+
+def regenerated(model: I23D, vqvae: VQVAE, rows: dict[str, torch.Tensor], fabric: Fabric) -> float:
+    """Share of the tokens of `rows` that are generated, the likeliest each time, from their pictures alone."""
+    pipeline = Pipeline(vqvae, model, fabric.device)
+    found = [pipeline.tokens(source[None], [0], SamplingConfig(temperature=0.0)).ids[0].cpu() for source in rows["source"]]
+    return float((torch.stack(found) == rows["tokens"]).float().mean())
 
 
 def preview(model: I23D, vqvae: VQVAE, truths: list[np.ndarray], rows: list[dict], fabric: Fabric, path: Path) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from tqdm import tqdm
 
 from tar3d import checkpoint
 from tar3d import config as configuration
-from tar3d.config import VQVAEConfig
+from tar3d.config import AugmentConfig, VQVAEConfig
 from tar3d.data.default import DEFAULT_FOLDER, default_data
 from tar3d.data.order import TrainingOrder, spread
 from tar3d.data.shapes import MixedShapes, ShapeDataset, to_samples
@@ -36,11 +37,13 @@ from tar3d.runtime import positive_int, start_fabric, uncompiled
 from tar3d.tokenizer.loss import intersection_over_union, tokenizer_loss
 from tar3d.tokenizer.quantize import codebook_usage
 from tar3d.tokenizer.vqvae import VQVAE
+from tar3d.training.dry_run import dry_run
 from tar3d.training.faults import report
 from tar3d.training.run import Run, prepare_folder
-from tar3d.training.start import add_run_arguments, training_loader
+from tar3d.training.start import add_run_arguments, training_loader, verdict
 
 KMEANS_SHAPES = 512  # shapes whose latents start the codebook
+OVERFIT_BAR = 0.95  # volume IoU
 VALIDATION_POINTS = 8192  # stored query points of each kind that a validation IoU is taken over
 
 
@@ -60,10 +63,18 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = configuration.load(VQVAEConfig, args.base, args.overrides)
         fabric = start_fabric(args.gpus, args.num_nodes, config.train.precision)
-        state = prepare_folder(fabric, args.out, args.resume, config)
+        state = None if args.dry_run else prepare_folder(fabric, args.out, args.resume, config)
         with fabric.rank_zero_first():
             data = folders(args.data) if args.data else {default_data(args.toy_shapes): 1}
-        train(config, fabric, data, args.out, state=state, init=args.init, wandb=args.wandb)
+        begin = partial(train, fabric=fabric, data=data, init=args.init)
+        if args.dry_run:
+            dry_run(begin, config, fabric)
+        elif args.overfit:
+            config.train.augment, config.train.ema = AugmentConfig(), 0.0
+            metrics = begin(config, out=args.out, state=state, wandb=args.wandb, overfit=args.overfit)
+            return verdict("volume IoU of the shapes it was trained on", metrics["iou_volume"], OVERFIT_BAR)
+        else:
+            begin(config, out=args.out, state=state, wandb=args.wandb)
     except Exception as e:
         return report(e)
     return 0
@@ -82,9 +93,10 @@ def folders(given: list[str]) -> dict[Path, int]:
     return result
 
 
-def train(config: VQVAEConfig, fabric: Fabric, data: dict[Path, int], out: Path, *, state: Path | None = None,
-          init: str | None = None, wandb: str | None = None) -> dict:
-    """Runs a training, or goes on from a saved `state`, and returns the last validation's metrics."""
+def train(config: VQVAEConfig, out: Path, fabric: Fabric, data: dict[Path, int], *, state: Path | None = None,
+          init: str | None = None, wandb: str | None = None, overfit: int | None = None) -> dict:
+    """Runs a training, or goes on from a saved `state`, and returns the last validation's metrics. With `overfit` it has so many
+    shapes of each set, and is validated on them."""
     t = config.train
     torch.manual_seed(t.seed)  # initial weights only: everything random later has its own generator
     vqvae = VQVAE(config.tokenizer)
@@ -94,12 +106,13 @@ def train(config: VQVAEConfig, fabric: Fabric, data: dict[Path, int], out: Path,
     run.restore(state)
 
     parts = [ShapeDataset(folder, "train", surface_points=t.surface_points, volume_points=t.volume_points,
-                          near_points=t.near_points, seed=t.seed, augment_as=t.augment) for folder in data]
+                          near_points=t.near_points, seed=t.seed, augment_as=t.augment, limit=overfit) for folder in data]
     dataset = MixedShapes(parts, list(data.values()))
     order = TrainingOrder(len(dataset), t.batch_size, seed=t.seed, start=run.step, stop=t.steps, rank=fabric.global_rank,
                           world=fabric.world_size)
     loader = training_loader(dataset, order, t.num_workers, fabric)
-    validation = {folder: validation_set(folder, -(-t.validation_shapes // len(data))) for folder in data}
+    split, count = ("train", overfit) if overfit else ("val", -(-t.validation_shapes // len(data)))
+    validation = {folder: validation_set(folder, split, count) for folder in data}
     shown, truths = [], []
     for folder, shapes in validation.items():
         some = [shapes[i] for i in spread(len(shapes), -(-t.preview_shapes // len(data)))]
@@ -177,11 +190,11 @@ def start_codebook(model: VQVAE, dataset: ShapeDataset, fabric: Fabric, generato
     model.quantizer.start_from(torch.cat(latents), generator)
 
 
-def validation_set(data: Path, count: int) -> list[tuple[str, dict[str, torch.Tensor]]]:
-    """`count` validation shapes with all their surface points and a fixed part of their query points."""
-    dataset = ShapeDataset(data, "val", surface_points=1, volume_points=1, near_points=1, seed=0)
+def validation_set(data: Path, split: str, count: int) -> list[tuple[str, dict[str, torch.Tensor]]]:
+    """`count` shapes of a split with all their surface points and a fixed part of their query points."""
+    dataset = ShapeDataset(data, split, surface_points=1, volume_points=1, near_points=1, seed=0, limit=count)
     result = []
-    for shape_id in (dataset.ids[i] for i in spread(len(dataset), count)):
+    for shape_id in dataset.ids:
         arrays = dataset.source.arrays(shape_id, lambda kind, stored: slice(None if kind == "surface" else VALIDATION_POINTS))
         s = to_samples(arrays, dataset.source.where(shape_id))
         result.append((shape_id, {k: torch.from_numpy(getattr(s, k)) for k in ("surface", "points", "inside", "is_near")}))

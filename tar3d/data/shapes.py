@@ -18,6 +18,7 @@ from tar3d.contracts import ShapeSamples
 from tar3d.data.augment import augment, random_matrix
 from tar3d.data.folder import atomic_write, read_categories, read_splits
 from tar3d.data.npz import float32, read_npz
+from tar3d.data.order import spread
 from tar3d.data.sample_file import sample_bytes
 from tar3d.data.shapenet import ShapeNetV2, holds_shapenet
 from tar3d.data.store import Files
@@ -124,12 +125,14 @@ class ShapeDataset(Dataset):
     """
 
     def __init__(self, folder: str | Path, split: str, *, surface_points: int, volume_points: int, near_points: int,
-                 seed: int, augment_as: AugmentConfig | None = None) -> None:
+                 seed: int, augment_as: AugmentConfig | None = None, limit: int | None = None) -> None:
         self.augment_as = augment_as if augment_as and augment_as.active else None
         self.source = open_samples(folder)
         self.counts = {"surface": surface_points, "volume": volume_points, "near": near_points}
         self.seed = seed
         self.ids = self.source.ids(split)
+        if limit is not None:  # evenly spread
+            self.ids = [self.ids[i] for i in spread(len(self.ids), limit)] if self.ids else []
         if not self.ids:
             raise ValueError(f"no samples for split {split!r} under {self.source.folder}: {self.source.advice}")
 

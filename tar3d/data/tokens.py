@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from tar3d.data.order import spread
+
 
 def read_stamp(folder: Path) -> dict:
     path = folder / "stamp.json"
@@ -26,10 +28,12 @@ class TokenDataset(Dataset):
     """Rows of a split: `tokens` (T,) int64, `inputs` (T - 1,) what the GPT is shown of them, `source` of one view.
 
     Indexed by (position, index) as `TrainingOrder` yields them; view and noise are drawn from (seed, position). `stamp` entries
-    that are wanted but differ from the shards' are a ValueError. `token_noise`: see `corrupt`.
+    that are wanted but differ from the shards' are a ValueError. `token_noise`: see `corrupt`. `limit`: so many shapes, evenly
+    spread.
     """
 
-    def __init__(self, data: str | Path, split: str, *, seed: int, wanted: dict[str, object], token_noise: float = 0.0) -> None:
+    def __init__(self, data: str | Path, split: str, *, seed: int, wanted: dict[str, object], token_noise: float = 0.0,
+                 limit: int | None = None) -> None:
         folder = Path(data) / "tokens"
         self.seed, self.stamp, self.token_noise = seed, read_stamp(folder), token_noise
         for key, value in wanted.items():
@@ -50,7 +54,9 @@ class TokenDataset(Dataset):
         if not self.ids:
             raise ValueError(f"{folder} holds no tokens of split {split!r}: "
                              f"make them with python -m tar3d.data.make_tokens {data}")
-        self._places = np.array(places, dtype=np.int64)  # (n, 4): shard, row, first view, number of views
+        chosen = spread(len(self.ids), limit if limit is not None else len(self.ids))
+        self.ids = [self.ids[i] for i in chosen]
+        self._places = np.array(places, dtype=np.int64)[chosen]  # (n, 4): shard, row, first view, number of views
         self._arrays = self._map()
 
     def _map(self) -> list[tuple[np.ndarray, ...]]:

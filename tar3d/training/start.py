@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from tar3d.runtime import add_device_arguments
+from tar3d.runtime import add_device_arguments, positive_int
 from tar3d.training.faults import ignore_stopping
 
 if TYPE_CHECKING:
@@ -23,8 +23,23 @@ def add_run_arguments(parser: argparse.ArgumentParser, out: str) -> None:
                         help="auto: go on from the newest good state in --out, or begin if there is none; or from a state's file")
     parser.add_argument("--init", metavar="MODEL", help="start from the weights of a model directory or Hub id")
     parser.add_argument("--wandb", metavar="PROJECT", help="log to Weights & Biases too (CSV and TensorBoard are always written)")
+    trial = parser.add_mutually_exclusive_group()
+    trial.add_argument("--dry-run", action="store_true",
+                       help="two steps of each kind, a validation and a save, in a folder that is thrown away: says what the "
+                       "training needs of time, memory and disk")
+    trial.add_argument("--overfit", type=positive_int, metavar="N",
+                       help="learn N training shapes by heart, without augmentation or noise, and say PASS or FAIL "
+                       "(exit status 1)")
     add_device_arguments(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config values, as in train.save_every=100")
+
+
+def verdict(what: str, found: float, bar: float) -> int:
+    """Says whether a training could learn a few shapes by heart, and returns the exit status."""
+    passed = found >= bar
+    print(f"{'PASS' if passed else 'FAIL'}: {what} {found:.4f}, at least {bar} is asked for"
+          + ("" if passed else "; give it more steps before looking for a fault"))
+    return 0 if passed else 1
 
 
 def training_loader(dataset: Dataset, order: Sampler, num_workers: int, fabric: Fabric) -> DataLoader:
