@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         vqvae = checkpoint.load_tokenizer(args.vq_ckpt)
         config = read_config(args, vqvae)
-        fabric = start_fabric(args.gpus, args.num_nodes, config.train.precision)
+        fabric = start_fabric(args.gpus, args.num_nodes, config.train.precision, shard=config.train.strategy == "fsdp")
         state = None if args.dry_run else prepare_folder(fabric, args.out, args.resume, config)
         with fabric.rank_zero_first():
             data = args.data or default_data(args.toy_shapes)
@@ -193,8 +193,9 @@ def train(config: GPTRunConfig, out: Path, fabric: Fabric, data: Path, vqvae: VQ
 
         if run.due(t.validate_every):
             with run.aside():
+                trainee = run.shown()
                 if fabric.is_global_zero:
-                    model = run.shown().i23d
+                    model = trainee.i23d
                     with uncompiled():
                         metrics = validate(model, held_out, fabric)
                         preview(model, vqvae, truths, [validation.row(i, 0) for i in shown], fabric,
@@ -207,7 +208,7 @@ def train(config: GPTRunConfig, out: Path, fabric: Fabric, data: Path, vqvae: VQ
                         copy_tokenizer(vq_source, out / "model" / checkpoint.TOKENIZER)
     fabric.print(f"best validation NLL {-run.best:.4f}; model in {out / 'model'}, "
                  f"generate with: python run.py --model {out / 'model'}{needs(given)}")
-    if overfit and fabric.is_global_zero:
+    if overfit:
         metrics["regenerated"] = regenerated(run.shown().i23d, vqvae, held_out, fabric)
     return metrics
 

@@ -137,15 +137,16 @@ def train(config: VQVAEConfig, out: Path, fabric: Fabric, data: dict[Path, int],
 
         if run.due(t.validate_every):
             with run.aside():
+                model = run.shown()
                 if fabric.is_global_zero:
                     quantized = run.step > t.first_codebook_step
                     with uncompiled():
-                        metrics = validate(run.shown(), validation, fabric, quantized)
-                        preview(run.shown(), truths, shown, fabric, quantized, out / f"preview_{run.step:07d}.png")
+                        metrics = validate(model, validation, fabric, quantized)
+                        preview(model, truths, shown, fabric, quantized, out / f"preview_{run.step:07d}.png")
                     run.show(metrics, out / f"preview_{run.step:07d}.png")
                     if (quantized or t.stage == "ae") and run.is_best(metrics["iou_volume"]):
                         record = run.record(metrics, len(dataset))
-                        checkpoint.save_model(out / "model", run.shown(), config, record, model_card(record))
+                        checkpoint.save_model(out / "model", model, config, record, model_card(record))
     fabric.print(f"best validation IoU {run.best:.4f}; model in {out / 'model'}, "
                  + (f"go on with: --init {out / 'model'} train.stage=vq" if t.stage == "ae" else
                     f"reconstruct with: python infer_vqvae.py --model {out / 'model'}"))

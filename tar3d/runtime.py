@@ -18,6 +18,7 @@ import torch
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+    from torch.distributed.device_mesh import DeviceMesh
 
 # Of matrix products, by precision.
 COMPUTE_DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -38,14 +39,15 @@ def positive_int(text: str) -> int:
     return value
 
 
-def start_fabric(gpus: str | None, num_nodes: int, precision: str) -> Fabric:
-    """A launched Fabric. Under torchrun it joins that job; otherwise it is one process, or one for each of `gpus`.
+def start_fabric(gpus: str | None, num_nodes: int, precision: str, *, shard: bool = False) -> Fabric:
+    """A launched Fabric. Under torchrun it joins that job; otherwise it is one process, or one for each of `gpus`. `shard`: of
+    weights, gradients and optimizer states each process holds its part (FSDP2), instead of all (DDP).
 
     Raises ValueError when the devices asked for are not there, or the precision is unknown.
     """
     from lightning_fabric import Fabric  # seconds to import, and only training needs it
     from lightning_fabric.plugins.precision import MixedPrecision, Precision
-    from lightning_fabric.strategies import DDPStrategy
+    from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
 
     class Autocast(MixedPrecision):
         """Fabric's own also rounds what a model is given: coordinates to 1/256, while labels hold for the exact ones."""
@@ -78,10 +80,20 @@ def start_fabric(gpus: str | None, num_nodes: int, precision: str) -> Fabric:
     # Under float16 the training scales the loss itself: Fabric's scaler is for one optimizer.
     unscaled = torch.amp.GradScaler(accelerator, enabled=False) if chosen == "16-mixed" else None
     fabric = Fabric(accelerator=accelerator, devices=devices if accelerator == "cuda" else len(devices), num_nodes=num_nodes,
-                    strategy=DDPStrategy() if distributed else "auto",
+                    strategy="auto" if not distributed else DDPStrategy() if not shard else
+                    ModelParallelStrategy(shard_blocks, num_nodes * len(devices), 1),
                     plugins=Precision() if chosen == "32-true" else Autocast(chosen, accelerator, unscaled))
     fabric.launch()
     return fabric
+
+
+def shard_blocks(module: torch.nn.Module, mesh: DeviceMesh) -> torch.nn.Module:
+    """FSDP2: each repeated block is gathered when it is used, and let go after; what is left over belongs to the whole."""
+    from torch.distributed.fsdp import fully_shard
+
+    for block in repeated_blocks(module):
+        fully_shard(block, mesh=mesh["data_parallel"])
+    return fully_shard(module, mesh=mesh["data_parallel"])
 
 
 def _parse_gpus(text: str) -> list[int]:
@@ -136,12 +148,15 @@ def prepare_blocks(module: torch.nn.Module, recompute: str, compile: bool) -> No
     the inputs of blocks alone, for a third more computing. `compile` is torch.compile: of blocks, because that takes a fifth
     of the whole model's time, and has most of the gain. What a compiled block keeps is as little as with "cheap" anyway.
     """
-    blocks = [block for child in module.modules() if isinstance(child, torch.nn.ModuleList) for block in child]
-    for block in blocks:
+    for block in repeated_blocks(module):
         if recompute == "blocks" or (recompute == "cheap" and not compile):
             block.forward = _recomputed(block.forward, cheap_only=recompute == "cheap")
         if compile:
             block.compile()
+
+
+def repeated_blocks(module: torch.nn.Module) -> list[torch.nn.Module]:
+    return [block for child in module.modules() if isinstance(child, torch.nn.ModuleList) for block in child]
 
 
 def _recomputed(forward: Callable, cheap_only: bool) -> Callable:

@@ -17,6 +17,7 @@ The loops stay in the scripts:
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import math
 import time
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
@@ -47,7 +49,7 @@ from tar3d.runtime import (
 from tar3d.throughput import Meter, find_peak
 from tar3d.training.faults import NotFinite, Stopped, listening
 from tar3d.training.log import RunLog
-from tar3d.training.state import STATES, load_state, newest_state, restore, save_state, saved_steps
+from tar3d.training.state import STATES, gathered, load_module, load_state, newest_state, restore, save_state, saved_steps
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -103,11 +105,19 @@ class Run:
         if t.deterministic:
             be_deterministic()
         fabric.print(routing_table(module, config.optim))
-        self._averaged = AveragedModel(module, multi_avg_fn=_moving_average(t.ema)) if t.ema else None  # before it is compiled
+        # Copies are made before blocks are compiled and sharded.
+        self._averaged = AveragedModel(module, multi_avg_fn=_moving_average(t.ema)) if t.ema else None
+        self._sharded = getattr(t, "strategy", "ddp") == "fsdp" and fabric.world_size > 1
+        self._whole = copy.deepcopy(module) if self._sharded and fabric.is_global_zero else None
         prepare_blocks(module, t.recompute, t.compile)
         self.model = fabric.setup(module)
         self._optimizers = [o for o in build_optimizers(module, config.optim) if o is not None]
-        if self._averaged is not None:
+        if self._sharded:
+            local, whole = (sum(count(p) for p in module.parameters()) for count in (_held, nn.Parameter.numel))
+            fabric.print(f"sharded: this process holds {local:,} of {whole:,} parameters, and of their gradients and states")
+        if self._averaged is not None and self._sharded:
+            fabric.setup_module(self._averaged)
+        elif self._averaged is not None:
             self._averaged.to(fabric.device)
         self._precision = resolve_precision(t.precision, fabric.device.type)
         self._scaler = torch.amp.GradScaler(fabric.device.type, enabled=self._precision == "16-mixed")
@@ -126,14 +136,22 @@ class Run:
             for name, generator in self.generators.items():
                 generator.set_state(state["generators"][name])
             if self._averaged is not None:
-                self._averaged.load_state_dict(state["averaged"])
+                load_module(self._averaged, state["averaged"])
         except KeyError as e:
             raise ValueError(f"{path} lacks {e}: it is a state of another kind of training, or of one without it (train.ema). "
                              "Resume with the configuration the run was started with (run.json beside it)") from e
 
     def shown(self) -> nn.Module:
-        """The module whose weights are validated, shown and kept: the moving average if there is one (`train.ema`)."""
-        return self.bare if self._averaged is None else self._averaged.module
+        """The module whose weights are validated, shown and kept: the moving average if there is one (`train.ema`). Where weights
+        are sharded, a whole copy on the first process, and only there; every process has to call it."""
+        module = self.bare if self._averaged is None else self._averaged.module
+        if not self._sharded:
+            return module
+        weights = gathered(module.state_dict())
+        if self._whole is None:
+            return module
+        self._whole.load_state_dict(weights)
+        return self._whole.to(self.fabric.device)
 
     # the loop ------------------------------------------------------------------------------------------------------------
 
@@ -218,6 +236,7 @@ class Run:
             self._scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(self.bare.parameters(), self.config.optim.grad_clip or math.inf)
         # The one place where the CPU waits for the device: before the optimizers move, and for all numbers at once.
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         numbers = self.fabric.all_reduce(torch.stack([*self._values.values(), norm.float()]), reduce_op="mean")
         values = dict(zip((*self._values, "gradient_norm"), numbers.tolist(), strict=True))
         wrong = [name for name, value in values.items() if not math.isfinite(value)]
@@ -286,15 +305,21 @@ class Run:
     def save(self, folder: Path, about: dict | None = None) -> Path:
         """Writes the state of this step. Raises SaveError where it cannot be written."""
         path = folder / f"{self.step:08d}.pt"
+        state = {"step": self.step, "best": self.best, "skipped": self.skipped, "seconds": time.perf_counter() - self._began,
+                 "model": self.bare.state_dict(), "optimizers": [o.state_dict() for o in self._optimizers],
+                 "scaler": self._scaler.state_dict(),
+                 "generators": {name: generator.get_state() for name, generator in self.generators.items()}}
+        if self._averaged is not None:
+            state["averaged"] = self._averaged.state_dict()
+        state = gathered(state) if self._sharded else state
         if self.fabric.is_global_zero:
-            state = {"step": self.step, "best": self.best, "skipped": self.skipped, "seconds": time.perf_counter() - self._began,
-                     "model": self.bare.state_dict(), "optimizers": [o.state_dict() for o in self._optimizers],
-                     "scaler": self._scaler.state_dict(),
-                     "generators": {name: generator.get_state() for name, generator in self.generators.items()}}
-            if self._averaged is not None:
-                state["averaged"] = self._averaged.state_dict()
             save_state(folder, self.step, state, {"processes": self.fabric.world_size, **(about or {})})
         return path
+
+
+def _held(parameter: Tensor) -> int:
+    """Entries of it that this process holds."""
+    return parameter.to_local().numel() if isinstance(parameter, DTensor) else parameter.numel()
 
 
 def _moving_average(decay: float) -> Callable:

@@ -14,10 +14,15 @@ import pickle
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
+
+T = TypeVar("T")
 
 KEPT = 2  # newest states of a run
 STATES = "states"  # folder of a run
@@ -152,12 +157,33 @@ def load_state(path: str | Path) -> dict:
                          f"{(str(e) or 'no content').splitlines()[0]})") from e
 
 
+def gathered(tree: T) -> T:
+    """A state dict whose sharded tensors (FSDP2) are whole and on the CPU. Every process has to call it."""
+    return tree_map(lambda x: x.full_tensor().cpu() if isinstance(x, DTensor) else x, tree)
+
+
+def _sharded(tensor: object, like: Tensor) -> object:
+    """A whole tensor as the part that this process holds of `like`; anything else as it is."""
+    if not isinstance(like, DTensor) or not isinstance(tensor, Tensor) or tensor.shape != like.shape:
+        return tensor
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def load_module(module: nn.Module, saved: dict[str, Tensor]) -> None:
+    """`load_state_dict` for a module that may be sharded, of whole tensors."""
+    mine = module.state_dict()
+    module.load_state_dict({name: _sharded(value, mine.get(name)) for name, value in saved.items()})
+
+
 def restore(state: dict, module: nn.Module, optimizers: Sequence[Optimizer]) -> None:
     """Fills `module` and `optimizers` from state["model"] and state["optimizers"]; a ValueError when they do not fit."""
     try:
-        module.load_state_dict(state["model"])
+        load_module(module, state["model"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            values = {index: {name: _sharded(value, parameters[index]) for name, value in of_one.items()}
+                      for index, of_one in saved["state"].items() if index < len(parameters)}
+            optimizer.load_state_dict(saved | {"state": values})
     except (RuntimeError, ValueError) as e:
         raise ValueError(f"the saved training state is that of another model or optimizer: {str(e).splitlines()[0]} "
                          "Resume with the configuration the run was started with (run.json beside it)") from e

@@ -50,6 +50,37 @@ def test_two_processes_train_as_one_and_resume_each_other(commands, tmp_path, na
             assert float(mine[columns[0]]) == pytest.approx(float(theirs[columns[0]]), rel=2e-3)
 
 
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_processes_that_share_the_weights_train_as_one(commands, tmp_path, ema):
+    """FSDP2: each holds a part of weights and states, and what it saves one process alone can go on from, and back."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    command = [*commands["gpt"], *FEW["gpt"], "train.save_every=6", f"train.ema={ema}"]
+    sharded = torchrun([*command, "train.strategy=fsdp"])
+    finish([*command, "--out", str(one)])
+    output = finish([*sharded, "--out", str(two)])
+    log = [rows(folder / "train.csv") for folder in (one, two)]
+    for mine, theirs in zip(*log, strict=True):
+        for column in ("nll", "sketch", "gradient_norm"):
+            assert float(mine[column]) == pytest.approx(float(theirs[column]), rel=2e-3, abs=1e-5), (mine["step"], column)
+    assert last_nll(two) == pytest.approx(last_nll(one), rel=2e-3)
+    states = [load_state(newest_state(folder / "states")[0]) for folder in (one, two)]
+    for part in ("model", "averaged")[: 2 if ema else 1]:
+        for key, tensor in states[0][part].items():
+            assert torch.allclose(tensor, states[1][part][key], rtol=1e-2, atol=2e-3), (part, key)
+    for source, launch in ((one, sharded), (two, command)):
+        out = tmp_path / f"{source.name}_resumed"
+        shutil.copytree(source, out)
+        finish([*launch, "--out", str(out), "--resume", str(source / "states" / "00000006.pt")])
+        for mine, theirs in zip(rows(out / "train.csv"), log[0], strict=True):
+            assert float(mine["nll"]) == pytest.approx(float(theirs["nll"]), rel=2e-3)
+    held, whole = (int(n.replace(",", "")) for n in re.search(r"holds ([\d,]+) of ([\d,]+) parameters", output).groups())
+    assert 0.45 * whole < held < 0.55 * whole
+
+
+def last_nll(run: Path) -> float:
+    return float(rows(run / "validation.csv")[-1]["nll"])
+
+
 def test_a_rank_that_dies_ends_the_job(commands, tmp_path):
     out = tmp_path / "run"
     process = start(torchrun([*commands["gpt"], "--out", str(out)]))
