@@ -1,6 +1,6 @@
 """The training suite: a step of the GPT as train_gpt.py takes it (forward, loss, backward, clipping, optimizers), and its parts.
 
-    step          the shipped recipe (tiny), or a GPT-L as an H200 would train it: as it is, and compiled
+    step          the tiny recipe, or a GPT-L as an H200 would train it: as it is, and compiled
     patterns_*    layers of full attention (F) and the hybrid (LLLF), at 3,072 tokens (R 32) and at 6,912 (R 48)
     loss          head and cross-entropy: the plain form, parts of the batch (tar3d/gpt/loss.py), PyTorch's own where it has one
     recompute     what is kept for the backward pass: all, products, inputs of blocks; and compiled
@@ -45,7 +45,7 @@ LOSS_ROWS = {"cpu": 3072, "cuda": 8 * 3072}
 
 
 def tiny_step(device: torch.device) -> Work:
-    """The shipped recipe with its image encoder and the rows that only the sketch sees."""
+    """The tiny recipe with its image encoder and the rows that only the sketch sees."""
     from tar3d.pipeline import I23D  # with it come packages for meshes, which the other cases do without
 
     tokenizer, path, name = TINY_CONFIGS
