@@ -48,6 +48,8 @@ from tar3d.training.start import add_run_arguments, training_loader, verdict
 SHIPPED_TOKENIZER = "pretrained/tiny/tokenizer"
 VALIDATION_BATCH = 16
 OVERFIT_BAR = 0.99  # share of tokens
+# What depends on the image encoder.
+CONDITION_PARTS = ("trained_encoder.", "gpt.condition_mlp.", "gpt.null_prefix", "gpt.sketch.")
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -109,6 +111,17 @@ def given_encoder(data: Path, config: GPTRunConfig) -> GivenEmbeddings | None:
     return GivenEmbeddings(config.image_encoder, config.gpt.condition_tokens, config.gpt.condition_width)
 
 
+def fill_from(i23d: I23D, init: str, fabric: Fabric) -> None:
+    """The weights of a GPT to be trained further. With another image encoder, or with other embeddings, those parts that depend
+    on them begin anew: the encoder, the way of its embeddings into the GPT, and the sketch."""
+    mine, theirs = ((c.image_encoder, c.gpt.condition_tokens, c.gpt.condition_width)
+                    for c in (i23d.config, checkpoint.read_config(init, GPTRunConfig)))
+    anew = () if mine == theirs else CONDITION_PARTS
+    checkpoint.load_weights(i23d, init, anew)
+    if anew:
+        fabric.print(f"--init {init} has another condition: encoder, condition_mlp, null_prefix and sketch begin anew")
+
+
 class Trainee(torch.nn.Module):
     """What a step trains: the model, and if it has a sketch, that the sketch guesses the tokenizer's `codes` (V, K)."""
 
@@ -155,7 +168,7 @@ def train(config: GPTRunConfig, out: Path, fabric: Fabric, data: Path, vqvae: VQ
     given = given_encoder(data, config)
     i23d = I23D(config, given)
     if init:
-        checkpoint.load_weights(i23d, init)
+        fill_from(i23d, init, fabric)
     else:
         i23d.gpt.start_from_codes(vqvae.quantizer.codebook, torch.Generator().manual_seed(t.seed))
     if config.gpt.sketch_dim not in (0, vqvae.config.code_dim):
@@ -235,12 +248,14 @@ def validation_rows(dataset: TokenDataset, count: int) -> dict[str, torch.Tensor
 
 
 def validate(model: I23D, rows: dict[str, torch.Tensor], fabric: Fabric) -> dict[str, float]:
-    """NLL in nats per token under the right, a shuffled and the null condition; by plane, and of the first 8 positions."""
+    """NLL in nats per token under the right, a shuffled and the null condition; by plane, of the first 8 positions, and of each
+    quarter of the sequence."""
     with fabric.autocast():
         nll = condition_nll(model, rows["tokens"], rows["source"], VALIDATION_BATCH)
     planes = {f"nll_{name}": float(nll["right"][:, p::NUM_PLANES].mean()) for p, name in enumerate(("xy", "xz", "yz"))}
+    quarters = {f"nll_quarter{k}": float(part.mean()) for k, part in enumerate(nll["right"].tensor_split(4, dim=1), start=1)}
     return {"nll": float(nll["right"].mean()), "nll_shuffled": float(nll["shuffled"].mean()),
-            "nll_null": float(nll["null"].mean()), **planes, "nll_first8": float(nll["right"][:, :8].mean())}
+            "nll_null": float(nll["null"].mean()), **planes, "nll_first8": float(nll["right"][:, :8].mean()), **quarters}
 
 
 def regenerated(model: I23D, vqvae: VQVAE, rows: dict[str, torch.Tensor], fabric: Fabric) -> float:

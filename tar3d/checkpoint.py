@@ -83,14 +83,16 @@ def read_config(source: str | Path, cls: type[T]) -> T:
     return configuration.load(cls, find_model(source) / CONFIG)
 
 
-def load_weights(module: nn.Module, source: str | Path) -> nn.Module:
-    """Fills `module` from a model directory, strictly: a missing, surplus or misshapen tensor is a ValueError."""
+def load_weights(module: nn.Module, source: str | Path, anew: tuple[str, ...] = ()) -> nn.Module:
+    """Fills `module` from a model directory, strictly: a missing, surplus or misshapen tensor is a ValueError. But tensors whose
+    names begin with one of `anew` stay as they are."""
     path = find_model(source) / WEIGHTS
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as e:
         raise ValueError(f"{path} cannot be read ({e}): the file is damaged or incomplete, fetch or make it again") from e
-    wanted = module.state_dict()
+    wanted = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith(anew)}
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(anew)}
     wrong = [f"{k} is missing" for k in wanted if k not in tensors]
     wrong += [f"{k} is not part of this model" for k in tensors if k not in wanted]
     wrong += [f"{k} is {tuple(tensors[k].shape)}, not {tuple(wanted[k].shape)}"
@@ -98,7 +100,7 @@ def load_weights(module: nn.Module, source: str | Path) -> nn.Module:
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ValueError(f"{path} does not fit its model: {'; '.join(wrong[:3])}{more}")
-    module.load_state_dict({k: v.to(wanted[k].dtype) for k, v in tensors.items()})
+    module.load_state_dict({k: v.to(wanted[k].dtype) for k, v in tensors.items()}, strict=not anew)
     return module
 
 

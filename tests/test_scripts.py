@@ -277,6 +277,35 @@ def test_stages_can_be_trained_apart(data, tmp_path, capsys):
     assert (after * before).sum(-1).median() > 0.99, "the codebook was kept, not started again"
 
 
+def test_a_gpt_is_trained_further_with_another_image_encoder(data, fabric, vqvae_run, gpt_run, tmp_path, capsys):
+    """What depends on the encoder begins anew, the rest is taken over."""
+    init, own = str(gpt_run / "model" / "gpt_i23d"), tmp_path / "set"
+    shutil.copytree(data, own, ignore=shutil.ignore_patterns("tokens"))
+    few = ["train.steps=1", "optim.muon_lr=1e-9", "optim.adamw_lr=1e-9", "train.preview_shapes=0"]
+    other = ["image_encoder.width=32", "gpt.condition_width=32"]
+    train_gpt_in(tmp_path / "same", own, fabric, vqvae_run / "model", few, init=init)
+    assert "begin anew" not in capsys.readouterr().out
+    shutil.rmtree(own / "tokens")
+    train_gpt_in(tmp_path / "other", own, fabric, vqvae_run / "model", [*few, *other], init=init)
+    assert "begin anew" in capsys.readouterr().out
+    given = load_file(f"{init}/model.safetensors")
+    for name, anew in (("same", ()), ("other", train_gpt.CONDITION_PARTS)):
+        found = load_file(tmp_path / name / "model" / "gpt_i23d" / "model.safetensors")
+        kept = {key for key in given if not key.startswith(anew)}
+        assert all(torch.allclose(found[key], given[key], atol=1e-6) for key in kept) and len(kept) > 10
+
+
+def test_damaged_token_shards_are_refused(data, fabric, vqvae_run, gpt_run, tmp_path):
+    own = tmp_path / "set"
+    shutil.copytree(data, own)
+    path = next((own / "tokens").glob("train-*")) / "tokens.npy"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="tokens.npy is damaged: .*make_tokens"):
+        train_gpt_in(tmp_path / "run", own, fabric, vqvae_run / "model")
+
+
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 def test_half_precision_trains(data, fabric, vqvae_run, tmp_path, precision):
     """Both trainings, and close to what float32 gives in the first steps."""

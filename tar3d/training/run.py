@@ -280,7 +280,8 @@ class Run:
             self.log.write("train", self.step, values)
             self.log.write("speed", self.step, speed)
             first = next(iter(values))  # the loss
-            self.bar.set_postfix_str(f"{stage}{first} {values[first]:.4f}, {self.meter.line(speed)}")
+            self.bar.set_postfix_str(f"{stage}{first} {values[first]:.4f}, {self.meter.line(speed)}, "
+                                     f"{peak_memory(self.fabric.device)}")
 
     def show(self, metrics: dict[str, float], picture: Path) -> None:
         """Logs a validation, and the picture that it made."""

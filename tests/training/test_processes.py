@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,23 @@ def test_a_rank_that_dies_ends_the_job(commands, tmp_path):
     output = process.communicate(timeout=60)[0]
     assert process.returncode != 0 and re.search(r"process 0 lost another process of this job|Signal 9", output), output[-3000:]
     finish([*commands["gpt"], "--out", str(out), "--resume", "auto"])
+
+
+def test_two_machines_meet_by_torchruns_rendezvous(commands, tmp_path):
+    """Two launchers on this one, which know of each other what two machines would."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    command = [*commands["vqvae"], *FEW["vqvae"]]
+    finish([*command, "--out", str(one)])
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    meet = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d",
+            f"--rdzv_endpoint=127.0.0.1:{port}", "--local_addr=127.0.0.1"]
+    nodes = [start([*meet, *command, "--num_nodes", "2", "--out", str(two)]) for _ in range(2)]
+    outputs = [node.communicate(timeout=120)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], outputs[0][-2000:] + outputs[1][-2000:]
+    for mine, theirs in zip(*(rows(folder / "train.csv") for folder in (one, two)), strict=True):
+        assert float(mine["loss"]) == pytest.approx(float(theirs["loss"]), rel=2e-3)
 
 
 def test_told_to_stop_all_processes_stop_after_the_same_step(commands, tmp_path):
