@@ -120,7 +120,7 @@ def test_every_part_of_the_package_has_its_rule():
 
 def test_the_rules_themselves_climb_one_way():
     """No part may reach itself through others: the table has an order."""
-    reach = {part: set(allowed) for part, allowed in MAY_IMPORT.items() if part not in ("pipeline", "evaluation")}
+    reach = {part: set(allowed) for part, allowed in MAY_IMPORT.items() if part not in ("pipeline", "evaluation", "doctor")}
     for _ in reach:
         for part in reach:
             reach[part] |= set().union(*(reach[other] for other in reach[part]))
