@@ -15,20 +15,18 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-import time
-from datetime import date
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
-from tqdm import tqdm
 
 from tar3d import checkpoint
 from tar3d import config as configuration
 from tar3d.condition.encoders import GivenEmbeddings
-from tar3d.config import GPT_SIZES, GPTRunConfig
+from tar3d.config import GPT_SIZES, GPTRunConfig, SamplingConfig
 from tar3d.contracts import Condition
 from tar3d.data.default import DEFAULT_FOLDER, default_data
 from tar3d.data.make_tokens import TokenMaker
@@ -38,31 +36,20 @@ from tar3d.data.views import mesh_pictures
 from tar3d.gpt.evaluate import condition_nll
 from tar3d.gpt.loss import cross_entropy
 from tar3d.mesh.render import contact_sheet, picture
-from tar3d.optim.groups import build_optimizers, routing_table
-from tar3d.optim.schedule import learning_rate_factor, set_learning_rates
 from tar3d.pipeline import GPT_I23D, I23D, Pipeline
-from tar3d.runtime import (
-    COMPUTE_DTYPES,
-    RunLog,
-    add_device_arguments,
-    check_finite,
-    command_line,
-    describe_machine,
-    peak_memory,
-    positive_int,
-    prepare_blocks,
-    prepare_run_folder,
-    resolve_precision,
-    start_fabric,
-    training_loader,
-    uncompiled,
-)
-from tar3d.throughput import Meter, find_peak
+from tar3d.runtime import positive_int, start_fabric, uncompiled
 from tar3d.token_order import NUM_PLANES
 from tar3d.tokenizer.vqvae import VQVAE
+from tar3d.training.dry_run import dry_run
+from tar3d.training.faults import report
+from tar3d.training.run import Run, prepare_folder
+from tar3d.training.start import add_run_arguments, training_loader, verdict
 
 SHIPPED_TOKENIZER = "pretrained/tiny/tokenizer"
 VALIDATION_BATCH = 16
+OVERFIT_BAR = 0.99  # share of tokens
+# What depends on the image encoder.
+CONDITION_PARTS = ("trained_encoder.", "gpt.condition_mlp.", "gpt.null_prefix", "gpt.sketch.")
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -75,13 +62,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--toy-shapes", type=positive_int, default=2000, help="size of the procedural set (default: %(default)s)")
     parser.add_argument("--vq-ckpt", default=SHIPPED_TOKENIZER, metavar="MODEL",
                         help="the tokenizer's model directory or Hub id (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("outputs/gpt"), help="run folder (default: %(default)s)")
     parser.add_argument("--global-batch-size", type=int, help="rows per optimizer step over all devices (default: the config's)")
-    start = parser.add_mutually_exclusive_group()
-    start.add_argument("--resume", action="store_true", help="continue the run in --out")
-    start.add_argument("--init", metavar="MODEL", help="start from the weights of a GPT's model directory or Hub id")
-    add_device_arguments(parser)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="config values, as in train.steps=1000")
+    add_run_arguments(parser, "outputs/gpt")
     return parser.parse_intermixed_args(argv)
 
 
@@ -90,16 +72,23 @@ def main(argv: list[str] | None = None) -> int:
     try:
         vqvae = checkpoint.load_tokenizer(args.vq_ckpt)
         config = read_config(args, vqvae)
-        fabric = start_fabric(args.gpus, args.num_nodes, config.train.precision)
+        fabric = start_fabric(args.gpus, args.num_nodes, config.train.precision, shard=config.train.strategy == "fsdp")
+        state = None if args.dry_run else prepare_folder(fabric, args.out, args.resume, config)
         with fabric.rank_zero_first():
-            prepare_run_folder(args.out, args.resume, configuration.to_mapping(config))
             data = args.data or default_data(args.toy_shapes)
             if not given_encoder(data, config):
                 TokenMaker(data, vqvae, config.image_encoder, fabric.device).run()
-        train(config, fabric, data, vqvae, args.vq_ckpt, args.out, resume=args.resume, init=args.init)
-    except (ValueError, FloatingPointError) as e:
-        print(e, file=sys.stderr)
-        return 2
+        begin = partial(train, fabric=fabric, data=data, vqvae=vqvae, vq_source=args.vq_ckpt, init=args.init)
+        if args.dry_run:
+            dry_run(begin, config, fabric)
+        elif args.overfit:
+            config.gpt.condition_dropout = config.train.token_noise = config.train.ema = 0.0
+            metrics = begin(config, out=args.out, state=state, wandb=args.wandb, overfit=args.overfit)
+            return verdict("share of the tokens it was trained on that it generates again", metrics["regenerated"], OVERFIT_BAR)
+        else:
+            begin(config, out=args.out, state=state, wandb=args.wandb)
+    except Exception as e:
+        return report(e)
     return 0
 
 
@@ -120,6 +109,17 @@ def given_encoder(data: Path, config: GPTRunConfig) -> GivenEmbeddings | None:
     if not (tokens / "stamp.json").is_file() or not read_stamp(tokens).get("encoder", "").startswith(GivenEmbeddings.prefix):
         return None
     return GivenEmbeddings(config.image_encoder, config.gpt.condition_tokens, config.gpt.condition_width)
+
+
+def fill_from(i23d: I23D, init: str, fabric: Fabric) -> None:
+    """The weights of a GPT to be trained further. With another image encoder, or with other embeddings, those parts that depend
+    on them begin anew: the encoder, the way of its embeddings into the GPT, and the sketch."""
+    mine, theirs = ((c.image_encoder, c.gpt.condition_tokens, c.gpt.condition_width)
+                    for c in (i23d.config, checkpoint.read_config(init, GPTRunConfig)))
+    anew = () if mine == theirs else CONDITION_PARTS
+    checkpoint.load_weights(i23d, init, anew)
+    if anew:
+        fabric.print(f"--init {init} has another condition: encoder, condition_mlp, null_prefix and sketch begin anew")
 
 
 class Trainee(torch.nn.Module):
@@ -159,135 +159,86 @@ def check_tokenizer(config: GPTRunConfig, vqvae: VQVAE) -> None:
     config.tokenizer_fingerprint = checkpoint.fingerprint(vqvae)
 
 
-def train(config: GPTRunConfig, fabric: Fabric, data: Path, vqvae: VQVAE, vq_source: str, out: Path, *, resume: bool = False,
-          init: str | None = None) -> dict:
-    """Runs (or continues) a training and returns the last validation's metrics."""
+def train(config: GPTRunConfig, out: Path, fabric: Fabric, data: Path, vqvae: VQVAE, vq_source: str, *,
+          state: Path | None = None, init: str | None = None, wandb: str | None = None, overfit: int | None = None) -> dict:
+    """Runs a training, or goes on from a saved `state`, and returns the last validation's metrics. With `overfit` it has so many
+    shapes, is validated on them, and the metrics say what share of their tokens it generates ("regenerated")."""
     t = config.train
-
-    # model, optimizers
     torch.manual_seed(t.seed)  # initial weights only: everything random later has its own generator
     given = given_encoder(data, config)
-    bare = I23D(config, given)
+    i23d = I23D(config, given)
     if init:
-        checkpoint.load_weights(bare, init)
+        fill_from(i23d, init, fabric)
     else:
-        bare.gpt.start_from_codes(vqvae.quantizer.codebook, torch.Generator().manual_seed(t.seed))
+        i23d.gpt.start_from_codes(vqvae.quantizer.codebook, torch.Generator().manual_seed(t.seed))
     if config.gpt.sketch_dim not in (0, vqvae.config.code_dim):
         raise ValueError(f"gpt.sketch_dim is {config.gpt.sketch_dim}, but the tokenizer's codes have {vqvae.config.code_dim} "
                          f"coordinates: write gpt.sketch_dim={vqvae.config.code_dim}, or 0 for none")
-    trainee = Trainee(bare, vqvae.quantizer.codebook.clone())
-    optimizers = [o for o in build_optimizers(trainee, config.optim) if o is not None]
-    fabric.print(routing_table(trainee, config.optim))
-    prepare_blocks(trainee, t.recompute, t.compile)
-    model, *optimizers = fabric.setup(trainee, *optimizers)
-
-    # loop state: everything that a resumed run needs; the data order is a function of (seed, step)
-    step, best_nll, seconds = 0, float("inf"), 0.0
     dropout_random = torch.Generator().manual_seed(t.seed)  # the same on every process, which takes its rows of each draw
-    if resume:
-        state = checkpoint.load_state(out / "state.pt")
-        step, best_nll, seconds = state["step"], state["best_nll"], state["seconds"]
-        checkpoint.restore(state, trainee, optimizers)
-        dropout_random.set_state(state["dropout_random"])
+    run = Run("GPT", out, fabric, Trainee(i23d, vqvae.quantizer.codebook.clone()), config,
+              generators={"dropout": dropout_random}, wandb=wandb)
+    run.restore(state)
 
-    # data
-    wanted = {"tokenizer": config.tokenizer_fingerprint, "encoder": bare.encoder.identity}
-    dataset = TokenDataset(data, "train", seed=t.seed, wanted=wanted, token_noise=t.token_noise)
-    validation = TokenDataset(data, "val", seed=t.seed, wanted=wanted)
-    order, sketch_order = (TrainingOrder(len(dataset), rows, seed=seed, start=step, stop=t.steps, rank=fabric.global_rank,
-                                         world=fabric.world_size)
-                           for rows, seed in ((t.global_batch_size, t.seed), (t.sketch_rows, t.seed + 1)))
-    order = JoinedOrder(order, sketch_order)
+    wanted = {"tokenizer": config.tokenizer_fingerprint, "encoder": i23d.encoder.identity}
+    dataset = TokenDataset(data, "train", seed=t.seed, wanted=wanted, token_noise=t.token_noise, limit=overfit)
+    validation = TokenDataset(data, "train" if overfit else "val", seed=t.seed, wanted=wanted, limit=overfit)
+    order = JoinedOrder(*(TrainingOrder(len(dataset), rows, seed=seed, start=run.step, stop=t.steps, rank=fabric.global_rank,
+                                        world=fabric.world_size)
+                          for rows, seed in ((t.global_batch_size, t.seed), (t.sketch_rows, t.seed + 1))))
     loader = training_loader(dataset, order, t.num_workers, fabric)
-    local = t.global_batch_size // fabric.world_size
-    micro = t.micro_batch_size or local
-    if local % micro:
-        raise ValueError(f"train.micro_batch_size {micro} does not divide the {local} rows of each device")
-    if (t.sketch_rows // fabric.world_size) % (local // micro):
-        raise ValueError(f"train.sketch_rows {t.sketch_rows} do not divide over {fabric.world_size} x {local // micro} "
-                         "forward passes")
     held_out = validation_rows(validation, t.validation_shapes)
     shown = spread(len(validation), t.preview_shapes)
     truths = mesh_pictures(data, [validation.ids[i] for i in shown])
-    fabric.print(f"{sum(p.numel() for p in bare.parameters()) / 1e6:.2f} M parameters, {len(dataset)} training shapes, "
-                 f"{len(held_out['tokens'])} validation shapes, {t.steps - step} steps of {local // micro} x {micro} rows on "
+    local, further = t.global_batch_size // fabric.world_size, t.sketch_rows // fabric.world_size
+    micro = t.micro_batch_size or local
+    if further % max(1, local // micro):
+        raise ValueError(f"train.sketch_rows {t.sketch_rows} do not divide over {fabric.world_size} x {local // micro} "
+                         "forward passes")
+    fabric.print(f"{sum(p.numel() for p in i23d.parameters()) / 1e6:.2f} M parameters, {len(dataset)} training shapes, "
+                 f"{len(held_out['tokens'])} validation shapes, {t.steps - run.step} steps of {local // micro} x {micro} rows on "
                  f"{fabric.world_size} x {fabric.device}, ln V = {np.log(config.gpt.codebook_size):.3f} nats, run folder {out}")
 
-    log = RunLog(out, step) if fabric.is_global_zero else None
-    local_further = t.sketch_rows // fabric.world_size
-    meter = Meter(step, t.steps, items=local * config.gpt.num_tokens, unit="tokens", flops=trainee.flops(local, local_further),
-                  peak=find_peak(fabric.device, COMPUTE_DTYPES[resolve_precision(t.precision, fabric.device.type)]))
-    fabric.print(f"{meter.flops / 1e9:,.1f} model GFLOP a step and device; MFU is of {meter.peak.source}")
-    bar = tqdm(total=t.steps, initial=step, desc="GPT", disable=not fabric.is_global_zero)
-    began, metrics = time.perf_counter() - seconds, {}
+    metrics = {}
+    for batch in run.batches(loader, order, dataset.ids.__getitem__, unit="tokens", items=local * config.gpt.num_tokens,
+                             flops=run.bare.flops(local, further)):
+        dropped = i23d.gpt.drop_rows(t.global_batch_size, dropout_random)[fabric.global_rank * local :][:local]
+        run.advance(train_step(run, batch, dropped))
 
-    for batch in meter.batches(loader):
-        set_learning_rates(optimizers,
-                           learning_rate_factor(step, t.steps, config.optim.warmup_steps, config.optim.final_lr_fraction))
-        dropped = bare.gpt.drop_rows(t.global_batch_size, dropout_random)[fabric.global_rank * local:][:local]
-        values = train_step(model, optimizers, batch, dropped, micro, config, fabric, step)
-        step += 1
-        bar.update()
-
-        if log and (step % t.log_every == 0 or step == t.steps):
-            speed = meter.read(step)
-            log.write("train", step, values)
-            log.write("speed", step, speed)
-            bar.set_postfix_str(f"NLL {values['nll']:.4f}, {meter.line(speed)}")
-        meter.pause()
-        if step % t.validate_every == 0 or step == t.steps:
-            if fabric.is_global_zero:
-                with uncompiled():
-                    metrics = validate(bare, held_out, fabric)
-                    preview(bare, vqvae, truths, [validation.row(i, 0) for i in shown], fabric, out / f"preview_{step:07d}.png")
-                log.write("validation", step, metrics)
-                scores = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
-                bar.write(f"step {step}: {scores}; {meter.progress(step)}, {peak_memory(fabric.device)}")
-                if metrics["nll"] < best_nll:
-                    best_nll = metrics["nll"]
-                    record = {**metrics, "step": step, "hours": (time.perf_counter() - began) / 3600, "date": str(date.today()),
-                              "command": command_line(), "training_shapes": len(dataset), **describe_machine(fabric.device)}
-                    checkpoint.save_model(out / "model" / GPT_I23D, bare, config, record, model_card(record, given),
-                                          dtype=getattr(torch, t.weights_dtype))
-                    copy_tokenizer(vq_source, out / "model" / checkpoint.TOKENIZER)
-            fabric.barrier()
-        if (step % t.save_every == 0 or step == t.steps) and fabric.is_global_zero:
-            checkpoint.save_state(out / "state.pt", {
-                "step": step, "best_nll": best_nll, "seconds": time.perf_counter() - began, "model": trainee.state_dict(),
-                "optimizers": [o.state_dict() for o in optimizers], "dropout_random": dropout_random.get_state()})
-        meter.resume()
-    bar.close()
-    if log:
-        log.close()
-        fabric.print(f"best validation NLL {best_nll:.4f}; model in {out / 'model'}, "
-                     f"generate with: python run.py --model {out / 'model'}{needs(given)}")
+        if run.due(t.validate_every):
+            with run.aside():
+                trainee = run.shown()
+                if fabric.is_global_zero:
+                    model = trainee.i23d
+                    with uncompiled():
+                        metrics = validate(model, held_out, fabric)
+                        preview(model, vqvae, truths, [validation.row(i, 0) for i in shown], fabric,
+                                out / f"preview_{run.step:07d}.png")
+                    run.show(metrics, out / f"preview_{run.step:07d}.png")
+                    if run.is_best(-metrics["nll"]):
+                        record = run.record(metrics, len(dataset))
+                        checkpoint.save_model(out / "model" / GPT_I23D, model, config, record, model_card(record, given),
+                                              dtype=getattr(torch, t.weights_dtype))
+                        copy_tokenizer(vq_source, out / "model" / checkpoint.TOKENIZER)
+    fabric.print(f"best validation NLL {-run.best:.4f}; model in {out / 'model'}, "
+                 f"generate with: python run.py --model {out / 'model'}{needs(given)}")
+    if overfit:
+        metrics["regenerated"] = regenerated(run.shown().i23d, vqvae, held_out, fabric)
     return metrics
 
 
-def train_step(model, optimizers, batch: dict, dropped: torch.Tensor, micro: int, config: GPTRunConfig, fabric: Fabric,
-               step: int) -> dict[str, float]:
-    """One optimizer step over `micro` rows at a time, and with each its share of the rows after them, which only the sketch
-    sees; stops with FloatingPointError before the optimizers move when the loss or the gradient is not finite."""
-    starts = range(0, len(dropped), micro)
-    sketch_only = (len(batch["tokens"]) - len(dropped)) // len(starts)
-    dropped = dropped.to(fabric.device, non_blocking=True)
-    losses = torch.zeros(2, device=fabric.device)
-    for k, start in enumerate(starts):
-        rows = slice(start, start + micro)
-        with fabric.no_backward_sync(model, enabled=start != starts[-1]):
-            further = slice(len(dropped) + k * sketch_only, len(dropped) + (k + 1) * sketch_only)
-            tokens, source = (torch.cat([batch[name][rows], batch[name][further]]) for name in ("tokens", "source"))
-            nll, sketch = model(tokens, batch["inputs"][rows], source, dropped[rows])
-            fabric.backward((nll + config.train.sketch_weight * sketch) / len(starts))
-        losses += torch.stack([nll.detach(), sketch.detach()]) / len(starts)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip or float("inf"))
-    # The one place where the CPU waits for the device: before the optimizers move, and for all numbers at once.
-    nll, sketch, norm = torch.cat([losses, norm[None]]).tolist()
-    check_finite(step, nll + config.train.sketch_weight * sketch, norm)
-    for optimizer in optimizers:
-        optimizer.step()
-        optimizer.zero_grad()
-    return {"nll": nll, "sketch": sketch, "gradient_norm": norm, "lr": optimizers[0].param_groups[0]["lr"]}
+def train_step(run: Run, batch: dict, dropped: torch.Tensor) -> dict[str, float]:
+    """One step of the optimizers over the rows of `dropped`, some at a time, and with each part its share of the rows after
+    them, which only the sketch sees; none where the loss or the gradient is not finite (`Run.move`)."""
+    count = len(dropped)
+    dropped = dropped.to(run.fabric.device, non_blocking=True)
+    for rows in run.parts(count):
+        share = (len(batch["tokens"]) - count) * (rows.stop - rows.start) // count
+        start = count + rows.start // (rows.stop - rows.start) * share
+        further = slice(start, start + share)
+        tokens, source = (torch.cat([batch[name][rows], batch[name][further]]) for name in ("tokens", "source"))
+        nll, sketch = run.model(tokens, batch["inputs"][rows], source, dropped[rows])
+        run.backward(nll + run.config.train.sketch_weight * sketch, {"nll": nll, "sketch": sketch})
+    return run.move()
 
 
 def validation_rows(dataset: TokenDataset, count: int) -> dict[str, torch.Tensor]:
@@ -297,12 +248,21 @@ def validation_rows(dataset: TokenDataset, count: int) -> dict[str, torch.Tensor
 
 
 def validate(model: I23D, rows: dict[str, torch.Tensor], fabric: Fabric) -> dict[str, float]:
-    """NLL in nats per token under the right, a shuffled and the null condition; by plane, and of the first 8 positions."""
+    """NLL in nats per token under the right, a shuffled and the null condition; by plane, of the first 8 positions, and of each
+    quarter of the sequence."""
     with fabric.autocast():
         nll = condition_nll(model, rows["tokens"], rows["source"], VALIDATION_BATCH)
     planes = {f"nll_{name}": float(nll["right"][:, p::NUM_PLANES].mean()) for p, name in enumerate(("xy", "xz", "yz"))}
+    quarters = {f"nll_quarter{k}": float(part.mean()) for k, part in enumerate(nll["right"].tensor_split(4, dim=1), start=1)}
     return {"nll": float(nll["right"].mean()), "nll_shuffled": float(nll["shuffled"].mean()),
-            "nll_null": float(nll["null"].mean()), **planes, "nll_first8": float(nll["right"][:, :8].mean())}
+            "nll_null": float(nll["null"].mean()), **planes, "nll_first8": float(nll["right"][:, :8].mean()), **quarters}
+
+
+def regenerated(model: I23D, vqvae: VQVAE, rows: dict[str, torch.Tensor], fabric: Fabric) -> float:
+    """Share of the tokens of `rows` that are generated, the likeliest each time, from their pictures alone."""
+    pipeline = Pipeline(vqvae, model, fabric.device)
+    found = [pipeline.tokens(source[None], [0], SamplingConfig(temperature=0.0)).ids[0].cpu() for source in rows["source"]]
+    return float((torch.stack(found) == rows["tokens"]).float().mean())
 
 
 def preview(model: I23D, vqvae: VQVAE, truths: list[np.ndarray], rows: list[dict], fabric: Fabric, path: Path) -> None:

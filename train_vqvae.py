@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
-from datetime import date
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,38 +25,25 @@ from tqdm import tqdm
 
 from tar3d import checkpoint
 from tar3d import config as configuration
-from tar3d.config import VQVAEConfig
+from tar3d.config import AugmentConfig, VQVAEConfig
 from tar3d.data.default import DEFAULT_FOLDER, default_data
 from tar3d.data.order import TrainingOrder, spread
 from tar3d.data.shapes import MixedShapes, ShapeDataset, to_samples
 from tar3d.data.views import mesh_pictures
 from tar3d.mesh.extract import EmptyFieldError
 from tar3d.mesh.render import contact_sheet, picture
-from tar3d.optim.groups import build_optimizers, routing_table
-from tar3d.optim.schedule import learning_rate_factor, set_learning_rates
 from tar3d.pipeline import reconstruct
-from tar3d.runtime import (
-    COMPUTE_DTYPES,
-    RunLog,
-    add_device_arguments,
-    check_finite,
-    command_line,
-    describe_machine,
-    peak_memory,
-    positive_int,
-    prepare_blocks,
-    prepare_run_folder,
-    resolve_precision,
-    start_fabric,
-    training_loader,
-    uncompiled,
-)
-from tar3d.throughput import Meter, find_peak
+from tar3d.runtime import positive_int, start_fabric, uncompiled
 from tar3d.tokenizer.loss import intersection_over_union, tokenizer_loss
 from tar3d.tokenizer.quantize import codebook_usage
 from tar3d.tokenizer.vqvae import VQVAE
+from tar3d.training.dry_run import dry_run
+from tar3d.training.faults import report
+from tar3d.training.run import Run, prepare_folder
+from tar3d.training.start import add_run_arguments, training_loader, verdict
 
 KMEANS_SHAPES = 512  # shapes whose latents start the codebook
+OVERFIT_BAR = 0.95  # volume IoU
 VALIDATION_POINTS = 8192  # stored query points of each kind that a validation IoU is taken over
 
 
@@ -68,12 +54,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
                         help="data set folder with samples, may be given several times; N: how often each of its shapes counts "
                         f"(default: a procedural set in {DEFAULT_FOLDER})")
     parser.add_argument("--toy-shapes", type=positive_int, default=2000, help="size of the procedural set (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("outputs/vqvae"), help="run folder (default: %(default)s)")
-    start = parser.add_mutually_exclusive_group()
-    start.add_argument("--resume", action="store_true", help="continue the run in --out")
-    start.add_argument("--init", metavar="MODEL", help="start from the weights of a model directory or Hub id")
-    add_device_arguments(parser)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="config values, as in train.batch_size=8")
+    add_run_arguments(parser, "outputs/vqvae")
     return parser.parse_intermixed_args(argv)
 
 
@@ -82,13 +63,20 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = configuration.load(VQVAEConfig, args.base, args.overrides)
         fabric = start_fabric(args.gpus, args.num_nodes, config.train.precision)
+        state = None if args.dry_run else prepare_folder(fabric, args.out, args.resume, config)
         with fabric.rank_zero_first():
-            prepare_run_folder(args.out, args.resume, configuration.to_mapping(config))
             data = folders(args.data) if args.data else {default_data(args.toy_shapes): 1}
-        train(config, fabric, data, args.out, resume=args.resume, init=args.init)
-    except (ValueError, FloatingPointError) as e:
-        print(e, file=sys.stderr)
-        return 2
+        begin = partial(train, fabric=fabric, data=data, init=args.init)
+        if args.dry_run:
+            dry_run(begin, config, fabric)
+        elif args.overfit:
+            config.train.augment, config.train.ema = AugmentConfig(), 0.0
+            metrics = begin(config, out=args.out, state=state, wandb=args.wandb, overfit=args.overfit)
+            return verdict("volume IoU of the shapes it was trained on", metrics["iou_volume"], OVERFIT_BAR)
+        else:
+            begin(config, out=args.out, state=state, wandb=args.wandb)
+    except Exception as e:
+        return report(e)
     return 0
 
 
@@ -105,126 +93,90 @@ def folders(given: list[str]) -> dict[Path, int]:
     return result
 
 
-def train(config: VQVAEConfig, fabric: Fabric, data: dict[Path, int], out: Path, *, resume: bool = False,
-          init: str | None = None) -> dict:
-    """Runs (or continues) a training and returns the last validation's metrics."""
+def train(config: VQVAEConfig, out: Path, fabric: Fabric, data: dict[Path, int], *, state: Path | None = None,
+          init: str | None = None, wandb: str | None = None, overfit: int | None = None) -> dict:
+    """Runs a training, or goes on from a saved `state`, and returns the last validation's metrics. With `overfit` it has so many
+    shapes of each set, and is validated on them."""
     t = config.train
-    total = t.autoencoder_steps + t.codebook_steps
-
-    # model, optimizers
     torch.manual_seed(t.seed)  # initial weights only: everything random later has its own generator
-    bare = VQVAE(config.tokenizer)
-    if init:
-        checkpoint.load_weights(bare, init)
-    optimizers = [o for o in build_optimizers(bare, config.optim) if o is not None]
-    fabric.print(routing_table(bare, config.optim))
-    prepare_blocks(bare, t.recompute, t.compile)
-    model, *optimizers = fabric.setup(bare, *optimizers)
-
-    # loop state: everything that a resumed run needs; the data order is a function of (seed, step)
-    step, best_iou, seconds = 0, -1.0, 0.0
+    vqvae = VQVAE(config.tokenizer)
+    keeps_codebook = start_from(vqvae, init, t.stage)
     codebook_random = torch.Generator().manual_seed(t.seed)
-    if resume:
-        state = checkpoint.load_state(out / "state.pt")
-        step, best_iou, seconds = state["step"], state["best_iou"], state["seconds"]
-        checkpoint.restore(state, bare, optimizers)
-        codebook_random.set_state(state["codebook_random"])
+    run = Run("tokenizer", out, fabric, vqvae, config, generators={"codebook": codebook_random}, wandb=wandb)
+    run.restore(state)
 
-    # data
     parts = [ShapeDataset(folder, "train", surface_points=t.surface_points, volume_points=t.volume_points,
-                          near_points=t.near_points, seed=t.seed, augment_as=t.augment) for folder in data]
+                          near_points=t.near_points, seed=t.seed, augment_as=t.augment, limit=overfit) for folder in data]
     dataset = MixedShapes(parts, list(data.values()))
-    order = TrainingOrder(len(dataset), t.batch_size, seed=t.seed, start=step, stop=total, rank=fabric.global_rank,
+    order = TrainingOrder(len(dataset), t.batch_size, seed=t.seed, start=run.step, stop=t.steps, rank=fabric.global_rank,
                           world=fabric.world_size)
     loader = training_loader(dataset, order, t.num_workers, fabric)
-    validation = {folder: validation_set(folder, -(-t.validation_shapes // len(data))) for folder in data}
+    split, count = ("train", overfit) if overfit else ("val", -(-t.validation_shapes // len(data)))
+    validation = {folder: validation_set(folder, split, count) for folder in data}
     shown, truths = [], []
     for folder, shapes in validation.items():
         some = [shapes[i] for i in spread(len(shapes), -(-t.preview_shapes // len(data)))]
         shown += some
         truths += mesh_pictures(folder, [shape_id for shape_id, _ in some])
-    parameters = sum(p.numel() for p in bare.parameters())
-    fabric.print(f"{parameters / 1e6:.2f} M parameters, {len(dataset)} training shapes, "
-                 f"{sum(map(len, validation.values()))} validation shapes, "
-                 f"{total - step} steps of {t.batch_size} shapes on {fabric.world_size} x {fabric.device}, run folder {out}")
+    fabric.print(f"{sum(p.numel() for p in vqvae.parameters()) / 1e6:.2f} M parameters, {len(dataset)} training shapes, "
+                 f"{sum(map(len, validation.values()))} validation shapes, {t.steps - run.step} steps of {t.batch_size} shapes "
+                 f"on {fabric.world_size} x {fabric.device}, run folder {out}")
 
-    log = RunLog(out, step) if fabric.is_global_zero else None
-    local = t.batch_size // fabric.world_size
-    meter = Meter(step, total, items=local, unit="shapes",
-                  flops=3 * local * bare.flops(t.surface_points, t.volume_points + t.near_points),
-                  peak=find_peak(fabric.device, COMPUTE_DTYPES[resolve_precision(t.precision, fabric.device.type)]))
-    fabric.print(f"{meter.flops / 1e9:,.1f} model GFLOP a step and device; MFU is of {meter.peak.source}")
-    bar = tqdm(total=total, initial=step, desc="tokenizer", disable=not fabric.is_global_zero)
-    began, metrics = time.perf_counter() - seconds, {}
+    local, metrics = t.batch_size // fabric.world_size, {}
+    flops = 3 * local * vqvae.flops(t.surface_points, t.volume_points + t.near_points)
+    for batch in run.batches(loader, order, dataset.name, unit="shapes", items=local, flops=flops):
+        quantize = run.step >= t.first_codebook_step
+        if quantize and run.step == t.first_codebook_step and not keeps_codebook:
+            start_codebook(vqvae, dataset, fabric, codebook_random)
+        values = train_step(run, batch, quantize)
+        values["revived"] = 0
+        if quantize and run.moved:
+            values["revived"] = vqvae.quantizer.step(codebook_random, fabric.all_gather)
+        vqvae.quantizer.forget()
+        run.advance(values, "codebook " if quantize else "autoencoder ")
 
-    def save() -> None:
-        checkpoint.save_state(out / "state.pt", {
-            "step": step, "best_iou": best_iou, "seconds": time.perf_counter() - began, "model": bare.state_dict(),
-            "optimizers": [o.state_dict() for o in optimizers], "codebook_random": codebook_random.get_state()})
-
-    for batch in meter.batches(loader):
-        quantize = step >= t.autoencoder_steps
-        if quantize and step == t.autoencoder_steps:
-            start_codebook(bare, dataset, fabric, codebook_random)
-        set_learning_rates(optimizers,
-                           learning_rate_factor(step, total, config.optim.warmup_steps, config.optim.final_lr_fraction))
-        values = train_step(model, optimizers, batch, config, fabric, quantize, step)
-        if quantize:
-            values["revived"] = bare.quantizer.step(codebook_random, lambda tensor: fabric.all_reduce(tensor, reduce_op="sum"))
-        else:
-            values["revived"] = 0
-        step += 1
-        bar.update()
-
-        if log and (step % t.log_every == 0 or step == total):
-            speed = meter.read(step)
-            log.write("train", step, values)
-            log.write("speed", step, speed)
-            bar.set_postfix_str(f"{'codebook' if quantize else 'autoencoder'} loss {values['loss']:.4f}, {meter.line(speed)}")
-        meter.pause()
-        if step % t.validate_every == 0 or step == total:
-            if fabric.is_global_zero:
-                quantized = step > t.autoencoder_steps
-                with uncompiled():
-                    metrics = validate(bare, validation, fabric, quantized)
-                    preview(bare, truths, shown, fabric, quantized, out / f"preview_{step:07d}.png")
-                log.write("validation", step, metrics)
-                scores = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
-                bar.write(f"step {step}: {scores}; {meter.progress(step)}, {peak_memory(fabric.device)}")
-                if quantized and metrics["iou_volume"] > best_iou:
-                    best_iou = metrics["iou_volume"]
-                    record = {**metrics, "step": step, "hours": (time.perf_counter() - began) / 3600, "date": str(date.today()),
-                              "command": command_line(), "training_shapes": len(dataset), **describe_machine(fabric.device)}
-                    checkpoint.save_model(out / "model", bare, config, record, model_card(record))
-            fabric.barrier()
-        if (step % t.save_every == 0 or step == total) and fabric.is_global_zero:
-            save()
-        meter.resume()
-    bar.close()
-    if log:
-        log.close()
-        fabric.print(f"best validation IoU {best_iou:.4f}; model in {out / 'model'}, "
-                     f"reconstruct with: python infer_vqvae.py --model {out / 'model'}")
+        if run.due(t.validate_every):
+            with run.aside():
+                model = run.shown()
+                if fabric.is_global_zero:
+                    quantized = run.step > t.first_codebook_step
+                    with uncompiled():
+                        metrics = validate(model, validation, fabric, quantized)
+                        preview(model, truths, shown, fabric, quantized, out / f"preview_{run.step:07d}.png")
+                    run.show(metrics, out / f"preview_{run.step:07d}.png")
+                    if (quantized or t.stage == "ae") and run.is_best(metrics["iou_volume"]):
+                        record = run.record(metrics, len(dataset))
+                        checkpoint.save_model(out / "model", model, config, record, model_card(record))
+    fabric.print(f"best validation IoU {run.best:.4f}; model in {out / 'model'}, "
+                 + (f"go on with: --init {out / 'model'} train.stage=vq" if t.stage == "ae" else
+                    f"reconstruct with: python infer_vqvae.py --model {out / 'model'}"))
     return metrics
 
 
-def train_step(model, optimizers, batch: dict, config: VQVAEConfig, fabric: Fabric, quantize: bool,
-               step: int) -> dict[str, float]:
-    """One optimizer step; FloatingPointError before the optimizers move when the loss or the gradient is not finite."""
-    output = model(batch["surface"], batch["points"], quantize)
-    loss = tokenizer_loss(output.logits, batch["inside"], batch["is_near"], output.commitment,
-                          near_weight=config.train.near_weight, commitment_weight=config.train.commitment_weight)
-    fabric.backward(loss.total)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip or float("inf"))
-    iou = intersection_over_union(output.logits.detach(), batch["inside"], ~batch["is_near"]).mean()
-    # The one place where the CPU waits for the device: before the optimizers move, and for all numbers at once.
-    numbers = torch.stack([loss.total, loss.volume, loss.near, loss.commitment, iou, norm]).tolist()
-    values = dict(zip(("loss", "volume", "near", "commitment", "iou_volume", "gradient_norm"), numbers, strict=True))
-    check_finite(step, values["loss"], values["gradient_norm"])
-    for optimizer in optimizers:
-        optimizer.step()
-        optimizer.zero_grad()
-    return values | {"lr": optimizers[0].param_groups[0]["lr"]}
+def start_from(vqvae: VQVAE, init: str | None, stage: str) -> bool:
+    """Fills the model from `init`, if there is one. Whether its codebook is to be kept: where the training is of stage "vq" and
+    the model has one, as a tokenizer that is trained further on other shapes."""
+    if init is None:
+        if stage == "vq":
+            raise ValueError("train.stage=vq trains the codebook of a given autoencoder: give its model with --init, "
+                             "or train both with train.stage=both")
+        return False
+    checkpoint.load_weights(vqvae, init)
+    return stage == "vq" and checkpoint.read_config(init, VQVAEConfig).train.stage != "ae"
+
+
+def train_step(run: Run, batch: dict, quantize: bool) -> dict[str, float]:
+    """One step of the optimizers, or none where the loss or the gradient is not finite (`Run.move`)."""
+    t = run.config.train
+    for rows in run.parts(len(batch["surface"])):
+        part = {name: tensor[rows] for name, tensor in batch.items()}
+        output = run.model(part["surface"], part["points"], quantize)
+        loss = tokenizer_loss(output.logits, part["inside"], part["is_near"], output.commitment, near_weight=t.near_weight,
+                              commitment_weight=t.commitment_weight)
+        iou = intersection_over_union(output.logits.detach(), part["inside"], ~part["is_near"]).mean()
+        run.backward(loss.total, {"loss": loss.total, "volume": loss.volume, "near": loss.near, "commitment": loss.commitment,
+                                  "iou_volume": iou})
+    return run.move()
 
 
 @torch.no_grad()
@@ -239,11 +191,11 @@ def start_codebook(model: VQVAE, dataset: ShapeDataset, fabric: Fabric, generato
     model.quantizer.start_from(torch.cat(latents), generator)
 
 
-def validation_set(data: Path, count: int) -> list[tuple[str, dict[str, torch.Tensor]]]:
-    """`count` validation shapes with all their surface points and a fixed part of their query points."""
-    dataset = ShapeDataset(data, "val", surface_points=1, volume_points=1, near_points=1, seed=0)
+def validation_set(data: Path, split: str, count: int) -> list[tuple[str, dict[str, torch.Tensor]]]:
+    """`count` shapes of a split with all their surface points and a fixed part of their query points."""
+    dataset = ShapeDataset(data, split, surface_points=1, volume_points=1, near_points=1, seed=0, limit=count)
     result = []
-    for shape_id in (dataset.ids[i] for i in spread(len(dataset), count)):
+    for shape_id in dataset.ids:
         arrays = dataset.source.arrays(shape_id, lambda kind, stored: slice(None if kind == "surface" else VALIDATION_POINTS))
         s = to_samples(arrays, dataset.source.where(shape_id))
         result.append((shape_id, {k: torch.from_numpy(getattr(s, k)) for k in ("surface", "points", "inside", "is_near")}))

@@ -141,7 +141,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", choices=SUITES, default="stages", help="default: %(default)s")
     parser.add_argument("--size", choices=[*SIZES, "all"], default="all",
-                        help="the shipped configs, those of the paper, or both (default: %(default)s)")
+                        help="the tiny configs, those of the paper, or both (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose name contains TEXT, as in tiny/encode")
     parser.add_argument("--repeats", type=positive_int, help="timed calls of each case (default: the case's own, 1 to 10)")

@@ -4,7 +4,7 @@
     extract_64   planes -> mesh on 64^3 cells             extract_128 the same on 128^3
     generate     one picture -> tokens, guidance on
 
-"tiny" are the shipped configs, "full" those of the paper (R 32, 3,072 tokens, GPT-B). Weights are random and inputs have
+"tiny" are configs/*_tiny.yaml, "full" those of the paper (R 32, 3,072 tokens, GPT-B). Weights are random and inputs have
 the right sizes; the surface that is extracted is a ball's. Everything is float32, as in the scripts. Decoding late in a long
 sequence is in the suite decode, training in train and tokenize. Frozen image encoders are not run: the full GPT's conditions are
 random embeddings.

@@ -7,7 +7,7 @@
     grid_*       growth over the grid side R: the same
     memory_*     one encoder alone in its process, for the peak memory: of the encoder as in points_* and grid_*, and of training
 
-"full" compares configs/vqvae3d.yaml with configs/vqvae3d_fast.yaml, whose decoders are the same; "tiny" is the shipped config
+"full" compares configs/vqvae3d.yaml with configs/vqvae3d_fast.yaml, whose decoders are the same; "tiny" is vqvae3d_tiny.yaml
 with either encoder, and small enough to be run as a test. The points are a sphere's, the precision is that of training (bfloat16
 autocast on CUDA); encode_* is float32, as the scripts are. A CPU takes minutes for a step of cross_attention at 81,920 points, so
 there the batch is 1 and one call is timed after one to warm up, or the first where memory is what counts.

@@ -1,6 +1,6 @@
 """The training suite: a step of the GPT as train_gpt.py takes it (forward, loss, backward, clipping, optimizers), and its parts.
 
-    step          the shipped recipe (tiny), or a GPT-L as an H200 would train it: as it is, and compiled
+    step          the tiny recipe, or a GPT-L as an H200 would train it: as it is, and compiled
     patterns_*    layers of full attention (F) and the hybrid (LLLF), at 3,072 tokens (R 32) and at 6,912 (R 48)
     loss          head and cross-entropy: the plain form, parts of the batch (tar3d/gpt/loss.py), PyTorch's own where it has one
     recompute     what is kept for the backward pass: all, products, inputs of blocks; and compiled
@@ -18,21 +18,18 @@ known GPU `mfu` is that of its data sheet).
 from __future__ import annotations
 
 import dataclasses
-import weakref
 from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from benchmarks.measure import Case, Work
 from tar3d import config as configuration
 from tar3d.config import OptimConfig, VQVAEConfig, gpt_config
 from tar3d.contracts import Condition
+from tar3d.doctor import gpt_step_bytes
 from tar3d.gpt.loss import cross_entropy
 from tar3d.gpt.model import GPT
 from tar3d.optim.groups import Muon, build_optimizers
@@ -48,7 +45,7 @@ LOSS_ROWS = {"cpu": 3072, "cuda": 8 * 3072}
 
 
 def tiny_step(device: torch.device) -> Work:
-    """The shipped recipe with its image encoder and the rows that only the sketch sees."""
+    """The tiny recipe with its image encoder and the rows that only the sketch sees."""
     from tar3d.pipeline import I23D  # with it come packages for meshes, which the other cases do without
 
     tokenizer, path, name = TINY_CONFIGS
@@ -132,41 +129,10 @@ def fits(name: str, batch: int, recompute: str, device: torch.device) -> Work:
         return dataclasses.replace(work, goals={"gpu_mib": GOAL_MIB[name]})
 
     def call() -> dict[str, float]:
-        with FakeTensorMode(allow_non_fake_inputs=True), LiveTensors() as live:
-            fake = step(name, batch, device, recompute=recompute, precision="bf16-mixed")
-            for _ in range(2):  # the first makes the optimizers' states
-                fake.call()
-        return {"tensor_mib": round(live.peak / 2**20, 1)}
+        return {"tensor_mib": round(gpt_step_bytes(gpt_config(name), OptimConfig(), batch, recompute) / 2**20, 1)}
 
     settings = {"model": name, "batch": batch, "recompute": recompute, "goal_mib": GOAL_MIB[name]}
     return Work(call, 2 * batch, "bf16-mixed", settings, reduced="nothing is computed: only the sizes of tensors are followed")
-
-
-class LiveTensors(TorchDispatchMode):
-    """Bytes of all tensors that operations within it have made and that are still alive: `now`, and the most so far, `peak`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._alive: dict[int, weakref.ref] = {}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        results = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(results):
-            if isinstance(tensor, Tensor):
-                self._add(tensor.untyped_storage())
-        return results
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        key, size = id(storage), storage.nbytes()
-        if key not in self._alive:
-            self._alive[key] = weakref.ref(storage, lambda _: self._remove(key, size))
-            self.now += size
-            self.peak = max(self.peak, self.now)
-
-    def _remove(self, key: int, size: int) -> None:
-        del self._alive[key]
-        self.now -= size
 
 
 def losses(rows: int, width: int, codes: int, device: torch.device) -> dict[str, Work | str]:

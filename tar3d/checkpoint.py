@@ -1,8 +1,7 @@
-"""Model directories and training state: strict, atomic, self-explaining.
+"""Model directories: strict, atomic, self-explaining.
 
 A model directory holds model.safetensors, config.yaml, metrics.json and README.md, and loads from itself alone: a local
-path or a Hub id. Training state (optimizer, RNG, step) is a torch file beside it that loads with weights_only=True, so
-a checkpoint from elsewhere cannot run code.
+path or a Hub id.
 """
 
 from __future__ import annotations
@@ -10,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,7 +16,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from tar3d import config as configuration
 from tar3d.config import VQVAEConfig
@@ -87,14 +83,16 @@ def read_config(source: str | Path, cls: type[T]) -> T:
     return configuration.load(cls, find_model(source) / CONFIG)
 
 
-def load_weights(module: nn.Module, source: str | Path) -> nn.Module:
-    """Fills `module` from a model directory, strictly: a missing, surplus or misshapen tensor is a ValueError."""
+def load_weights(module: nn.Module, source: str | Path, anew: tuple[str, ...] = ()) -> nn.Module:
+    """Fills `module` from a model directory, strictly: a missing, surplus or misshapen tensor is a ValueError. But tensors whose
+    names begin with one of `anew` stay as they are."""
     path = find_model(source) / WEIGHTS
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as e:
         raise ValueError(f"{path} cannot be read ({e}): the file is damaged or incomplete, fetch or make it again") from e
-    wanted = module.state_dict()
+    wanted = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith(anew)}
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(anew)}
     wrong = [f"{k} is missing" for k in wanted if k not in tensors]
     wrong += [f"{k} is not part of this model" for k in tensors if k not in wanted]
     wrong += [f"{k} is {tuple(tensors[k].shape)}, not {tuple(wanted[k].shape)}"
@@ -102,7 +100,7 @@ def load_weights(module: nn.Module, source: str | Path) -> nn.Module:
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ValueError(f"{path} does not fit its model: {'; '.join(wrong[:3])}{more}")
-    module.load_state_dict({k: v.to(wanted[k].dtype) for k, v in tensors.items()})
+    module.load_state_dict({k: v.to(wanted[k].dtype) for k, v in tensors.items()}, strict=not anew)
     return module
 
 
@@ -116,7 +114,11 @@ def find_tokenizer(source: str | Path) -> Path:
 def load_tokenizer(source: str | Path) -> VQVAE:
     """The tokenizer that `find_tokenizer` finds, in eval mode."""
     folder = find_tokenizer(source)
-    return load_weights(VQVAE(read_config(folder, VQVAEConfig).tokenizer), folder).eval()
+    config = read_config(folder, VQVAEConfig)
+    if config.train.stage == "ae":
+        raise ValueError(f"{folder} is an autoencoder, whose codebook is not trained: continue it with python train_vqvae.py "
+                         f"--init {folder} train.stage=vq")
+    return load_weights(VQVAE(config.tokenizer), folder).eval()
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -134,37 +136,3 @@ def fingerprint(module: nn.Module) -> str:
 def _bytes(tensor: Tensor) -> bytes:
     tensor = tensor.detach().cpu()
     return (tensor.half() if tensor.is_floating_point() else tensor).contiguous().numpy().tobytes()
-
-
-def save_state(path: str | Path, state: dict) -> None:
-    """Training state to one file; the old file stays until the new one is complete."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
-    with open(partial, "wb") as f:
-        torch.save(state, f)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(partial, path)
-
-
-def load_state(path: str | Path) -> dict:
-    """A ValueError when there is none, when it is damaged, and when it holds more than tensors and plain values."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as e:
-        raise ValueError(f"there is no training state at {path} to resume from") from e
-    except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as e:
-        raise ValueError(f"{path} is not a readable training state ({type(e).__name__}: "
-                         f"{(str(e) or 'no content').splitlines()[0]})") from e
-
-
-def restore(state: dict, module: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-    """Fills `module` and `optimizers` from state["model"] and state["optimizers"]; a ValueError when they do not fit."""
-    try:
-        module.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-    except (RuntimeError, ValueError) as e:
-        raise ValueError(f"the saved training state is that of another model or optimizer: {str(e).splitlines()[0]} "
-                         "Resume with the configuration the run was started with (run.json beside it)") from e

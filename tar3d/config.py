@@ -134,12 +134,16 @@ class OptimConfig:
     beta2: float = 0.95
     muon_momentum: float = 0.95
     warmup_steps: int = 100
-    final_lr_fraction: float = 0.05  # of the peak, reached by a cosine at the last step
+    schedule: str = "cosine"  # after the warm-up; or "wsd": a plateau, then a decay
+    decay_fraction: float = 0.2  # of all steps: wsd's decay
+    final_lr_fraction: float = 0.05  # of the peak, reached at the last step
     grad_clip: float = 1.0  # largest global gradient norm; 0 switches clipping off
 
     def __post_init__(self) -> None:
         for name in ("muon_lr", "adamw_lr"):
             _require(getattr(self, name) > 0, f"optim.{name} must be positive, got {getattr(self, name)}")
+        _one_of("optim.schedule", self.schedule, ("cosine", "wsd"))
+        _require(0 < self.decay_fraction <= 1, f"optim.decay_fraction must be in (0, 1], got {self.decay_fraction}")
         _at_least(0, self, "optim.", "weight_decay", "warmup_steps", "grad_clip")
 
 
@@ -284,18 +288,15 @@ class AugmentConfig:
 
 
 @dataclass(kw_only=True)
-class VQVAETrainConfig:
-    autoencoder_steps: int = 100_000  # first, without the codebook
-    codebook_steps: int = 100_000
-    batch_size: int = 16  # shapes per optimizer step over all devices
-    surface_points: int = 81_920  # per shape and step, of those stored
-    volume_points: int = 1024
-    near_points: int = 1024
-    near_weight: float = 0.1
-    commitment_weight: float = 0.25
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
+class TrainConfig:
+    """What both trainings are told."""
+
     seed: int = 0
-    precision: str = "auto"  # bf16-mixed where the hardware has it, else 32-true
+    precision: str = "auto"  # bf16-mixed where the hardware has it, else 32-true; 16-mixed for GPUs without bfloat16
+    ema: float = 0.0  # decay a step of the moving average of the weights that is validated and kept; 0: the weights themselves
+    deterministic: bool = False  # the same bits on a GPU too, slower; a CPU always gives them
+    skip_nonfinite: int = 0  # so many steps whose loss or gradient is not finite are passed over before the run stops
+    micro_batch_size: int = 0  # rows that go through the model together on one device; 0: all of a step's (no accumulation)
     compile: bool = False  # torch.compile each block: about a minute at the start, then faster steps
     recompute: str = "none"  # activation checkpointing: "cheap" works out again all but matrix products, "blocks" everything
     num_workers: int = 4
@@ -307,12 +308,41 @@ class VQVAETrainConfig:
 
     def __post_init__(self) -> None:
         _one_of("train.recompute", self.recompute, RECOMPUTE)
-        _at_least(1, self, "train.", "codebook_steps", "batch_size", "surface_points", "validate_every", "validation_shapes",
-                  "save_every", "log_every")
-        _at_least(0, self, "train.", "autoencoder_steps", "volume_points", "near_points", "near_weight", "commitment_weight",
-                  "seed", "num_workers", "preview_shapes")
+        _require(0 <= self.ema < 1, f"train.ema is the decay of an average, in [0, 1), got {self.ema}")
+        _at_least(1, self, "train.", "validate_every", "validation_shapes", "save_every", "log_every")
+        _at_least(0, self, "train.", "seed", "skip_nonfinite", "micro_batch_size", "num_workers", "preview_shapes")
+
+
+@dataclass(kw_only=True)
+class VQVAETrainConfig(TrainConfig):
+    stage: str = "both"  # or "ae": without the codebook only; or "vq": with it only, from --init
+    autoencoder_steps: int = 100_000  # first, without the codebook
+    codebook_steps: int = 100_000
+    batch_size: int = 16  # shapes per optimizer step over all devices
+    surface_points: int = 81_920  # per shape and step, of those stored
+    volume_points: int = 1024
+    near_points: int = 1024
+    near_weight: float = 0.1
+    commitment_weight: float = 0.25
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _one_of("train.stage", self.stage, ("both", "ae", "vq"))
+        _require(self.stage != "ae" or self.autoencoder_steps > 0, "train.stage is ae, but train.autoencoder_steps is 0")
+        _at_least(1, self, "train.", "codebook_steps", "batch_size", "surface_points")
+        _at_least(0, self, "train.", "autoencoder_steps", "volume_points", "near_points", "near_weight", "commitment_weight")
         _require(self.volume_points + self.near_points > 0,
                  "train.volume_points and train.near_points are both 0: nothing is learnt")
+
+    @property
+    def first_codebook_step(self) -> int:
+        """The step from which on latents are quantized; `steps` if none are."""
+        return 0 if self.stage == "vq" else self.autoencoder_steps
+
+    @property
+    def steps(self) -> int:
+        return self.first_codebook_step + (0 if self.stage == "ae" else self.codebook_steps)
 
 
 @dataclass(kw_only=True)
@@ -325,32 +355,21 @@ class VQVAEConfig:
 
 
 @dataclass(kw_only=True)
-class GPTTrainConfig:
+class GPTTrainConfig(TrainConfig):
     steps: int = 400_000
     global_batch_size: int = 64  # rows per optimizer step over all devices and accumulation steps
-    micro_batch_size: int = 0  # rows per forward on one device; 0: no accumulation
-    seed: int = 0
-    precision: str = "auto"
-    compile: bool = False
-    recompute: str = "none"  # as in the tokenizer's training
-    num_workers: int = 4
-    validate_every: int = 2000
-    validation_shapes: int = 64
-    preview_shapes: int = 4
-    save_every: int = 1000
-    log_every: int = 50
+    strategy: str = "ddp"  # of several processes: each holds all; or "fsdp": its part, for sizes that need it
     weights_dtype: str = "float32"  # of the model directory; float16 halves it
     token_noise: float = 0.0  # largest share of a row's input tokens replaced by random ones; each row draws its own below it
     sketch_weight: float = 0.0  # of the loss between the sketch (gpt.sketch_dim) and the true codes
     sketch_rows: int = 0  # further rows of each step, over all devices, that only the image encoder and the sketch see: cheap
 
     def __post_init__(self) -> None:
-        _one_of("train.recompute", self.recompute, RECOMPUTE)
+        super().__post_init__()
+        _one_of("train.strategy", self.strategy, ("ddp", "fsdp"))
         _one_of("train.weights_dtype", self.weights_dtype, ("float32", "float16"))
-        _at_least(1, self, "train.", "steps", "global_batch_size", "validate_every", "validation_shapes", "save_every",
-                  "log_every")
-        _at_least(0, self, "train.", "micro_batch_size", "seed", "num_workers", "preview_shapes", "sketch_weight", "sketch_rows",
-                  "token_noise")
+        _at_least(1, self, "train.", "steps", "global_batch_size")
+        _at_least(0, self, "train.", "sketch_weight", "sketch_rows", "token_noise")
 
 
 @dataclass(kw_only=True)

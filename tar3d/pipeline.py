@@ -219,6 +219,12 @@ class Pipeline:
                 results.append(Generated(mesh, row, spent, problem))
         return results
 
+    @torch.inference_mode()
+    def tokens(self, source: torch.Tensor, seeds: list[int], sampling: SamplingConfig) -> Tokens:
+        """The tokens that `generate` makes its shapes of."""
+        with self._autocast():
+            return self._sample(source, seeds, sampling, None, {})
+
     def _sample(self, source: torch.Tensor, seeds: list[int], sampling: SamplingConfig,
                 progress: Callable[[int, int], None] | None, seconds: dict[str, float]) -> Tokens:
         """The tokens of each row; adds what it takes to `seconds`."""

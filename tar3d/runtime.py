@@ -1,12 +1,9 @@
-"""Devices, precision and processes, set up once for a script (Lightning Fabric underneath), and a run's folder and log."""
+"""Devices, precision and processes, set up once for a script (Lightning Fabric underneath), and what a figure needs beside it."""
 
 from __future__ import annotations
 
 import argparse
-import csv
 import functools
-import json
-import math
 import os
 import platform
 import shlex
@@ -18,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+    from torch.distributed.device_mesh import DeviceMesh
 
-PREFETCHED_BATCHES = 4  # of each worker
-COMPUTE_DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}  # of matrix products, by precision
+# Of matrix products, by precision.
+COMPUTE_DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 PRECISIONS = ("auto", *COMPUTE_DTYPES)
 
 
@@ -42,14 +39,15 @@ def positive_int(text: str) -> int:
     return value
 
 
-def start_fabric(gpus: str | None, num_nodes: int, precision: str) -> Fabric:
-    """A launched Fabric. Under torchrun it joins that job; otherwise it is one process, or one for each of `gpus`.
+def start_fabric(gpus: str | None, num_nodes: int, precision: str, *, shard: bool = False) -> Fabric:
+    """A launched Fabric. Under torchrun it joins that job; otherwise it is one process, or one for each of `gpus`. `shard`: of
+    weights, gradients and optimizer states each process holds its part (FSDP2), instead of all (DDP).
 
     Raises ValueError when the devices asked for are not there, or the precision is unknown.
     """
     from lightning_fabric import Fabric  # seconds to import, and only training needs it
     from lightning_fabric.plugins.precision import MixedPrecision, Precision
-    from lightning_fabric.strategies import DDPStrategy
+    from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
 
     class Autocast(MixedPrecision):
         """Fabric's own also rounds what a model is given: coordinates to 1/256, while labels hold for the exact ones."""
@@ -58,8 +56,7 @@ def start_fabric(gpus: str | None, num_nodes: int, precision: str) -> Fabric:
             return data
 
     if precision not in PRECISIONS:
-        raise ValueError(f"precision is {precision!r}, allowed are {', '.join(PRECISIONS)} "
-                         "(float16 is left out: it overflows here)")
+        raise ValueError(f"precision is {precision!r}, allowed are {', '.join(PRECISIONS)}")
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     under_torchrun = "LOCAL_WORLD_SIZE" in os.environ
     if gpus is not None:
@@ -79,12 +76,24 @@ def start_fabric(gpus: str | None, num_nodes: int, precision: str) -> Fabric:
         raise ValueError(f"--num_nodes {num_nodes}: start one process group over several machines with torchrun "
                          "--nnodes N --nproc_per_node M, and give the same number here; alone, write --num_nodes 1")
     distributed = num_nodes > 1 or len(devices) > 1
-    mixed = resolve_precision(precision, accelerator) == "bf16-mixed"
+    chosen = resolve_precision(precision, accelerator)
+    # Under float16 the training scales the loss itself: Fabric's scaler is for one optimizer.
+    unscaled = torch.amp.GradScaler(accelerator, enabled=False) if chosen == "16-mixed" else None
     fabric = Fabric(accelerator=accelerator, devices=devices if accelerator == "cuda" else len(devices), num_nodes=num_nodes,
-                    strategy=DDPStrategy() if distributed else "auto",
-                    plugins=Autocast("bf16-mixed", accelerator) if mixed else Precision())
+                    strategy="auto" if not distributed else DDPStrategy() if not shard else
+                    ModelParallelStrategy(shard_blocks, num_nodes * len(devices), 1),
+                    plugins=Precision() if chosen == "32-true" else Autocast(chosen, accelerator, unscaled))
     fabric.launch()
     return fabric
+
+
+def shard_blocks(module: torch.nn.Module, mesh: DeviceMesh) -> torch.nn.Module:
+    """FSDP2: each repeated block is gathered when it is used, and let go after; what is left over belongs to the whole."""
+    from torch.distributed.fsdp import fully_shard
+
+    for block in repeated_blocks(module):
+        fully_shard(block, mesh=mesh["data_parallel"])
+    return fully_shard(module, mesh=mesh["data_parallel"])
 
 
 def _parse_gpus(text: str) -> list[int]:
@@ -139,12 +148,15 @@ def prepare_blocks(module: torch.nn.Module, recompute: str, compile: bool) -> No
     the inputs of blocks alone, for a third more computing. `compile` is torch.compile: of blocks, because that takes a fifth
     of the whole model's time, and has most of the gain. What a compiled block keeps is as little as with "cheap" anyway.
     """
-    blocks = [block for child in module.modules() if isinstance(child, torch.nn.ModuleList) for block in child]
-    for block in blocks:
+    for block in repeated_blocks(module):
         if recompute == "blocks" or (recompute == "cheap" and not compile):
             block.forward = _recomputed(block.forward, cheap_only=recompute == "cheap")
         if compile:
             block.compile()
+
+
+def repeated_blocks(module: torch.nn.Module) -> list[torch.nn.Module]:
+    return [block for child in module.modules() if isinstance(child, torch.nn.ModuleList) for block in child]
 
 
 def _recomputed(forward: Callable, cheap_only: bool) -> Callable:
@@ -172,61 +184,11 @@ def uncompiled() -> AbstractContextManager:
     return torch.compiler.set_stance("force_eager")
 
 
-def training_loader(dataset: Dataset, order: Sampler, num_workers: int, fabric: Fabric) -> DataLoader:
-    """Batches of `order` on the device of this process: workers run ahead of the training, and copies to a GPU beside it."""
-    on_gpu = fabric.device.type == "cuda"
-    loader = DataLoader(dataset, batch_sampler=order, num_workers=num_workers, pin_memory=on_gpu,
-                        prefetch_factor=PREFETCHED_BATCHES if num_workers else None)
-    return fabric.setup_dataloaders(loader, use_distributed_sampler=False)
-
-
-def check_finite(step: int, loss: float, gradient_norm: float) -> None:
-    """Raises FloatingPointError where a step must not move the weights."""
-    for name, value in (("loss", loss), ("gradient", gradient_norm)):
-        if not math.isfinite(value):
-            raise FloatingPointError(f"the {name} became {value} at step {step}; the weights on disk are those of the last save. "
-                                     "Lower optim.muon_lr and optim.adamw_lr, or look at the data of this batch")
-
-
-class RunLog:
-    """Metrics of a run: a CSV file for each kind of row ("train", "validation", "speed") and TensorBoard, under `folder`.
-
-    A resumed run drops the rows after the step it resumes from, so no step stands twice.
-    """
-
-    def __init__(self, folder: Path, start_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.folder = folder
-        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step or None)
-        for path in folder.glob("*.csv"):
-            with open(path, encoding="utf-8", newline="") as f:
-                rows = list(csv.DictReader(f))
-            kept = [r for r in rows if int(r["step"]) <= start_step]
-            if len(kept) < len(rows):
-                self._rewrite(path, list(rows[0]), kept)
-
-    def write(self, kind: str, step: int, values: dict[str, float]) -> None:
-        path = self.folder / f"{kind}.csv"
-        row = {"step": step, **values}
-        new = not path.exists()
-        with open(path, "a", encoding="utf-8", newline="") as f:
-            writer = csv.DictWriter(f, list(row), lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
-        for name, value in values.items():
-            self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
-
-    def close(self) -> None:
-        self._tensorboard.close()
-
-    @staticmethod
-    def _rewrite(path: Path, fields: list[str], rows: list[dict]) -> None:
-        with open(path, "w", encoding="utf-8", newline="") as f:
-            writer = csv.DictWriter(f, fields, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+def be_deterministic() -> None:
+    """The same bits in every run on a GPU too, where some sums are otherwise made in whatever order threads arrive."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
 
 
 @contextmanager
@@ -307,14 +269,3 @@ def commit() -> str:
 def command_line() -> str:
     """What started this script, as one would type it again."""
     return shlex.join(["python", *sys.argv])
-
-
-def prepare_run_folder(folder: Path, resume: bool, config: dict) -> None:
-    """Refuses to write a new run over an old one, and to resume what is not there."""
-    state = folder / "state.pt"
-    if state.is_file() and not resume:
-        raise ValueError(f"{folder} already holds a run: continue it with --resume, or choose another --out")
-    if resume and not state.is_file():
-        raise ValueError(f"--resume: there is no training state in {folder}")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "run.json").write_text(json.dumps({"command": command_line(), "config": config}, indent=1) + "\n", encoding="utf-8")

@@ -2,7 +2,9 @@
 
 import json
 
-from benchmarks import plot
+from PIL import Image
+
+from benchmarks import curves, plot
 from benchmarks.tokenize import ENCODERS
 
 ORIGIN = {"machine": "m", "threads": 2, "torch": "2", "commit": "c", "date": "2026-01-02T03:04:05"}
@@ -59,3 +61,19 @@ def test_the_figure_of_growth_is_drawn_from_the_suites_that_are_given(tmp_path, 
     for changes, complaint in (({"cases": []}, "run it whole"), ({"suite": "data"}, "got data")):
         paths[0].write_text(json.dumps(growth_report("tokenize") | changes))
         assert plot.main([str(paths[0]), "--out", str(out)]) == 2 and complaint in capsys.readouterr().err
+
+
+def test_curves_of_two_runs_are_one_figure(tmp_path):
+    vqvae, gpt = tmp_path / "vqvae", tmp_path / "gpt"
+    for folder, config in ((vqvae, {"tokenizer": {"codebook_size": 16}}), (gpt, {"gpt": {"codebook_size": 16}})):
+        folder.mkdir()
+        (folder / "run.json").write_text(json.dumps({"config": config}))
+    (vqvae / "train.csv").write_text("step,loss,volume,near,commitment\n1,1,1,1,0\n2,0.5,0.5,0.5,0.1\n")
+    (vqvae / "validation.csv").write_text("step,iou_volume,iou_near,codebook_usage,perplexity\n1,0.5,0.4,0,0\n2,0.6,0.5,0.9,12\n")
+    (gpt / "train.csv").write_text("step,nll\n1,2.7\n2,2\n")
+    (gpt / "validation.csv").write_text("step,nll,nll_shuffled,nll_null,nll_xy,nll_xz,nll_yz,nll_first8\n2,2,2.2,2.1,2,2,2,2\n")
+    out = tmp_path / "docs" / "curves.png"
+    assert curves.main(["--vqvae", str(vqvae), "--gpt", str(gpt), "--out", str(out)]) == 0
+    with Image.open(out) as image:
+        assert image.size == (1560, 840) and len(set(image.convert("L").getdata())) > 20
+    assert curves.main(["--vqvae", str(tmp_path), "--gpt", str(gpt), "--out", str(out)]) == 2

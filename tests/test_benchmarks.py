@@ -17,6 +17,7 @@ from tar3d.data.shapes import ShapeDataset
 from tar3d.gpt.engine import Engine
 from tar3d.gpt.model import GPT
 from tar3d.tokenizer.vqvae import VQVAE
+from tar3d.training.memory import LiveTensors
 
 CPU = torch.device("cpu")
 TAKES_LONG = re.compile("(256|384|512|1024)$")  # of the suite extract
@@ -286,7 +287,7 @@ def test_a_plain_item_is_a_draw_from_the_same_file(samples):
 
 
 def test_live_tensors_are_those_that_somebody_holds():
-    with train.LiveTensors() as live:
+    with LiveTensors() as live:
         a = torch.zeros(1000)
         b = a + 1
         c = b.view(10, 100) + 1

@@ -1,4 +1,4 @@
-"""Model directories and training state: strict, atomic, and clear about what is wrong."""
+"""Model directories: strict, atomic, and clear about what is wrong."""
 
 import json
 
@@ -7,17 +7,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tar3d import checkpoint
+from tar3d import config as configuration
 from tar3d.checkpoint import (
     find_bundle,
     find_model,
     find_tokenizer,
     fingerprint,
-    load_state,
     load_tokenizer,
     load_weights,
-    restore,
     save_model,
-    save_state,
 )
 from tar3d.config import TokenizerConfig, VQVAEConfig
 from tar3d.tokenizer.vqvae import VQVAE
@@ -147,58 +145,9 @@ def test_an_unknown_key_in_the_saved_config_is_refused(folder):
         load_tokenizer(folder)
 
 
-def test_training_state_round_trip(tmp_path):
-    generator = torch.Generator().manual_seed(3)
-    save_state(tmp_path / "deep" / "state.pt", {"step": 7, "tensor": torch.arange(3), "random": generator.get_state()})
-    state = load_state(tmp_path / "deep" / "state.pt")
-    assert state["step"] == 7 and torch.equal(state["tensor"], torch.arange(3))
-    assert torch.equal(state["random"], generator.get_state())
-    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["state.pt"]
-
-
-def test_a_failed_save_keeps_the_old_state(tmp_path, monkeypatch):
-    path = tmp_path / "state.pt"
-    save_state(path, {"step": 1})
-
-    def breaks(state, file):
-        file.write(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(checkpoint.torch, "save", breaks)
-    with pytest.raises(OSError, match="disk full"):
-        save_state(path, {"step": 2})
-    assert load_state(path) == {"step": 1}
-
-
-class Malicious:
-    def __reduce__(self):
-        return (print, ("code from a checkpoint ran",))
-
-
-def test_a_state_that_would_run_code_is_refused(tmp_path, capsys):
-    torch.save({"step": Malicious()}, tmp_path / "state.pt")
-    with pytest.raises(ValueError, match="not a readable training state"):
-        load_state(tmp_path / "state.pt")
-    assert "ran" not in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("content", [b"", b"no zip at all", b"PK\x03\x04 half a zip"])
-def test_a_damaged_state_is_refused(tmp_path, content):
-    (tmp_path / "state.pt").write_bytes(content)
-    with pytest.raises(ValueError, match="not a readable training state"):
-        load_state(tmp_path / "state.pt")
-
-
-def test_missing_state_is_named(tmp_path):
-    with pytest.raises(ValueError, match="no training state at"):
-        load_state(tmp_path / "state.pt")
-
-
-def test_restore_refuses_another_model():
-    small, large = torch.nn.Linear(2, 3), torch.nn.Linear(2, 4)
-    state = {"model": small.state_dict(), "optimizers": [torch.optim.AdamW(small.parameters()).state_dict()]}
-    restore(state, torch.nn.Linear(2, 3), [torch.optim.AdamW(small.parameters())])
-    with pytest.raises(ValueError, match="another model or optimizer"):
-        restore(state, large, [torch.optim.AdamW(large.parameters())])
-    with pytest.raises(ValueError, match="another model or optimizer"):
-        restore(state, torch.nn.Linear(2, 3), [])
+def test_an_autoencoder_is_no_tokenizer(folder):
+    config = checkpoint.read_config(folder, VQVAEConfig)
+    config.train.stage, config.train.autoencoder_steps = "ae", 3
+    configuration.save(config, folder / "config.yaml")
+    with pytest.raises(ValueError, match="an autoencoder, whose codebook is not trained: continue it with .* train.stage=vq"):
+        load_tokenizer(folder)

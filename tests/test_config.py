@@ -205,11 +205,15 @@ def flags_of(path: Path) -> set[str]:
     return found
 
 
+SHARED_FLAGS = ("tar3d/runtime.py", "tar3d/training/start.py")  # of all scripts that call add_run_arguments
+
+
 @pytest.mark.parametrize("path", [p for p in CODE if flags_of(p)], ids=relative)
 def test_every_flag_is_read(path):
     """In the file that has the flag, or (flags that several scripts share) in every script that adds them."""
-    shared = path.name == "runtime.py"
-    for user in [p for p in CODE if "add_device_arguments(parser)" in p.read_text(encoding="utf-8")] if shared else [path]:
+    shared = relative(path) in SHARED_FLAGS
+    for user in [p for p in CODE if "add_run_arguments(parser" in p.read_text(encoding="utf-8")
+                 and relative(p) not in SHARED_FLAGS] if shared else [path]:
         source = user.read_text(encoding="utf-8")
         read = {n.attr for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Attribute) and ast.unparse(n.value) == "args"}
         if "getattr(args, f.name) for f in dataclasses.fields(SamplingConfig)" in source:
@@ -219,4 +223,5 @@ def test_every_flag_is_read(path):
 
 def test_the_walk_finds_the_flags():
     assert {"gpus", "num_nodes"} <= flags_of(ROOT / "tar3d" / "runtime.py")
-    assert {"model", "overrides"} <= flags_of(ROOT / "infer_vqvae.py") | flags_of(ROOT / "train_gpt.py")
+    assert {"resume", "overrides"} <= flags_of(ROOT / "tar3d" / "training" / "start.py")
+    assert {"model", "vq_ckpt"} <= flags_of(ROOT / "infer_vqvae.py") | flags_of(ROOT / "train_gpt.py")

@@ -4,6 +4,7 @@ and what goes wrong is said in one sentence."""
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 import os
@@ -34,6 +35,8 @@ from tar3d.metrics.geometry import volume_iou
 from tar3d.optim.groups import Muon
 from tar3d.pipeline import I23D, Pipeline, reconstruct
 from tar3d.runtime import start_fabric
+from tar3d.training.faults import NotFinite
+from tar3d.training.state import load_state, newest_state
 
 TRAIN = ["train.precision=32-true", "train.num_workers=0", "train.save_every=2", "train.log_every=1", "train.validation_shapes=2",
          "train.preview_shapes=1", "train.validate_every=2", "optim.warmup_steps=1"]
@@ -71,7 +74,7 @@ def fabric():
 @pytest.fixture(scope="module")
 def vqvae_run(data, fabric, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("vqvae")
-    train_vqvae.train(configuration.load(VQVAEConfig, None, VQVAE), fabric, {data: 1}, out)
+    train_vqvae.train(configuration.load(VQVAEConfig, None, VQVAE), out, fabric, {data: 1})
     return out
 
 
@@ -82,12 +85,12 @@ def gpt_run(data, fabric, vqvae_run, tmp_path_factory) -> Path:
     return out
 
 
-def train_gpt_in(out: Path, data: Path, fabric, tokenizer: Path, overrides=(), resume: bool = False) -> dict:
+def train_gpt_in(out: Path, data: Path, fabric, tokenizer: Path, overrides=(), **start) -> dict:
     config = configuration.load(GPTRunConfig, None, [*GPT, *overrides])
     vqvae = checkpoint.load_tokenizer(tokenizer)
     train_gpt.check_tokenizer(config, vqvae)
     TokenMaker(data, vqvae, config.image_encoder, fabric.device).run()
-    return train_gpt.train(config, fabric, data, vqvae, str(tokenizer), out, resume=resume)
+    return train_gpt.train(config, out, fabric, data, vqvae, str(tokenizer), **start)
 
 
 def rows(path: Path) -> list[dict]:
@@ -104,6 +107,10 @@ def equal(a, b) -> bool:
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
+def newest(run: Path) -> Path:
+    return newest_state(run / "states")[0]
+
+
 class Interrupted(Exception):
     pass
 
@@ -113,7 +120,7 @@ def interrupt(monkeypatch, script, step: int) -> None:
     train_step = script.train_step
 
     def stopping(*args):
-        if args[-1] == step:
+        if args[0].step == step:
             raise Interrupted
         return train_step(*args)
 
@@ -133,7 +140,7 @@ def test_a_tokenizer_trains_on_several_augmented_sets_and_resumes(data, tmp_path
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         interrupt(patch, train_vqvae, 2)
         train_vqvae.main([*flags, "--out", str(tmp_path / "parts")])
-    assert train_vqvae.main([*flags, "--out", str(tmp_path / "parts"), "--resume"]) == 0
+    assert train_vqvae.main([*flags, "--out", str(tmp_path / "parts"), "--resume", "auto"]) == 0
     assert rows(tmp_path / "parts" / "train.csv") == rows(tmp_path / "whole" / "train.csv")
 
 
@@ -149,10 +156,10 @@ def test_an_interrupted_tokenizer_training_resumes_bit_for_bit(data, fabric, vqv
     config = configuration.load(VQVAEConfig, None, VQVAE)
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         interrupt(patch, train_vqvae, stop)
-        train_vqvae.train(config, fabric, {data: 1}, tmp_path)
-    assert checkpoint.load_state(tmp_path / "state.pt")["step"] == stop
-    train_vqvae.train(config, fabric, {data: 1}, tmp_path, resume=True)
-    assert equal(checkpoint.load_state(tmp_path / "state.pt"), checkpoint.load_state(vqvae_run / "state.pt"))
+        train_vqvae.train(config, tmp_path, fabric, {data: 1})
+    assert load_state(newest(tmp_path))["step"] == stop
+    train_vqvae.train(config, tmp_path, fabric, {data: 1}, state=newest(tmp_path))
+    assert equal(load_state(newest(tmp_path)), load_state(newest(vqvae_run)))
     for name in ("train.csv", "validation.csv"):
         assert rows(tmp_path / name) == rows(vqvae_run / name)
     assert equal(load_file(tmp_path / "model" / "model.safetensors"), load_file(vqvae_run / "model" / "model.safetensors"))
@@ -164,8 +171,8 @@ def test_an_interrupted_gpt_training_resumes_bit_for_bit(data, fabric, vqvae_run
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         interrupt(patch, train_gpt, 4)
         train_gpt_in(tmp_path / "parts", data, fabric, vqvae_run / "model", sketch)
-    train_gpt_in(tmp_path / "parts", data, fabric, vqvae_run / "model", sketch, resume=True)
-    assert equal(*(checkpoint.load_state(tmp_path / run / "state.pt") for run in ("parts", "whole")))
+    train_gpt_in(tmp_path / "parts", data, fabric, vqvae_run / "model", sketch, state=newest(tmp_path / "parts"))
+    assert equal(*(load_state(newest(tmp_path / run)) for run in ("parts", "whole")))
     for name in ("train.csv", "validation.csv"):
         assert rows(tmp_path / "parts" / name) == rows(tmp_path / "whole" / name)
 
@@ -210,9 +217,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimizers_move(data, fabric
 
     monkeypatch.setattr(train_gpt, "cross_entropy", poisoned(train_gpt.cross_entropy, 3))  # two micro batches a step
     monkeypatch.setattr(torch.nn.functional, "binary_cross_entropy_with_logits", poisoned(bce, 2))
-    with pytest.raises(FloatingPointError, match="the loss became nan at step 1; .* Lower optim.muon_lr"):
+    with pytest.raises(NotFinite, match="the (loss|nll) became nan at step 1; .* Its items: .*Lower optim.muon_lr"):
         if script is train_vqvae:
-            train_vqvae.train(configuration.load(VQVAEConfig, None, VQVAE), fabric, {data: 1}, tmp_path)
+            train_vqvae.train(configuration.load(VQVAEConfig, None, VQVAE), tmp_path, fabric, {data: 1})
         else:
             train_gpt_in(tmp_path, data, fabric, vqvae_run / "model")
     assert len(moves) == 2  # Muon and AdamW, once each
@@ -221,9 +228,126 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimizers_move(data, fabric
 def test_resuming_with_another_model_is_one_sentence(data, vqvae_run, tmp_path, capsys):
     out = tmp_path / "run"
     shutil.copytree(vqvae_run, out)
-    flags = ["--base", base(tmp_path), "--data", str(data), "--out", str(out), "--resume", *VQVAE, "tokenizer.width=32"]
+    flags = ["--base", base(tmp_path), "--data", str(data), "--out", str(out), "--resume", "auto", *VQVAE, "tokenizer.width=32"]
     assert train_vqvae.main(flags) == 2
     assert "training state is that of another model" in capsys.readouterr().err
+
+
+def test_a_dry_run_says_what_a_training_needs_and_keeps_nothing(data, vqvae_run, tmp_path, capsys):
+    flags = ["--base", base(tmp_path), "--data", str(data), "--out", str(tmp_path / "run"), *VQVAE, "train.codebook_steps=7000"]
+    assert train_vqvae.main([*flags, "--dry-run"]) == 0
+    output = capsys.readouterr().out
+    assert "dry run: nothing was kept. 3 autoencoder steps of" in output and "7,000 codebook steps of" in output
+    assert "MiB a state, 2 are kept" in output and "GiB" in output and not (tmp_path / "run").exists()
+    flags = ["--config", base(tmp_path), "--data", str(data), "--vq-ckpt", str(vqvae_run / "model"), *GPT, "train.steps=9000"]
+    assert train_gpt.main([*flags, "--dry-run", "--out", str(tmp_path / "run")]) == 0
+    assert "9,000 steps of" in capsys.readouterr().out and not (tmp_path / "run").exists()
+
+
+def test_overfitting_a_shape_passes_or_fails(data, vqvae_run, tmp_path, capsys):
+    flags = ["--base", base(tmp_path), "--data", str(data), *VQVAE, "--overfit", "1"]
+    assert train_vqvae.main([*flags, "--out", str(tmp_path / "short")]) == 1
+    assert "FAIL: volume IoU of the shapes it was trained on" in capsys.readouterr().out
+    flags = ["--config", base(tmp_path), "--data", str(data), "--vq-ckpt", str(vqvae_run / "model"), "--overfit", "1", *GPT,
+             "train.token_noise=0.5", "train.validate_every=1000", "train.save_every=1000"]
+    assert train_gpt.main([*flags, "--out", str(tmp_path / "few")]) == 1
+    assert "FAIL: share of the tokens" in capsys.readouterr().out
+    assert train_gpt.main([*flags, "--out", str(tmp_path / "enough"), "train.steps=200"]) == 0
+    assert "PASS: share of the tokens it was trained on that it generates again" in capsys.readouterr().out
+
+
+def test_stages_can_be_trained_apart(data, tmp_path, capsys):
+    """An autoencoder, a codebook for it, and that tokenizer trained further with the codebook it has."""
+    flags = ["--base", base(tmp_path), "--data", str(data), *VQVAE]
+    ae, vq, more = (tmp_path / name for name in ("ae", "vq", "more"))
+    assert train_vqvae.main([*flags, "--out", str(ae), "train.stage=ae"]) == 0
+    assert "train.stage=vq" in capsys.readouterr().out
+    assert {float(r["codebook_usage"]) for r in rows(ae / "validation.csv")} == {0.0}
+    with pytest.raises(ValueError, match="is an autoencoder, whose codebook is not trained"):
+        checkpoint.load_tokenizer(ae / "model")
+    assert train_vqvae.main([*flags, "--out", str(vq), "train.stage=vq"]) == 2
+    assert "give its model with --init" in capsys.readouterr().err
+    assert train_vqvae.main([*flags, "--out", str(vq), "train.stage=vq", "--init", str(ae / "model")]) == 0
+    assert [r["step"] for r in rows(vq / "train.csv")] == ["1", "2", "3"]
+    assert float(rows(vq / "train.csv")[0]["commitment"]) > 0
+    before = checkpoint.load_tokenizer(vq / "model").quantizer.codebook
+    again = [*flags, "--out", str(more), "train.stage=vq", "train.codebook_steps=1", "--init", str(vq / "model")]
+    assert train_vqvae.main(again) == 0
+    after = checkpoint.load_tokenizer(more / "model").quantizer.codebook
+    assert (after * before).sum(-1).median() > 0.99, "the codebook was kept, not started again"
+
+
+def test_a_gpt_is_trained_further_with_another_image_encoder(data, fabric, vqvae_run, gpt_run, tmp_path, capsys):
+    """What depends on the encoder begins anew, the rest is taken over."""
+    init, own = str(gpt_run / "model" / "gpt_i23d"), tmp_path / "set"
+    shutil.copytree(data, own, ignore=shutil.ignore_patterns("tokens"))
+    few = ["train.steps=1", "optim.muon_lr=1e-9", "optim.adamw_lr=1e-9", "train.preview_shapes=0"]
+    other = ["image_encoder.width=32", "gpt.condition_width=32"]
+    train_gpt_in(tmp_path / "same", own, fabric, vqvae_run / "model", few, init=init)
+    assert "begin anew" not in capsys.readouterr().out
+    shutil.rmtree(own / "tokens")
+    train_gpt_in(tmp_path / "other", own, fabric, vqvae_run / "model", [*few, *other], init=init)
+    assert "begin anew" in capsys.readouterr().out
+    given = load_file(f"{init}/model.safetensors")
+    for name, anew in (("same", ()), ("other", train_gpt.CONDITION_PARTS)):
+        found = load_file(tmp_path / name / "model" / "gpt_i23d" / "model.safetensors")
+        kept = {key for key in given if not key.startswith(anew)}
+        assert all(torch.allclose(found[key], given[key], atol=1e-6) for key in kept) and len(kept) > 10
+
+
+def test_damaged_token_shards_are_refused(data, fabric, vqvae_run, gpt_run, tmp_path):
+    own = tmp_path / "set"
+    shutil.copytree(data, own)
+    path = next((own / "tokens").glob("train-*")) / "tokens.npy"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="tokens.npy is damaged: .*make_tokens"):
+        train_gpt_in(tmp_path / "run", own, fabric, vqvae_run / "model")
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_half_precision_trains(data, fabric, vqvae_run, tmp_path, precision):
+    """Both trainings, and close to what float32 gives in the first steps."""
+    half = start_fabric(None, 1, precision)
+    config = configuration.load(VQVAEConfig, None, [*VQVAE, f"train.precision={precision}"])
+    train_vqvae.train(config, tmp_path / "vqvae", half, {data: 1})
+    for mine, theirs in zip(rows(tmp_path / "vqvae" / "train.csv")[:3], rows(vqvae_run / "train.csv"), strict=False):
+        assert float(mine["loss"]) == pytest.approx(float(theirs["loss"]), rel=0.05)
+    train_gpt_in(tmp_path / "gpt", data, half, vqvae_run / "model", [f"train.precision={precision}"])
+    log = rows(tmp_path / "gpt" / "train.csv")
+    assert len(log) == 6 and all(math.isfinite(float(r["nll"])) for r in log)
+
+
+def test_averaged_weights_are_what_is_kept(data, fabric, tmp_path):
+    """With a decay of nearly one the average moves, but less than the weights do; the state holds both."""
+    config = configuration.load(VQVAEConfig, None, [*VQVAE, "train.ema=0.999", "train.validate_every=6"])
+    train_vqvae.train(config, tmp_path, fabric, {data: 1})
+    state = load_state(newest(tmp_path))
+    kept = load_file(tmp_path / "model" / "model.safetensors")
+    averaged = {k.removeprefix("module."): v for k, v in state["averaged"].items() if k != "n_averaged"}
+    assert equal(kept, averaged) and not equal(kept, dict(state["model"]))
+    assert torch.equal(averaged["quantizer.codebook"], state["model"]["quantizer.codebook"]), "the codebook is that of the end"
+
+
+def test_steps_that_are_not_finite_can_be_passed_over(data, fabric, tmp_path, monkeypatch, capsys):
+    """The dump repeats the step; the weights are those of a run that never saw it."""
+    loss, calls = train_vqvae.tokenizer_loss, []
+
+    def poisoned(*args, **kwargs):
+        calls.append(1)
+        found = loss(*args, **kwargs)
+        return dataclasses.replace(found, total=found.total * float("nan")) if len(calls) == 2 else found
+
+    monkeypatch.setattr(train_vqvae, "tokenizer_loss", poisoned)
+    config = configuration.load(VQVAEConfig, None, [*VQVAE, "train.skip_nonfinite=1"])
+    train_vqvae.train(config, tmp_path, fabric, {data: 1})
+    log = rows(tmp_path / "train.csv")
+    assert [r["skipped"] for r in log] == ["0", "1", "1", "1", "1", "1"] and log[1]["loss"] == "nan"
+    dump = tmp_path / "nonfinite" / "00000001.pt"
+    about = json.loads(dump.with_suffix(".json").read_text())
+    assert load_state(dump)["step"] == 1 and len(about["items"]) == 2 and about["parameters_without_finite_gradient"]
+    assert "passed over, 1 of 1: the loss became nan at step 1" in capsys.readouterr().out
 
 
 def base(tmp_path: Path) -> str:
@@ -258,8 +382,8 @@ def test_refusals_of_the_training_scripts(data, vqvae_run, gpt_run, tmp_path, ca
     else:
         common += ["--base", base(tmp_path), *VQVAE]
     finished = gpt_run if script is train_gpt else vqvae_run
-    cases = [(["--out", str(finished)], "already holds a run: continue it with --resume"),
-             (["--resume"], "--resume: there is no training state"),
+    cases = [(["--out", str(finished)], "already holds a run: continue it with --resume auto"),
+             (["--resume", "none.pt"], "--resume none.pt: there is no such state"),
              (["train.sede=1"], "sede"),
              (["--init", str(tmp_path)], "not a model directory")]
     if not torch.cuda.is_available():
@@ -270,9 +394,6 @@ def test_refusals_of_the_training_scripts(data, vqvae_run, gpt_run, tmp_path, ca
         assert script.main([*common, *flags]) == 2
         error = capsys.readouterr().err
         assert message in error and "Traceback" not in error
-    with pytest.raises(SystemExit) as stop:
-        script.main([*common, "--resume", "--init", str(finished / "model")])
-    assert stop.value.code == 2 and "not allowed with" in capsys.readouterr().err
 
 
 def test_a_preview_that_cannot_be_made_is_told_before_training(data, tmp_path, capsys):
@@ -288,7 +409,7 @@ def test_a_preview_that_cannot_be_made_is_told_before_training(data, tmp_path, c
 
 def test_a_run_that_diverged_exits_with_two(data, tmp_path, monkeypatch, capsys):
     def diverges(*args):
-        raise FloatingPointError("the loss became nan at step 0")
+        raise NotFinite("the loss became nan at step 0")
 
     monkeypatch.setattr(train_vqvae, "train_step", diverges)
     assert train_vqvae.main(["--base", base(tmp_path), "--data", str(data), "--out", str(tmp_path / "run"), *VQVAE]) == 2

@@ -31,7 +31,7 @@ from tar3d.condition.image import ImageError, preprocess
 from tar3d.config import GPTRunConfig, ImageEncoderConfig
 from tar3d.data.folder import SPLITS, write_csv, write_json
 from tar3d.data.shapes import open_samples
-from tar3d.data.tokens import read_stamp
+from tar3d.data.tokens import read_stamp, sha256
 from tar3d.data.ulip import EmbeddingError, ViewEmbeddings
 from tar3d.data.views import Views
 from tar3d.tokenizer.vqvae import VQVAE
@@ -121,7 +121,8 @@ class TokenMaker:
         if kept:
             np.save(partial / "tokens.npy", np.stack(tokens).astype(dtype))
             np.save(partial / "source.npy", np.concatenate(sources))
-        write_json(partial / "index.json", {"ids": kept, "views": views, "made_from": ids})
+        sums = {path.name: sha256(path) for path in sorted(partial.glob("*.npy"))}
+        write_json(partial / "index.json", {"ids": kept, "views": views, "made_from": ids, "sha256": sums})
         shutil.rmtree(shard, ignore_errors=True)
         os.replace(partial, shard)
 

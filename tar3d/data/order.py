@@ -27,22 +27,25 @@ class TrainingOrder(Sampler[list[tuple[int, int]]]):
             raise ValueError(f"a global batch of {batch_size} does not divide over {world} processes")
         self.num_items, self.batch_size, self.seed = num_items, batch_size, seed
         self.start, self.stop, self.rank, self.world = start, stop, rank, world
+        self._epoch, self._permutation = -1, np.empty(0, dtype=np.int64)
 
     def __len__(self) -> int:
         return self.stop - self.start
 
+    def of_step(self, step: int) -> list[tuple[int, int]]:
+        """The global batch of a step: that of all processes."""
+        return [(position, self._index(position)) for position in range(step * self.batch_size, (step + 1) * self.batch_size)]
+
+    def _index(self, position: int) -> int:
+        epoch = position // self.num_items
+        if epoch != self._epoch:
+            self._epoch, self._permutation = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.num_items)
+        return int(self._permutation[position % self.num_items])
+
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         local = self.batch_size // self.world
-        epoch, permutation = -1, np.empty(0, dtype=np.int64)
         for step in range(self.start, self.stop):
-            first = step * self.batch_size + self.rank * local
-            batch = []
-            for position in range(first, first + local):
-                if position // self.num_items != epoch:
-                    epoch = position // self.num_items
-                    permutation = np.random.default_rng([self.seed, epoch]).permutation(self.num_items)
-                batch.append((position, int(permutation[position % self.num_items])))
-            yield batch
+            yield self.of_step(step)[self.rank * local :][:local]
 
 
 class JoinedOrder(Sampler[list[tuple[int, int]]]):
@@ -57,3 +60,6 @@ class JoinedOrder(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for first, second in zip(self.first, self.second, strict=True):
             yield first + second
+
+    def of_step(self, step: int) -> list[tuple[int, int]]:
+        return self.first.of_step(step) + self.second.of_step(step)

@@ -18,6 +18,7 @@ from tar3d.contracts import ShapeSamples
 from tar3d.data.augment import augment, random_matrix
 from tar3d.data.folder import atomic_write, read_categories, read_splits
 from tar3d.data.npz import float32, read_npz
+from tar3d.data.order import spread
 from tar3d.data.sample_file import sample_bytes
 from tar3d.data.shapenet import ShapeNetV2, holds_shapenet
 from tar3d.data.store import Files
@@ -124,12 +125,14 @@ class ShapeDataset(Dataset):
     """
 
     def __init__(self, folder: str | Path, split: str, *, surface_points: int, volume_points: int, near_points: int,
-                 seed: int, augment_as: AugmentConfig | None = None) -> None:
+                 seed: int, augment_as: AugmentConfig | None = None, limit: int | None = None) -> None:
         self.augment_as = augment_as if augment_as and augment_as.active else None
         self.source = open_samples(folder)
         self.counts = {"surface": surface_points, "volume": volume_points, "near": near_points}
         self.seed = seed
         self.ids = self.source.ids(split)
+        if limit is not None:  # evenly spread
+            self.ids = [self.ids[i] for i in spread(len(self.ids), limit)] if self.ids else []
         if not self.ids:
             raise ValueError(f"no samples for split {split!r} under {self.source.folder}: {self.source.advice}")
 
@@ -173,8 +176,17 @@ class MixedShapes(Dataset):
     def __len__(self) -> int:
         return int(self.ends[-1])
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
-        position, index = key
+    def name(self, index: int) -> str:
+        """What messages call an item."""
+        part, inner = self._find(index)
+        return part.source.where(part.ids[inner])
+
+    def _find(self, index: int) -> tuple[ShapeDataset, int]:
         k = int(np.searchsorted(self.ends, index, side="right"))
         first = self.ends[k - 1] if k else 0
-        return self.parts[k][position, int(index - first) % len(self.parts[k])]
+        return self.parts[k], int(index - first) % len(self.parts[k])
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
+        position, index = key
+        part, inner = self._find(index)
+        return part[position, inner]

@@ -6,12 +6,20 @@ views of all n shapes, ...) and index.json with the ids and the number of views 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
+
+from tar3d.data.order import spread
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def read_stamp(folder: Path) -> dict:
@@ -26,10 +34,12 @@ class TokenDataset(Dataset):
     """Rows of a split: `tokens` (T,) int64, `inputs` (T - 1,) what the GPT is shown of them, `source` of one view.
 
     Indexed by (position, index) as `TrainingOrder` yields them; view and noise are drawn from (seed, position). `stamp` entries
-    that are wanted but differ from the shards' are a ValueError. `token_noise`: see `corrupt`.
+    that are wanted but differ from the shards' are a ValueError, and so are shards whose bytes are not those that were written.
+    `token_noise`: see `corrupt`. `limit`: so many shapes, evenly spread.
     """
 
-    def __init__(self, data: str | Path, split: str, *, seed: int, wanted: dict[str, object], token_noise: float = 0.0) -> None:
+    def __init__(self, data: str | Path, split: str, *, seed: int, wanted: dict[str, object], token_noise: float = 0.0,
+                 limit: int | None = None) -> None:
         folder = Path(data) / "tokens"
         self.seed, self.stamp, self.token_noise = seed, read_stamp(folder), token_noise
         for key, value in wanted.items():
@@ -43,6 +53,10 @@ class TokenDataset(Dataset):
             index = json.loads((shard / "index.json").read_text(encoding="utf-8"))
             if not index["ids"]:
                 continue
+            for name, expected in index.get("sha256", {}).items():  # shards of earlier versions have none
+                if sha256(shard / name) != expected:
+                    raise ValueError(f"{shard / name} is damaged: it is not what was written (SHA-256 differs). Delete {shard} "
+                                     f"and run python -m tar3d.data.make_tokens {data} again: it makes what is missing")
             first = np.concatenate([[0], np.cumsum(index["views"])])
             places += [(len(self._shards), row, first[row], views) for row, views in enumerate(index["views"])]
             self._shards.append(shard)
@@ -50,7 +64,9 @@ class TokenDataset(Dataset):
         if not self.ids:
             raise ValueError(f"{folder} holds no tokens of split {split!r}: "
                              f"make them with python -m tar3d.data.make_tokens {data}")
-        self._places = np.array(places, dtype=np.int64)  # (n, 4): shard, row, first view, number of views
+        chosen = spread(len(self.ids), limit if limit is not None else len(self.ids))
+        self.ids = [self.ids[i] for i in chosen]
+        self._places = np.array(places, dtype=np.int64)[chosen]  # (n, 4): shard, row, first view, number of views
         self._arrays = self._map()
 
     def _map(self) -> list[tuple[np.ndarray, ...]]:

@@ -150,6 +150,16 @@ def xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
                          f"{q.shape[-1]} on this GPU: write gpt.attention_backend=auto") from e
 
 
+def refusals(device: torch.device, dtype: torch.dtype) -> dict[str, dict[str, str]]:
+    """Option -> package -> why training cannot use it here with inputs of `dtype` on `device`, or ""."""
+    result: dict[str, dict[str, str]] = {"gpt.linear_backend": {}, "gpt.attention_backend": {}}
+    for (option, reasons), packages in zip(result.items(), (LINEAR, FULL), strict=True):
+        for name, kernels in packages.items():
+            reason = _import_error(kernels.module, kernels.function) or kernels.refusal(device, dtype)
+            reasons[name] = reason or (_fla_backward_fault() if (option, name) == ("gpt.linear_backend", "fla") else "")
+    return result
+
+
 def _check_package(option: str, name: str, kernels: Kernels, head_dim: int) -> None:
     reason = _import_error(kernels.module, kernels.function)
     if reason:

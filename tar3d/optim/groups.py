@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn, optim
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from tar3d.config import OptimConfig
 
@@ -61,12 +62,25 @@ class Muon(optim.Muon):
             directions = torch._foreach_lerp(gradients, momenta, group["momentum"])
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
             for members in _batches(parameters):
-                update = orthogonalise(torch.stack([directions[i] for i in members]).to(_product_dtype(parameters[0].device)),
+                update = orthogonalise(torch.stack([_whole(directions[i]) for i in members])
+                                       .to(_product_dtype(parameters[0].device)),
                                        group["ns_coefficients"], group["ns_steps"], group["eps"])
                 scale = 0.2 * math.sqrt(max(update.shape[1:]))  # arXiv 2502.16982, "match_rms_adamw"
-                torch._foreach_add_([parameters[i] for i in members], list(update.to(parameters[0].dtype).unbind()),
-                                    alpha=-group["lr"] * scale)
+                updates = [_like(u, parameters[i]) for i, u in zip(members, update.to(parameters[0].dtype).unbind(), strict=True)]
+                torch._foreach_add_([parameters[i] for i in members], updates, alpha=-group["lr"] * scale)
         return loss
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A matrix of which this process holds some rows (FSDP2), gathered from all: Newton-Schulz needs the whole of it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """The part of `tensor` that this process holds of `parameter`."""
+    if not isinstance(parameter, DTensor):
+        return tensor
+    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
 def _batches(parameters: list[nn.Parameter]) -> Iterator[list[int]]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 EMA_DECAY = 0.99
 DEAD_BELOW = 0.02  # a code is dead when its averaged count falls below this share of an evenly used code's
-CANDIDATES = 4096  # latents kept per step from which dead codes are revived
+CANDIDATES = 256  # latents kept of each shape and step, from which dead codes are revived
 CHUNK = 16_384  # latents compared with the codebook at a time: bounds the (L, V) similarity matrix
 
 
@@ -46,7 +46,7 @@ class Quantizer(nn.Module):
             ids = self.nearest(flat)
             codes = self.codebook[ids].view_as(z)
             if self.training:
-                self._collect(flat, ids)
+                self._collect(z.detach(), ids)
             commitment = (z - codes).square().sum(-1).mean()
             return Quantized(z + (codes - z).detach(), ids.view(z.shape[:-1]), commitment)
 
@@ -62,36 +62,44 @@ class Quantizer(nn.Module):
                              "the tokens come from another tokenizer")
         return self.codebook[ids]
 
-    def _collect(self, flat: Tensor, ids: Tensor) -> None:
+    def _collect(self, z: Tensor, ids: Tensor) -> None:
+        flat = z.reshape(-1, self.code_dim)
         count = torch.bincount(ids, minlength=self.codebook_size).float()
         total = torch.zeros_like(self.codebook).index_add_(0, ids, flat)
-        stride = max(1, len(flat) // CANDIDATES)
-        self._pending.append((count, total, flat[::stride][:CANDIDATES].clone()))
+        rows = z.reshape(len(z), -1, self.code_dim)
+        stride = max(1, rows.shape[1] // CANDIDATES)
+        self._pending.append((count, total, rows[:, ::stride][:, :CANDIDATES].reshape(-1, self.code_dim)))
 
     @torch.no_grad()
-    def step(self, generator: torch.Generator, reduce: Callable[[Tensor], Tensor] = lambda t: t) -> int:
+    def step(self, generator: torch.Generator, gather: Callable[[Tensor], Tensor] = lambda t: t) -> int:
         """Moves the codebook by what `forward` saw since the last call and revives dead codes; returns how many.
 
-        `reduce` sums a tensor over all processes. A revived code also gets a fresh count and sum, or its next average
-        would drag it back to where it died.
+        `gather` stacks a tensor of all W processes, (W, ...), or returns that of the only one as it is; so the codebook does not
+        depend on how many share a batch. A revived code also gets a fresh count and sum, or its next average would drag it back
+        to where it died.
         """
         if not self._pending:
             raise RuntimeError("Quantizer.step() needs a forward pass in training mode since the last step")
         counts, totals, candidates = zip(*self._pending, strict=True)
         self._pending = []
-        count, total = reduce(torch.stack(counts).sum(0)), reduce(torch.stack(totals).sum(0))
+        count = gather(torch.stack(counts).sum(0)).view(-1, self.codebook_size).sum(0)
+        total = gather(torch.stack(totals).sum(0)).view(-1, *self.codebook.shape).sum(0)
         self.ema_count.lerp_(count, 1 - EMA_DECAY)
         self.ema_sum.lerp_(total, 1 - EMA_DECAY)
         self.codebook.copy_(normalize(self.ema_sum))
         even = self.ema_count.sum() / self.codebook_size
         dead = (self.ema_count < DEAD_BELOW * even).nonzero()[:, 0]
         if len(dead):
-            pool = torch.cat(candidates)
+            pool = gather(torch.cat(candidates)).view(-1, self.code_dim)
             chosen = pool[torch.randint(len(pool), (len(dead),), generator=generator).to(pool.device)]
             self.codebook[dead] = chosen
             self.ema_count[dead] = even
             self.ema_sum[dead] = chosen * even
         return len(dead)
+
+    def forget(self) -> None:
+        """Drops what `forward` saw since the last `step`: of a training step that moved nothing."""
+        self._pending = []
 
     @torch.no_grad()
     def start_from(self, latents: Tensor, generator: torch.Generator, iterations: int = 20) -> None:

@@ -7,7 +7,7 @@ from tar3d.optim.schedule import learning_rate_factor, set_learning_rates
 
 
 def test_known_points():
-    factors = [learning_rate_factor(step, 101, 11, 0.1) for step in range(101)]
+    factors = [learning_rate_factor(step, 101, OptimConfig(warmup_steps=11, final_lr_fraction=0.1)) for step in range(101)]
     assert factors[0] == pytest.approx(1 / 11)
     assert factors[10] == 1.0 == max(factors)
     assert factors[55] == pytest.approx(0.55)  # halfway down
@@ -25,13 +25,26 @@ def test_known_points():
     (1, 2, 2, 1.0),
 ])
 def test_edges(step, total, warmup, factor):
-    assert learning_rate_factor(step, total, warmup, 0.25) == pytest.approx(factor)
+    for schedule in ("cosine", "wsd"):
+        config = OptimConfig(warmup_steps=warmup, final_lr_fraction=0.25, schedule=schedule)
+        assert learning_rate_factor(step, total, config) == pytest.approx(factor)
 
 
-@pytest.mark.parametrize(("step", "total", "warmup"), [(0, 0, 0), (-1, 10, 0), (0, 10, -1)])
-def test_impossible_schedules_are_refused(step, total, warmup):
+def test_a_plateau_and_a_decay():
+    config = OptimConfig(warmup_steps=11, final_lr_fraction=0.1, schedule="wsd", decay_fraction=0.25)
+    factors = [learning_rate_factor(step, 101, config) for step in range(101)]
+    assert factors[0] == pytest.approx(1 / 11) and factors[100] == pytest.approx(0.1)
+    assert set(factors[10:76]) == {1.0}
+    assert factors[79] == pytest.approx(0.1 + 0.9 * (1 - (4 / 25) ** 0.5))
+    assert all(a > b for a, b in zip(factors[75:-1], factors[76:], strict=True))
+    longer = [learning_rate_factor(step, 201, config) for step in range(76)]
+    assert longer == factors[:76], "what a longer run would have done up to here"
+
+
+@pytest.mark.parametrize(("step", "total"), [(0, 0), (-1, 10)])
+def test_impossible_schedules_are_refused(step, total):
     with pytest.raises(ValueError, match="total > 0"):
-        learning_rate_factor(step, total, warmup, 0.1)
+        learning_rate_factor(step, total, OptimConfig())
 
 
 def test_each_group_keeps_its_own_base_rate():

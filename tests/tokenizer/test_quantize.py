@@ -1,5 +1,8 @@
 """The codebook moves when it is told to and at no other time, and gradients pass it as if it were not there."""
 
+import itertools
+import threading
+
 import pytest
 import torch
 
@@ -96,14 +99,40 @@ def test_a_step_is_the_moving_average(monkeypatch):
         assert torch.allclose(q.codebook[code], normalize(total), atol=1e-5)
 
 
-def test_sums_over_processes_count_like_one_batch(monkeypatch):
-    monkeypatch.setattr(quantize, "DEAD_BELOW", 0.0)
-    one, doubled, z = quantizer(), quantizer(), latents(64, 4)
-    one(torch.cat([z, z]))
-    doubled(z)
-    one.step(generator())
-    doubled.step(generator(), lambda tensor: 2 * tensor)
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(state(one), state(doubled), strict=True))
+@pytest.mark.parametrize("candidates", [1, 5, 256])
+def test_processes_that_share_a_batch_get_the_codebook_of_one(monkeypatch, candidates):
+    """Revived codes too: each process knows the candidates of all, in the order of the batch."""
+    monkeypatch.setattr(quantize, "CANDIDATES", candidates)
+    z = normalize(latents(1, 4)).expand(6 * 16, 4) + 0.01 * latents(6 * 16, 4, seed=2)  # most codes are dead
+    z = z.view(6, 16, 4)
+    whole, halves, threads = quantizer(), [quantizer(), quantizer()], 2
+    for q in (whole, *halves):
+        q.ema_count[4:20], q.ema_sum[4:20] = 1e-6, q.codebook[4:20] * 1e-6
+    whole(z)
+    for q, part in zip(halves, z.chunk(2), strict=True):
+        q(part)
+    revived = whole.step(generator())
+    barrier, shared = threading.Barrier(threads), {}
+
+    def run(rank: int) -> None:
+        calls = itertools.count()
+
+        def gather(tensor: torch.Tensor) -> torch.Tensor:
+            call = next(calls)
+            shared[call, rank] = tensor.clone()
+            barrier.wait(timeout=20)
+            return torch.stack([shared[call, r] for r in range(threads)])
+
+        shared["revived", rank] = halves[rank].step(generator(), gather)
+
+    workers = [threading.Thread(target=run, args=(rank,)) for rank in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert revived >= 16 and [shared["revived", r] for r in range(threads)] == [revived] * 2
+    for q in halves:
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(state(whole), state(q), strict=True))
 
 
 def test_dead_codes_are_revived_with_a_fresh_count_and_sum():

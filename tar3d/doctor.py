@@ -1,0 +1,174 @@
+"""Says what this machine can do here: python -m tar3d.doctor
+
+Versions, devices, which attention backends work and why others do not, a few seconds of both shipped models on every device, and
+which trainings fit the memory found. Exit status 1 if something that should work does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tar3d import config as configuration
+from tar3d.config import GPT_SIZES, GPTConfig, OptimConfig, VQVAEConfig
+from tar3d.contracts import Condition
+from tar3d.gpt.backends import refusals
+from tar3d.gpt.loss import cross_entropy
+from tar3d.gpt.model import GPT
+from tar3d.pipeline import Pipeline
+from tar3d.runtime import COMPUTE_DTYPES, describe_machine, resolve_precision
+from tar3d.throughput import synchronize
+from tar3d.tokenizer.vqvae import VQVAE
+from tar3d.training.memory import step_bytes
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("torch", "lightning-fabric", "numpy", "trimesh", "embreex", "scikit-image", "transformers", "triton", "fla-core",
+            "lightning-attn", "flash-attn", "xformers", "ray", "wandb")
+RESERVED = 2**30  # of a GPU's memory: context, allocator, kernels
+SECONDS = 2.5  # for each model and device
+TOKENIZERS = ("vqvae3d_tiny", "vqvae3d_small", "vqvae3d_fast", "vqvae3d")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(ROOT / "pretrained" / "tiny"),
+                        help="model directory to try (default: the shipped one)")
+    args = parser.parse_args(argv)
+    devices = [torch.device("cpu"), *(torch.device("cuda", i) for i in range(torch.cuda.device_count()))]
+    print_versions()
+    for device in devices:
+        print_device(device)
+    failed = [device for device in devices if not try_models(args.model, device)]
+    print_fits({device: memory_of(device) for device in devices})
+    print(f"\nsomething that should work does not: {', '.join(map(str, failed))}" if failed else "\nall that was tried works")
+    return 1 if failed else 0
+
+
+def print_versions() -> None:
+    print(f"Python {sys.version.split()[0]}, commit {describe_machine(torch.device('cpu'))['commit']}")
+    found = []
+    for name in PACKAGES:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            found.append(f"no {name}")
+    print("; ".join(found))
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes of the device; of the CPU what the machine has, or its control group allows."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else sys.maxsize
+    return min(physical, int(text)) if text.isdigit() else physical
+
+
+def print_device(device: torch.device) -> None:
+    precision = resolve_precision("auto", device.type)
+    if device.type == "cuda":
+        more = f"compute capability {'.'.join(map(str, torch.cuda.get_device_capability(device)))}, CUDA {torch.version.cuda}"
+    else:
+        more = f"{torch.get_num_threads()} threads"
+    print(f"\n{device}: {describe_machine(device)['machine']}, {memory_of(device) / 2**30:.1f} GiB, {more}; "
+          f"train.precision=auto is {precision}")
+    for option, reasons in refusals(device, COMPUTE_DTYPES[precision]).items():
+        for name, reason in reasons.items():
+            print(f"  {option}={name}: {'works' if not reason else f'no ({reason})'}")
+    print("  chunked (linear) and sdpa (full attention) are PyTorch's own operations and work everywhere")
+
+
+def try_models(source: str, device: torch.device) -> bool:
+    """Both models forward, for a few seconds each."""
+    try:
+        pipeline = Pipeline.load(source, device=device)
+        vqvae, gpt, size = pipeline.vqvae, pipeline.i23d.gpt, pipeline.i23d.config.image_encoder.image_size
+        surface = torch.nn.functional.normalize(torch.randn(1, 8192, 6, device=device), dim=-1)
+        tokens = vqvae.tokenize(surface).ids
+        rate = _rate(lambda: vqvae.decode(vqvae.tokenize(surface)), device)
+        print(f"  tokenizer of {Path(source).name}: {rate:.1f} shapes/s encoded and decoded (8,192 points)")
+        pixels = torch.zeros(1, size, size, 3, dtype=torch.uint8, device=device)
+        dropped = torch.zeros(1, dtype=torch.bool, device=device)
+        rate = _rate(lambda: pipeline.i23d.token_nll(tokens, pixels, dropped), device)
+        print(f"  GPT of {Path(source).name}: {rate * gpt.config.num_tokens:,.0f} tokens/s forward, batch 1")
+        return True
+    except (RuntimeError, ValueError, OSError) as e:
+        print(f"  the models do not run here: {type(e).__name__}: {e}")
+        return False
+
+
+@torch.inference_mode()
+def _rate(call: Callable[[], object], device: torch.device) -> float:
+    """Calls a second over some seconds, after one to warm up."""
+    call()
+    synchronize(device)
+    start, count = time.perf_counter(), 0
+    while time.perf_counter() - start < SECONDS:
+        call()
+        synchronize(device)
+        count += 1
+    return count / (time.perf_counter() - start)
+
+
+def gpt_step_bytes(config: GPTConfig, optim: OptimConfig, rows: int, recompute: str) -> int:
+    """`step_bytes` of the GPT over `rows` rows at a time. A frozen image encoder and the data are not counted."""
+
+    def make() -> tuple[nn.Module, Callable[[], Tensor]]:
+        gpt = GPT(config).train()
+        tokens = torch.randint(config.codebook_size, (rows, config.num_tokens))
+        condition = Condition.of(torch.randn(rows, config.condition_tokens, config.condition_width))
+        dropped = torch.zeros(rows, dtype=torch.bool)
+        return gpt, lambda: cross_entropy(gpt.hidden(tokens[:, :-1], condition, dropped), gpt.head.weight, tokens)
+
+    return step_bytes(make, optim, recompute)
+
+
+def tokenizer_step_bytes(config: VQVAEConfig, shapes: int, recompute: str) -> int:
+    """The same of a step of the tokenizer over `shapes` shapes at a time, in the autoencoder stage; the comparison with the
+    codebook needs little beside it."""
+    t = config.train
+
+    def make() -> tuple[nn.Module, Callable[[], Tensor]]:
+        vqvae = VQVAE(config.tokenizer).train()
+        surface = torch.rand(shapes, t.surface_points, 6) * 2 - 1
+        points = torch.rand(shapes, t.volume_points + t.near_points, 3) * 2 - 1
+        return vqvae, lambda: vqvae(surface, points, False).logits.float().mean()
+
+    return step_bytes(make, config.optim, recompute)
+
+
+def print_fits(memory: dict[torch.device, int]) -> None:
+    """What a step of each training needs, and where that fits."""
+    print("\nmemory of a training step, counted without computing it (bfloat16; weights, gradients, optimizers, what the "
+          "backward pass needs; 1 GiB is left for a GPU's context):")
+    header = "  ".join(f"fits {device}" for device in memory)
+    print(f"{'training':<34} {'rows':>5} {'recompute':>10} {'GiB':>7}  {header}")
+
+    def line(name: str, rows: int, recompute: str, needed: int) -> None:
+        fits = "  ".join(f"{'yes' if needed + RESERVED < have else 'no':<{5 + len(str(device))}}"
+                         for device, have in memory.items())
+        print(f"{name:<34} {rows:>5} {recompute:>10} {needed / 2**30:>7.1f}  {fits}", flush=True)
+
+    for name in TOKENIZERS:
+        config = configuration.load(VQVAEConfig, ROOT / "configs" / f"{name}.yaml")
+        for rows in sorted({1, config.train.batch_size}):
+            line(f"configs/{name}.yaml", rows, "none", tokenizer_step_bytes(config, rows, "none"))
+    paper = configuration.load(VQVAEConfig, ROOT / "configs" / "vqvae3d.yaml").tokenizer
+    for size in GPT_SIZES:
+        config = configuration.load_gpt_run(ROOT / "configs" / "gpt_i23d.yaml", size, paper)
+        for recompute in ("cheap", "blocks"):
+            needed = gpt_step_bytes(config.gpt, OptimConfig(), 1, recompute)
+            line(f"{size}, {config.gpt.num_tokens:,} tokens", 1, recompute, needed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

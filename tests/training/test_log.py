@@ -1,0 +1,75 @@
+"""Logs: no step twice, no half line, and the same figures wherever they go."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from tar3d.training.log import RunLog
+
+
+def rows(path) -> list[dict]:
+    with open(path, newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def test_a_resumed_log_has_no_step_twice(tmp_path):
+    log = RunLog(tmp_path, 0)
+    for step in (1, 2, 3):
+        log.write("train", step, {"loss": 1.0 / step, "revived": step})
+    log.write("validation", 2, {"iou": 0.5})
+    log.close()
+    log = RunLog(tmp_path, 2)
+    log.write("train", 3, {"loss": 0.25, "revived": 0})
+    log.close()
+    assert [(r["step"], r["loss"]) for r in rows(tmp_path / "train.csv")] == [("1", "1"), ("2", "0.5"), ("3", "0.25")]
+    assert rows(tmp_path / "validation.csv") == [{"step": "2", "iou": "0.5"}]
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("cut", ["3,0.3", "3", "", "3,0.33333,3\n4,"])
+def test_a_line_that_a_kill_cut_short_is_dropped(tmp_path, cut):
+    (tmp_path / "train.csv").write_text("step,loss,revived\n1,1,0\n2,0.5,0\n" + cut)
+    RunLog(tmp_path, 2).close()
+    assert (tmp_path / "train.csv").read_text() == "step,loss,revived\n1,1,0\n2,0.5,0\n"
+
+
+def test_a_run_that_never_saved_starts_its_log_anew(tmp_path):
+    for _ in range(2):
+        log = RunLog(tmp_path, 0)
+        log.write("train", 1, {"loss": 1.0})
+        log.close()
+    assert len(rows(tmp_path / "train.csv")) == 1
+
+
+def test_weights_and_biases_gets_the_same_and_goes_on_in_the_same_run(tmp_path, monkeypatch):
+    """A stand-in for the package: what is asked of it is what its documentation says."""
+    started, logged, finished = [], [], []
+
+    def init(**settings) -> SimpleNamespace:
+        started.append(settings)
+        return SimpleNamespace(id=settings["id"] or "abc", log=lambda values, step=None: logged.append((step, values)),
+                               finish=lambda: finished.append(1))
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Image=lambda path: f"picture {path}"))
+    Image.new("RGB", (4, 4)).save(tmp_path / "preview.png")
+    for start in (0, 3):
+        log = RunLog(tmp_path, start, "a project", {"seed": 1})
+        log.write("train", start + 1, {"loss": 0.5})
+        log.picture("preview", start + 1, tmp_path / "preview.png")
+        log.close()
+    assert [(s["project"], s["id"], s["config"]) for s in started] == [("a project", None, {"seed": 1}),
+                                                                      ("a project", "abc", {"seed": 1})]
+    assert logged == [(1, {"train/loss": 0.5}), (1, {"preview": f"picture {tmp_path / 'preview.png'}"}),
+                      (4, {"train/loss": 0.5}), (4, {"preview": f"picture {tmp_path / 'preview.png'}"})]
+    assert len(finished) == 2
+
+
+def test_weights_and_biases_that_is_not_installed_is_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match="--wandb needs the package wandb: python -m pip install wandb"):
+        RunLog(tmp_path, 0, "a project")
