@@ -3,7 +3,6 @@ and what goes wrong is said in one sentence."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import math
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from run_files import equal, rows
 from safetensors.torch import load_file
 
 import infer_vqvae
@@ -91,20 +91,6 @@ def train_gpt_in(out: Path, data: Path, fabric, tokenizer: Path, overrides=(), *
     train_gpt.check_tokenizer(config, vqvae)
     TokenMaker(data, vqvae, config.image_encoder, fabric.device).run()
     return train_gpt.train(config, out, fabric, data, vqvae, str(tokenizer), **start)
-
-
-def rows(path: Path) -> list[dict]:
-    with open(path, newline="") as f:
-        return list(csv.DictReader(f))
-
-
-def equal(a, b) -> bool:
-    """Nested equality of training states, tensors bit for bit."""
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a if k != "seconds")
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 def newest(run: Path) -> Path:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from trainings import finish, is_the_same_run, rows, start, wait_for_step
+from run_files import rows
+from trainings import finish, is_the_same_run, start, wait_for_step
 
 from tar3d.training import faults
 from tar3d.training.state import SaveError, newest_state, saved_steps

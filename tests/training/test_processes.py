@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from trainings import finish, rows, start, wait_for_step
+from run_files import rows
+from trainings import finish, start, wait_for_step
 
 from tar3d.training.state import load_state, newest_state
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import torch
+from run_files import equal, rows
 
 from tar3d.training.state import load_state, newest_state
 
@@ -48,19 +47,6 @@ def wait_for_step(process: subprocess.Popen, out: Path, step: int = 1) -> None:
         assert process.poll() is None, process.communicate()[0][-2000:]
         assert time.monotonic() < deadline
         time.sleep(0.01)
-
-
-def rows(path: Path) -> list[dict]:
-    with open(path, newline="") as f:
-        return list(csv.DictReader(f))
-
-
-def equal(a, b) -> bool:
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a if k != "seconds")
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 def is_the_same_run(out: Path, whole: Path) -> bool:
