@@ -26,6 +26,7 @@ import torch
 from tar3d.config import EvalProtocol
 from tar3d.data.default import DEFAULT_FOLDER, default_library, default_test
 from tar3d.data.folder import read_categories
+from tar3d.data.sources import read_captions
 from tar3d.evaluation.generations import TITLES, evaluate_model
 from tar3d.evaluation.pairs import PROTOCOLS, Pair, load_protocol, pairs_by_id, protocol_names
 from tar3d.evaluation.report import say_failures
@@ -41,7 +42,6 @@ from tar3d.evaluation.views import (
     Source,
     picture_pairs,
     read_cameras,
-    read_captions,
     score_sets,
 )
 from tar3d.evaluation.views_report import picture_sheet, write_report
@@ -150,7 +150,7 @@ def evaluate(args: argparse.Namespace) -> int:
         source = Renders(cameras, args.size, background, protocol.frame)
         settings |= {"cameras": str(args.cameras), "views": len(cameras), "size": args.size,
                      "filter": "none, rendered at this size", "protocol": args.protocol, "frame": protocol.frame}
-    captions = read_captions(args.captions) if args.captions else None
+    captions = {i: of_one[0] for i, of_one in read_captions(args.captions).items()} if args.captions else None
     lpips, clip, left_out = load_networks(args, source.maps, device)
     for item in left_out:
         say_left_out(item)

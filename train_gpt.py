@@ -1,12 +1,14 @@
-"""Trains the GPT that predicts a shape's tokens from an image, on token shards (it never reads points or meshes).
+"""Trains the GPT that predicts a shape's tokens from an image, a text, either or nothing, on token shards (it never reads points or
+meshes).
 
     python train_gpt.py --gpt-type i23d --gpt-model GPT-tiny
-    python train_gpt.py --gpt-type i23d --gpt-model GPT-B --global-batch-size 4 --data DATA --vq-ckpt outputs/vqvae/model
+    python train_gpt.py --gpt-type t23d --gpt-model GPT-B --global-batch-size 4 --data DATA --vq-ckpt outputs/vqvae/model
     torchrun --nproc_per_node=4 train_gpt.py --gpt-type i23d --gpt-model GPT-L --data DATA --vq-ckpt MODEL
 
-DATA is a data set folder with samples and views (docs/data.md); its tokens are made when they are missing. Tokens that were made
-from given embeddings (make_tokens --embeddings) are taken as they are, and the image encoder's weights are not needed. Without
---data, a procedural set is made in data/toy. The run folder gets model/ (read by run.py --model), train.csv,
+--gpt-type says what the GPT is told: i23d an image, t23d a text, uncond nothing, any one of the two or nothing (one model for all
+three). DATA is a data set folder with samples, and views or captions (docs/data.md); its tokens are made when they are missing.
+Tokens that were made from given embeddings (make_tokens --embeddings) are taken as they are, and the encoder's weights are not
+needed. Without --data, a procedural set is made in data/toy. The run folder gets model/ (read by run.py --model), train.csv,
 validation.csv, speed.csv (items/s, MFU, waiting for data), TensorBoard files and generation previews.
 """
 
@@ -22,23 +24,26 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
+from PIL import Image
+from torch.utils.data import default_collate
 
 from tar3d import checkpoint
 from tar3d import config as configuration
+from tar3d.condition.conditioner import Encoder, Source, rows_of
 from tar3d.condition.encoders import GivenEmbeddings
-from tar3d.config import GPT_SIZES, GPTRunConfig, SamplingConfig
-from tar3d.contracts import Condition
+from tar3d.config import CONDITIONS, GPT_SIZES, GPT_TYPES, GPTRunConfig, SamplingConfig
+from tar3d.contracts import PLANES, Condition
 from tar3d.data.default import DEFAULT_FOLDER, default_data
-from tar3d.data.make_tokens import TokenMaker
+from tar3d.data.make_tokens import TokenMaker, encoders_of, told_of
 from tar3d.data.order import JoinedOrder, TrainingOrder, spread
 from tar3d.data.tokens import TokenDataset, read_stamp
 from tar3d.data.views import mesh_pictures
 from tar3d.gpt.evaluate import condition_nll
 from tar3d.gpt.loss import cross_entropy
 from tar3d.mesh.render import contact_sheet, picture
-from tar3d.pipeline import GPT_I23D, I23D, Pipeline
+from tar3d.pipeline import WORDS, ConditionalGPT, Pipeline, gpt_folder, gpt_type_of, words_of_model
 from tar3d.runtime import positive_int, start_fabric, uncompiled
-from tar3d.token_order import NUM_PLANES
+from tar3d.token_order import NUM_PLANES, to_planes
 from tar3d.tokenizer.vqvae import VQVAE
 from tar3d.training.dry_run import dry_run
 from tar3d.training.faults import report
@@ -48,16 +53,19 @@ from tar3d.training.start import add_run_arguments, training_loader, verdict
 SHIPPED_TOKENIZER = "pretrained/tiny/tokenizer"
 VALIDATION_BATCH = 16
 OVERFIT_BAR = 0.99  # share of tokens
-# What depends on the image encoder.
-CONDITION_PARTS = ("trained_encoder.", "gpt.condition_mlp.", "gpt.null_prefix", "gpt.sketch.")
+MAP_SIZE = 192
+# What the prefix goes through besides the encoders.
+PREFIX_PARTS = ("conditioner.project.", "gpt.condition_mlp.", "gpt.null_prefix", "gpt.sketch.")
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gpt-type", choices=["i23d"], default="i23d", help="what the GPT is conditioned on: i23d, an image")
+    parser.add_argument("--gpt-type", choices=list(GPT_TYPES), default="i23d",
+                        help="what the GPT is told of a shape: i23d an image, t23d a text, uncond nothing, any one of these "
+                        "(default: %(default)s)")
     parser.add_argument("--gpt-model", choices=list(GPT_SIZES), default="GPT-tiny", help="size by name (default: %(default)s)")
     parser.add_argument("--config",
-                        help="config file (default: configs/gpt_i23d_tiny.yaml for GPT-tiny, else configs/gpt_i23d.yaml)")
+                        help="config file (default: configs/gpt_<type>_tiny.yaml for GPT-tiny, else configs/gpt_<type>.yaml)")
     parser.add_argument("--data", type=Path, help=f"data set folder (default: a procedural set in {DEFAULT_FOLDER})")
     parser.add_argument("--toy-shapes", type=positive_int, default=2000, help="size of the procedural set (default: %(default)s)")
     parser.add_argument("--vq-ckpt", default=SHIPPED_TOKENIZER, metavar="MODEL",
@@ -76,13 +84,14 @@ def main(argv: list[str] | None = None) -> int:
         state = None if args.dry_run else prepare_folder(fabric, args.out, args.resume, config)
         with fabric.rank_zero_first():
             data = args.data or default_data(args.toy_shapes)
-            if not given_encoder(data, config):
-                TokenMaker(data, vqvae, config.image_encoder, fabric.device).run()
-        begin = partial(train, fabric=fabric, data=data, vqvae=vqvae, vq_source=args.vq_ckpt, init=args.init)
+            encoders = encoders_of(config, data, words_of_model(args.init) if args.init else None)
+            if told := told_of(data, encoders, config, fabric.device):
+                TokenMaker(data, vqvae, told, fabric.device).run()
+        begin = partial(train, fabric=fabric, data=data, vqvae=vqvae, vq_source=args.vq_ckpt, encoders=encoders, init=args.init)
         if args.dry_run:
             dry_run(begin, config, fabric)
         elif args.overfit:
-            config.gpt.condition_dropout = config.train.token_noise = config.train.ema = 0.0
+            config.gpt.condition_dropout = config.train.token_noise = config.train.word_dropout = config.train.ema = 0.0
             metrics = begin(config, out=args.out, state=state, wandb=args.wandb, overfit=args.overfit)
             return verdict("share of the tokens it was trained on that it generates again", metrics["regenerated"], OVERFIT_BAR)
         else:
@@ -94,47 +103,45 @@ def main(argv: list[str] | None = None) -> int:
 
 def read_config(args: argparse.Namespace, vqvae: VQVAE) -> GPTRunConfig:
     """The config file for the named size and the tokenizer given, with the overrides on top."""
-    path = args.config or ("configs/gpt_i23d_tiny.yaml" if args.gpt_model == "GPT-tiny" else "configs/gpt_i23d.yaml")
+    path = args.config or f"configs/gpt_{args.gpt_type}{'_tiny' if args.gpt_model == 'GPT-tiny' else ''}.yaml"
     overrides = list(args.overrides)
     if args.global_batch_size is not None:
         overrides.insert(0, f"train.global_batch_size={args.global_batch_size}")
-    config = configuration.load_gpt_run(path, args.gpt_model, vqvae.config, overrides)
+    config = configuration.load_gpt_run(path, args.gpt_model, vqvae.config, overrides, args.gpt_type)
     check_tokenizer(config, vqvae)
     return config
 
 
-def given_encoder(data: Path, config: GPTRunConfig) -> GivenEmbeddings | None:
-    """What stands for the image encoder where the tokens of `data` were made from given embeddings; None where they were not."""
-    tokens = data / "tokens"
-    if not (tokens / "stamp.json").is_file() or not read_stamp(tokens).get("encoder", "").startswith(GivenEmbeddings.prefix):
-        return None
-    return GivenEmbeddings(config.image_encoder, config.gpt.condition_tokens, config.gpt.condition_width)
-
-
-def fill_from(i23d: I23D, init: str, fabric: Fabric) -> None:
-    """The weights of a GPT to be trained further. With another image encoder, or with other embeddings, those parts that depend
-    on them begin anew: the encoder, the way of its embeddings into the GPT, and the sketch."""
-    mine, theirs = ((c.image_encoder, c.gpt.condition_tokens, c.gpt.condition_width)
-                    for c in (i23d.config, checkpoint.read_config(init, GPTRunConfig)))
-    anew = () if mine == theirs else CONDITION_PARTS
-    checkpoint.load_weights(i23d, init, anew)
-    if anew:
-        fabric.print(f"--init {init} has another condition: encoder, condition_mlp, null_prefix and sketch begin anew")
+def fill_from(model: ConditionalGPT, init: str, fabric: Fabric) -> None:
+    """The weights of a GPT to be trained further. An encoder that it does not have begins anew; where none is the same, or the
+    embeddings have another shape, so does the way of the embeddings into the GPT, and the sketch."""
+    mine, theirs = model.config, checkpoint.read_config(init, GPTRunConfig)
+    same_shape = all(getattr(mine.gpt, name) == getattr(theirs.gpt, name) for name in ("condition_tokens", "condition_width"))
+    kept = [kind for kind in mine.conditions if kind in theirs.conditions and same_shape
+            and getattr(mine, f"{kind}_encoder") == getattr(theirs, f"{kind}_encoder")]
+    anew = tuple(f"conditioner.trained.{kind}." for kind in CONDITIONS if kind not in kept)
+    if not kept and (mine.conditions or not same_shape):
+        anew += PREFIX_PARTS
+    checkpoint.load_weights(model, init, anew)
+    if set(kept) != set(mine.conditions):
+        parts = [f"the {kind} encoder" for kind in mine.conditions if kind not in kept]
+        fabric.print(f"--init {init} has another condition: {', '.join(parts)}"
+                     + (", condition_mlp, null_prefix and sketch" if not kept else "") + " begin anew")
 
 
 class Trainee(torch.nn.Module):
     """What a step trains: the model, and if it has a sketch, that the sketch guesses the tokenizer's `codes` (V, K)."""
 
-    def __init__(self, i23d: I23D, codes: torch.Tensor) -> None:
+    def __init__(self, model: ConditionalGPT, codes: torch.Tensor) -> None:
         super().__init__()
-        self.i23d = i23d
+        self.model = model
         self.register_buffer("codes", codes, persistent=False)
 
-    def forward(self, tokens: torch.Tensor, inputs: torch.Tensor, source: torch.Tensor,
+    def forward(self, tokens: torch.Tensor, inputs: torch.Tensor, source: Source,
                 dropped: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """NLL in nats a token of the first B rows of tokens (B + b, T) from `inputs` (B, T - 1), and the sketch's loss over all
         rows: 1 - cosine to the true codes, zero without a sketch."""
-        condition, gpt, B = self.i23d.condition(source), self.i23d.gpt, len(inputs)
+        condition, gpt, B = self.model.condition(source, len(tokens)), self.model.gpt, len(inputs)
         hidden = gpt.hidden(inputs, Condition(condition.embeddings[:B], condition.mask[:B], condition.full), dropped)
         nll = cross_entropy(hidden, gpt.head.weight, tokens[:B])
         if gpt.sketch is None:
@@ -144,9 +151,9 @@ class Trainee(torch.nn.Module):
 
     def flops(self, rows: int, further: int) -> int:
         """Of a step over `rows` rows and `further` ones for the sketch: forward and twice that backward."""
-        gpt, encoder = self.i23d.gpt, self.i23d.encoder
-        pictures = 0 if encoder.frozen else (rows + further) * encoder.flops()
-        return 3 * (rows * gpt.flops(gpt.config.condition_tokens, gpt.config.num_tokens) + pictures)
+        gpt, conditioner = self.model.gpt, self.model.conditioner
+        told = sum(encoder.flops() for encoder in conditioner.trained.values()) * (rows + further) // max(1, len(conditioner.kinds))
+        return 3 * (rows * gpt.flops(gpt.config.condition_tokens, gpt.config.num_tokens) + told)
 
 
 def check_tokenizer(config: GPTRunConfig, vqvae: VQVAE) -> None:
@@ -160,28 +167,29 @@ def check_tokenizer(config: GPTRunConfig, vqvae: VQVAE) -> None:
 
 
 def train(config: GPTRunConfig, out: Path, fabric: Fabric, data: Path, vqvae: VQVAE, vq_source: str, *,
-          state: Path | None = None, init: str | None = None, wandb: str | None = None, overfit: int | None = None) -> dict:
+          encoders: dict[str, Encoder] | None = None, state: Path | None = None, init: str | None = None, wandb: str | None = None,
+          overfit: int | None = None) -> dict:
     """Runs a training, or goes on from a saved `state`, and returns the last validation's metrics. With `overfit` it has so many
     shapes, is validated on them, and the metrics say what share of their tokens it generates ("regenerated")."""
     t = config.train
     torch.manual_seed(t.seed)  # initial weights only: everything random later has its own generator
-    given = given_encoder(data, config)
-    i23d = I23D(config, given)
+    model = ConditionalGPT(config, encoders if encoders is not None else encoders_of(config, data))
     if init:
-        fill_from(i23d, init, fabric)
+        fill_from(model, init, fabric)
     else:
-        i23d.gpt.start_from_codes(vqvae.quantizer.codebook, torch.Generator().manual_seed(t.seed))
+        model.gpt.start_from_codes(vqvae.quantizer.codebook, torch.Generator().manual_seed(t.seed))
     if config.gpt.sketch_dim not in (0, vqvae.config.code_dim):
         raise ValueError(f"gpt.sketch_dim is {config.gpt.sketch_dim}, but the tokenizer's codes have {vqvae.config.code_dim} "
                          f"coordinates: write gpt.sketch_dim={vqvae.config.code_dim}, or 0 for none")
     dropout_random = torch.Generator().manual_seed(t.seed)  # the same on every process, which takes its rows of each draw
-    run = Run("GPT", out, fabric, Trainee(i23d, vqvae.quantizer.codebook.clone()), config,
+    run = Run("GPT", out, fabric, Trainee(model, vqvae.quantizer.codebook.clone()), config,
               generators={"dropout": dropout_random}, wandb=wandb)
     run.restore(state)
 
-    wanted = {"tokenizer": config.tokenizer_fingerprint, "encoder": i23d.encoder.identity}
-    dataset = TokenDataset(data, "train", seed=t.seed, wanted=wanted, token_noise=t.token_noise, limit=overfit)
-    validation = TokenDataset(data, "train" if overfit else "val", seed=t.seed, wanted=wanted, limit=overfit)
+    wanted = {"tokenizer": config.tokenizer_fingerprint} | {kind: model.conditioner.encoder(kind).identity for kind in config.conditions}
+    read = partial(TokenDataset, data, seed=t.seed, wanted=wanted, conditions=config.conditions, limit=overfit,
+                   caption_tokens=config.text_encoder.max_tokens)
+    dataset, validation = read("train", token_noise=t.token_noise, word_dropout=t.word_dropout), read("train" if overfit else "val")
     order = JoinedOrder(*(TrainingOrder(len(dataset), rows, seed=seed, start=run.step, stop=t.steps, rank=fabric.global_rank,
                                         world=fabric.world_size)
                           for rows, seed in ((t.global_batch_size, t.seed), (t.sketch_rows, t.seed + 1))))
@@ -190,39 +198,47 @@ def train(config: GPTRunConfig, out: Path, fabric: Fabric, data: Path, vqvae: VQ
     shown = spread(len(validation), t.preview_shapes)
     truths = mesh_pictures(data, [validation.ids[i] for i in shown])
     local, further = t.global_batch_size // fabric.world_size, t.sketch_rows // fabric.world_size
-    micro = t.micro_batch_size or local
+    micro, given = t.micro_batch_size or local, [e for kind in model.conditioner.kinds
+                                                 if isinstance(e := model.conditioner.encoder(kind), GivenEmbeddings)]
+    if micro % max(1, len(config.conditions)):
+        raise ValueError(f"{micro} rows go through the model together, but {len(config.conditions)} conditions take turns in them: "
+                         f"set train.global_batch_size or train.micro_batch_size so that they divide by {len(config.conditions)}")
     if further % max(1, local // micro):
         raise ValueError(f"train.sketch_rows {t.sketch_rows} do not divide over {fabric.world_size} x {local // micro} "
                          "forward passes")
-    fabric.print(f"{sum(p.numel() for p in i23d.parameters()) / 1e6:.2f} M parameters, {len(dataset)} training shapes, "
+    fabric.print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(dataset)} training shapes, "
                  f"{len(held_out['tokens'])} validation shapes, {t.steps - run.step} steps of {local // micro} x {micro} rows on "
                  f"{fabric.world_size} x {fabric.device}, ln V = {np.log(config.gpt.codebook_size):.3f} nats, run folder {out}")
 
     metrics = {}
     for batch in run.batches(loader, order, dataset.ids.__getitem__, unit="tokens", items=local * config.gpt.num_tokens,
                              flops=run.bare.flops(local, further)):
-        dropped = i23d.gpt.drop_rows(t.global_batch_size, dropout_random)[fabric.global_rank * local :][:local]
+        dropped = drop_rows(model, t.global_batch_size, dropout_random)[fabric.global_rank * local :][:local]
         run.advance(train_step(run, batch, dropped))
 
         if run.due(t.validate_every):
             with run.aside():
                 trainee = run.shown()
                 if fabric.is_global_zero:
-                    model = trainee.i23d
+                    best = trainee.model
                     with uncompiled():
-                        metrics = validate(model, held_out, fabric)
-                        preview(model, vqvae, truths, [validation.row(i, 0) for i in shown], fabric,
+                        metrics, by_position = validate(best, held_out, fabric)
+                        nll_picture(by_position, config).save(out / f"nll_{run.step:07d}.png")
+                        preview(best, vqvae, truths, [validation.row(i) for i in shown], fabric,
                                 out / f"preview_{run.step:07d}.png")
                     run.show(metrics, out / f"preview_{run.step:07d}.png")
                     if run.is_best(-metrics["nll"]):
                         record = run.record(metrics, len(dataset))
-                        checkpoint.save_model(out / "model" / GPT_I23D, model, config, record, model_card(record, given),
+                        folder = out / "model" / gpt_folder(gpt_type_of(config.conditions))
+                        checkpoint.save_model(folder, best, config, record,
+                                              model_card(record, gpt_type_of(config.conditions), given),
                                               dtype=getattr(torch, t.weights_dtype))
+                        save_words(best, folder / WORDS)
                         copy_tokenizer(vq_source, out / "model" / checkpoint.TOKENIZER)
     fabric.print(f"best validation NLL {-run.best:.4f}; model in {out / 'model'}, "
                  f"generate with: python run.py --model {out / 'model'}{needs(given)}")
     if overfit:
-        metrics["regenerated"] = regenerated(run.shown().i23d, vqvae, held_out, fabric)
+        metrics["regenerated"] = regenerated(run.shown().model, vqvae, held_out, fabric)
     return metrics
 
 
@@ -235,46 +251,79 @@ def train_step(run: Run, batch: dict, dropped: torch.Tensor) -> dict[str, float]
         share = (len(batch["tokens"]) - count) * (rows.stop - rows.start) // count
         start = count + rows.start // (rows.stop - rows.start) * share
         further = slice(start, start + share)
-        tokens, source = (torch.cat([batch[name][rows], batch[name][further]]) for name in ("tokens", "source"))
+        tokens, source = torch.cat([batch["tokens"][rows], batch["tokens"][further]]), {
+            kind: torch.cat([shown[rows], shown[further]]) for kind, shown in batch["source"].items()}
         nll, sketch = run.model(tokens, batch["inputs"][rows], source, dropped[rows])
         run.backward(nll + run.config.train.sketch_weight * sketch, {"nll": nll, "sketch": sketch})
     return run.move()
 
 
-def validation_rows(dataset: TokenDataset, count: int) -> dict[str, torch.Tensor]:
-    """`count` validation shapes, each with its first view."""
-    rows = [dataset.row(i, 0) for i in spread(len(dataset), count)]
-    return {key: torch.stack([r[key] for r in rows]) for key in ("tokens", "source")}
+def drop_rows(model: ConditionalGPT, rows: int, generator: torch.Generator) -> torch.Tensor:
+    """(B,) bool: the rows that are told nothing; all of a GPT that never is told anything."""
+    dropped = model.gpt.drop_rows(rows, generator)
+    return dropped if model.conditioner.kinds else torch.ones_like(dropped)
 
 
-def validate(model: I23D, rows: dict[str, torch.Tensor], fabric: Fabric) -> dict[str, float]:
+def validation_rows(dataset: TokenDataset, count: int) -> dict:
+    """`count` validation shapes, each with its first view and caption."""
+    return default_collate([dataset.row(i) for i in spread(len(dataset), count)])
+
+
+def validate(model: ConditionalGPT, rows: dict, fabric: Fabric) -> tuple[dict[str, float], torch.Tensor]:
     """NLL in nats per token under the right, a shuffled and the null condition; by plane, of the first 8 positions, and of each
-    quarter of the sequence."""
+    quarter of the sequence. Where several conditions may be told, "right" and "shuffled" are means over them, and each has its own.
+    Also the NLL under the right one of every position (T,)."""
     with fabric.autocast():
-        nll = condition_nll(model, rows["tokens"], rows["source"], VALIDATION_BATCH)
-    planes = {f"nll_{name}": float(nll["right"][:, p::NUM_PLANES].mean()) for p, name in enumerate(("xy", "xz", "yz"))}
-    quarters = {f"nll_quarter{k}": float(part.mean()) for k, part in enumerate(nll["right"].tensor_split(4, dim=1), start=1)}
-    return {"nll": float(nll["right"].mean()), "nll_shuffled": float(nll["shuffled"].mean()),
-            "nll_null": float(nll["null"].mean()), **planes, "nll_first8": float(nll["right"][:, :8].mean()), **quarters}
+        by_kind = {kind: condition_nll(model, rows["tokens"], {kind: rows["source"][kind]}, VALIDATION_BATCH)
+                   for kind in model.conditioner.kinds} or {"": condition_nll(model, rows["tokens"], {}, VALIDATION_BATCH)}
+    right = torch.stack([nll.get("right", nll["null"]) for nll in by_kind.values()]).mean(0)  # (N, T)
+    metrics = {"nll": float(right.mean())}
+    if model.conditioner.kinds:
+        metrics["nll_shuffled"] = float(torch.stack([nll["shuffled"] for nll in by_kind.values()]).mean())
+        metrics["nll_null"] = float(next(iter(by_kind.values()))["null"].mean())
+    if len(by_kind) > 1:
+        metrics |= {f"nll_{kind}{suffix}": float(nll[name].mean()) for kind, nll in by_kind.items()
+                    for suffix, name in (("", "right"), ("_shuffled", "shuffled"))}
+    metrics |= {f"nll_{name}": float(right[:, p::NUM_PLANES].mean()) for p, name in enumerate(PLANES)}
+    metrics["nll_first8"] = float(right[:, :8].mean())
+    metrics |= {f"nll_quarter{k}": float(part.mean()) for k, part in enumerate(right.tensor_split(4, dim=1), start=1)}
+    return metrics, right.mean(0)
 
 
-def regenerated(model: I23D, vqvae: VQVAE, rows: dict[str, torch.Tensor], fabric: Fabric) -> float:
-    """Share of the tokens of `rows` that are generated, the likeliest each time, from their pictures alone."""
+def nll_picture(by_position: torch.Tensor, config: GPTRunConfig) -> Image.Image:
+    """The NLL of every position (T,) as a map for each plane, row by row as the GPT goes: white is nothing, black a guess at
+    random (ln V)."""
+    planes = to_planes(by_position[None], config.gpt.grid_size)[0]
+    shade = (255 * (1 - planes / np.log(config.gpt.codebook_size)).clamp(0, 1)).byte().numpy()
+    maps = [np.asarray(Image.fromarray(plane).convert("RGB").resize((MAP_SIZE, MAP_SIZE), Image.Resampling.NEAREST)) for plane in shade]
+    return contact_sheet([maps], [f"{name}: NLL {float(p.mean()):.3f} nats" for name, p in zip(PLANES, planes, strict=True)])
+
+
+def regenerated(model: ConditionalGPT, vqvae: VQVAE, rows: dict, fabric: Fabric) -> float:
+    """Share of the tokens of `rows` that are generated, the likeliest each time, from what they are told alone."""
     pipeline = Pipeline(vqvae, model, fabric.device)
-    found = [pipeline.tokens(source[None], [0], SamplingConfig(temperature=0.0)).ids[0].cpu() for source in rows["source"]]
+    found = [pipeline.tokens(rows_of(rows["source"], slice(i, i + 1)), [0], SamplingConfig(temperature=0.0)).ids[0].cpu()
+             for i in range(len(rows["tokens"]))]
     return float((torch.stack(found) == rows["tokens"]).float().mean())
 
 
-def preview(model: I23D, vqvae: VQVAE, truths: list[np.ndarray], rows: list[dict], fabric: Fabric, path: Path) -> None:
-    """A picture with one row a truth: the true mesh, and what is generated from its first view."""
-    pipeline = Pipeline(vqvae, model, fabric.device)
+def preview(model: ConditionalGPT, vqvae: VQVAE, truths: list[np.ndarray], rows: list[dict], fabric: Fabric, path: Path) -> None:
+    """A picture with one row a truth: the true mesh, and what is generated from its first view or caption, or from nothing."""
+    pipeline, kinds = Pipeline(vqvae, model, fabric.device), model.conditioner.kinds
     sheet = []
     for index, (truth, row) in enumerate(zip(truths, rows, strict=True)):
-        mesh = pipeline.generate(row["source"][None], seeds=[index], resolution=64)[0].mesh
-        sheet.append([truth, picture(mesh)])  # an empty field is normal in the first steps
+        sources = [{kind: row["source"][kind][None]} for kind in kinds] or [{}]
+        meshes = [pipeline.generate(source, seeds=[index], resolution=64)[0].mesh for source in sources]
+        sheet.append([truth, *(picture(mesh) for mesh in meshes)])  # an empty field is normal in the first steps
     model.train()
     if sheet:
-        contact_sheet(sheet, ["truth", "generated"]).save(path)
+        contact_sheet(sheet, ["truth", *(f"from its {kind}" for kind in kinds)] if kinds else ["another", "generated"]).save(path)
+
+
+def save_words(model: ConditionalGPT, folder: Path) -> None:
+    """The words of a text encoder that is trained along belong to the model."""
+    if "text" in model.conditioner.trained:
+        model.conditioner.encoder("text").words.tokenizer.save_pretrained(folder)
 
 
 def copy_tokenizer(source: str, target: Path) -> None:
@@ -286,18 +335,25 @@ def copy_tokenizer(source: str, target: Path) -> None:
             shutil.copyfile(found / name, target / name)
 
 
-def needs(given: GivenEmbeddings | None) -> str:
-    """What a user of the model has to know whose training has not seen its image encoder."""
-    return f" (needs the image encoder {given.source}, whose embeddings were given to this training)" if given else ""
+def needs(given: list[GivenEmbeddings]) -> str:
+    """What a user of the model has to know whose training has not seen its encoders."""
+    return f" (needs {' and '.join(encoder.source for encoder in given)}, whose embeddings were given to this training)" if given else ""
 
 
-def model_card(record: dict, given: GivenEmbeddings | None) -> str:
+TASKS = {"i23d": "image to 3D", "t23d": "text to 3D", "uncond": "3D from nothing", "any": "image or text to 3D, or from nothing"}
+
+
+def model_card(record: dict, gpt_type: str, given: list[GivenEmbeddings]) -> str:
     """README.md of a trained GPT."""
-    return f"""# Hybrid GPT, image to 3D
+    compared = (f"; {record['nll_shuffled']:.4f} under another\nshape's condition, {record['nll_null']:.4f} without one"
+                if "nll_shuffled" in record else "")
+    use = {"i23d": " --input PICTURE", "t23d": ' --prompt "TEXT"', "uncond": " --num-samples 8", "any": ' --prompt "TEXT"'}[gpt_type]
+    shown = "t23d" if gpt_type == "any" else gpt_type
+    return f"""# Hybrid GPT, {TASKS[gpt_type]}
 
 Trained by this repository: `{record['command']}` (step {record['step']}, {record['hours']:.2f} h, {record['machine']}, commit
-{record['commit']}, {record['date']}). Validation NLL {record['nll']:.4f} nats a token; {record['nll_shuffled']:.4f} under another
-shape's picture, {record['nll_null']:.4f} without one. Use: `python run.py --model DIR --input PICTURE`{needs(given)}.
+{record['commit']}, {record['date']}). Validation NLL {record['nll']:.4f} nats a token{compared}.
+Use: `python run.py --gpt-type {shown} --model DIR{use}`{needs(given)}.
 """
 
 

@@ -69,14 +69,15 @@ def _local_folder(source: str | Path) -> Path:
                          f"({type(e).__name__}); check the name and the network, or give a local model directory") from e
 
 
-def find_bundle(source: str | Path, parts: tuple[str, ...]) -> Path:
-    """The local folder of a directory (path or Hub id) whose sub-folders `parts` are model directories."""
+def find_bundle(source: str | Path, *parts: tuple[str, ...]) -> list[Path]:
+    """The model directories in a directory (path or Hub id): for each part the first of its names that is there."""
     path = _local_folder(source)
-    missing = [name for name in parts if not (path / name / WEIGHTS).is_file()]
-    if missing:
-        raise ValueError(f"{path} lacks {' and '.join(f'{m}/{WEIGHTS}' for m in missing)}: "
-                         f"give a directory that holds {', '.join(parts)}")
-    return path
+    found = [next((path / name for name in names if (path / name / WEIGHTS).is_file()), None) for names in parts]
+    if missing := [names for names, folder in zip(parts, found, strict=True) if folder is None]:
+        have = ", ".join(sorted(p.parent.name for p in path.glob(f"*/{WEIGHTS}"))) or "none"
+        raise ValueError(f"{path} lacks {' and '.join(' or '.join(f'{m}/{WEIGHTS}' for m in names) for names in missing)}; of models "
+                         f"it holds {have}: give a directory that holds {', '.join(names[0] for names in parts)}")
+    return found
 
 
 def read_config(source: str | Path, cls: type[T]) -> T:

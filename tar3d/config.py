@@ -173,6 +173,30 @@ class ImageEncoderConfig:
 
 
 @dataclass(kw_only=True)
+class TextEncoderConfig:
+    """Caption -> (L, E) embeddings, L the caption's own number of tokens. `source` "trained" is a small transformer trained along
+    with the GPT, whose words are those of the training captions; anything else is a Hub id or local directory that
+    `transformers` loads and that stays frozen."""
+
+    source: str = "google/flan-t5-xl"
+    max_tokens: int = 120  # longer captions are cut, and the user is told
+    dtype: str = "bfloat16"  # of a frozen encoder; or float32. T5's activations overflow float16
+    vocabulary: int = 1024  # the fields below are for "trained" only: rows of its table, the commonest words first
+    width: int = 192
+    num_layers: int = 2
+    num_heads: int = 4
+
+    def __post_init__(self) -> None:
+        _require(len(self.source) > 0, "text_encoder.source is empty: give \"trained\", a local directory or a Hub id")
+        _one_of("text_encoder.dtype", self.dtype, ("bfloat16", "float32"))
+        _at_least(1, self, "text_encoder.", "max_tokens", "width", "num_heads")
+        _at_least(0, self, "text_encoder.", "num_layers")
+        _at_least(8, self, "text_encoder.", "vocabulary")
+        _require(self.width % self.num_heads == 0,
+                 f"text_encoder.width {self.width} is not divisible by num_heads {self.num_heads}")
+
+
+@dataclass(kw_only=True)
 class GPTConfig:
     """The hybrid GPT. Sizes by name: `gpt_config("GPT-B", ...)`."""
 
@@ -223,6 +247,10 @@ class GPTConfig:
         """Positions that the layers see after the prefix."""
         return self.num_tokens // self.tokens_per_step
 
+
+CONDITIONS = ("image", "text")
+# What a GPT is conditioned on, by the name that --gpt-type gives it.
+GPT_TYPES: dict[str, list[str]] = {"i23d": ["image"], "t23d": ["text"], "uncond": [], "any": ["image", "text"]}
 
 # (layers, width, heads), as named in LlamaGen (arXiv 2406.06525, table 1) and TAR3D
 GPT_SIZES: dict[str, tuple[int, int, int]] = {
@@ -362,6 +390,7 @@ class GPTTrainConfig(TrainConfig):
     weights_dtype: str = "float32"  # of the model directory; float16 halves it
     token_noise: float = 0.0  # largest share of a row's input tokens replaced by random ones; each row draws its own below it
     sketch_weight: float = 0.0  # of the loss between the sketch (gpt.sketch_dim) and the true codes
+    word_dropout: float = 0.0  # probability that a word of a caption is shown as an unknown one, for a text encoder that is trained
     sketch_rows: int = 0  # further rows of each step, over all devices, that only the image encoder and the sketch see: cheap
 
     def __post_init__(self) -> None:
@@ -370,20 +399,26 @@ class GPTTrainConfig(TrainConfig):
         _one_of("train.weights_dtype", self.weights_dtype, ("float32", "float16"))
         _at_least(1, self, "train.", "steps", "global_batch_size")
         _at_least(0, self, "train.", "sketch_weight", "sketch_rows", "token_noise")
+        _require(0 <= self.word_dropout < 1, f"train.word_dropout is a probability below 1, got {self.word_dropout}")
 
 
 @dataclass(kw_only=True)
 class GPTRunConfig:
     """Everything `train_gpt.py` needs; saved beside the weights."""
 
+    conditions: list[str] = field(default_factory=lambda: ["image"])  # what a shape may be described by, one at a time; of CONDITIONS
     gpt: GPTConfig = field(default_factory=GPTConfig)
     image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
+    text_encoder: TextEncoderConfig = field(default_factory=TextEncoderConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: GPTTrainConfig = field(default_factory=GPTTrainConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     tokenizer_fingerprint: str = ""  # written by training: the tokenizer whose codes the GPT speaks
 
     def __post_init__(self) -> None:
+        for kind in self.conditions:
+            _one_of("conditions", kind, CONDITIONS)
+        _require(len(set(self.conditions)) == len(self.conditions), f"conditions has an entry twice: {', '.join(self.conditions)}")
         _require(self.gpt.sketch_dim > 0 or not (self.train.sketch_rows or self.train.sketch_weight),
                  f"train.sketch_rows {self.train.sketch_rows} and train.sketch_weight {self.train.sketch_weight:g} train a "
                  "sketch, but gpt.sketch_dim is 0: set it to the tokenizer's code_dim, or the two to 0")
@@ -443,13 +478,14 @@ def load(cls: type[T], path: str | Path | None, overrides: list[str] | tuple[str
     return from_mapping(cls, OmegaConf.to_container(values), str(path) if path else "overrides")
 
 
-def load_gpt_run(path: str | Path, model: str, tokenizer: TokenizerConfig,
-                 overrides: list[str] | tuple[str, ...] = ()) -> GPTRunConfig:
-    """The run that `path` describes for a GPT of the named size; token grid and vocabulary are the tokenizer's unless given."""
+def load_gpt_run(path: str | Path, model: str, tokenizer: TokenizerConfig, overrides: list[str] | tuple[str, ...] = (),
+                 gpt_type: str = "i23d") -> GPTRunConfig:
+    """The run that `path` describes for a GPT of the named size and type; token grid and vocabulary are the tokenizer's unless
+    given."""
     size = gpt_config(model)
     named = [f"gpt.{field}={getattr(size, field)}" for field in ("num_layers", "width", "num_heads")]
     spoken = {"grid_size": tokenizer.grid_size, "codebook_size": tokenizer.codebook_size}
-    return load(GPTRunConfig, path, [*named, *overrides], base={"gpt": spoken})
+    return load(GPTRunConfig, path, [*named, *overrides], base={"gpt": spoken, "conditions": GPT_TYPES[gpt_type]})
 
 
 def _read(path: Path) -> DictConfig:

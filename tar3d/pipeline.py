@@ -12,13 +12,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from tar3d import checkpoint
-from tar3d.condition.encoders import ImageEncoder, build_image_encoder
-from tar3d.config import GPTRunConfig, SamplingConfig
+from tar3d.condition.conditioner import Conditioner, Encoder, Source, build_encoder
+from tar3d.condition.encoders import TRAINED
+from tar3d.condition.text import load_words
+from tar3d.config import GPT_TYPES, GPTRunConfig, SamplingConfig
 from tar3d.contracts import Condition, Mesh, Tokens, Triplane
 from tar3d.gpt.engine import Engine
 from tar3d.gpt.generate import generate
@@ -28,47 +31,61 @@ from tar3d.mesh.extract import COARSE, EmptyFieldError, drop_small_components, e
 from tar3d.tokenizer.field import OccupancyField
 from tar3d.tokenizer.vqvae import VQVAE
 
-GPT_I23D = "gpt_i23d"  # beside checkpoint.TOKENIZER, a sub-folder of a model directory that generates
+WORDS = "words"  # of a GPT's model directory: the tokenizer of a text encoder that was trained along
+ANY = "any"  # the type of a GPT that serves for each of the others
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 QUERIES_AT_ONCE = {"cpu": 1 << 14, "cuda": 1 << 20}  # what stays in a CPU core's cache (2^17: twice the time), and fills a GPU
 COARSEST = 96  # cells of the coarse lattice for planes that resolve more: from 384 cells on it costs next to nothing
 MIN_COMPONENT_SHARE = 0.01  # pieces below 1 % of the largest one's volume are floaters of an imperfect field
 
 
-class I23D(torch.nn.Module):
-    """The GPT and its image encoder as one module. A frozen encoder is not among the weights: its source is. Without an
-    `encoder` the one that the config names is built."""
+def gpt_folder(gpt_type: str) -> str:
+    """Of a GPT, beside checkpoint.TOKENIZER in a model directory that generates."""
+    return f"gpt_{gpt_type}"
 
-    def __init__(self, config: GPTRunConfig, encoder: ImageEncoder | None = None) -> None:
+
+def gpt_type_of(conditions: list[str]) -> str:
+    return next(name for name, kinds in GPT_TYPES.items() if sorted(kinds) == sorted(conditions))
+
+
+class ConditionalGPT(torch.nn.Module):
+    """The GPT and the encoders of what it is told as one module."""
+
+    def __init__(self, config: GPTRunConfig, encoders: dict[str, Encoder]) -> None:
         super().__init__()
-        encoder = encoder or build_image_encoder(config.image_encoder)
-        if (encoder.num_tokens, encoder.width) != (config.gpt.condition_tokens, config.gpt.condition_width):
-            raise ValueError(f"the image encoder gives {encoder.num_tokens} x {encoder.width} embeddings, but "
-                             "gpt.condition_tokens x gpt.condition_width is "
-                             f"{config.gpt.condition_tokens} x {config.gpt.condition_width}: write "
-                             f"gpt.condition_tokens={encoder.num_tokens} gpt.condition_width={encoder.width}")
         self.config = config
         self.gpt = GPT(config.gpt)
-        if encoder.frozen:
-            self._frozen_encoder = [encoder]  # in a list: neither weights nor optimizers see it
-        else:
-            self.trained_encoder = encoder
+        self.conditioner = Conditioner(encoders, config.gpt.condition_tokens, config.gpt.condition_width)
 
-    @property
-    def encoder(self) -> ImageEncoder:
-        return self._frozen_encoder[0] if hasattr(self, "_frozen_encoder") else self.trained_encoder
-
-    def token_nll(self, tokens: torch.Tensor, source: torch.Tensor, dropped: torch.Tensor) -> torch.Tensor:
+    def token_nll(self, tokens: torch.Tensor, source: Source, dropped: torch.Tensor) -> torch.Tensor:
         """NLL (B, T) in nats of tokens (B, T), each after those before it; no gradients."""
         with torch.no_grad():
-            hidden = self.gpt.hidden(tokens[:, :-1], self.condition(source), dropped)
+            hidden = self.gpt.hidden(tokens[:, :-1], self.condition(source, len(tokens)), dropped)
         return token_nll(hidden, self.gpt.head.weight, tokens)
 
-    def condition(self, source: torch.Tensor) -> Condition:
-        """`source` is what a token shard holds: uint8 pixels (B, S, S, 3) for an encoder that is trained along, embeddings
-        (B, P, E) for a frozen one."""
-        if source.dtype == torch.uint8:
-            return self.encoder.to(source.device)(source)
-        return Condition.of(source.float())
+    def condition(self, source: Source, rows: int) -> Condition:
+        """The prefixes of so many rows: of what they are told (`tar3d.condition.conditioner`), or without anything the null prefix."""
+        if source:
+            return self.conditioner(source)
+        return Condition.of(self.gpt.null_prefix.expand(rows, -1, -1))
+
+
+def load_gpt(folder: str | Path) -> ConditionalGPT:
+    """From a model directory or Hub id, with the words of its text encoder."""
+    config = checkpoint.read_config(folder, GPTRunConfig)
+    config.gpt.linear_backend = config.gpt.attention_backend = "auto"  # saved are those of the machine that trained it
+    words = words_of_model(folder)
+    encoders = {kind: build_encoder(config, kind, words) for kind in config.conditions}
+    return checkpoint.load_weights(ConditionalGPT(config, encoders), folder)
+
+
+def words_of_model(folder: str | Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a GPT's own text encoder; None where it has none, or one that is not its own."""
+    config = checkpoint.read_config(folder, GPTRunConfig)
+    own = "text" in config.conditions and config.text_encoder.source == TRAINED
+    return load_words(checkpoint.find_model(folder) / WORDS) if own else None
 
 
 @dataclass(frozen=True)
@@ -154,51 +171,50 @@ class Pipeline:
     With `low_vram` each model is on the device only while it works, planes are float16, and the engine, which copies the GPT's
     weights, is made anew for each batch. The tokens are the same."""
 
-    def __init__(self, vqvae: VQVAE, i23d: I23D, device: torch.device, precision: str = "32-true",
+    def __init__(self, vqvae: VQVAE, model: ConditionalGPT, device: torch.device, precision: str = "32-true",
                  decoding: str = "auto", low_vram: bool = False) -> None:
-        wanted, found = i23d.config.tokenizer_fingerprint, checkpoint.fingerprint(vqvae)
+        wanted, found = model.config.tokenizer_fingerprint, checkpoint.fingerprint(vqvae)
         if wanted and wanted != found:
             raise ValueError(f"the GPT was trained on the tokens of tokenizer {wanted}, but the tokenizer given is {found}: "
                              "give the one that was saved beside it")
         at = torch.device("cpu") if low_vram else device
-        self.vqvae, self.i23d, self.device, self.precision = vqvae.eval().to(at), i23d.eval().to(at), device, precision
+        self.vqvae, self.model, self.device, self.precision = vqvae.eval().to(at), model.eval().to(at), device, precision
         self.placement, self.decoding = Placement(device, low_vram), decoding
         self.engine, self.backend = None if low_vram else self._new_engine(), decoding  # the one used, once it has been
 
     def _new_engine(self) -> Engine:
         with self._autocast():  # which decides the engine's dtype
-            return Engine(self.i23d.gpt, self.decoding)
+            return Engine(self.model.gpt, self.decoding)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed")
 
     @classmethod
-    def load(cls, model: str | Path | None = None, *, vqvae: str | Path | None = None, gpt: str | Path | None = None,
-             device: torch.device | None = None, precision: str = "32-true", decoding: str = "auto",
+    def load(cls, model: str | Path | None = None, gpt_type: str = "i23d", *, vqvae: str | Path | None = None,
+             gpt: str | Path | None = None, device: torch.device | None = None, precision: str = "32-true", decoding: str = "auto",
              low_vram: bool = False) -> Pipeline:
-        """From a model directory with tokenizer/ and gpt_i23d/ (or a Hub id of one), or from the two apart."""
+        """From a model directory with tokenizer/ and gpt_<type>/ (or a Hub id of one), or from the two apart. In a directory, a
+        GPT of the type `any` does for each of the others."""
         if vqvae and gpt:
             vqvae_source, gpt_source = vqvae, gpt
         elif model:
-            folder = checkpoint.find_bundle(model, (checkpoint.TOKENIZER, GPT_I23D))
-            vqvae_source, gpt_source = vqvae or folder / checkpoint.TOKENIZER, gpt or folder / GPT_I23D
+            parts = (checkpoint.TOKENIZER,), (gpt_folder(gpt_type), gpt_folder(ANY))
+            vqvae_source, gpt_source = (given or found for given, found in
+                                        zip((vqvae, gpt), checkpoint.find_bundle(model, *parts), strict=True))
         else:
-            raise ValueError("give a model directory with tokenizer/ and gpt_i23d/, or vqvae and gpt apart")
-        device = device or torch.device("cpu")
-        config = checkpoint.read_config(gpt_source, GPTRunConfig)
-        config.gpt.linear_backend = config.gpt.attention_backend = "auto"  # saved are those of the machine that trained it
-        i23d = checkpoint.load_weights(I23D(config), gpt_source)
-        return cls(checkpoint.load_tokenizer(vqvae_source), i23d, device, precision, decoding, low_vram)
+            raise ValueError("give a model directory with tokenizer/ and gpt_<type>/, or vqvae and gpt apart")
+        return cls(checkpoint.load_tokenizer(vqvae_source), load_gpt(gpt_source), device or torch.device("cpu"), precision,
+                   decoding, low_vram)
 
     @property
     def sampling(self) -> SamplingConfig:
         """The sampling settings that the model was saved with."""
-        return self.i23d.config.sampling
+        return self.model.config.sampling
 
-    def generate(self, source: torch.Tensor, seeds: list[int], *, sampling: SamplingConfig | None = None, resolution: int = 128,
+    def generate(self, source: Source, seeds: list[int], *, sampling: SamplingConfig | None = None, resolution: int = 128,
                  progress: Callable[[int, int], None] | None = None,
                  extraction_progress: Callable[[int, int], None] | None = None) -> list[Generated]:
-        """Prepared pictures (B, S, S, 3) uint8, or embeddings (B, P, E) -> B shapes; row b is decided by its own source and
+        """What B rows are told -> B shapes (with an empty source, whatever the model likes); row b is decided by its own part and
         seeds[b], and by B only so far as arithmetic rounds differently for more rows. An empty field leaves the mesh of its own
         row None. `progress` is called with (tokens done, T), `extraction_progress` as that of `extract`, shape after shape."""
         seconds: dict[str, float] = {}
@@ -220,17 +236,17 @@ class Pipeline:
         return results
 
     @torch.inference_mode()
-    def tokens(self, source: torch.Tensor, seeds: list[int], sampling: SamplingConfig) -> Tokens:
+    def tokens(self, source: Source, seeds: list[int], sampling: SamplingConfig) -> Tokens:
         """The tokens that `generate` makes its shapes of."""
         with self._autocast():
             return self._sample(source, seeds, sampling, None, {})
 
-    def _sample(self, source: torch.Tensor, seeds: list[int], sampling: SamplingConfig,
+    def _sample(self, source: Source, seeds: list[int], sampling: SamplingConfig,
                 progress: Callable[[int, int], None] | None, seconds: dict[str, float]) -> Tokens:
         """The tokens of each row; adds what it takes to `seconds`."""
-        gpt, codes = self.i23d.gpt, self.vqvae.quantizer.codebook.to(self.device)
-        with timed(seconds, "condition"), self.placement.working(self.i23d.encoder):
-            condition = self.i23d.condition(source.to(self.device))
+        gpt, codes = self.model.gpt, self.vqvae.quantizer.codebook.to(self.device)
+        with timed(seconds, "condition"), self.placement.working(*(self.model.conditioner.encoder(kind) for kind in source)):
+            condition = self.model.condition({kind: shown.to(self.device) for kind, shown in source.items()}, len(seeds))
         with self.placement.working(gpt):
             with timed(seconds, "prepare"):
                 engine = self.engine or self._new_engine()

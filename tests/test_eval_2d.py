@@ -301,8 +301,8 @@ def test_broken_cameras_are_refused(folders, text, message, capsys):
 
 
 @pytest.mark.parametrize("text, message", [
-    ("id,text\nball,x\n", "a header with id and caption"), ("", "a header with id and caption"),
-    ("id,caption\nball,x\nball,y\n", "more than one row"), ("id,caption\nball,\n", "has no caption for the id 'ball'"),
+    ("id,text\nball,x\n", "has no column caption"), ("", "has no column id or caption"),
+    ("id,caption\n", "a header with id and caption"), ("id,caption\nball,\n", "there is no caption for the id 'ball'"),
     ("id,caption\nother,x\n", "no caption for any of the 3 ids"),
 ])
 def test_broken_captions_are_refused(folders, text, message, capsys):

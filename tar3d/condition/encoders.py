@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from tar3d.config import ImageEncoderConfig
+from tar3d.config import ImageEncoderConfig, TextEncoderConfig
 from tar3d.contracts import Condition
 
 TRAINED = "trained"
@@ -72,19 +72,12 @@ class TrainedViT(ImageEncoder):
         self.position_embedding = nn.Embedding(self.num_tokens, width)
         self.blocks = nn.ModuleList(ViTBlock(width, config.num_heads) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(width)
-        self._initialise()
+        init_transformer(self, len(self.blocks))
 
     def flops(self) -> int:
         """Operations for one picture: matrices at each position and attention, a multiplication and an addition being two."""
         matrices = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
         return 2 * self.num_tokens * (matrices + 2 * self.num_tokens * self.width * len(self.blocks))
-
-    def _initialise(self) -> None:
-        residual_std = 0.02 / (2 * max(len(self.blocks), 1)) ** 0.5  # keeps the residual stream's scale whatever the depth
-        for name, parameter in self.named_parameters():
-            if parameter.ndim == 2:
-                is_residual = name.endswith(("attention_out.weight", "mlp_out.weight"))
-                nn.init.trunc_normal_(parameter, std=residual_std if is_residual else 0.02)
 
     def embed(self, pixels: torch.Tensor) -> torch.Tensor:
         values = pixels.to(self.patch_embedding.weight.dtype) / 127.5 - 1.0
@@ -93,6 +86,15 @@ class TrainedViT(ImageEncoder):
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
+
+
+def init_transformer(module: nn.Module, num_layers: int) -> None:
+    """Matrices and tables: truncated normal, std 0.02; those that end on the residual stream keep its scale at any depth."""
+    residual_std = 0.02 / (2 * max(num_layers, 1)) ** 0.5
+    for name, parameter in module.named_parameters():
+        if parameter.ndim == 2:
+            is_residual = name.endswith(("attention_out.weight", "mlp_out.weight"))
+            nn.init.trunc_normal_(parameter, std=residual_std if is_residual else 0.02)
 
 
 class ViTBlock(nn.Module):
@@ -110,10 +112,11 @@ class ViTBlock(nn.Module):
         self.mlp_in = nn.Linear(width, 4 * width, bias=False)
         self.mlp_out = nn.Linear(4 * width, width, bias=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, seen: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, P, E); `seen`, broadcast to (B, H, P, P) bool, says which positions a position may look at, None: all."""
         y = self.attention_norm(x)
         q, k, v = (rearrange(project(y), "b p (h e) -> b h p e", h=self.num_heads) for project in (self.q, self.k, self.v))
-        y = F.scaled_dot_product_attention(q, k, v)  # (B, H, P, E / H)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)  # (B, H, P, E / H)
         x = x + self.attention_out(rearrange(y, "b h p e -> b p (h e)"))
         return x + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x))))
 
@@ -131,7 +134,9 @@ class FrozenTransformer(ImageEncoder):
 
     def __init__(self, config: ImageEncoderConfig) -> None:
         super().__init__()
-        model, missing = _load_pretrained(config.source)
+        from transformers import AutoModel
+
+        model, missing = load_pretrained(AutoModel, config.source, torch.float32, "image encoder")
         model = getattr(model, "vision_model", model)  # the picture half of CLIP and its kin
         self.model = model.requires_grad_(False)
         self.image_size, self.frozen = config.image_size, True
@@ -147,7 +152,7 @@ class FrozenTransformer(ImageEncoder):
             raise ValueError(f"image encoder {config.source!r} does not turn {config.image_size} px pictures into a sequence of "
                              f"embeddings ({e}); choose a vision transformer such as facebook/dino-vitb16") from e
         self.num_tokens, self.width = probe.shape[1:]
-        self.identity = (f"{type(model).__name__}, weights {_weights_hash(model, missing)}, {config.image_size} px, "
+        self.identity = (f"{type(model).__name__}, weights {weights_hash(model, missing)}, {config.image_size} px, "
                          f"mean {_numbers(mean)}, std {_numbers(std)}, {_preparation(config)}, float32")
 
     def _check_patch_size(self, config: ImageEncoderConfig) -> None:
@@ -168,25 +173,25 @@ class FrozenTransformer(ImageEncoder):
             return self.model(pixel_values=values, **options).last_hidden_state
 
 
-class GivenEmbeddings(ImageEncoder):
-    """The place of the frozen encoder that `config.source` names, where its P x E embeddings are given, so that its weights are
-    not needed; it takes no picture. What it was shown, and how, is not known: the identity says as much.
+class GivenEmbeddings(nn.Module):
+    """The place of the frozen encoder that `config.source` names, of images or of text, where its embeddings are given, P x E or at
+    most so many, so that its weights are not needed. What it was shown, and how, is not known: the identity says as much.
 
     Raises ValueError when the config names no frozen encoder."""
 
     prefix = "embeddings given: "  # of the identity
 
-    def __init__(self, config: ImageEncoderConfig, num_tokens: int, width: int) -> None:
+    def __init__(self, config: ImageEncoderConfig | TextEncoderConfig, num_tokens: int, width: int) -> None:
         super().__init__()
+        field = "image_encoder" if isinstance(config, ImageEncoderConfig) else "text_encoder"
         if config.source == TRAINED:
-            raise ValueError(f"embeddings that are given are those of a frozen encoder, but image_encoder.source is {TRAINED!r}: "
-                             "name the encoder that made them, as in image_encoder.source=facebook/dino-vitb16")
-        self.num_tokens, self.width, self.image_size, self.frozen = num_tokens, width, config.image_size, True
-        self.source = config.source
+            raise ValueError(f"embeddings that are given are those of a frozen encoder, but {field}.source is {TRAINED!r}: "
+                             f"name the encoder that made them, as in {field}.source={type(config)().source}")
+        self.num_tokens, self.width, self.frozen, self.source = num_tokens, width, True, config.source
         self.identity = f"{self.prefix}{config.source}, {num_tokens} x {width}"
 
-    def embed(self, pixels: torch.Tensor) -> torch.Tensor:
-        raise ValueError(f"the embeddings of {self.source} were given, so that it was not loaded: it cannot be shown a picture")
+    def forward(self, shown: torch.Tensor) -> Condition:
+        raise ValueError(f"the embeddings of {self.source} were given, so that it was not loaded: it cannot be shown anything")
 
 
 def _preparation(config: ImageEncoderConfig) -> str:
@@ -197,21 +202,20 @@ def _numbers(values: tuple[float, ...]) -> str:
     return "/".join(f"{v:.4g}" for v in values)
 
 
-def _load_pretrained(source: str) -> tuple[nn.Module, set[str]]:
-    """-> (model, names of its parameters that the files do not hold, at most an unused pooler)."""
-    from transformers import AutoModel
-
+def load_pretrained(kind: type, source: str, dtype: torch.dtype, name: str) -> tuple[nn.Module, set[str]]:
+    """-> (model, names of its parameters that the files do not hold, at most an unused pooler). `kind` is one of the Auto classes
+    of `transformers`, `name` what errors call it: "image encoder" has its field image_encoder.source."""
     try:
-        model, report = AutoModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+        model, report = kind.from_pretrained(source, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as e:
         tried = "as a local directory" if Path(source).is_dir() else "as a local directory (there is none) and as a Hub id"
-        raise ValueError(f"image encoder {source!r} was not found or cannot be loaded; tried {tried}: {str(e).splitlines()[0]} "
+        raise ValueError(f"{name} {source!r} was not found or cannot be loaded; tried {tried}: {str(e).splitlines()[0]} "
                          "Remedy: give a directory with config.json and model.safetensors, or download the model once with a "
-                         "network and then set HF_HUB_OFFLINE=1; image_encoder.source=trained needs no download") from e
+                         f"network and then set HF_HUB_OFFLINE=1; {name.replace(' ', '_')}.source=trained needs no download") from e
     missing = set(report["missing_keys"])
-    needed = sorted(name for name in missing if "pooler" not in name)
+    needed = sorted(key for key in missing if "pooler" not in key)
     if needed:
-        raise ValueError(f"image encoder {source!r} lacks {len(needed)} of its weights, e.g. {needed[0]}: the files and their "
+        raise ValueError(f"{name} {source!r} lacks {len(needed)} of its weights, e.g. {needed[0]}: the files and their "
                          "config.json do not belong together")
     return model, missing
 
@@ -233,11 +237,11 @@ def _pixel_statistics(source: str) -> tuple[tuple[float, ...], tuple[float, ...]
     return mean, std
 
 
-def _weights_hash(model: nn.Module, missing: set[str]) -> str:
+def weights_hash(model: nn.Module, missing: set[str]) -> str:
     """First 16 hex digits of the SHA-256 over names, shapes and values, without what was not read from the files."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         if not any(m == name or m.endswith("." + name) for m in missing):
             digest.update(f"{name} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

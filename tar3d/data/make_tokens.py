@@ -1,24 +1,26 @@
-"""Samples and views -> token shards, which the GPT trains on:
+"""Samples, and the views or captions of the shapes -> token shards, which the GPT trains on:
 
     python -m tar3d.data.make_tokens DATA --tokenizer pretrained/tiny --config configs/gpt_i23d_tiny.yaml
+    python -m tar3d.data.make_tokens DATA --tokenizer MODEL --gpt-type t23d --config configs/gpt_t23d.yaml
     python -m tar3d.data.make_tokens DATA --tokenizer MODEL --config configs/gpt_i23d.yaml --embeddings ULIP/dino_feats/Shapenet
 
-A frozen image encoder is run here once, and its float16 embeddings are stored; for an encoder that is trained along, the
-prepared pixels are. With --embeddings, those of a folder (tar3d/data/ulip.py) are stored instead, and taken for what the frozen
-encoder that the config names would give; its weights are not needed then. Every shard carries a stamp (tokenizer, encoder,
-dtype). Interrupted runs continue with the first shard that is missing; shards made with another tokenizer or encoder are
-refused, never mixed. A shape without usable views is listed in tokens/refused.csv with the reason, the rest goes on, and the
-exit status is 1.
+A frozen encoder is run here once, and its float16 embeddings are stored; for an encoder that is trained along, its input is: the
+prepared pixels, or the ids of the words. With --embeddings or --caption-embeddings, those of a folder (tar3d/data/ulip.py) are
+stored instead, and taken for what the frozen encoder that the config names would give; its weights are not needed then. Every
+folder of shards carries a stamp (tokenizer, encoders); what was made with another tokenizer or encoder is refused, never mixed,
+and what a further kind of condition needs is added. Interrupted runs continue with the first file that is missing. A shape without
+usable views or captions is listed in tokens/refused.csv with the reason, the rest goes on, and the exit status is 1.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import dataclasses
 import os
 import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,118 +28,131 @@ from tqdm import tqdm
 
 from tar3d import checkpoint
 from tar3d import config as configuration
-from tar3d.condition.encoders import GivenEmbeddings, ImageEncoder, build_image_encoder
-from tar3d.condition.image import ImageError, preprocess
-from tar3d.config import GPTRunConfig, ImageEncoderConfig
-from tar3d.data.folder import SPLITS, write_csv, write_json
+from tar3d.condition.conditioner import Encoder, build_encoder
+from tar3d.condition.encoders import TRAINED, GivenEmbeddings
+from tar3d.condition.text import learn_words
+from tar3d.config import GPT_TYPES, GPTRunConfig
+from tar3d.data.folder import SPLITS, atomic_write, write_csv, write_json
 from tar3d.data.shapes import open_samples
-from tar3d.data.tokens import read_stamp, sha256
-from tar3d.data.ulip import EmbeddingError, ViewEmbeddings
-from tar3d.data.views import Views
+from tar3d.data.told import UNUSABLE, Told, ToldByCaptions, ToldByEmbeddings, ToldByViews, captions_of
+from tar3d.data.tokens import read_json, read_stamp, sha256
 from tar3d.tokenizer.vqvae import VQVAE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SHARD_SHAPES = 512
 
 
 class TokenMaker:
-    """Turns shapes of one data set folder into shards with one tokenizer and one image encoder, or with embeddings that
-    are `given` instead of the encoder."""
+    """Turns the shapes of one data set folder into shards with one tokenizer, and with what the GPT is `told` of them."""
 
-    def __init__(self, data: Path, vqvae: VQVAE, image_encoder: ImageEncoderConfig, device: torch.device,
-                 given: ViewEmbeddings | None = None) -> None:
-        self.data, self.vqvae, self.config, self.device = data, vqvae.eval().to(device), image_encoder, device
-        self.given = given
-        self.encoder: ImageEncoder = given.encoder if given else build_image_encoder(image_encoder).to(device)
-        self.samples, self.views = open_samples(data), None if given else Views(data)
+    def __init__(self, data: Path, vqvae: VQVAE, told: list[Told], device: torch.device) -> None:
+        self.data, self.vqvae, self.told, self.device = data, vqvae.eval().to(device), told, device
+        self.samples, self.folder = open_samples(data), data / "tokens"
         self.stamp = {"tokenizer": checkpoint.fingerprint(vqvae), "grid_size": vqvae.config.grid_size,
-                      "codebook_size": vqvae.config.codebook_size, "encoder": self.encoder.identity,
-                      "source": "float16 embeddings" if self.encoder.frozen else "uint8 pixels"}
+                      "codebook_size": vqvae.config.codebook_size}
+        for one in told:
+            self.stamp |= {one.kind: one.identity, f"{one.kind} items": one.items}
         self.refused: list[dict] = []
 
     def run(self) -> int:
-        """Makes what is missing and removes shards of other ids; returns the number of shapes in shards."""
-        folder = self.data / "tokens"
-        if folder.is_dir() and (found := read_stamp(folder)) != self.stamp:
-            different = ", ".join(f"{k} {found.get(k)!r} instead of {v!r}" for k, v in self.stamp.items() if found.get(k) != v)
-            raise ValueError(f"{folder} was made with {different}; delete that folder to make it again")
-        write_json(folder / "stamp.json", self.stamp)
+        """Makes what is missing and removes shards of other ids; returns the number of shapes that a GPT can be told of."""
+        found = read_stamp(self.folder) if self.folder.is_dir() else {}
+        if different := [k for k, v in self.stamp.items() if found.get(k, v) != v]:
+            said = ", ".join(f"{k} {found[k]!r} instead of {self.stamp[k]!r}" for k in different)
+            raise ValueError(f"{self.folder} was made with {said}; delete that folder to make it again")
+        write_json(self.folder / "stamp.json", found | self.stamp)
         jobs = []
         for split in SPLITS:
             ids = self.samples.ids(split)
-            jobs += [(folder / f"{split}-{k:05d}", ids[first:first + SHARD_SHAPES])
+            jobs += [(self.folder / f"{split}-{k:05d}", ids[first:first + SHARD_SHAPES])
                      for k, first in enumerate(range(0, len(ids), SHARD_SHAPES))]
         if not jobs:
             raise ValueError(f"{self.samples.folder} holds no samples of a known split: {self.samples.advice}")
-        for surplus in {p.parent for p in folder.glob("*/index.json")} - {shard for shard, _ in jobs}:
+        for surplus in {p.parent for p in self.folder.glob("*/index.json")} - {shard for shard, _ in jobs}:
             shutil.rmtree(surplus)  # of a split that has shrunk: its shapes may be held out by now
-        done = 0
-        self.refused = []
+        usable, self.refused = 0, []
         with tqdm(total=sum(len(ids) for _, ids in jobs), unit="shape", desc="tokens") as bar:
             for shard, ids in jobs:
-                if not self._is_finished(shard, ids):
+                if not (shard / "index.json").is_file() or read_json(shard / "index.json")["ids"] != ids:
                     self._make(shard, ids)
-                done += len(json.loads((shard / "index.json").read_text(encoding="utf-8"))["ids"])
+                counts = [self._tell(shard, ids, one) for one in self.told]
+                usable += sum(all(of_one) for of_one in zip(*counts, strict=True)) if counts else len(ids)
                 bar.update(len(ids))
-        write_csv(folder / "refused.csv", ["id", "reason"], self.refused)
-        return done
-
-    def _is_finished(self, shard: Path, ids: list[str]) -> bool:
-        """Whether a shard was made from these ids, and what it had to leave out still cannot be used."""
-        index = shard / "index.json"
-        if not index.is_file():
-            return False
-        values = json.loads(index.read_text(encoding="utf-8"))
-        if values["made_from"] != ids:
-            return False
-        refused = []
-        for shape_id in sorted(set(ids) - set(values["ids"])):
-            try:
-                self._source(shape_id)
-            except (ImageError, EmbeddingError) as e:
-                refused.append({"id": shape_id, "reason": str(e)})
-            else:
-                return False
-        self.refused += refused
-        return True
+        write_csv(self.folder / "refused.csv", ["id", "kind", "reason"], self.refused)
+        return usable
 
     @torch.inference_mode()
     def _make(self, shard: Path, ids: list[str]) -> None:
-        kept, tokens, sources, views = [], [], [], []
-        for shape_id in ids:
-            try:
-                source = self._source(shape_id)
-            except (ImageError, EmbeddingError) as e:
-                self.refused.append({"id": shape_id, "reason": str(e)})
-            else:
-                surface = torch.from_numpy(self.samples.surface(shape_id))
-                tokens.append(self.vqvae.tokenize(surface[None].to(self.device)).ids[0].cpu().numpy())
-                kept.append(shape_id)
-                sources.append(source)
-                views.append(len(source))
+        """A shard with the tokens of `ids`, in place of one that was there."""
+        tokens = [self.vqvae.tokenize(torch.from_numpy(self.samples.surface(i))[None].to(self.device)).ids[0].cpu().numpy()
+                  for i in ids]
         partial = shard.with_name(f".{shard.name}.{os.getpid()}.part")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        dtype = np.uint16 if self.vqvae.config.codebook_size <= 2**16 else np.uint32
-        if kept:
-            np.save(partial / "tokens.npy", np.stack(tokens).astype(dtype))
-            np.save(partial / "source.npy", np.concatenate(sources))
-        sums = {path.name: sha256(path) for path in sorted(partial.glob("*.npy"))}
-        write_json(partial / "index.json", {"ids": kept, "views": views, "made_from": ids, "sha256": sums})
+        np.save(partial / "tokens.npy", np.stack(tokens).astype(np.uint16 if self.vqvae.config.codebook_size <= 2**16 else np.uint32))
+        write_json(partial / "index.json", {"ids": ids, "sha256": sha256(partial / "tokens.npy")})
         shutil.rmtree(shard, ignore_errors=True)
         os.replace(partial, shard)
 
-    def _source(self, shape_id: str) -> np.ndarray:
-        """(views, ...) of one shape: pixels, or embeddings of a frozen encoder."""
-        if self.given:
-            return self.given.read(shape_id)
-        names = self.views.names(shape_id)
-        if not names:
-            raise ImageError(f"{self.views.folder / shape_id} holds no .png view: "
-                             "render some with python -m tar3d.data.make_samples views.count=4")
-        pixels = np.stack([preprocess(self.views.load(name), self.config).pixels for name in names])
-        if not self.encoder.frozen:
-            return pixels
-        return self.encoder(torch.from_numpy(pixels).to(self.device)).embeddings.half().cpu().numpy()
+    @torch.inference_mode()
+    def _tell(self, shard: Path, ids: list[str], told: Told) -> list[int]:
+        """Adds what is told of `ids`, unless it is there and nothing that was refused can be used by now; returns how many items
+        each has."""
+        index = shard / f"{told.kind}.json"
+        known = read_json(index)["counts"] if index.is_file() else [0] * len(ids)
+        items: dict[str, list[np.ndarray]] = {}
+        for shape_id, count in zip(ids, known, strict=True):
+            if count == 0:
+                try:
+                    items[shape_id] = told.read(shape_id)
+                except UNUSABLE as e:
+                    self.refused.append({"id": shape_id, "kind": told.kind, "reason": str(e)})
+        if index.is_file() and not items:
+            return known
+        for shape_id in (i for i, count in zip(ids, known, strict=True) if count):
+            items[shape_id] = told.read(shape_id)
+        counts, every = [len(items.get(i, ())) for i in ids], [item for i in ids for item in items.get(i, ())]
+        if every:
+            rows = np.stack(every) if told.kind == "image" else np.concatenate(every)
+            with atomic_write(shard / f"{told.kind}.npy") as f:
+                np.save(f, rows)
+        lengths = {} if told.kind == "image" else {"lengths": [len(item) for item in every]}
+        write_json(index, {"counts": counts, **lengths, "sha256": sha256(shard / f"{told.kind}.npy") if every else ""})
+        return counts
+
+
+def encoders_of(config: GPTRunConfig, data: Path, words: PreTrainedTokenizerBase | None = None) -> dict[str, Encoder]:
+    """The encoder of each condition that the config names. What stands in for it where the shards of `data` were made of given
+    embeddings. A text encoder that is trained gets `words`, or learns those of the training captions."""
+    stamp = read_stamp(data / "tokens") if (data / "tokens" / "stamp.json").is_file() else {}
+    encoders: dict[str, Encoder] = {}
+    for kind in config.conditions:
+        if stamp.get(kind, "").startswith(GivenEmbeddings.prefix):
+            encoders[kind] = given_encoder(config, kind)
+            continue
+        if kind == "text" and config.text_encoder.source == TRAINED and words is None:
+            words = words_of(data, config.text_encoder.vocabulary)
+        encoders[kind] = build_encoder(config, kind, words)
+    return encoders
+
+
+def given_encoder(config: GPTRunConfig, kind: str) -> GivenEmbeddings:
+    return GivenEmbeddings(getattr(config, f"{kind}_encoder"), config.gpt.condition_tokens, config.gpt.condition_width)
+
+
+def words_of(data: Path, vocabulary: int) -> PreTrainedTokenizerBase:
+    """The words of the captions of a data set's training shapes."""
+    captions, ids = captions_of(data), open_samples(data).ids("train")
+    return learn_words((caption for i in ids for caption in captions.get(i, ())), vocabulary)
+
+
+def told_of(data: Path, encoders: dict[str, Encoder], config: GPTRunConfig, device: torch.device) -> list[Told]:
+    """What each encoder is shown of a data set, but for those whose embeddings were given."""
+    made = {kind: encoder for kind, encoder in encoders.items() if not isinstance(encoder, GivenEmbeddings)}
+    return [ToldByViews(data, encoder, config.image_encoder, device) if kind == "image" else ToldByCaptions(data, encoder, device)
+            for kind, encoder in made.items()]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -145,20 +160,26 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("data", type=Path, help=f"data set folder with samples/, views/ and splits.json ({', '.join(SPLITS)}), "
                                                 "or ShapeNetV2's")
     parser.add_argument("--tokenizer", required=True, metavar="MODEL", help="model directory or Hub id of the tokenizer")
+    parser.add_argument("--gpt-type", choices=list(GPT_TYPES), default="i23d",
+                        help="what the GPT is told of a shape (default: %(default)s)")
     parser.add_argument("--config", default="configs/gpt_i23d_tiny.yaml",
-                        help="the GPT's config: names the image encoder (default: %(default)s)")
+                        help="the GPT's config: names the encoders (default: %(default)s)")
     parser.add_argument("--embeddings", type=Path, metavar="FOLDER",
-                        help="take <id>.npz of this folder for the frozen encoder's embeddings, instead of running it over views")
+                        help="take <id>.npz of this folder for the frozen image encoder's embeddings, instead of running it over views")
+    parser.add_argument("--caption-embeddings", type=Path, metavar="FOLDER", help="the same for the frozen text encoder")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config values, as in image_encoder.image_size=64")
     args = parser.parse_intermixed_args(argv)
     try:
-        config = configuration.load(GPTRunConfig, args.config, args.overrides)
+        config = configuration.load(GPTRunConfig, args.config, args.overrides, base={"conditions": GPT_TYPES[args.gpt_type]})
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        given = None
-        if args.embeddings:
-            shape = config.gpt.condition_tokens, config.gpt.condition_width
-            given = ViewEmbeddings(args.embeddings, GivenEmbeddings(config.image_encoder, *shape))
-        maker = TokenMaker(args.data, checkpoint.load_tokenizer(args.tokenizer), config.image_encoder, device, given)
+        given = {"image": args.embeddings, "text": args.caption_embeddings}
+        if unasked := [kind for kind, folder in given.items() if folder and kind not in config.conditions]:
+            raise ValueError(f"embeddings of {unasked[0]} are given, but --gpt-type {args.gpt_type} is told of "
+                             f"{' and '.join(config.conditions) or 'nothing'}")
+        told = [ToldByEmbeddings(kind, folder, given_encoder(config, kind)) for kind, folder in given.items() if folder]
+        rest = dataclasses.replace(config, conditions=[kind for kind in config.conditions if not given[kind]])
+        told += told_of(args.data, encoders_of(rest, args.data), config, device)
+        maker = TokenMaker(args.data, checkpoint.load_tokenizer(args.tokenizer), told, device)
         done = maker.run()
     except ValueError as e:
         parser.exit(2, f"{e}\n")

@@ -173,6 +173,20 @@ def read_rows(path: Path, *needed: str) -> Iterator[tuple[int, dict[str, str]]]:
             yield reader.line_num, {name: cell or "" for name, cell in row.items()}
 
 
+def read_captions(path: Path) -> dict[str, list[str]]:
+    """The captions of each id, in the order of a CSV with the columns id and caption."""
+    if not path.is_file():
+        raise ValueError(f"captions file {path} does not exist")
+    captions: dict[str, list[str]] = {}
+    for line, row in read_rows(path, "id", "caption"):
+        if not row["caption"].strip():
+            raise ValueError(f"{path}, line {line}: there is no caption for the id {row['id']!r}; leave the row out")
+        captions.setdefault(row["id"], []).append(" ".join(row["caption"].split()))
+    if not captions:
+        raise ValueError(f"{path} lists no captions: it needs a header with id and caption, and a row for each caption")
+    return captions
+
+
 def _given_captions(read: _Source, *, check: bool = False) -> dict[str, list[str]]:
     """One or more captions by id, from captions.csv, else from the table; with `check`, rows of no mesh are complained about."""
     captions: dict[str, list[str]] = {}

@@ -58,6 +58,11 @@ class Words:
     adjectives: list[str] = field(default_factory=list)
     features: list[str] = field(default_factory=list)
 
+    def fewer(self, rng: np.random.Generator) -> Words:
+        """Some of the words, from next to none to nearly all, as people who ask for a shape would say."""
+        share = rng.random()
+        return Words(self.noun, *([w for w in words if rng.random() < share] for words in (self.adjectives, self.features)))
+
     def caption(self, rng: np.random.Generator) -> str:
         """One of four forms, the features in any order."""
         adjectives = [a for a in self.adjectives if a]

@@ -1,4 +1,4 @@
-"""Procedural shapes of 14 categories: closed manifolds with the parameters they were made from and a caption.
+"""Procedural shapes of 14 categories: closed manifolds with the parameters they were made from and captions.
 
     shape = generate(index=7, seed=0)
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from manifold3d import Manifold
 
 MIN_THICKNESS = 0.07
+FURTHER_CAPTIONS = 3  # besides the one that says all
 SLIVER = 0.003  # edges this short are removed: in float32 they could fold, and the mesh would no longer be closed
 
 Family = Callable[[Draw], tuple["Manifold", Words]]
@@ -40,7 +41,7 @@ CATEGORIES: tuple[str, ...] = tuple(_FAMILIES)
 class ToyShape:
     id: str
     category: str
-    caption: str
+    captions: tuple[str, ...]  # the first says everything, the others less
     parameters: dict[str, float | int | str | bool]
     mesh: Mesh
 
@@ -53,4 +54,6 @@ def generate(index: int, seed: int) -> ToyShape:
     solid, words = _FAMILIES[category](draw)
     pieces = solid.simplify(SLIVER).to_mesh()
     mesh = normalize(pieces.vert_properties[:, :3], pieces.tri_verts)
-    return ToyShape(f"{category}_{seed}_{index:06d}", category, words.caption(rng), draw.parameters, mesh)
+    captions, further = [words.caption(rng)], np.random.default_rng([seed, index, 2])
+    captions += [words.fewer(further).caption(further) for _ in range(FURTHER_CAPTIONS)]
+    return ToyShape(f"{category}_{seed}_{index:06d}", category, tuple(dict.fromkeys(captions)), draw.parameters, mesh)

@@ -12,53 +12,37 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-
-from tar3d.condition.encoders import GivenEmbeddings
-
-T5_WIDTH = 2048
 
 
 class EmbeddingError(ValueError):
     """Embeddings of one shape that are not there or damaged; the message is one sentence that names the file."""
 
 
-@dataclass(frozen=True)
-class ViewEmbeddings:
-    """`folder` with an <id>.npz for each shape, taken for what `encoder` stands in for."""
-
-    folder: Path
-    encoder: GivenEmbeddings
-
-    def __post_init__(self) -> None:
-        if not self.folder.is_dir():
-            raise ValueError(f"{self.folder} is not a folder of embeddings <id>.npz")
-
-    def read(self, shape_id: str) -> np.ndarray:
-        """The views of a shape, (views, P, E) float16. A P or E that is not the encoder's is a plain ValueError: all files of a
-        folder were made by one encoder, so it is not this shape's fault."""
-        path, (tokens, width) = self.folder / f"{shape_id}.npz", (self.encoder.num_tokens, self.encoder.width)
-        arrays = _read(path)
-        for key, (rows, columns) in ((key, array.shape) for key, array in arrays.items()):
-            if (rows, columns) != (tokens, width):
-                raise ValueError(f"{path}: {key} is {rows} x {columns}, but gpt.condition_tokens x gpt.condition_width is "
-                                 f"{tokens} x {width}: write gpt.condition_tokens={rows} gpt.condition_width={columns}")
-        return np.stack(list(arrays.values()))
-
-
-def read_caption_embeddings(folder: Path, uid: str) -> list[np.ndarray]:
-    """The captions of a shape, each (L, 2048) float16."""
+def read_view_embeddings(folder: Path, uid: str, num_tokens: int, width: int) -> list[np.ndarray]:
+    """The views of a shape, each (P, E) float16. A P or E that is not `num_tokens` x `width` is a plain ValueError: all files of a
+    folder were made by one encoder, so it is not this shape's fault."""
     arrays = _read(folder / f"{uid}.npz")
-    for key, array in arrays.items():
-        if array.shape[1] != T5_WIDTH:
-            raise ValueError(f"{folder / uid}.npz: {key} is {array.shape[1]} wide, T5's embeddings are {T5_WIDTH}")
+    for key, (rows, columns) in ((key, array.shape) for key, array in arrays.items()):
+        if (rows, columns) != (num_tokens, width):
+            raise ValueError(f"{folder / uid}.npz: {key} is {rows} x {columns}, but gpt.condition_tokens x gpt.condition_width is "
+                             f"{num_tokens} x {width}: write gpt.condition_tokens={rows} gpt.condition_width={columns}")
     return list(arrays.values())
 
 
-def read_captions(path: Path) -> dict[str, list[tuple[str, str]]]:
+def read_caption_embeddings(folder: Path, uid: str, num_tokens: int, width: int) -> list[np.ndarray]:
+    """The captions of a shape, each (l, E) float16, l at most `num_tokens`: longer ones are cut."""
+    arrays = _read(folder / f"{uid}.npz")
+    for key, array in arrays.items():
+        if array.shape[1] != width:
+            raise ValueError(f"{folder / uid}.npz: {key} is {array.shape[1]} wide, but gpt.condition_width is {width}: "
+                             f"write gpt.condition_width={array.shape[1]}")
+    return [array[:num_tokens] for array in arrays.values()]
+
+
+def read_pairs(path: Path) -> dict[str, list[tuple[str, str]]]:
     """(picture, caption) pairs by uid, as uid2conds.json has them."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

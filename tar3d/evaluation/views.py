@@ -156,24 +156,6 @@ def read_cameras(path: Path) -> tuple[Camera, ...]:
     return cameras
 
 
-def read_captions(path: Path) -> dict[str, str]:
-    """Captions by id from a CSV with the columns id and caption."""
-    if not path.is_file():
-        raise ValueError(f"captions file {path} does not exist")
-    with open(path, encoding="utf-8-sig", newline="") as f:
-        rows = list(csv.DictReader(f))
-    if not rows or not {"id", "caption"} <= rows[0].keys():
-        raise ValueError(f"{path} lists no captions: it needs a header with id and caption, and a row for each id")
-    captions: dict[str, str] = {}
-    for row in rows:
-        if row["id"] in captions:
-            raise ValueError(f"{path} has more than one row with the id {row['id']!r}")
-        if not (row["caption"] or "").strip():
-            raise ValueError(f"{path} has no caption for the id {row['id']!r}; leave the row out")
-        captions[row["id"]] = row["caption"].strip()
-    return captions
-
-
 def files_by_stem(folder: Path) -> dict[str, Path]:
     """The pictures directly inside a folder by name without suffix; a ValueError when two share one."""
     named: dict[str, Path] = {}

@@ -64,7 +64,7 @@ def test_shapes_are_closed_outward_and_normalised(shapes, category):
 def test_shapes_are_one_piece(shapes, category):
     """No leg hangs in the air, no part is inside out (a piece of its own), no two parts merely touch."""
     for shape in shapes[category]:
-        assert solid(shape).body_count == 1, f"{shape.id}: {shape.caption}"
+        assert solid(shape).body_count == 1, f"{shape.id}: {shape.captions[0]}"
 
 
 def test_a_tube_is_outward():
@@ -121,13 +121,25 @@ def test_parameters_vary(shapes, category):
 
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_captions_read_well(shapes, category):
-    for caption in (shape.caption for shape in shapes[category]):
+    for caption in (caption for shape in shapes[category] for caption in shape.captions):
         words = caption.replace(",", "").replace(";", "").split()
         assert "  " not in caption and caption == caption.strip() and not caption.endswith((",", "with", "and")), caption
         assert "None" not in caption and "True" not in caption and "_" not in caption, caption
         for a, b in zip(words, words[1:], strict=False):
             assert a != "a" or b[0] not in "aeiou" or b.startswith("one"), caption
             assert a != "an" or b[0] in "aeiou", caption
+
+
+def test_further_captions_say_less_of_the_same_shape(shapes):
+    def said(caption: str) -> set[str]:
+        return set(caption.replace("a 3D model of ", "").replace(",", "").replace("; it has", "").split()) - {"a", "an", "and", "with"}
+
+    lengths = []
+    for shape in (shape for of_one in shapes.values() for shape in of_one):
+        full, *further = map(said, shape.captions)
+        assert len(shape.captions) == len(set(shape.captions)) and all(words <= full for words in further), shape.captions
+        lengths += [len(words) / len(full) for words in further]
+    assert 0.5 < np.mean(lengths) < 0.8 and min(lengths) < 0.3, "from next to nothing to everything in another form"
 
 
 def test_captions_tell_discrete_choices_apart():
@@ -139,14 +151,14 @@ def test_captions_tell_discrete_choices_apart():
         if shape.category in words:
             key, said = words[shape.category]
             for value, phrase in said.items():
-                assert (phrase in shape.caption) == (shape.parameters[key] == value), shape.caption
+                assert (phrase in shape.captions[0]) == (shape.parameters[key] == value), shape.captions[0]
                 checked += 1
     assert checked > 10
 
 
 def test_one_index_and_seed_is_one_shape():
     a, b, other, next_one = generate(5, 7), generate(5, 7), generate(5, 8), generate(6, 7)
-    assert a.id == b.id == f"{a.category}_7_000005" and a.caption == b.caption and a.parameters == b.parameters
+    assert a.id == b.id == f"{a.category}_7_000005" and a.captions == b.captions and a.parameters == b.parameters
     assert a.mesh.vertices.tobytes() == b.mesh.vertices.tobytes() and a.mesh.faces.tobytes() == b.mesh.faces.tobytes()
     assert a.parameters != other.parameters and a.parameters != next_one.parameters
 
@@ -162,13 +174,15 @@ def test_the_bytes_do_not_depend_on_the_workers(folder, tmp_path):
 
 def test_files_belong_together(folder):
     manifest = list(csv.DictReader(open(folder / "manifest.csv", encoding="utf-8", newline="")))
-    captions = {r["id"]: r["caption"] for r in csv.DictReader(open(folder / "captions.csv", encoding="utf-8", newline=""))}
+    captions: dict[str, list[str]] = {}
+    for row in csv.DictReader(open(folder / "captions.csv", encoding="utf-8", newline="")):
+        captions.setdefault(row["id"], []).append(row["caption"])
     splits = json.loads((folder / "splits.json").read_text())
     assert [r["id"] for r in manifest] == [generate(i, 4).id for i in range(6)]
     assert sorted(sum(splits.values(), [])) == sorted(captions) == sorted(r["id"] for r in manifest)
     for i, row in enumerate(manifest):
         shape, mesh = generate(i, 4), load_mesh(folder / "meshes" / f"{row['id']}.glb")
-        assert json.loads(row["parameters"]) == shape.parameters and captions[row["id"]] == shape.caption
+        assert json.loads(row["parameters"]) == shape.parameters and captions[row["id"]] == list(shape.captions)
         assert trimesh.Trimesh(mesh.vertices, mesh.faces, process=False).is_watertight
         assert float(row["volume"]) == pytest.approx(solid(shape).volume, rel=1e-4) and int(row["faces"]) == len(shape.mesh.faces)
         assert len(json.loads((folder / "views" / row["id"] / "cameras.json").read_text())) == VIEWS.count
