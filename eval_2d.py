@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from tar3d.config import EvalProtocol
+from tar3d.config import GPT_TYPES, EvalProtocol
 from tar3d.data.default import DEFAULT_FOLDER, default_library, default_test
 from tar3d.data.folder import read_categories
 from tar3d.data.sources import read_captions
@@ -52,7 +52,8 @@ from tar3d.runtime import choose_device, command_line, describe_machine, positiv
 
 CAMERAS = PROTOCOLS / "cameras.json"
 # What each way of working takes, and its defaults: an option of another way is refused, not ignored
-OF_A_MODEL = {"model": "pretrained/tiny", "test": None, "train": None, "shapes": 100, "resolution": 128, "batch": 10}
+OF_A_MODEL = {"model": "pretrained/tiny", "gpt_type": "i23d", "test": None, "train": None, "shapes": 100, "resolution": 128,
+              "batch": 10}
 OF_RENDERS = {"cameras": CAMERAS, "protocol": "tar3d"}
 RENDER_SIZE = 224
 
@@ -66,6 +67,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     given.add_argument("--gt-images", type=Path, help="folder of true pictures, of the same names")
     model = parser.add_argument_group("a model")
     model.add_argument("--model", help=f"model directory or Hub id (default: {OF_A_MODEL['model']})")
+    model.add_argument("--gpt-type", choices=[name for name, kinds in GPT_TYPES.items() if len(kinds) == 1],
+                       help=f"what the model is told: i23d an image, t23d a text (default: {OF_A_MODEL['gpt_type']})")
     model.add_argument("--test", type=Path, help="data set folder with unseen shapes (default: 100 procedural ones, seed 1)")
     model.add_argument("--train", type=Path, help=f"data set the model was trained on (default: {DEFAULT_FOLDER}, procedural)")
     model.add_argument("--shapes", type=positive_int, help=f"how many, drawn with the seed (default: {OF_A_MODEL['shapes']})")
@@ -184,11 +187,13 @@ def find_pairs(args: argparse.Namespace, protocol: EvalProtocol,
     if args.pred:
         return {"prediction": pairs_by_id(args.pred, args.gt, read_categories(args.gt))}, {}, {}
     test, train = args.test or default_test(args.shapes), args.train or default_library()
-    pipeline = Pipeline.load(args.model, device=device)
-    made = evaluate_model(pipeline, test, train, args.out, shapes=args.shapes, resolution=args.resolution, batch=args.batch,
+    pipeline = Pipeline.load(args.model, args.gpt_type, device=device)
+    kind, = GPT_TYPES[args.gpt_type]
+    made = evaluate_model(pipeline, kind, test, train, args.out, shapes=args.shapes, resolution=args.resolution, batch=args.batch,
                           seed=protocol.seed)
-    return made.pairs, TITLES, {"model": args.model, "test": str(test), "train": str(train), "resolution": args.resolution,
-                                "sampling": vars(pipeline.sampling), "views_in_training": made.views_in_training}
+    return made.pairs, TITLES[kind], {"model": args.model, "gpt_type": args.gpt_type, "test": str(test),
+                                      "train": str(train), "resolution": args.resolution, "sampling": vars(pipeline.sampling),
+                                      "views_in_training": made.told.views_in_training}
 
 
 def load_networks(args: argparse.Namespace, maps: tuple[str, ...], device: torch.device) -> tuple:

@@ -1,6 +1,8 @@
 """Scores meshes against the truth, and says exactly what was measured:
 
     python eval_3d.py                                       the shipped model on unseen procedural shapes, with baselines
+    python eval_3d.py --gpt-type t23d                       ... from captions: does the text matter?
+    python eval_3d.py --gpt-type uncond                     ... from nothing, as a set: coverage, MMD, 1-NN accuracy
     python eval_3d.py --model MODEL --test DATA --train DATA   a model of yours on a data set of yours
     python eval_3d.py --pred DIR --gt DIR --out OUT         any meshes, paired by id (file name without suffix)
     python eval_3d.py --pairs PAIRS.csv --out OUT           ... or by a CSV with the columns id, pred, truth
@@ -31,18 +33,19 @@ import numpy as np
 import torch
 import trimesh
 
-from tar3d.config import EvalProtocol
+from tar3d.config import GPT_TYPES, EvalProtocol
 from tar3d.contracts import Mesh
 from tar3d.data.default import DEFAULT_FOLDER, default_library, default_test
-from tar3d.data.folder import read_categories, write_json
-from tar3d.evaluation.generations import TITLES, evaluate_model
-from tar3d.evaluation.pairs import load_protocol, pairs_by_csv, pairs_by_id, protocol_names, score_pairs, set_clouds
+from tar3d.data.folder import mesh_path, read_categories, write_json
+from tar3d.data.shapes import open_samples
+from tar3d.evaluation.generations import EMPTY, TITLES, choose_shapes, evaluate_model, generate_freely
+from tar3d.evaluation.pairs import load_protocol, mesh_ids, pairs_by_csv, pairs_by_id, protocol_names, score_pairs, set_clouds
 from tar3d.evaluation.report import say_failures, versions, write_report
 from tar3d.mesh.export import save_mesh
 from tar3d.metrics.align import ALIGNMENTS
 from tar3d.metrics.sets import SET_FORMULAS, set_scores
 from tar3d.metrics.summary import aggregate, cell, markdown_table
-from tar3d.pipeline import Pipeline
+from tar3d.pipeline import ANY, Pipeline
 from tar3d.runtime import choose_device, command_line, describe_machine, positive_int
 
 
@@ -55,6 +58,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     meshes.add_argument("--unpaired", action="store_true", help="compare --pred and --gt as sets")
     model = parser.add_argument_group("a model")
     model.add_argument("--model", default="pretrained/tiny", help="model directory or Hub id (default: %(default)s)")
+    model.add_argument("--gpt-type", choices=[name for name in GPT_TYPES if name != ANY], default="i23d",
+                       help="what the model is told: i23d an image, t23d a text, uncond nothing (default: %(default)s)")
     model.add_argument("--test", type=Path, help="data set folder with unseen shapes (default: 100 procedural ones, seed 1)")
     model.add_argument("--train", type=Path, help=f"data set the model was trained on (default: {DEFAULT_FOLDER}, procedural)")
     model.add_argument("--shapes", type=positive_int, default=100, help="how many, drawn with the seed (default: %(default)s)")
@@ -120,20 +125,30 @@ def model(protocol: EvalProtocol, args: argparse.Namespace) -> int:
     start = time.perf_counter()
     test = args.test or default_test(args.shapes)
     train = args.train or default_library()
-    pipeline = Pipeline.load(args.model, device=choose_device(args.device))
-    made = evaluate_model(pipeline, test, train, args.out, shapes=args.shapes, resolution=args.resolution, batch=args.batch,
+    pipeline = Pipeline.load(args.model, args.gpt_type, device=choose_device(args.device))
+    described = {"model": args.model, "test": str(test), "train": str(train), "resolution": args.resolution,
+                 "sampling": vars(pipeline.sampling)}
+    if args.gpt_type == "uncond":
+        return freely(pipeline, test, train, protocol, args, described, start)
+    kind, = GPT_TYPES[args.gpt_type]
+    made = evaluate_model(pipeline, kind, test, train, args.out, shapes=args.shapes, resolution=args.resolution, batch=args.batch,
                           seed=protocol.seed)
     sets = {name: score_pairs(pairs, protocol, args.align, args.workers, name) for name, pairs in made.pairs.items()}
     losses = {kind: aggregate(list(values.values()), protocol.seed) for kind, values in made.nll.items()}
-    pictures = ["right picture", "another shape's picture", "no picture"]
-    table = markdown_table(pictures, [[cell(v, ".4f") for v in losses.values()]])
-    extra = ["", "## Does it use its picture?", "", "NLL of the true tokens in nats a token.", "", *table, "",
-             f"Views that are, pixel by pixel, training views: {made.views_in_training}. More than 0 means that test shapes were "
-             "trained on."]
-    described = about(args, start) | {"model": args.model, "test": str(test), "train": str(train), "resolution": args.resolution,
-                                      "sampling": vars(pipeline.sampling), "nll": losses,
-                                      "views_in_training": made.views_in_training}
-    print(write_report(args.out, sets, protocol, described, titles=TITLES, extra=extra))
+    told = "picture" if kind == "image" else "caption"
+    table = markdown_table([f"right {told}", f"another shape's {told}", f"no {told}"],
+                           [[cell(v, ".4f") for v in losses.values()]])
+    extra = ["", f"## Does it use its {told}?", "", "NLL of the true tokens in nats a token.", "", *table, ""]
+    described |= {"nll": losses}
+    if kind == "image":
+        described["views_in_training"] = made.told.views_in_training
+        extra.append(f"Views that are, pixel by pixel, training views: {made.told.views_in_training}. More than 0 means that "
+                     "test shapes were trained on.")
+    else:
+        scores = text_scores(load_judge(args.judge), made, protocol.seed)
+        described["text"] = scores
+        extra += text_report(scores, TITLES[kind])
+    print(write_report(args.out, sets, protocol, about(args, start) | described, titles=TITLES[kind], extra=extra))
     return finish(sets, args.out)
 
 
@@ -142,20 +157,49 @@ def finish(sets: dict[str, list[dict]], out: Path) -> int:
     return say_failures([(row["id"], row["reason"]) for rows in sets.values() for row in rows if row["status"] != "ok"], out)
 
 
+def freely(pipeline: Pipeline, test: Path, train: Path, protocol: EvalProtocol, args: argparse.Namespace, described: dict,
+           start: float) -> int:
+    """Shapes of a model that was told nothing against the unseen ones, as sets; beside it as many training shapes, which no model
+    has to be better than."""
+    empty = generate_freely(pipeline, args.out, shapes=args.shapes, resolution=args.resolution, batch=args.batch,
+                            seed=protocol.seed)
+    truths = [mesh_path(test, i) for i in choose_shapes(test, train, "", args.shapes, protocol.seed)]
+    drawn = np.random.default_rng([protocol.seed, 1]).permutation(sorted(open_samples(train).listed("train")))[: len(truths)]
+    failed = {f"generation: {name}": EMPTY for name in empty}
+    clouds = {}
+    for name, paths in (("generated", sorted((args.out / "generation").glob("*.glb"))), ("truth", truths),
+                        ("training", [mesh_path(train, i) for i in drawn])):
+        found, problems = set_clouds({path.stem: path for path in paths}, protocol, args.workers)
+        clouds[name] = list(found.values())
+        failed |= {f"{name}: {i}": reason for i, reason in problems.items()}
+    scores = {name: set_scores(clouds[name], clouds["truth"]) for name in ("generated", "training")}
+    rows = [[name, *(f"{values[k]:.4g}" for k in (*SET_FORMULAS, "generated_shapes", "reference_shapes"))]
+            for name, values in scores.items()]
+    return sets_report("Shapes from nothing against unseen ones",
+                       markdown_table(["set", *SET_FORMULAS, "shapes", "unseen shapes"], rows), failed, protocol, args,
+                       {**about(args, start), **described, "scores": scores})
+
+
 def unpaired(protocol: EvalProtocol, args: argparse.Namespace) -> int:
     start = time.perf_counter()
-    (generated, failed_g), (reference, failed_r) = (set_clouds(folder, protocol, args.workers) for folder in (args.pred, args.gt))
+    (generated, failed_g), (reference, failed_r) = (set_clouds(mesh_ids(folder), protocol, args.workers)
+                                                  for folder in (args.pred, args.gt))
     failed = {f"{args.pred}: {i}": r for i, r in failed_g.items()} | {f"{args.gt}: {i}": r for i, r in failed_r.items()}
     scores = set_scores(list(generated.values()), list(reference.values()))
+    table = markdown_table(["score", "value"], [[k, f"{v:.4g}"] for k, v in scores.items()])
+    return sets_report("Two sets of shapes", table, failed, protocol, args, {**about(args, start), "scores": scores})
+
+
+def sets_report(title: str, table: list[str], failed: dict[str, str], protocol: EvalProtocol, args: argparse.Namespace,
+                described: dict) -> int:
     where = "the files' coordinates" if protocol.frame == "source" else "each shape centred and scaled by its own bounding box"
-    lines = ["# Two sets of shapes", "", *markdown_table(["score", "value"], [[k, f"{v:.4g}"] for k, v in scores.items()]), "",
-             *(f"failed: {i}: {reason}  " for i, reason in failed.items()), "",
+    lines = [f"# {title}", "", *table, "", *(f"failed: {i}: {reason}  " for i, reason in failed.items()), "",
              f"2,048 points a shape, {where}, seed {protocol.seed}.", "",
              *(f"{name} = {formula}  " for name, formula in SET_FORMULAS.items()), "", f"`{command_line()}`"]
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    write_json(args.out / "summary.json", {**about(args, start), "versions": versions(), "scores": scores, "failed": failed,
-                                           "formulas": SET_FORMULAS, "frame": where, "seed": protocol.seed})
+    write_json(args.out / "summary.json", {**described, "versions": versions(), "failed": failed, "formulas": SET_FORMULAS,
+                                           "frame": where, "seed": protocol.seed})
     print("\n".join(lines))
     return 1 if failed else 0
 

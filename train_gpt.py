@@ -1,5 +1,5 @@
-"""Trains the GPT that predicts a shape's tokens from an image, a text, either or nothing, on token shards (it never reads points or
-meshes).
+"""Trains the GPT that predicts a shape's tokens from an image, a text, either or nothing, on token shards (it never reads points
+or meshes).
 
     python train_gpt.py --gpt-type i23d --gpt-model GPT-tiny
     python train_gpt.py --gpt-type t23d --gpt-model GPT-B --global-batch-size 4 --data DATA --vq-ckpt outputs/vqvae/model
@@ -36,7 +36,7 @@ from tar3d.contracts import PLANES, Condition
 from tar3d.data.default import DEFAULT_FOLDER, default_data
 from tar3d.data.make_tokens import TokenMaker, encoders_of, told_of
 from tar3d.data.order import JoinedOrder, TrainingOrder, spread
-from tar3d.data.tokens import TokenDataset, read_stamp
+from tar3d.data.tokens import TokenDataset
 from tar3d.data.views import mesh_pictures
 from tar3d.gpt.evaluate import condition_nll
 from tar3d.gpt.loss import cross_entropy
@@ -84,6 +84,7 @@ def main(argv: list[str] | None = None) -> int:
         state = None if args.dry_run else prepare_folder(fabric, args.out, args.resume, config)
         with fabric.rank_zero_first():
             data = args.data or default_data(args.toy_shapes)
+            torch.manual_seed(config.train.seed)  # initial weights
             encoders = encoders_of(config, data, words_of_model(args.init) if args.init else None)
             if told := told_of(data, encoders, config, fabric.device):
                 TokenMaker(data, vqvae, told, fabric.device).run()
@@ -152,7 +153,8 @@ class Trainee(torch.nn.Module):
     def flops(self, rows: int, further: int) -> int:
         """Of a step over `rows` rows and `further` ones for the sketch: forward and twice that backward."""
         gpt, conditioner = self.model.gpt, self.model.conditioner
-        told = sum(encoder.flops() for encoder in conditioner.trained.values()) * (rows + further) // max(1, len(conditioner.kinds))
+        told = sum(encoder.flops() for encoder in conditioner.trained.values()) * (rows + further)
+        told //= max(1, len(conditioner.kinds))
         return 3 * (rows * gpt.flops(gpt.config.condition_tokens, gpt.config.num_tokens) + told)
 
 
@@ -167,8 +169,8 @@ def check_tokenizer(config: GPTRunConfig, vqvae: VQVAE) -> None:
 
 
 def train(config: GPTRunConfig, out: Path, fabric: Fabric, data: Path, vqvae: VQVAE, vq_source: str, *,
-          encoders: dict[str, Encoder] | None = None, state: Path | None = None, init: str | None = None, wandb: str | None = None,
-          overfit: int | None = None) -> dict:
+          encoders: dict[str, Encoder] | None = None, state: Path | None = None, init: str | None = None,
+          wandb: str | None = None, overfit: int | None = None) -> dict:
     """Runs a training, or goes on from a saved `state`, and returns the last validation's metrics. With `overfit` it has so many
     shapes, is validated on them, and the metrics say what share of their tokens it generates ("regenerated")."""
     t = config.train
@@ -186,10 +188,12 @@ def train(config: GPTRunConfig, out: Path, fabric: Fabric, data: Path, vqvae: VQ
               generators={"dropout": dropout_random}, wandb=wandb)
     run.restore(state)
 
-    wanted = {"tokenizer": config.tokenizer_fingerprint} | {kind: model.conditioner.encoder(kind).identity for kind in config.conditions}
+    told = {kind: model.conditioner.encoder(kind) for kind in config.conditions}
+    wanted = {"tokenizer": config.tokenizer_fingerprint} | {kind: encoder.identity for kind, encoder in told.items()}
     read = partial(TokenDataset, data, seed=t.seed, wanted=wanted, conditions=config.conditions, limit=overfit,
                    caption_tokens=config.text_encoder.max_tokens)
-    dataset, validation = read("train", token_noise=t.token_noise, word_dropout=t.word_dropout), read("train" if overfit else "val")
+    dataset = read("train", token_noise=t.token_noise, word_dropout=t.word_dropout)
+    validation = read("train" if overfit else "val")
     order = JoinedOrder(*(TrainingOrder(len(dataset), rows, seed=seed, start=run.step, stop=t.steps, rank=fabric.global_rank,
                                         world=fabric.world_size)
                           for rows, seed in ((t.global_batch_size, t.seed), (t.sketch_rows, t.seed + 1))))
@@ -198,11 +202,10 @@ def train(config: GPTRunConfig, out: Path, fabric: Fabric, data: Path, vqvae: VQ
     shown = spread(len(validation), t.preview_shapes)
     truths = mesh_pictures(data, [validation.ids[i] for i in shown])
     local, further = t.global_batch_size // fabric.world_size, t.sketch_rows // fabric.world_size
-    micro, given = t.micro_batch_size or local, [e for kind in model.conditioner.kinds
-                                                 if isinstance(e := model.conditioner.encoder(kind), GivenEmbeddings)]
-    if micro % max(1, len(config.conditions)):
-        raise ValueError(f"{micro} rows go through the model together, but {len(config.conditions)} conditions take turns in them: "
-                         f"set train.global_batch_size or train.micro_batch_size so that they divide by {len(config.conditions)}")
+    micro, given = t.micro_batch_size or local, [e for e in told.values() if isinstance(e, GivenEmbeddings)]
+    if told and micro % len(told):
+        raise ValueError(f"{micro} rows go through the model together, but {len(told)} conditions take turns in them: set "
+                         f"train.global_batch_size or train.micro_batch_size so that they divide by {len(told)}")
     if further % max(1, local // micro):
         raise ValueError(f"train.sketch_rows {t.sketch_rows} do not divide over {fabric.world_size} x {local // micro} "
                          "forward passes")
@@ -271,8 +274,8 @@ def validation_rows(dataset: TokenDataset, count: int) -> dict:
 
 def validate(model: ConditionalGPT, rows: dict, fabric: Fabric) -> tuple[dict[str, float], torch.Tensor]:
     """NLL in nats per token under the right, a shuffled and the null condition; by plane, of the first 8 positions, and of each
-    quarter of the sequence. Where several conditions may be told, "right" and "shuffled" are means over them, and each has its own.
-    Also the NLL under the right one of every position (T,)."""
+    quarter of the sequence. Where several conditions may be told, "right" and "shuffled" are means over them, and each has its
+    own. Also the NLL under the right one of every position (T,)."""
     with fabric.autocast():
         by_kind = {kind: condition_nll(model, rows["tokens"], {kind: rows["source"][kind]}, VALIDATION_BATCH)
                    for kind in model.conditioner.kinds} or {"": condition_nll(model, rows["tokens"], {}, VALIDATION_BATCH)}
@@ -295,7 +298,8 @@ def nll_picture(by_position: torch.Tensor, config: GPTRunConfig) -> Image.Image:
     random (ln V)."""
     planes = to_planes(by_position[None], config.gpt.grid_size)[0]
     shade = (255 * (1 - planes / np.log(config.gpt.codebook_size)).clamp(0, 1)).byte().numpy()
-    maps = [np.asarray(Image.fromarray(plane).convert("RGB").resize((MAP_SIZE, MAP_SIZE), Image.Resampling.NEAREST)) for plane in shade]
+    maps = [np.asarray(Image.fromarray(plane).convert("RGB").resize((MAP_SIZE, MAP_SIZE), Image.Resampling.NEAREST))
+            for plane in shade]
     return contact_sheet([maps], [f"{name}: NLL {float(p.mean()):.3f} nats" for name, p in zip(PLANES, planes, strict=True)])
 
 
@@ -337,7 +341,8 @@ def copy_tokenizer(source: str, target: Path) -> None:
 
 def needs(given: list[GivenEmbeddings]) -> str:
     """What a user of the model has to know whose training has not seen its encoders."""
-    return f" (needs {' and '.join(encoder.source for encoder in given)}, whose embeddings were given to this training)" if given else ""
+    names = " and ".join(encoder.source for encoder in given)
+    return f" (needs {names}, whose embeddings were given to this training)" if given else ""
 
 
 TASKS = {"i23d": "image to 3D", "t23d": "text to 3D", "uncond": "3D from nothing", "any": "image or text to 3D, or from nothing"}
@@ -347,8 +352,8 @@ def model_card(record: dict, gpt_type: str, given: list[GivenEmbeddings]) -> str
     """README.md of a trained GPT."""
     compared = (f"; {record['nll_shuffled']:.4f} under another\nshape's condition, {record['nll_null']:.4f} without one"
                 if "nll_shuffled" in record else "")
-    use = {"i23d": " --input PICTURE", "t23d": ' --prompt "TEXT"', "uncond": " --num-samples 8", "any": ' --prompt "TEXT"'}[gpt_type]
     shown = "t23d" if gpt_type == "any" else gpt_type
+    use = {"i23d": " --input PICTURE", "t23d": ' --prompt "TEXT"', "uncond": " --num-samples 8"}[shown]
     return f"""# Hybrid GPT, {TASKS[gpt_type]}
 
 Trained by this repository: `{record['command']}` (step {record['step']}, {record['hours']:.2f} h, {record['machine']}, commit

@@ -165,9 +165,10 @@ def tokens(size: str, device: torch.device) -> dict[str, Work]:
         np.save(shard / "tokens.npy", rng.integers(gpt.codebook_size, size=(SHARD_ROWS, gpt.num_tokens), dtype=np.uint16))
         source = (rng.integers(256, size=(SHARD_ROWS, side, side, 3), dtype=np.uint8) if size == "tiny" else
                   rng.random((SHARD_ROWS, gpt.condition_tokens, gpt.condition_width), dtype=np.float32).astype(np.float16))
-        np.save(shard / "source.npy", source)
-        write_json(shard / "index.json", {"ids": [f"{k}_{i}" for i in range(SHARD_ROWS)], "views": [1] * SHARD_ROWS})
-    data, batch = TokenDataset(folder, "train", seed=0, wanted={}), config.train.global_batch_size
+        np.save(shard / "image.npy", source)
+        write_json(shard / "index.json", {"ids": [f"{k}_{i}" for i in range(SHARD_ROWS)], "sha256": ""})
+        write_json(shard / "image.json", {"counts": [1] * SHARD_ROWS, "sha256": ""})
+    data, batch = TokenDataset(folder, "train", seed=0, wanted={}, conditions=["image"]), config.train.global_batch_size
     weakref.finalize(data, temporary.cleanup)
     settings = {"batch": batch, "tokens": gpt.num_tokens, "source": f"{source.dtype} {source.shape[1:]}"}
     why = f"rows/s: a step of {name} at {GPU_SHARE:.0%} of {GPU_FLOPS / 1e12:.0f} TFLOP/s, six operations a weight and position"

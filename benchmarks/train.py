@@ -46,13 +46,15 @@ LOSS_ROWS = {"cpu": 3072, "cuda": 8 * 3072}
 
 def tiny_step(device: torch.device) -> Work:
     """The tiny recipe with its image encoder and the rows that only the sketch sees."""
-    from tar3d.pipeline import I23D  # with it come packages for meshes, which the other cases do without
+    from tar3d.condition.conditioner import build_encoder
+    from tar3d.pipeline import ConditionalGPT  # with it come packages for meshes, which the other cases do without
 
     tokenizer, path, name = TINY_CONFIGS
     vqvae = configuration.load(VQVAEConfig, tokenizer).tokenizer
     config = configuration.load_gpt_run(path, name, vqvae)
     t, batch = config.train, config.train.global_batch_size
-    model, precision = I23D(config).to(device).train(), resolve_precision(t.precision, device.type)
+    encoders = {kind: build_encoder(config, kind) for kind in config.conditions}
+    model, precision = ConditionalGPT(config, encoders).to(device).train(), resolve_precision(t.precision, device.type)
     optimizers = optimizers_of(model, config.optim)
     tokens = torch.randint(config.gpt.codebook_size, (batch + t.sketch_rows, config.gpt.num_tokens), device=device)
     codes = F.normalize(torch.randn(config.gpt.codebook_size, config.gpt.sketch_dim, device=device), dim=-1)
@@ -61,14 +63,14 @@ def tiny_step(device: torch.device) -> Work:
 
     def call() -> None:
         with autocast(device, precision):
-            whole = model.condition(pixels)
+            whole = model.condition({"image": pixels}, len(pixels))
             condition = Condition(whole.embeddings[:batch], whole.mask[:batch], whole.full)
             nll = cross_entropy(model.gpt.hidden(tokens[:batch, :-1], condition, dropped), model.gpt.head.weight, tokens[:batch])
             sketch = 1 - F.cosine_similarity(model.gpt.sketch(whole.embeddings, whole.mask), codes[tokens], dim=-1).mean()
         finish_step(model, optimizers, nll + t.sketch_weight * sketch, config.optim)
 
     settings = {**_settings(model.gpt, name, batch), "sketch_rows": t.sketch_rows}
-    flops = batch * model.gpt.flops(config.gpt.condition_tokens, config.gpt.num_tokens) + len(tokens) * model.encoder.flops()
+    flops = batch * model.gpt.flops(config.gpt.condition_tokens, config.gpt.num_tokens) + len(tokens) * encoders["image"].flops()
     return Work(call, batch * config.gpt.num_tokens, precision, settings, flops=3 * flops)
 
 

@@ -75,8 +75,9 @@ def find_bundle(source: str | Path, *parts: tuple[str, ...]) -> list[Path]:
     found = [next((path / name for name in names if (path / name / WEIGHTS).is_file()), None) for names in parts]
     if missing := [names for names, folder in zip(parts, found, strict=True) if folder is None]:
         have = ", ".join(sorted(p.parent.name for p in path.glob(f"*/{WEIGHTS}"))) or "none"
-        raise ValueError(f"{path} lacks {' and '.join(' or '.join(f'{m}/{WEIGHTS}' for m in names) for names in missing)}; of models "
-                         f"it holds {have}: give a directory that holds {', '.join(names[0] for names in parts)}")
+        lacking = " and ".join(" or ".join(f"{name}/{WEIGHTS}" for name in names) for names in missing)
+        raise ValueError(f"{path} lacks {lacking}; of models it holds {have}: "
+                         f"give a directory that holds {', '.join(names[0] for names in parts)}")
     return found
 
 

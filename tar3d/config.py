@@ -390,7 +390,7 @@ class GPTTrainConfig(TrainConfig):
     weights_dtype: str = "float32"  # of the model directory; float16 halves it
     token_noise: float = 0.0  # largest share of a row's input tokens replaced by random ones; each row draws its own below it
     sketch_weight: float = 0.0  # of the loss between the sketch (gpt.sketch_dim) and the true codes
-    word_dropout: float = 0.0  # probability that a word of a caption is shown as an unknown one, for a text encoder that is trained
+    word_dropout: float = 0.0  # probability that a word is shown as an unknown one, for a text encoder that is trained
     sketch_rows: int = 0  # further rows of each step, over all devices, that only the image encoder and the sketch see: cheap
 
     def __post_init__(self) -> None:
@@ -406,7 +406,7 @@ class GPTTrainConfig(TrainConfig):
 class GPTRunConfig:
     """Everything `train_gpt.py` needs; saved beside the weights."""
 
-    conditions: list[str] = field(default_factory=lambda: ["image"])  # what a shape may be described by, one at a time; of CONDITIONS
+    conditions: list[str] = field(default_factory=lambda: ["image"])  # what the GPT is told, one of them at a time
     gpt: GPTConfig = field(default_factory=GPTConfig)
     image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
     text_encoder: TextEncoderConfig = field(default_factory=TextEncoderConfig)
@@ -418,7 +418,8 @@ class GPTRunConfig:
     def __post_init__(self) -> None:
         for kind in self.conditions:
             _one_of("conditions", kind, CONDITIONS)
-        _require(len(set(self.conditions)) == len(self.conditions), f"conditions has an entry twice: {', '.join(self.conditions)}")
+        _require(len(set(self.conditions)) == len(self.conditions),
+                 f"conditions has an entry twice: {', '.join(self.conditions)}")
         _require(self.gpt.sketch_dim > 0 or not (self.train.sketch_rows or self.train.sketch_weight),
                  f"train.sketch_rows {self.train.sketch_rows} and train.sketch_weight {self.train.sketch_weight:g} train a "
                  "sketch, but gpt.sketch_dim is 0: set it to the tokenizer's code_dim, or the two to 0")

@@ -91,14 +91,14 @@ def try_models(source: str, device: torch.device) -> bool:
     """Both models forward, for a few seconds each."""
     try:
         pipeline = Pipeline.load(source, device=device)
-        vqvae, gpt, size = pipeline.vqvae, pipeline.i23d.gpt, pipeline.i23d.config.image_encoder.image_size
+        vqvae, gpt, size = pipeline.vqvae, pipeline.model.gpt, pipeline.model.config.image_encoder.image_size
         surface = torch.nn.functional.normalize(torch.randn(1, 8192, 6, device=device), dim=-1)
         tokens = vqvae.tokenize(surface).ids
         rate = _rate(lambda: vqvae.decode(vqvae.tokenize(surface)), device)
         print(f"  tokenizer of {Path(source).name}: {rate:.1f} shapes/s encoded and decoded (8,192 points)")
         pixels = torch.zeros(1, size, size, 3, dtype=torch.uint8, device=device)
         dropped = torch.zeros(1, dtype=torch.bool, device=device)
-        rate = _rate(lambda: pipeline.i23d.token_nll(tokens, pixels, dropped), device)
+        rate = _rate(lambda: pipeline.model.token_nll(tokens, {"image": pixels}, dropped), device)
         print(f"  GPT of {Path(source).name}: {rate * gpt.config.num_tokens:,.0f} tokens/s forward, batch 1")
         return True
     except (RuntimeError, ValueError, OSError) as e:

@@ -66,7 +66,7 @@ class ConditionalGPT(torch.nn.Module):
         return token_nll(hidden, self.gpt.head.weight, tokens)
 
     def condition(self, source: Source, rows: int) -> Condition:
-        """The prefixes of so many rows: of what they are told (`tar3d.condition.conditioner`), or without anything the null prefix."""
+        """The prefixes of so many rows: of what they are told (`tar3d.condition.conditioner`), or of nothing the null prefix."""
         if source:
             return self.conditioner(source)
         return Condition.of(self.gpt.null_prefix.expand(rows, -1, -1))
@@ -191,8 +191,8 @@ class Pipeline:
 
     @classmethod
     def load(cls, model: str | Path | None = None, gpt_type: str = "i23d", *, vqvae: str | Path | None = None,
-             gpt: str | Path | None = None, device: torch.device | None = None, precision: str = "32-true", decoding: str = "auto",
-             low_vram: bool = False) -> Pipeline:
+             gpt: str | Path | None = None, device: torch.device | None = None, precision: str = "32-true",
+             decoding: str = "auto", low_vram: bool = False) -> Pipeline:
         """From a model directory with tokenizer/ and gpt_<type>/ (or a Hub id of one), or from the two apart. In a directory, a
         GPT of the type `any` does for each of the others."""
         if vqvae and gpt:

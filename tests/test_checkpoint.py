@@ -62,9 +62,11 @@ def test_a_tokenizer_is_found_inside_a_directory_of_models(folder):
     folder.rename(bundle / "tokenizer")
     assert find_tokenizer(bundle) == find_tokenizer(bundle / "tokenizer") == bundle / "tokenizer"
     assert same(load_tokenizer(bundle), model())
-    assert find_bundle(bundle, ("tokenizer",)) == bundle
-    with pytest.raises(ValueError, match="lacks gpt_i23d/model.safetensors: give a directory that holds tokenizer, gpt_i23d"):
-        find_bundle(bundle, ("tokenizer", "gpt_i23d"))
+    assert find_bundle(bundle, ("tokenizer",)) == find_bundle(bundle, ("other", "tokenizer")) == [bundle / "tokenizer"]
+    lacking = ("lacks gpt_t23d/model.safetensors or gpt_any/model.safetensors; of models it holds tokenizer: "
+               "give a directory that holds tokenizer, gpt_t23d")
+    with pytest.raises(ValueError, match=lacking):
+        find_bundle(bundle, ("tokenizer",), ("gpt_t23d", "gpt_any"))
 
 
 def test_half_precision_loads_as_float32_with_the_same_fingerprint(tmp_path):

@@ -8,34 +8,35 @@ import torch
 
 from tar3d import checkpoint, config
 from tar3d.config import GPTRunConfig
-from tar3d.pipeline import GPT_I23D, I23D, Pipeline, Placement
+from tar3d.pipeline import ConditionalGPT, Pipeline, Placement
 
 TINY = Path(__file__).resolve().parent.parent / "pretrained" / "tiny"
+SHIPPED = TINY / "gpt_any"
 
 
 @pytest.mark.parametrize("linear, full", [("fla", "flash_attn"), ("lightning_attn", "xformers"), ("reference", "sdpa")])
 def test_a_model_is_loaded_whatever_attention_backends_it_was_trained_with(tmp_path, linear, full):
-    trained = checkpoint.read_config(TINY / GPT_I23D, GPTRunConfig)
+    trained = checkpoint.read_config(SHIPPED, GPTRunConfig)
     trained.gpt.linear_backend, trained.gpt.attention_backend = linear, full
-    folder = tmp_path / GPT_I23D
+    folder = tmp_path / "gpt"
     folder.mkdir()
-    (folder / checkpoint.WEIGHTS).symlink_to(TINY / GPT_I23D / checkpoint.WEIGHTS)
+    (folder / checkpoint.WEIGHTS).symlink_to(SHIPPED / checkpoint.WEIGHTS)
     config.save(trained, folder / checkpoint.CONFIG)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pipeline = Pipeline.load(vqvae=TINY / checkpoint.TOKENIZER, gpt=folder)
-    assert {block.attention.attend.name for block in pipeline.i23d.gpt.blocks} == {"auto"}
-    assert isinstance(pipeline.i23d, I23D)
+    assert {block.attention.attend.name for block in pipeline.model.gpt.blocks} == {"auto"}
+    assert isinstance(pipeline.model, ConditionalGPT)
 
 
 def test_low_vram_keeps_on_the_device_what_works_and_nothing_else(monkeypatch):
     """Two batches: the same tokens as without, each part moved there and back around its work, a new engine each time."""
-    pixels = torch.randint(256, (2, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels = {"image": torch.randint(256, (2, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))}
     plain = Pipeline.load(TINY).generate(pixels, seeds=[3, 4], resolution=24)
     pipeline = Pipeline.load(TINY, low_vram=True)
     assert pipeline.engine is None
-    names = {pipeline.i23d.encoder: "image encoder", pipeline.i23d.gpt: "gpt", pipeline.vqvae.quantizer: "codebook",
-             pipeline.vqvae.decoder: "decoder", pipeline.vqvae.occupancy: "occupancy"}
+    names = {pipeline.model.conditioner.encoder("image"): "image encoder", pipeline.model.gpt: "gpt",
+             pipeline.vqvae.quantizer: "codebook", pipeline.vqvae.decoder: "decoder", pipeline.vqvae.occupancy: "occupancy"}
     there, seen, to = set(), [], torch.nn.Module.to
 
     def record(self, device):

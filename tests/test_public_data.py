@@ -73,8 +73,8 @@ def test_the_gpt_trains_on_shapenet_and_views(shapenet, tokenizer, tmp_path):
         (data / name).symlink_to(shapenet / name)
     flags = ["--config", base(tmp_path), "--data", str(data), "--vq-ckpt", str(tokenizer), "--out", str(tmp_path / "run")]
     assert train_gpt.main([*flags, *GPT, *FAST]) == 0
-    tokens = TokenDataset(data, "train", seed=0, wanted={})
-    assert tokens.ids == TRAIN and TokenDataset(data, "test", seed=0, wanted={}).ids == ["0001_d"]
+    tokens = TokenDataset(data, "train", seed=0, wanted={}, conditions=["image"])
+    assert tokens.ids == TRAIN and TokenDataset(data, "test", seed=0, wanted={}, conditions=["image"]).ids == ["0001_d"]
     assert len(rows(tmp_path / "run" / "train.csv")) == 2
     assert choose_shapes(data, data, 5, 0) == ["0001_d"]
 
@@ -87,10 +87,10 @@ def given(shapenet, tmp_path, monkeypatch) -> Path:
     for name in ("ShapeNetV2_point", "surface"):
         (data / name).symlink_to(shapenet / name)
 
-    def load(source: str):
-        raise ValueError(f"image encoder {source!r} was not found")
+    def load(kind: type, source: str, dtype: object, name: str):
+        raise ValueError(f"{name} {source!r} was not found")
 
-    monkeypatch.setattr(encoders, "_load_pretrained", load)
+    monkeypatch.setattr(encoders, "load_pretrained", load)
     return data
 
 
@@ -100,24 +100,24 @@ def test_the_gpt_trains_from_given_embeddings_without_their_encoder(shapenet, to
     (refused,) = rows(given / "tokens" / "refused.csv")
     assert refused["id"] == "0001_b" and "0001_b.npz is not there" in refused["reason"]
     stamp = read_stamp(given / "tokens")
-    assert stamp["encoder"] == "embeddings given: owner/dino-vitb16, 5 x 12" and stamp["source"] == "float16 embeddings"
-    stored = TokenDataset(given, "train", seed=0, wanted={})
+    assert stamp["image"] == "embeddings given: owner/dino-vitb16, 5 x 12" and stamp["image items"] == "float16 embeddings"
+    stored = TokenDataset(given, "train", seed=0, wanted={}, conditions=["image"])
     assert stored.ids == [i for i in TRAIN if i != "0001_b"]
     with np.load(shapenet / "dino" / "0002_a.npz") as archive:
         for k in range(3):
-            assert np.array_equal(stored.row(1, k)["source"], archive[f"view_{k}"][0].astype(np.float16))
+            assert np.array_equal(stored.row(1, k)["source"]["image"], archive[f"view_{k}"][0].astype(np.float16))
 
     out = tmp_path / "run"
     flags = ["--config", base(tmp_path), "--data", str(given), "--vq-ckpt", str(tokenizer), *SIZES, *FAST, "--out"]
     assert train_gpt.main([*flags, str(out), *GIVEN]) == 0
     assert len(rows(out / "train.csv")) == 2 and (out / "preview_0000002.png").is_file()
-    needed = "needs the image encoder owner/dino-vitb16, whose embeddings were given"
+    needed = "needs owner/dino-vitb16, whose embeddings were given"
     assert needed in capsys.readouterr().out and needed in (out / "model" / "gpt_i23d" / "README.md").read_text()
     assert run.main(["--model", str(out / "model"), "--save-path", str(tmp_path / "generated")]) == 2
     assert "image encoder 'owner/dino-vitb16' was not found" in capsys.readouterr().err
 
     assert train_gpt.main([*flags, str(tmp_path / "b"), *GIVEN, "image_encoder.source=owner/other"]) == 2
-    assert f"was made with encoder '{stamp['encoder']}', but this training uses" in capsys.readouterr().err
+    assert f"was made with image '{stamp['image']}', but this training uses" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("changes, message", [

@@ -23,17 +23,18 @@ import train_gpt
 import train_vqvae
 from tar3d import checkpoint
 from tar3d import config as configuration
+from tar3d.condition.conditioner import build_encoder
 from tar3d.config import GPTRunConfig, VQVAEConfig
 from tar3d.contracts import Mesh
 from tar3d.data.folder import read_splits
-from tar3d.data.make_tokens import TokenMaker
+from tar3d.data.make_tokens import TokenMaker, encoders_of, told_of
 from tar3d.mesh.load import load_mesh
 from tar3d.mesh.point_cloud import load_points
 from tar3d.mesh.point_normals import estimate_normals
 from tar3d.mesh.points import sample_surface
 from tar3d.metrics.geometry import volume_iou
 from tar3d.optim.groups import Muon
-from tar3d.pipeline import I23D, Pipeline, reconstruct
+from tar3d.pipeline import ConditionalGPT, Pipeline, reconstruct
 from tar3d.runtime import start_fabric
 from tar3d.training.faults import NotFinite
 from tar3d.training.state import load_state, newest_state
@@ -89,7 +90,8 @@ def train_gpt_in(out: Path, data: Path, fabric, tokenizer: Path, overrides=(), *
     config = configuration.load(GPTRunConfig, None, [*GPT, *overrides])
     vqvae = checkpoint.load_tokenizer(tokenizer)
     train_gpt.check_tokenizer(config, vqvae)
-    TokenMaker(data, vqvae, config.image_encoder, fabric.device).run()
+    encoders = encoders_of(config, data)
+    TokenMaker(data, vqvae, told_of(data, encoders, config, fabric.device), fabric.device).run()
     return train_gpt.train(config, out, fabric, data, vqvae, str(tokenizer), **start)
 
 
@@ -275,7 +277,7 @@ def test_a_gpt_is_trained_further_with_another_image_encoder(data, fabric, vqvae
     train_gpt_in(tmp_path / "other", own, fabric, vqvae_run / "model", [*few, *other], init=init)
     assert "begin anew" in capsys.readouterr().out
     given = load_file(f"{init}/model.safetensors")
-    for name, anew in (("same", ()), ("other", train_gpt.CONDITION_PARTS)):
+    for name, anew in (("same", ()), ("other", ("conditioner.trained.image.", *train_gpt.PREFIX_PARTS))):
         found = load_file(tmp_path / name / "model" / "gpt_i23d" / "model.safetensors")
         kept = {key for key in given if not key.startswith(anew)}
         assert all(torch.allclose(found[key], given[key], atol=1e-6) for key in kept) and len(kept) > 10
@@ -662,8 +664,8 @@ def test_refusals_of_the_generation(pictures, gpt_run, vqvae_run, tmp_path, caps
 def test_models_given_apart(gpt_run, vqvae_run):
     both = Pipeline.load(vqvae=vqvae_run / "model", gpt=gpt_run / "model" / "gpt_i23d")
     bundle = Pipeline.load(gpt_run / "model")
-    assert checkpoint.fingerprint(both.i23d) == checkpoint.fingerprint(bundle.i23d)
-    with pytest.raises(ValueError, match="give a model directory with tokenizer/ and gpt_i23d/, or vqvae and gpt apart"):
+    assert checkpoint.fingerprint(both.model) == checkpoint.fingerprint(bundle.model)
+    with pytest.raises(ValueError, match="give a model directory with tokenizer/ and gpt_<type>/, or vqvae and gpt apart"):
         Pipeline.load(vqvae=vqvae_run / "model")
 
 
@@ -671,13 +673,14 @@ def sketching(vqvae, *overrides: str) -> tuple[GPTRunConfig, train_gpt.Trainee]:
     config = configuration.load(GPTRunConfig, None, [*GPT, f"gpt.sketch_dim={vqvae.config.code_dim}", *overrides])
     train_gpt.check_tokenizer(config, vqvae)
     torch.manual_seed(0)
-    return config, train_gpt.Trainee(I23D(config), vqvae.quantizer.codebook.clone())
+    encoders = {kind: build_encoder(config, kind) for kind in config.conditions}
+    return config, train_gpt.Trainee(ConditionalGPT(config, encoders), vqvae.quantizer.codebook.clone())
 
 
-def random_rows(config: GPTRunConfig, count: int) -> dict[str, torch.Tensor]:
+def random_rows(config: GPTRunConfig, count: int) -> dict:
     size = config.image_encoder.image_size
     return {"tokens": torch.randint(config.gpt.codebook_size, (count, config.gpt.num_tokens)),
-            "source": torch.randint(256, (count, size, size, 3), dtype=torch.uint8)}
+            "source": {"image": torch.randint(256, (count, size, size, 3), dtype=torch.uint8)}}
 
 
 def test_the_sketch_loss_teaches_the_image_encoder_and_not_the_rest_of_the_gpt(vqvae_run):
@@ -686,8 +689,8 @@ def test_the_sketch_loss_teaches_the_image_encoder_and_not_the_rest_of_the_gpt(v
     nll, loss = trainee(rows["tokens"], rows["tokens"][:2, :-1], rows["source"], torch.tensor([False, True]))
     assert nll.item() == pytest.approx(math.log(config.gpt.codebook_size), rel=0.1)
     loss.backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trainee.i23d.encoder.parameters())
-    touched = {name for name, p in trainee.i23d.gpt.named_parameters() if p.grad is not None}
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trainee.model.conditioner.parameters())
+    touched = {name for name, p in trainee.model.gpt.named_parameters() if p.grad is not None}
     assert touched == {f"sketch.guess.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")}
 
 

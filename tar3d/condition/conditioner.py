@@ -1,8 +1,8 @@
 """What a GPT is told of a shape -> its prefix.
 
-A source holds what is told, by kind: {"image": (B, S, S, 3) uint8 pixels} or {"text": (B, L) token ids}, as the encoders take them,
-or in their place the embeddings that a frozen encoder made of them, (B, P, E), zero where a caption has ended. With nothing in it,
-the GPT generates what it likes.
+A source holds what is told, by kind: {"image": (B, S, S, 3) uint8 pixels} or {"text": (B, L) token ids}, as the encoders take
+them, or in their place the embeddings that a frozen encoder made of them, (B, P, E), zero where a caption has ended. With nothing
+in it, the GPT generates what it likes.
 
 Letters: B batch, K kinds given, P prefix length, E width.
 """
@@ -37,8 +37,8 @@ def rows_of(source: Source, rows: slice) -> Source:
 
 
 class Conditioner(nn.Module):
-    """One encoder for each kind. A frozen one is not among the weights: its name in the config is. Where encoders of several kinds
-    have different widths, each gets a linear map to `width`.
+    """One encoder for each kind. A frozen one is not among the weights: its name in the config is. Of several, those of
+    another width get a linear map to `width`.
 
     Raises ValueError when what they give does not fit a prefix of `num_tokens` x `width`.
     """
@@ -46,16 +46,19 @@ class Conditioner(nn.Module):
     def __init__(self, encoders: dict[str, Encoder], num_tokens: int, width: int) -> None:
         super().__init__()
         self.trained = nn.ModuleDict({kind: encoder for kind, encoder in encoders.items() if not encoder.frozen})
-        self._frozen = {kind: encoder for kind, encoder in encoders.items() if encoder.frozen}  # neither weights nor optimizers see it
+        # In a plain dict: neither weights nor optimizers see it.
+        self._frozen = {kind: encoder for kind, encoder in encoders.items() if encoder.frozen}
         self.kinds = tuple(encoders)
         self.project = nn.ModuleDict()
         if len(encoders) > 1:
             self.project.update({kind: nn.Linear(encoder.width, width, bias=False)
                                  for kind, encoder in encoders.items() if encoder.width != width})
-        given = {kind: (encoder.num_tokens, width if kind in self.project else encoder.width) for kind, encoder in encoders.items()}
+        given = {kind: (encoder.num_tokens, width if kind in self.project else encoder.width)
+                 for kind, encoder in encoders.items()}
         longest = max((tokens for tokens, _ in given.values()), default=num_tokens)
         if longest != num_tokens or any(found != width for _, found in given.values()):
-            said = " and ".join(f"the {kind} encoder gives {tokens} x {found} embeddings" for kind, (tokens, found) in given.items())
+            said = " and ".join(f"the {kind} encoder gives {tokens} x {found} embeddings"
+                                for kind, (tokens, found) in given.items())
             raise ValueError(f"{said}, but gpt.condition_tokens x gpt.condition_width is {num_tokens} x {width}: write "
                              f"gpt.condition_tokens={longest} gpt.condition_width={max(found for _, found in given.values())}")
 
@@ -67,7 +70,7 @@ class Conditioner(nn.Module):
         return self._frozen[kind] if kind in self._frozen else self.trained[kind]
 
     def forward(self, source: Source) -> Condition:
-        """The prefixes of B rows. Of several kinds, row b is told the one that is (b mod K)-th: each gets its share of a batch."""
+        """The prefixes of B rows. Of several kinds, row b is told the (b mod K)-th: each gets its share of a batch."""
         parts = [self._part(kind, shown[k :: len(source)]) for k, (kind, shown) in enumerate(source.items())]
         if len(parts) == 1:
             return parts[0]

@@ -174,8 +174,8 @@ class FrozenTransformer(ImageEncoder):
 
 
 class GivenEmbeddings(nn.Module):
-    """The place of the frozen encoder that `config.source` names, of images or of text, where its embeddings are given, P x E or at
-    most so many, so that its weights are not needed. What it was shown, and how, is not known: the identity says as much.
+    """The place of the frozen encoder that `config.source` names, of images or of text, where its embeddings are given, P x E or
+    fewer, so that its weights are not needed. What it was shown, and how, is not known: the identity says as much.
 
     Raises ValueError when the config names no frozen encoder."""
 
@@ -211,7 +211,8 @@ def load_pretrained(kind: type, source: str, dtype: torch.dtype, name: str) -> t
         tried = "as a local directory" if Path(source).is_dir() else "as a local directory (there is none) and as a Hub id"
         raise ValueError(f"{name} {source!r} was not found or cannot be loaded; tried {tried}: {str(e).splitlines()[0]} "
                          "Remedy: give a directory with config.json and model.safetensors, or download the model once with a "
-                         f"network and then set HF_HUB_OFFLINE=1; {name.replace(' ', '_')}.source=trained needs no download") from e
+                         "network and then set HF_HUB_OFFLINE=1; "
+                         f"{name.replace(' ', '_')}.source=trained needs no download") from e
     missing = set(report["missing_keys"])
     needed = sorted(key for key in missing if "pooler" not in key)
     if needed:

@@ -82,7 +82,8 @@ class Words:
         """Any text: an empty one is its end mark alone, one of more than `max_tokens` is cut before its end mark, and what the
         tokenizer does not know is an unknown word each time."""
         caption = " ".join(caption.split())
-        encoded = self.tokenizer(caption, truncation=True, max_length=self.max_tokens, return_offsets_mapping=self.tokenizer.is_fast)
+        encoded = self.tokenizer(caption, truncation=True, max_length=self.max_tokens,
+                                 return_offsets_mapping=self.tokenizer.is_fast)
         ids, full = encoded["input_ids"], len(self.tokenizer(caption)["input_ids"])
         if not ids:
             raise ValueError(f"the tokenizer of this text encoder makes nothing of the caption {caption!r}: it has no end mark; "

@@ -17,8 +17,9 @@ from tar3d.data.checks import Problem
 from tar3d.data.folder import SPLITS, read_splits
 from tar3d.data.tokens import read_stamp
 
-STAMP_KEYS = ("tokenizer", "grid_size", "codebook_size", "encoder", "source")
-SOURCES = {"uint8 pixels": np.uint8, "float16 embeddings": np.float16}
+STAMP_KEYS = ("tokenizer", "grid_size", "codebook_size")
+ITEMS = {"image": {"uint8 pixels": np.uint8, "float16 embeddings": np.float16},
+         "text": {"int32 token ids": np.int32, "float16 embeddings": np.float16}}
 ROWS_AT_ONCE = 256
 STATUSES = ("ok", "refused")
 
@@ -98,10 +99,12 @@ def check_tokens(root: Path, views: dict[str, list[str]]) -> Iterator[Problem]:
         return
     wrong = [key for key in STAMP_KEYS if key not in stamp]
     wrong += [key for key in ("grid_size", "codebook_size") if not isinstance(stamp.get(key, 1), int) or stamp.get(key, 1) < 1]
-    wrong += ["source"] * (stamp.get("source", "uint8 pixels") not in SOURCES)
+    kinds = {kind: f"{kind} items" for kind in ITEMS if kind in stamp}
+    wrong += [items for kind, items in kinds.items() if stamp.get(items) not in ITEMS[kind]]
+    allowed = {items: " or ".join(ITEMS[kind]) for kind, items in kinds.items()}
     for key in wrong:
         yield Problem(str(folder / "stamp.json"), key, repr(stamp[key]) if key in stamp else "it is missing",
-                      {"source": " or ".join(SOURCES)}.get(key, "what make_tokens writes there"))
+                      allowed.get(key, "what make_tokens writes there"))
     if wrong:
         return
     try:
@@ -123,32 +126,47 @@ def _check_shard(shard: Path, stamp: dict, split: set[str] | None, views: dict[s
     path = shard / "index.json"
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
-        ids, counts, made_from = index["ids"], index["views"], index["made_from"]
-        if not all(isinstance(i, str) for i in ids):
-            raise TypeError("an id is no string")
-        if len(ids) != len(counts) or not all(isinstance(n, int) and n > 0 for n in counts):
-            raise ValueError(f"views has {len(counts)} entries for {len(ids)} ids, the least {min(counts, default=None)}")
+        ids = index["ids"]
+        if not ids or not all(isinstance(i, str) for i in ids):
+            raise TypeError("ids is no list of strings, or empty")
     except (OSError, ValueError, KeyError, TypeError) as e:
-        yield Problem(str(path), "", f"it cannot be used ({e})", "JSON with ids, as many views (each > 0) and made_from")
+        yield Problem(str(path), "", f"it cannot be used ({e})", "JSON with ids and sha256")
         return
-    yield from _some(path, "ids", [i for i in ids if i not in made_from], "ids are not in made_from", "ids that were tried")
     yield from _some(path, "ids", [i for i in ids if i in place], "ids stand in two shards", "each id once")
     if split is not None:
         yield from _some(path, "ids", [i for i in ids if i not in split], f"ids are not in this split ({shard.name[:-6]})",
                          "ids of the split: run make_tokens again")
-    yield from _some(path, "views", [i for i, n in zip(ids, counts, strict=True) if n != len(views.get(i, []))],
-                     "shapes have another number of pictures by now", "as many as in views/: delete tokens/", True)
     place |= dict.fromkeys(ids, shard.name)
-    if not ids:
-        return
     length, size = 3 * stamp["grid_size"] ** 2, stamp["codebook_size"]
     dtype = np.dtype(np.uint16 if size <= 2**16 else np.uint32)
     yield from _check_array(shard / "tokens.npy", dtype, f"({len(ids)}, {length})", lambda shape: shape == (len(ids), length),
                             f"code ids in [0, {size:,})", lambda rows: rows.max() < size)
-    total = sum(counts)
-    yield from _check_array(shard / "source.npy", np.dtype(SOURCES[stamp["source"]]), f"({total}, ...)",
-                            lambda shape: len(shape) > 1 and shape[0] == total, "finite values",
-                            lambda rows: np.isfinite(rows).all())
+    for kind in ITEMS:
+        if kind in stamp:
+            yield from _check_items(shard, kind, np.dtype(ITEMS[kind][stamp[f"{kind} items"]]), ids, views)
+
+
+def _check_items(shard: Path, kind: str, dtype: np.dtype, ids: list[str], views: dict[str, list[str]]) -> Iterator[Problem]:
+    """What a shard holds of one condition."""
+    path = shard / f"{kind}.json"
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        counts, lengths = index["counts"], index.get("lengths")
+        if len(ids) != len(counts) or not all(isinstance(n, int) and n >= 0 for n in counts):
+            raise ValueError(f"counts has {len(counts)} entries for {len(ids)} ids")
+        if kind == "text" and (len(lengths) != sum(counts) or not all(isinstance(n, int) and n > 0 for n in lengths)):
+            raise ValueError(f"lengths has {len(lengths)} entries for {sum(counts)} captions")
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        allowed = "JSON with counts, one an id" + (", and lengths, one a caption, each > 0" if kind == "text" else "")
+        yield Problem(str(path), "", f"it cannot be used ({e})", allowed)
+        return
+    if kind == "image":
+        yield from _some(path, "counts", [i for i, n in zip(ids, counts, strict=True) if n != len(views.get(i, []))],
+                         "shapes have another number of pictures by now", "as many as in views/: delete tokens/", True)
+    total = sum(lengths) if kind == "text" else sum(counts)
+    if total:
+        yield from _check_array(shard / f"{kind}.npy", dtype, f"({total}, ...)", lambda shape: shape[0] == total, "finite values",
+                                lambda rows: np.isfinite(rows).all())
 
 
 def _check_array(path: Path, dtype: np.dtype, shape: str, fits: Callable[[tuple[int, ...]], bool], content: str,

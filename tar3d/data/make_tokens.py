@@ -8,8 +8,8 @@ A frozen encoder is run here once, and its float16 embeddings are stored; for an
 prepared pixels, or the ids of the words. With --embeddings or --caption-embeddings, those of a folder (tar3d/data/ulip.py) are
 stored instead, and taken for what the frozen encoder that the config names would give; its weights are not needed then. Every
 folder of shards carries a stamp (tokenizer, encoders); what was made with another tokenizer or encoder is refused, never mixed,
-and what a further kind of condition needs is added. Interrupted runs continue with the first file that is missing. A shape without
-usable views or captions is listed in tokens/refused.csv with the reason, the rest goes on, and the exit status is 1.
+and what a further kind of condition needs is added. Interrupted runs continue with the first file that is missing. A shape
+without usable views or captions is listed in tokens/refused.csv with the reason, the rest goes on, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from tar3d.condition.text import learn_words
 from tar3d.config import GPT_TYPES, GPTRunConfig
 from tar3d.data.folder import SPLITS, atomic_write, write_csv, write_json
 from tar3d.data.shapes import open_samples
-from tar3d.data.told import UNUSABLE, Told, ToldByCaptions, ToldByEmbeddings, ToldByViews, captions_of
 from tar3d.data.tokens import read_json, read_stamp, sha256
+from tar3d.data.told import UNUSABLE, Told, ToldByCaptions, ToldByEmbeddings, ToldByViews, captions_of
 from tar3d.tokenizer.vqvae import VQVAE
 
 if TYPE_CHECKING:
@@ -59,6 +59,12 @@ class TokenMaker:
     def run(self) -> int:
         """Makes what is missing and removes shards of other ids; returns the number of shapes that a GPT can be told of."""
         found = read_stamp(self.folder) if self.folder.is_dir() else {}
+        if "encoder" in found:
+            raise ValueError(f"{self.folder} was made by an earlier version; delete that folder to make it again")
+        if found.get("text items") == self.stamp.get("text items") == "int32 token ids" and found["text"] != self.stamp["text"]:
+            for index in self.folder.glob("*/text.json"):  # captions have changed, and with them the words: quickly made again
+                index.unlink()
+            del found["text"]
         if different := [k for k, v in self.stamp.items() if found.get(k, v) != v]:
             said = ", ".join(f"{k} {found[k]!r} instead of {self.stamp[k]!r}" for k in different)
             raise ValueError(f"{self.folder} was made with {said}; delete that folder to make it again")
@@ -91,7 +97,8 @@ class TokenMaker:
         partial = shard.with_name(f".{shard.name}.{os.getpid()}.part")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        np.save(partial / "tokens.npy", np.stack(tokens).astype(np.uint16 if self.vqvae.config.codebook_size <= 2**16 else np.uint32))
+        dtype = np.uint16 if self.vqvae.config.codebook_size <= 2**16 else np.uint32
+        np.save(partial / "tokens.npy", np.stack(tokens).astype(dtype))
         write_json(partial / "index.json", {"ids": ids, "sha256": sha256(partial / "tokens.npy")})
         shutil.rmtree(shard, ignore_errors=True)
         os.replace(partial, shard)
@@ -165,7 +172,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--config", default="configs/gpt_i23d_tiny.yaml",
                         help="the GPT's config: names the encoders (default: %(default)s)")
     parser.add_argument("--embeddings", type=Path, metavar="FOLDER",
-                        help="take <id>.npz of this folder for the frozen image encoder's embeddings, instead of running it over views")
+                        help="take <id>.npz of this folder for the frozen image encoder's embeddings, instead of running it")
     parser.add_argument("--caption-embeddings", type=Path, metavar="FOLDER", help="the same for the frozen text encoder")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config values, as in image_encoder.image_size=64")
     args = parser.parse_intermixed_args(argv)

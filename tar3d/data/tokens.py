@@ -1,8 +1,8 @@
 """Token shards on disk, and the data set that draws the GPT's training rows from them, memory-mapped.
 
-tokens/stamp.json says what made them; tokens/<split>-<k>/ holds tokens.npy (n, T) uint16 in GPT order and index.json with the ids,
-and for each kind of condition <kind>.npy, its items (views, captions) one after the other, and <kind>.json with the number of
-items of each shape, and the lengths of captions. The GPT never reads points.
+tokens/stamp.json says what made them; tokens/<split>-<k>/ holds tokens.npy (n, T) uint16 in GPT order and index.json with the
+ids, and for each kind of condition <kind>.npy, its items (views, captions) one after the other, and <kind>.json with the number
+of items of each shape, and the lengths of captions. The GPT never reads points.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def read_stamp(folder: Path) -> dict:
 
 
 class TokenDataset(Dataset):
-    """Rows of a split: `tokens` (T,) int64, `inputs` (T - 1,) what the GPT is shown of them, and `source`, for each of `conditions`
-    one view or caption of the shape: pixels, ids padded with `PADDING`, or embeddings padded with zeros.
+    """Rows of a split: `tokens` (T,) int64, `inputs` (T - 1,) what the GPT is shown of them, and `source`, for each of
+    `conditions` one view or caption of the shape: pixels, ids padded with `PADDING`, or embeddings padded with zeros.
 
     Indexed by (position, index) as `TrainingOrder` yields them; what is shown and its noise are drawn from (seed, position).
     `stamp` entries that are wanted but differ from the shards' are a ValueError, and so are shards whose bytes are not those that
-    were written. `token_noise`: see `corrupt`; `word_dropout`: share of the words that are shown as unknown ones. `caption_tokens`
-    is the length that captions are padded to. `limit`: so many shapes, evenly spread. Shapes that lack one of the conditions are
-    left out.
+    were written. `token_noise`: see `corrupt`; `word_dropout`: share of the words that are shown as unknown ones.
+    `caption_tokens` is the length that captions are padded to. `limit`: so many shapes, evenly spread. Shapes that lack
+    one of the conditions are left out.
     """
 
     def __init__(self, data: str | Path, split: str, *, seed: int, wanted: dict[str, object], conditions: list[str],
@@ -55,7 +55,8 @@ class TokenDataset(Dataset):
         again = f"delete {folder} and run python -m tar3d.data.make_tokens {data} again"
         for key, value in wanted.items():
             if self.stamp.get(key) != value:
-                raise ValueError(f"{folder} was made with {key} {self.stamp.get(key)!r}, but this training uses {value!r}: {again}")
+                raise ValueError(f"{folder} was made with {key} {self.stamp.get(key)!r}, but this training uses {value!r}: "
+                                 f"{again}")
         self.ids: list[str] = []
         self._shards: list[Path] = []
         self._items: dict[str, list[np.ndarray]] = {kind: [] for kind in self.kinds}  # (items, 2) of each shard: first row, rows
@@ -63,11 +64,12 @@ class TokenDataset(Dataset):
         for shard in sorted(folder.glob(f"{split}-*")):
             index = self._checked(shard, "tokens", "index", again)
             counts = [self._read_items(shard, kind, again) for kind in self.kinds]
-            first = [np.concatenate([[0], np.cumsum(of_kind)]) for of_kind in counts]
+            before = [np.cumsum(of_kind) - of_kind for of_kind in counts]
             for row, shape_id in enumerate(index["ids"]):
                 if all(of_kind[row] for of_kind in counts):
                     self.ids.append(shape_id)
-                    places.append((len(self._shards), row, *(int(v) for f, c in zip(first, counts, strict=True) for v in (f[row], c[row]))))
+                    items = [int(of_kind[row]) for pair in zip(before, counts, strict=True) for of_kind in pair]
+                    places.append((len(self._shards), row, *items))
             self._shards.append(shard)
         if not self.ids:
             raise ValueError(f"{folder} holds no tokens of split {split!r}: "

@@ -39,8 +39,8 @@ class Told(Protocol):
     items: str
 
     def read(self, shape_id: str) -> list[np.ndarray]:
-        """The views of a shape, each (S, S, 3) uint8 or (P, E) float16; or its captions, each (l,) int32 or (l, E) float16, l being
-        its own number of tokens. Never empty: `UNUSABLE` are raised with the reason."""
+        """The views of a shape, each (S, S, 3) uint8 or (P, E) float16; or its captions, each (l,) int32 or (l, E) float16, l
+        being its own number of tokens. Never empty: one of `UNUSABLE` is raised with the reason."""
 
 
 class ToldByViews:

@@ -43,7 +43,7 @@ def make_toy_data(out: Path, num: int, seed: int, views: ViewConfig | None, work
     _check_stamp(out / "toy.json", {"version": VERSION, "seed": seed, "views": asdict(views) if views else None})
     job = partial(_write_shape, out=out, seed=seed, views=views)
     rows = sorted(tqdm(results(job, range(num), workers), total=num, unit="shape", desc="shapes"), key=lambda row: row["index"])
-    write_csv(out / "captions.csv", ["id", "caption"], [{"id": r["id"], "caption": caption} for r in rows for caption in r["captions"]])
+    write_csv(out / "captions.csv", ["id", "caption"], [{"id": r["id"], "caption": c} for r in rows for c in r["captions"]])
     write_csv(out / "manifest.csv", MANIFEST, [{name: r[name] for name in MANIFEST} for r in rows])
     write_json(out / "splits.json", split_ids([r["id"] for r in rows]))
     return out
@@ -70,8 +70,9 @@ def _write_shape(index: int, out: Path, seed: int, views: ViewConfig | None) -> 
     view_folder = out / "views" / shape.id
     if views is not None and not (view_folder / "cameras.json").is_file():
         write_views(shape.mesh, view_folder, views, np.random.default_rng([seed, index, 1]))
-    return {"index": index, "id": shape.id, "captions": shape.captions, "category": shape.category, "faces": len(shape.mesh.faces),
-            "volume": f"{signed_volume(shape.mesh):.6f}", "parameters": json.dumps(shape.parameters)}
+    return {"index": index, "id": shape.id, "captions": shape.captions, "category": shape.category,
+            "faces": len(shape.mesh.faces), "volume": f"{signed_volume(shape.mesh):.6f}",
+            "parameters": json.dumps(shape.parameters)}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -22,13 +22,13 @@ class EmbeddingError(ValueError):
 
 
 def read_view_embeddings(folder: Path, uid: str, num_tokens: int, width: int) -> list[np.ndarray]:
-    """The views of a shape, each (P, E) float16. A P or E that is not `num_tokens` x `width` is a plain ValueError: all files of a
-    folder were made by one encoder, so it is not this shape's fault."""
+    """The views of a shape, each (P, E) float16. A P or E that is not `num_tokens` x `width` is a plain ValueError: all files of
+    a folder were made by one encoder, so it is not this shape's fault."""
     arrays = _read(folder / f"{uid}.npz")
     for key, (rows, columns) in ((key, array.shape) for key, array in arrays.items()):
         if (rows, columns) != (num_tokens, width):
-            raise ValueError(f"{folder / uid}.npz: {key} is {rows} x {columns}, but gpt.condition_tokens x gpt.condition_width is "
-                             f"{num_tokens} x {width}: write gpt.condition_tokens={rows} gpt.condition_width={columns}")
+            raise ValueError(f"{folder / uid}.npz: {key} is {rows} x {columns}, but gpt.condition_tokens x gpt.condition_width "
+                             f"is {num_tokens} x {width}: write gpt.condition_tokens={rows} gpt.condition_width={columns}")
     return list(arrays.values())
 
 

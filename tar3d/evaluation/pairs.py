@@ -122,11 +122,10 @@ def set_cloud(path: Path, protocol: EvalProtocol) -> tuple[Path, object]:
         return path, str(e)
 
 
-def set_clouds(folder: Path, protocol: EvalProtocol, workers: int) -> tuple[dict[str, object], dict[str, str]]:
-    """Point clouds of all meshes of a folder by id, and the reasons of those that cannot be used."""
-    paths = mesh_ids(folder)
+def set_clouds(paths: dict[str, Path], protocol: EvalProtocol, workers: int) -> tuple[dict[str, object], dict[str, str]]:
+    """Point clouds of mesh files by id, and the reasons of those that cannot be used."""
     job = partial(set_cloud, protocol=protocol)
     done = dict(tqdm(results(job, paths.values(), min(workers, max(1, len(paths) // 16))), total=len(paths), unit="mesh",
-                     desc=f"points of {folder.name}"))
+                     desc="points"))
     clouds = {i: done[p] for i, p in paths.items() if not isinstance(done[p], str)}
     return clouds, {i: done[p] for i, p in paths.items() if isinstance(done[p], str)}

@@ -8,7 +8,6 @@ change nothing. Letters: H, W height and width of a picture, S its side where it
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field

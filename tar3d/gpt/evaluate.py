@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def condition_nll(model: nn.Module, tokens: Tensor, source: dict[str, Tensor], batch_size: int = 16) -> dict[str, Tensor]:
-    """NLL in nats of every token, (N, T) float32 on the CPU, under "right", "shuffled" and "null"; without a source, under "null".
+    """NLL in nats of every token, (N, T) float32 on the CPU, under "right", "shuffled" and "null"; with no source, "null" alone.
 
     Shuffled is the source half the rows further on: where rows are sorted by category, the next would hardly be wrong.
 

@@ -6,12 +6,14 @@ drawn the same from both sides, so a mesh whose winding is wrong still reads wel
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from embreex.mesh_construction import TriangleMesh
 from embreex.rtcore_scene import EmbreeScene
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from tar3d.config import ViewConfig
 from tar3d.contracts import Mesh
@@ -22,6 +24,7 @@ _KEY_DIRECTION = (-0.40, 0.45, 0.80)  # right, up, towards the viewer
 _CREASE_COSINE = 0.8  # of a face to the mean around its corner: edges of more than about 75 degrees stay sharp
 _PREVIEW_FACES = 2_000_000  # ray casting takes 200 bytes a face, and a picture of a few hundred pixels shows none of them
 _PREVIEW_CELL = 1 / 256  # about half a pixel of such a picture
+_GREYS = 64  # colours of an animation: clay has little else
 _RAYS_AT_ONCE = 1 << 18  # bounds memory at about 60 MB whatever the picture's size
 
 
@@ -177,6 +180,20 @@ def contact_sheet(rows: list[list[np.ndarray]], titles: list[str] | None = None)
     for j, title in enumerate(titles or []):
         draw.text((gap + j * (width + gap), gap), title, fill="black")
     return sheet
+
+
+def save_turntable(mesh: Mesh, path: Path, size: int = 256, frames: int = 36, seconds: float = 3.0) -> None:
+    """A GIF of the mesh turning once about its up axis, without end."""
+    pictures = [Image.fromarray(picture(mesh, size, 360.0 * k / frames)).quantize(_GREYS) for k in range(frames)]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=round(1000 * seconds / frames), loop=0)
+
+
+def text_picture(text: str, size: int) -> np.ndarray:
+    """(S, S, 3) uint8: a text where a picture would stand, in lines that fit; what does not is cut."""
+    font = ImageFont.load_default(size / 14)
+    image, lines = Image.new("RGB", (size, size), "white"), textwrap.wrap(text, 24, max_lines=9, placeholder=" ...")
+    ImageDraw.Draw(image).multiline_text((size / 16, size / 16), "\n".join(lines), fill="black", font=font, spacing=size / 28)
+    return np.asarray(image)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

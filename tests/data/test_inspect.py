@@ -277,10 +277,14 @@ def tokens(data) -> Path:
             shard = data / "tokens" / f"{split}-00000"
             shard.mkdir(parents=True)
             np.save(shard / "tokens.npy", np.full((len(ids), 12), 15, np.uint16))
-            np.save(shard / "source.npy", np.zeros((2 * len(ids), 8, 8, 3), np.uint8))
-            (shard / "index.json").write_text(json.dumps({"ids": ids, "views": [2] * len(ids), "made_from": ids}))
-    (data / "tokens" / "stamp.json").write_text(json.dumps({"tokenizer": "a", "grid_size": 2, "codebook_size": 16, "encoder": "b",
-                                                            "source": "uint8 pixels"}))
+            np.save(shard / "image.npy", np.zeros((2 * len(ids), 8, 8, 3), np.uint8))
+            np.save(shard / "text.npy", np.zeros(5 * len(ids), np.int32))
+            (shard / "index.json").write_text(json.dumps({"ids": ids, "sha256": ""}))
+            (shard / "image.json").write_text(json.dumps({"counts": [2] * len(ids), "sha256": ""}))
+            (shard / "text.json").write_text(json.dumps({"counts": [1] * len(ids), "lengths": [5] * len(ids), "sha256": ""}))
+    (data / "tokens" / "stamp.json").write_text(json.dumps({
+        "tokenizer": "a", "grid_size": 2, "codebook_size": 16, "image": "b", "image items": "uint8 pixels", "text": "c",
+        "text items": "int32 token ids"}))
     assert found(data) == [] and "views" not in warnings(data)
     return data
 
@@ -297,19 +301,25 @@ def large(tokens):
 @pytest.mark.parametrize("name, damage, key", [
     ("stamp.json", lambda p: p.unlink(), ""),
     ("stamp.json", lambda p: p.write_text("[]"), ""),
-    ("stamp.json", lambda p: edit_json(p, lambda v: v.pop("encoder") and None), "encoder"),
+    ("stamp.json", lambda p: edit_json(p, lambda v: v.pop("tokenizer") and None), "tokenizer"),
     ("stamp.json", lambda p: edit_json(p, lambda v: {**v, "grid_size": 0}), "grid_size"),
-    ("stamp.json", lambda p: edit_json(p, lambda v: {**v, "source": "pixels"}), "source"),
+    ("stamp.json", lambda p: edit_json(p, lambda v: {**v, "image items": "pixels"}), "image items"),
+    ("stamp.json", lambda p: edit_json(p, lambda v: {**v, "text items": "uint8 pixels"}), "text items"),
     ("train-00000/index.json", lambda p: p.unlink(), ""),
-    ("train-00000/index.json", lambda p: edit_json(p, lambda v: v["views"].pop() and None), ""),
-    ("train-00000/index.json", lambda p: edit_json(p, lambda v: {**v, "made_from": v["ids"][1:]}), "ids"),
+    ("train-00000/index.json", lambda p: edit_json(p, lambda v: {**v, "ids": []}), ""),
+    ("train-00000/image.json", lambda p: edit_json(p, lambda v: v["counts"].pop() and None), ""),
+    ("train-00000/image.json", lambda p: p.unlink(), ""),
+    ("train-00000/text.json", lambda p: edit_json(p, lambda v: v["lengths"].pop() and None), ""),
+    ("train-00000/text.json", lambda p: edit_json(p, lambda v: v.pop("lengths") and None), ""),
+    ("train-00000/text.npy", lambda p: edit_array(p, lambda a: a[1:]), ""),
+    ("train-00000/text.npy", lambda p: edit_array(p, lambda a: a.astype(np.int64)), ""),
     ("train-00000/tokens.npy", lambda p: edit_array(p, large), "row 1"),
     ("train-00000/tokens.npy", lambda p: edit_array(p, lambda a: a.astype(np.int64)), ""),
     ("train-00000/tokens.npy", lambda p: edit_array(p, lambda a: a[:, :-1]), ""),
     ("train-00000/tokens.npy", lambda p: p.write_bytes(p.read_bytes()[:-9]), ""),
-    ("train-00000/source.npy", lambda p: edit_array(p, lambda a: a[1:]), ""),
-    ("train-00000/source.npy", lambda p: edit_array(p, lambda a: a.astype(np.float16)), ""),
-    ("train-00000/source.npy", lambda p: p.unlink(), ""),
+    ("train-00000/image.npy", lambda p: edit_array(p, lambda a: a[1:]), ""),
+    ("train-00000/image.npy", lambda p: edit_array(p, lambda a: a.astype(np.float16)), ""),
+    ("train-00000/image.npy", lambda p: p.unlink(), ""),
     ("train-1", lambda p: p.mkdir(), ""),
 ])
 def test_wrong_tokens_are_named(tokens, name, damage, key):
@@ -323,14 +333,14 @@ def test_tokens_of_another_split_are_named(tokens):
 
 
 def test_embeddings_must_be_finite(tokens):
-    edit_json(tokens / "tokens" / "stamp.json", lambda v: {**v, "source": "float16 embeddings"})
-    for path in (tokens / "tokens").glob("*/source.npy"):
+    edit_json(tokens / "tokens" / "stamp.json", lambda v: {**v, "image items": "float16 embeddings"})
+    for path in (tokens / "tokens").glob("*/image.npy"):
         np.save(path, np.zeros((len(np.load(path)), 5, 4), np.float16))
     assert found(tokens) == []
-    broken = np.load(tokens / "tokens" / "train-00000" / "source.npy")
+    broken = np.load(tokens / "tokens" / "train-00000" / "image.npy")
     broken[3, 1, 2] = np.inf
-    np.save(tokens / "tokens" / "train-00000" / "source.npy", broken)
-    assert found(tokens) == [("tokens/train-00000/source.npy", "row 3")]
+    np.save(tokens / "tokens" / "train-00000" / "image.npy", broken)
+    assert found(tokens) == [("tokens/train-00000/image.npy", "row 3")]
 
 
 def test_points_are_where_the_renderer_draws_them():

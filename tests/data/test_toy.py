@@ -132,7 +132,8 @@ def test_captions_read_well(shapes, category):
 
 def test_further_captions_say_less_of_the_same_shape(shapes):
     def said(caption: str) -> set[str]:
-        return set(caption.replace("a 3D model of ", "").replace(",", "").replace("; it has", "").split()) - {"a", "an", "and", "with"}
+        plain = caption.replace("a 3D model of ", "").replace(",", "").replace("; it has", "")
+        return set(plain.split()) - {"a", "an", "and", "with"}
 
     lengths = []
     for shape in (shape for of_one in shapes.values() for shape in of_one):

@@ -4,9 +4,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from tar3d.contracts import Mesh
-from tar3d.evaluation.generations import generate_all, nearest, same_category
+from tar3d.evaluation.generations import generate_all, nearest, nearest_captions, same_category
 
 TRIANGLE = Mesh(np.eye(3), np.array([[0, 1, 2]]))
 
@@ -28,8 +29,8 @@ def test_an_empty_field_costs_its_own_shape_only():
     def generate(source, seeds, *, resolution):
         return [SimpleNamespace(mesh=None if seed == 1 else TRIANGLE) for seed in seeds]
 
-    pixels, seeds = np.zeros((5, 2, 2, 3), np.uint8), [0, 1, 2, 3, 4]
-    meshes = generate_all(SimpleNamespace(generate=generate), pixels, seeds, 32, 3)
+    source, seeds = {"image": torch.zeros(5, 2, 2, 3, dtype=torch.uint8)}, [0, 1, 2, 3, 4]
+    meshes = generate_all(SimpleNamespace(generate=generate), source, seeds, 32, 3)
     assert [mesh is None for mesh in meshes] == [False, True, False, False, False]
 
 
@@ -39,3 +40,9 @@ def test_a_random_shape_is_of_the_category_and_a_category_must_be_there():
     assert drawn == {"a", "c"}
     with pytest.raises(ValueError, match="no training shape has the category 'boat'"):
         same_category("boat", list("abc"), categories, np.random.default_rng(0))
+
+
+def test_the_nearest_caption_has_most_words_in_common():
+    known = ["a low table", "a low round table with three legs", "a chair", "a Chair, low"]
+    asked = ["a low chair", "a low table!", "legs of a table: three, round", "none of it", ""]
+    assert nearest_captions(asked, known) == [3, 0, 1, 0, 0]
