@@ -127,7 +127,7 @@ class Shapes:
 def train(shapes: Shapes, config: JudgeConfig) -> Judge:
     """A judge of the categories and words of `shapes`; the same seed gives the same weights on the same machine."""
     config.categories = sorted(set(shapes.categories))
-    config.terms = vocabulary(c for captions in shapes.captions for c in captions)
+    config.terms = vocabulary((c for captions in shapes.captions for c in captions), config.rarest_term)
     rng, number = np.random.default_rng(config.seed), {name: k for k, name in enumerate(config.categories)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)

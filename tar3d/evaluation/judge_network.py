@@ -29,6 +29,7 @@ class JudgeConfig:
 
     categories: list[str] = field(default_factory=list)
     terms: list[str] = field(default_factory=list)
+    rarest_term: int = 10  # how often a term occurs at least in the captions of a training
     width: int = 128  # of the hidden layers of points and captions
     pooled: int = 384  # features of a point over which the maximum and the mean are taken
     embedding: int = 64
@@ -123,7 +124,7 @@ def terms_of(caption: str) -> list[str]:
     return words + [f"{a} {b}" for a, b in zip(words, words[1:], strict=False)]
 
 
-def vocabulary(captions: Iterable[str], at_least: int = 10) -> list[str]:
+def vocabulary(captions: Iterable[str], at_least: int) -> list[str]:
     """All terms that occur so often, the most frequent first."""
     counts = Counter(term for caption in captions for term in terms_of(caption))
     return sorted((t for t, n in counts.items() if n >= at_least), key=lambda t: (-counts[t], t))
