@@ -164,3 +164,20 @@ def test_the_shipped_judge_knows_procedural_shapes():
     assert scores["category"] >= 0.95 and scores["r@1"] >= 0.6 and scores["r@5"] >= 0.9
     turned = [shapes[k - 1].caption for k in range(24)]
     assert retrieval(judge, points, turned)["r@1"] <= 0.2
+
+
+def test_the_shipped_judge_reads_how_many_legs_a_caption_has():
+    judge = load_judge(SHIPPED)
+    shapes = [s for s in (generate(i, seed=78) for i in range(60)) if " legs" in s.caption and s.category in ("stool", "table")]
+    points = torch.from_numpy(np.stack([surface(shape.mesh, seed=0) for shape in shapes]))
+    true = [shape.caption for shape in shapes]
+    false = [c.replace("three", "3").replace("four", "three").replace("3", "four") for c in (c.replace("3D", "") for c in true)]
+    gain = (judge.embed_shapes(points) * (judge.embed_captions(true) - judge.embed_captions(false))).sum(-1)
+    assert len(shapes) >= 5 and (gain > 0).float().mean() >= 0.9
+
+
+def test_the_shipped_judge_says_how_it_was_made():
+    record = json.loads((SHIPPED / "metrics.json").read_text())
+    assert all(record[key] for key in ("command", "commit", "machine", "date", "hours", "step"))
+    assert record["command"] in (SHIPPED / "README.md").read_text()
+    assert sum(p.stat().st_size for p in SHIPPED.iterdir()) < 1_500_000
