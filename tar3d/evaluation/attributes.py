@@ -1,0 +1,234 @@
+"""Whether a mesh has what its caption says, measured from geometry alone: legs, a round or square top, arms.
+
+    measure(mesh, "chair")                                     {"legs": 3, "top": "square", "arms": False}
+    stated("a chair with three legs and arms", "chair")        {"legs": 3, "arms": True}
+    score(mesh, "a chair with three legs and arms", "chair")   {"legs": True, "arms": False}
+
+The solid is rasterized by its winding number into cells of 2 / 96 of the cube, specks are dropped, and its horizontal slices are
+looked at. No network has a say. How often this agrees with what shapes were made from, and with their reconstructions:
+
+    python -m tar3d.evaluation.attributes data/test --tokenizer pretrained/tiny
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+from tqdm import tqdm
+
+from tar3d.checkpoint import load_tokenizer
+from tar3d.contracts import Mesh
+from tar3d.data.folder import SPLITS, mesh_path, read_splits
+from tar3d.data.shapes import open_samples
+from tar3d.mesh.extract import EmptyFieldError
+from tar3d.mesh.load import load_mesh
+from tar3d.mesh.points import inside
+from tar3d.pipeline import reconstruct
+
+# What is measured of a category. "legs" counts what stands on the floor: 1 is a pedestal, 2 are side panels.
+ATTRIBUTES: dict[str, tuple[str, ...]] = {"chair": ("legs", "top", "arms"), "stool": ("legs", "top"), "table": ("legs", "top")}
+Value = int | str | bool
+
+# Heights are shares of the object's own, counted from its lowest cells.
+CELLS = 96  # along a side of the cube [-1, 1]^3: the thinnest leg of the procedural shapes is four of them wide
+SPECK = 0.005  # connected pieces of less than this share of the largest one are dropped
+FEET = (0.04, 0.16)  # between which legs are counted: above uneven feet, below rungs and shelves
+FOOT = 0.15  # share of its slice's largest piece that a leg has at least
+TOP = {"chair": (0.25, 0.65), "stool": (0.6, 1.0), "table": (0.6, 1.0)}  # between which the seat or top is the widest slice
+PLATE = 0.9  # share of the widest slice's area that the other slices of the same plate have
+ROUND = 0.93  # share of its bounding rectangle that a round top fills at most: an ellipse fills pi / 4, a rectangle all
+ABOVE_SEAT = (0.06, 0.28)  # over the seat, between which arms are searched
+ARM = 0.012  # share of the seat's area that lies over its front half, on either side, in some slice where there are arms
+EIGHT = np.ones((3, 3), dtype=bool)  # neighbours in a slice
+
+NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6} | {str(n): n for n in range(1, 7)}
+_NUMBER = "|".join(NUMBERS)
+_LEGS = re.compile(rf"\b({_NUMBER})(?:[\s-]+(?!(?:and|with|{_NUMBER})\b)\w+){{0,3}}?[\s-]+(?:legs?|legged)\b")
+_BASES = {"three legs": 3, "four legs": 4, "pedestal": 1, "panels": 2}  # as manifests name them
+_BASE = re.compile(r"\b(pedestal|panels)\b")
+_SEAT = re.compile(r"\b(round|square)\s+(?:\w+\s+)?(?:seat|top)\b")
+_SHAPE = re.compile(r"\b(round|square)\b(?!(?:\s+\w+)?\s+legs?\b)")
+_ARMS = re.compile(r"\barm(?:s|rests?|less)\b")
+_NO_ARMS = re.compile(r"\b(?:no|without|lacks)\s+(?:any\s+)?arm(?:s|rests?)\b|\barmless\b")
+
+
+def measure(mesh: Mesh, category: str) -> dict[str, Value | None]:
+    """The attributes of a `mesh` in the project's frame (Y up, front +Z) that is known to be of `category`.
+
+    -> "legs", the count of separate pieces near the floor; "top", "round" or "square"; for chairs "arms", bool. None where there
+    is nothing to measure. Raises ValueError for a category without attributes.
+    """
+    names, solid = _names(category), rasterize(mesh)
+    rows = np.flatnonzero(solid.any(axis=(1, 2)))
+    if len(rows) == 0:
+        return dict.fromkeys(names)
+    solid = solid[rows[0]:rows[-1] + 1]
+    plate = find_plate(solid, *TOP[category])
+    found = {"legs": count_legs(solid), "top": outline(solid[plate].any(axis=0))}
+    if "arms" in names:
+        found["arms"] = has_arms(solid, plate)
+    return {name: found[name] for name in names}
+
+
+def stated(said: str | Mapping[str, Value], category: str) -> dict[str, Value]:
+    """What a caption, or a procedural shape's parameters (manifest.csv), says about the attributes of `category`.
+
+    Only what is said is in the result: a caption that names arms says so, one that does not says nothing. Of a caption that
+    says two things of one attribute, that attribute is left out. Raises ValueError for a category without attributes.
+    """
+    names = _names(category)
+    if not isinstance(said, str):
+        values = {"legs": said.get("legs", _BASES.get(said.get("base"))), "top": said.get("top", said.get("seat")),
+                  "arms": said.get("arms")}
+        return {name: values[name] for name in names if values[name] is not None}
+    text = said.lower()
+    words = {"legs": {NUMBERS[n] for n in _LEGS.findall(text)} | {_BASES[b] for b in _BASE.findall(text)},
+             "top": set(_SEAT.findall(text) or ([] if category == "chair" else _SHAPE.findall(text))),
+             "arms": {_NO_ARMS.search(text) is None} if _ARMS.search(text) else set()}
+    return {name: next(iter(words[name])) for name in names if len(words[name]) == 1}
+
+
+def score(mesh: Mesh | None, said: str | Mapping[str, Value], category: str) -> dict[str, bool]:
+    """For each attribute that is stated, whether the mesh has it; what cannot be measured, or has no mesh, has it not."""
+    wanted = stated(said, category)
+    found = {} if mesh is None or not wanted else measure(mesh, category)
+    return {name: found.get(name) == value for name, value in wanted.items()}
+
+
+def rasterize(mesh: Mesh) -> np.ndarray:
+    """Which cells of the cube [-1, 1]^3 have their middle inside, without specks: (CELLS, CELLS, CELLS) bool, axes y, z, x."""
+    middle = (np.arange(CELLS) + 0.5) * 2 / CELLS - 1
+    y, z, x = np.meshgrid(middle, middle, middle, indexing="ij")
+    solid = inside(mesh, np.stack([x, y, z], axis=-1).reshape(-1, 3)).reshape(CELLS, CELLS, CELLS)
+    pieces, count = ndimage.label(solid)
+    if count < 2:
+        return solid
+    size = np.bincount(pieces.ravel())
+    size[0] = 0  # what is outside
+    return (size >= SPECK * size.max())[pieces] & solid
+
+
+def count_legs(solid: np.ndarray) -> int | None:
+    """How many separate pieces most slices near the floor of a solid (Y, Z, X) have; the lower number of a tie."""
+    counts = []
+    for layer in _between(solid, *FEET):
+        pieces, count = ndimage.label(layer, EIGHT)
+        if count:
+            size = np.bincount(pieces.ravel())[1:]
+            counts.append(int((size >= FOOT * size.max()).sum()))
+    return int(np.bincount(counts).argmax()) if counts else None
+
+
+def find_plate(solid: np.ndarray, low: float, high: float) -> slice:
+    """The layers of the seat or table top: the widest slice between the two heights, and those around it that are as wide."""
+    area, start = solid.sum(axis=(1, 2)), int(low * len(solid))
+    widest = start + int(area[start:max(int(high * len(solid)), start + 1)].argmax())
+    wide = area >= PLATE * area[widest]
+    first = last = widest
+    while first > 0 and wide[first - 1]:
+        first -= 1
+    while last + 1 < len(solid) and wide[last + 1]:
+        last += 1
+    return slice(first, last + 1)
+
+
+def outline(layer: np.ndarray) -> str | None:
+    """"round" or "square": by the share of its bounding rectangle that the largest piece of a slice (Z, X) fills."""
+    filled = fill(layer)
+    return None if filled is None else "round" if filled < ROUND else "square"
+
+
+def fill(layer: np.ndarray) -> float | None:
+    """That share: pi / 4 for an ellipse, 1 for a rectangle along the axes; None for an empty slice."""
+    pieces, count = ndimage.label(layer, EIGHT)
+    if count == 0:
+        return None
+    largest = pieces == np.bincount(pieces.ravel())[1:].argmax() + 1
+    z, x = np.nonzero(largest)
+    return float(largest.sum() / ((np.ptp(z) + 1) * (np.ptp(x) + 1)))
+
+
+def has_arms(solid: np.ndarray, seat: slice) -> bool:
+    """Whether a chair has something on both sides above the front half of its seat, where a back does not reach."""
+    return arm_share(solid, seat) > ARM
+
+
+def arm_share(solid: np.ndarray, seat: slice) -> float:
+    """Of the slices above the seat, the most that one has over the seat's front half, left or right, whichever is less, as a
+    share of the seat's area."""
+    plate = solid[seat].any(axis=0)
+    z, x = np.nonzero(plate)
+    front, middle = int(np.ceil((z.min() + z.max() + 1) / 2)), (x.min() + x.max() + 1) / 2
+    low, high = (seat.stop + int(share * len(solid)) for share in ABOVE_SEAT)
+    above = solid[low:high, front:]
+    left, right = above[:, :, :int(middle)].sum(axis=(1, 2)), above[:, :, int(np.ceil(middle)):].sum(axis=(1, 2))
+    return float(np.minimum(left, right).max(initial=0) / plate.sum())
+
+
+def agreement(data: Path, splits: list[str], tokenizer: Path | None, count: int | None,
+              resolution: int) -> dict[str, dict[tuple[str, str], list[bool]]]:
+    """Of the shapes of a procedural set with attributes: by kind of mesh ("truth", "reconstruction"), category and value
+    ("legs 3"), for each shape whether what is measured is what manifest.csv says. Without a tokenizer only truths."""
+    with open(data / "manifest.csv", encoding="utf-8", newline="") as f:
+        rows = {row["id"]: row for row in csv.DictReader(f) if row["category"] in ATTRIBUTES}
+    known = read_splits(data)
+    ids = [i for split in splits for i in known[split] if i in rows]
+    ids = [ids[k] for k in np.random.default_rng(0).permutation(len(ids))[:count]]
+    vqvae, samples = tokenizer and load_tokenizer(tokenizer), open_samples(data)
+    result: dict[str, dict[tuple[str, str], list[bool]]] = {}
+    for shape_id in tqdm(ids, unit="shape"):
+        category, said = rows[shape_id]["category"], json.loads(rows[shape_id]["parameters"])
+        meshes: dict[str, Mesh | None] = {"truth": load_mesh(mesh_path(data, shape_id))}
+        if vqvae is not None:
+            try:
+                meshes["reconstruction"] = reconstruct(vqvae, samples.surface(shape_id), resolution)[0]
+            except EmptyFieldError:
+                meshes["reconstruction"] = None
+        for kind, mesh in meshes.items():
+            for name, right in score(mesh, said, category).items():
+                key = category, f"{name} {stated(said, category)[name]}"
+                result.setdefault(kind, {}).setdefault(key, []).append(right)
+    return result
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="procedural data set with meshes and manifest.csv")
+    parser.add_argument("--split", nargs="+", choices=SPLITS, default=list(SPLITS), help="default: all")
+    parser.add_argument("--count", type=int, help="shapes, drawn at random (default: all)")
+    parser.add_argument("--tokenizer", type=Path, help="model directory whose reconstructions are measured as well")
+    parser.add_argument("--resolution", type=int, default=128, help="cells of these along an axis (default: %(default)s)")
+    args = parser.parse_args(argv)
+    try:
+        found = agreement(args.data, args.split, args.tokenizer, args.count, args.resolution)
+    except (ValueError, OSError) as e:
+        parser.exit(2, f"{e}\n")
+    for kind, groups in found.items():
+        for (category, name), right in sorted(groups.items()):
+            print(f"{kind:<14} {category:<5} {name:<10} {sum(right):>4} of {len(right):>4}  {np.mean(right):6.1%}")
+        every = [r for right in groups.values() for r in right]
+        print(f"{kind:<14} all   {'':<10} {sum(every):>4} of {len(every):>4}  {np.mean(every):6.1%}")
+    return 0
+
+
+def _between(solid: np.ndarray, low: float, high: float) -> np.ndarray:
+    return solid[int(np.ceil(low * len(solid))):max(int(high * len(solid)), int(np.ceil(low * len(solid)))) + 1]
+
+
+def _names(category: str) -> tuple[str, ...]:
+    if category not in ATTRIBUTES:
+        raise ValueError(f"attributes are measured of {', '.join(ATTRIBUTES)}, got the category {category!r}: "
+                         "leave such shapes out")
+    return ATTRIBUTES[category]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

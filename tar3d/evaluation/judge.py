@@ -1,0 +1,236 @@
+"""The judge: a small network that says which category a surface is of and how well a caption fits it, trained here:
+
+    python -m tar3d.evaluation.judge data/toy --out outputs/judge
+    python -m tar3d.evaluation.judge data/test --judge outputs/judge --tokenizer pretrained/tiny
+
+The first line trains it on the training split (a data set folder with samples, captions.csv and manifest.csv) and measures it on
+"val"; the second measures it on all shapes of a set, their reconstructions, and shuffled captions. In between:
+
+    judge = load_judge("pretrained/tiny/judge")
+    points = np.stack([surface(mesh, seed=0) for mesh in meshes])              (B, 2048, 6)
+    judge.categories_of(torch.from_numpy(points)), retrieval(judge, points, captions)
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from tar3d import config as configuration
+from tar3d.checkpoint import load_tokenizer, load_weights, read_config, save_model
+from tar3d.contracts import Mesh
+from tar3d.data.folder import SPLITS
+from tar3d.data.shapes import open_samples
+from tar3d.evaluation.judge_network import Judge, JudgeConfig, vocabulary
+from tar3d.mesh.extract import EmptyFieldError
+from tar3d.mesh.points import sample_surface
+from tar3d.pipeline import reconstruct
+from tar3d.runtime import describe_machine
+
+POINTS = 2048  # of a surface that is judged
+KEPT = 4096  # of a training shape in memory
+TIE = 1e-6  # cosines that are closer than this are equal
+README = """# Judge of shapes and captions
+
+Trained by this repository: `{command}` (step {step}, {hours} h, {machine}, commit {commit}, {date}).
+Of {shapes} validation shapes it tells the category of {category:.1%}; of {captions} different captions a shape's own is
+the first for {r1:.1%}, among the first five for {r5:.1%}. It knows the categories and words of config.yaml and nothing
+else. Weights are stored as float16.
+Use: `tar3d.evaluation.judge.load_judge(DIR)`; what its scores mean: `docs/evaluation.md`.
+"""
+
+
+def load_judge(folder: str | Path) -> Judge:
+    """From a model directory or a Hub id, in eval mode."""
+    return load_weights(Judge(read_config(folder, JudgeConfig)), folder).eval()
+
+
+def surface(mesh: Mesh, seed: int, count: int = POINTS) -> np.ndarray:
+    """`count` points uniform over a mesh in the project's frame, with unit normals: (count, 6) float32."""
+    return sample_surface(mesh, count, np.random.default_rng(seed))
+
+
+def retrieval(judge: Judge, surfaces: Sequence[np.ndarray | None], captions: Sequence[str]) -> dict[str, float]:
+    """How often a shape's own caption is the one that fits it best, or among the best five, of the captions of all (the
+    R-precision of Dream Fields, arXiv 2112.01455, with this judge in place of CLIP and surfaces in place of renders).
+
+    `surfaces` are B times (N, 6), None for a shape that could not be made, which is a miss. Captions that are literally equal are
+    one; a different one with an equal cosine counts against the shape, so that a judge that sees nothing scores 0.
+    -> "r@1", "r@5" in [0, 1], and "captions", how many different ones there are: guessing scores min(k, captions) / captions.
+    """
+    place = ranks(judge, surfaces, captions)
+    return {"r@1": float((place <= 1).mean()), "r@5": float((place <= 5).mean()), "captions": len(set(captions))}
+
+
+def ranks(judge: Judge, surfaces: Sequence[np.ndarray | None], captions: Sequence[str]) -> np.ndarray:
+    """The place (B,) of each shape's own caption among the different ones, 1 the best; infinite for a shape that is None."""
+    if len(surfaces) != len(captions) or len(captions) == 0:
+        raise ValueError(f"retrieval needs a caption for each of one or more shapes, got {len(surfaces)} shapes and "
+                         f"{len(captions)} captions")
+    different = list(dict.fromkeys(captions))
+    own = np.array([different.index(c) for c in captions])
+    place, made = np.full(len(captions), np.inf), [k for k, s in enumerate(surfaces) if s is not None]
+    if made:
+        points = torch.from_numpy(np.stack([surfaces[k] for k in made]).astype(np.float32))
+        cosine = (judge.embed_shapes(points) @ judge.embed_captions(different).T).numpy()
+        mine = np.take_along_axis(cosine, own[made, None], axis=1)
+        place[made] = (cosine >= mine - TIE).sum(1)  # its own among them
+    return place
+
+
+def read_captions(folder: Path) -> dict[str, list[str]]:
+    """All captions by id, in the order of captions.csv: the first is what evaluations take."""
+    path = folder / "captions.csv"
+    if not path.is_file():
+        raise ValueError(f"{folder} has no captions.csv: write it with columns id and caption, one row or more a shape")
+    captions: dict[str, list[str]] = {}
+    with open(path, encoding="utf-8", newline="") as f:
+        for row in csv.DictReader(f):
+            captions.setdefault(row["id"], []).append(row["caption"].strip())
+    return captions
+
+
+class Shapes:
+    """Those of some splits of a data set that have samples, a caption and a category; KEPT points of each in memory."""
+
+    def __init__(self, folder: Path, splits: Sequence[str]) -> None:
+        self.source, captions = open_samples(folder), read_captions(folder)
+        categories = self.source.categories()
+        self.ids = [i for split in splits for i in self.source.ids(split) if captions.get(i) and categories.get(i)]
+        if not self.ids:
+            raise ValueError(f"{folder} has no shape in {' or '.join(splits)} with samples, a caption and a category: "
+                             f"{self.source.advice}, and write captions.csv and manifest.csv")
+        self.captions, self.categories = [captions[i] for i in self.ids], [categories[i] for i in self.ids]
+        rng = np.random.default_rng(0)
+        self.surfaces = [self._read(i, rng) for i in tqdm(self.ids, unit="shape", desc="surfaces")]
+
+    def _read(self, shape_id: str, rng: np.random.Generator) -> np.ndarray:
+        points = self.source.surface(shape_id)
+        return points[rng.permutation(len(points))[:KEPT]].astype(np.float16)
+
+    def judged(self) -> np.ndarray:
+        """(S, POINTS, 6) float32"""
+        return np.stack([s[:POINTS] for s in self.surfaces]).astype(np.float32)
+
+
+def train(shapes: Shapes, config: JudgeConfig) -> Judge:
+    """A judge of the categories and words of `shapes`; the same seed gives the same weights on the same machine."""
+    config.categories = sorted(set(shapes.categories))
+    config.terms = vocabulary((c for captions in shapes.captions for c in captions), config.rarest_term)
+    rng, number = np.random.default_rng(config.seed), {name: k for k, name in enumerate(config.categories)}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        judge = Judge(config)
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / config.warmup, (
+        1 + math.cos(math.pi * step / config.steps)) / 2))
+    order: list[int] = []
+    with tqdm(total=config.steps, unit="step", desc="judge") as bar:
+        for step in range(config.steps):
+            while len(order) < min(config.batch_size, len(shapes.ids)):
+                order += rng.permutation(len(shapes.ids)).tolist()
+            chosen, order = order[:config.batch_size], order[config.batch_size:]
+            captions = [shapes.captions[k][int(rng.integers(len(shapes.captions[k])))] for k in chosen]
+            points = np.stack([roughened(shapes.surfaces[k], config, rng) for k in chosen])
+            loss = judge.loss(torch.from_numpy(points), captions, torch.tensor([number[shapes.categories[k]] for k in chosen]))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            bar.update()
+            if step % 20 == 0:
+                bar.set_postfix(loss=f"{loss.item():.3f}")
+    return judge.eval()
+
+
+def roughened(points: np.ndarray, config: JudgeConfig, rng: np.random.Generator) -> np.ndarray:
+    """Some of the points (N, 6), moved a little, as those of generated surfaces are."""
+    drawn = points[rng.integers(len(points), size=config.points)].astype(np.float32)
+    sigma = config.noise * rng.random()
+    drawn += rng.standard_normal(drawn.shape, dtype=np.float32) * np.repeat([sigma, 10 * sigma], 3).astype(np.float32)
+    drawn[:, 3:] /= np.linalg.norm(drawn[:, 3:], axis=1, keepdims=True).clip(1e-6)
+    return drawn
+
+
+def measured(judge: Judge, surfaces: Sequence[np.ndarray | None], captions: Sequence[str],
+             categories: Sequence[str]) -> dict[str, float]:
+    """Share of shapes whose category is told, and `retrieval`; a shape that is None has no category."""
+    made = [k for k, s in enumerate(surfaces) if s is not None]
+    told = judge.categories_of(torch.from_numpy(np.stack([surfaces[k] for k in made]))) if made else []
+    right = sum(name == categories[k] for name, k in zip(told, made, strict=True))
+    return {"shapes": len(surfaces), "category": right / len(surfaces), **retrieval(judge, surfaces, captions)}
+
+
+def measure_set(judge: Judge, shapes: Shapes, tokenizer: Path | None, resolution: int, seed: int) -> dict[str, dict[str, float]]:
+    """`measured` of the true shapes, of their reconstructions by a tokenizer if there is one, and of the true shapes with the
+    captions shuffled among them."""
+    first, points = [c[0] for c in shapes.captions], shapes.judged()
+    result = {"truth": measured(judge, points, first, shapes.categories)}
+    if tokenizer is not None:
+        vqvae, rebuilt = load_tokenizer(tokenizer), []
+        for shape_id in tqdm(shapes.ids, unit="shape", desc="reconstruct"):
+            try:
+                rebuilt.append(surface(reconstruct(vqvae, shapes.source.surface(shape_id), resolution)[0], seed))
+            except EmptyFieldError:
+                rebuilt.append(None)
+        result["reconstruction"] = measured(judge, rebuilt, first, shapes.categories)
+    shuffled = [first[k] for k in np.random.default_rng(seed).permutation(len(first))]
+    result["shuffled captions"] = measured(judge, points, shuffled, shapes.categories)
+    return result
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="data set folder with samples, captions.csv and manifest.csv")
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument("--out", type=Path, help="train, and write this model directory")
+    task.add_argument("--judge", type=Path, help="measure the judge of this model directory")
+    parser.add_argument("--split", nargs="+", choices=SPLITS, help="with --judge: of these (default: all)")
+    parser.add_argument("--tokenizer", type=Path, help="with --judge: model directory whose reconstructions are measured as well")
+    parser.add_argument("--resolution", type=int, default=128, help="of those, cells along an axis (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of JudgeConfig, as in steps=500")
+    args = parser.parse_intermixed_args(argv)
+    try:
+        if args.judge:
+            judge, shapes = load_judge(args.judge), Shapes(args.data, args.split or SPLITS)
+            rows = measure_set(judge, shapes, args.tokenizer, args.resolution, args.seed)
+        else:
+            config = configuration.load(JudgeConfig, None, [*args.overrides, f"seed={args.seed}"])
+            command = shlex.join(["python", "-m", "tar3d.evaluation.judge", *(sys.argv[1:] if argv is None else argv)])
+            rows = {"val": _train_and_save(args.data, args.out, config, command)}
+    except (ValueError, OSError) as e:
+        parser.exit(2, f"{e}\n")
+    for name, scores in rows.items():
+        print(f"{name:<18}", *(f"{key} {value:.3f}" if isinstance(value, float) else f"{key} {value}"
+                               for key, value in scores.items()))
+    return 0
+
+
+def _train_and_save(data: Path, out: Path, config: JudgeConfig, command: str) -> dict[str, float]:
+    """The scores on the validation split."""
+    start = time.perf_counter()
+    judge = train(Shapes(data, ["train"]), config)
+    hours = (time.perf_counter() - start) / 3600
+    held = Shapes(data, ["val"])
+    scores = measured(judge, held.judged(), [c[0] for c in held.captions], held.categories)
+    made = {"command": command, "step": config.steps, "hours": round(hours, 3),
+            "date": datetime.now(UTC).date().isoformat(), **describe_machine(torch.device("cpu"))}
+    readme = README.format(**made, **scores, r1=scores["r@1"], r5=scores["r@5"])
+    save_model(out, judge, config, {**made, "val": scores}, readme, torch.float16)
+    return scores
+
+
+if __name__ == "__main__":
+    sys.exit(main())
