@@ -39,8 +39,10 @@ from tar3d.data.default import DEFAULT_FOLDER, default_library, default_test
 from tar3d.data.folder import mesh_path, read_categories, write_json
 from tar3d.data.shapes import open_samples
 from tar3d.evaluation.generations import EMPTY, TITLES, choose_shapes, evaluate_model, generate_freely
+from tar3d.evaluation.judge import load_judge
 from tar3d.evaluation.pairs import load_protocol, mesh_ids, pairs_by_csv, pairs_by_id, protocol_names, score_pairs, set_clouds
 from tar3d.evaluation.report import say_failures, versions, write_report
+from tar3d.evaluation.text import text_report, text_scores
 from tar3d.mesh.export import save_mesh
 from tar3d.metrics.align import ALIGNMENTS
 from tar3d.metrics.sets import SET_FORMULAS, set_scores
@@ -62,6 +64,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
                        help="what the model is told: i23d an image, t23d a text, uncond nothing (default: %(default)s)")
     model.add_argument("--test", type=Path, help="data set folder with unseen shapes (default: 100 procedural ones, seed 1)")
     model.add_argument("--train", type=Path, help=f"data set the model was trained on (default: {DEFAULT_FOLDER}, procedural)")
+    model.add_argument("--judge", default="pretrained/tiny/judge",
+                       help="of t23d: model directory of what tells categories and captions (default: %(default)s)")
     model.add_argument("--shapes", type=positive_int, default=100, help="how many, drawn with the seed (default: %(default)s)")
     model.add_argument("--resolution", type=positive_int, default=128, help="extraction cells an axis (default: %(default)s)")
     model.add_argument("--batch", type=positive_int, default=10, help="shapes generated at once (default: %(default)s)")

@@ -76,7 +76,7 @@ def test_the_gpt_trains_on_shapenet_and_views(shapenet, tokenizer, tmp_path):
     tokens = TokenDataset(data, "train", seed=0, wanted={}, conditions=["image"])
     assert tokens.ids == TRAIN and TokenDataset(data, "test", seed=0, wanted={}, conditions=["image"]).ids == ["0001_d"]
     assert len(rows(tmp_path / "run" / "train.csv")) == 2
-    assert choose_shapes(data, data, 5, 0) == ["0001_d"]
+    assert choose_shapes(data, data, "image", 5, 0) == ["0001_d"]
 
 
 @pytest.fixture

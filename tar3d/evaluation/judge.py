@@ -14,7 +14,6 @@ The first line trains it on the training split (a data set folder with samples, 
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import shlex
 import sys
@@ -32,6 +31,7 @@ from tar3d.checkpoint import load_tokenizer, load_weights, read_config, save_mod
 from tar3d.contracts import Mesh
 from tar3d.data.folder import SPLITS
 from tar3d.data.shapes import open_samples
+from tar3d.data.told import captions_of
 from tar3d.evaluation.judge_network import Judge, JudgeConfig, vocabulary
 from tar3d.mesh.extract import EmptyFieldError
 from tar3d.mesh.points import sample_surface
@@ -89,23 +89,11 @@ def ranks(judge: Judge, surfaces: Sequence[np.ndarray | None], captions: Sequenc
     return place
 
 
-def read_captions(folder: Path) -> dict[str, list[str]]:
-    """All captions by id, in the order of captions.csv: the first is what evaluations take."""
-    path = folder / "captions.csv"
-    if not path.is_file():
-        raise ValueError(f"{folder} has no captions.csv: write it with columns id and caption, one row or more a shape")
-    captions: dict[str, list[str]] = {}
-    with open(path, encoding="utf-8", newline="") as f:
-        for row in csv.DictReader(f):
-            captions.setdefault(row["id"], []).append(row["caption"].strip())
-    return captions
-
-
 class Shapes:
     """Those of some splits of a data set that have samples, a caption and a category; KEPT points of each in memory."""
 
     def __init__(self, folder: Path, splits: Sequence[str]) -> None:
-        self.source, captions = open_samples(folder), read_captions(folder)
+        self.source, captions = open_samples(folder), captions_of(folder)
         categories = self.source.categories()
         self.ids = [i for split in splits for i in self.source.ids(split) if captions.get(i) and categories.get(i)]
         if not self.ids:

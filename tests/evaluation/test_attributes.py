@@ -76,7 +76,7 @@ def test_procedural_shapes_have_what_they_were_made_with():
     assert len(made) > 8
     for shape in made:
         assert measure(shape.mesh, shape.category) == stated(shape.parameters, shape.category), shape.parameters
-        assert all(score(shape.mesh, shape.caption, shape.category).values()), shape.caption
+        assert all(score(shape.mesh, shape.captions[0], shape.category).values()), shape.captions[0]
 
 
 def test_the_wrong_shape_is_told():

@@ -10,10 +10,11 @@ import torch
 from tar3d.contracts import ShapeSamples
 from tar3d.data.folder import write_csv, write_json
 from tar3d.data.shapes import save_samples
+from tar3d.data.told import captions_of
 from tar3d.data.toy_shapes import generate
 from tar3d.evaluation import judge as judging
 from tar3d.evaluation.attributes import ATTRIBUTES
-from tar3d.evaluation.judge import Shapes, load_judge, measured, ranks, read_captions, retrieval, surface, train
+from tar3d.evaluation.judge import Shapes, load_judge, measured, ranks, retrieval, surface, train
 from tar3d.evaluation.judge_network import Judge, JudgeConfig, terms_of, vocabulary
 from tar3d.mesh.load import MeshError
 
@@ -33,7 +34,7 @@ def folder(tmp_path_factory) -> Path:
         samples = ShapeSamples(surface(shape.mesh, k, 600), rng.uniform(-1, 1, (4, 3)).astype(np.float32), nothing, nothing)
         save_samples(samples, root / "samples" / f"{shape.id}.npz")
     write_csv(root / "captions.csv", ["id", "caption"],
-              [{"id": s.id, "caption": c} for s in shapes for c in (s.caption, f"a {s.category}")])
+              [{"id": s.id, "caption": c} for s in shapes for c in (s.captions[0], f"a {s.category}")])
     write_csv(root / "manifest.csv", ["id", "category"], [{"id": s.id, "category": s.category} for s in shapes])
     ids = [s.id for s in shapes]
     write_json(root / "splits.json", {"train": ids, "val": ids[:0], "test": ids[:0]})
@@ -147,11 +148,11 @@ def test_points_may_come_in_any_order_and_must_be_points():
 
 
 def test_what_is_missing_is_said(folder, tmp_path):
-    with pytest.raises(ValueError, match="has no captions.csv: write it with columns id and caption"):
-        read_captions(tmp_path)
+    with pytest.raises(ValueError, match="captions.csv does not exist"):
+        captions_of(tmp_path)
     with pytest.raises(ValueError, match="has no shape in val with samples"):
         Shapes(folder, ["val"])
-    assert all(len(c) == 2 for c in read_captions(folder).values())
+    assert all(len(c) == 2 for c in captions_of(folder).values())
     with pytest.raises(MeshError, match="no surface area"):
         flat = generate(0, 5).mesh
         surface(type(flat)(flat.vertices * 0, flat.faces), 0)
@@ -161,7 +162,7 @@ def test_the_shipped_judge_knows_procedural_shapes():
     judge = load_judge(SHIPPED)
     shapes = [generate(i, seed=77) for i in range(24)]
     points = [surface(shape.mesh, seed=0) for shape in shapes]
-    scores = measured(judge, points, [s.caption for s in shapes], [s.category for s in shapes])
+    scores = measured(judge, points, [s.captions[0] for s in shapes], [s.category for s in shapes])
     assert scores["category"] >= 0.95 and scores["r@1"] >= 0.6 and scores["r@5"] >= 0.9
     turned = [shapes[k - 1].caption for k in range(24)]
     assert retrieval(judge, points, turned)["r@1"] <= 0.2
@@ -170,9 +171,9 @@ def test_the_shipped_judge_knows_procedural_shapes():
 def test_the_shipped_judge_reads_how_many_legs_a_caption_has():
     judge, other = load_judge(SHIPPED), {"three": "four", "four": "three"}
     shapes = [shape for shape in (generate(i, seed=78) for i in range(150))
-              if shape.category in ATTRIBUTES and set(other) & set(shape.caption.split())]
+              if shape.category in ATTRIBUTES and set(other) & set(shape.captions[0].split())]
     points = torch.from_numpy(np.stack([surface(shape.mesh, seed=0) for shape in shapes]))
-    true = [shape.caption for shape in shapes]
+    true = [shape.captions[0] for shape in shapes]
     false = [" ".join(other.get(word, word) for word in caption.split()) for caption in true]
     gain = (judge.embed_shapes(points) * (judge.embed_captions(true) - judge.embed_captions(false))).sum(-1)
     assert len(shapes) >= 10 and (gain > 0).float().mean() >= 0.9
