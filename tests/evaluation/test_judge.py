@@ -164,7 +164,7 @@ def test_the_shipped_judge_knows_procedural_shapes():
     points = [surface(shape.mesh, seed=0) for shape in shapes]
     scores = measured(judge, points, [s.captions[0] for s in shapes], [s.category for s in shapes])
     assert scores["category"] >= 0.95 and scores["r@1"] >= 0.6 and scores["r@5"] >= 0.9
-    turned = [shapes[k - 1].caption for k in range(24)]
+    turned = [shapes[k - 1].captions[0] for k in range(24)]
     assert retrieval(judge, points, turned)["r@1"] <= 0.2
 
 
