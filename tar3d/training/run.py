@@ -49,7 +49,17 @@ from tar3d.runtime import (
 from tar3d.throughput import Meter, find_peak
 from tar3d.training.faults import NotFinite, Stopped, listening
 from tar3d.training.log import RunLog
-from tar3d.training.state import STATES, gathered, load_module, load_state, newest_state, restore, save_state, saved_steps
+from tar3d.training.state import (
+    STATES,
+    check_state,
+    gathered,
+    load_module,
+    load_state,
+    newest_state,
+    restore,
+    save_state,
+    saved_steps,
+)
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -62,7 +72,8 @@ NAMED = 20  # items and parameters that a message lists
 
 
 def prepare_folder(fabric: Fabric, folder: Path, resume: str | None, config: object) -> Path | None:
-    """Makes the run folder, writes run.json, and returns the state to go on from, if any, to every process.
+    """Makes the run folder, writes run.json, and returns the state to go on from, if any, to every process. The first process has
+    checked it: the others need not read it for that.
 
     `resume` is "auto" (the newest good state, if there is any) or a state's file. Raises ValueError rather than to write a new
     run over an old one, or to go on from a state that is damaged or not there.
@@ -79,6 +90,8 @@ def prepare_folder(fabric: Fabric, folder: Path, resume: str | None, config: obj
             found = Path(resume)
             if not found.is_file():
                 raise ValueError(f"--resume {resume}: there is no such state; write --resume auto for the newest one in --out")
+            if found.with_suffix(".json").is_file():
+                check_state(found)
         elif saved_steps(states):
             raise ValueError(f"{folder} already holds a run: continue it with --resume auto, or choose another --out")
         folder.mkdir(parents=True, exist_ok=True)
@@ -125,7 +138,7 @@ class Run:
         self._stop_agreed: Tensor | None = None
 
     def restore(self, path: Path | None) -> None:
-        """Goes on from a state's file; nothing for None."""
+        """Goes on from the file of a state that `prepare_folder` found good; nothing for None."""
         if path is None:
             return
         state = load_state(path)
