@@ -39,9 +39,9 @@ from tar3d.optim.groups import build_optimizers, routing_table
 from tar3d.optim.schedule import learning_rate_factor, set_learning_rates
 from tar3d.runtime import (
     COMPUTE_DTYPES,
-    be_deterministic,
     command_line,
     describe_machine,
+    deterministic,
     peak_memory,
     prepare_blocks,
     resolve_precision,
@@ -115,8 +115,6 @@ class Run:
         self.moved = True  # whether the last step moved the weights
         self._parts, self._values = 1, {}
         t = config.train
-        if t.deterministic:
-            be_deterministic()
         fabric.print(routing_table(module, config.optim))
         # Copies are made before blocks are compiled and sharded.
         self._averaged = AveragedModel(module, multi_avg_fn=_moving_average(t.ema)) if t.ema else None
@@ -173,6 +171,11 @@ class Run:
         """The batches of the remaining steps. Between two of them the rate is set, the state saved when it is time, and the run
         stopped if a signal asked for it (`Stopped`). `items` (in `unit`s) and `flops` are those of a step on one device; `order`
         says which items a step has, and `name` what they are called."""
+        with deterministic() if self.config.train.deterministic else contextlib.nullcontext():
+            yield from self._batches(loader, order, name, unit, items, flops)
+
+    def _batches(self, loader: Iterable[T], order: TrainingOrder | JoinedOrder, name: Callable[[int], str], unit: str, items: int,
+                 flops: float) -> Iterator[T]:
         self._items = lambda step: [name(index) for _, index in order.of_step(step)]
         first, device = self.step, self.fabric.device
         self.meter = Meter(first, self.total, items=items, unit=unit, flops=flops,
@@ -213,9 +216,11 @@ class Run:
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
-        """Time within it is not that of the training; processes leave it together."""
+        """Time within it is not that of the training, nor need it be deterministic: it moves no weight. Processes leave it
+        together."""
         self.meter.pause()
-        yield
+        with deterministic(False) if self.config.train.deterministic else contextlib.nullcontext():
+            yield
         self.fabric.barrier()
         self.meter.resume()
 
