@@ -164,16 +164,17 @@ def sample_planes(planes: Tensor, points: Tensor) -> Tensor:
     """Bilinear features of the planes (B, 3, C, H, W) at points (B, M, 3) in [-1, 1] -> (B, M, 3 C).
 
     Cell (row, column) of plane `ab` is centred at a = -1 + (2 column + 1) / W, b = -1 + (2 row + 1) / H. Beyond the
-    outermost centres the border value holds.
+    outermost centres the border value holds. In the wider of the two dtypes: bfloat16 has too few bits for where a
+    point is.
     """
     grids = torch.stack([points[..., list(axes)] for axes in PLANE_AXES], dim=1)  # (B, 3, M, 2)
-    planes, grids = planes.flatten(0, 1), grids.flatten(0, 1)
+    wide = torch.promote_types(planes.dtype, grids.dtype)
+    tables, grids = planes.flatten(0, 1).to(wide), grids.flatten(0, 1).to(wide)
     if torch.are_deterministic_algorithms_enabled() and planes.is_cuda:
-        sampled = sample_by_gathering(planes, grids)
+        sampled = sample_by_gathering(tables, grids)
     else:
-        sampled = F.grid_sample(planes, grids[:, None].to(planes.dtype), mode="bilinear", padding_mode="border",
-                                align_corners=False)[:, :, 0]
-    return rearrange(sampled, "(b p) c m -> b m (p c)", p=3)
+        sampled = F.grid_sample(tables, grids[:, None], mode="bilinear", padding_mode="border", align_corners=False)[:, :, 0]
+    return rearrange(sampled, "(b p) c m -> b m (p c)", p=3).to(planes.dtype)
 
 
 def sample_by_gathering(planes: Tensor, grids: Tensor) -> Tensor:
@@ -189,5 +190,5 @@ def sample_by_gathering(planes: Tensor, grids: Tensor) -> Tensor:
         for row, up in ((low, 1 - share), (high, share)):
             index = row[..., 1] * W + column[..., 0]  # (N, M)
             corner = planes.flatten(2).gather(2, index[:, None].expand(-1, planes.shape[1], -1))
-            result = result + corner * (across[..., 0] * up[..., 1])[:, None].to(planes.dtype)
+            result = result + corner * (across[..., 0] * up[..., 1])[:, None]
     return result

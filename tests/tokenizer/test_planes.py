@@ -46,6 +46,15 @@ def test_half_way_between_two_cells_is_their_mean_and_the_border_value_holds_out
     assert sample_planes(planes, points)[0, :, 0].tolist() == pytest.approx([1.5, 3.0, 0.0])
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_points_are_not_rounded_where_planes_are_bfloat16(autocast):
+    planes = torch.arange(256.0).expand(1, 3, 1, 256, 256).contiguous()  # value = column: exact in bfloat16
+    points = torch.tensor([[[centre(column, 256), 0.0, 0.0] for column in (0, 130, 201, 255)]])
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        sampled = sample_planes(planes.bfloat16(), points)
+    assert sampled.dtype == torch.bfloat16 and sampled[0, :, 0].tolist() == [0, 130, 201, 255]
+
+
 @pytest.mark.parametrize("height, width", [(8, 8), (5, 9), (1, 3)])
 def test_sampling_by_gathering_is_the_same_with_its_gradient(height, width):
     """It takes the place of `F.grid_sample` where a training is deterministic on a GPU."""
