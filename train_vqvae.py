@@ -181,11 +181,14 @@ def train_step(run: Run, batch: dict, quantize: bool) -> dict[str, float]:
 
 @torch.no_grad()
 def start_codebook(model: VQVAE, dataset: ShapeDataset, fabric: Fabric, generator: torch.Generator) -> None:
-    """k-means over the autoencoder's latents; every process computes the same codebook from the same shapes."""
-    chosen = spread(len(dataset), KMEANS_SHAPES)
+    """k-means over the autoencoder's latents; every process computes the same codebook from the same shapes. Too few of them for
+    a latent for each code (--overfit) are drawn several times, with other points of their surfaces."""
+    chosen, config = spread(len(dataset), KMEANS_SHAPES), model.config
+    times = -(-config.codebook_size // (len(chosen) * config.num_tokens))
+    draws = [(index + k * len(dataset), index) for k in range(times) for index in chosen]
     latents = []
-    for index in tqdm(chosen, desc="k-means start of the codebook", disable=not fabric.is_global_zero, leave=False):
-        surface = dataset[(index, index)]["surface"][None].to(fabric.device)
+    for draw in tqdm(draws, desc="k-means start of the codebook", disable=not fabric.is_global_zero, leave=False):
+        surface = dataset[draw]["surface"][None].to(fabric.device)
         with fabric.autocast():
             latents.append(model.encode(surface).flatten(0, -2))
     model.quantizer.start_from(torch.cat(latents), generator)

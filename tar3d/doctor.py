@@ -1,7 +1,8 @@
 """Says what this machine can do here: python -m tar3d.doctor
 
 Versions, devices, which attention backends work and why others do not, a few seconds of both shipped models on every device, and
-which trainings fit the memory found. Exit status 1 if something that should work does not.
+which trainings fit the memory found; last, hours of each training on other GPUs, by arithmetic. Exit status 1 if something that
+should work does not.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tar3d import config as configuration
 from tar3d.config import GPT_SIZES, GPTConfig, OptimConfig, VQVAEConfig
@@ -25,7 +27,7 @@ from tar3d.gpt.loss import cross_entropy
 from tar3d.gpt.model import GPT
 from tar3d.pipeline import Pipeline
 from tar3d.runtime import COMPUTE_DTYPES, describe_machine, resolve_precision
-from tar3d.throughput import synchronize
+from tar3d.throughput import VENDOR_PEAKS, synchronize
 from tar3d.tokenizer.vqvae import VQVAE
 from tar3d.training.memory import step_bytes
 
@@ -35,6 +37,8 @@ PACKAGES = ("torch", "lightning-fabric", "numpy", "trimesh", "embreex", "scikit-
 RESERVED = 2**30  # of a GPU's memory: context, allocator, kernels
 SECONDS = 2.5  # for each model and device
 TOKENIZERS = ("vqvae3d_tiny", "vqvae3d_small", "vqvae3d_fast", "vqvae3d")
+GPU_BYTES = {"RTX 4090": 24e9, "A100": 80e9, "H100": 80e9, "H200": 141e9}  # for hours by arithmetic; NVIDIA's data sheets
+ASSUMED_MFU = 0.4
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     for device in devices:
         print_device(device)
     failed = [device for device in devices if not try_models(args.model, device)]
-    print_fits({device: memory_of(device) for device in devices})
+    print_hours(print_fits({device: memory_of(device) for device in devices}))
     print(f"\nsomething that should work does not: {', '.join(map(str, failed))}" if failed else "\nall that was tried works")
     return 1 if failed else 0
 
@@ -146,8 +150,9 @@ def tokenizer_step_bytes(config: VQVAEConfig, shapes: int, recompute: str) -> in
     return step_bytes(make, config.optim, recompute)
 
 
-def print_fits(memory: dict[torch.device, int]) -> None:
-    """What a step of each training needs, and where that fits."""
+def print_fits(memory: dict[torch.device, int]) -> dict[str, int]:
+    """What a step of each training needs, and where that fits; returns the least bytes of each, with one row at a time."""
+    least = {}
     print("\nmemory of a training step, counted without computing it (bfloat16; weights, gradients, optimizers, what the "
           "backward pass needs; 1 GiB is left for a GPU's context):")
     header = "  ".join(f"fits {device}" for device in memory)
@@ -157,6 +162,7 @@ def print_fits(memory: dict[torch.device, int]) -> None:
         fits = "  ".join(f"{'yes' if needed + RESERVED < have else 'no':<{5 + len(str(device))}}"
                          for device, have in memory.items())
         print(f"{name:<34} {rows:>5} {recompute:>10} {needed / 2**30:>7.1f}  {fits}", flush=True)
+        least[name] = min(needed, least.get(name, needed))
 
     for name in TOKENIZERS:
         config = configuration.load(VQVAEConfig, ROOT / "configs" / f"{name}.yaml")
@@ -167,7 +173,45 @@ def print_fits(memory: dict[torch.device, int]) -> None:
         config = configuration.load_gpt_run(ROOT / "configs" / "gpt_i23d.yaml", size, paper)
         for recompute in ("cheap", "blocks"):
             needed = gpt_step_bytes(config.gpt, OptimConfig(), 1, recompute)
-            line(f"{size}, {config.gpt.num_tokens:,} tokens", 1, recompute, needed)
+            line(_gpt_name(size, config.gpt), 1, recompute, needed)
+    return least
+
+
+def _gpt_name(size: str, config: GPTConfig) -> str:
+    return f"{size}, {config.num_tokens:,} tokens"
+
+
+def training_flops() -> dict[str, tuple[int, int, float]]:
+    """Of each training by name: its steps, rows of a step, and model FLOPs of a step (forward and twice that backward)."""
+    found = {}
+    with FakeTensorMode():  # a GPT-7B without its 28 GB
+        for name in TOKENIZERS:
+            config = configuration.load(VQVAEConfig, ROOT / "configs" / f"{name}.yaml")
+            t = config.train
+            flops = VQVAE(config.tokenizer).flops(t.surface_points, t.volume_points + t.near_points)
+            found[f"configs/{name}.yaml"] = t.steps, t.batch_size, 3 * t.batch_size * flops
+        paper = configuration.load(VQVAEConfig, ROOT / "configs" / "vqvae3d.yaml").tokenizer
+        for size in GPT_SIZES:
+            config = configuration.load_gpt_run(ROOT / "configs" / "gpt_i23d.yaml", size, paper)
+            rows, gpt = config.train.global_batch_size, config.gpt
+            flops = GPT(gpt).flops(gpt.condition_tokens, gpt.num_tokens)
+            found[_gpt_name(size, gpt)] = config.train.steps, rows, 3 * rows * flops
+    return found
+
+
+def print_hours(least: dict[str, int]) -> None:
+    """Hours of whole trainings on one GPU by arithmetic, where a step fits that needs at `least` so many bytes."""
+    print(f"\nhours of a whole training on one GPU, computed and not measured: model FLOPs at {ASSUMED_MFU:.0%} of the\n"
+          "data sheet's dense bfloat16 peak (small models reach less), without validation; -: not even one row at a time fits")
+    print(f"{'training':<34} {'steps':>8} {'rows':>5} {'TFLOP/step':>11}  {'  '.join(f'{gpu:>8}' for gpu in GPU_BYTES)}")
+    for name, (steps, rows, flops) in training_flops().items():
+        hours = [_figure(steps * flops / (ASSUMED_MFU * VENDOR_PEAKS[gpu]) / 3600) if least[name] + RESERVED < have else "-"
+                 for gpu, have in GPU_BYTES.items()]
+        print(f"{name:<34} {steps:>8,} {rows:>5} {_figure(flops / 1e12):>11}  {'  '.join(f'{h:>8}' for h in hours)}")
+
+
+def _figure(number: float) -> str:
+    return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
 
 
 if __name__ == "__main__":

@@ -184,11 +184,20 @@ def uncompiled() -> AbstractContextManager:
     return torch.compiler.set_stance("force_eager")
 
 
-def be_deterministic() -> None:
-    """The same bits in every run on a GPU too, where some sums are otherwise made in whatever order threads arrive."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
+@contextmanager
+def deterministic(on: bool = True) -> Iterator[None]:
+    """Within it the same bits in every run on a GPU too, where some sums are otherwise made in whatever order threads arrive; an
+    operation that cannot is a RuntimeError. With `on` False, within that, whatever is at hand again."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    if on:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # stays: cuBLAS reads it once
+        torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(on)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from tar3d import doctor
@@ -15,7 +16,7 @@ def test_a_machine_is_described_and_both_models_are_tried(monkeypatch, capsys):
     assert doctor.main([]) == 0
     output = capsys.readouterr().out
     for part in (f"torch {torch.__version__}", "cpu: ", "gpt.linear_backend=fla: ", "gpt.attention_backend=flash_attn: ",
-                 "shapes/s encoded and decoded", "tokens/s forward", "fits cpu", "GPT-tiny, 3,072 tokens",
+                 "shapes/s encoded and decoded", "tokens/s forward", "fits cpu", "GPT-tiny, 3,072 tokens", "RTX 4090",
                  "all that was tried works"):
         assert part in output, part
 
@@ -38,3 +39,19 @@ def test_counted_memory_grows_with_what_is_kept():
     one, four = (doctor.tokenizer_step_bytes(tokenizer, shapes, "none") for shapes in (1, 4))
     assert 2 < four / one < 4
 
+
+def test_hours_are_model_flops_over_the_rate_assumed_and_only_where_a_row_fits(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "training_flops", lambda: {"small": (1000, 8, 989e12), "large": (2000, 4, 989e12 * 36)})
+    doctor.print_hours({"small": 2**30, "large": 100 * 2**30})
+    small, large = (line.split() for line in capsys.readouterr().out.splitlines()[-2:])
+    assert small == ["small", "1,000", "8", "989", "4.2", "2.2", "0.69", "0.69"]  # 1,000 s / 0.4 at 989 TFLOP/s
+    assert large == ["large", "2,000", "4", "35,604", "-", "-", "-", "50"]
+
+
+def test_operations_of_whole_trainings_are_those_of_their_configs(monkeypatch):
+    monkeypatch.setattr(doctor, "TOKENIZERS", ("vqvae3d", "vqvae3d_fast"))
+    monkeypatch.setattr(doctor, "GPT_SIZES", {"GPT-B": None})
+    paper, fast, gpt = doctor.training_flops().values()
+    assert paper[:2] == (200_000, 32) and paper[2] * 200_000 == pytest.approx(3.93e19, rel=2e-3)  # docs/speed.md
+    assert fast[2] / paper[2] == pytest.approx(0.249, abs=1e-3)
+    assert gpt[:2] == (400_000, 64) and gpt[2] == pytest.approx(3 * 64 * 0.7226e12, rel=2e-3)

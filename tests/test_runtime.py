@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import os
 from collections import Counter
 
 import pytest
@@ -12,6 +13,7 @@ from tar3d import runtime
 from tar3d.runtime import (
     add_device_arguments,
     choose_device,
+    deterministic,
     prepare_blocks,
     resolve_precision,
     start_fabric,
@@ -84,6 +86,19 @@ def test_a_measurement_can_say_where_it_was_made(tmp_path):
     found = runtime.describe_machine(torch.device("cpu"))
     assert set(found) == {"machine", "torch", "python", "commit"} and all(found.values())
     assert "GiB" in runtime.peak_memory(torch.device("cpu"))
+
+
+def test_deterministic_within_and_as_before_after(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    enabled = torch.are_deterministic_algorithms_enabled
+    with pytest.raises(KeyError), deterministic():
+        assert enabled() and not torch.backends.cudnn.benchmark and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        with deterministic(False):
+            assert not enabled()
+        assert enabled()
+        raise KeyError
+    assert not enabled() and torch.backends.cudnn.benchmark
 
 
 class Twice(torch.nn.Module):

@@ -234,7 +234,8 @@ def test_a_dry_run_says_what_a_training_needs_and_keeps_nothing(data, vqvae_run,
 
 def test_overfitting_a_shape_passes_or_fails(data, vqvae_run, tmp_path, capsys):
     flags = ["--base", base(tmp_path), "--data", str(data), *VQVAE, "--overfit", "1"]
-    assert train_vqvae.main([*flags, "--out", str(tmp_path / "short")]) == 1
+    more_codes_than_tokens = "tokenizer.codebook_size=64"
+    assert train_vqvae.main([*flags, "--out", str(tmp_path / "short"), more_codes_than_tokens]) == 1
     assert "FAIL: volume IoU of the shapes it was trained on" in capsys.readouterr().out
     flags = ["--config", base(tmp_path), "--data", str(data), "--vq-ckpt", str(vqvae_run / "model"), "--overfit", "1", *GPT,
              "train.token_noise=0.5", "train.validate_every=1000", "train.save_every=1000"]

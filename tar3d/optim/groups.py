@@ -66,7 +66,8 @@ class Muon(optim.Muon):
                                        .to(_product_dtype(parameters[0].device)),
                                        group["ns_coefficients"], group["ns_steps"], group["eps"])
                 scale = 0.2 * math.sqrt(max(update.shape[1:]))  # arXiv 2502.16982, "match_rms_adamw"
-                updates = [_like(u, parameters[i]) for i, u in zip(members, update.to(parameters[0].dtype).unbind(), strict=True)]
+                updates = [held_part(u, parameters[i])
+                           for i, u in zip(members, update.to(parameters[0].dtype).unbind(), strict=True)]
                 torch._foreach_add_([parameters[i] for i in members], updates, alpha=-group["lr"] * scale)
         return loss
 
@@ -76,11 +77,11 @@ def _whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """The part of `tensor` that this process holds of `parameter`."""
+def held_part(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a whole `tensor` that is shaped and spread as `parameter` is; all of it where that is whole."""
     if not isinstance(parameter, DTensor):
         return tensor
-    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
 def _batches(parameters: list[nn.Parameter]) -> Iterator[list[int]]:

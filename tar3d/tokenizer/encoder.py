@@ -164,9 +164,31 @@ def sample_planes(planes: Tensor, points: Tensor) -> Tensor:
     """Bilinear features of the planes (B, 3, C, H, W) at points (B, M, 3) in [-1, 1] -> (B, M, 3 C).
 
     Cell (row, column) of plane `ab` is centred at a = -1 + (2 column + 1) / W, b = -1 + (2 row + 1) / H. Beyond the
-    outermost centres the border value holds.
+    outermost centres the border value holds. In the wider of the two dtypes: bfloat16 has too few bits for where a
+    point is.
     """
     grids = torch.stack([points[..., list(axes)] for axes in PLANE_AXES], dim=1)  # (B, 3, M, 2)
-    sampled = F.grid_sample(planes.flatten(0, 1), grids.flatten(0, 1)[:, None].to(planes.dtype), mode="bilinear",
-                            padding_mode="border", align_corners=False)  # (3B, C, 1, M)
-    return rearrange(sampled, "(b p) c 1 m -> b m (p c)", p=3)
+    wide = torch.promote_types(planes.dtype, grids.dtype)
+    tables, grids = planes.flatten(0, 1).to(wide), grids.flatten(0, 1).to(wide)
+    if torch.are_deterministic_algorithms_enabled() and planes.is_cuda:
+        sampled = sample_by_gathering(tables, grids)
+    else:
+        sampled = F.grid_sample(tables, grids[:, None], mode="bilinear", padding_mode="border", align_corners=False)[:, :, 0]
+    return rearrange(sampled, "(b p) c m -> b m (p c)", p=3).to(planes.dtype)
+
+
+def sample_by_gathering(planes: Tensor, grids: Tensor) -> Tensor:
+    """`F.grid_sample` as above of (N, C, H, W) at (N, M, 2), column first -> (N, C, M). Slower, but on a GPU PyTorch can sum its
+    gradient in a fixed order (`train.deterministic`)."""
+    H, W = planes.shape[2:]
+    size = grids.new_tensor([W, H])
+    place = (((grids + 1) * size - 1) / 2).clamp_min(0).minimum(size - 1)
+    low = place.long()
+    high, share = (low + 1).minimum(size.long() - 1), place - low
+    result = 0
+    for column, across in ((low, 1 - share), (high, share)):
+        for row, up in ((low, 1 - share), (high, share)):
+            index = row[..., 1] * W + column[..., 0]  # (N, M)
+            corner = planes.flatten(2).gather(2, index[:, None].expand(-1, planes.shape[1], -1))
+            result = result + corner * (across[..., 0] * up[..., 1])[:, None]
+    return result

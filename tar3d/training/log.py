@@ -67,7 +67,11 @@ def _start_wandb(project: str, folder: Path, config: dict):
                          "(CSV files and TensorBoard are always written)") from e
     record = folder / "wandb.json"
     known = json.loads(record.read_text(encoding="utf-8"))["id"] if record.is_file() else None
-    run = wandb.init(project=project, name=folder.name, dir=str(folder), config=config, id=known, resume="allow")
+    try:
+        run = wandb.init(project=project, name=folder.name, dir=str(folder), config=config, id=known, resume="allow")
+    except wandb.Error as e:  # not logged in, no network, no such project
+        raise ValueError(f"Weights & Biases did not start ({str(e).splitlines()[0]}). Log in with: wandb login, or write on this "
+                         "disk alone with the environment variable WANDB_MODE=offline and upload later with: wandb sync") from e
     record.write_text(json.dumps({"project": project, "id": run.id}) + "\n", encoding="utf-8")
     return run
 

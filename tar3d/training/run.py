@@ -39,9 +39,9 @@ from tar3d.optim.groups import build_optimizers, routing_table
 from tar3d.optim.schedule import learning_rate_factor, set_learning_rates
 from tar3d.runtime import (
     COMPUTE_DTYPES,
-    be_deterministic,
     command_line,
     describe_machine,
+    deterministic,
     peak_memory,
     prepare_blocks,
     resolve_precision,
@@ -49,7 +49,17 @@ from tar3d.runtime import (
 from tar3d.throughput import Meter, find_peak
 from tar3d.training.faults import NotFinite, Stopped, listening
 from tar3d.training.log import RunLog
-from tar3d.training.state import STATES, gathered, load_module, load_state, newest_state, restore, save_state, saved_steps
+from tar3d.training.state import (
+    STATES,
+    check_state,
+    gathered,
+    load_module,
+    load_state,
+    newest_state,
+    restore,
+    save_state,
+    saved_steps,
+)
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -62,7 +72,8 @@ NAMED = 20  # items and parameters that a message lists
 
 
 def prepare_folder(fabric: Fabric, folder: Path, resume: str | None, config: object) -> Path | None:
-    """Makes the run folder, writes run.json, and returns the state to go on from, if any, to every process.
+    """Makes the run folder, writes run.json, and returns the state to go on from, if any, to every process. The first process has
+    checked it: the others need not read it for that.
 
     `resume` is "auto" (the newest good state, if there is any) or a state's file. Raises ValueError rather than to write a new
     run over an old one, or to go on from a state that is damaged or not there.
@@ -79,6 +90,8 @@ def prepare_folder(fabric: Fabric, folder: Path, resume: str | None, config: obj
             found = Path(resume)
             if not found.is_file():
                 raise ValueError(f"--resume {resume}: there is no such state; write --resume auto for the newest one in --out")
+            if found.with_suffix(".json").is_file():
+                check_state(found)
         elif saved_steps(states):
             raise ValueError(f"{folder} already holds a run: continue it with --resume auto, or choose another --out")
         folder.mkdir(parents=True, exist_ok=True)
@@ -102,8 +115,6 @@ class Run:
         self.moved = True  # whether the last step moved the weights
         self._parts, self._values = 1, {}
         t = config.train
-        if t.deterministic:
-            be_deterministic()
         fabric.print(routing_table(module, config.optim))
         # Copies are made before blocks are compiled and sharded.
         self._averaged = AveragedModel(module, multi_avg_fn=_moving_average(t.ema)) if t.ema else None
@@ -125,7 +136,7 @@ class Run:
         self._stop_agreed: Tensor | None = None
 
     def restore(self, path: Path | None) -> None:
-        """Goes on from a state's file; nothing for None."""
+        """Goes on from the file of a state that `prepare_folder` found good; nothing for None."""
         if path is None:
             return
         state = load_state(path)
@@ -160,6 +171,11 @@ class Run:
         """The batches of the remaining steps. Between two of them the rate is set, the state saved when it is time, and the run
         stopped if a signal asked for it (`Stopped`). `items` (in `unit`s) and `flops` are those of a step on one device; `order`
         says which items a step has, and `name` what they are called."""
+        with deterministic() if self.config.train.deterministic else contextlib.nullcontext():
+            yield from self._batches(loader, order, name, unit, items, flops)
+
+    def _batches(self, loader: Iterable[T], order: TrainingOrder | JoinedOrder, name: Callable[[int], str], unit: str, items: int,
+                 flops: float) -> Iterator[T]:
         self._items = lambda step: [name(index) for _, index in order.of_step(step)]
         first, device = self.step, self.fabric.device
         self.meter = Meter(first, self.total, items=items, unit=unit, flops=flops,
@@ -200,9 +216,11 @@ class Run:
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
-        """Time within it is not that of the training; processes leave it together."""
+        """Time within it is not that of the training, nor need it be deterministic: it moves no weight. Processes leave it
+        together."""
         self.meter.pause()
-        yield
+        with deterministic(False) if self.config.train.deterministic else contextlib.nullcontext():
+            yield
         self.fabric.barrier()
         self.meter.resume()
 

@@ -18,9 +18,11 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
+
+from tar3d.optim.groups import held_part
 
 T = TypeVar("T")
 
@@ -130,7 +132,7 @@ def newest_state(folder: str | Path) -> tuple[Path | None, list[str]]:
 
 
 def check_state(path: Path) -> None:
-    """ValueError where a state is not, to the bit, what its .json says was saved."""
+    """ValueError where a state is not, to the bit, what the .json beside it says was saved."""
     record = path.with_suffix(".json")
     try:
         expected = json.loads(record.read_text(encoding="utf-8"))
@@ -144,12 +146,11 @@ def check_state(path: Path) -> None:
 
 
 def load_state(path: str | Path) -> dict:
-    """A ValueError when there is none, when it is not what was written, and when it holds more than tensors and plain values."""
+    """A ValueError when there is none, when it cannot be read, and when it holds more than tensors and plain values. Whether it
+    is what was written, `check_state` says."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no training state at {path}")
-    if path.with_suffix(".json").is_file():
-        check_state(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as e:
@@ -162,11 +163,10 @@ def gathered(tree: T) -> T:
     return tree_map(lambda x: x.full_tensor().cpu() if isinstance(x, DTensor) else x, tree)
 
 
-def _sharded(tensor: object, like: Tensor) -> object:
-    """A whole tensor as the part that this process holds of `like`; anything else as it is."""
-    if not isinstance(like, DTensor) or not isinstance(tensor, Tensor) or tensor.shape != like.shape:
-        return tensor
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+def _sharded(value: object, like: object) -> object:
+    """A whole tensor as the part that this process holds of one of its shape, `like`; anything else as it is."""
+    fits = isinstance(value, Tensor) and isinstance(like, Tensor) and value.shape == like.shape
+    return held_part(value, like) if fits else value
 
 
 def load_module(module: nn.Module, saved: dict[str, Tensor]) -> None:

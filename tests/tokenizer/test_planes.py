@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tar3d.contracts import PLANES
-from tar3d.tokenizer.encoder import plane_cells, sample_planes
+from tar3d.tokenizer.encoder import plane_cells, sample_by_gathering, sample_planes
 
 AXES = {"x": 0, "y": 1, "z": 2}
 
@@ -44,6 +44,28 @@ def test_half_way_between_two_cells_is_their_mean_and_the_border_value_holds_out
     planes = torch.arange(4.0).view(1, 1, 1, 1, 4).expand(1, 3, 1, 4, 4).contiguous()  # value = column
     points = torch.tensor([[[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [-1.0, 0.0, 0.0]]])
     assert sample_planes(planes, points)[0, :, 0].tolist() == pytest.approx([1.5, 3.0, 0.0])
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_points_are_not_rounded_where_planes_are_bfloat16(autocast):
+    planes = torch.arange(256.0).expand(1, 3, 1, 256, 256).contiguous()  # value = column: exact in bfloat16
+    points = torch.tensor([[[centre(column, 256), 0.0, 0.0] for column in (0, 130, 201, 255)]])
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        sampled = sample_planes(planes.bfloat16(), points)
+    assert sampled.dtype == torch.bfloat16 and sampled[0, :, 0].tolist() == [0, 130, 201, 255]
+
+
+@pytest.mark.parametrize("height, width", [(8, 8), (5, 9), (1, 3)])
+def test_sampling_by_gathering_is_the_same_with_its_gradient(height, width):
+    """It takes the place of `F.grid_sample` where a training is deterministic on a GPU."""
+    generator = torch.Generator().manual_seed(0)
+    planes = torch.randn(2, 3, height, width, generator=generator, dtype=torch.float64, requires_grad=True)
+    grids = torch.rand(2, 50, 2, generator=generator, dtype=torch.float64) * 2.4 - 1.2  # some beyond the border
+    mine = sample_by_gathering(planes, grids)
+    theirs = torch.nn.functional.grid_sample(planes, grids[:, None], padding_mode="border", align_corners=False)[:, :, 0]
+    weights = torch.randn(mine.shape, generator=generator, dtype=torch.float64)
+    gradients = [torch.autograd.grad((sampled * weights).sum(), planes)[0] for sampled in (mine, theirs)]
+    assert torch.allclose(mine, theirs, atol=1e-12) and torch.allclose(*gradients, atol=1e-12)
 
 
 def test_pooling_and_sampling_agree_on_where_a_point_is():

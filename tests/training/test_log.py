@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import sys
 from types import SimpleNamespace
 
@@ -55,7 +56,7 @@ def test_weights_and_biases_gets_the_same_and_goes_on_in_the_same_run(tmp_path, 
         return SimpleNamespace(id=settings["id"] or "abc", log=lambda values, step=None: logged.append((step, values)),
                                finish=lambda: finished.append(1))
 
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Image=lambda path: f"picture {path}"))
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Image=lambda path: f"picture {path}", Error=OSError))
     Image.new("RGB", (4, 4)).save(tmp_path / "preview.png")
     for start in (0, 3):
         log = RunLog(tmp_path, start, "a project", {"seed": 1})
@@ -67,6 +68,33 @@ def test_weights_and_biases_gets_the_same_and_goes_on_in_the_same_run(tmp_path, 
     assert logged == [(1, {"train/loss": 0.5}), (1, {"preview": f"picture {tmp_path / 'preview.png'}"}),
                       (4, {"train/loss": 0.5}), (4, {"preview": f"picture {tmp_path / 'preview.png'}"})]
     assert len(finished) == 2
+
+
+def test_weights_and_biases_that_cannot_start_is_a_sentence(tmp_path, monkeypatch):
+    class Refused(Exception):
+        """As its package has it: none of Python's own kinds."""
+
+    def init(**settings) -> None:
+        raise Refused("No API key configured.\nmore")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Error=Refused))
+    with pytest.raises(ValueError, match=r"did not start \(No API key configured.\). Log in with: wandb login, or .*=offline"):
+        RunLog(tmp_path, 0, "a project")
+
+
+def test_the_package_itself_goes_on_in_the_same_run_without_a_network(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    Image.new("RGB", (4, 4)).save(tmp_path / "preview.png")
+    for start in (0, 3):
+        log = RunLog(tmp_path, start, "a-project", {"seed": 1})
+        log.write("train", start + 1, {"loss": 0.5})
+        log.picture("preview", start + 1, tmp_path / "preview.png")
+        log.close()
+    known = json.loads((tmp_path / "wandb.json").read_text())["id"]
+    assert [path.name for path in (tmp_path / "wandb").glob("offline-run-*/*.wandb")] == [f"run-{known}.wandb"] * 2
+    assert len(list((tmp_path / "wandb").rglob("preview_*.png"))) == 2
 
 
 def test_weights_and_biases_that_is_not_installed_is_a_sentence(tmp_path, monkeypatch):

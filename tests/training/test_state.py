@@ -9,12 +9,15 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from tar3d.config import VQVAEConfig
 from tar3d.training import state as states
-from tar3d.training.state import SaveError, load_state, newest_state, restore, save_state, saved_steps
+from tar3d.training.run import prepare_folder
+from tar3d.training.state import SaveError, check_state, load_state, newest_state, restore, save_state, saved_steps
 
 
 def test_a_state_comes_back_as_it_was(tmp_path):
@@ -54,7 +57,21 @@ def test_a_flipped_bit_is_found_and_the_state_before_is_taken(tmp_path, share, s
         assert len(passed) == 1 and "00000002" in passed[0] and "damaged" in passed[0]
         if suffix == ".pt":
             with pytest.raises(ValueError, match="00000002.pt is damaged"):
-                load_state(bad)
+                check_state(bad)
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_the_first_process_reads_a_state_once_for_its_checksum_and_the_others_trust_it(tmp_path, monkeypatch, by_name):
+    path = save_state(tmp_path / "states", 1, {"weights": torch.randn(100)})
+    resume, digest, digests = str(path) if by_name else "auto", states.hashlib.file_digest, []
+    monkeypatch.setattr(states.hashlib, "file_digest", lambda *given: digests.append(given) or digest(*given))
+    for first in (True, False):
+        fabric = SimpleNamespace(is_global_zero=first, broadcast=lambda found: found or path)
+        load_state(prepare_folder(fabric, tmp_path, resume, VQVAEConfig()))
+        assert len(digests) == 1
+    flip_bit(path, 0.5)
+    with pytest.raises(ValueError, match="00000001.pt is damaged"):
+        prepare_folder(SimpleNamespace(is_global_zero=True), tmp_path, resume, VQVAEConfig())
 
 
 def test_when_all_are_damaged_that_is_said(tmp_path):
