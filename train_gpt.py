@@ -84,8 +84,7 @@ def main(argv: list[str] | None = None) -> int:
         state = None if args.dry_run else prepare_folder(fabric, args.out, args.resume, config)
         with fabric.rank_zero_first():
             data = args.data or default_data(args.toy_shapes)
-            torch.manual_seed(config.train.seed)  # initial weights
-            encoders = encoders_of(config, data, words_of_model(args.init) if args.init else None)
+            encoders = new_encoders(config, data, args.init)
             if told := told_of(data, encoders, config, fabric.device):
                 TokenMaker(data, vqvae, told, fabric.device).run()
         begin = partial(train, fabric=fabric, data=data, vqvae=vqvae, vq_source=args.vq_ckpt, encoders=encoders, init=args.init)
@@ -111,6 +110,12 @@ def read_config(args: argparse.Namespace, vqvae: VQVAE) -> GPTRunConfig:
     config = configuration.load_gpt_run(path, args.gpt_model, vqvae.config, overrides, args.gpt_type)
     check_tokenizer(config, vqvae)
     return config
+
+
+def new_encoders(config: GPTRunConfig, data: Path, init: str | None = None) -> dict[str, Encoder]:
+    """The encoders of a run, untrained ones from its seed, as the GPT that is made next; with the words of the model `init`."""
+    torch.manual_seed(config.train.seed)  # initial weights only: everything random later has its own generator
+    return encoders_of(config, data, words_of_model(init) if init else None)
 
 
 def fill_from(model: ConditionalGPT, init: str, fabric: Fabric) -> None:
@@ -174,8 +179,9 @@ def train(config: GPTRunConfig, out: Path, fabric: Fabric, data: Path, vqvae: VQ
     """Runs a training, or goes on from a saved `state`, and returns the last validation's metrics. With `overfit` it has so many
     shapes, is validated on them, and the metrics say what share of their tokens it generates ("regenerated")."""
     t = config.train
-    torch.manual_seed(t.seed)  # initial weights only: everything random later has its own generator
-    model = ConditionalGPT(config, encoders if encoders is not None else encoders_of(config, data))
+    if encoders is None:
+        encoders = new_encoders(config, data)
+    model = ConditionalGPT(config, encoders)
     if init:
         fill_from(model, init, fabric)
     else:
