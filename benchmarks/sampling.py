@@ -1,0 +1,128 @@
+"""Which sampling settings make the best shapes, on the validation split:
+
+    python -m benchmarks.sampling --gpt-type t23d --model pretrained/tiny --out outputs/sampling
+
+Each setting of SamplingConfig is changed by itself from the model's own (SWEEP); the same shapes and seeds every time. A table
+(sampling.md, sampling.json) has the F-score and Chamfer distance to the truth, and for texts how many of the stated attributes
+are met, and how often the judge finds the category and, among all captions, the shape's own (docs/evaluation.md). Which of them
+a model is to be good at is for whoever saves its settings to decide.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import time
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from tar3d.condition.image import preprocess
+from tar3d.config import GPT_TYPES, SamplingConfig
+from tar3d.contracts import Mesh
+from tar3d.data.default import DEFAULT_FOLDER
+from tar3d.data.folder import mesh_path, write_json
+from tar3d.data.order import spread
+from tar3d.data.shapes import open_samples
+from tar3d.data.told import captions_of
+from tar3d.data.views import Views
+from tar3d.evaluation.attributes import ATTRIBUTES, score
+from tar3d.evaluation.generations import generate_all
+from tar3d.evaluation.judge import load_judge, measured, surface
+from tar3d.mesh.load import load_mesh
+from tar3d.metrics.geometry import in_frame, point_scores, surface_cloud
+from tar3d.metrics.summary import aggregate, cell, markdown_table
+from tar3d.pipeline import Pipeline
+from tar3d.runtime import choose_device, command_line, describe_machine, positive_int
+
+SWEEP: dict[str, tuple[float, ...]] = {
+    "sketch_scale": (0.0, 10.0, 20.0, 40.0), "cfg_scale": (1.0, 1.5, 2.0, 3.0), "temperature": (0.0, 0.7, 0.85, 1.0),
+    "top_k": (0, 50), "top_p": (0.9, 1.0), "min_p": (0.0, 0.05, 0.2)}
+POINTS, THRESHOLD = 8_000, 0.02
+
+
+def settings(base: SamplingConfig) -> dict[str, SamplingConfig]:
+    """The model's own settings, and each with one value changed."""
+    result = {"as saved": base}
+    for name, values in SWEEP.items():
+        result |= {f"{name} {value:g}": dataclasses.replace(base, **{name: value}) for value in values
+                   if value != getattr(base, name)}
+    return result
+
+
+def row_of(meshes: list[Mesh | None], truths: list[Mesh]) -> dict[str, dict]:
+    """F-score and Chamfer distance of generations; a shape that is empty has no Chamfer distance, and an F-score of 0."""
+    rows = []
+    for mesh, truth in zip(meshes, truths, strict=True):
+        if mesh is None:
+            rows.append({"fscore": 0.0, "chamfer": None})
+            continue
+        both = in_frame(mesh, truth, "each")  # both are in the project's frame, in which the truth's box is centred
+        clouds = (surface_cloud(m, POINTS, seed) for seed, m in enumerate(both))
+        found = point_scores(*clouds, thresholds=[THRESHOLD])
+        rows.append({"fscore": found[f"fscore@{THRESHOLD:g}"], "chamfer": found["chamfer"]})
+    return {name: aggregate([row[name] for row in rows]) for name in ("fscore", "chamfer")}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gpt-type", choices=[name for name, kinds in GPT_TYPES.items() if len(kinds) == 1], default="i23d")
+    parser.add_argument("--model", default="pretrained/tiny", help="model directory or Hub id (default: %(default)s)")
+    parser.add_argument("--judge", default="pretrained/tiny/judge", help="default: %(default)s")
+    parser.add_argument("--data", type=Path, default=DEFAULT_FOLDER, help="data set folder (default: %(default)s)")
+    parser.add_argument("--shapes", type=positive_int, default=32, help="of its validation split (default: %(default)s)")
+    parser.add_argument("--resolution", type=positive_int, default=64, help="default: %(default)s")
+    parser.add_argument("--batch", type=positive_int, default=16, help="default: %(default)s")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+    parser.add_argument("--out", type=Path, default=Path("outputs/sampling"), help="default: %(default)s")
+    args = parser.parse_args(argv)
+    start = time.perf_counter()
+    try:
+        pipeline = Pipeline.load(args.model, args.gpt_type, device=choose_device(args.device))
+        samples, (kind,) = open_samples(args.data), GPT_TYPES[args.gpt_type]
+        ids = samples.ids("val")
+        ids = [ids[k] for k in spread(len(ids), args.shapes)]
+        truths = [load_mesh(mesh_path(args.data, i)) for i in ids]
+        categories = samples.categories()
+        if kind == "text":
+            captions, words = [captions_of(args.data)[i][0] for i in ids], pipeline.model.conditioner.encoder("text").words
+            rows, judge = [words.prepare(caption).ids for caption in captions], load_judge(args.judge)
+        else:
+            views, config = Views(args.data), pipeline.model.config.image_encoder
+            rows = [preprocess(views.load(views.names(i)[0]), config).pixels for i in ids]
+    except ValueError as e:
+        parser.exit(2, f"{e}\n")
+    source, table, results = {kind: torch.from_numpy(np.stack(rows))}, [], {}
+    own = pipeline.sampling
+    for name, sampling in tqdm(settings(own).items(), unit="setting"):
+        pipeline.model.config.sampling = sampling
+        meshes = generate_all(pipeline, source, list(range(len(ids))), args.resolution, args.batch)
+        found = row_of(meshes, truths)
+        cells = [cell(found["fscore"]), cell(found["chamfer"])]
+        if kind == "text":
+            met = [float(v) for mesh, caption, i in zip(meshes, captions, ids, strict=True) if categories[i] in ATTRIBUTES
+                   for v in score(mesh, caption, categories[i]).values()]
+            said = measured(judge, [mesh and surface(mesh, 0) for mesh in meshes], captions, [categories[i] for i in ids])
+            found |= {"attributes": aggregate(met), "judge": said}
+            cells += [cell(found["attributes"]), *(f"{said[k]:.2f}" for k in ("category", "r@1", "r@5"))]
+        table.append([name, *cells])
+        results[name] = found
+    pipeline.model.config.sampling = own
+    head = ["setting", f"F-score@{THRESHOLD:g}", "Chamfer", *(["attributes", "category", "R@1", "R@5"] if kind == "text" else [])]
+    lines = [f"# Sampling settings, {args.gpt_type}", "", f"Saved: {own}. {len(ids)} validation shapes.", "",
+             *markdown_table(head, table), "", f"`{command_line()}`"]
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "sampling.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_json(args.out / "sampling.json", {"command": command_line(), "date": str(date.today()), "ids": ids,
+                                            "saved": dataclasses.asdict(own), "seconds": round(time.perf_counter() - start, 1),
+                                            "results": results, **describe_machine(pipeline.device)})
+    print("\n".join(lines))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
