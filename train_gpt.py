@@ -15,7 +15,6 @@ validation.csv, speed.csv (items/s, MFU, waiting for data), TensorBoard files an
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -241,9 +240,9 @@ def train(config: GPTRunConfig, out: Path, fabric: Fabric, data: Path, vqvae: VQ
                         folder = out / "model" / gpt_folder(gpt_type_of(config.conditions))
                         checkpoint.save_model(folder, best, config, record,
                                               model_card(record, gpt_type_of(config.conditions), given),
-                                              dtype=getattr(torch, t.weights_dtype))
+                                              dtype=getattr(torch, t.weights_dtype), largest_file=t.weights_file_mb * 10**6)
                         save_words(best, folder / WORDS)
-                        copy_tokenizer(vq_source, out / "model" / checkpoint.TOKENIZER)
+                        checkpoint.copy_model(checkpoint.find_tokenizer(vq_source), out / "model" / checkpoint.TOKENIZER)
     fabric.print(f"best validation NLL {-run.best:.4f}; model in {out / 'model'}, "
                  f"generate with: python run.py --model {out / 'model'}{needs(given)}")
     if overfit:
@@ -334,15 +333,6 @@ def save_words(model: ConditionalGPT, folder: Path) -> None:
     """The words of a text encoder that is trained along belong to the model."""
     if "text" in model.conditioner.trained:
         model.conditioner.encoder("text").words.tokenizer.save_pretrained(folder)
-
-
-def copy_tokenizer(source: str, target: Path) -> None:
-    """The run's model directory works alone: it holds the tokenizer its GPT was trained with."""
-    found = checkpoint.find_tokenizer(source)
-    target.mkdir(parents=True, exist_ok=True)
-    for name in (checkpoint.WEIGHTS, checkpoint.CONFIG, checkpoint.METRICS, checkpoint.README):
-        if (found / name).is_file():
-            shutil.copyfile(found / name, target / name)
 
 
 def needs(given: list[GivenEmbeddings]) -> str:

@@ -1,7 +1,7 @@
 """Model directories: strict, atomic, self-explaining.
 
 A model directory holds model.safetensors, config.yaml, metrics.json and README.md, and loads from itself alone: a local
-path or a Hub id.
+path or a Hub id. Weights above a size are split into several files, named and indexed as those of the Hub's large models are.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -23,29 +24,61 @@ from tar3d.tokenizer.vqvae import VQVAE
 
 T = TypeVar("T")
 WEIGHTS, CONFIG, METRICS, README = "model.safetensors", "config.yaml", "metrics.json", "README.md"
+INDEX, SPLIT = "model.safetensors.index.json", "model{suffix}.safetensors"
+LARGEST_FILE = 5_000_000_000  # bytes, as the Hub's own models are split
 TOKENIZER = "tokenizer"  # sub-folder of a directory that holds several models
 
 
 def save_model(folder: str | Path, module: nn.Module, config: object, metrics: dict, readme: str,
-               dtype: torch.dtype = torch.float32) -> Path:
-    """Writes a model directory; `dtype` is how floating tensors are stored (they load as float32)."""
+               dtype: torch.dtype = torch.float32, largest_file: int = LARGEST_FILE) -> Path:
+    """Writes a model directory; `dtype` is how floating tensors are stored (they load as float32). Weights of more bytes than
+    `largest_file` are split; each of their files says which weights it is of, so that an interrupted save is noticed."""
+    from huggingface_hub import split_torch_state_dict_into_shards
+
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {k: (v.to(dtype) if v.is_floating_point() else v).contiguous().cpu() for k, v in module.state_dict().items()}
-    partial = folder / f".{WEIGHTS}.part"
-    save_file(tensors, partial)
-    partial.chmod(folder.stat().st_mode & 0o666)  # safetensors makes files that only their owner can read
-    os.replace(partial, folder / WEIGHTS)
+    split = split_torch_state_dict_into_shards(tensors, filename_pattern=SPLIT, max_shard_size=largest_file)
+    mark = {"weights": fingerprint(module)} if split.is_sharded else None
+    for name, keys in split.filename_to_tensors.items():
+        partial = folder / f".{name}.part"
+        save_file({key: tensors[key] for key in keys}, partial, metadata=mark)
+        partial.chmod(folder.stat().st_mode & 0o666)  # safetensors makes files that only their owner can read
+        os.replace(partial, folder / name)
+    if split.is_sharded:
+        index = {"metadata": {**split.metadata, **mark}, "weight_map": split.tensor_to_filename}
+        (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    else:
+        (folder / INDEX).unlink(missing_ok=True)
+    for path in weight_files(folder):
+        if path.name not in split.filename_to_tensors:  # of an earlier save
+            path.unlink()
     configuration.save(config, folder / CONFIG)
     (folder / METRICS).write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     (folder / README).write_text(readme.rstrip() + "\n", encoding="utf-8")
     return folder
 
 
+def weight_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("model*.safetensors"))
+
+
+def _has_weights(folder: Path) -> bool:
+    return (folder / WEIGHTS).is_file() or (folder / INDEX).is_file()
+
+
+def copy_model(source: Path, target: Path) -> None:
+    """Another model directory with the same files."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in (*weight_files(source), *(source / name for name in (INDEX, CONFIG, METRICS, README))):
+        if path.is_file():
+            shutil.copyfile(path, target / path.name)
+
+
 def find_model(source: str | Path) -> Path:
     """The local folder of a model directory given by path, or by Hub id (downloaded, or from the cache when offline)."""
     path = _local_folder(source)
-    missing = [name for name in (WEIGHTS, CONFIG) if not (path / name).is_file()]
+    missing = [name for name, there in ((WEIGHTS, _has_weights(path)), (CONFIG, (path / CONFIG).is_file())) if not there]
     if missing:
         have = ", ".join(sorted(p.name for p in path.iterdir())) or "nothing"
         raise ValueError(f"{path} is not a model directory: {' and '.join(missing)} missing, it holds {have}")
@@ -72,9 +105,9 @@ def _local_folder(source: str | Path) -> Path:
 def find_bundle(source: str | Path, *parts: tuple[str, ...]) -> list[Path]:
     """The model directories in a directory (path or Hub id): for each part the first of its names that is there."""
     path = _local_folder(source)
-    found = [next((path / name for name in names if (path / name / WEIGHTS).is_file()), None) for names in parts]
+    found = [next((path / name for name in names if _has_weights(path / name)), None) for names in parts]
     if missing := [names for names, folder in zip(parts, found, strict=True) if folder is None]:
-        have = ", ".join(sorted(p.parent.name for p in path.glob(f"*/{WEIGHTS}"))) or "none"
+        have = ", ".join(sorted(p.name for p in path.iterdir() if p.is_dir() and _has_weights(p))) or "none"
         lacking = " and ".join(" or ".join(f"{name}/{WEIGHTS}" for name in names) for names in missing)
         raise ValueError(f"{path} lacks {lacking}; of models it holds {have}: "
                          f"give a directory that holds {', '.join(names[0] for names in parts)}")
@@ -88,11 +121,9 @@ def read_config(source: str | Path, cls: type[T]) -> T:
 def load_weights(module: nn.Module, source: str | Path, anew: tuple[str, ...] = ()) -> nn.Module:
     """Fills `module` from a model directory, strictly: a missing, surplus or misshapen tensor is a ValueError. But tensors whose
     names begin with one of `anew` stay as they are."""
-    path = find_model(source) / WEIGHTS
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as e:
-        raise ValueError(f"{path} cannot be read ({e}): the file is damaged or incomplete, fetch or make it again") from e
+    path = find_model(source)
+    path /= INDEX if (path / INDEX).is_file() else WEIGHTS
+    tensors = _read_weights(path)
     wanted = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith(anew)}
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(anew)}
     wrong = [f"{k} is missing" for k in wanted if k not in tensors]
@@ -104,6 +135,25 @@ def load_weights(module: nn.Module, source: str | Path, anew: tuple[str, ...] = 
         raise ValueError(f"{path} does not fit its model: {'; '.join(wrong[:3])}{more}")
     module.load_state_dict({k: v.to(wanted[k].dtype) for k, v in tensors.items()}, strict=not anew)
     return module
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of model.safetensors, or of all files that an index names."""
+    try:
+        if path.name == WEIGHTS:
+            return load_file(path)
+        index = json.loads(path.read_text(encoding="utf-8"))
+        tensors: dict[str, Tensor] = {}
+        for name in sorted(set(index["weight_map"].values())):
+            path = path.with_name(Path(name).name)
+            with safe_open(path, "pt") as file:
+                if (file.metadata() or {}).get("weights") != index["metadata"].get("weights"):
+                    raise ValueError(f"{path} belongs to other weights than {INDEX}: a save was interrupted, or files of two "
+                                     "models were mixed; fetch or make the model again")
+                tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return tensors
+    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as e:
+        raise ValueError(f"{path} cannot be read ({e}): the file is damaged or incomplete, fetch or make it again") from e
 
 
 def find_tokenizer(source: str | Path) -> Path:

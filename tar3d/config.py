@@ -388,6 +388,7 @@ class GPTTrainConfig(TrainConfig):
     global_batch_size: int = 64  # rows per optimizer step over all devices and accumulation steps
     strategy: str = "ddp"  # of several processes: each holds all; or "fsdp": its part, for sizes that need it
     weights_dtype: str = "float32"  # of the model directory; float16 halves it
+    weights_file_mb: int = 5000  # largest file of it: larger weights are split
     token_noise: float = 0.0  # largest share of a row's input tokens replaced by random ones; each row draws its own below it
     sketch_weight: float = 0.0  # of the loss between the sketch (gpt.sketch_dim) and the true codes
     word_dropout: float = 0.0  # probability that a word is shown as an unknown one, for a text encoder that is trained
@@ -397,7 +398,7 @@ class GPTTrainConfig(TrainConfig):
         super().__post_init__()
         _one_of("train.strategy", self.strategy, ("ddp", "fsdp"))
         _one_of("train.weights_dtype", self.weights_dtype, ("float32", "float16"))
-        _at_least(1, self, "train.", "steps", "global_batch_size")
+        _at_least(1, self, "train.", "steps", "global_batch_size", "weights_file_mb")
         _at_least(0, self, "train.", "sketch_weight", "sketch_rows", "token_noise")
         _require(0 <= self.word_dropout < 1, f"train.word_dropout is a probability below 1, got {self.word_dropout}")
 

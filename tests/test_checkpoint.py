@@ -1,6 +1,7 @@
 """Model directories: strict, atomic, and clear about what is wrong."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from tar3d import checkpoint
 from tar3d import config as configuration
 from tar3d.checkpoint import (
+    copy_model,
     find_bundle,
     find_model,
     find_tokenizer,
@@ -153,3 +155,36 @@ def test_an_autoencoder_is_no_tokenizer(folder):
     configuration.save(config, folder / "config.yaml")
     with pytest.raises(ValueError, match="an autoencoder, whose codebook is not trained: continue it with .* train.stage=vq"):
         load_tokenizer(folder)
+
+
+def test_large_weights_are_split_and_come_back(tmp_path):
+    small = save_model(tmp_path / "whole", model(), CONFIG, {}, "")
+    most = (small / "model.safetensors").stat().st_size // 3
+    folder = save_model(tmp_path / "split", model(), CONFIG, {}, "", largest_file=most)
+    files = sorted(folder.glob("*.safetensors"))
+    assert len(files) > 2 and files[0].name == f"model-00001-of-{len(files):05d}.safetensors"
+    assert same(load_tokenizer(folder), model()) and find_model(folder) == folder
+    copy_model(folder, tmp_path / "copy")
+    assert same(load_tokenizer(tmp_path / "copy"), model())
+    save_model(folder, model(), CONFIG, {}, "")
+    assert [p.name for p in folder.glob("model*")] == ["model.safetensors"] and same(load_tokenizer(folder), model())
+    save_model(folder, model(), CONFIG, {}, "", largest_file=most)
+    assert not (folder / "model.safetensors").exists() and same(load_tokenizer(folder), model())
+
+
+def test_files_of_two_saves_and_missing_ones_are_noticed(tmp_path):
+    other = model()
+    with torch.no_grad():
+        next(other.parameters()).add_(1.0)
+    most = (save_model(tmp_path / "whole", other, CONFIG, {}, "") / "model.safetensors").stat().st_size // 2
+    a, b = (save_model(tmp_path / name, m, CONFIG, {}, "", largest_file=most) for name, m in (("a", model()), ("b", other)))
+    first = sorted(p.name for p in a.glob("*.safetensors"))[0]
+    shutil.copyfile(b / first, a / first)
+    with pytest.raises(ValueError, match=f"{first} belongs to other weights than .*index.json: a save was interrupted"):
+        load_tokenizer(a)
+    (b / first).unlink()
+    with pytest.raises(ValueError, match=f"{first} cannot be read"):
+        load_tokenizer(b)
+    (b / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ValueError, match="index.json cannot be read"):
+        load_tokenizer(b)

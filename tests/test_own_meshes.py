@@ -63,7 +63,7 @@ def in_place(word: str, places: dict[str, Path]) -> str:
 
 def test_the_page_goes_from_meshes_to_meshes(places, monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert len(COMMANDS) == 7
+    assert len(COMMANDS) == 9
     for command in COMMANDS:
         python, *words = shlex.split(command)
         module = words[1] if words[0] == "-m" else words[0].removesuffix(".py")
