@@ -192,7 +192,8 @@ def find_pairs(args: argparse.Namespace, protocol: EvalProtocol,
     made = evaluate_model(pipeline, kind, test, train, args.out, shapes=args.shapes, resolution=args.resolution, batch=args.batch,
                           seed=protocol.seed)
     return made.pairs, TITLES[kind], {"model": args.model, "gpt_type": args.gpt_type, "test": str(test),
-                                      "train": str(train), "resolution": args.resolution, "sampling": vars(pipeline.sampling),
+                                      "train": str(train), "resolution": args.resolution,
+                                      "sampling": vars(pipeline.sampling([kind])),
                                       "views_in_training": made.told.views_in_training}
 
 

@@ -131,7 +131,7 @@ def model(protocol: EvalProtocol, args: argparse.Namespace) -> int:
     train = args.train or default_library()
     pipeline = Pipeline.load(args.model, args.gpt_type, device=choose_device(args.device))
     described = {"model": args.model, "test": str(test), "train": str(train), "resolution": args.resolution,
-                 "sampling": vars(pipeline.sampling)}
+                 "sampling": vars(pipeline.sampling(GPT_TYPES[args.gpt_type]))}
     if args.gpt_type == "uncond":
         return freely(pipeline, test, train, protocol, args, described, start)
     kind, = GPT_TYPES[args.gpt_type]

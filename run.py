@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
                                  low_vram=args.low_vram)
         for kind in GPT_TYPES[args.gpt_type]:
             pipeline.model.conditioner.encoder(kind)  # or the model does not know it
-        sampling = sampling_settings(pipeline.sampling, args)
+        sampling = sampling_settings(pipeline.sampling(GPT_TYPES[args.gpt_type]), args)
         jobs = list_jobs(args)
     except ValueError as e:
         print(e, file=sys.stderr)

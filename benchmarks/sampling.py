@@ -1,6 +1,7 @@
 """Which sampling settings make the best shapes, on the validation split:
 
     python -m benchmarks.sampling --gpt-type t23d --model pretrained/tiny --out outputs/sampling
+    python -m benchmarks.sampling --gpt-type t23d --shapes 100 --settings sketch_scale=40 sketch_scale=40,cfg_scale=2
 
 Each setting of SamplingConfig is changed by itself from the model's own (SWEEP); the same shapes and seeds every time. A table
 (sampling.md, sampling.json) has the F-score and Chamfer distance to the truth, and for texts how many of the stated attributes
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from tar3d import config as configuration
 from tar3d.condition.image import preprocess
 from tar3d.config import GPT_TYPES, SamplingConfig
 from tar3d.contracts import Mesh
@@ -45,9 +47,12 @@ SWEEP: dict[str, tuple[float, ...]] = {
 POINTS, THRESHOLD = 8_000, 0.02
 
 
-def settings(base: SamplingConfig) -> dict[str, SamplingConfig]:
-    """The model's own settings, and each with one value changed."""
+def settings(base: SamplingConfig, given: list[str] | None = None) -> dict[str, SamplingConfig]:
+    """The model's own settings, and each with one value changed; or with the values `given`, as in "top_k=50,min_p=0.1"."""
     result = {"as saved": base}
+    if given:
+        own = configuration.to_mapping(base)
+        return result | {one: configuration.load(SamplingConfig, None, one.split(","), base=own) for one in given}
     for name, values in SWEEP.items():
         result |= {f"{name} {value:g}": dataclasses.replace(base, **{name: value}) for value in values
                    if value != getattr(base, name)}
@@ -73,6 +78,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--gpt-type", choices=[name for name, kinds in GPT_TYPES.items() if len(kinds) == 1], default="i23d")
     parser.add_argument("--model", default="pretrained/tiny", help="model directory or Hub id (default: %(default)s)")
     parser.add_argument("--judge", default="pretrained/tiny/judge", help="default: %(default)s")
+    parser.add_argument("--settings", nargs="+", metavar="NAME=VALUE,...",
+                        help="compare these with the model's own, without a sweep")
     parser.add_argument("--data", type=Path, default=DEFAULT_FOLDER, help="data set folder (default: %(default)s)")
     parser.add_argument("--shapes", type=positive_int, default=32, help="of its validation split (default: %(default)s)")
     parser.add_argument("--resolution", type=positive_int, default=64, help="default: %(default)s")
@@ -83,6 +90,7 @@ def main(argv: list[str] | None = None) -> int:
     start = time.perf_counter()
     try:
         pipeline = Pipeline.load(args.model, args.gpt_type, device=choose_device(args.device))
+        compared = settings(own := pipeline.sampling(GPT_TYPES[args.gpt_type]), args.settings)
         samples, (kind,) = open_samples(args.data), GPT_TYPES[args.gpt_type]
         ids = samples.ids("val")
         ids = [ids[k] for k in spread(len(ids), args.shapes)]
@@ -97,8 +105,7 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as e:
         parser.exit(2, f"{e}\n")
     source, table, results = {kind: torch.from_numpy(np.stack(rows))}, [], {}
-    own = pipeline.sampling
-    for name, sampling in tqdm(settings(own).items(), unit="setting"):
+    for name, sampling in tqdm(compared.items(), unit="setting"):
         pipeline.model.config.sampling = sampling
         meshes = generate_all(pipeline, source, list(range(len(ids))), args.resolution, args.batch)
         found = row_of(meshes, truths)

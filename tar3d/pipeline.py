@@ -7,8 +7,9 @@ the tokenizer and the GPT.
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -206,10 +207,11 @@ class Pipeline:
         return cls(checkpoint.load_tokenizer(vqvae_source), load_gpt(gpt_source), device or torch.device("cpu"), precision,
                    decoding, low_vram)
 
-    @property
-    def sampling(self) -> SamplingConfig:
-        """The sampling settings that the model was saved with."""
-        return self.model.config.sampling
+    def sampling(self, told: Collection[str]) -> SamplingConfig:
+        """The sampling settings that the model was saved with, for the kinds of condition that it is told. Of nothing there is
+        nothing to heed: the sketch of the null prefix is a mean of all shapes, and guidance away from it is none."""
+        saved = self.model.config.sampling
+        return saved if told else dataclasses.replace(saved, cfg_scale=1.0, sketch_scale=0.0)
 
     def generate(self, source: Source, seeds: list[int], *, sampling: SamplingConfig | None = None, resolution: int = 128,
                  progress: Callable[[int, int], None] | None = None,
@@ -219,7 +221,7 @@ class Pipeline:
         row None. `progress` is called with (tokens done, T), `extraction_progress` as that of `extract`, shape after shape."""
         seconds: dict[str, float] = {}
         with torch.inference_mode(), self._autocast():
-            tokens = self._sample(source, seeds, sampling or self.sampling, progress, seconds)
+            tokens = self._sample(source, seeds, sampling or self.sampling(source), progress, seconds)
             results = []
             for row in tokens.ids:
                 spent = {name: value / len(seeds) for name, value in seconds.items()}

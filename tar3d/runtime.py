@@ -276,5 +276,8 @@ def commit() -> str:
 
 
 def command_line() -> str:
-    """What started this script, as one would type it again."""
-    return shlex.join(["python", *sys.argv])
+    """What started this script, as one would type it again in this folder."""
+    script = Path(sys.argv[0])
+    if script.is_absolute() and script.is_relative_to(Path.cwd()):  # python -m gives the whole path
+        script = script.relative_to(Path.cwd())
+    return shlex.join(["python", str(script), *sys.argv[1:]])

@@ -57,3 +57,12 @@ def test_low_vram_keeps_on_the_device_what_works_and_nothing_else(monkeypatch):
         for result, expected in zip(results, plain, strict=True):
             assert (result.tokens == expected.tokens).all() and abs(len(result.mesh.faces) / len(expected.mesh.faces) - 1) < 0.05
     assert pipeline.engine is None and pipeline.backend == "plain"
+
+
+def test_of_nothing_there_is_nothing_to_heed():
+    pipeline = Pipeline.load(TINY, "uncond")
+    assert pipeline.sampling(["text"]).sketch_scale > 0
+    assert (pipeline.sampling([]).sketch_scale, pipeline.sampling([]).cfg_scale) == (0.0, 1.0)
+    free = pipeline.generate({}, seeds=[0, 1, 2], resolution=24)
+    assert len({tuple(shape.tokens.tolist()) for shape in free}) == 3
+    assert sum(shape.mesh is not None for shape in free) >= 2
