@@ -46,8 +46,8 @@ WITH_TORCH = {f"tar3d/mesh/{name}.py" for name in ("extract", "lattice", "marchi
 # Packages that a plain installation may lack, or that are too slow to load for those who do not use them.
 OPTIONAL = {
     "DracoPy", "embreex", "fast_simplification", "fla", "flash_attn", "gradio", "huggingface_hub", "lightning_attn",
-    "lpips", "manifold3d", "matplotlib", "objaverse", "pandas", "ray", "tensorboard", "torchmetrics", "torchvision",
-    "transformers", "triton", "wandb", "xformers",
+    "lpips", "manifold3d", "matplotlib", "objaverse", "pandas", "ray", "tensorboard", "tokenizers", "torchmetrics",
+    "torchvision", "transformers", "triton", "wandb", "xformers",
 }
 # Files that may load one of them at module level all the same: path -> packages.
 LOADS_AT_ONCE: dict[str, set[str]] = {

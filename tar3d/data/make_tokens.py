@@ -109,18 +109,11 @@ class TokenMaker:
         each has."""
         index = shard / f"{told.kind}.json"
         known = read_json(index)["counts"] if index.is_file() else [0] * len(ids)
-        items: dict[str, list[np.ndarray]] = {}
-        for shape_id, count in zip(ids, known, strict=True):
-            if count == 0:
-                try:
-                    items[shape_id] = told.read(shape_id)
-                except UNUSABLE as e:
-                    self.refused.append({"id": shape_id, "kind": told.kind, "reason": str(e)})
-        if index.is_file() and not items:
+        items = {i: self._read(told, i) for i, count in zip(ids, known, strict=True) if count == 0}
+        if index.is_file() and not any(items.values()):
             return known
-        for shape_id in (i for i, count in zip(ids, known, strict=True) if count):
-            items[shape_id] = told.read(shape_id)
-        counts, every = [len(items.get(i, ())) for i in ids], [item for i in ids for item in items.get(i, ())]
+        items |= {i: self._read(told, i) for i, count in zip(ids, known, strict=True) if count}
+        counts, every = [len(items[i]) for i in ids], [item for i in ids for item in items[i]]
         if every:
             rows = np.stack(every) if told.kind == "image" else np.concatenate(every)
             with atomic_write(shard / f"{told.kind}.npy") as f:
@@ -128,6 +121,14 @@ class TokenMaker:
         lengths = {} if told.kind == "image" else {"lengths": [len(item) for item in every]}
         write_json(index, {"counts": counts, **lengths, "sha256": sha256(shard / f"{told.kind}.npy") if every else ""})
         return counts
+
+    def _read(self, told: Told, shape_id: str) -> list[np.ndarray]:
+        """What is told of a shape; nothing of one that is refused."""
+        try:
+            return told.read(shape_id)
+        except UNUSABLE as e:
+            self.refused.append({"id": shape_id, "kind": told.kind, "reason": str(e)})
+            return []
 
 
 def encoders_of(config: GPTRunConfig, data: Path, words: PreTrainedTokenizerBase | None = None) -> dict[str, Encoder]:
