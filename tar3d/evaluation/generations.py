@@ -245,7 +245,8 @@ def _grid(pairs: dict[str, list[Pair]], told: list[np.ndarray], kind: str, ids: 
     for k in range(min(GRID_ROWS, len(ids))):
         paths = [pairs[name][k].pred if name != "truth" else pairs["generation"][k].truth for name in columns]
         sheet.append([told[k], *(picture(path and load_mesh(path), GRID_SIZE) for path in paths)])
-    return contact_sheet(sheet, ["view" if kind == "image" else "caption", *columns])
+    titles = ["nearest caption" if name == "caption" else name for name in columns]
+    return contact_sheet(sheet, ["view" if kind == "image" else "caption", *titles])
 
 
 def generate_freely(pipeline: Pipeline, out: Path, *, shapes: int, resolution: int, batch: int, seed: int) -> list[str]:
