@@ -438,17 +438,20 @@ def test_a_model_is_compared_with_baselines_and_bound(folders, monkeypatch):
                                for i, t in truths.items()]}
     calls = []
 
-    def evaluate_model(pipeline, test, train, out, **options):
-        calls.append((pipeline, test, train, out, options))
-        return SimpleNamespace(pairs=sets, views_in_training=0, ids=list(truths), nll={})
+    def evaluate_model(pipeline, kind, test, train, out, **options):
+        calls.append((pipeline, kind, test, train, out, options))
+        return SimpleNamespace(pairs=sets, told=SimpleNamespace(views_in_training=0), nll={})
+
+    def load(source, gpt_type, device):
+        return SimpleNamespace(sampling=lambda told: SimpleNamespace(top_k=3))
 
     monkeypatch.setattr(eval_2d, "evaluate_model", evaluate_model)
-    monkeypatch.setattr(eval_2d.Pipeline, "load", lambda source, device: SimpleNamespace(sampling=SimpleNamespace(top_k=3)))
+    monkeypatch.setattr(eval_2d.Pipeline, "load", load)
     monkeypatch.setattr(eval_2d, "default_library", lambda: folders / "train")
     flags = ["--test", str(folders / "data"), "--shapes", "3", "--resolution", "32", "--size", "48", "--workers", "1",
              "--cameras", str(folders / "cameras.json"), "--out", str(folders / "out")]
     assert eval_2d.main(flags) == 1  # the empty field
-    assert calls[0][1:] == (folders / "data", folders / "train", folders / "out",
+    assert calls[0][1:] == ("image", folders / "data", folders / "train", folders / "out",
                             {"shapes": 3, "resolution": 32, "batch": 10, "seed": 0})
     summary, report = summary_of(folders / "out"), (folders / "out" / "report.md").read_text()
     assert {name: s["scored"] for name, s in summary["sets"].items()} == {"generation": 3, "category": 3, "reconstruction": 2}
