@@ -171,7 +171,8 @@ def freely(pipeline: Pipeline, test: Path, train: Path, protocol: EvalProtocol, 
     drawn = np.random.default_rng([protocol.seed, 1]).permutation(sorted(open_samples(train).listed("train")))[: len(truths)]
     failed = {f"generation: {name}": EMPTY for name in empty}
     clouds = {}
-    for name, paths in (("generated", sorted((args.out / "generation").glob("*.glb"))), ("truth", truths),
+    made = [args.out / "generation" / f"{k:05d}.glb" for k in range(args.shapes) if f"{k:05d}" not in empty]
+    for name, paths in (("generated", made), ("truth", truths),
                         ("training", [mesh_path(train, i) for i in drawn])):
         found, problems = set_clouds({path.stem: path for path in paths}, protocol, args.workers)
         clouds[name] = list(found.values())

@@ -97,7 +97,8 @@ def main(argv: list[str] | None = None) -> int:
         truths = [load_mesh(mesh_path(args.data, i)) for i in ids]
         categories = samples.categories()
         if kind == "text":
-            captions, words = [captions_of(args.data)[i][0] for i in ids], pipeline.model.conditioner.encoder("text").words
+            known, words = captions_of(args.data), pipeline.model.conditioner.encoder("text").words
+            captions = [known[i][0] for i in ids]
             rows, judge = [words.prepare(caption).ids for caption in captions], load_judge(args.judge)
         else:
             views, config = Views(args.data), pipeline.model.config.image_encoder

@@ -76,8 +76,7 @@ class TrainedViT(ImageEncoder):
 
     def flops(self) -> int:
         """Operations for one picture: matrices at each position and attention, a multiplication and an addition being two."""
-        matrices = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
-        return 2 * self.num_tokens * (matrices + 2 * self.num_tokens * self.width * len(self.blocks))
+        return transformer_flops(self, self.num_tokens, self.width, len(self.blocks))
 
     def embed(self, pixels: torch.Tensor) -> torch.Tensor:
         values = pixels.to(self.patch_embedding.weight.dtype) / 127.5 - 1.0
@@ -95,6 +94,13 @@ def init_transformer(module: nn.Module, num_layers: int) -> None:
         if parameter.ndim == 2:
             is_residual = name.endswith(("attention_out.weight", "mlp_out.weight"))
             nn.init.trunc_normal_(parameter, std=residual_std if is_residual else 0.02)
+
+
+def transformer_flops(module: nn.Module, num_tokens: int, width: int, num_layers: int) -> int:
+    """Operations of one forward over so many positions: matrices at each of them and attention, a multiplication and an addition
+    being two."""
+    matrices = sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
+    return 2 * num_tokens * (matrices + 2 * num_tokens * width * num_layers)
 
 
 class ViTBlock(nn.Module):

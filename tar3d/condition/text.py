@@ -22,7 +22,7 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from tar3d.condition.encoders import TRAINED, ViTBlock, init_transformer, load_pretrained, weights_hash
+from tar3d.condition.encoders import TRAINED, ViTBlock, init_transformer, load_pretrained, transformer_flops, weights_hash
 from tar3d.config import TextEncoderConfig
 from tar3d.contracts import Condition
 
@@ -171,8 +171,7 @@ class TrainedText(TextEncoder):
 
     def flops(self) -> int:
         """Operations for one caption of the longest kind, a multiplication and an addition being two."""
-        matrices = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
-        return 2 * self.num_tokens * (matrices + 2 * self.num_tokens * self.width * len(self.blocks))
+        return transformer_flops(self, self.num_tokens, self.width, len(self.blocks))
 
 
 class FrozenText(TextEncoder):

@@ -169,8 +169,8 @@ def told_by_views(pipeline: Pipeline, test: Path, train: Path, ids: list[str]) -
 
 def told_by_captions(pipeline: Pipeline, test: Path, train: Path, ids: list[str]) -> Told:
     """The first caption of each shape; copied is the training shape with the nearest of all captions."""
-    words, known = pipeline.model.conditioner.encoder("text").words, captions_of(train)
-    captions = [captions_of(test)[i][0] for i in ids]
+    words, known, asked = pipeline.model.conditioner.encoder("text").words, captions_of(train), captions_of(test)
+    captions = [asked[i][0] for i in ids]
     library = [(i, caption) for i in training_ids(train, "text") for caption in known[i]]
     chosen = nearest_captions(captions, [caption for _, caption in library])
     ids_of_words = torch.from_numpy(np.stack([words.prepare(caption).ids for caption in captions]))
