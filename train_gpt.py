@@ -147,6 +147,7 @@ class Trainee(torch.nn.Module):
         """NLL in nats a token of the first B rows of tokens (B + b, T) from `inputs` (B, T - 1), and the sketch's loss over all
         rows: 1 - cosine to the true codes, zero without a sketch."""
         condition, gpt, B = self.model.condition(source, len(tokens)), self.model.gpt, len(inputs)
+        tokens, inputs = gpt.ordered(tokens), gpt.ordered(inputs)
         hidden = gpt.hidden(inputs, Condition(condition.embeddings[:B], condition.mask[:B], condition.full), dropped)
         nll = cross_entropy(hidden, gpt.head.weight, tokens[:B])
         if gpt.sketch is None:

@@ -50,7 +50,7 @@ POINTS, THRESHOLD = 8_000, 0.02
 def settings(base: SamplingConfig, given: list[str] | None = None) -> dict[str, SamplingConfig]:
     """The model's own settings, and each with one value changed; or with the values `given`, as in "top_k=50,min_p=0.1"."""
     result = {"as saved": base}
-    if given:
+    if given is not None:
         own = configuration.to_mapping(base)
         return result | {one: configuration.load(SamplingConfig, None, one.split(","), base=own) for one in given}
     for name, values in SWEEP.items():
@@ -78,8 +78,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--gpt-type", choices=[name for name, kinds in GPT_TYPES.items() if len(kinds) == 1], default="i23d")
     parser.add_argument("--model", default="pretrained/tiny", help="model directory or Hub id (default: %(default)s)")
     parser.add_argument("--judge", default="pretrained/tiny/judge", help="default: %(default)s")
-    parser.add_argument("--settings", nargs="+", metavar="NAME=VALUE,...",
-                        help="compare these with the model's own, without a sweep")
+    parser.add_argument("--settings", nargs="*", metavar="NAME=VALUE,...",
+                        help="compare these with the model's own, or none, without a sweep")
     parser.add_argument("--data", type=Path, default=DEFAULT_FOLDER, help="data set folder (default: %(default)s)")
     parser.add_argument("--shapes", type=positive_int, default=32, help="of its validation split (default: %(default)s)")
     parser.add_argument("--resolution", type=positive_int, default=64, help="default: %(default)s")

@@ -127,6 +127,7 @@ class TokenizerConfig:
 class OptimConfig:
     """Muon for hidden matrices, AdamW for the rest; the two rates are independent and both follow one schedule."""
 
+    hidden_matrices: str = "muon"  # or "adamw", for comparison: AdamW for everything, at adamw_lr
     muon_lr: float = 1e-3
     adamw_lr: float = 1e-3
     weight_decay: float = 0.05  # matrices only; vectors, norms and embeddings are not decayed
@@ -142,6 +143,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         for name in ("muon_lr", "adamw_lr"):
             _require(getattr(self, name) > 0, f"optim.{name} must be positive, got {getattr(self, name)}")
+        _one_of("optim.hidden_matrices", self.hidden_matrices, ("muon", "adamw"))
         _one_of("optim.schedule", self.schedule, ("cosine", "wsd"))
         _require(0 < self.decay_fraction <= 1, f"optim.decay_fraction must be in (0, 1], got {self.decay_fraction}")
         _at_least(0, self, "optim.", "weight_decay", "warmup_steps", "grad_clip")
@@ -210,7 +212,9 @@ class GPTConfig:
     condition_dropout: float = 0.1  # probability that a training row sees the learned null prefix (guidance)
     layer_pattern: str = "LLLF"  # repeated over depth: L linear attention, F full attention
     tokens_per_step: int = 1  # or 3: the layers see the three plane tokens of a cell as one position
-    rope: str = "rotation"  # or "paper_sum": TAR3D's sum of tables with a zero prefix, for comparison
+    token_order: str = "cells"  # or "planes", one plane after the other, for comparison: tar3d/token_order.py
+    rope: str = "rotation"  # or, for comparison, "paper_sum" or "sequence": tar3d/gpt/rope.py
+    rope_prefix: str = "identity"  # how the prefix is rotated; or "zero", as in TAR3D, for comparison
     sketch_dim: int = 0  # width of the codes that are guessed from the condition for every position; 0: none, as in the paper
     rope_base: float = 10_000.0
     absolute_positions: bool = True  # learned row, column and plane embeddings beside TriPE; the paper has none
@@ -220,7 +224,12 @@ class GPTConfig:
     linear_gate: bool = True  # sigmoid output gate of the linear layers: one more width x width matrix in each
 
     def __post_init__(self) -> None:
-        _one_of("gpt.rope", self.rope, ("rotation", "paper_sum"))
+        _one_of("gpt.token_order", self.token_order, ("cells", "planes"))
+        _require(self.token_order == "cells" or self.tokens_per_step == 1,
+                 f"gpt.token_order is {self.token_order}, but with gpt.tokens_per_step {self.tokens_per_step} a step is a cell: "
+                 "write gpt.token_order=cells, or gpt.tokens_per_step=1")
+        _one_of("gpt.rope", self.rope, ("rotation", "paper_sum", "sequence"))
+        _one_of("gpt.rope_prefix", self.rope_prefix, ("identity", "zero"))
         _one_of("gpt.linear_backend", self.linear_backend, ("auto", "chunked", "reference", "fla", "lightning_attn"))
         _one_of("gpt.attention_backend", self.attention_backend, ("auto", "sdpa", "flash_attn", "xformers"))
         _at_least(1, self, "gpt.", "num_layers", "width", "num_heads", "grid_size", "codebook_size", "condition_tokens",

@@ -61,10 +61,11 @@ class ConditionalGPT(torch.nn.Module):
         self.conditioner = Conditioner(encoders, config.gpt.condition_tokens, config.gpt.condition_width)
 
     def token_nll(self, tokens: torch.Tensor, source: Source, dropped: torch.Tensor) -> torch.Tensor:
-        """NLL (B, T) in nats of tokens (B, T), each after those before it; no gradients."""
+        """NLL (B, T) in nats of tokens (B, T), each after those that the GPT has before it; no gradients."""
+        tokens = self.gpt.ordered(tokens)
         with torch.no_grad():
             hidden = self.gpt.hidden(tokens[:, :-1], self.condition(source, len(tokens)), dropped)
-        return token_nll(hidden, self.gpt.head.weight, tokens)
+        return self.gpt.reordered(token_nll(hidden, self.gpt.head.weight, tokens))
 
     def condition(self, source: Source, rows: int) -> Condition:
         """The prefixes of so many rows: of what they are told (`tar3d.condition.conditioner`), or of nothing the null prefix."""

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tar3d.token_order import coordinates, num_tokens, to_planes, to_sequence
+from tar3d.token_order import coordinates, num_tokens, places, to_planes, to_sequence
 
 
 @pytest.mark.parametrize("grid", [1, 2, 5, 32])
@@ -28,6 +28,19 @@ def test_the_planes_of_a_cell_are_adjacent_and_cells_follow_the_raster():
     assert row.tolist() == [0, 0, 0, 0, 1, 1]
     assert column.tolist() == [0, 0, 0, 1, 0, 0]
     assert plane.tolist() == [0, 1, 2, 0, 0, 1]
+
+
+@pytest.mark.parametrize("grid", [1, 2, 5])
+def test_places_bring_a_sequence_into_another_order_and_back(grid):
+    planes = torch.randperm(3 * grid * grid).view(1, 3, grid, grid)
+    cells, positions = to_sequence(planes), torch.arange(num_tokens(grid))
+    assert torch.equal(places(positions, grid, "cells"), positions)
+    assert torch.equal(cells[:, places(positions, grid, "planes")], planes.flatten(1))
+    for order in ("cells", "planes"):
+        where = places(positions, grid, order)
+        assert torch.equal(cells[:, where][:, where.argsort()], cells) and int(where[-1]) == num_tokens(grid) - 1
+        row, column, plane = coordinates(positions, grid, order)
+        assert torch.equal(cells[0, where], planes[0, plane, row, column])
 
 
 def test_a_sequence_of_another_grid_is_refused():

@@ -28,4 +28,4 @@ def generate(gpt: GPT, condition: Condition, sampling: SamplingConfig, seeds: li
     if len(seeds) != len(condition.embeddings):
         raise ValueError(f"{len(seeds)} seeds for {len(condition.embeddings)} condition rows: give each row its own")
     ids = (engine or Engine(gpt)).run(condition, sampling, uniform_draws(seeds, gpt.config.num_tokens), codes, progress)
-    return Tokens(ids.clone())  # a clone made out here is an ordinary tensor that training may use
+    return Tokens(gpt.reordered(ids).clone())  # a clone made out here is an ordinary tensor that training may use

@@ -10,6 +10,8 @@ stack of blocks serve the three calls. A row gives the same logits alone and in 
 files, no pictures and no sampling, and draws no random number after its initialisation.
 For bfloat16 use autocast: `gpt.bfloat16()` would round the rotary tables and the decay rates too.
 
+Tokens are in the GPT's own order (`gpt.token_order`), into which `ordered` brings those of files and `reordered` back.
+
 A step is a position of the layers: one token, or with `tokens_per_step` 3 the three plane tokens of a cell. The calls count
 tokens either way. `decode` is the plain form of decoding; `tar3d/gpt/engine.py` is the fast one.
 
@@ -30,7 +32,7 @@ from tar3d.config import GPTConfig
 from tar3d.contracts import Condition
 from tar3d.gpt.attention import Extent, FullAttention, LayerCache, LinearAttention, RMSNorm, Rotary
 from tar3d.gpt.rope import TriPE
-from tar3d.token_order import NUM_PLANES, coordinates, num_tokens
+from tar3d.token_order import NUM_PLANES, coordinates, num_tokens, places
 
 INIT_STD = 0.02
 CELL_LAYERS = 2  # SwiGLU layers of the head that tells the tokens of a cell apart
@@ -73,11 +75,12 @@ class PositionEmbedding(nn.Module):
     start at zero: a model trained without them can go on with them.
     """
 
-    def __init__(self, grid_size: int, width: int, tokens_per_step: int) -> None:
+    def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.row, self.column = nn.Embedding(grid_size, width), nn.Embedding(grid_size, width)
-        self.plane = nn.Embedding(NUM_PLANES, width) if tokens_per_step == 1 else None
-        places = coordinates(torch.arange(0, num_tokens(grid_size), tokens_per_step), grid_size)
+        self.row, self.column = (nn.Embedding(config.grid_size, config.width) for _ in range(2))
+        self.plane = nn.Embedding(NUM_PLANES, config.width) if config.tokens_per_step == 1 else None
+        steps = torch.arange(0, num_tokens(config.grid_size), config.tokens_per_step)
+        places = coordinates(steps, config.grid_size, config.token_order)
         self.register_buffer("places", torch.stack(places), persistent=False)  # (3, steps)
 
     def forward(self, start: int, end: int) -> Tensor:
@@ -202,9 +205,11 @@ class GPT(nn.Module):
         n = config.tokens_per_step
         self.merge = nn.Linear(n * config.width, config.width, bias=False) if n > 1 else None  # the tokens of a cell -> a step
         self.cell_head = CellHead(config.width) if n > 1 else None
-        self.position_embedding = PositionEmbedding(config.grid_size, config.width, n) if config.absolute_positions else None
+        self.position_embedding = PositionEmbedding(config) if config.absolute_positions else None
         self.sketch = Sketch(config) if config.sketch_dim else None
-        self.rope = TriPE(config.grid_size, config.head_dim, config.rope_base, config.rope, n)
+        self.rope = TriPE(config)
+        self.register_buffer("_places", places(torch.arange(config.num_tokens), config.grid_size, config.token_order),
+                             persistent=False)
         kinds = [config.layer_pattern[layer % len(config.layer_pattern)] for layer in range(config.num_layers)]
         self.blocks = nn.ModuleList(Block(config, layer, kind) for layer, kind in enumerate(kinds))
         self.norm = RMSNorm(config.width)
@@ -268,6 +273,14 @@ class GPT(nn.Module):
         if self.sketch is not None:
             multiplications += _matrices(self.sketch.guess) + steps * _matrices(self.sketch.project)
         return 2 * multiplications
+
+    def ordered(self, sequence: Tensor) -> Tensor:
+        """Tokens (B, T), or the first T - 1 of them, as files have them -> in the order this GPT goes through them."""
+        return sequence[:, self._places[: sequence.shape[1]]]
+
+    def reordered(self, sequence: Tensor) -> Tensor:
+        """The way back, for all T entries (B, T, ...) of a sequence in this GPT's order."""
+        return sequence[:, self._places.argsort()]
 
     def drop_rows(self, batch_size: int, generator: torch.Generator) -> Tensor:
         """(B,) bool, True with probability `config.condition_dropout`: the rows that train the null prefix."""

@@ -1,11 +1,12 @@
-"""TriPE: rotary positions over the (row, col, plane) of a triplane token.
+"""TriPE: rotary positions over the (row, col, plane) of a triplane token, and what it is compared with (docs/ablations.md).
 
-"rotation" (default) splits the rotary pairs of a head between row, col and plane, so that q.k depends on the three offsets
-alone and norms are kept. Prefix positions have no place on the triplane and are rotated by the identity.
+`kind` "rotation" (default): the rotary pairs of a head are split between row, col and plane, so that q.k depends on the three
+offsets alone and norms are kept. "paper_sum" is TAR3D's table (arXiv 2412.16919, section 3.2, and its code): the cos/sin tables
+of a 2D and of a plane rotation are added, which scales each pair by 0..2 instead of rotating it. "sequence" is plain rotary
+positions along the sequence (arXiv 2104.09864).
 
-"paper_sum" is TAR3D's table (arXiv 2412.16919, section 3.2, and its code), kept for comparison only: the cos/sin tables of
-a 2D and of a plane rotation are added, which scales each pair by 0..2 instead of rotating it, and the prefix has a table
-of zeros, so q = k = 0 there: a linear-attention state never sees the condition.
+Prefix positions have no place on the triplane: all of them are rotated by the identity. Or ("zero", TAR3D's code) their table
+is zeros, so that q = k = 0 there: a linear-attention state never sees the condition.
 
 Letters: T tokens = 3 R^2, D head dimension, B batch, S positions of a packed row.
 """
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tar3d import token_order
+from tar3d.config import GPTConfig
 
 
 def _angles(positions: Tensor, frequencies: Tensor) -> Tensor:
@@ -33,13 +35,15 @@ def pair_shares(head_dim: int) -> tuple[int, int, int]:
     return spatial, spatial, pairs - 2 * spatial
 
 
-def tripe_tables(grid_size: int, head_dim: int, base: float, kind: str) -> tuple[Tensor, Tensor]:
+def tripe_tables(grid_size: int, head_dim: int, base: float, kind: str, prefix: str = "identity",
+                 order: str = "cells") -> tuple[Tensor, Tensor]:
     """The (cos, sin) tables, each (1 + T, D) float32: entry 0 is for every prefix position, entry 1 + i for token i.
 
     A pair is made of the channels (c, c + D/2). `sin` carries the sign of the rotation in its first half, which is what
-    `rotate` expects. `kind` is "rotation" or "paper_sum".
+    `rotate` expects. `kind` and `prefix` are those of the module docstring, `order` that of the tokens.
     """
-    row, col, plane = token_order.coordinates(torch.arange(token_order.num_tokens(grid_size)), grid_size)
+    positions = torch.arange(token_order.num_tokens(grid_size))
+    row, col, plane = token_order.coordinates(positions, grid_size, order)
     if kind == "rotation":
         row_pairs, col_pairs, plane_pairs = pair_shares(head_dim)
         # Plane offsets are at most 2, so rope's small frequencies could not tell them apart: halve from 1 rad instead.
@@ -47,7 +51,6 @@ def tripe_tables(grid_size: int, head_dim: int, base: float, kind: str) -> tuple
         angles = torch.cat([_angles(row, _geometric(row_pairs, base)), _angles(col, _geometric(col_pairs, base)),
                             _angles(plane, plane_frequencies)], dim=1)  # (T, D/2)
         cos, sin = angles.cos(), angles.sin()
-        prefix_cos = 1.0
     elif kind == "paper_sum":
         pairs = head_dim // 2
         half = _geometric(pairs // 2, base)
@@ -55,10 +58,12 @@ def tripe_tables(grid_size: int, head_dim: int, base: float, kind: str) -> tuple
         spatial = torch.cat([_angles(row, half), _angles(col, rest)], dim=1)
         planar = _angles(plane, _geometric(pairs, base))
         cos, sin = spatial.cos() + planar.cos(), spatial.sin() + planar.sin()
-        prefix_cos = 0.0
+    elif kind == "sequence":
+        angles = _angles(positions + 1, _geometric(head_dim // 2, base))  # 0 is the prefix's
+        cos, sin = angles.cos(), angles.sin()
     else:
-        raise ValueError(f"rope is {kind!r}, allowed are rotation, paper_sum")
-    cos = torch.cat([torch.full_like(cos[:1], prefix_cos), cos])
+        raise ValueError(f"rope is {kind!r}, allowed are rotation, paper_sum, sequence")
+    cos = torch.cat([torch.full_like(cos[:1], 0.0 if prefix == "zero" else 1.0), cos])
     sin = torch.cat([torch.zeros_like(sin[:1]), sin])
     return torch.cat([cos, cos], dim=1).float(), torch.cat([-sin, sin], dim=1).float()
 
@@ -71,15 +76,18 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class TriPE(nn.Module):
     """The tables of one configuration as buffers, looked up by step relative to the row's own first one.
 
-    A step is a token, or with `tokens_per_step` 3 a cell, which stands where its first token does.
+    A step is a token, or with `tokens_per_step` 3 a cell, which stands where its first token does. `config` holds the choices of
+    `tripe_tables`.
     """
 
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, grid_size: int, head_dim: int, base: float, kind: str, tokens_per_step: int = 1) -> None:
+    def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        cos, sin = (torch.cat([table[:1], table[1::tokens_per_step]]) for table in tripe_tables(grid_size, head_dim, base, kind))
+        tables = tripe_tables(config.grid_size, config.head_dim, config.rope_base, config.rope, config.rope_prefix,
+                              config.token_order)
+        cos, sin = (torch.cat([table[:1], table[1 :: config.tokens_per_step]]) for table in tables)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 

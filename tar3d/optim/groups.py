@@ -11,14 +11,15 @@ The rule, which serves any module (the GPT, the tokenizer, a ViT from `transform
 
 `adamw_parameters` is a class attribute, a tuple of names of children or parameters, e.g. ("head",): an output head is a
 classifier, not a hidden matrix. Muon is `torch.optim.Muon` with "match_rms_adamw" (arXiv 2502.16982), so that both rates
-are of one scale. Frozen parameters (requires_grad False) belong to none.
+are of one scale. Frozen parameters (requires_grad False) belong to none. With `optim.hidden_matrices=adamw` those of kind `muon`
+are of kind `matrix`: AdamW is all there is.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn, optim
@@ -149,6 +150,14 @@ def routes(modules: nn.Module | list[nn.Module]) -> list[Route]:
     return result
 
 
+def _routes(modules: nn.Module | list[nn.Module], config: OptimConfig) -> list[Route]:
+    """`routes` as the configuration wants them."""
+    found = routes(modules)
+    if config.hidden_matrices == "muon":
+        return found
+    return [replace(route, kind="matrix") if route.kind == "muon" else route for route in found]
+
+
 def _walk(modules: nn.Module | list[nn.Module]) -> Iterator[tuple[str, nn.Parameter, str]]:
     for index, root in enumerate([modules] if isinstance(modules, nn.Module) else modules):
         prefix = "" if isinstance(modules, nn.Module) else f"{index}.{type(root).__name__}."
@@ -183,7 +192,7 @@ def build_optimizers(modules: nn.Module | list[nn.Module],
     nothing is trainable.
     """
     by_kind: dict[str, list[nn.Parameter]] = {kind: [] for kind in KINDS}
-    for route in routes(modules):
+    for route in _routes(modules, config):
         by_kind[route.kind].append(route.parameter)
     if not any(by_kind.values()):
         raise ValueError("no trainable parameter: every one is frozen (requires_grad is False)")
@@ -202,7 +211,7 @@ def routing_table(modules: nn.Module | list[nn.Module], config: OptimConfig) -> 
     """One line per parameter: name, shape, optimizer, base rate and weight decay; then the totals."""
     lines = [f"{'parameter':<56} {'shape':<18} {'optimizer':<9} {'lr':>9} {'decay':>7}"]
     counts = {"Muon": 0, "AdamW": 0}
-    for route in routes(modules):
+    for route in _routes(modules, config):
         optimizer, rate = ("Muon", config.muon_lr) if route.kind == "muon" else ("AdamW", config.adamw_lr)
         decay = 0.0 if route.kind == "vector" else config.weight_decay
         shape = "x".join(str(n) for n in route.parameter.shape) or "scalar"

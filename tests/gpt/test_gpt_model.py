@@ -34,11 +34,11 @@ token_or_cell = pytest.mark.parametrize("n", [1, 3], ids=["token", "cell"])
 
 @token_or_cell
 @pytest.mark.parametrize("sketch", [0, 3], ids=["plain", "sketch"])
-@pytest.mark.parametrize("rope", ["rotation", "paper_sum"])
+@pytest.mark.parametrize("rope", [("rotation", "identity"), ("paper_sum", "zero"), ("sequence", "identity")])
 @pytest.mark.parametrize("pattern", KINDS)
 @pytest.mark.parametrize("mask", [FULL, ("xx....", ".xx.xx", "xxxxxx")], ids=["full", "ragged"])
 def test_prefill_and_decode_are_the_full_forward_for_every_split(pattern, mask, rope, sketch, n):
-    gpt = _gpt(layer_pattern=pattern, rope=rope, sketch_dim=sketch, tokens_per_step=n)
+    gpt = _gpt(layer_pattern=pattern, rope=rope[0], rope_prefix=rope[1], sketch_dim=sketch, tokens_per_step=n)
     tokens, condition = _tokens(), _condition(mask)
     null = torch.tensor([False, False, True])
     full = gpt(tokens[:, :-1], condition, null)
@@ -103,8 +103,8 @@ def test_a_token_changes_only_what_comes_after_it_and_all_of_that(pattern, t, n)
 
 def test_the_condition_reaches_linear_layers_unless_the_prefix_is_zero():
     tokens, one, other = _tokens(), _condition(FULL, seed=3), _condition(FULL, seed=4)
-    for rope, reaches in (("rotation", True), ("paper_sum", False)):
-        gpt = _gpt(layer_pattern="L", rope=rope)
+    for prefix, reaches in (("identity", True), ("zero", False)):
+        gpt = _gpt(layer_pattern="L", rope_prefix=prefix)
         difference = (gpt(tokens[:, :-1], one) - gpt(tokens[:, :-1], other)).abs().amax(-1)  # (B, T)
         assert (difference[:, 0] > 1e-3).all()  # the last prefix position predicts the first token, through its residual
         assert (difference[:, 1:] > 1e-3).all() if reaches else (difference[:, 1:] == 0).all()

@@ -52,7 +52,7 @@ def run_layer(kind: str, grid_size: int) -> Tensors:
     """Forward and backward of one layer over whole rows, then prefill with rows of different length."""
     T = 3 * grid_size**2
     layer = LinearAttention(config(), 0) if kind == "L" else FullAttention(config())
-    rotary = TriPE(grid_size, WIDTH // HEADS, 10_000.0, "rotation").packed(P, P + T - 1)
+    rotary = TriPE(GPTConfig(grid_size=grid_size, width=WIDTH, num_heads=HEADS)).packed(P, P + T - 1)
     x = torch.randn(2, P + T - 1, WIDTH, requires_grad=True)
     with Tensors(T) as made:
         layer(x, rotary).square().sum().backward()

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from tar3d import token_order
+from tar3d.config import GPTConfig
 from tar3d.gpt.rope import TriPE, pair_shares, rotate, tripe_tables
 
 GRID, HEAD_DIM = 4, 16
@@ -56,15 +57,32 @@ def test_rotation_keeps_norms(kind, kept):
     assert torch.allclose(norms, x.norm().expand_as(norms), atol=1e-6) == kept
 
 
-def test_prefix_is_identity_or_zero():
+@pytest.mark.parametrize("kind", ["rotation", "paper_sum", "sequence"])
+def test_prefix_is_identity_or_zero(kind):
     x = torch.randn(HEAD_DIM, generator=torch.Generator().manual_seed(2))
-    for kind, expected in (("rotation", x), ("paper_sum", torch.zeros_like(x))):
-        cos, sin = tripe_tables(GRID, HEAD_DIM, 10_000.0, kind)
+    for prefix, expected in (("identity", x), ("zero", torch.zeros_like(x))):
+        cos, sin = tripe_tables(GRID, HEAD_DIM, 10_000.0, kind, prefix)
         assert torch.equal(rotate(x, cos[0], sin[0]), expected)
 
 
+def test_plain_positions_depend_on_the_distance_in_the_sequence_alone():
+    q, k = torch.randn(2, HEAD_DIM, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    dots = _rotated(q, "sequence") @ _rotated(k, "sequence").T
+    for offset in (-5, 0, 1, 7):
+        same = dots.diagonal(offset)
+        assert (same - same[0]).abs().max() < 1e-5
+    assert (_rotated(q, "sequence").norm(dim=1) - q.norm()).abs().max() < 1e-5
+
+
+def test_tables_follow_the_order_of_the_tokens():
+    for kind in ("rotation", "paper_sum"):
+        cells, planes = (tripe_tables(GRID, HEAD_DIM, 10_000.0, kind, order=order) for order in ("cells", "planes"))
+        for mine, theirs in zip(planes, cells, strict=True):
+            assert torch.equal(mine[1:], theirs[1:][token_order.places(torch.arange(3 * GRID**2), GRID, "planes")])
+
+
 def test_positions_count_from_a_rows_own_first_token():
-    rope = TriPE(GRID, HEAD_DIM, 10_000.0, "rotation")
+    rope = TriPE(GPTConfig(grid_size=GRID, width=HEAD_DIM, num_heads=1))
     cos, sin = rope.packed(torch.tensor([2, 5]), 9)  # (2, 1, 9, D)
     for row, prefix in enumerate((2, 5)):
         alone = rope.packed(prefix, prefix + 4)
@@ -83,9 +101,9 @@ def test_all_pairs_are_used_and_planes_get_the_small_share(head_dim):
 
 
 def test_tables_are_not_weights():
-    assert not TriPE(GRID, HEAD_DIM, 10_000.0, "rotation").state_dict()
+    assert not TriPE(GPTConfig(grid_size=GRID, width=HEAD_DIM, num_heads=1)).state_dict()
 
 
 def test_unknown_kind_is_refused():
-    with pytest.raises(ValueError, match="rotation, paper_sum"):
+    with pytest.raises(ValueError, match="rotation, paper_sum, sequence"):
         tripe_tables(GRID, HEAD_DIM, 10_000.0, "sum")

@@ -1,0 +1,110 @@
+"""Tables and plots of `benchmarks/ablate.py`'s results, written into docs/ablations.md between the marks that hold their place:
+
+    <!-- study attention -->
+    ...
+    <!-- end -->
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.studies import ARMS, STUDIES, Study
+from tar3d.metrics.summary import markdown_table
+
+DOCUMENT = Path("docs/ablations.md")
+INK, OTHER, CAPTION, GRID = "#2b6ea6", "#c44e3f", "#666666", "#dddddd"
+HEAD = ("arm", "rate", "M parameters in layers", "GFLOP a step", "NLL", "against the first", "F-score@0.02", "against the first",
+        "picture's worth")
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean and half the width of its 95 % interval by Student's t; NaN for a single value."""
+    from scipy.stats import t
+
+    mean, n = float(np.mean(values)), len(values)
+    if n < 2:
+        return mean, math.nan
+    return mean, float(t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
+
+
+def finished(runs: dict[str, dict], arm: str) -> dict[int, dict]:
+    """The runs of an arm that count, by seed."""
+    return {r["seed"]: r for r in runs.values() if r["arm"] == arm and not r["sweep"]}
+
+
+def rows_of(study: Study, runs: dict[str, dict]) -> list[list[str]]:
+    """A row an arm that has been run; the first one's differences are empty."""
+    first, rows = finished(runs, study.arms[0]), []
+    for name in study.arms:
+        mine = finished(runs, name)
+        if not mine:
+            continue
+        one = next(iter(mine.values()))
+        cells = [ARMS[name].label, f"{one['rate']:g}", f"{one['million_parameters']:.2f}", f"{one['gflop_a_step']:.1f}"]
+        for score in ("nll", "fscore"):
+            both = sorted(set(mine) & set(first)) if name != study.arms[0] else []
+            cells += [_plus_minus([r[score] for r in mine.values()]),
+                      _plus_minus([mine[s][score] - first[s][score] for s in both], signed=True) if both else ""]
+        cells.append(_plus_minus([r["nll_shuffled"] - r["nll"] for r in mine.values()]))
+        rows.append(cells)
+    return rows
+
+
+def _plus_minus(values: list[float], signed: bool = False) -> str:
+    mean, half = interval(values)
+    return f"{mean:{'+' if signed else ''}.3f}" + ("" if math.isnan(half) else f" ± {half:.3f}")
+
+
+def write_report(results: dict, seeds: int, document: Path = DOCUMENT) -> None:
+    """Brings every table of `document` up to date, and the plots beside it."""
+    text = document.read_text(encoding="utf-8")
+    for name, study in STUDIES.items():
+        rows = rows_of(study, results["runs"])
+        if not rows:
+            continue
+        block = "\n".join([*markdown_table(HEAD, rows), "", f"![{study.title}](ablations/{name}.png)"])
+        text, found = re.subn(rf"(<!-- study {name} -->\n).*?(<!-- end -->)", lambda m, b=block: f"{m[1]}{b}\n{m[2]}", text,
+                              flags=re.DOTALL)
+        if found != 1:
+            raise ValueError(f"{document} has {found} places for the study {name}: write <!-- study {name} --> and <!-- end --> "
+                             "on lines of their own, once")
+        draw(study, results["runs"], document.parent / "ablations" / f"{name}.png")
+    document.write_text(text, encoding="utf-8")
+
+
+def draw(study: Study, runs: dict[str, dict], path: Path) -> None:
+    """Two panels, NLL and F-score: every seed a dot, means as bars, one line an arm; and the NLL over the rates that were
+    tried."""
+    from matplotlib.figure import Figure
+
+    arms = [name for name in study.arms if finished(runs, name)]
+    figure = Figure(figsize=(13, 0.42 * len(arms) + 1.6), layout="constrained")
+    panels = figure.subplots(1, 3, width_ratios=(3, 3, 2.4))
+    for axis, score, label in ((panels[0], "nll", "NLL, nats a token (less is better)"),
+                               (panels[1], "fscore", "F-score at 0.02 (more is better)")):
+        for place, name in enumerate(arms):
+            values = [r[score] for r in finished(runs, name).values()]
+            colour = INK if name == study.arms[0] else OTHER
+            axis.plot(values, [place] * len(values), "o", color=colour, alpha=0.55, markersize=5, zorder=3)
+            axis.plot([np.mean(values)] * 2, [place - 0.32, place + 0.32], color=colour, linewidth=2.4, zorder=3)
+        axis.axvline(np.mean([r[score] for r in finished(runs, arms[0]).values()]), color=INK, linewidth=0.8, linestyle=":")
+        axis.set_yticks(range(len(arms)), [ARMS[name].label for name in arms] if axis is panels[0] else [""] * len(arms),
+                        fontsize=9)
+        axis.set_ylim(len(arms) - 0.5, -0.5)
+        axis.set_xlabel(label, fontsize=9, color=CAPTION)
+        axis.grid(color=GRID, linewidth=0.6, axis="x")
+    for name in arms:
+        tried = sorted((r["rate"], r["nll"]) for r in runs.values() if r["arm"] == name and r["sweep"])
+        if tried:
+            panels[2].plot(*zip(*tried, strict=True), marker=".", linewidth=1.2, alpha=0.9,
+                           color=INK if name == study.arms[0] else OTHER)
+    panels[2].set_xscale("log")
+    panels[2].set_xlabel("learning rate tried (half the steps): NLL", fontsize=9, color=CAPTION)
+    panels[2].grid(color=GRID, linewidth=0.6)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,73 @@
+"""What is compared with what: the arms of each study of `benchmarks/ablate.py`, as changes to configs/gpt_ablation.yaml.
+
+An arm is one way to do it. Arms of several studies are trained once. Every arm gets its own learning rate, the best of `rates` at
+half the steps with a seed that is not used again, and then the same steps, rows and seeds as the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MODEL = ("gpt.num_layers=12", "gpt.width=96", "gpt.num_heads=2")
+MUON_RATES, ADAMW_RATES = (2e-3, 4e-3, 8e-3), (1e-3, 2e-3, 4e-3)
+ADAMW_SHARE = 0.75  # adamw_lr over muon_lr, as in the shipped configs
+
+
+@dataclass(frozen=True)
+class Arm:
+    """`changes` of the recipe. `rates`: those that are tried; or the arm `rate_of` whose rate it takes. `share` of the steps."""
+
+    name: str
+    label: str
+    changes: tuple[str, ...] = ()
+    rates: tuple[float, ...] = MUON_RATES
+    rate_of: str = ""
+    share: float = 1.0
+
+    @property
+    def has_muon(self) -> bool:
+        return "optim.hidden_matrices=adamw" not in self.changes
+
+    def rate_overrides(self, rate: float) -> tuple[str, ...]:
+        if not self.has_muon:
+            return (f"optim.adamw_lr={rate:g}",)
+        return f"optim.muon_lr={rate:g}", f"optim.adamw_lr={ADAMW_SHARE * rate:g}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """`arms` by name, the first being the one that the others are compared with."""
+
+    name: str
+    title: str
+    arms: tuple[str, ...]
+
+
+ARMS = {arm.name: arm for arm in (
+    Arm("hybrid", "LLLF, 3 full layers of 12 (default)"),
+    Arm("full", "F, full attention in all", ("gpt.layer_pattern=F",)),
+    Arm("linear", "L, linear attention in all", ("gpt.layer_pattern=L",)),
+    Arm("llf", "LLF, 4 full layers of 12", ("gpt.layer_pattern=LLF",)),
+    Arm("l7f", "LLLLLLLF, 1 full layer of 12", ("gpt.layer_pattern=LLLLLLLF",)),
+    Arm("adamw", "AdamW for everything", ("optim.hidden_matrices=adamw",), ADAMW_RATES),
+    Arm("muon_071", "Muon + AdamW, 1 / 1.4 of the steps", rate_of="hybrid", share=1 / 1.4),
+    Arm("muon_050", "Muon + AdamW, half the steps", rate_of="hybrid", share=0.5),
+    Arm("sequence", "1D rotary positions", ("gpt.rope=sequence",)),
+    Arm("paper_sum", "the paper's sum, zero prefix (TAR3D's code)", ("gpt.rope=paper_sum", "gpt.rope_prefix=zero")),
+    Arm("sum_identity", "the paper's sum, prefix by the identity", ("gpt.rope=paper_sum",)),
+    Arm("zero_prefix", "rotation, zero prefix", ("gpt.rope_prefix=zero",)),
+    Arm("no_sketch", "no sketch: the prefix alone tells of the picture", ("gpt.sketch_dim=0", "train.sketch_weight=0",
+                                                                         "train.sketch_rows=0", "sampling.sketch_scale=0")),
+    Arm("no_sketch_zero", "no sketch, zero prefix", ("gpt.sketch_dim=0", "train.sketch_weight=0", "train.sketch_rows=0",
+                                                     "sampling.sketch_scale=0", "gpt.rope_prefix=zero")),
+    Arm("planes", "plane after plane", ("gpt.token_order=planes",)),
+    Arm("cells", "three tokens a step", ("gpt.tokens_per_step=3",)),
+)}
+
+STUDIES = {study.name: study for study in (
+    Study("attention", "Hybrid, full and linear attention", ("hybrid", "full", "llf", "l7f", "linear")),
+    Study("optimizer", "Muon against AdamW", ("hybrid", "adamw", "muon_071", "muon_050")),
+    Study("positions", "Rotary positions, and how the prefix is rotated",
+          ("hybrid", "sequence", "sum_identity", "paper_sum", "zero_prefix", "no_sketch", "no_sketch_zero")),
+    Study("order", "Order of the tokens, and tokens a step", ("hybrid", "planes", "cells")),
+)}
