@@ -44,7 +44,7 @@ class Study:
 
 
 ARMS = {arm.name: arm for arm in (
-    Arm("hybrid", "LLLF, 3 full layers of 12 (default)"),
+    Arm("hybrid", "LLLF and the other defaults"),
     Arm("full", "F, full attention in all", ("gpt.layer_pattern=F",)),
     Arm("linear", "L, linear attention in all", ("gpt.layer_pattern=L",)),
     Arm("llf", "LLF, 4 full layers of 12", ("gpt.layer_pattern=LLF",)),
@@ -62,6 +62,8 @@ ARMS = {arm.name: arm for arm in (
                                                      "sampling.sketch_scale=0", "gpt.rope_prefix=zero")),
     Arm("planes", "plane after plane", ("gpt.token_order=planes",)),
     Arm("cells", "three tokens a step", ("gpt.tokens_per_step=3",)),
+    Arm("gated", "decay read from the data", ("gpt.linear=gated",)),
+    Arm("delta", "gated delta rule", ("gpt.linear=delta",)),
 )}
 
 STUDIES = {study.name: study for study in (
@@ -70,4 +72,5 @@ STUDIES = {study.name: study for study in (
     Study("positions", "Rotary positions, and how the prefix is rotated",
           ("hybrid", "sequence", "sum_identity", "paper_sum", "zero_prefix", "no_sketch", "no_sketch_zero")),
     Study("order", "Order of the tokens, and tokens a step", ("hybrid", "planes", "cells")),
+    Study("linear", "Fixed decay, decay read from the data, and the delta rule", ("hybrid", "gated", "delta")),
 )}

@@ -221,6 +221,7 @@ class GPTConfig:
     linear_backend: str = "auto"  # what computes the two kinds of attention, a choice of the machine: tar3d/gpt/backends.py
     attention_backend: str = "auto"
     chunk_size: int = 64  # of the chunked form
+    linear: str = "lightning"  # or, for comparison, "gated" or "delta", whose decay depends on the data: tar3d/gpt/attention.py
     linear_gate: bool = True  # sigmoid output gate of the linear layers: one more width x width matrix in each
 
     def __post_init__(self) -> None:
@@ -230,6 +231,10 @@ class GPTConfig:
                  "write gpt.token_order=cells, or gpt.tokens_per_step=1")
         _one_of("gpt.rope", self.rope, ("rotation", "paper_sum", "sequence"))
         _one_of("gpt.rope_prefix", self.rope_prefix, ("identity", "zero"))
+        _one_of("gpt.linear", self.linear, ("lightning", "gated", "delta"))
+        _require(self.linear == "lightning" or self.linear_backend in ("auto", "chunked", "reference"),
+                 f"gpt.linear_backend is {self.linear_backend}, which computes lightning attention alone, but gpt.linear is "
+                 f"{self.linear}: write gpt.linear_backend=auto")
         _one_of("gpt.linear_backend", self.linear_backend, ("auto", "chunked", "reference", "fla", "lightning_attn"))
         _one_of("gpt.attention_backend", self.attention_backend, ("auto", "sdpa", "flash_attn", "xformers"))
         _at_least(1, self, "gpt.", "num_layers", "width", "num_heads", "grid_size", "codebook_size", "condition_tokens",

@@ -1,7 +1,7 @@
-"""The two attention layers of the hybrid GPT and what they remember while decoding.
+"""The attention layers of the hybrid GPT, full and linear, and what they remember while decoding.
 
-Both take (B, S, D) rows packed as [condition][tokens][padding] and are causal, so that no position that counts looks
-at padding and no mask of S x S is ever built. Both use separate q, k, v matrices (Muon orthogonalises each by
+All take (B, S, D) rows packed as [condition][tokens][padding] and are causal, so that no position that counts looks
+at padding and no mask of S x S is ever built. All use separate q, k, v matrices (Muon orthogonalises each by
 itself), an RMS norm per head on q and k (bounded scores: arXiv 2302.05442), and TriPE after it.
 
 A cache is filled once by a whole row, then grows by one position a call. Nothing here runs several new positions on
@@ -12,18 +12,22 @@ Letters: B batch, S positions, D width, H heads.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tar3d.config import GPTConfig
-from tar3d.gpt import linear_attention
+from tar3d.gpt import gated_attention, linear_attention
 from tar3d.gpt.backends import FullBackend, LinearBackend
 from tar3d.gpt.rope import rotate
 
 NORM_EPS = 1e-6
+FIRST_STEP_SIZE = math.log(math.e - 1)  # softplus of it is 1
 
 Rotary = tuple[Tensor, Tensor]  # (cos, sin), each (S, head_dim) or (B, 1, S, head_dim)
 
@@ -187,3 +191,58 @@ class LinearAttention(_Projections):
         if self.gate is not None:
             o = o * torch.sigmoid(self.gate(x))
         return self.o(o)
+
+
+def unit_silu(qk: Tensor) -> Tensor:
+    """The feature map of the delta rule, whose keys must be unit vectors."""
+    return F.normalize(F.silu(qk), dim=-1)
+
+
+class GatedLinearAttention(LinearAttention):
+    """Linear attention that reads from each position how much a head forgets there, for comparison (docs/ablations.md):
+
+        log a_t = -rate softplus(W x_t + bias)          Mamba-2 and the gated delta rule (arXiv 2405.21060, 2412.06464)
+
+    `gpt.linear` "gated" is that alone, "delta" with the delta rule, for which b_t = sigmoid(W' x_t) and keys are unit vectors. At
+    the start heads forget as those of lightning attention do. `tar3d/gpt/gated_attention.py` computes it, on every device.
+    """
+
+    adamw_parameters = ("forget",)  # a number a head, not a hidden matrix
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        self.delta = config.linear == "delta"
+        self.forget = nn.Linear(config.width, (2 if self.delta else 1) * config.num_heads, bias=False)
+        self.forget_bias = nn.Parameter(torch.full((config.num_heads,), FIRST_STEP_SIZE))
+        self.log_rate = nn.Parameter(self.slopes.log())
+        if config.linear_backend == "reference":
+            self.form: Callable = gated_attention.reference
+        else:
+            self.form = partial(gated_attention.chunked, chunk_size=config.chunk_size)
+
+    def forward(self, x: Tensor, rotary: Rotary, cache: StateCache | None = None) -> Tensor:
+        q, k, v, *gates = self._gated(x, rotary)
+        if cache is None:
+            o, _ = self.form(q, k, v, *gates)
+        else:
+            o, cache.state = gated_attention.recurrent_step(q, k, v, *gates, cache.state)
+        return self._output(o, x)
+
+    def prefill(self, x: Tensor, rotary: Rotary, extent: Extent) -> tuple[Tensor, StateCache]:
+        o, state = self.form(*self._gated(x, rotary), lengths=extent.lengths)
+        return self._output(o, x), StateCache(state)
+
+    def _gated(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        """q, k, v (B, H, S, head_dim), log_decay and beta (B, H, S) of rows (B, S, D)."""
+        gates = self.forget(x).transpose(1, 2)
+        return *self._qkv(x, rotary), *head_gates(gates, self.forget_bias[:, None], self.log_rate[:, None])
+
+    def _feature_map(self, qk: Tensor) -> Tensor:
+        return unit_silu(qk) if self.delta else F.silu(qk)
+
+
+def head_gates(gates: Tensor, bias: Tensor, log_rate: Tensor) -> tuple[Tensor, Tensor | None]:
+    """What `forget` makes of positions, (B, H or 2 H, ...) -> log_decay and beta (B, H, ...) in the dtype of `bias`; beta is None
+    without the delta rule. `bias` and `log_rate` (H, ...) broadcast to it."""
+    forget, *beta = gates.to(bias.dtype).split(len(bias), dim=1)
+    return -log_rate.exp() * F.softplus(forget + bias), beta[0].sigmoid() if beta else None

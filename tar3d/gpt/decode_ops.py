@@ -2,6 +2,8 @@
 
     norm_linear, linear_attend or full_attend, linear_add, norm_swiglu, linear_add        is a layer
 
+`gated_attend` stands in linear_attend's place where the decay depends on the data.
+
 They read nothing back to the host and change caches in place, so that a CUDA graph can hold them; `decode_triton` has
 the same five as one kernel each. Activations between operations are in the weights' dtype, the residual stream and all that is
 computed inside are float32. `tar3d.gpt.model.GPT.decode` is what both are tested against.
@@ -15,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tar3d.gpt.attention import NORM_EPS
+from tar3d.gpt.attention import NORM_EPS, head_gates, unit_silu
 from tar3d.gpt.rope import rotate
 
 # In oneDNN's blocked layout a matrix is read at the memory's speed for a few rows, which the BLAS behind F.linear misses by half
@@ -63,6 +65,26 @@ def linear_attend(projected: Tensor, cos: Tensor, sin: Tensor, qk_gain: Tensor, 
     o = o.reshape(B, H * d)
     if projected.shape[1] == 4 * H * d:
         o = o * torch.sigmoid(projected[:, 3 * H * d :].float())
+    return o.to(projected.dtype)
+
+
+def gated_attend(projected: Tensor, cos: Tensor, sin: Tensor, qk_gain: Tensor, bias: Tensor, log_rate: Tensor, o_gain: Tensor,
+                 delta: bool, state: Tensor) -> Tensor:
+    """Linear attention whose decay depends on the data, of one position: q, k, v, the gate if there is one, and what tells heads
+    to forget as `projected` (B, 3 D or 4 D, and H or with the delta rule 2 H more) -> (B, D). bias and log_rate (H,); the rest as
+    in `linear_attend`."""
+    B, H, d, _ = state.shape
+    q, k = _rotated(unit_silu if delta else F.silu, projected, cos, sin, qk_gain, H)
+    v = projected[:, 2 * H * d : 3 * H * d].view(B, H, 1, d).float()
+    gates = projected.shape[1] % (H * d)
+    log_decay, beta = head_gates(projected[:, -gates:], bias, log_rate)
+    state.mul_(log_decay.exp()[..., None, None])
+    if beta is not None:
+        v = (v - k[:, :, None] @ state) * beta[..., None, None]
+    state.addcmul_(k[..., None], v)
+    o = (_normalise(q[:, :, None] @ state) * o_gain).reshape(B, H * d)
+    if projected.shape[1] - gates == 4 * H * d:
+        o = o * torch.sigmoid(projected[:, 3 * H * d : -gates].float())
     return o.to(projected.dtype)
 
 

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from tar3d.config import SamplingConfig
 from tar3d.contracts import Condition
 from tar3d.gpt import decode_ops
-from tar3d.gpt.attention import NORM_EPS, KVCache, LinearAttention, RMSNorm
+from tar3d.gpt.attention import NORM_EPS, GatedLinearAttention, KVCache, LinearAttention, RMSNorm
 from tar3d.gpt.model import GPT, Block, SwiGLU
 from tar3d.gpt.sampling import guide, sample
 
@@ -52,15 +52,18 @@ class PackedMLP(NamedTuple):
 
 
 class PackedBlock(NamedTuple):
-    """The weights of a layer, ready for `decode_ops`; `decay` and `o_gain` are None in a layer with full attention."""
+    """The weights of a layer, ready for `decode_ops`. With full attention `o_gain` is None; `decay` is lightning attention's
+    alone, `forget` and `delta` are those of layers whose decay depends on the data."""
 
     gain: Tensor  # (D,)
-    qkv: Tensor  # (3 D, D), or (4 D, D) with a gate
+    qkv: Tensor  # (3 D, D), or (4 D, D) with a gate; H or 2 H more rows where heads are told to forget
     qk_gain: Tensor  # (2, d)
     o: Tensor  # (D, D)
     mlp: PackedMLP
     decay: Tensor | None  # (H,)
     o_gain: Tensor | None  # (d,)
+    forget: tuple[Tensor, Tensor] | None  # bias and log rate, (H,) each
+    delta: bool
 
 
 class PackedCellHead(NamedTuple):
@@ -109,6 +112,9 @@ class Engine:
         self.graphed = self.device.type == "cuda"
         self.static = self.graphed or backend == "compiled"
         self.window = max(MIN_WINDOW, -(-self.capacity // MAX_GRAPHS)) if self.static else 1
+        if backend == "triton" and self.config.linear != "lightning":
+            raise ValueError("the decoding backend triton has lightning attention alone, but gpt.linear is "
+                             f"{self.config.linear}: choose plain or auto")
         if backend == "triton":
             self.window = self.capacity  # its kernels look at what is filled, whatever the window: one graph does
         self._ops = _operations(self.backend, self.device)
@@ -200,7 +206,7 @@ class Engine:
         make = {"device": self.device}
         memories = []
         for block in self._blocks:
-            if block.decay is not None:
+            if block.o_gain is not None:
                 memories.append((torch.zeros(rows, heads, d, d, dtype=torch.float32, **make),))
             else:
                 memories.append(tuple(torch.zeros(2, rows, heads, self.capacity, d, dtype=self.dtype, **make)))
@@ -290,7 +296,7 @@ class Engine:
         if self.static:
             b.valid.index_fill_(3, b.slot, True)
         for block, memory in zip(self._blocks, b.memories, strict=True):
-            if block.decay is not None:
+            if block.o_gain is not None:
                 x = self._linear_layer(x, block, cos, sin, *memory)
             else:
                 x = self._full_layer(x, block, cos, sin, *memory, b.slot, b.valid, window)
@@ -338,7 +344,10 @@ def _layer_functions(ops: ModuleType) -> tuple[Callable, Callable, Callable]:
 
     def linear_layer(x: Tensor, block: PackedBlock, cos: Tensor, sin: Tensor, state: Tensor) -> Tensor:
         projected = ops.norm_linear(x, block.gain, block.qkv)
-        o = ops.linear_attend(projected, cos, sin, block.qk_gain, block.decay, block.o_gain, state)
+        if block.forget is None:
+            o = ops.linear_attend(projected, cos, sin, block.qk_gain, block.decay, block.o_gain, state)
+        else:
+            o = ops.gated_attend(projected, cos, sin, block.qk_gain, *block.forget, block.o_gain, block.delta, state)
         return mlp_layer(ops.linear_add(o, block.o, x), block.mlp)
 
     def full_layer(x: Tensor, block: PackedBlock, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, slot: Tensor,
@@ -371,11 +380,14 @@ def _packed(dtype: torch.dtype, opaque: bool, *linears: nn.Linear) -> Tensor:
 
 def _pack_block(block: Block, pack: Callable[..., Tensor]) -> PackedBlock:
     attention = block.attention
-    linear = isinstance(attention, LinearAttention)
+    linear, gated = isinstance(attention, LinearAttention), isinstance(attention, GatedLinearAttention)
     gate = [attention.gate] if linear and attention.gate is not None else []
+    gate += [attention.forget] if gated else []
     return PackedBlock(block.attention_norm.weight, pack(attention.q, attention.k, attention.v, *gate),
                        attention.qk_gain.reshape(2, -1), pack(attention.o), _pack_mlp(block.mlp_norm, block.mlp, pack),
-                       torch.exp(-attention.slopes) if linear else None, attention.o_norm.weight if linear else None)
+                       torch.exp(-attention.slopes) if linear and not gated else None,
+                       attention.o_norm.weight if linear else None,
+                       (attention.forget_bias, attention.log_rate) if gated else None, gated and attention.delta)
 
 
 def _pack_mlp(norm: RMSNorm, mlp: SwiGLU, pack: Callable[..., Tensor]) -> PackedMLP:

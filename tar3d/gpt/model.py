@@ -30,11 +30,20 @@ from torch import Tensor, nn
 
 from tar3d.config import GPTConfig
 from tar3d.contracts import Condition
-from tar3d.gpt.attention import Extent, FullAttention, LayerCache, LinearAttention, RMSNorm, Rotary
+from tar3d.gpt.attention import (
+    Extent,
+    FullAttention,
+    GatedLinearAttention,
+    LayerCache,
+    LinearAttention,
+    RMSNorm,
+    Rotary,
+)
 from tar3d.gpt.rope import TriPE
 from tar3d.token_order import NUM_PLANES, coordinates, num_tokens, places
 
 INIT_STD = 0.02
+LINEAR = {"lightning": LinearAttention, "gated": GatedLinearAttention, "delta": GatedLinearAttention}
 CELL_LAYERS = 2  # SwiGLU layers of the head that tells the tokens of a cell apart
 
 
@@ -150,7 +159,7 @@ class Block(nn.Module):
     def __init__(self, config: GPTConfig, layer: int, kind: str) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(config.width)
-        self.attention = LinearAttention(config, layer) if kind == "L" else FullAttention(config)
+        self.attention = FullAttention(config) if kind == "F" else LINEAR[config.linear](config, layer)
         self.mlp_norm = RMSNorm(config.width)
         self.mlp = SwiGLU(config.width)
 
@@ -226,10 +235,13 @@ class GPT(nn.Module):
         | o and down (they end on the residual)   | normal, std 0.02 / sqrt(2 L)     |
         | norm gains                              | 1                                |
         | position embeddings, sketch projection  | 0                                |
+        | what heads forget by themselves         | as in lightning attention        |
         """
         for name, parameter in self.named_parameters():
             if name.endswith(("norm.weight", "gain")):
                 parameter.fill_(1.0)
+                continue
+            if name.endswith(("forget_bias", "log_rate")):
                 continue
             if name.startswith(("position_embedding.", "sketch.project.")):
                 parameter.zero_()
@@ -259,13 +271,15 @@ class GPT(nn.Module):
         multiplication and an addition being two. Training takes three times as many.
 
         Counted is the least that the function needs, whatever computes it: each matrix once at each of its positions, half of
-        the S x S products of causal attention, two d x d products a position and head for the recurrence of a linear layer.
+        the S x S products of causal attention, two d x d products a position and head for the recurrence of a linear layer, three
+        with the delta rule.
         """
         config, steps = self.config, -(-num_tokens // self.config.tokens_per_step)
         S, D = prefix_length + steps - 1, config.width
         multiplications = prefix_length * _matrices(self.condition_mlp) + num_tokens * self.head.weight.numel()
         for block in self.blocks:
-            attended = S + 1 if isinstance(block.attention, FullAttention) else 2 * config.head_dim
+            products = 3 if config.linear == "delta" else 2
+            attended = S + 1 if isinstance(block.attention, FullAttention) else products * config.head_dim
             multiplications += S * (_matrices(block) + D * attended)
         if self.merge is not None:
             multiplications += (steps - 1) * _matrices(self.merge) + steps * _matrices(self.cell_head.before)

@@ -94,7 +94,8 @@ def test_the_engine_is_the_plain_decoding_in_tokens_scores_and_memory(pattern, l
 @pytest.mark.parametrize("options", [
     {"sketch_dim": 3}, {"sketch_dim": 3, "tokens_per_step": 3}, {"linear_gate": False}, {"absolute_positions": False},
     {"absolute_positions": False, "tokens_per_step": 3}, {"rope": "paper_sum", "rope_prefix": "zero"},
-    {"rope": "sequence"}, {"token_order": "planes"}, {"num_heads": 4}])
+    {"rope": "sequence"}, {"token_order": "planes"}, {"num_heads": 4}, {"linear": "gated"}, {"linear": "delta"},
+    {"linear": "delta", "linear_gate": False}])
 @pytest.mark.parametrize("scale", [1.0, 2.5])
 def test_every_option_of_the_model_is_decoded(options, scale):
     gpt, codes = _gpt(**options), None

@@ -4,11 +4,12 @@ from networks import draw_large_weights
 
 from tar3d.config import GPT_SIZES, GPTConfig, gpt_config
 from tar3d.contracts import Condition
-from tar3d.gpt.attention import KVCache, LinearAttention, StateCache
+from tar3d.gpt.attention import GatedLinearAttention, KVCache, LinearAttention, StateCache, head_gates
 from tar3d.gpt.model import GPT, INIT_STD, mlp_width
 
 P, E, V, T = 6, 5, 11, 12  # R = 2
 KINDS = ["L", "F", "LLLF"]
+GATED = ["gated", "delta"]  # gpt.linear, besides lightning attention
 
 
 def _gpt(**changes) -> GPT:
@@ -49,6 +50,41 @@ def test_prefill_and_decode_are_the_full_forward_for_every_split(pattern, mask, 
         for i in range(split, T - 1):
             logits = gpt.decode(tokens[:, i], cache)
             torch.testing.assert_close(logits, full[:, i + 1].float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("linear", GATED)
+@pytest.mark.parametrize("mask", [FULL, ("xx....", ".xx.xx", "xxxxxx")], ids=["full", "ragged"])
+def test_layers_that_read_their_decay_decode_as_they_train(mask, linear):
+    gpt, tokens, condition = _gpt(linear=linear), _tokens(), _condition(mask)
+    full = gpt(tokens[:, :-1], condition)
+    for split in range(T):
+        logits, cache = gpt.prefill(condition, tokens[:, :split])
+        torch.testing.assert_close(logits, full[:, split].float(), rtol=1e-5, atol=1e-5)
+        for i in range(split, T - 1):
+            logits = gpt.decode(tokens[:, i], cache)
+            torch.testing.assert_close(logits, full[:, i + 1].float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("linear", GATED)
+def test_layers_that_read_their_decay_begin_as_lightning_attention_forgets(linear):
+    gpt = GPT(GPTConfig(num_layers=4, width=24, num_heads=2, grid_size=2, codebook_size=V, linear=linear))
+    for block in gpt.blocks:
+        if isinstance(block.attention, GatedLinearAttention):
+            attention, at_rest = block.attention, torch.zeros(1, block.attention.forget.out_features, 1)
+            log_decay, _ = head_gates(at_rest, attention.forget_bias[:, None], attention.log_rate[:, None])
+            torch.testing.assert_close(-log_decay[0, :, 0], attention.slopes)
+
+
+@pytest.mark.parametrize("linear", GATED)
+def test_chunks_and_reference_of_such_layers_agree_in_every_gradient(linear):
+    gradients = []
+    for backend in ("chunked", "reference"):
+        gpt = _gpt(linear=linear, linear_backend=backend)
+        gpt(_tokens()[:, :-1], _condition()).square().mean().backward()
+        gradients.append({name: p.grad for name, p in gpt.named_parameters() if p.grad is not None})
+    assert any("forget" in name for name in gradients[0]) and gradients[0].keys() == gradients[1].keys()
+    for name, grad in gradients[0].items():
+        torch.testing.assert_close(grad, gradients[1][name], rtol=1e-6, atol=1e-8)
 
 
 @token_or_cell
