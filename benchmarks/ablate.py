@@ -206,7 +206,7 @@ def main(argv: list[str] | None = None) -> int:
     names = dict.fromkeys(arm for study in args.studies for arm in STUDIES[study].arms)
     failed = run_all([ARMS[name] for name in names], args) if names else []
     if args.write:
-        write_report(load_results(args.results), args.seeds)
+        write_report(load_results(args.results))
     for message in failed:
         print(message, file=sys.stderr)
     return 1 if failed else 0

@@ -60,7 +60,7 @@ def _plus_minus(values: list[float], signed: bool = False) -> str:
     return f"{mean:{'+' if signed else ''}.3f}" + ("" if math.isnan(half) else f" ± {half:.3f}")
 
 
-def write_report(results: dict, seeds: int, document: Path = DOCUMENT) -> None:
+def write_report(results: dict, document: Path = DOCUMENT) -> None:
     """Brings every table of `document` up to date, and the plots beside it."""
     text = document.read_text(encoding="utf-8")
     for name, study in STUDIES.items():

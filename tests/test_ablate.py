@@ -1,0 +1,178 @@
+"""The ablations: rates are tuned before anything counts, the grid grows where its end is best, results outlive a run, and tables
+say what the results hold."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from benchmarks import ablate, ablation_report
+from benchmarks.ablate import Trial, best_rate, main, missing, missing_sweep
+from benchmarks.studies import ARMS, MODEL, STUDIES
+from tar3d.config import TokenizerConfig, load_gpt_run
+
+TOKENIZER = TokenizerConfig(grid_size=4, codebook_size=32)
+
+
+def record(trial: Trial, nll: float, **more) -> dict:
+    return {"arm": trial.arm.name, "rate": trial.rate, "seed": trial.seed, "sweep": trial.sweep, "nll": nll, **more}
+
+
+def tried(name: str, nll: dict[float, float]) -> dict[str, dict]:
+    trials = {rate: Trial(ARMS[name], rate, ablate.SWEEP_SEED, sweep=True) for rate in nll}
+    return {t.key: record(t, nll[rate]) for rate, t in trials.items()}
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_every_arm_is_a_config_that_trains_on_equal_terms(name):
+    default = load_gpt_run(ablate.CONFIG, "GPT-tiny", TOKENIZER, list(MODEL))
+    trial = Trial(ARMS[name], 4e-3, 1, sweep=False)
+    config = load_gpt_run(ablate.CONFIG, "GPT-tiny", TOKENIZER, trial.overrides(default))
+    assert config.gpt.num_layers == 12 and config.train.seed == 1
+    assert config.train.steps == round(default.train.steps * ARMS[name].share)
+    for key in ("global_batch_size", "token_noise", "validation_shapes"):
+        assert getattr(config.train, key) == getattr(default.train, key)
+    changed = config.optim.adamw_lr if config.optim.hidden_matrices == "adamw" else config.optim.muon_lr
+    assert changed == 4e-3
+    assert name == "hybrid" or ARMS[name].share < 1 or config.gpt != default.gpt or config.optim.hidden_matrices == "adamw"
+
+
+def test_studies_name_arms_and_an_arm_takes_the_rate_of_one_that_is_tuned():
+    for study in STUDIES.values():
+        assert set(study.arms) <= set(ARMS) and len(set(study.arms)) == len(study.arms)
+    assert all(not ARMS[arm.rate_of].rate_of for arm in ARMS.values() if arm.rate_of)
+    assert set(ARMS) == {name for study in STUDIES.values() for name in study.arms}
+
+
+def test_rates_are_tried_before_seeds_are_run():
+    full = ARMS["full"]
+    assert [t.rate for t in missing(full, {}, 3)] == list(full.rates) and all(t.sweep for t in missing(full, {}, 3))
+    runs = tried("full", {2e-3: 1.2, 4e-3: 1.0, 8e-3: 1.1})
+    left = missing(full, runs, 3)
+    assert [(t.rate, t.seed, t.sweep) for t in left] == [(4e-3, seed, False) for seed in range(3)]
+    runs[left[0].key] = record(left[0], 0.9)
+    assert [t.seed for t in missing(full, runs, 3)] == [1, 2]
+
+
+@pytest.mark.parametrize(("nll", "further"), [
+    ({2e-3: 1.0, 4e-3: 1.1, 8e-3: 1.2}, 1e-3), ({2e-3: 1.2, 4e-3: 1.1, 8e-3: 1.0}, 16e-3), ({2e-3: 1.2, 4e-3: 1.0, 8e-3: 1.1}, None)])
+def test_the_grid_grows_where_its_end_is_best(nll, further):
+    runs = tried("full", nll)
+    left = missing_sweep(ARMS["full"], runs)
+    assert [t.rate for t in left] == ([] if further is None else [further])
+
+
+def test_the_grid_does_not_grow_for_ever():
+    runs = tried("full", {2e-3 * 2**k: 2.0 - 0.1 * k for k in range(ablate.MOST_RATES)})
+    assert missing_sweep(ARMS["full"], runs) == [] and best_rate(ARMS["full"], runs) == 2e-3 * 2**5
+
+
+def test_an_arm_without_rates_of_its_own_waits_for_the_one_whose_rate_it_takes():
+    assert {t.arm.name for t in missing(ARMS["muon_050"], {}, 3)} == {"hybrid"}
+    left = missing(ARMS["muon_050"], tried("hybrid", {2e-3: 1.2, 4e-3: 1.0, 8e-3: 1.1}), 2)
+    assert [(t.arm.name, t.rate) for t in left] == [("muon_050", 4e-3)] * 2
+
+
+class Commands:
+    """In the place of `_command`: writes what the two programs would."""
+
+    def __init__(self, broken: str = "") -> None:
+        self.calls: list[list[str]] = []
+        self.broken = broken
+
+    def __call__(self, arguments: list[str], log: Path, threads: int) -> None:
+        self.calls.append(arguments)
+        out = Path(arguments[arguments.index("--out") + 1])
+        if self.broken and self.broken in str(out):
+            raise RuntimeError("python train_gpt.py ended with 1; the log ends with: out of memory")
+        if arguments[0] == "train_gpt.py":
+            model = out / "model" / "gpt_i23d"
+            model.mkdir(parents=True, exist_ok=True)
+            rate = float(next(a for a in arguments if a.startswith("optim.adamw_lr=")).split("=")[1])
+            nll = 1 + abs(math.log(rate / 3e-3))
+            (out / "validation.csv").write_text(f"step,nll,nll_shuffled,nll_null\n1,9,9,9\n2,{nll},{nll + 1},{nll + 0.5}\n")
+            (model / "metrics.json").write_text('{"hours": 0.1}')
+        else:
+            out.mkdir(parents=True, exist_ok=True)
+            found = {"fscore": {"mean": 0.25}, "chamfer": {"mean": 0.05, "missing": 1}}
+            (out / "sampling.json").write_text(json.dumps({"results": {"as saved": found}}))
+
+
+@pytest.fixture
+def arguments(tmp_path, monkeypatch) -> list[str]:
+    monkeypatch.setattr(ablate, "_size", lambda run, config: {"million_parameters": 1.4, "gflop_a_step": 60.0})
+    return ["--out", str(tmp_path / "out"), "--results", str(tmp_path / "results.json")]
+
+
+def test_a_study_is_tuned_run_scored_and_not_run_again(arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablate, "_command", commands := Commands())
+    assert main(["order", *arguments, "--seeds", "2"]) == 0
+    runs = json.loads((tmp_path / "results.json").read_text())["runs"]
+    arms = STUDIES["order"].arms
+    assert len(runs) == len(arms) * (3 + 2) and sum(r["sweep"] for r in runs.values()) == 3 * len(arms)
+    counted = [r for r in runs.values() if not r["sweep"]]
+    assert {r["rate"] for r in counted} == {4e-3} and all(r["fscore"] == 0.25 and r["empty"] == 1 for r in counted)
+    assert all(r["nll_shuffled"] == pytest.approx(r["nll"] + 1) for r in runs.values())
+    before = len(commands.calls)
+    assert main(["order", *arguments, "--seeds", "2"]) == 0 and len(commands.calls) == before
+
+
+def test_what_fails_is_listed_and_the_rest_is_run(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ablate, "_command", Commands(broken="planes/rate0.004-seed1"))
+    assert main(["order", *arguments]) == 1
+    assert "planes/rate0.004-seed1: python train_gpt.py ended with 1" in capsys.readouterr().err
+    runs = json.loads((tmp_path / "results.json").read_text())["runs"]
+    assert "planes/rate0.004-seed2" in runs and "planes/rate0.004-seed1" not in runs
+
+
+def test_nothing_is_begun_when_time_is_up(arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablate, "_command", commands := Commands())
+    assert main(["order", *arguments, "--minutes", "0"]) == 0
+    assert commands.calls == []
+
+
+def test_a_command_that_fails_says_how_its_log_ends(tmp_path):
+    with pytest.raises(RuntimeError, match=r"ended with 3; .* ends with: the reason"):
+        ablate._command(["-c", "print('the reason'); raise SystemExit(3)"], tmp_path / "log", 1)
+
+
+def test_an_unknown_study_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["colour"])
+    assert "there are attention, optimizer" in capsys.readouterr().err
+
+
+def test_tables_hold_means_and_differences_by_seed(tmp_path):
+    runs = {}
+    for name, shift in (("hybrid", 0.0), ("planes", 0.5)):
+        for seed in range(3):
+            trial = Trial(ARMS[name], 4e-3, seed, sweep=False)
+            runs[trial.key] = record(trial, 1 + seed + shift, nll_shuffled=2 + seed + shift, fscore=0.3 - shift / 10,
+                                     million_parameters=1.4, gflop_a_step=60.0)
+    document = tmp_path / "ablations.md"
+    document.write_text("a\n" + "".join(f"<!-- study {name} -->\nold\n<!-- end -->\nb\n" for name in STUDIES))
+    ablation_report.write_report({"runs": runs | tried("hybrid", {2e-3: 1.2, 4e-3: 1.0})}, document)
+    text = document.read_text()
+    table = text[text.index("study order"):]
+    assert "| 2.000 ± 2.484 |  | 0.300 ± 0.000 |  | 1.000 ± 0.000 |" in table  # t 4.303, sd 1, root of 3
+    assert "| 2.500 ± 2.484 | +0.500 ± 0.000 | 0.250 ± 0.000 | -0.050 ± 0.000 |" in table
+    assert text.startswith("a\n") and text.count("\nb\n") == len(STUDIES)
+    assert (tmp_path / "ablations" / "order.png").stat().st_size > 5000
+
+
+def test_a_document_without_a_place_for_a_table_is_refused(tmp_path):
+    trial = Trial(ARMS["hybrid"], 4e-3, 0, sweep=False)
+    runs = {trial.key: record(trial, 1.0, nll_shuffled=2.0, fscore=0.3, million_parameters=1.4, gflop_a_step=60.0)}
+    (tmp_path / "ablations.md").write_text("nothing")
+    with pytest.raises(ValueError, match="0 places for the study attention"):
+        ablation_report.write_report({"runs": runs}, tmp_path / "ablations.md")
+
+
+def test_the_document_is_what_the_results_say(tmp_path):
+    if not ablate.RESULTS.is_file():
+        pytest.skip("no ablation has been run yet")
+    document = Path("docs/ablations.md").read_text(encoding="utf-8")
+    (tmp_path / "ablations.md").write_text(document, encoding="utf-8")
+    ablation_report.write_report(ablate.load_results(ablate.RESULTS), tmp_path / "ablations.md")
+    assert (tmp_path / "ablations.md").read_text(encoding="utf-8") == document
