@@ -56,7 +56,8 @@ def test_rates_are_tried_before_seeds_are_run():
 
 
 @pytest.mark.parametrize(("nll", "further"), [
-    ({2e-3: 1.0, 4e-3: 1.1, 8e-3: 1.2}, 1e-3), ({2e-3: 1.2, 4e-3: 1.1, 8e-3: 1.0}, 16e-3), ({2e-3: 1.2, 4e-3: 1.0, 8e-3: 1.1}, None)])
+    ({2e-3: 1.0, 4e-3: 1.1, 8e-3: 1.2}, 1e-3), ({2e-3: 1.2, 4e-3: 1.1, 8e-3: 1.0}, 16e-3),
+    ({2e-3: 1.2, 4e-3: 1.0, 8e-3: 1.1}, None)])
 def test_the_grid_grows_where_its_end_is_best(nll, further):
     runs = tried("full", nll)
     left = missing_sweep(ARMS["full"], runs)
