@@ -29,14 +29,16 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.ablation_report import write_report
-from benchmarks.studies import ARMS, MODEL, STUDIES, Arm
-from tar3d.config import GPTRunConfig, load_gpt_run
+from benchmarks.studies import ARMS, MODEL, STUDIES, TOKENIZER, Arm
+from tar3d import checkpoint
+from tar3d.config import load_gpt_run
 from tar3d.data.default import DEFAULT_FOLDER
 from tar3d.data.folder import write_json
-from tar3d.pipeline import load_gpt
+from tar3d.gpt.model import GPT
 from tar3d.runtime import describe_machine, positive_int
 
-CONFIG = "configs/gpt_ablation.yaml"
+CONFIG, TOKENIZER_CONFIG = "configs/gpt_ablation.yaml", "configs/vqvae3d_small.yaml"
+LINKED = ("meshes", "views", "samples", "manifest.csv", "captions.csv", "splits.json")  # of a data set, for tokens of its own
 SWEEP_SEED, SWEEP_SHARE, MOST_RATES = 100, 0.5, 6
 SHAPES = 48  # of the validation split, generated from one view each
 RESULTS = Path("benchmarks/results/ablations.json")
@@ -55,16 +57,25 @@ class Trial:
     def key(self) -> str:
         return f"{self.arm.name}/rate{self.rate:g}-{'sweep' if self.sweep else f'seed{self.seed}'}"
 
-    def steps(self, config: GPTRunConfig) -> int:
-        return round(config.train.steps * (SWEEP_SHARE if self.sweep else self.arm.share))
-
-    def overrides(self, config: GPTRunConfig) -> list[str]:
-        return [*MODEL, *self.arm.changes, *self.arm.rate_overrides(self.rate), f"train.seed={self.seed}",
-                f"train.steps={self.steps(config)}"]
+    def overrides(self, steps: int) -> list[str]:
+        return [*MODEL, *self.arm.changes, *self.arm.rate_overrides(self.rate), f"train.seed={self.seed}", f"train.steps={steps}"]
 
 
-def missing(arm: Arm, runs: dict[str, dict], seeds: int) -> list[Trial]:
-    """What can be run next of an arm: rates that are not tried yet, or else the seeds at the best of them."""
+@dataclass(frozen=True)
+class TokenizerTrial:
+    """The training of an arm's tokenizer, and the tokens that it makes of the data."""
+
+    arm: Arm
+
+    @property
+    def key(self) -> str:
+        return f"{self.arm.name}/tokenizer"
+
+
+def missing(arm: Arm, runs: dict[str, dict], seeds: int) -> list[Trial | TokenizerTrial]:
+    """What can be run next of an arm: its tokenizer, rates that are not tried yet, or else the seeds at the best of them."""
+    if arm.tokenizer is not None and TokenizerTrial(arm).key not in runs:
+        return [TokenizerTrial(arm)]
     if arm.rate_of:
         tuned = ARMS[arm.rate_of]
         if missing_sweep(tuned, runs):
@@ -90,7 +101,7 @@ def missing_sweep(arm: Arm, runs: dict[str, dict]) -> list[Trial]:
 
 def tried_rates(arm: Arm, runs: dict[str, dict]) -> dict[float, float]:
     """NLL of each rate that was tried."""
-    return {r["rate"]: r["nll"] for r in runs.values() if r["arm"] == arm.name and r["sweep"]}
+    return {r["rate"]: r["nll"] for r in runs.values() if r["arm"] == arm.name and r.get("sweep")}
 
 
 def best_rate(arm: Arm, runs: dict[str, dict]) -> float:
@@ -98,34 +109,71 @@ def best_rate(arm: Arm, runs: dict[str, dict]) -> float:
     return min(tried, key=tried.__getitem__)
 
 
-def run_trial(trial: Trial, config: GPTRunConfig, args: argparse.Namespace) -> dict:
+def run_trial(trial: Trial | TokenizerTrial, args: argparse.Namespace) -> dict:
     """Trains and, unless it only chooses a rate, scores. Raises RuntimeError with the end of its log where a command fails."""
-    folder = args.out / trial.key
+    folder, tokenizer, data = args.out / trial.key, args.vq_ckpt, args.data
     folder.mkdir(parents=True, exist_ok=True)
-    overrides = trial.overrides(config)
-    train = ["train_gpt.py", "--gpt-type", "i23d", "--config", CONFIG, "--data", str(args.data), "--vq-ckpt", args.vq_ckpt,
-             "--out", str(folder / "run"), "--resume", "auto", *overrides]
+    if isinstance(trial, TokenizerTrial):
+        return run_tokenizer(trial, folder, args)
+    if trial.arm.tokenizer is not None:
+        own = args.out / TokenizerTrial(trial.arm).key
+        tokenizer, data = str(own / "run" / "model"), own / "data"
+    size, steps = steps_of(trial, tokenizer, args.vq_ckpt)
+    train = ["train_gpt.py", "--gpt-type", "i23d", "--config", CONFIG, "--data", str(data), "--vq-ckpt", tokenizer,
+             "--out", str(folder / "run"), "--resume", "auto", *trial.overrides(steps)]
     _command(train, folder / "train.log", args.threads)
-    with open(folder / "run" / "validation.csv", newline="", encoding="utf-8") as f:
-        last = list(csv.DictReader(f))[-1]
+    last = _last_validation(folder / "run")
     model = json.loads((folder / "run" / "model" / "gpt_i23d" / "metrics.json").read_text(encoding="utf-8"))
-    record = {"arm": trial.arm.name, "rate": trial.rate, "seed": trial.seed, "sweep": trial.sweep, "steps": trial.steps(config),
-              **{name: float(last[name]) for name in ("nll", "nll_shuffled", "nll_null")},
-              "hours": round(model["hours"], 4), **_size(folder / "run", config), "command": " ".join(["python", *train]),
-              "date": str(date.today()), **describe_machine(torch.device("cpu"))}
+    record = {"arm": trial.arm.name, "rate": trial.rate, "seed": trial.seed, "sweep": trial.sweep, "steps": steps,
+              **{name: last[name] for name in ("nll", "nll_shuffled", "nll_null")}, "hours": round(model["hours"], 4), **size,
+              **_origin(train)}
     if trial.sweep:
         return record
     _command(["-m", "benchmarks.sampling", "--gpt-type", "i23d", "--model", str(folder / "run" / "model"), "--data",
-              str(args.data), "--shapes", str(SHAPES), "--settings", "--out", str(folder / "sampling")],
+              str(data), "--shapes", str(SHAPES), "--settings", "--out", str(folder / "sampling")],
              folder / "sampling.log", args.threads)
-    found = json.loads((folder / "sampling" / "sampling.json").read_text(encoding="utf-8"))["results"]["as saved"]
-    return record | {name: found[name]["mean"] for name in ("fscore", "chamfer")} | {"empty": found["chamfer"]["missing"]}
+    results = json.loads((folder / "sampling" / "sampling.json").read_text(encoding="utf-8"))["results"]
+    made, bound = results["as saved"], results["reconstruction"]
+    return record | {"fscore": made["fscore"]["mean"], "chamfer": made["chamfer"]["mean"], "empty": made["chamfer"]["missing"],
+                     "reconstruction": bound["fscore"]["mean"]}
 
 
-def _size(run: Path, config: GPTRunConfig) -> dict[str, float]:
-    gpt = load_gpt(run / "model" / "gpt_i23d").gpt
-    flops = 3 * config.train.global_batch_size * gpt.flops(gpt.config.condition_tokens, gpt.config.num_tokens)
-    return {"million_parameters": round(gpt.num_parameters(embeddings=False) / 1e6, 3), "gflop_a_step": round(flops / 1e9, 2)}
+def run_tokenizer(trial: TokenizerTrial, folder: Path, args: argparse.Namespace) -> dict:
+    """Trains a tokenizer, and makes tokens with it in a folder that has the data set's other parts as links."""
+    train = ["train_vqvae.py", "--base", TOKENIZER_CONFIG, "--data", str(args.data), "--out", str(folder / "run"), "--resume",
+             "auto", *TOKENIZER, *trial.arm.tokenizer]
+    _command(train, folder / "train.log", args.threads)
+    own = folder / "data"
+    own.mkdir(exist_ok=True)
+    for name in LINKED:
+        if (args.data / name).exists() and not (own / name).exists():
+            (own / name).symlink_to((args.data / name).resolve())
+    _command(["-m", "tar3d.data.make_tokens", str(own), "--tokenizer", str(folder / "run" / "model"), "--config", CONFIG],
+             folder / "tokens.log", args.threads)
+    last = _last_validation(folder / "run")
+    return {"arm": trial.arm.name, "tokenizer": True,
+            **{name: last[name] for name in ("iou_volume", "iou_near", "codebook_usage", "perplexity")}, **_origin(train)}
+
+
+def steps_of(trial: Trial, tokenizer: str, usual: str) -> tuple[dict[str, float], int]:
+    """A GPT's size, and the steps of its training: the recipe's, or what costs the same where its tokens are others."""
+    config, default = (load_gpt_run(CONFIG, "GPT-tiny", checkpoint.load_tokenizer(source).config, [*MODEL, *changes])
+                       for source, changes in ((tokenizer, trial.arm.changes), (usual, ())))
+    gpt, share = GPT(config.gpt), SWEEP_SHARE if trial.sweep else trial.arm.share
+    flops = gpt.flops(config.gpt.condition_tokens, config.gpt.num_tokens)
+    if trial.arm.tokenizer is not None:
+        share *= GPT(default.gpt).flops(default.gpt.condition_tokens, default.gpt.num_tokens) / flops
+    return {"tokens": config.gpt.num_tokens, "million_parameters": round(gpt.num_parameters(embeddings=False) / 1e6, 3),
+            "gflop_a_step": round(3 * config.train.global_batch_size * flops / 1e9, 2)}, round(config.train.steps * share)
+
+
+def _last_validation(run: Path) -> dict[str, float]:
+    with open(run / "validation.csv", newline="", encoding="utf-8") as f:
+        return {name: float(value) for name, value in list(csv.DictReader(f))[-1].items()}
+
+
+def _origin(command: list[str]) -> dict[str, str]:
+    return {"command": " ".join(["python", *command]), "date": str(date.today()), **describe_machine(torch.device("cpu"))}
 
 
 def _command(arguments: list[str], log: Path, threads: int) -> None:
@@ -144,9 +192,8 @@ def load_results(path: Path) -> dict:
 
 def run_all(arms: list[Arm], args: argparse.Namespace) -> list[str]:
     """Runs what is missing of the arms, `args.workers` at a time, and saves each result as it comes; returns what failed."""
-    config = load_gpt_run(CONFIG, "GPT-tiny", _tokenizer(args.vq_ckpt), list(MODEL))
     results, failed, began = load_results(args.results), [], time.perf_counter()
-    running: dict[Future, Trial] = {}
+    running: dict[Future, Trial | TokenizerTrial] = {}
     bar = tqdm(unit="run", total=sum(1 for _ in _left(arms, results["runs"], args.seeds)))
     with ThreadPoolExecutor(args.workers) as pool, bar:
         while True:
@@ -154,7 +201,7 @@ def run_all(arms: list[Arm], args: argparse.Namespace) -> list[str]:
             known = {t.key for t in running.values()} | {message.split(":")[0] for message in failed}
             ready = [] if late else [t for t in _left(arms, results["runs"], args.seeds) if t.key not in known]
             for trial in ready[: args.workers - len(running)]:
-                running[pool.submit(run_trial, trial, config, args)] = trial
+                running[pool.submit(run_trial, trial, args)] = trial
             if not running:
                 return failed
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -167,25 +214,19 @@ def run_all(arms: list[Arm], args: argparse.Namespace) -> list[str]:
                     continue
                 results["runs"][trial.key] = record
                 write_json(args.results, results)
-                bar.write(f"{trial.key}: NLL {record['nll']:.4f}"
-                          + (f", F-score {record['fscore']:.3f}" if "fscore" in record else ""))
+                bar.write(f"{trial.key}: " + ", ".join(f"{name} {record[name]:.4f}" for name in ("nll", "fscore", "iou_volume")
+                                                       if name in record))
                 bar.update()
                 bar.total = bar.n + sum(1 for _ in _left(arms, results["runs"], args.seeds))
 
 
-def _left(arms: list[Arm], runs: dict[str, dict], seeds: int) -> Iterator[Trial]:
+def _left(arms: list[Arm], runs: dict[str, dict], seeds: int) -> Iterator[Trial | TokenizerTrial]:
     """Each trial that can be run now, once."""
     seen = set()
     for trial in (t for arm in arms for t in missing(arm, runs, seeds)):
         if trial.key not in seen:
             seen.add(trial.key)
             yield trial
-
-
-def _tokenizer(source: str):
-    from tar3d import checkpoint
-
-    return checkpoint.load_tokenizer(source).config
 
 
 def main(argv: list[str] | None = None) -> int:

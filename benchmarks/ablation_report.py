@@ -18,6 +18,8 @@ from tar3d.metrics.summary import markdown_table
 
 DOCUMENT = Path("docs/ablations.md")
 INK, OTHER, CAPTION, GRID = "#2b6ea6", "#c44e3f", "#666666", "#dddddd"
+TOKEN_HEAD = ("arm", "steps", "volume IoU", "codes used", "reconstruction's F-score@0.02", "NLL", "F-score@0.02",
+              "against the first", "share of the bound", "picture's worth in nats a shape")
 HEAD = ("arm", "rate", "M parameters in layers", "GFLOP a step", "NLL", "against the first", "F-score@0.02", "against the first",
         "picture's worth")
 
@@ -34,7 +36,7 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 def finished(runs: dict[str, dict], arm: str) -> dict[int, dict]:
     """The runs of an arm that count, by seed."""
-    return {r["seed"]: r for r in runs.values() if r["arm"] == arm and not r["sweep"]}
+    return {r["seed"]: r for r in runs.values() if r["arm"] == arm and r.get("sweep") is False}
 
 
 def rows_of(study: Study, runs: dict[str, dict]) -> list[list[str]]:
@@ -55,6 +57,26 @@ def rows_of(study: Study, runs: dict[str, dict]) -> list[list[str]]:
     return rows
 
 
+def rows_of_tokens(study: Study, runs: dict[str, dict]) -> list[list[str]]:
+    """The same where arms have tokenizers of their own: NLLs of other tokens cannot be compared, so the differences are of what
+    is generated."""
+    first, rows = finished(runs, study.arms[0]), []
+    for name in study.arms:
+        mine, tokenizer = finished(runs, name), runs.get(f"{name}/tokenizer")
+        if not mine or tokenizer is None:
+            continue
+        one = next(iter(mine.values()))
+        both = sorted(set(mine) & set(first)) if name != study.arms[0] else []
+        rows.append([ARMS[name].label, f"{one['steps']:,}", f"{tokenizer['iou_volume']:.3f}",
+                     f"{tokenizer['codebook_usage']:.0%}", f"{one['reconstruction']:.3f}",
+                     _plus_minus([r["nll"] for r in mine.values()]),
+                     _plus_minus([r["fscore"] for r in mine.values()]),
+                     _plus_minus([mine[s]["fscore"] - first[s]["fscore"] for s in both], signed=True) if both else "",
+                     _plus_minus([r["fscore"] / r["reconstruction"] for r in mine.values()]),
+                     _plus_minus([one["tokens"] * (r["nll_shuffled"] - r["nll"]) for r in mine.values()])])
+    return rows
+
+
 def _plus_minus(values: list[float], signed: bool = False) -> str:
     mean, half = interval(values)
     return f"{mean:{'+' if signed else ''}.3f}" + ("" if math.isnan(half) else f" ± {half:.3f}")
@@ -64,10 +86,11 @@ def write_report(results: dict, document: Path = DOCUMENT) -> None:
     """Brings every table of `document` up to date, and the plots beside it."""
     text = document.read_text(encoding="utf-8")
     for name, study in STUDIES.items():
-        rows = rows_of(study, results["runs"])
+        rows = (rows_of_tokens if study.has_tokenizers else rows_of)(study, results["runs"])
         if not rows:
             continue
-        block = "\n".join([*markdown_table(HEAD, rows), "", f"![{study.title}](ablations/{name}.png)"])
+        head = TOKEN_HEAD if study.has_tokenizers else HEAD
+        block = "\n".join([*markdown_table(head, rows), "", f"![{study.title}](ablations/{name}.png)"])
         text, found = re.subn(rf"(<!-- study {name} -->\n).*?(<!-- end -->)", lambda m, b=block: f"{m[1]}{b}\n{m[2]}", text,
                               flags=re.DOTALL)
         if found != 1:
@@ -99,7 +122,7 @@ def draw(study: Study, runs: dict[str, dict], path: Path) -> None:
         axis.set_xlabel(label, fontsize=9, color=CAPTION)
         axis.grid(color=GRID, linewidth=0.6, axis="x")
     for name in arms:
-        tried = sorted((r["rate"], r["nll"]) for r in runs.values() if r["arm"] == name and r["sweep"])
+        tried = sorted((r["rate"], r["nll"]) for r in runs.values() if r["arm"] == name and r.get("sweep"))
         if tried:
             panels[2].plot(*zip(*tried, strict=True), marker=".", linewidth=1.2, alpha=0.9,
                            color=INK if name == study.arms[0] else OTHER)

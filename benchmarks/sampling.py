@@ -33,12 +33,12 @@ from tar3d.data.shapes import open_samples
 from tar3d.data.told import captions_of
 from tar3d.data.views import Views
 from tar3d.evaluation.attributes import ATTRIBUTES, score
-from tar3d.evaluation.generations import generate_all
+from tar3d.evaluation.generations import generate_all, or_none
 from tar3d.evaluation.judge import load_judge, measured, surface
 from tar3d.mesh.load import load_mesh
 from tar3d.metrics.geometry import in_frame, point_scores, surface_cloud
 from tar3d.metrics.summary import aggregate, cell, markdown_table
-from tar3d.pipeline import Pipeline
+from tar3d.pipeline import Pipeline, reconstruct
 from tar3d.runtime import choose_device, command_line, describe_machine, positive_int
 
 SWEEP: dict[str, tuple[float, ...]] = {
@@ -105,7 +105,9 @@ def main(argv: list[str] | None = None) -> int:
             rows = [preprocess(views.load(views.names(i)[0]), config).pixels for i in ids]
     except ValueError as e:
         parser.exit(2, f"{e}\n")
-    source, table, results = {kind: torch.from_numpy(np.stack(rows))}, [], {}
+    source, table = {kind: torch.from_numpy(np.stack(rows))}, []
+    rebuilt = [or_none(lambda i=i: reconstruct(pipeline.vqvae, samples.surface(i), args.resolution)[0]) for i in ids]
+    results = {"reconstruction": row_of(rebuilt, truths)}  # what a GPT that made no error would have
     for name, sampling in tqdm(compared.items(), unit="setting"):
         pipeline.model.config.sampling = sampling
         meshes = generate_all(pipeline, source, list(range(len(ids))), args.resolution, args.batch)
@@ -122,7 +124,9 @@ def main(argv: list[str] | None = None) -> int:
     pipeline.model.config.sampling = own
     head = ["setting", f"F-score@{THRESHOLD:g}", "Chamfer", *(["attributes", "category", "R@1", "R@5"] if kind == "text" else [])]
     lines = [f"# Sampling settings, {args.gpt_type}", "", f"Saved: {own}. {len(ids)} validation shapes.", "",
-             *markdown_table(head, table), "", f"`{command_line()}`"]
+             *markdown_table(head, table), "",
+             f"The tokenizer's reconstruction: F-score {cell(results['reconstruction']['fscore'])}, Chamfer "
+             f"{cell(results['reconstruction']['chamfer'])}.", "", f"`{command_line()}`"]
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "sampling.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     write_json(args.out / "sampling.json", {"command": command_line(), "date": str(date.today()), "ids": ids,

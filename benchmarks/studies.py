@@ -9,13 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MODEL = ("gpt.num_layers=12", "gpt.width=96", "gpt.num_heads=2")
+# Changes of configs/vqvae3d_small.yaml in every tokenizer that is trained for a study.
+TOKENIZER = ("train.autoencoder_steps=480", "train.codebook_steps=320", "train.validate_every=800", "train.preview_shapes=0",
+             "train.compile=true", "train.augment.scale=[1,1]", "train.augment.rotate=0", "train.augment.mirror=0")
 MUON_RATES, ADAMW_RATES = (2e-3, 4e-3, 8e-3), (1e-3, 2e-3, 4e-3)
 ADAMW_SHARE = 0.75  # adamw_lr over muon_lr, as in the shipped configs
 
 
 @dataclass(frozen=True)
 class Arm:
-    """`changes` of the recipe. `rates`: those that are tried; or the arm `rate_of` whose rate it takes. `share` of the steps."""
+    """`changes` of the recipe. `rates`: those that are tried; or the arm `rate_of` whose rate it takes. `share` of the steps.
+
+    With `tokenizer`, changes of its recipe, a tokenizer is trained for the arm, and its GPT has as many steps as cost the same
+    operations as all steps of the recipe on the shipped tokenizer's tokens."""
 
     name: str
     label: str
@@ -23,6 +29,7 @@ class Arm:
     rates: tuple[float, ...] = MUON_RATES
     rate_of: str = ""
     share: float = 1.0
+    tokenizer: tuple[str, ...] | None = None
 
     @property
     def has_muon(self) -> bool:
@@ -41,6 +48,10 @@ class Study:
     name: str
     title: str
     arms: tuple[str, ...]
+
+    @property
+    def has_tokenizers(self) -> bool:
+        return ARMS[self.arms[0]].tokenizer is not None
 
 
 ARMS = {arm.name: arm for arm in (
@@ -63,6 +74,10 @@ ARMS = {arm.name: arm for arm in (
         rate_of="no_sketch"),
     Arm("planes", "plane after plane", ("gpt.token_order=planes",)),
     Arm("cells", "three tokens a step", ("gpt.tokens_per_step=3",)),
+    *(Arm(f"r{side}_k{codes}", f"R {side}, {3 * side * side:,} tokens of {codes:,} codes", rate_of="hybrid",
+          tokenizer=(f"tokenizer.grid_size={side}", f"tokenizer.codebook_size={codes}", *more))
+      for side, codes, more in ((16, 4096, ()), (8, 4096, ("tokenizer.upsample_stages=4",)), (12, 4096, ()), (24, 4096, ()),
+                                (16, 1024, ()), (16, 16384, ()))),
     Arm("gated", "decay read from the data", ("gpt.linear=gated",)),
     Arm("delta", "gated delta rule", ("gpt.linear=delta",)),
 )}
@@ -73,5 +88,6 @@ STUDIES = {study.name: study for study in (
     Study("positions", "Rotary positions, and how the prefix is rotated",
           ("hybrid", "sequence", "sum_identity", "paper_sum", "zero_prefix", "no_sketch", "no_sketch_zero")),
     Study("order", "Order of the tokens, and tokens a step", ("hybrid", "planes", "cells")),
+    Study("tokens", "Tokens a shape, and codes", ("r16_k4096", "r8_k4096", "r12_k4096", "r24_k4096", "r16_k1024", "r16_k16384")),
     Study("linear", "Fixed decay, decay read from the data, and the delta rule", ("hybrid", "gated", "delta")),
 )}

@@ -3,14 +3,17 @@ say what the results hold."""
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from benchmarks import ablate, ablation_report
 from benchmarks.ablate import Trial, best_rate, main, missing, missing_sweep
 from benchmarks.studies import ARMS, MODEL, STUDIES
-from tar3d.config import TokenizerConfig, load_gpt_run
+from benchmarks.studies import TOKENIZER as STUDY_TOKENIZER
+from tar3d.config import TokenizerConfig, VQVAEConfig, load, load_gpt_run
 
 TOKENIZER = TokenizerConfig(grid_size=4, codebook_size=32)
 
@@ -28,13 +31,16 @@ def tried(name: str, nll: dict[float, float]) -> dict[str, dict]:
 def test_every_arm_is_a_config_that_trains_on_equal_terms(name):
     default = load_gpt_run(ablate.CONFIG, "GPT-tiny", TOKENIZER, list(MODEL))
     trial = Trial(ARMS[name], 4e-3, 1, sweep=False)
-    config = load_gpt_run(ablate.CONFIG, "GPT-tiny", TOKENIZER, trial.overrides(default))
-    assert config.gpt.num_layers == 12 and config.train.seed == 1
-    assert config.train.steps == round(default.train.steps * ARMS[name].share)
+    config = load_gpt_run(ablate.CONFIG, "GPT-tiny", TOKENIZER, trial.overrides(7))
+    assert config.gpt.num_layers == 12 and config.train.seed == 1 and config.train.steps == 7
     for key in ("global_batch_size", "token_noise", "validation_shapes"):
         assert getattr(config.train, key) == getattr(default.train, key)
     changed = config.optim.adamw_lr if config.optim.hidden_matrices == "adamw" else config.optim.muon_lr
     assert changed == 4e-3
+    if ARMS[name].tokenizer is not None:
+        recipe = load(VQVAEConfig, ablate.TOKENIZER_CONFIG, [*STUDY_TOKENIZER, *ARMS[name].tokenizer])
+        assert f"r{recipe.tokenizer.grid_size}_k{recipe.tokenizer.codebook_size}" == name
+        return
     assert name == "hybrid" or ARMS[name].share < 1 or config.gpt != default.gpt or config.optim.hidden_matrices == "adamw"
 
 
@@ -84,7 +90,7 @@ class Commands:
 
     def __call__(self, arguments: list[str], log: Path, threads: int) -> None:
         self.calls.append(arguments)
-        out = Path(arguments[arguments.index("--out") + 1])
+        out = Path(arguments[arguments.index("--out") + 1]) if "--out" in arguments else log
         if self.broken and self.broken in str(out):
             raise RuntimeError("python train_gpt.py ended with 1; the log ends with: out of memory")
         if arguments[0] == "train_gpt.py":
@@ -94,16 +100,28 @@ class Commands:
             nll = 1 + abs(math.log(rate / 3e-3))
             (out / "validation.csv").write_text(f"step,nll,nll_shuffled,nll_null\n1,9,9,9\n2,{nll},{nll + 1},{nll + 0.5}\n")
             (model / "metrics.json").write_text('{"hours": 0.1}')
-        else:
+        elif arguments[0] == "train_vqvae.py":
+            (out / "model").mkdir(parents=True)
+            (out / "validation.csv").write_text("step,iou_volume,iou_near,codebook_usage,perplexity\n800,0.9,0.7,0.95,900\n")
+        elif "benchmarks.sampling" in arguments:
             out.mkdir(parents=True, exist_ok=True)
             found = {"fscore": {"mean": 0.25}, "chamfer": {"mean": 0.05, "missing": 1}}
-            (out / "sampling.json").write_text(json.dumps({"results": {"as saved": found}}))
+            bound = {"fscore": {"mean": 0.8}}
+            (out / "sampling.json").write_text(json.dumps({"results": {"as saved": found, "reconstruction": bound}}))
 
 
 @pytest.fixture
 def arguments(tmp_path, monkeypatch) -> list[str]:
-    monkeypatch.setattr(ablate, "_size", lambda run, config: {"million_parameters": 1.4, "gflop_a_step": 60.0})
-    return ["--out", str(tmp_path / "out"), "--results", str(tmp_path / "results.json")]
+    sides = {"model": 8}  # of a tokenizer that is trained here; the shipped one's is 4
+
+    def tokenizer(source: str) -> SimpleNamespace:
+        return SimpleNamespace(config=TokenizerConfig(grid_size=sides.get(Path(source).name, 4), codebook_size=32))
+
+    monkeypatch.setattr(ablate.checkpoint, "load_tokenizer", tokenizer)
+    data = tmp_path / "toy"
+    (data / "samples").mkdir(parents=True)
+    (data / "splits.json").write_text("{}")
+    return ["--out", str(tmp_path / "out"), "--results", str(tmp_path / "results.json"), "--data", str(data)]
 
 
 def test_a_study_is_tuned_run_scored_and_not_run_again(arguments, tmp_path, monkeypatch):
@@ -117,6 +135,22 @@ def test_a_study_is_tuned_run_scored_and_not_run_again(arguments, tmp_path, monk
     assert all(r["nll_shuffled"] == pytest.approx(r["nll"] + 1) for r in runs.values())
     before = len(commands.calls)
     assert main(["order", *arguments, "--seeds", "2"]) == 0 and len(commands.calls) == before
+
+
+def test_an_arm_with_a_tokenizer_has_tokens_of_its_own_and_steps_that_cost_the_same(arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablate, "_command", commands := Commands())
+    monkeypatch.setitem(STUDIES, "tokens", replace(STUDIES["tokens"], arms=("r8_k4096",)))
+    assert main(["tokens", *arguments, "--seeds", "1"]) == 0
+    runs = json.loads((tmp_path / "results.json").read_text())["runs"]
+    assert runs["r8_k4096/tokenizer"]["iou_volume"] == 0.9
+    own = tmp_path / "out" / "r8_k4096" / "tokenizer" / "data"
+    assert (own / "samples").is_symlink() and (own / "splits.json").is_symlink() and not (own / "views").exists()
+    trained = next(r for r in runs.values() if r["arm"] == "r8_k4096" and r.get("sweep") is False)
+    usual = next(r for r in runs.values() if r["arm"] == "hybrid")
+    assert trained["tokens"] == 192 and trained["reconstruction"] == 0.8
+    assert 2 * usual["steps"] * usual["gflop_a_step"] == pytest.approx(trained["steps"] * trained["gflop_a_step"], rel=0.02)
+    made = next(call for call in commands.calls if "tar3d.data.make_tokens" in call)
+    assert str(own) in made and commands.calls.index(made) > 0
 
 
 def test_what_fails_is_listed_and_the_rest_is_run(arguments, tmp_path, monkeypatch, capsys):

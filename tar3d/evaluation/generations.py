@@ -102,7 +102,7 @@ def evaluate_model(pipeline: Pipeline, kind: str, test: Path, train: Path, out: 
     for shape_id in tqdm(ids, unit="shape", desc="reconstruct"):
         surface = samples.surface(shape_id)
         tokens.append(pipeline.vqvae.tokenize(torch.from_numpy(surface)[None].to(device)).ids[0].cpu())
-        made["reconstruction"].append(_or_none(lambda s=surface: reconstruct(pipeline.vqvae, s, resolution)[0]))
+        made["reconstruction"].append(or_none(lambda s=surface: reconstruct(pipeline.vqvae, s, resolution)[0]))
     nll = condition_nll(pipeline.model, torch.stack(tokens), told.source)
 
     pairs: dict[str, list[Pair]] = {name: [] for name in TITLES[kind]}
@@ -232,7 +232,7 @@ def generate_all(pipeline: Pipeline, source: Source, seeds: list[int], resolutio
     return meshes
 
 
-def _or_none(make: Callable[[], Mesh]) -> Mesh | None:
+def or_none(make: Callable[[], Mesh]) -> Mesh | None:
     try:
         return make()
     except EmptyFieldError:
