@@ -43,10 +43,12 @@ class SampleConfig:
     volume_points: int = 80_000
     near_points: int = 80_000  # half at each noise scale
     near_sigmas: list[float] = field(default_factory=lambda: [0.02, 0.005])
+    crossing_share: float = 0.0  # of the near points: where planes mistake one part for another (tar3d/mesh/points.py)
     min_thickness: float = 0.015  # thinner walls and sheets are made that thick, to be seen at all; 0 leaves them as they are
 
     def __post_init__(self) -> None:
         _at_least(1, self, "", "surface_points", "volume_points", "near_points")
+        _require(0 <= self.crossing_share <= 1, f"crossing_share is a share of the near points, got {self.crossing_share}")
         _require(0 <= self.min_thickness <= 0.5, f"min_thickness must be in [0, 0.5], got {self.min_thickness}")
         _require(len(self.near_sigmas) > 0 and min(self.near_sigmas) > 0, f"near_sigmas must be positive, got {self.near_sigmas}")
 

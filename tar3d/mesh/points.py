@@ -31,6 +31,7 @@ _TURNS = 8  # how often pieces are turned and looked at again
 _PIECE_SAMPLES = 8192  # of a mesh, by which its pieces are judged
 _ROUNDS = 20  # of drawing surface points, each as many as are still missing: for meshes that are nearly all buried
 _OFF_THE_WALL = 1e-4  # where a ray through a wall starts, and how far beyond it is looked for the outside
+_CROSSING_SHARE = 50  # partners of a crossing are within a fiftieth of the surface along the axis they share
 _NEIGHBOURS = 5  # thin faces that a point's distance is taken to: the nearest sample may lie on the other side of the wall
 
 
@@ -202,11 +203,32 @@ def label(mesh: Mesh, winding: WindingNumber, skin: Skin, points: np.ndarray) ->
     return labels, margin
 
 
+def crossings(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """For each of `points` (N, 3) of a surface one that two planes of a triplane mistake for it: as far along an axis, which is
+    drawn for each, and along the two others with one coordinate of its own and one of another point about as far along the axis.
+
+    Where a table has three legs, the fourth crossing of their rows and columns is such a place: two planes see a leg there, and
+    uniform points hardly ever tell the third that there is none.
+    """
+    result, axis = points.copy(), rng.integers(3, size=len(points))
+    for shared in range(3):
+        mine = np.flatnonzero(axis == shared)
+        if len(mine) < 2:
+            continue
+        mine = mine[np.argsort(points[mine, shared], kind="stable")]
+        reach = max(1, len(mine) // _CROSSING_SHARE)  # partners are within so many places in the order along the axis
+        other = np.clip(np.arange(len(mine)) + rng.integers(-reach, reach + 1, size=len(mine)), 0, len(mine) - 1)
+        moved = (shared + 1 + rng.integers(2, size=len(mine))) % 3
+        result[mine, moved] = points[mine[other], moved]
+    return result
+
+
 def sample_shape(mesh: Mesh, config: SampleConfig, seed: int) -> tuple[ShapeSamples, dict[str, float]]:
     """Draws what the tokenizer trains on, and says what the mesh is like; the same `seed` gives the same bits.
 
-    Volume points are uniform in the cube [-1, 1]^3. Near points are points of the surface moved by isotropic Gaussian noise, in
-    equal shares for each of `config.near_sigmas`, and clipped to the cube. The facts are `faces`, `components`, `watertight` (1
+    Volume points are uniform in the cube [-1, 1]^3. Near points are points of the surface, a `config.crossing_share` of them
+    `crossings` of two such, moved by isotropic Gaussian noise, in equal shares for each of `config.near_sigmas`, and clipped to
+    the cube. The facts are `faces`, `components`, `watertight` (1
     or 0: every edge has as many faces in one direction as in the other), `buried_share` (of the area), `thin_share` (of the rest,
     padded), `inside_share` (of the volume points), `label_confidence` (share of all points with |w| further than 1/4 from 1/2).
     """
@@ -216,7 +238,11 @@ def sample_shape(mesh: Mesh, config: SampleConfig, seed: int) -> tuple[ShapeSamp
     volume = rng.uniform(-1.0, 1.0, size=(config.volume_points, 3))
     base = rng.permutation(len(skin.points))[:config.near_points]
     share = np.arange(config.near_points) * len(config.near_sigmas) // config.near_points
-    near = skin.points[base] + rng.standard_normal((config.near_points, 3)) * np.asarray(config.near_sigmas)[share, None]
+    near = skin.points[base]
+    if config.crossing_share > 0:
+        crossed = rng.random(len(near)) < config.crossing_share
+        near[crossed] = crossings(near[crossed], rng)
+    near = near + rng.standard_normal((config.near_points, 3)) * np.asarray(config.near_sigmas)[share, None]
     # rounded before they are labelled, because float16 is how they are stored: a label is then right for its stored point
     points = np.concatenate([volume, near.clip(-1.0, 1.0)]).astype(np.float16).astype(np.float32)  # (M, 3)
     labels, margin = label(mesh, winding, skin, points)

@@ -1,5 +1,7 @@
 """Labels and surface samples against shapes whose inside, area and normals are known in closed form."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import trimesh
@@ -7,7 +9,7 @@ import trimesh
 from tar3d.config import SampleConfig
 from tar3d.contracts import Mesh
 from tar3d.mesh.load import MeshError
-from tar3d.mesh.points import inside, outer_surface, sample_shape, sample_surface, signed_volume
+from tar3d.mesh.points import crossings, inside, outer_surface, sample_shape, sample_surface, signed_volume
 from tar3d.mesh.winding import WindingNumber
 
 CONFIG = SampleConfig(surface_points=2000, volume_points=4000, near_points=3000, near_sigmas=[0.05, 0.02, 0.005])
@@ -225,3 +227,31 @@ def test_large_meshes_are_worked_through_in_blocks(monkeypatch, points):
     assert signed_volume(mesh) == pytest.approx(volume, rel=1e-12)
     clear = np.abs(np.linalg.norm(points, axis=1) - 0.6) > 0.02
     assert (inside(mesh, points) == labels)[clear].all()
+
+
+def test_crossings_are_where_two_planes_mistake_one_leg_for_another():
+    legs = np.array([[-0.5, -0.5], [0.5, -0.5], [-0.5, 0.5]])  # x, z of three of four corners
+    rng = np.random.default_rng(0)
+    floor = legs[rng.integers(3, size=3000)] + rng.uniform(-0.05, 0.05, (3000, 2))
+    points = np.insert(floor, 1, rng.uniform(-1, 1, 3000), axis=1)
+    crossed = crossings(points, np.random.default_rng(1))
+    fourth = (np.abs(crossed[:, [0, 2]] - 0.5) < 0.06).all(axis=1)
+    assert 0.02 < fourth.mean() < 0.2  # no point of the legs is there, and at random 0.4 % would be
+    moved = (crossed != points).sum(axis=1)
+    assert moved.max() == 1, "one coordinate of another point, the rest its own"
+    assert np.array_equal(crossings(points, np.random.default_rng(1)), crossed)
+
+
+def test_a_share_of_the_near_points_are_crossings_with_labels_of_their_own():
+    legs = [box((0.1, 1.6, 0.1), (x, 0.0, z)) for x, z in ((-0.5, -0.5), (0.5, -0.5), (-0.5, 0.5))]
+    mesh = as_mesh(trimesh.util.concatenate(legs))
+    where = {}
+    for share in (0.0, 0.5):
+        samples, _ = sample_shape(mesh, replace(CONFIG, crossing_share=share), seed=0)
+        near = samples.points[samples.is_near]
+        where[share] = (np.abs(near[:, [0, 2]] - 0.5) < 0.1).all(axis=1)
+        assert not samples.inside[samples.is_near][where[share]].any()
+        truth = np.any([in_box(near, (0.1, 1.6, 0.1), (x, 0.0, z)) for x, z in ((-0.5, -0.5), (0.5, -0.5), (-0.5, 0.5))], axis=0)
+        assert (samples.inside[samples.is_near] == truth).mean() > 0.99
+        assert len(near) == CONFIG.near_points
+    assert where[0.0].mean() < 0.002 < 0.01 < where[0.5].mean()
