@@ -53,6 +53,7 @@ SHIPPED_TOKENIZER = "pretrained/tiny/tokenizer"
 VALIDATION_BATCH = 16
 OVERFIT_BAR = 0.99  # share of tokens
 MAP_SIZE = 192
+SKETCH = SamplingConfig(temperature=0.0, sketch_scale=1e6)  # the code nearest to the sketch's guess, whatever the layers say
 # What the prefix goes through besides the encoders.
 PREFIX_PARTS = ("conditioner.project.", "gpt.condition_mlp.", "gpt.null_prefix", "gpt.sketch.")
 
@@ -135,31 +136,44 @@ def fill_from(model: ConditionalGPT, init: str, fabric: Fabric) -> None:
 
 
 class Trainee(torch.nn.Module):
-    """What a step trains: the model, and if it has a sketch, that the sketch guesses the tokenizer's `codes` (V, K)."""
+    """What a step trains: the model, and if it has a sketch, that the sketch guesses the tokenizer's `codes` (V, K); or with
+    `sketch_alone` that and nothing else, and all that it does not need is frozen."""
 
-    def __init__(self, model: ConditionalGPT, codes: torch.Tensor) -> None:
+    def __init__(self, model: ConditionalGPT, codes: torch.Tensor, sketch_alone: bool = False) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.sketch_alone = model, sketch_alone
         self.register_buffer("codes", codes, persistent=False)
+        if sketch_alone:
+            model.gpt.requires_grad_(False)
+            model.gpt.sketch.guess.requires_grad_(True)
 
     def forward(self, tokens: torch.Tensor, inputs: torch.Tensor, source: Source,
                 dropped: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """NLL in nats a token of the first B rows of tokens (B + b, T) from `inputs` (B, T - 1), and the sketch's loss over all
-        rows: 1 - cosine to the true codes, zero without a sketch."""
+        rows: 1 - cosine to the true codes, zero without a sketch. The sketch alone has no NLL: zero."""
         condition, gpt, B = self.model.condition(source, len(tokens)), self.model.gpt, len(inputs)
         tokens, inputs = gpt.ordered(tokens), gpt.ordered(inputs)
+        if self.sketch_alone:
+            distance = self.sketch_distance(condition, tokens)
+            return torch.zeros_like(distance), distance
         hidden = gpt.hidden(inputs, Condition(condition.embeddings[:B], condition.mask[:B], condition.full), dropped)
         nll = cross_entropy(hidden, gpt.head.weight, tokens[:B])
         if gpt.sketch is None:
             return nll, nll.new_zeros(())
-        guess = gpt.sketch(condition.embeddings, condition.mask)  # (B + b, T, K)
-        return nll, 1 - F.cosine_similarity(guess.float(), self.codes[tokens], dim=-1).mean()
+        return nll, self.sketch_distance(condition, tokens)
+
+    def sketch_distance(self, condition: Condition, tokens: torch.Tensor) -> torch.Tensor:
+        """1 - cosine of the guessed codes to those of tokens (B, T) in the GPT's order, mean over all."""
+        guess = self.model.gpt.sketch(condition.embeddings, condition.mask)  # (B, T, K)
+        return 1 - F.cosine_similarity(guess.float(), self.codes[tokens], dim=-1).mean()
 
     def flops(self, rows: int, further: int) -> int:
         """Of a step over `rows` rows and `further` ones for the sketch: forward and twice that backward."""
         gpt, conditioner = self.model.gpt, self.model.conditioner
         told = sum(encoder.flops() for encoder in conditioner.trained.values()) * (rows + further)
         told //= max(1, len(conditioner.kinds))
+        if self.sketch_alone:
+            return 3 * told
         return 3 * (rows * gpt.flops(gpt.config.condition_tokens, gpt.config.num_tokens) + told)
 
 
@@ -190,7 +204,7 @@ def train(config: GPTRunConfig, out: Path, fabric: Fabric, data: Path, vqvae: VQ
         raise ValueError(f"gpt.sketch_dim is {config.gpt.sketch_dim}, but the tokenizer's codes have {vqvae.config.code_dim} "
                          f"coordinates: write gpt.sketch_dim={vqvae.config.code_dim}, or 0 for none")
     dropout_random = torch.Generator().manual_seed(t.seed)  # the same on every process, which takes its rows of each draw
-    run = Run("GPT", out, fabric, Trainee(model, vqvae.quantizer.codebook.clone()), config,
+    run = Run("GPT", out, fabric, Trainee(model, vqvae.quantizer.codebook.clone(), t.stage == "sketch"), config,
               generators={"dropout": dropout_random}, wandb=wandb)
     run.restore(state)
 
@@ -231,12 +245,15 @@ def train(config: GPTRunConfig, out: Path, fabric: Fabric, data: Path, vqvae: VQ
                 if fabric.is_global_zero:
                     best = trainee.model
                     with uncompiled():
-                        metrics, by_position = validate(best, held_out, fabric)
-                        nll_picture(by_position, config).save(out / f"nll_{run.step:07d}.png")
-                        preview(best, vqvae, truths, [validation.row(i) for i in shown], fabric,
+                        if t.stage == "sketch":
+                            metrics = validate_sketch(trainee, held_out, fabric)
+                        else:
+                            metrics, by_position = validate(best, held_out, fabric)
+                            nll_picture(by_position, config).save(out / f"nll_{run.step:07d}.png")
+                        preview(trainee, vqvae, truths, [validation.row(i) for i in shown], fabric,
                                 out / f"preview_{run.step:07d}.png")
                     run.show(metrics, out / f"preview_{run.step:07d}.png")
-                    if run.is_best(-metrics["nll"]):
+                    if run.is_best(-next(iter(metrics.values()))):
                         record = run.record(metrics, len(dataset))
                         folder = out / "model" / gpt_folder(gpt_type_of(config.conditions))
                         checkpoint.save_model(folder, best, config, record,
@@ -244,8 +261,12 @@ def train(config: GPTRunConfig, out: Path, fabric: Fabric, data: Path, vqvae: VQ
                                               dtype=getattr(torch, t.weights_dtype), largest_file=t.weights_file_mb * 10**6)
                         save_words(best, folder / WORDS)
                         checkpoint.copy_model(checkpoint.find_tokenizer(vq_source), out / "model" / checkpoint.TOKENIZER)
-    fabric.print(f"best validation NLL {-run.best:.4f}; model in {out / 'model'}, "
-                 f"generate with: python run.py --model {out / 'model'}{needs(given)}")
+    if t.stage == "sketch":
+        fabric.print(f"best validation distance {-run.best:.4f}; go on with: --init "
+                     f"{out / 'model' / gpt_folder(gpt_type_of(config.conditions))}")
+    else:
+        fabric.print(f"best validation NLL {-run.best:.4f}; model in {out / 'model'}, "
+                     f"generate with: python run.py --model {out / 'model'}{needs(given)}")
     if overfit:
         metrics["regenerated"] = regenerated(run.shown().model, vqvae, held_out, fabric)
     return metrics
@@ -263,7 +284,10 @@ def train_step(run: Run, batch: dict, dropped: torch.Tensor) -> dict[str, float]
         tokens, source = torch.cat([batch["tokens"][rows], batch["tokens"][further]]), {
             kind: torch.cat([shown[rows], shown[further]]) for kind, shown in batch["source"].items()}
         nll, sketch = run.model(tokens, batch["inputs"][rows], source, dropped[rows])
-        run.backward(nll + run.config.train.sketch_weight * sketch, {"nll": nll, "sketch": sketch})
+        if run.bare.sketch_alone:
+            run.backward(sketch, {"sketch": sketch})
+        else:
+            run.backward(nll + run.config.train.sketch_weight * sketch, {"nll": nll, "sketch": sketch})
     return run.move()
 
 
@@ -299,6 +323,23 @@ def validate(model: ConditionalGPT, rows: dict, fabric: Fabric) -> tuple[dict[st
     return metrics, right.mean(0)
 
 
+@torch.no_grad()
+def validate_sketch(trainee: Trainee, rows: dict, fabric: Fabric) -> dict[str, float]:
+    """The sketch's distance to the true codes, 1 - cosine: the mean over what may be told, and each by itself where there is
+    more than one; and of another shape's condition, "shuffled"."""
+    model, found, shuffled = trainee.model.eval(), {}, []
+    with fabric.autocast():
+        tokens = model.gpt.ordered(rows["tokens"].to(fabric.device))
+        for kind in model.conditioner.kinds:
+            shown = rows["source"][kind].to(fabric.device)
+            found[kind] = float(trainee.sketch_distance(model.condition({kind: shown}, len(tokens)), tokens))
+            other = model.condition({kind: shown.roll(-(len(tokens) // 2), 0)}, len(tokens))
+            shuffled.append(float(trainee.sketch_distance(other, tokens)))
+    model.train()
+    metrics = {"sketch": float(np.mean(list(found.values()))), "sketch_shuffled": float(np.mean(shuffled))}
+    return metrics | ({f"sketch_{kind}": value for kind, value in found.items()} if len(found) > 1 else {})
+
+
 def nll_picture(by_position: torch.Tensor, config: GPTRunConfig) -> Image.Image:
     """The NLL of every position (T,) as a map for each plane, row by row as the GPT goes: white is nothing, black a guess at
     random (ln V)."""
@@ -317,13 +358,16 @@ def regenerated(model: ConditionalGPT, vqvae: VQVAE, rows: dict, fabric: Fabric)
     return float((torch.stack(found) == rows["tokens"]).float().mean())
 
 
-def preview(model: ConditionalGPT, vqvae: VQVAE, truths: list[np.ndarray], rows: list[dict], fabric: Fabric, path: Path) -> None:
-    """A picture with one row a truth: the true mesh, and what is generated from its first view or caption, or from nothing."""
+def preview(trainee: Trainee, vqvae: VQVAE, truths: list[np.ndarray], rows: list[dict], fabric: Fabric, path: Path) -> None:
+    """A picture with one row a truth: the true mesh, and what is generated from its first view or caption, or from nothing; where
+    the sketch is trained alone, its guess."""
+    model = trainee.model
     pipeline, kinds = Pipeline(vqvae, model, fabric.device), model.conditioner.kinds
     sheet = []
     for index, (truth, row) in enumerate(zip(truths, rows, strict=True)):
         sources = [{kind: row["source"][kind][None]} for kind in kinds] or [{}]
-        meshes = [pipeline.generate(source, seeds=[index], resolution=64)[0].mesh for source in sources]
+        sampling = SKETCH if trainee.sketch_alone else None
+        meshes = [pipeline.generate(source, seeds=[index], resolution=64, sampling=sampling)[0].mesh for source in sources]
         sheet.append([truth, *(picture(mesh) for mesh in meshes)])  # an empty field is normal in the first steps
     model.train()
     if sheet:
@@ -347,6 +391,14 @@ TASKS = {"i23d": "image to 3D", "t23d": "text to 3D", "uncond": "3D from nothing
 
 def model_card(record: dict, gpt_type: str, given: list[GivenEmbeddings]) -> str:
     """README.md of a trained GPT."""
+    if "nll" not in record:
+        return f"""# The sketch of a GPT, {TASKS[gpt_type]}
+
+Trained by this repository: `{record['command']}` (step {record['step']}, {record['hours']:.2f} h, {record['machine']}, commit
+{record['commit']}, {record['date']}). The GPT itself is not trained: go on with `python train_gpt.py --init DIR`. Distance of
+the guessed codes to the true ones, 1 - cosine: {record['sketch']:.4f}; from another shape's condition
+{record['sketch_shuffled']:.4f}.
+"""
     compared = (f"; {record['nll_shuffled']:.4f} under another\nshape's condition, {record['nll_null']:.4f} without one"
                 if "nll_shuffled" in record else "")
     shown = "t23d" if gpt_type == "any" else gpt_type

@@ -3,6 +3,7 @@ and what goes wrong is said in one sentence."""
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import math
@@ -23,8 +24,8 @@ import train_gpt
 import train_vqvae
 from tar3d import checkpoint
 from tar3d import config as configuration
-from tar3d.condition.conditioner import build_encoder
-from tar3d.config import GPTRunConfig, VQVAEConfig
+from tar3d.condition.conditioner import build_encoder, rows_of
+from tar3d.config import GPTRunConfig, SamplingConfig, VQVAEConfig
 from tar3d.contracts import Mesh
 from tar3d.data.folder import read_splits
 from tar3d.data.make_tokens import TokenMaker, encoders_of, told_of
@@ -34,8 +35,9 @@ from tar3d.mesh.point_normals import estimate_normals
 from tar3d.mesh.points import sample_surface
 from tar3d.metrics.geometry import volume_iou
 from tar3d.optim.groups import Muon
-from tar3d.pipeline import ConditionalGPT, Pipeline, reconstruct
+from tar3d.pipeline import ConditionalGPT, Pipeline, load_gpt, reconstruct
 from tar3d.runtime import start_fabric
+from tar3d.token_order import to_planes
 from tar3d.training.faults import NotFinite
 from tar3d.training.state import load_state, newest_state
 
@@ -693,6 +695,55 @@ def test_the_sketch_loss_teaches_the_image_encoder_and_not_the_rest_of_the_gpt(v
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trainee.model.conditioner.parameters())
     touched = {name for name, p in trainee.model.gpt.named_parameters() if p.grad is not None}
     assert touched == {f"sketch.guess.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")}
+
+
+def test_the_sketch_is_trained_alone_and_a_gpt_goes_on_from_it(data, fabric, vqvae_run, tmp_path):
+    alone = [*SKETCH, "train.stage=sketch"]
+    metrics = train_gpt_in(tmp_path / "sketch", data, fabric, vqvae_run / "model", alone)
+    assert set(metrics) == {"sketch", "sketch_shuffled"} and 0 < metrics["sketch"] < 2
+    with open(tmp_path / "sketch" / "train.csv", newline="") as f:
+        assert "nll" not in next(csv.DictReader(f))
+    folder = tmp_path / "sketch" / "model" / "gpt_i23d"
+    assert "not trained: go on" in (folder / "README.md").read_text()
+    assert list((tmp_path / "sketch").glob("preview_*.png")) and not list((tmp_path / "sketch").glob("nll_*.png"))
+    trained = load_gpt(folder)
+    torch.manual_seed(trained.config.train.seed)
+    fresh = ConditionalGPT(trained.config, encoders_of(trained.config, data))
+    codes = checkpoint.load_tokenizer(vqvae_run / "model").quantizer.codebook
+    fresh.gpt.start_from_codes(codes, torch.Generator().manual_seed(0))
+    before, after = fresh.state_dict(), trained.state_dict()
+    moved = {name for name in after if not torch.equal(before[name], after[name])}
+    assert all(name.startswith(("conditioner.", "gpt.sketch.guess.")) for name in moved) and len(moved) > 4
+
+    config, trainee = sketching(checkpoint.load_tokenizer(vqvae_run / "model"), *SKETCH)
+    train_gpt.fill_from(trainee.model, str(folder), fabric)
+    assert all(torch.equal(value, after[name]) for name, value in trainee.model.state_dict().items())
+    assert "nll" in train_gpt_in(tmp_path / "gpt", data, fabric, vqvae_run / "model", SKETCH, init=str(folder))
+
+
+def test_the_sketch_alone_needs_one_and_something_to_be_told():
+    for overrides in ((), ("gpt.sketch_dim=4", "conditions=[]")):
+        with pytest.raises(ValueError, match="train.stage is sketch, but the GPT has none"):
+            configuration.load(GPTRunConfig, None, [*GPT, "train.stage=sketch", *overrides])
+
+
+def test_another_order_of_the_tokens_is_the_same_tokens_to_all_but_the_gpt(vqvae_run):
+    vqvae = checkpoint.load_tokenizer(vqvae_run / "model")
+    config, trainee = sketching(vqvae, "gpt.token_order=planes", "gpt.sketch_dim=0")
+    rows, dropped = random_rows(config, 3), torch.tensor([False, True, False])
+    tokens, model = rows["tokens"], trainee.model.eval()
+    nll, _ = trainee(tokens, tokens[:, :-1], rows["source"], dropped)
+    by_token = model.token_nll(tokens, rows["source"], dropped)
+    torch.testing.assert_close(by_token.mean(), nll)
+    plain = to_planes(tokens, config.gpt.grid_size).flatten(1)  # plane after plane
+    logits = model.gpt(plain[:, :-1], model.condition(rows["source"], 3), dropped)
+    expected = torch.nn.functional.cross_entropy(logits.transpose(1, 2), plain, reduction="none")
+    torch.testing.assert_close(to_planes(by_token, config.gpt.grid_size).flatten(1), expected)
+    greedy = Pipeline(vqvae, model, torch.device("cpu")).tokens(rows_of(rows["source"], slice(0, 1)), [0],
+                                                                SamplingConfig(temperature=0.0)).ids
+    again = model.gpt(to_planes(greedy, config.gpt.grid_size).flatten(1)[:, :-1],
+                      model.condition(rows_of(rows["source"], slice(0, 1)), 1))
+    assert torch.equal(again.argmax(-1), to_planes(greedy, config.gpt.grid_size).flatten(1))
 
 
 def test_sketch_rows_need_a_sketch_and_divide_over_the_forward_passes(data, vqvae_run, tmp_path):
