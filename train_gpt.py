@@ -145,7 +145,8 @@ class Trainee(torch.nn.Module):
         self.register_buffer("codes", codes, persistent=False)
         if sketch_alone:
             model.gpt.requires_grad_(False)
-            model.gpt.sketch.guess.requires_grad_(True)
+            model.gpt.sketch.requires_grad_(True)
+            model.gpt.sketch.project.requires_grad_(False)
 
     def forward(self, tokens: torch.Tensor, inputs: torch.Tensor, source: Source,
                 dropped: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

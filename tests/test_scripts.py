@@ -56,7 +56,7 @@ GPT = ["gpt.num_layers=2", "gpt.width=16", "gpt.num_heads=2", "gpt.grid_size=4",
        "image_encoder.num_heads=2", "optim.muon_lr=0.01", "optim.adamw_lr=0.01", "train.steps=6", "train.global_batch_size=4",
        "train.micro_batch_size=2", *TRAIN]
 DEV_MESHES = Path(os.environ.get("TAR3D_DATASETS") or Path(__file__).parents[2] / "shared" / "datasets") / "dev" / "meshes"
-SKETCH = ["gpt.sketch_dim=4", "train.sketch_weight=1", "train.sketch_rows=8"]
+SKETCH = ["gpt.sketch_dim=4", "gpt.sketch_local=2", "train.sketch_weight=1", "train.sketch_rows=8"]
 
 
 @pytest.fixture(scope="module")
@@ -686,15 +686,17 @@ def random_rows(config: GPTRunConfig, count: int) -> dict:
             "source": {"image": torch.randint(256, (count, size, size, 3), dtype=torch.uint8)}}
 
 
-def test_the_sketch_loss_teaches_the_image_encoder_and_not_the_rest_of_the_gpt(vqvae_run):
-    config, trainee = sketching(checkpoint.load_tokenizer(vqvae_run / "model"))
+@pytest.mark.parametrize("local", [0, 3])
+def test_the_sketch_loss_teaches_the_image_encoder_and_not_the_rest_of_the_gpt(vqvae_run, local):
+    config, trainee = sketching(checkpoint.load_tokenizer(vqvae_run / "model"), f"gpt.sketch_local={local}")
     rows = random_rows(config, 5)
     nll, loss = trainee(rows["tokens"], rows["tokens"][:2, :-1], rows["source"], torch.tensor([False, True]))
     assert nll.item() == pytest.approx(math.log(config.gpt.codebook_size), rel=0.1)
     loss.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trainee.model.conditioner.parameters())
     touched = {name for name, p in trainee.model.gpt.named_parameters() if p.grad is not None}
-    assert touched == {f"sketch.guess.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")}
+    expected = {f"sketch.guess.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")}
+    assert touched == expected | ({"sketch.local.weight", "sketch.local_norm.weight"} if local else set())
 
 
 def test_the_sketch_is_trained_alone_and_a_gpt_goes_on_from_it(data, fabric, vqvae_run, tmp_path):
@@ -713,7 +715,7 @@ def test_the_sketch_is_trained_alone_and_a_gpt_goes_on_from_it(data, fabric, vqv
     fresh.gpt.start_from_codes(codes, torch.Generator().manual_seed(0))
     before, after = fresh.state_dict(), trained.state_dict()
     moved = {name for name in after if not torch.equal(before[name], after[name])}
-    assert all(name.startswith(("conditioner.", "gpt.sketch.guess.")) for name in moved) and len(moved) > 4
+    assert all(name.startswith(("conditioner.", "gpt.sketch.")) for name in moved) and len(moved) > 4
 
     config, trainee = sketching(checkpoint.load_tokenizer(vqvae_run / "model"), *SKETCH)
     train_gpt.fill_from(trainee.model, str(folder), fabric)

@@ -104,24 +104,34 @@ class Sketch(nn.Module):
 
     A prefix has to be searched for what matters at a position, which a GPT learns late: most tokens follow from their
     neighbours, so the loss hardly asks for the condition until the shape is decided by chance. The guess is a small network
-    on the mean of the prefix, so it can be taught directly (`train.sketch_weight`, `train.sketch_rows`); the GPT corrects and
-    sharpens it. Its projection starts at zero: a model trained without a sketch can go on with one.
-    """
+    on the whole prefix, so it can be taught directly (`train.stage=sketch`, `train.sketch_weight`, `train.sketch_rows`); the GPT
+    corrects and sharpens it. Its projection starts at zero: a model trained without a sketch can go on with one.
 
-    adamw_parameters = ("guess", "project")  # coordinates of codes, not hidden matrices
+    It sees the mean of the prefix, and with `gpt.sketch_local` that many numbers of each of its positions, padding being zeros: a
+    mean alone does not tell where in a picture something is.
+    """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        hidden = 2 * config.condition_width
-        self.guess = nn.Sequential(nn.Linear(config.condition_width, hidden), nn.GELU(),
-                                   nn.Linear(hidden, config.num_tokens * config.sketch_dim))
+        # These deal in coordinates of codes, and are not hidden matrices.
+        self.adamw_parameters = ("guess", "project", *(["local"] if config.sketch_local else []))
+        seen, hidden = config.condition_tokens * config.sketch_local + config.condition_width, 2 * config.condition_width
+        self.local = self.local_norm = None
+        if config.sketch_local:
+            self.local_norm = RMSNorm(config.condition_width)
+            self.local = nn.Linear(config.condition_width, config.sketch_local, bias=False)
+        self.guess = nn.Sequential(nn.Linear(seen, hidden), nn.GELU(), nn.Linear(hidden, config.num_tokens * config.sketch_dim))
         self.project = nn.Linear(config.tokens_per_step * config.sketch_dim, config.width, bias=False)
-        self.num_tokens, self.num_steps = config.num_tokens, config.num_steps
+        self.condition_tokens, self.num_tokens, self.num_steps = config.condition_tokens, config.num_tokens, config.num_steps
 
     def forward(self, embeddings: Tensor, mask: Tensor) -> Tensor:
         """Prefix (B, P, E) and its validity (B, P) -> guessed codes (B, T, K)."""
-        mean = embeddings.masked_fill(~mask[..., None], 0.0).sum(1) / mask.sum(1, keepdim=True)
-        return self.guess(mean).unflatten(-1, (self.num_tokens, -1))
+        x = embeddings.masked_fill(~mask[..., None], 0.0)
+        seen = x.sum(1) / mask.sum(1, keepdim=True)
+        if self.local is not None:
+            local = F.pad(self.local(self.local_norm(x)), (0, 0, 0, self.condition_tokens - x.shape[1]))
+            seen = torch.cat([local.flatten(1), seen], dim=1)
+        return self.guess(seen).unflatten(-1, (self.num_tokens, -1))
 
     def hints(self, embeddings: Tensor, mask: Tensor) -> Tensor:
         """(B, steps, D): entry i belongs to the position that predicts step i."""
@@ -285,7 +295,9 @@ class GPT(nn.Module):
             multiplications += (steps - 1) * _matrices(self.merge) + steps * _matrices(self.cell_head.before)
             multiplications += num_tokens * _matrices(self.cell_head.mlps)
         if self.sketch is not None:
-            multiplications += _matrices(self.sketch.guess) + steps * _matrices(self.sketch.project)
+            local = 0 if self.sketch.local is None else prefix_length * _matrices(self.sketch.local)
+            multiplications += local + _matrices(self.sketch.guess)
+            multiplications += steps * _matrices(self.sketch.project)
         return 2 * multiplications
 
     def ordered(self, sequence: Tensor) -> Tensor:

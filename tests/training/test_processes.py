@@ -20,7 +20,8 @@ from tar3d.training.state import load_state, newest_state
 TOLD = ["--gpt-type", "any", "text_encoder.source=trained", "text_encoder.max_tokens=8", "text_encoder.vocabulary=16",
         "text_encoder.width=16", "text_encoder.num_layers=1", "text_encoder.num_heads=2", "train.word_dropout=0.2"]
 FEW = {"vqvae": ["train.batch_size=4", "train.autoencoder_steps=6", "train.codebook_steps=6"],
-       "gpt": [*TOLD, "train.steps=12", "train.micro_batch_size=2", "gpt.sketch_dim=4", "train.sketch_weight=1",
+       "gpt": [*TOLD, "train.steps=12", "train.micro_batch_size=2", "gpt.sketch_dim=4", "gpt.sketch_local=3",
+               "train.sketch_weight=1",
                "train.sketch_rows=8"]}
 
 
