@@ -3,6 +3,7 @@
     python -m benchmarks.ablate attention optimizer        what is missing of these studies (`benchmarks/studies.py`)
     python -m benchmarks.ablate attention --minutes 60     begins nothing new after an hour; the same line goes on later
     python -m benchmarks.ablate --write                    the tables and plots of docs/ablations.md from the results
+    python -m benchmarks.ablate attention --gpt-model GPT-B --results FILE     the same at another size, for a GPU
 
 Each run is two commands that anybody can give: train_gpt.py with configs/gpt_ablation.yaml and the arm's changes, and
 benchmarks.sampling for its F-score on validation shapes. First an arm's rates are tried, with half the steps and a seed of
@@ -31,7 +32,7 @@ from tqdm import tqdm
 from benchmarks.ablation_report import write_report
 from benchmarks.studies import ARMS, MODEL, STUDIES, TOKENIZER, Arm
 from tar3d import checkpoint
-from tar3d.config import load_gpt_run
+from tar3d.config import GPT_SIZES, load_gpt_run
 from tar3d.data.default import DEFAULT_FOLDER
 from tar3d.data.folder import write_json
 from tar3d.gpt.model import GPT
@@ -57,8 +58,8 @@ class Trial:
     def key(self) -> str:
         return f"{self.arm.name}/rate{self.rate:g}-{'sweep' if self.sweep else f'seed{self.seed}'}"
 
-    def overrides(self, steps: int) -> list[str]:
-        return [*MODEL, *self.arm.changes, *self.arm.rate_overrides(self.rate), f"train.seed={self.seed}", f"train.steps={steps}"]
+    def overrides(self, steps: int, size: tuple[str, ...] = MODEL) -> list[str]:
+        return [*size, *self.arm.changes, *self.arm.rate_overrides(self.rate), f"train.seed={self.seed}", f"train.steps={steps}"]
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,10 @@ def run_trial(trial: Trial | TokenizerTrial, args: argparse.Namespace) -> dict:
     if trial.arm.tokenizer is not None:
         own = args.out / TokenizerTrial(trial.arm).key
         tokenizer, data = str(own / "run" / "model"), own / "data"
-    size, steps = steps_of(trial, tokenizer, args.vq_ckpt)
-    train = ["train_gpt.py", "--gpt-type", "i23d", "--config", CONFIG, "--data", str(data), "--vq-ckpt", tokenizer,
-             "--out", str(folder / "run"), "--resume", "auto", *trial.overrides(steps)]
+    size, steps = steps_of(trial, tokenizer, args)
+    train = ["train_gpt.py", "--gpt-type", "i23d", "--gpt-model", args.gpt_model, "--config", CONFIG, "--data", str(data),
+             "--vq-ckpt", tokenizer, "--out", str(folder / "run"), "--resume", "auto",
+             *trial.overrides(steps, size_overrides(args.gpt_model))]
     _command(train, folder / "train.log", args.threads)
     last = _last_validation(folder / "run")
     model = json.loads((folder / "run" / "model" / "gpt_i23d" / "metrics.json").read_text(encoding="utf-8"))
@@ -155,10 +157,16 @@ def run_tokenizer(trial: TokenizerTrial, folder: Path, args: argparse.Namespace)
             **{name: last[name] for name in ("iou_volume", "iou_near", "codebook_usage", "perplexity")}, **_origin(train)}
 
 
-def steps_of(trial: Trial, tokenizer: str, usual: str) -> tuple[dict[str, float], int]:
+def size_overrides(gpt_model: str) -> tuple[str, ...]:
+    """GPT-tiny stands for the size of the studies, which has no name; the others are as named."""
+    return MODEL if gpt_model == "GPT-tiny" else ()
+
+
+def steps_of(trial: Trial, tokenizer: str, args: argparse.Namespace) -> tuple[dict[str, float], int]:
     """A GPT's size, and the steps of its training: the recipe's, or what costs the same where its tokens are others."""
-    config, default = (load_gpt_run(CONFIG, "GPT-tiny", checkpoint.load_tokenizer(source).config, [*MODEL, *changes])
-                       for source, changes in ((tokenizer, trial.arm.changes), (usual, ())))
+    named = size_overrides(args.gpt_model)
+    config, default = (load_gpt_run(CONFIG, args.gpt_model, checkpoint.load_tokenizer(source).config, [*named, *changes])
+                       for source, changes in ((tokenizer, trial.arm.changes), (args.vq_ckpt, ())))
     gpt, share = GPT(config.gpt), SWEEP_SHARE if trial.sweep else trial.arm.share
     flops = gpt.flops(config.gpt.condition_tokens, config.gpt.num_tokens)
     if trial.arm.tokenizer is not None:
@@ -235,6 +243,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--write", action="store_true", help="bring the tables and plots of docs/ablations.md up to date")
     parser.add_argument("--data", type=Path, default=DEFAULT_FOLDER, help="data set folder (default: %(default)s)")
     parser.add_argument("--vq-ckpt", default="pretrained/tiny/tokenizer", help="tokenizer (default: %(default)s)")
+    parser.add_argument("--gpt-model", choices=list(GPT_SIZES), default="GPT-tiny",
+                        help="size by name (default: 12 layers, 96 wide); give it --out and --results of its own")
     parser.add_argument("--out", type=Path, default=Path("outputs/ablate"), help="run folders (default: %(default)s)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="default: %(default)s")
     parser.add_argument("--seeds", type=positive_int, default=3, help="default: %(default)s")

@@ -153,6 +153,15 @@ def test_an_arm_with_a_tokenizer_has_tokens_of_its_own_and_steps_that_cost_the_s
     assert str(own) in made and commands.calls.index(made) > 0
 
 
+def test_another_size_is_asked_for_by_name(arguments, monkeypatch, tmp_path):
+    monkeypatch.setattr(ablate, "_command", commands := Commands())
+    assert main(["order", *arguments, "--seeds", "1", "--gpt-model", "GPT-B"]) == 0
+    trained = [call for call in commands.calls if call[0] == "train_gpt.py"]
+    assert all(call[call.index("--gpt-model") + 1] == "GPT-B" and not set(MODEL) & set(call) for call in trained)
+    runs = json.loads((tmp_path / "results.json").read_text())["runs"]
+    assert next(iter(runs.values()))["million_parameters"] > 80
+
+
 def test_what_fails_is_listed_and_the_rest_is_run(arguments, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ablate, "_command", Commands(broken="planes/rate0.004-seed1"))
     assert main(["order", *arguments]) == 1
