@@ -185,7 +185,7 @@ def check_tokenizer(config: GPTRunConfig, vqvae: VQVAE) -> None:
         if mine != theirs:
             raise ValueError(f"gpt.{name} is {mine}, but the tokenizer's is {theirs}: "
                              f"write gpt.{name}={theirs}, or choose another --vq-ckpt")
-    config.tokenizer_fingerprint = checkpoint.fingerprint(vqvae)
+    config.tokenizer_fingerprint = checkpoint.token_fingerprint(vqvae)
 
 
 def train(config: GPTRunConfig, out: Path, fabric: Fabric, data: Path, vqvae: VQVAE, vq_source: str, *,

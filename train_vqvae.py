@@ -101,6 +101,9 @@ def train(config: VQVAEConfig, out: Path, fabric: Fabric, data: dict[Path, int],
     torch.manual_seed(t.seed)  # initial weights only: everything random later has its own generator
     vqvae = VQVAE(config.tokenizer)
     keeps_codebook = start_from(vqvae, init, t.stage)
+    if t.stage == "decoder":
+        vqvae.encoder.requires_grad_(False)
+        vqvae.to_code.requires_grad_(False)
     codebook_random = torch.Generator().manual_seed(t.seed)
     run = Run("tokenizer", out, fabric, vqvae, config, generators={"codebook": codebook_random}, wandb=wandb)
     run.restore(state)
@@ -124,13 +127,15 @@ def train(config: VQVAEConfig, out: Path, fabric: Fabric, data: dict[Path, int],
 
     local, metrics = t.batch_size // fabric.world_size, {}
     flops = 3 * local * vqvae.flops(t.surface_points, t.volume_points + t.near_points)
+    if t.stage == "decoder":
+        flops -= 2 * local * vqvae.encoder.flops(t.surface_points)  # no gradients go through it
     for batch in run.batches(loader, order, dataset.name, unit="shapes", items=local, flops=flops):
         quantize = run.step >= t.first_codebook_step
         if quantize and run.step == t.first_codebook_step and not keeps_codebook:
             start_codebook(vqvae, dataset, fabric, codebook_random)
         values = train_step(run, batch, quantize)
         values["revived"] = 0
-        if quantize and run.moved:
+        if quantize and run.moved and t.stage != "decoder":
             values["revived"] = vqvae.quantizer.step(codebook_random, fabric.all_gather)
         vqvae.quantizer.forget()
         run.advance(values, "codebook " if quantize else "autoencoder ")
@@ -154,15 +159,19 @@ def train(config: VQVAEConfig, out: Path, fabric: Fabric, data: dict[Path, int],
 
 
 def start_from(vqvae: VQVAE, init: str | None, stage: str) -> bool:
-    """Fills the model from `init`, if there is one. Whether its codebook is to be kept: where the training is of stage "vq" and
-    the model has one, as a tokenizer that is trained further on other shapes."""
+    """Fills the model from `init`, if there is one. Whether its codebook is to be kept: where the training is of stage "vq" or
+    "decoder" and the model has one, as a tokenizer that is trained further on other shapes."""
     if init is None:
-        if stage == "vq":
-            raise ValueError("train.stage=vq trains the codebook of a given autoencoder: give its model with --init, "
-                             "or train both with train.stage=both")
+        if stage in ("vq", "decoder"):
+            raise ValueError(f"train.stage={stage} goes on from a given model: give it with --init, or train one with "
+                             "train.stage=both")
         return False
     checkpoint.load_weights(vqvae, init)
-    return stage == "vq" and checkpoint.read_config(init, VQVAEConfig).train.stage != "ae"
+    has_codebook = checkpoint.read_config(init, VQVAEConfig).train.stage != "ae"
+    if stage == "decoder" and not has_codebook:
+        raise ValueError(f"train.stage=decoder needs a model with a codebook, but {init} is an autoencoder alone: give it one "
+                         "with train.stage=vq")
+    return stage in ("vq", "decoder") and has_codebook
 
 
 def train_step(run: Run, batch: dict, quantize: bool) -> dict[str, float]:

@@ -26,6 +26,7 @@ T = TypeVar("T")
 WEIGHTS, CONFIG, METRICS, README = "model.safetensors", "config.yaml", "metrics.json", "README.md"
 INDEX, SPLIT = "model.safetensors.index.json", "model{suffix}.safetensors"
 LARGEST_FILE = 5_000_000_000  # bytes, as the Hub's own models are split
+TOKEN_PARTS = ("encoder.", "to_code.", "quantizer.codebook")
 TOKENIZER = "tokenizer"  # sub-folder of a directory that holds several models
 
 
@@ -173,13 +174,22 @@ def load_tokenizer(source: str | Path) -> VQVAE:
     return load_weights(VQVAE(config.tokenizer), folder).eval()
 
 
-def fingerprint(module: nn.Module) -> str:
-    """A short hash of what a module computes with: names, shapes and float16 values of its tensors.
+def token_fingerprint(vqvae: VQVAE) -> str:
+    """`fingerprint` of what decides which tokens a shape gets: encoder and codebook. Tokenizers that differ in their decoders
+    alone (`train.stage=decoder`) speak the same tokens."""
+    return fingerprint(vqvae, TOKEN_PARTS)
+
+
+def fingerprint(module: nn.Module, parts: tuple[str, ...] = ("",)) -> str:
+    """A short hash of what a module computes with: names, shapes and float16 values of its tensors, of those whose names begin
+    with one of `parts`.
 
     Float16, so that weights stored in half precision keep the fingerprint they were stored with.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
+        if not name.startswith(parts):
+            continue
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(_bytes(tensor))
     return digest.hexdigest()[:16]

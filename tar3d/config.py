@@ -361,7 +361,7 @@ class TrainConfig:
 
 @dataclass(kw_only=True)
 class VQVAETrainConfig(TrainConfig):
-    stage: str = "both"  # or "ae": without the codebook only; or "vq": with it only, from --init
+    stage: str = "both"  # or "ae": without the codebook only; or from --init "vq": with it only; "decoder": tokens stay the same
     autoencoder_steps: int = 100_000  # first, without the codebook
     codebook_steps: int = 100_000
     batch_size: int = 16  # shapes per optimizer step over all devices
@@ -374,7 +374,7 @@ class VQVAETrainConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _one_of("train.stage", self.stage, ("both", "ae", "vq"))
+        _one_of("train.stage", self.stage, ("both", "ae", "vq", "decoder"))
         _require(self.stage != "ae" or self.autoencoder_steps > 0, "train.stage is ae, but train.autoencoder_steps is 0")
         _at_least(1, self, "train.", "codebook_steps", "batch_size", "surface_points")
         _at_least(0, self, "train.", "autoencoder_steps", "volume_points", "near_points", "near_weight", "commitment_weight")
@@ -384,7 +384,7 @@ class VQVAETrainConfig(TrainConfig):
     @property
     def first_codebook_step(self) -> int:
         """The step from which on latents are quantized; `steps` if none are."""
-        return 0 if self.stage == "vq" else self.autoencoder_steps
+        return 0 if self.stage in ("vq", "decoder") else self.autoencoder_steps
 
     @property
     def steps(self) -> int:

@@ -175,7 +175,7 @@ class Pipeline:
 
     def __init__(self, vqvae: VQVAE, model: ConditionalGPT, device: torch.device, precision: str = "32-true",
                  decoding: str = "auto", low_vram: bool = False) -> None:
-        wanted, found = model.config.tokenizer_fingerprint, checkpoint.fingerprint(vqvae)
+        wanted, found = model.config.tokenizer_fingerprint, checkpoint.token_fingerprint(vqvae)
         if wanted and wanted != found:
             raise ValueError(f"the GPT was trained on the tokens of tokenizer {wanted}, but the tokenizer given is {found}: "
                              "give the one that was saved beside it")

@@ -40,7 +40,7 @@ def test_each_model_says_how_it_was_made(part: str):
 
 def test_the_gpt_speaks_the_shipped_tokenizers_codes():
     tokenizer = checkpoint.load_tokenizer(TINY)
-    assert checkpoint.read_config(TINY / GPT, GPTRunConfig).tokenizer_fingerprint == checkpoint.fingerprint(tokenizer)
+    assert checkpoint.read_config(TINY / GPT, GPTRunConfig).tokenizer_fingerprint == checkpoint.token_fingerprint(tokenizer)
 
 
 def test_the_tokenizer_keeps_a_hollow_mug_hollow():

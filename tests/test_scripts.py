@@ -257,7 +257,9 @@ def test_stages_can_be_trained_apart(data, tmp_path, capsys):
     with pytest.raises(ValueError, match="is an autoencoder, whose codebook is not trained"):
         checkpoint.load_tokenizer(ae / "model")
     assert train_vqvae.main([*flags, "--out", str(vq), "train.stage=vq"]) == 2
-    assert "give its model with --init" in capsys.readouterr().err
+    assert "give it with --init" in capsys.readouterr().err
+    assert train_vqvae.main([*flags, "--out", str(vq), "train.stage=decoder", "--init", str(ae / "model")]) == 2
+    assert "is an autoencoder alone" in capsys.readouterr().err
     assert train_vqvae.main([*flags, "--out", str(vq), "train.stage=vq", "--init", str(ae / "model")]) == 0
     assert [r["step"] for r in rows(vq / "train.csv")] == ["1", "2", "3"]
     assert float(rows(vq / "train.csv")[0]["commitment"]) > 0
@@ -266,6 +268,13 @@ def test_stages_can_be_trained_apart(data, tmp_path, capsys):
     assert train_vqvae.main(again) == 0
     after = checkpoint.load_tokenizer(more / "model").quantizer.codebook
     assert (after * before).sum(-1).median() > 0.99, "the codebook was kept, not started again"
+    decoder = tmp_path / "decoder"
+    assert train_vqvae.main([*flags, "--out", str(decoder), "train.stage=decoder", "--init", str(vq / "model")]) == 0
+    old, new = (checkpoint.load_tokenizer(run / "model") for run in (vq, decoder))
+    moved = {name for name, value in new.state_dict().items() if not torch.equal(value, old.state_dict()[name])}
+    assert moved and all(name.startswith(("decoder.", "occupancy.")) for name in moved)
+    assert checkpoint.token_fingerprint(new) == checkpoint.token_fingerprint(old)
+    assert checkpoint.fingerprint(new) != checkpoint.fingerprint(old)
 
 
 def test_a_gpt_is_trained_further_with_another_image_encoder(data, fabric, vqvae_run, gpt_run, tmp_path, capsys):
@@ -362,7 +371,7 @@ def test_command_lines_train(data, tmp_path):
     assert train_gpt.main(flags) == 0
     saved = configuration.load(GPTRunConfig, gpt / "model" / "gpt_i23d" / "config.yaml")
     assert saved.train.global_batch_size == 2 and saved.gpt.num_layers == 2
-    assert saved.tokenizer_fingerprint == checkpoint.fingerprint(checkpoint.load_tokenizer(gpt / "model"))
+    assert saved.tokenizer_fingerprint == checkpoint.token_fingerprint(checkpoint.load_tokenizer(gpt / "model"))
 
 
 @pytest.mark.parametrize("script", [train_vqvae, train_gpt], ids=["vqvae", "gpt"])
@@ -427,7 +436,7 @@ def full_model(gpt_run, full_vqvae) -> Path:
     folder = full_vqvae.parent
     shutil.copytree(gpt_run / "model" / "gpt_i23d", folder / "gpt_i23d")
     config = configuration.load(GPTRunConfig, folder / "gpt_i23d" / "config.yaml")
-    config.tokenizer_fingerprint = checkpoint.fingerprint(checkpoint.load_tokenizer(full_vqvae))
+    config.tokenizer_fingerprint = checkpoint.token_fingerprint(checkpoint.load_tokenizer(full_vqvae))
     configuration.save(config, folder / "gpt_i23d" / "config.yaml")
     return folder
 

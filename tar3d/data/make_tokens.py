@@ -50,7 +50,7 @@ class TokenMaker:
     def __init__(self, data: Path, vqvae: VQVAE, told: list[Told], device: torch.device) -> None:
         self.data, self.vqvae, self.told, self.device = data, vqvae.eval().to(device), told, device
         self.samples, self.folder = open_samples(data), data / "tokens"
-        self.stamp = {"tokenizer": checkpoint.fingerprint(vqvae), "grid_size": vqvae.config.grid_size,
+        self.stamp = {"tokenizer": checkpoint.token_fingerprint(vqvae), "grid_size": vqvae.config.grid_size,
                       "codebook_size": vqvae.config.codebook_size}
         for one in told:
             self.stamp |= {one.kind: one.identity, f"{one.kind} items": one.items}

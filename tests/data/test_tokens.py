@@ -119,7 +119,7 @@ def test_tokens_of_another_tokenizer_or_encoder_are_refused(data):
     larger = ImageEncoderConfig(source="trained", image_size=24, patch_size=8, width=8, num_layers=1, num_heads=2)
     with pytest.raises(ValueError, match="was made with image 'trained ViT, 16 px.* instead of 'trained ViT, 24 px"):
         maker(data, encoder=larger).run()
-    assert dataset(data, tokenizer=checkpoint.fingerprint(vqvae())).ids
+    assert dataset(data, tokenizer=checkpoint.token_fingerprint(vqvae())).ids
     with pytest.raises(ValueError, match="was made with tokenizer .* but this training uses 'abc'"):
         dataset(data, tokenizer="abc")
 
@@ -165,7 +165,7 @@ def test_command_line(data, tmp_path, capsys):
              "image_encoder.patch_size=8"]
     assert make_tokens.main(flags) == 0
     assert "tokens of 6 shapes" in capsys.readouterr().out
-    assert read_stamp(data / "tokens")["tokenizer"] == checkpoint.fingerprint(vqvae())
+    assert read_stamp(data / "tokens")["tokenizer"] == checkpoint.token_fingerprint(vqvae())
     (data / "views" / read_splits(data)["val"][0] / "1.png").write_bytes(b"no picture")
     shutil.rmtree(data / "tokens")
     assert make_tokens.main(flags) == 1
