@@ -54,6 +54,7 @@ VALIDATION_BATCH = 16
 OVERFIT_BAR = 0.99  # share of tokens
 MAP_SIZE = 192
 SKETCH = SamplingConfig(temperature=0.0, sketch_scale=1e6)  # the code nearest to the sketch's guess, whatever the layers say
+SKETCH_PARTS = ("conditioner.", "gpt.sketch.guess.", "gpt.sketch.local")  # that `train.stage=sketch` trains
 # What the prefix goes through besides the encoders.
 PREFIX_PARTS = ("conditioner.project.", "gpt.condition_mlp.", "gpt.null_prefix", "gpt.sketch.")
 
@@ -120,8 +121,15 @@ def new_encoders(config: GPTRunConfig, data: Path, init: str | None = None) -> d
 
 def fill_from(model: ConditionalGPT, init: str, fabric: Fabric) -> None:
     """The weights of a GPT to be trained further. An encoder that it does not have begins anew; where none is the same, or the
-    embeddings have another shape, so does the way of the embeddings into the GPT, and the sketch."""
+    embeddings have another shape, so does the way of the embeddings into the GPT, and the sketch. Of a model whose sketch was
+    trained alone, encoders and sketch are taken: whatever GPT is made on them begins anew."""
     mine, theirs = model.config, checkpoint.read_config(init, GPTRunConfig)
+    if theirs.train.stage == "sketch":
+        if model.gpt.sketch is None:
+            raise ValueError(f"--init {init} is a sketch, but this GPT has none: set gpt.sketch_dim={theirs.gpt.sketch_dim} and "
+                             f"gpt.sketch_local={theirs.gpt.sketch_local}")
+        checkpoint.load_weights(model, init, only=SKETCH_PARTS)
+        return
     same_shape = all(getattr(mine.gpt, name) == getattr(theirs.gpt, name) for name in ("condition_tokens", "condition_width"))
     kept = [kind for kind in mine.conditions if kind in theirs.conditions and same_shape
             and getattr(mine, f"{kind}_encoder") == getattr(theirs, f"{kind}_encoder")]
@@ -197,10 +205,9 @@ def train(config: GPTRunConfig, out: Path, fabric: Fabric, data: Path, vqvae: VQ
     if encoders is None:
         encoders = new_encoders(config, data)
     model = ConditionalGPT(config, encoders)
+    model.gpt.start_from_codes(vqvae.quantizer.codebook, torch.Generator().manual_seed(t.seed))
     if init:
         fill_from(model, init, fabric)
-    else:
-        model.gpt.start_from_codes(vqvae.quantizer.codebook, torch.Generator().manual_seed(t.seed))
     if config.gpt.sketch_dim not in (0, vqvae.config.code_dim):
         raise ValueError(f"gpt.sketch_dim is {config.gpt.sketch_dim}, but the tokenizer's codes have {vqvae.config.code_dim} "
                          f"coordinates: write gpt.sketch_dim={vqvae.config.code_dim}, or 0 for none")

@@ -119,14 +119,14 @@ def read_config(source: str | Path, cls: type[T]) -> T:
     return configuration.load(cls, find_model(source) / CONFIG)
 
 
-def load_weights(module: nn.Module, source: str | Path, anew: tuple[str, ...] = ()) -> nn.Module:
+def load_weights(module: nn.Module, source: str | Path, anew: tuple[str, ...] = (), only: tuple[str, ...] = ("",)) -> nn.Module:
     """Fills `module` from a model directory, strictly: a missing, surplus or misshapen tensor is a ValueError. But tensors whose
-    names begin with one of `anew` stay as they are."""
+    names begin with one of `anew`, or with none of `only`, stay as they are."""
     path = find_model(source)
     path /= INDEX if (path / INDEX).is_file() else WEIGHTS
     tensors = _read_weights(path)
-    wanted = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith(anew)}
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(anew)}
+    wanted, tensors = ({name: tensor for name, tensor in named.items() if name.startswith(only) and not name.startswith(anew)}
+                       for named in (module.state_dict(), tensors))
     wrong = [f"{k} is missing" for k in wanted if k not in tensors]
     wrong += [f"{k} is not part of this model" for k in tensors if k not in wanted]
     wrong += [f"{k} is {tuple(tensors[k].shape)}, not {tuple(wanted[k].shape)}"
@@ -134,7 +134,7 @@ def load_weights(module: nn.Module, source: str | Path, anew: tuple[str, ...] = 
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ValueError(f"{path} does not fit its model: {'; '.join(wrong[:3])}{more}")
-    module.load_state_dict({k: v.to(wanted[k].dtype) for k, v in tensors.items()}, strict=not anew)
+    module.load_state_dict({k: v.to(wanted[k].dtype) for k, v in tensors.items()}, strict=not anew and only == ("",))
     return module
 
 

@@ -726,9 +726,14 @@ def test_the_sketch_is_trained_alone_and_a_gpt_goes_on_from_it(data, fabric, vqv
     moved = {name for name in after if not torch.equal(before[name], after[name])}
     assert all(name.startswith(("conditioner.", "gpt.sketch.")) for name in moved) and len(moved) > 4
 
-    config, trainee = sketching(checkpoint.load_tokenizer(vqvae_run / "model"), *SKETCH)
+    _, trainee = sketching(checkpoint.load_tokenizer(vqvae_run / "model"), *SKETCH, "gpt.num_layers=3", "gpt.width=32")
+    anew = {name: value.clone() for name, value in trainee.model.state_dict().items()}
     train_gpt.fill_from(trainee.model, str(folder), fabric)
-    assert all(torch.equal(value, after[name]) for name, value in trainee.model.state_dict().items())
+    for name, value in trainee.model.state_dict().items():
+        assert torch.equal(value, (after if name.startswith(train_gpt.SKETCH_PARTS) else anew)[name]), name
+    _, without = sketching(checkpoint.load_tokenizer(vqvae_run / "model"), "gpt.sketch_dim=0")
+    with pytest.raises(ValueError, match="is a sketch, but this GPT has none: set gpt.sketch_dim=4 and gpt.sketch_local=2"):
+        train_gpt.fill_from(without.model, str(folder), fabric)
     assert "nll" in train_gpt_in(tmp_path / "gpt", data, fabric, vqvae_run / "model", SKETCH, init=str(folder))
 
 
