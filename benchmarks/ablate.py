@@ -6,8 +6,9 @@
     python -m benchmarks.ablate attention --gpt-model GPT-B --results FILE     the same at another size, for a GPU
 
 Each run is two commands that anybody can give: train_gpt.py with configs/gpt_ablation.yaml and the arm's changes, and
-benchmarks.sampling for its F-score on validation shapes. First an arm's rates are tried, with half the steps and a seed of
-their own (the grid grows by a factor of 2 where its end is the best); then the best is trained for all steps with each seed.
+benchmarks.sampling for its F-score on validation shapes. What runs share is made once: the sketch that all begin on
+(train.stage=sketch), and an arm's own tokenizer with its tokens. First an arm's rates are tried, with half the steps and a seed
+of their own (the grid grows by a factor of 2 where its end is the best); then the best is trained for all steps with each seed.
 Finished runs are added to --results, one JSON file for all studies: what is in it is not run again. Run folders are in --out.
 """
 
@@ -19,7 +20,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -30,7 +33,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.ablation_report import write_report
-from benchmarks.studies import ARMS, MODEL, STUDIES, TOKENIZER, Arm
+from benchmarks.studies import ARMS, MODEL, SKETCH, STUDIES, TOKENIZER, Arm
 from tar3d import checkpoint
 from tar3d.config import GPT_SIZES, load_gpt_run
 from tar3d.data.default import DEFAULT_FOLDER
@@ -43,6 +46,8 @@ LINKED = ("meshes", "views", "samples", "manifest.csv", "captions.csv", "splits.
 SWEEP_SEED, SWEEP_SHARE, MOST_RATES = 100, 0.5, 6
 SHAPES = 48  # of the validation split, generated from one view each
 RESULTS = Path("benchmarks/results/ablations.json")
+READY = "ready.json"  # of a tokenizer or a sketch that runs share
+_PREPARING: dict[Path, threading.Lock] = defaultdict(threading.Lock)  # by folder: one run makes what another waits for
 
 
 @dataclass(frozen=True)
@@ -62,21 +67,8 @@ class Trial:
         return [*size, *self.arm.changes, *self.arm.rate_overrides(self.rate), f"train.seed={self.seed}", f"train.steps={steps}"]
 
 
-@dataclass(frozen=True)
-class TokenizerTrial:
-    """The training of an arm's tokenizer, and the tokens that it makes of the data."""
-
-    arm: Arm
-
-    @property
-    def key(self) -> str:
-        return f"{self.arm.name}/tokenizer"
-
-
-def missing(arm: Arm, runs: dict[str, dict], seeds: int) -> list[Trial | TokenizerTrial]:
-    """What can be run next of an arm: its tokenizer, rates that are not tried yet, or else the seeds at the best of them."""
-    if arm.tokenizer is not None and TokenizerTrial(arm).key not in runs:
-        return [TokenizerTrial(arm)]
+def missing(arm: Arm, runs: dict[str, dict], seeds: int) -> list[Trial]:
+    """What can be run next of an arm: rates that are not tried yet, or else the seeds at the best of them."""
     if arm.rate_of:
         tuned = ARMS[arm.rate_of]
         if missing_sweep(tuned, runs):
@@ -102,7 +94,7 @@ def missing_sweep(arm: Arm, runs: dict[str, dict]) -> list[Trial]:
 
 def tried_rates(arm: Arm, runs: dict[str, dict]) -> dict[float, float]:
     """NLL of each rate that was tried."""
-    return {r["rate"]: r["nll"] for r in runs.values() if r["arm"] == arm.name and r.get("sweep")}
+    return {r["rate"]: r["nll"] for r in runs.values() if r["arm"] == arm.name and r["sweep"]}
 
 
 def best_rate(arm: Arm, runs: dict[str, dict]) -> float:
@@ -110,25 +102,21 @@ def best_rate(arm: Arm, runs: dict[str, dict]) -> float:
     return min(tried, key=tried.__getitem__)
 
 
-def run_trial(trial: Trial | TokenizerTrial, args: argparse.Namespace) -> dict:
+def run_trial(trial: Trial, args: argparse.Namespace) -> dict:
     """Trains and, unless it only chooses a rate, scores. Raises RuntimeError with the end of its log where a command fails."""
-    folder, tokenizer, data = args.out / trial.key, args.vq_ckpt, args.data
+    folder = args.out / trial.key
     folder.mkdir(parents=True, exist_ok=True)
-    if isinstance(trial, TokenizerTrial):
-        return run_tokenizer(trial, folder, args)
-    if trial.arm.tokenizer is not None:
-        own = args.out / TokenizerTrial(trial.arm).key
-        tokenizer, data = str(own / "run" / "model"), own / "data"
+    tokenizer, data, facts = tokens_of(trial.arm, args)
     size, steps = steps_of(trial, tokenizer, args)
-    train = ["train_gpt.py", "--gpt-type", "i23d", "--gpt-model", args.gpt_model, "--config", CONFIG, "--data", str(data),
-             "--vq-ckpt", tokenizer, "--out", str(folder / "run"), "--resume", "auto",
+    sketch = sketch_of(trial.arm, tokenizer, data, args)
+    train = [*_train_gpt(tokenizer, data, folder / "run", args), *(["--init", sketch] if sketch else []),
              *trial.overrides(steps, size_overrides(args.gpt_model))]
     _command(train, folder / "train.log", args.threads)
     last = _last_validation(folder / "run")
     model = json.loads((folder / "run" / "model" / "gpt_i23d" / "metrics.json").read_text(encoding="utf-8"))
     record = {"arm": trial.arm.name, "rate": trial.rate, "seed": trial.seed, "sweep": trial.sweep, "steps": steps,
               **{name: last[name] for name in ("nll", "nll_shuffled", "nll_null")}, "hours": round(model["hours"], 4), **size,
-              **_origin(train)}
+              **facts, **_origin(train)}
     if trial.sweep:
         return record
     _command(["-m", "benchmarks.sampling", "--gpt-type", "i23d", "--model", str(folder / "run" / "model"), "--data",
@@ -140,21 +128,50 @@ def run_trial(trial: Trial | TokenizerTrial, args: argparse.Namespace) -> dict:
                      "reconstruction": bound["fscore"]["mean"]}
 
 
-def run_tokenizer(trial: TokenizerTrial, folder: Path, args: argparse.Namespace) -> dict:
-    """Trains a tokenizer, and makes tokens with it in a folder that has the data set's other parts as links."""
-    train = ["train_vqvae.py", "--base", TOKENIZER_CONFIG, "--data", str(args.data), "--out", str(folder / "run"), "--resume",
-             "auto", *TOKENIZER, *trial.arm.tokenizer]
-    _command(train, folder / "train.log", args.threads)
-    own = folder / "data"
-    own.mkdir(exist_ok=True)
-    for name in LINKED:
-        if (args.data / name).exists() and not (own / name).exists():
-            (own / name).symlink_to((args.data / name).resolve())
-    _command(["-m", "tar3d.data.make_tokens", str(own), "--tokenizer", str(folder / "run" / "model"), "--config", CONFIG],
-             folder / "tokens.log", args.threads)
-    last = _last_validation(folder / "run")
-    return {"arm": trial.arm.name, "tokenizer": True,
-            **{name: last[name] for name in ("iou_volume", "iou_near", "codebook_usage", "perplexity")}, **_origin(train)}
+def tokens_of(arm: Arm, args: argparse.Namespace) -> tuple[str, Path, dict]:
+    """The tokenizer and the data of an arm, and what is noted of them. One of its own is trained when it is not there, and its
+    tokens are made in a folder that has the data set's other parts as links."""
+    if arm.tokenizer is None:
+        return args.vq_ckpt, args.data, {}
+    folder = args.out / arm.name / "tokenizer"
+    model, own = folder / "run" / "model", folder / "data"
+    with _PREPARING[folder]:
+        if not (folder / READY).is_file():
+            own.mkdir(parents=True, exist_ok=True)
+            train = ["train_vqvae.py", "--base", TOKENIZER_CONFIG, "--data", str(args.data), "--out", str(folder / "run"),
+                     "--resume", "auto", *TOKENIZER, *arm.tokenizer]
+            _command(train, folder / "train.log", args.threads)
+            for name in LINKED:
+                if (args.data / name).exists() and not (own / name).exists():
+                    (own / name).symlink_to((args.data / name).resolve())
+            _command(["-m", "tar3d.data.make_tokens", str(own), "--tokenizer", str(model), "--config", CONFIG],
+                     folder / "tokens.log", args.threads)
+            last = _last_validation(folder / "run")
+            write_json(folder / READY, {name: last[name] for name in ("iou_volume", "iou_near", "codebook_usage", "perplexity")}
+                       | {"command": " ".join(["python", *train])})
+    return str(model), own, {"tokenizer": json.loads((folder / READY).read_text(encoding="utf-8"))}
+
+
+def sketch_of(arm: Arm, tokenizer: str, data: Path, args: argparse.Namespace) -> str | None:
+    """The sketch that an arm's GPTs begin on, trained alone when it is not there: one for all arms with the same tokens in the
+    same order, so that arms and seeds differ in the GPT and in nothing else. None for an arm without a sketch."""
+    if "gpt.sketch_dim=0" in arm.changes:
+        return None
+    order = [change for change in arm.changes if change.startswith("gpt.token_order=")]
+    name = "-".join(["shipped" if arm.tokenizer is None else arm.name, *(change.partition("=")[2] for change in order)])
+    folder = args.out / "sketches" / name
+    with _PREPARING[folder]:
+        if not (folder / READY).is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            train = [*_train_gpt(tokenizer, data, folder / "run", args), *size_overrides(args.gpt_model), *SKETCH, *order]
+            _command(train, folder / "train.log", args.threads)
+            write_json(folder / READY, _last_validation(folder / "run") | {"command": " ".join(["python", *train])})
+    return str(folder / "run" / "model" / "gpt_i23d")
+
+
+def _train_gpt(tokenizer: str, data: Path, out: Path, args: argparse.Namespace) -> list[str]:
+    return ["train_gpt.py", "--gpt-type", "i23d", "--gpt-model", args.gpt_model, "--config", CONFIG, "--data", str(data),
+            "--vq-ckpt", tokenizer, "--out", str(out), "--resume", "auto"]
 
 
 def size_overrides(gpt_model: str) -> tuple[str, ...]:
@@ -201,7 +218,7 @@ def load_results(path: Path) -> dict:
 def run_all(arms: list[Arm], args: argparse.Namespace) -> list[str]:
     """Runs what is missing of the arms, `args.workers` at a time, and saves each result as it comes; returns what failed."""
     results, failed, began = load_results(args.results), [], time.perf_counter()
-    running: dict[Future, Trial | TokenizerTrial] = {}
+    running: dict[Future, Trial] = {}
     bar = tqdm(unit="run", total=sum(1 for _ in _left(arms, results["runs"], args.seeds)))
     with ThreadPoolExecutor(args.workers) as pool, bar:
         while True:
@@ -222,13 +239,13 @@ def run_all(arms: list[Arm], args: argparse.Namespace) -> list[str]:
                     continue
                 results["runs"][trial.key] = record
                 write_json(args.results, results)
-                bar.write(f"{trial.key}: " + ", ".join(f"{name} {record[name]:.4f}" for name in ("nll", "fscore", "iou_volume")
-                                                       if name in record))
+                bar.write(f"{trial.key}: NLL {record['nll']:.4f}"
+                          + (f", F-score {record['fscore']:.3f}" if "fscore" in record else ""))
                 bar.update()
                 bar.total = bar.n + sum(1 for _ in _left(arms, results["runs"], args.seeds))
 
 
-def _left(arms: list[Arm], runs: dict[str, dict], seeds: int) -> Iterator[Trial | TokenizerTrial]:
+def _left(arms: list[Arm], runs: dict[str, dict], seeds: int) -> Iterator[Trial]:
     """Each trial that can be run now, once."""
     seen = set()
     for trial in (t for arm in arms for t in missing(arm, runs, seeds)):

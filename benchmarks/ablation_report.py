@@ -36,7 +36,7 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 def finished(runs: dict[str, dict], arm: str) -> dict[int, dict]:
     """The runs of an arm that count, by seed."""
-    return {r["seed"]: r for r in runs.values() if r["arm"] == arm and r.get("sweep") is False}
+    return {r["seed"]: r for r in runs.values() if r["arm"] == arm and not r["sweep"]}
 
 
 def rows_of(study: Study, runs: dict[str, dict]) -> list[list[str]]:
@@ -62,10 +62,11 @@ def rows_of_tokens(study: Study, runs: dict[str, dict]) -> list[list[str]]:
     is generated."""
     first, rows = finished(runs, study.arms[0]), []
     for name in study.arms:
-        mine, tokenizer = finished(runs, name), runs.get(f"{name}/tokenizer")
-        if not mine or tokenizer is None:
+        mine = finished(runs, name)
+        if not mine:
             continue
         one = next(iter(mine.values()))
+        tokenizer = one["tokenizer"]
         both = sorted(set(mine) & set(first)) if name != study.arms[0] else []
         rows.append([ARMS[name].label, f"{one['steps']:,}", f"{tokenizer['iou_volume']:.3f}",
                      f"{tokenizer['codebook_usage']:.0%}", f"{one['reconstruction']:.3f}",
@@ -122,7 +123,7 @@ def draw(study: Study, runs: dict[str, dict], path: Path) -> None:
         axis.set_xlabel(label, fontsize=9, color=CAPTION)
         axis.grid(color=GRID, linewidth=0.6, axis="x")
     for name in arms:
-        tried = sorted((r["rate"], r["nll"]) for r in runs.values() if r["arm"] == name and r.get("sweep"))
+        tried = sorted((r["rate"], r["nll"]) for r in runs.values() if r["arm"] == name and r["sweep"])
         if tried:
             panels[2].plot(*zip(*tried, strict=True), marker=".", linewidth=1.2, alpha=0.9,
                            color=INK if name == study.arms[0] else OTHER)

@@ -1,7 +1,8 @@
 """What is compared with what: the arms of each study of `benchmarks/ablate.py`, as changes to configs/gpt_ablation.yaml.
 
 An arm is one way to do it. Arms of several studies are trained once. Every arm gets its own learning rate, the best of `rates` at
-half the steps with a seed that is not used again, and then the same steps, rows and seeds as the others.
+half the steps with a seed that is not used again, and then the same steps, rows and seeds as the others, and the same sketch to
+begin on.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ MODEL = ("gpt.num_layers=12", "gpt.width=96", "gpt.num_heads=2")
 # Changes of configs/vqvae3d_small.yaml in every tokenizer that is trained for a study.
 TOKENIZER = ("train.autoencoder_steps=480", "train.codebook_steps=320", "train.validate_every=800", "train.preview_shapes=0",
              "train.compile=true", "train.augment.scale=[1,1]", "train.augment.rotate=0", "train.augment.mirror=0")
+# Changes of the recipe for the sketch that every arm begins on.
+SKETCH = ("train.stage=sketch", "train.steps=900", "train.global_batch_size=48", "train.sketch_rows=0", "optim.muon_lr=3e-3",
+          "optim.adamw_lr=3e-3", "optim.warmup_steps=50")
 MUON_RATES, ADAMW_RATES = (2e-3, 4e-3, 8e-3), (1e-3, 2e-3, 4e-3)
 ADAMW_SHARE = 0.75  # adamw_lr over muon_lr, as in the shipped configs
 

@@ -100,6 +100,8 @@ class Commands:
             nll = 1 + abs(math.log(rate / 3e-3))
             (out / "validation.csv").write_text(f"step,nll,nll_shuffled,nll_null\n1,9,9,9\n2,{nll},{nll + 1},{nll + 0.5}\n")
             (model / "metrics.json").write_text('{"hours": 0.1}')
+            if "train.stage=sketch" in arguments:
+                (out / "validation.csv").write_text("step,sketch\n900,0.12\n")
         elif arguments[0] == "train_vqvae.py":
             (out / "model").mkdir(parents=True)
             (out / "validation.csv").write_text("step,iou_volume,iou_near,codebook_usage,perplexity\n800,0.9,0.7,0.95,900\n")
@@ -133,6 +135,11 @@ def test_a_study_is_tuned_run_scored_and_not_run_again(arguments, tmp_path, monk
     counted = [r for r in runs.values() if not r["sweep"]]
     assert {r["rate"] for r in counted} == {4e-3} and all(r["fscore"] == 0.25 and r["empty"] == 1 for r in counted)
     assert all(r["nll_shuffled"] == pytest.approx(r["nll"] + 1) for r in runs.values())
+    sketches = [call for call in commands.calls if "train.stage=sketch" in call]
+    assert len(sketches) == 2, "one for the order of the cells, one for that of the planes, whoever asks first"
+    began = {call[call.index("--init") + 1] for call in commands.calls if "--init" in call}
+    sketch = tmp_path / "out" / "sketches"
+    assert began == {str(sketch / name / "run" / "model" / "gpt_i23d") for name in ("shipped", "shipped-planes")}
     before = len(commands.calls)
     assert main(["order", *arguments, "--seeds", "2"]) == 0 and len(commands.calls) == before
 
@@ -142,10 +149,10 @@ def test_an_arm_with_a_tokenizer_has_tokens_of_its_own_and_steps_that_cost_the_s
     monkeypatch.setitem(STUDIES, "tokens", replace(STUDIES["tokens"], arms=("r8_k4096",)))
     assert main(["tokens", *arguments, "--seeds", "1"]) == 0
     runs = json.loads((tmp_path / "results.json").read_text())["runs"]
-    assert runs["r8_k4096/tokenizer"]["iou_volume"] == 0.9
     own = tmp_path / "out" / "r8_k4096" / "tokenizer" / "data"
     assert (own / "samples").is_symlink() and (own / "splits.json").is_symlink() and not (own / "views").exists()
-    trained = next(r for r in runs.values() if r["arm"] == "r8_k4096" and r.get("sweep") is False)
+    trained = next(r for r in runs.values() if r["arm"] == "r8_k4096" and not r["sweep"])
+    assert trained["tokenizer"]["iou_volume"] == 0.9
     usual = next(r for r in runs.values() if r["arm"] == "hybrid")
     assert trained["tokens"] == 192 and trained["reconstruction"] == 0.8
     assert 2 * usual["steps"] * usual["gflop_a_step"] == pytest.approx(trained["steps"] * trained["gflop_a_step"], rel=0.02)
@@ -157,6 +164,7 @@ def test_another_size_is_asked_for_by_name(arguments, monkeypatch, tmp_path):
     monkeypatch.setattr(ablate, "_command", commands := Commands())
     assert main(["order", *arguments, "--seeds", "1", "--gpt-model", "GPT-B"]) == 0
     trained = [call for call in commands.calls if call[0] == "train_gpt.py"]
+    assert any("train.stage=sketch" in call for call in trained)
     assert all(call[call.index("--gpt-model") + 1] == "GPT-B" and not set(MODEL) & set(call) for call in trained)
     runs = json.loads((tmp_path / "results.json").read_text())["runs"]
     assert next(iter(runs.values()))["million_parameters"] > 80
