@@ -41,41 +41,33 @@ def finished(runs: dict[str, dict], arm: str) -> dict[int, dict]:
 
 def rows_of(study: Study, runs: dict[str, dict]) -> list[list[str]]:
     """A row an arm that has been run; the first one's differences are empty."""
-    first, rows = finished(runs, study.arms[0]), []
-    for name in study.arms:
-        mine = finished(runs, name)
-        if not mine:
-            continue
-        one = next(iter(mine.values()))
-        cells = [ARMS[name].label, f"{one['rate']:g}", f"{one['million_parameters']:.2f}", f"{one['gflop_a_step']:.1f}"]
-        for score in ("nll", "fscore"):
-            both = sorted(set(mine) & set(first)) if name != study.arms[0] else []
-            cells += [_plus_minus([r[score] for r in mine.values()]),
-                      _plus_minus([mine[s][score] - first[s][score] for s in both], signed=True) if both else ""]
-        cells.append(_plus_minus([r["nll_shuffled"] - r["nll"] for r in mine.values()]))
-        rows.append(cells)
-    return rows
+    first = finished(runs, study.arms[0])
+    row = _row_of_tokens if study.has_tokenizers else _row
+    return [[ARMS[name].label, *row(mine, {} if name == study.arms[0] else first)]
+            for name in study.arms if (mine := finished(runs, name))]
 
 
-def rows_of_tokens(study: Study, runs: dict[str, dict]) -> list[list[str]]:
-    """The same where arms have tokenizers of their own: NLLs of other tokens cannot be compared, so the differences are of what
-    is generated."""
-    first, rows = finished(runs, study.arms[0]), []
-    for name in study.arms:
-        mine = finished(runs, name)
-        if not mine:
-            continue
-        one = next(iter(mine.values()))
-        tokenizer = one["tokenizer"]
-        both = sorted(set(mine) & set(first)) if name != study.arms[0] else []
-        rows.append([ARMS[name].label, f"{one['steps']:,}", f"{tokenizer['iou_volume']:.3f}",
-                     f"{tokenizer['codebook_usage']:.0%}", f"{one['reconstruction']:.3f}",
-                     _plus_minus([r["nll"] for r in mine.values()]),
-                     _plus_minus([r["fscore"] for r in mine.values()]),
-                     _plus_minus([mine[s]["fscore"] - first[s]["fscore"] for s in both], signed=True) if both else "",
-                     _plus_minus([r["fscore"] / r["reconstruction"] for r in mine.values()]),
-                     _plus_minus([one["tokens"] * (r["nll_shuffled"] - r["nll"]) for r in mine.values()])])
-    return rows
+def _row(mine: dict[int, dict], first: dict[int, dict]) -> list[str]:
+    one = next(iter(mine.values()))
+    return [f"{one['rate']:g}", f"{one['million_parameters']:.2f}", f"{one['gflop_a_step']:.1f}",
+            *_compared("nll", mine, first), *_compared("fscore", mine, first),
+            _plus_minus([r["nll_shuffled"] - r["nll"] for r in mine.values()])]
+
+
+def _row_of_tokens(mine: dict[int, dict], first: dict[int, dict]) -> list[str]:
+    """Where arms have tokenizers of their own: NLLs of other tokens cannot be compared, what is generated can."""
+    one = next(iter(mine.values()))
+    return [f"{one['steps']:,}", f"{one['tokenizer']['iou_volume']:.3f}", f"{one['tokenizer']['codebook_usage']:.0%}",
+            f"{one['reconstruction']:.3f}", _plus_minus([r["nll"] for r in mine.values()]), *_compared("fscore", mine, first),
+            _plus_minus([r["fscore"] / r["reconstruction"] for r in mine.values()]),
+            _plus_minus([one["tokens"] * (r["nll_shuffled"] - r["nll"]) for r in mine.values()])]
+
+
+def _compared(score: str, mine: dict[int, dict], first: dict[int, dict]) -> tuple[str, str]:
+    """The score over the seeds, and its difference to the first arm's, seed by seed."""
+    both = sorted(set(mine) & set(first))
+    return (_plus_minus([r[score] for r in mine.values()]),
+            _plus_minus([mine[s][score] - first[s][score] for s in both], signed=True) if both else "")
 
 
 def _plus_minus(values: list[float], signed: bool = False) -> str:
@@ -87,7 +79,7 @@ def write_report(results: dict, document: Path = DOCUMENT) -> None:
     """Brings every table of `document` up to date, and the plots beside it."""
     text = document.read_text(encoding="utf-8")
     for name, study in STUDIES.items():
-        rows = (rows_of_tokens if study.has_tokenizers else rows_of)(study, results["runs"])
+        rows = rows_of(study, results["runs"])
         if not rows:
             continue
         head = TOKEN_HEAD if study.has_tokenizers else HEAD

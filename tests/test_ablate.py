@@ -213,6 +213,19 @@ def test_tables_hold_means_and_differences_by_seed(tmp_path):
     assert (tmp_path / "ablations" / "order.png").stat().st_size > 5000
 
 
+def test_arms_with_tokenizers_are_compared_by_what_they_generate():
+    trained = {"iou_volume": 0.91, "codebook_usage": 0.97}
+    runs = {}
+    for name, tokens, fscore in (("r16_k4096", 768, 0.3), ("r8_k4096", 192, 0.2)):
+        for seed in range(2):
+            trial = Trial(ARMS[name], 4e-3, seed, sweep=False)
+            runs[trial.key] = record(trial, 1.5, nll_shuffled=2.0, fscore=fscore, reconstruction=0.8, tokens=tokens, steps=300,
+                                     tokenizer=trained)
+    first, second = ablation_report.rows_of(STUDIES["tokens"], runs)
+    assert len(first) == len(ablation_report.TOKEN_HEAD) and first[6:9] == ["0.300 ± 0.000", "", "0.375 ± 0.000"]
+    assert second[2:5] == ["0.910", "97%", "0.800"] and second[7:] == ["-0.100 ± 0.000", "0.250 ± 0.000", "96.000 ± 0.000"]
+
+
 def test_a_document_without_a_place_for_a_table_is_refused(tmp_path):
     trial = Trial(ARMS["hybrid"], 4e-3, 0, sweep=False)
     runs = {trial.key: record(trial, 1.0, nll_shuffled=2.0, fscore=0.3, million_parameters=1.4, gflop_a_step=60.0)}
