@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import json
 import os
 import subprocess
@@ -212,12 +213,21 @@ def _command(arguments: list[str], log: Path, threads: int) -> None:
 
 
 def load_results(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"runs": {}}
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"recipe": recipe(), "runs": {}}
+
+
+def recipe() -> str:
+    """A short hash of what all runs have in common: results of another recipe cannot be compared with these."""
+    shared = [Path(name).read_text(encoding="utf-8") for name in (CONFIG, TOKENIZER_CONFIG)]
+    return hashlib.sha256(repr((*shared, MODEL, SKETCH, TOKENIZER, SWEEP_SEED, SWEEP_SHARE, SHAPES)).encode()).hexdigest()[:16]
 
 
 def run_all(arms: list[Arm], args: argparse.Namespace) -> list[str]:
     """Runs what is missing of the arms, `args.workers` at a time, and saves each result as it comes; returns what failed."""
     results, failed, began = load_results(args.results), [], time.perf_counter()
+    if results["recipe"] != recipe():
+        raise ValueError(f"{args.results} holds runs of another recipe ({CONFIG}, {TOKENIZER_CONFIG} or benchmarks/studies.py "
+                         "have changed since): give other files with --results and --out, or delete these")
     running: dict[Future, Trial] = {}
     bar = tqdm(unit="run", total=sum(1 for _ in _left(arms, results["runs"], args.seeds)))
     with ThreadPoolExecutor(args.workers) as pool, bar:
@@ -272,9 +282,12 @@ def main(argv: list[str] | None = None) -> int:
     if unknown := [name for name in args.studies if name not in STUDIES]:
         parser.error(f"no such study: {', '.join(unknown)}; there are {', '.join(STUDIES)}")
     names = dict.fromkeys(arm for study in args.studies for arm in STUDIES[study].arms)
-    failed = run_all([ARMS[name] for name in names], args) if names else []
-    if args.write:
-        write_report(load_results(args.results))
+    try:
+        failed = run_all([ARMS[name] for name in names], args) if names else []
+        if args.write:
+            write_report(load_results(args.results))
+    except ValueError as e:
+        parser.exit(2, f"{e}\n")
     for message in failed:
         print(message, file=sys.stderr)
     return 1 if failed else 0

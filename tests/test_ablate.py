@@ -178,6 +178,15 @@ def test_what_fails_is_listed_and_the_rest_is_run(arguments, tmp_path, monkeypat
     assert "planes/rate0.004-seed2" in runs and "planes/rate0.004-seed1" not in runs
 
 
+def test_results_of_another_recipe_are_not_added_to(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ablate, "_command", Commands())
+    assert main(["order", *arguments, "--seeds", "1"]) == 0
+    monkeypatch.setattr(ablate, "SHAPES", ablate.SHAPES + 1)
+    with pytest.raises(SystemExit):
+        main(["order", *arguments, "--seeds", "2"])
+    assert "holds runs of another recipe" in capsys.readouterr().err
+
+
 def test_nothing_is_begun_when_time_is_up(arguments, tmp_path, monkeypatch):
     monkeypatch.setattr(ablate, "_command", commands := Commands())
     assert main(["order", *arguments, "--minutes", "0"]) == 0
