@@ -52,7 +52,9 @@ def test_the_first_losses_are_those_that_were_stored(tmp_path, monkeypatch):
     stored, found = json.loads(STORED.read_text()), curves(tmp_path)
     for name, losses in stored.items():
         assert len(losses) == 20
-        assert found[name] == pytest.approx(losses, rel=1e-2), name  # CPUs round differently: AVX2 and AVX-512 differ by 0.35 %
+        # CPUs and numbers of threads round differently: AVX2 and AVX-512 differ by 0.35 %, one and two threads by 1.9 % where the
+        # sketch's loss falls fastest.
+        assert found[name] == pytest.approx(losses, rel=4e-2 if name == "sketch" else 1e-2), name
 
 
 if __name__ == "__main__":
