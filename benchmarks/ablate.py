@@ -24,7 +24,6 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import date
@@ -70,15 +69,10 @@ class Trial:
 
 def missing(arm: Arm, runs: dict[str, dict], seeds: int) -> list[Trial]:
     """What can be run next of an arm: rates that are not tried yet, or else the seeds at the best of them."""
-    if arm.rate_of:
-        tuned = ARMS[arm.rate_of]
-        if missing_sweep(tuned, runs):
-            return missing_sweep(tuned, runs)
-        best = best_rate(tuned, runs)
-    else:
-        if trials := missing_sweep(arm, runs):
-            return trials
-        best = best_rate(arm, runs)
+    tuned = ARMS[arm.rate_of] if arm.rate_of else arm
+    if trials := missing_sweep(tuned, runs):
+        return trials
+    best = best_rate(tuned, runs)
     return [t for t in (Trial(arm, best, seed, sweep=False) for seed in range(seeds)) if t.key not in runs]
 
 
@@ -222,18 +216,19 @@ def recipe() -> str:
     return hashlib.sha256(repr((*shared, MODEL, SKETCH, TOKENIZER, SWEEP_SEED, SWEEP_SHARE, SHAPES)).encode()).hexdigest()[:16]
 
 
-def run_all(arms: list[Arm], args: argparse.Namespace) -> list[str]:
-    """Runs what is missing of the arms, `args.workers` at a time, and saves each result as it comes; returns what failed."""
-    results, failed, began = load_results(args.results), [], time.perf_counter()
+def run_all(arms: list[Arm], args: argparse.Namespace) -> dict[str, str]:
+    """Runs what is missing of the arms, `args.workers` at a time, and saves each result as it comes; returns what failed, and
+    why."""
+    results, failed, began = load_results(args.results), {}, time.perf_counter()
     if results["recipe"] != recipe():
         raise ValueError(f"{args.results} holds runs of another recipe ({CONFIG}, {TOKENIZER_CONFIG} or benchmarks/studies.py "
                          "have changed since): give other files with --results and --out, or delete these")
     running: dict[Future, Trial] = {}
-    bar = tqdm(unit="run", total=sum(1 for _ in _left(arms, results["runs"], args.seeds)))
+    bar = tqdm(unit="run", total=len(_left(arms, results["runs"], args.seeds)))
     with ThreadPoolExecutor(args.workers) as pool, bar:
         while True:
             late = args.minutes is not None and time.perf_counter() - began > 60 * args.minutes
-            known = {t.key for t in running.values()} | {message.split(":")[0] for message in failed}
+            known = {t.key for t in running.values()} | failed.keys()
             ready = [] if late else [t for t in _left(arms, results["runs"], args.seeds) if t.key not in known]
             for trial in ready[: args.workers - len(running)]:
                 running[pool.submit(run_trial, trial, args)] = trial
@@ -244,24 +239,20 @@ def run_all(arms: list[Arm], args: argparse.Namespace) -> list[str]:
                 try:
                     record = future.result()
                 except (RuntimeError, OSError, ValueError, KeyError) as e:
-                    failed.append(f"{trial.key}: {e}")
-                    bar.write(failed[-1])
+                    failed[trial.key] = str(e)
+                    bar.write(f"{trial.key}: {e}")
                     continue
                 results["runs"][trial.key] = record
                 write_json(args.results, results)
                 bar.write(f"{trial.key}: NLL {record['nll']:.4f}"
                           + (f", F-score {record['fscore']:.3f}" if "fscore" in record else ""))
                 bar.update()
-                bar.total = bar.n + sum(1 for _ in _left(arms, results["runs"], args.seeds))
+                bar.total = bar.n + len(_left(arms, results["runs"], args.seeds))
 
 
-def _left(arms: list[Arm], runs: dict[str, dict], seeds: int) -> Iterator[Trial]:
+def _left(arms: list[Arm], runs: dict[str, dict], seeds: int) -> list[Trial]:
     """Each trial that can be run now, once."""
-    seen = set()
-    for trial in (t for arm in arms for t in missing(arm, runs, seeds)):
-        if trial.key not in seen:
-            seen.add(trial.key)
-            yield trial
+    return list({trial.key: trial for arm in arms for trial in missing(arm, runs, seeds)}.values())
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -283,13 +274,13 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"no such study: {', '.join(unknown)}; there are {', '.join(STUDIES)}")
     names = dict.fromkeys(arm for study in args.studies for arm in STUDIES[study].arms)
     try:
-        failed = run_all([ARMS[name] for name in names], args) if names else []
+        failed = run_all([ARMS[name] for name in names], args) if names else {}
         if args.write:
             write_report(load_results(args.results))
     except ValueError as e:
         parser.exit(2, f"{e}\n")
-    for message in failed:
-        print(message, file=sys.stderr)
+    for key, reason in failed.items():
+        print(f"{key}: {reason}", file=sys.stderr)
     return 1 if failed else 0
 
 
