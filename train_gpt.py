@@ -54,7 +54,8 @@ VALIDATION_BATCH = 16
 OVERFIT_BAR = 0.99  # share of tokens
 MAP_SIZE = 192
 SKETCH = SamplingConfig(temperature=0.0, sketch_scale=1e6)  # the code nearest to the sketch's guess, whatever the layers say
-SKETCH_PARTS = ("conditioner.", "gpt.sketch.guess.", "gpt.sketch.local")  # that `train.stage=sketch` trains
+SKETCH_GUESS = ("gpt.sketch.guess.", "gpt.sketch.local")
+SKETCH_PARTS = ("conditioner.", *SKETCH_GUESS)  # that `train.stage=sketch` trains
 # What the prefix goes through besides the encoders.
 PREFIX_PARTS = ("conditioner.project.", "gpt.condition_mlp.", "gpt.null_prefix", "gpt.sketch.")
 
@@ -72,6 +73,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--vq-ckpt", default=SHIPPED_TOKENIZER, metavar="MODEL",
                         help="the tokenizer's model directory or Hub id (default: %(default)s)")
     parser.add_argument("--global-batch-size", type=int, help="rows per optimizer step over all devices (default: the config's)")
+    parser.add_argument("--init-sketch", metavar="MODEL",
+                        help="start from the encoders and the sketch of a GPT of any size, as train.stage=sketch trains them; "
+                        "everything else begins anew, or with --init's weights")
     add_run_arguments(parser, "outputs/gpt")
     return parser.parse_intermixed_args(argv)
 
@@ -85,10 +89,11 @@ def main(argv: list[str] | None = None) -> int:
         state = None if args.dry_run else prepare_folder(fabric, args.out, args.resume, config)
         with fabric.rank_zero_first():
             data = args.data or default_data(args.toy_shapes)
-            encoders = new_encoders(config, data, args.init)
+            encoders = new_encoders(config, data, args.init_sketch or args.init)
             if told := told_of(data, encoders, config, fabric.device):
                 TokenMaker(data, vqvae, told, fabric.device).run()
-        begin = partial(train, fabric=fabric, data=data, vqvae=vqvae, vq_source=args.vq_ckpt, encoders=encoders, init=args.init)
+        begin = partial(train, fabric=fabric, data=data, vqvae=vqvae, vq_source=args.vq_ckpt, encoders=encoders, init=args.init,
+                        init_sketch=args.init_sketch)
         if args.dry_run:
             dry_run(begin, config, fabric)
         elif args.overfit:
@@ -121,26 +126,33 @@ def new_encoders(config: GPTRunConfig, data: Path, init: str | None = None) -> d
 
 def fill_from(model: ConditionalGPT, init: str, fabric: Fabric) -> None:
     """The weights of a GPT to be trained further. An encoder that it does not have begins anew; where none is the same, or the
-    embeddings have another shape, so does the way of the embeddings into the GPT, and the sketch. Of a model whose sketch was
-    trained alone, encoders and sketch are taken: whatever GPT is made on them begins anew."""
+    embeddings have another shape, so does the way of the embeddings into the GPT, and the sketch. A sketch of another shape
+    begins anew by itself."""
     mine, theirs = model.config, checkpoint.read_config(init, GPTRunConfig)
-    if theirs.train.stage == "sketch":
-        if model.gpt.sketch is None:
-            raise ValueError(f"--init {init} is a sketch, but this GPT has none: set gpt.sketch_dim={theirs.gpt.sketch_dim} and "
-                             f"gpt.sketch_local={theirs.gpt.sketch_local}")
-        checkpoint.load_weights(model, init, only=SKETCH_PARTS)
-        return
     same_shape = all(getattr(mine.gpt, name) == getattr(theirs.gpt, name) for name in ("condition_tokens", "condition_width"))
     kept = [kind for kind in mine.conditions if kind in theirs.conditions and same_shape
             and getattr(mine, f"{kind}_encoder") == getattr(theirs, f"{kind}_encoder")]
     anew = tuple(f"conditioner.trained.{kind}." for kind in CONDITIONS if kind not in kept)
+    said = [f"the {kind} encoder" for kind in mine.conditions if kind not in kept]
     if not kept and (mine.conditions or not same_shape):
         anew += PREFIX_PARTS
+        said.append("condition_mlp, null_prefix and sketch")
+    elif model.gpt.sketch is not None and mine.gpt.sketch_local != theirs.gpt.sketch_local:
+        anew += SKETCH_GUESS
+        said.append("the sketch's guess")
     checkpoint.load_weights(model, init, anew)
-    if set(kept) != set(mine.conditions):
-        parts = [f"the {kind} encoder" for kind in mine.conditions if kind not in kept]
-        fabric.print(f"--init {init} has another condition: {', '.join(parts)}"
-                     + (", condition_mlp, null_prefix and sketch" if not kept else "") + " begin anew")
+    if said:
+        fabric.print(f"--init {init} has others of these, which begin anew: {', '.join(said)}")
+
+
+def fill_sketch_from(model: ConditionalGPT, init: str) -> None:
+    """The encoders and the sketch of another GPT, which may have any layers."""
+    theirs = checkpoint.read_config(init, GPTRunConfig)
+    for name in ("sketch_dim", "sketch_local", "token_order"):
+        mine, given = getattr(model.config.gpt, name), getattr(theirs.gpt, name)
+        if mine != given:
+            raise ValueError(f"--init-sketch {init} has gpt.{name} {given}, but this GPT {mine}: write gpt.{name}={given}")
+    checkpoint.load_weights(model, init, only=SKETCH_PARTS)
 
 
 class Trainee(torch.nn.Module):
@@ -198,7 +210,7 @@ def check_tokenizer(config: GPTRunConfig, vqvae: VQVAE) -> None:
 
 def train(config: GPTRunConfig, out: Path, fabric: Fabric, data: Path, vqvae: VQVAE, vq_source: str, *,
           encoders: dict[str, Encoder] | None = None, state: Path | None = None, init: str | None = None,
-          wandb: str | None = None, overfit: int | None = None) -> dict:
+          init_sketch: str | None = None, wandb: str | None = None, overfit: int | None = None) -> dict:
     """Runs a training, or goes on from a saved `state`, and returns the last validation's metrics. With `overfit` it has so many
     shapes, is validated on them, and the metrics say what share of their tokens it generates ("regenerated")."""
     t = config.train
@@ -208,6 +220,8 @@ def train(config: GPTRunConfig, out: Path, fabric: Fabric, data: Path, vqvae: VQ
     model.gpt.start_from_codes(vqvae.quantizer.codebook, torch.Generator().manual_seed(t.seed))
     if init:
         fill_from(model, init, fabric)
+    if init_sketch:
+        fill_sketch_from(model, init_sketch)
     if config.gpt.sketch_dim not in (0, vqvae.config.code_dim):
         raise ValueError(f"gpt.sketch_dim is {config.gpt.sketch_dim}, but the tokenizer's codes have {vqvae.config.code_dim} "
                          f"coordinates: write gpt.sketch_dim={vqvae.config.code_dim}, or 0 for none")
@@ -270,7 +284,7 @@ def train(config: GPTRunConfig, out: Path, fabric: Fabric, data: Path, vqvae: VQ
                         save_words(best, folder / WORDS)
                         checkpoint.copy_model(checkpoint.find_tokenizer(vq_source), out / "model" / checkpoint.TOKENIZER)
     if t.stage == "sketch":
-        fabric.print(f"best validation distance {-run.best:.4f}; go on with: --init "
+        fabric.print(f"best validation distance {-run.best:.4f}; go on with: --init-sketch "
                      f"{out / 'model' / gpt_folder(gpt_type_of(config.conditions))}")
     else:
         fabric.print(f"best validation NLL {-run.best:.4f}; model in {out / 'model'}, "
@@ -403,7 +417,7 @@ def model_card(record: dict, gpt_type: str, given: list[GivenEmbeddings]) -> str
         return f"""# The sketch of a GPT, {TASKS[gpt_type]}
 
 Trained by this repository: `{record['command']}` (step {record['step']}, {record['hours']:.2f} h, {record['machine']}, commit
-{record['commit']}, {record['date']}). The GPT itself is not trained: go on with `python train_gpt.py --init DIR`. Distance of
+{record['commit']}, {record['date']}). The GPT itself is not trained: go on with `python train_gpt.py --init-sketch DIR`. Distance of
 the guessed codes to the true ones, 1 - cosine: {record['sketch']:.4f}; from another shape's condition
 {record['sketch_shuffled']:.4f}.
 """

@@ -104,7 +104,7 @@ def run_trial(trial: Trial, args: argparse.Namespace) -> dict:
     tokenizer, data, facts = tokens_of(trial.arm, args)
     size, steps = steps_of(trial, tokenizer, args)
     sketch = sketch_of(trial.arm, tokenizer, data, args)
-    train = [*_train_gpt(tokenizer, data, folder / "run", args), *(["--init", sketch] if sketch else []),
+    train = [*_train_gpt(tokenizer, data, folder / "run", args), *(["--init-sketch", sketch] if sketch else []),
              *trial.overrides(steps, size_overrides(args.gpt_model))]
     _command(train, folder / "train.log", args.threads)
     last = _last_validation(folder / "run")

@@ -137,7 +137,7 @@ def test_a_study_is_tuned_run_scored_and_not_run_again(arguments, tmp_path, monk
     assert all(r["nll_shuffled"] == pytest.approx(r["nll"] + 1) for r in runs.values())
     sketches = [call for call in commands.calls if "train.stage=sketch" in call]
     assert len(sketches) == 2, "one for the order of the cells, one for that of the planes, whoever asks first"
-    began = {call[call.index("--init") + 1] for call in commands.calls if "--init" in call}
+    began = {call[call.index("--init-sketch") + 1] for call in commands.calls if "--init-sketch" in call}
     sketch = tmp_path / "out" / "sketches"
     assert began == {str(sketch / name / "run" / "model" / "gpt_i23d") for name in ("shipped", "shipped-planes")}
     before = len(commands.calls)

@@ -728,13 +728,29 @@ def test_the_sketch_is_trained_alone_and_a_gpt_goes_on_from_it(data, fabric, vqv
 
     _, trainee = sketching(checkpoint.load_tokenizer(vqvae_run / "model"), *SKETCH, "gpt.num_layers=3", "gpt.width=32")
     anew = {name: value.clone() for name, value in trainee.model.state_dict().items()}
-    train_gpt.fill_from(trainee.model, str(folder), fabric)
+    train_gpt.fill_sketch_from(trainee.model, str(folder))
     for name, value in trainee.model.state_dict().items():
         assert torch.equal(value, (after if name.startswith(train_gpt.SKETCH_PARTS) else anew)[name]), name
     _, without = sketching(checkpoint.load_tokenizer(vqvae_run / "model"), "gpt.sketch_dim=0")
-    with pytest.raises(ValueError, match="is a sketch, but this GPT has none: set gpt.sketch_dim=4 and gpt.sketch_local=2"):
-        train_gpt.fill_from(without.model, str(folder), fabric)
-    assert "nll" in train_gpt_in(tmp_path / "gpt", data, fabric, vqvae_run / "model", SKETCH, init=str(folder))
+    with pytest.raises(ValueError, match="has gpt.sketch_dim 4, but this GPT 0: write gpt.sketch_dim=4"):
+        train_gpt.fill_sketch_from(without.model, str(folder))
+    assert "nll" in train_gpt_in(tmp_path / "gpt", data, fabric, vqvae_run / "model", SKETCH, init_sketch=str(folder))
+
+
+def test_a_gpt_can_be_given_a_sketch_of_another_shape(data, fabric, vqvae_run, tmp_path, capsys):
+    """Layers from one model, encoders and sketch from another: how a trained GPT gets a better sketch."""
+    still = ["optim.muon_lr=1e-9", "optim.adamw_lr=1e-9"]
+    old, new, both = tmp_path / "old", tmp_path / "new", tmp_path / "both"
+    train_gpt_in(old, data, fabric, vqvae_run / "model", [*SKETCH, "gpt.sketch_local=0"])
+    given = str(old / "model" / "gpt_i23d")
+    train_gpt_in(new, data, fabric, vqvae_run / "model", [*SKETCH, *still, "train.stage=sketch"], init=given)
+    assert "which begin anew: the sketch's guess" in capsys.readouterr().out
+    sketch = str(new / "model" / "gpt_i23d")
+    train_gpt_in(both, data, fabric, vqvae_run / "model", [*SKETCH, *still], init=given, init_sketch=sketch)
+    first, second, found = (load_gpt(folder).state_dict() for folder in (given, sketch, both / "model" / "gpt_i23d"))
+    for name, value in found.items():
+        expected = (second if name.startswith(train_gpt.SKETCH_PARTS) else first)[name]
+        assert torch.allclose(value, expected, atol=1e-6), name
 
 
 def test_the_sketch_alone_needs_one_and_something_to_be_told():
