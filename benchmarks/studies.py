@@ -14,9 +14,9 @@ MODEL = ("gpt.num_layers=12", "gpt.width=96", "gpt.num_heads=2")
 TOKENIZER = ("train.autoencoder_steps=480", "train.codebook_steps=320", "train.validate_every=800", "train.preview_shapes=0",
              "train.compile=true", "train.augment.scale=[1,1]", "train.augment.rotate=0", "train.augment.mirror=0")
 # Changes of the recipe for the sketch that every arm begins on.
-SKETCH = ("train.stage=sketch", "train.steps=900", "train.global_batch_size=48", "train.sketch_rows=0", "optim.muon_lr=3e-3",
+SKETCH = ("train.stage=sketch", "train.steps=900", "train.global_batch_size=48", "optim.muon_lr=3e-3",
           "optim.adamw_lr=3e-3", "optim.warmup_steps=50")
-MUON_RATES, ADAMW_RATES = (2e-3, 4e-3, 8e-3), (1e-3, 2e-3, 4e-3)
+MUON_RATES, ADAMW_RATES = (4e-3, 8e-3, 1.6e-2), (2e-3, 4e-3, 8e-3)
 ADAMW_SHARE = 0.75  # adamw_lr over muon_lr, as in the shipped configs
 
 
@@ -62,8 +62,8 @@ ARMS = {arm.name: arm for arm in (
     Arm("hybrid", "LLLF and the other defaults"),
     Arm("full", "F, full attention in all", ("gpt.layer_pattern=F",)),
     Arm("linear", "L, linear attention in all", ("gpt.layer_pattern=L",)),
-    Arm("llf", "LLF, 4 full layers of 12", ("gpt.layer_pattern=LLF",)),
-    Arm("l7f", "LLLLLLLF, 1 full layer of 12", ("gpt.layer_pattern=LLLLLLLF",)),
+    Arm("llf", "LLF, 4 full layers of 12", ("gpt.layer_pattern=LLF",), rate_of="hybrid"),
+    Arm("l7f", "LLLLLLLF, 1 full layer of 12", ("gpt.layer_pattern=LLLLLLLF",), rate_of="hybrid"),
     Arm("adamw", "AdamW for everything", ("optim.hidden_matrices=adamw",), ADAMW_RATES),
     Arm("muon_071", "Muon + AdamW, 1 / 1.4 of the steps", rate_of="hybrid", share=1 / 1.4),
     Arm("muon_050", "Muon + AdamW, half the steps", rate_of="hybrid", share=0.5),
@@ -72,7 +72,7 @@ ARMS = {arm.name: arm for arm in (
     Arm("sum_identity", "the paper's sum, prefix by the identity", ("gpt.rope=paper_sum",), rate_of="paper_sum"),
     Arm("zero_prefix", "rotation, zero prefix", ("gpt.rope_prefix=zero",), rate_of="hybrid"),
     Arm("no_sketch", "no sketch: the prefix alone tells of the picture", ("gpt.sketch_dim=0", "train.sketch_weight=0",
-                                                                         "train.sketch_rows=0", "sampling.sketch_scale=0")),
+                                                                         "sampling.sketch_scale=0")),
     Arm("no_sketch_zero", "no sketch, zero prefix", ("gpt.sketch_dim=0", "train.sketch_weight=0", "train.sketch_rows=0",
                                                      "sampling.sketch_scale=0", "gpt.rope_prefix=zero"),
         rate_of="no_sketch"),

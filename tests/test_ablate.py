@@ -54,16 +54,16 @@ def test_studies_name_arms_and_an_arm_takes_the_rate_of_one_that_is_tuned():
 def test_rates_are_tried_before_seeds_are_run():
     full = ARMS["full"]
     assert [t.rate for t in missing(full, {}, 3)] == list(full.rates) and all(t.sweep for t in missing(full, {}, 3))
-    runs = tried("full", {2e-3: 1.2, 4e-3: 1.0, 8e-3: 1.1})
+    runs = tried("full", {4e-3: 1.2, 8e-3: 1.0, 1.6e-2: 1.1})
     left = missing(full, runs, 3)
-    assert [(t.rate, t.seed, t.sweep) for t in left] == [(4e-3, seed, False) for seed in range(3)]
+    assert [(t.rate, t.seed, t.sweep) for t in left] == [(8e-3, seed, False) for seed in range(3)]
     runs[left[0].key] = record(left[0], 0.9)
     assert [t.seed for t in missing(full, runs, 3)] == [1, 2]
 
 
 @pytest.mark.parametrize(("nll", "further"), [
-    ({2e-3: 1.0, 4e-3: 1.1, 8e-3: 1.2}, 1e-3), ({2e-3: 1.2, 4e-3: 1.1, 8e-3: 1.0}, 16e-3),
-    ({2e-3: 1.2, 4e-3: 1.0, 8e-3: 1.1}, None)])
+    ({4e-3: 1.0, 8e-3: 1.1, 1.6e-2: 1.2}, 2e-3), ({4e-3: 1.2, 8e-3: 1.1, 1.6e-2: 1.0}, 3.2e-2),
+    ({4e-3: 1.2, 8e-3: 1.0, 1.6e-2: 1.1}, None)])
 def test_the_grid_grows_where_its_end_is_best(nll, further):
     runs = tried("full", nll)
     left = missing_sweep(ARMS["full"], runs)
@@ -71,8 +71,8 @@ def test_the_grid_grows_where_its_end_is_best(nll, further):
 
 
 def test_the_grid_does_not_grow_for_ever():
-    runs = tried("full", {2e-3 * 2**k: 2.0 - 0.1 * k for k in range(ablate.MOST_RATES)})
-    assert missing_sweep(ARMS["full"], runs) == [] and best_rate(ARMS["full"], runs) == 2e-3 * 2**5
+    runs = tried("full", {4e-3 * 2**k: 2.0 - 0.1 * k for k in range(ablate.MOST_RATES)})
+    assert missing_sweep(ARMS["full"], runs) == [] and best_rate(ARMS["full"], runs) == 4e-3 * 2**5
 
 
 def test_an_arm_without_rates_of_its_own_waits_for_the_one_whose_rate_it_takes():

@@ -39,6 +39,7 @@ FIELDS = ["id", "file", "status", "reason", *FACTS, "seconds"]
 # For one mesh. 9.9 M faces, about the most that `load_mesh` takes, need two minutes and 5 GB; text files up to ten times their
 # size, which may be 1 GiB.
 SECONDS, GIGABYTES = 300.0, 12.0
+SETTINGS = {"samples": SampleConfig, "views": ViewConfig}  # that may gain keys from version to version
 
 
 def make_samples(source: Path, out: Path, config: SampleConfig, *, seed: int = 0, workers: int | None = 1,
@@ -106,8 +107,8 @@ def _check_settings(out: Path, wanted: dict) -> None:
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for name, value in wanted.items():
         earlier = found.get(name)
-        if name == "views" and earlier:
-            earlier = configuration.completed(ViewConfig, earlier, str(path))
+        if earlier and name in SETTINGS:
+            earlier = configuration.completed(SETTINGS[name], earlier, str(path))
         if None not in (earlier, value) and earlier != value:
             raise ValueError(f"{out / 'samples'} was made with {name} {earlier}, not {value}: "
                              "use another --out, or delete that folder")

@@ -119,6 +119,17 @@ def test_new_shapes_join_the_splits(meshes, tmp_path):
     assert sorted(sum(read_splits(tmp_path / "out").values(), [])) == IDS
 
 
+def test_samples_of_an_earlier_version_are_completed(meshes, tmp_path):
+    """Which knew no crossing_share: its default means what was always done."""
+    make_samples(meshes, tmp_path / "out", SMALL)
+    path = tmp_path / "out" / "samples" / "settings.json"
+    settings = json.loads(path.read_text())
+    del settings["samples"]["crossing_share"]
+    path.write_text(json.dumps(settings))
+    make_samples(meshes, tmp_path / "out", SMALL)
+    assert json.loads(path.read_text())["samples"]["crossing_share"] == 0
+
+
 def test_other_settings_are_refused(meshes, tmp_path, capsys):
     make_samples(meshes, tmp_path / "out", SMALL)
     before = contents(tmp_path / "out")
