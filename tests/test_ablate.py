@@ -77,8 +77,8 @@ def test_the_grid_does_not_grow_for_ever():
 
 def test_an_arm_without_rates_of_its_own_waits_for_the_one_whose_rate_it_takes():
     assert {t.arm.name for t in missing(ARMS["muon_050"], {}, 3)} == {"hybrid"}
-    left = missing(ARMS["muon_050"], tried("hybrid", {2e-3: 1.2, 4e-3: 1.0, 8e-3: 1.1}), 2)
-    assert [(t.arm.name, t.rate) for t in left] == [("muon_050", 4e-3)] * 2
+    left = missing(ARMS["muon_050"], tried("hybrid", {4e-3: 1.2, 8e-3: 1.0, 1.6e-2: 1.1}), 2)
+    assert [(t.arm.name, t.rate) for t in left] == [("muon_050", 8e-3)] * 2
 
 
 class Commands:
@@ -97,7 +97,7 @@ class Commands:
             model = out / "model" / "gpt_i23d"
             model.mkdir(parents=True, exist_ok=True)
             rate = float(next(a for a in arguments if a.startswith("optim.adamw_lr=")).split("=")[1])
-            nll = 1 + abs(math.log(rate / 3e-3))
+            nll = 1 + abs(math.log(rate / 7e-3))
             (out / "validation.csv").write_text(f"step,nll,nll_shuffled,nll_null\n1,9,9,9\n2,{nll},{nll + 1},{nll + 0.5}\n")
             (model / "metrics.json").write_text('{"hours": 0.1}')
             if "train.stage=sketch" in arguments:
@@ -133,7 +133,7 @@ def test_a_study_is_tuned_run_scored_and_not_run_again(arguments, tmp_path, monk
     arms = STUDIES["order"].arms
     assert len(runs) == len(arms) * (3 + 2) and sum(r["sweep"] for r in runs.values()) == 3 * len(arms)
     counted = [r for r in runs.values() if not r["sweep"]]
-    assert {r["rate"] for r in counted} == {4e-3} and all(r["fscore"] == 0.25 and r["empty"] == 1 for r in counted)
+    assert {r["rate"] for r in counted} == {8e-3} and all(r["fscore"] == 0.25 and r["empty"] == 1 for r in counted)
     assert all(r["nll_shuffled"] == pytest.approx(r["nll"] + 1) for r in runs.values())
     sketches = [call for call in commands.calls if "train.stage=sketch" in call]
     assert len(sketches) == 2, "one for the order of the cells, one for that of the planes, whoever asks first"
