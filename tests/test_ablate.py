@@ -171,11 +171,11 @@ def test_another_size_is_asked_for_by_name(arguments, monkeypatch, tmp_path):
 
 
 def test_what_fails_is_listed_and_the_rest_is_run(arguments, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(ablate, "_command", Commands(broken="planes/rate0.004-seed1"))
+    monkeypatch.setattr(ablate, "_command", Commands(broken="planes/rate0.008-seed1"))
     assert main(["order", *arguments]) == 1
-    assert "planes/rate0.004-seed1: python train_gpt.py ended with 1" in capsys.readouterr().err
+    assert "planes/rate0.008-seed1: python train_gpt.py ended with 1" in capsys.readouterr().err
     runs = json.loads((tmp_path / "results.json").read_text())["runs"]
-    assert "planes/rate0.004-seed2" in runs and "planes/rate0.004-seed1" not in runs
+    assert "planes/rate0.008-seed2" in runs and "planes/rate0.008-seed1" not in runs
 
 
 def test_results_of_another_recipe_are_not_added_to(arguments, tmp_path, monkeypatch, capsys):
