@@ -54,6 +54,7 @@ VALIDATION_BATCH = 16
 OVERFIT_BAR = 0.99  # share of tokens
 MAP_SIZE = 192
 SKETCH = SamplingConfig(temperature=0.0, sketch_scale=1e6)  # the code nearest to the sketch's guess, whatever the layers say
+SKETCH_SHAPE = ("sketch_local", "sketch_hidden")  # values of the config that decide the shapes of its guess:
 SKETCH_GUESS = ("gpt.sketch.guess.", "gpt.sketch.local")
 SKETCH_PARTS = ("conditioner.", *SKETCH_GUESS)  # that `train.stage=sketch` trains
 # What the prefix goes through besides the encoders.
@@ -137,7 +138,7 @@ def fill_from(model: ConditionalGPT, init: str, fabric: Fabric) -> None:
     if not kept and (mine.conditions or not same_shape):
         anew += PREFIX_PARTS
         said.append("condition_mlp, null_prefix and sketch")
-    elif model.gpt.sketch is not None and mine.gpt.sketch_local != theirs.gpt.sketch_local:
+    elif model.gpt.sketch is not None and any(getattr(mine.gpt, name) != getattr(theirs.gpt, name) for name in SKETCH_SHAPE):
         anew += SKETCH_GUESS
         said.append("the sketch's guess")
     checkpoint.load_weights(model, init, anew)
@@ -148,7 +149,7 @@ def fill_from(model: ConditionalGPT, init: str, fabric: Fabric) -> None:
 def fill_sketch_from(model: ConditionalGPT, init: str) -> None:
     """The encoders and the sketch of another GPT, which may have any layers."""
     theirs = checkpoint.read_config(init, GPTRunConfig)
-    for name in ("sketch_dim", "sketch_local", "token_order"):
+    for name in ("sketch_dim", *SKETCH_SHAPE, "token_order"):
         mine, given = getattr(model.config.gpt, name), getattr(theirs.gpt, name)
         if mine != given:
             raise ValueError(f"--init-sketch {init} has gpt.{name} {given}, but this GPT {mine}: write gpt.{name}={given}")

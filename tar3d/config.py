@@ -219,6 +219,7 @@ class GPTConfig:
     rope_prefix: str = "identity"  # how the prefix is rotated; or "zero", as in TAR3D, for comparison
     sketch_dim: int = 0  # width of the codes that are guessed from the condition for every position; 0: none, as in the paper
     sketch_local: int = 0  # numbers of each position of the prefix that the sketch sees, beside their mean; 0: the mean alone
+    sketch_hidden: int = 0  # width of its hidden layer; 0: twice condition_width
     rope_base: float = 10_000.0
     absolute_positions: bool = True  # learned row, column and plane embeddings beside TriPE; the paper has none
     linear_backend: str = "auto"  # what computes the two kinds of attention, a choice of the machine: tar3d/gpt/backends.py
@@ -242,7 +243,7 @@ class GPTConfig:
         _one_of("gpt.attention_backend", self.attention_backend, ("auto", "sdpa", "flash_attn", "xformers"))
         _at_least(1, self, "gpt.", "num_layers", "width", "num_heads", "grid_size", "codebook_size", "condition_tokens",
                   "condition_width", "chunk_size")
-        _at_least(0, self, "gpt.", "sketch_dim", "sketch_local")
+        _at_least(0, self, "gpt.", "sketch_dim", "sketch_local", "sketch_hidden")
         _require(self.width % self.num_heads == 0, f"gpt.width {self.width} is not divisible by num_heads {self.num_heads}")
         _require(self.tokens_per_step in (1, 3), f"gpt.tokens_per_step is {self.tokens_per_step}, allowed are 1 and 3: "
                  "a token, or the three plane tokens of a cell")

@@ -741,7 +741,7 @@ def test_a_gpt_can_be_given_a_sketch_of_another_shape(data, fabric, vqvae_run, t
     """Layers from one model, encoders and sketch from another: how a trained GPT gets a better sketch."""
     still = ["optim.muon_lr=1e-9", "optim.adamw_lr=1e-9"]
     old, new, both = tmp_path / "old", tmp_path / "new", tmp_path / "both"
-    train_gpt_in(old, data, fabric, vqvae_run / "model", [*SKETCH, "gpt.sketch_local=0"])
+    train_gpt_in(old, data, fabric, vqvae_run / "model", [*SKETCH, "gpt.sketch_local=0", "gpt.sketch_hidden=9"])
     given = str(old / "model" / "gpt_i23d")
     train_gpt_in(new, data, fabric, vqvae_run / "model", [*SKETCH, *still, "train.stage=sketch"], init=given)
     assert "which begin anew: the sketch's guess" in capsys.readouterr().out

@@ -115,7 +115,8 @@ class Sketch(nn.Module):
         super().__init__()
         # These deal in coordinates of codes, and are not hidden matrices.
         self.adamw_parameters = ("guess", "project", *(["local"] if config.sketch_local else []))
-        seen, hidden = config.condition_tokens * config.sketch_local + config.condition_width, 2 * config.condition_width
+        seen = config.condition_tokens * config.sketch_local + config.condition_width
+        hidden = config.sketch_hidden or 2 * config.condition_width
         self.local = self.local_norm = None
         if config.sketch_local:
             self.local_norm = RMSNorm(config.condition_width)
