@@ -124,6 +124,7 @@ class Sketch(nn.Module):
         self.guess = nn.Sequential(nn.Linear(seen, hidden), nn.GELU(), nn.Linear(hidden, config.num_tokens * config.sketch_dim))
         self.project = nn.Linear(config.tokens_per_step * config.sketch_dim, config.width, bias=False)
         self.condition_tokens, self.num_tokens, self.num_steps = config.condition_tokens, config.num_tokens, config.num_steps
+        self.unit = config.sketch_unit
 
     def forward(self, embeddings: Tensor, mask: Tensor) -> Tensor:
         """Prefix (B, P, E) and its validity (B, P) -> guessed codes (B, T, K)."""
@@ -135,8 +136,13 @@ class Sketch(nn.Module):
         return self.guess(seen).unflatten(-1, (self.num_tokens, -1))
 
     def hints(self, embeddings: Tensor, mask: Tensor) -> Tensor:
-        """(B, steps, D): entry i belongs to the position that predicts step i."""
-        return self.project(self(embeddings, mask).reshape(len(mask), self.num_steps, -1))
+        """(B, steps, D): entry i belongs to the position that predicts step i.
+
+        The loss of the guess does not see its length. Trained alone it is long, 20 to 100, and its hints would drown the tokens."""
+        guess = self(embeddings, mask)
+        if self.unit:
+            guess = F.normalize(guess, dim=-1)
+        return self.project(guess.reshape(len(mask), self.num_steps, -1))
 
 
 class CellHead(nn.Module):

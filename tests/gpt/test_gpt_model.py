@@ -296,3 +296,16 @@ def test_a_hint_goes_to_the_position_that_predicts_its_token_and_to_none_before(
     after = gpt(tokens[:, :-1], condition)
     assert torch.equal(before[:, :5], after[:, :5])
     assert (before[:, 5] - after[:, 5]).abs().amax(-1).min() > 1e-3
+
+
+def test_how_long_a_guess_is_does_not_matter():
+    """Its loss is a cosine: trained alone it grows to any length, and hints as long would drown the tokens."""
+    tokens, condition, moved = _tokens(), _condition(FULL), {}
+    for unit in (True, False):
+        gpt = _gpt(layer_pattern="LF", sketch_dim=3, sketch_unit=unit)
+        before = gpt(tokens[:, :-1], condition)
+        with torch.no_grad():
+            for parameter in gpt.sketch.guess[-1].parameters():
+                parameter *= 30.0
+        moved[unit] = float((before - gpt(tokens[:, :-1], condition)).abs().max())
+    assert moved[True] < 1e-5 < 1e-2 < moved[False]
