@@ -107,7 +107,7 @@ class Sketch(nn.Module):
     on the whole prefix, so it can be taught directly (`train.stage=sketch`, `train.sketch_weight`, `train.sketch_rows`); the GPT
     corrects and sharpens it. Its projection starts at zero: a model trained without a sketch can go on with one.
 
-    It sees the mean of the prefix, and with `gpt.sketch_local` that many numbers of each of its positions, padding being zeros: a
+    It sees the mean of the prefix, and with `gpt.sketch_local` that many numbers of each valid position and zeros after them: a
     mean alone does not tell where in a picture something is.
     """
 
@@ -131,6 +131,7 @@ class Sketch(nn.Module):
         x = embeddings.masked_fill(~mask[..., None], 0.0)
         seen = x.sum(1) / mask.sum(1, keepdim=True)
         if self.local is not None:
+            x = _gather(x, _valid_first(mask))
             local = F.pad(self.local(self.local_norm(x)), (0, 0, 0, self.condition_tokens - x.shape[1]))
             seen = torch.cat([local.flatten(1), seen], dim=1)
         return self.guess(seen).unflatten(-1, (self.num_tokens, -1))
@@ -428,8 +429,7 @@ class GPT(nn.Module):
             return PackedRows(torch.cat([prefix, embedded], dim=1), P, self.rope.packed(P, S), hints)
         # Zeroed, because a NaN in padding would survive the zero weight that attention gives it.
         embeddings = embeddings.masked_fill(~mask[..., None], 0.0)
-        left = torch.argsort((~mask).to(torch.uint8), dim=1, stable=True)  # valid prefix positions first, in order
-        prefix = self.condition_mlp(_gather(embeddings, left))
+        prefix = self.condition_mlp(_gather(embeddings, _valid_first(mask)))
         if hints is not None:
             last = torch.arange(P, device=mask.device) == lengths[:, None] - 1
             prefix = prefix + last[..., None] * hints[:, :1]
@@ -468,6 +468,11 @@ def _matrices(module: nn.Module) -> int:
 def _given(tokens: Tensor | None, condition: Condition) -> Tensor:
     """The tokens (B, t); None is t = 0."""
     return condition.mask.new_empty(len(condition.mask), 0, dtype=torch.int64) if tokens is None else tokens
+
+
+def _valid_first(mask: Tensor) -> Tensor:
+    """(B, P) bool -> the positions of each row, valid ones first, in order."""
+    return torch.argsort((~mask).to(torch.uint8), dim=1, stable=True)
 
 
 def _gather(x: Tensor, index: Tensor) -> Tensor:

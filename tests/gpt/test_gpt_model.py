@@ -88,9 +88,10 @@ def test_chunks_and_reference_of_such_layers_agree_in_every_gradient(linear):
 
 
 @token_or_cell
+@pytest.mark.parametrize("sketch", [{}, {"sketch_dim": 3}, {"sketch_dim": 3, "sketch_local": 2}], ids=["plain", "sketch", "local"])
 @pytest.mark.parametrize("pattern", KINDS)
-def test_a_row_in_a_padded_batch_is_the_row_alone(pattern, n):
-    gpt, tokens, condition = _gpt(layer_pattern=pattern, tokens_per_step=n), _tokens(), _condition()
+def test_a_row_in_a_padded_batch_is_the_row_alone(pattern, sketch, n):
+    gpt, tokens, condition = _gpt(layer_pattern=pattern, tokens_per_step=n, **sketch), _tokens(), _condition()
     together = gpt(tokens[:, :-1], condition)
     for row in range(3):
         valid = condition.mask[row]
@@ -100,7 +101,7 @@ def test_a_row_in_a_padded_batch_is_the_row_alone(pattern, n):
 
 @pytest.mark.parametrize("pattern", KINDS)
 def test_what_lies_in_the_padding_changes_nothing(pattern):
-    gpt, tokens, condition = _gpt(layer_pattern=pattern), _tokens(), _condition()
+    gpt, tokens, condition = _gpt(layer_pattern=pattern, sketch_dim=3, sketch_local=2), _tokens(), _condition()
     garbage = Condition(condition.embeddings.masked_fill(~condition.mask[..., None], torch.nan), condition.mask)
     assert torch.equal(gpt(tokens[:, :-1], garbage), gpt(tokens[:, :-1], condition))
     assert torch.equal(gpt.prefill(garbage)[0], gpt.prefill(condition)[0])
