@@ -418,8 +418,8 @@ def model_card(record: dict, gpt_type: str, given: list[GivenEmbeddings]) -> str
         return f"""# The sketch of a GPT, {TASKS[gpt_type]}
 
 Trained by this repository: `{record['command']}` (step {record['step']}, {record['hours']:.2f} h, {record['machine']}, commit
-{record['commit']}, {record['date']}). The GPT itself is not trained: go on with `python train_gpt.py --init-sketch DIR`. Distance of
-the guessed codes to the true ones, 1 - cosine: {record['sketch']:.4f}; from another shape's condition
+{record['commit']}, {record['date']}). The GPT itself is not trained: go on with `python train_gpt.py --init-sketch DIR`.
+Distance of the guessed codes to the true ones, 1 - cosine: {record['sketch']:.4f}; from another shape's condition
 {record['sketch_shuffled']:.4f}.
 """
     compared = (f"; {record['nll_shuffled']:.4f} under another\nshape's condition, {record['nll_null']:.4f} without one"

@@ -139,7 +139,7 @@ class Sketch(nn.Module):
     def hints(self, embeddings: Tensor, mask: Tensor) -> Tensor:
         """(B, steps, D): entry i belongs to the position that predicts step i.
 
-        The loss of the guess does not see its length. Trained alone it is long, 20 to 100, and its hints would drown the tokens."""
+        The loss of the guess does not see its length. Trained alone it is long, 20 to 100: its hints would drown the tokens."""
         guess = self(embeddings, mask)
         if self.unit:
             guess = F.normalize(guess, dim=-1)

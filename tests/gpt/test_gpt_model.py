@@ -88,7 +88,7 @@ def test_chunks_and_reference_of_such_layers_agree_in_every_gradient(linear):
 
 
 @token_or_cell
-@pytest.mark.parametrize("sketch", [{}, {"sketch_dim": 3}, {"sketch_dim": 3, "sketch_local": 2}], ids=["plain", "sketch", "local"])
+@pytest.mark.parametrize("sketch", [{}, {"sketch_dim": 3}, {"sketch_dim": 3, "sketch_local": 2}], ids=["none", "mean", "local"])
 @pytest.mark.parametrize("pattern", KINDS)
 def test_a_row_in_a_padded_batch_is_the_row_alone(pattern, sketch, n):
     gpt, tokens, condition = _gpt(layer_pattern=pattern, tokens_per_step=n, **sketch), _tokens(), _condition()
