@@ -79,7 +79,8 @@ def test_a_matrix_product_is_timed():
 
 CONFIGS = {"hybrid": {}, "linear": {"layer_pattern": "L", "linear_gate": False}, "full": {"layer_pattern": "F"},
            "cell": {"tokens_per_step": 3}, "sketch": {"sketch_dim": 4},
-           "local": {"sketch_dim": 4, "sketch_local": 2, "sketch_hidden": 24}, "cell and sketch": {"tokens_per_step": 3, "sketch_dim": 4}}
+           "local": {"sketch_dim": 4, "sketch_local": 2, "sketch_hidden": 24},
+           "cell and sketch": {"tokens_per_step": 3, "sketch_dim": 4}}
 
 
 @pytest.mark.parametrize("changes", CONFIGS.values(), ids=CONFIGS)
