@@ -30,8 +30,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class ImageEncoder(nn.Module):
     """(B, S, S, 3) uint8 -> `Condition` of P = `num_tokens` embeddings of E = `width`, all valid.
 
-    `identity` stamps cached features: two encoders with the same identity give the same embeddings for the same picture.
-    An encoder that is not `frozen` changes while it trains, so its features are never cached.
+    `identity` stamps what is cached: the embeddings of a `frozen` encoder; of one that changes while it trains the prepared
+    pixels, which are the same whatever its patches and layers are.
     """
 
     num_tokens: int
@@ -66,7 +66,7 @@ class TrainedViT(ImageEncoder):
         super().__init__()
         size, patch, width = config.image_size, config.patch_size, config.width
         self.num_tokens, self.width, self.image_size, self.frozen = (size // patch) ** 2, width, size, False
-        self.identity = f"trained ViT, {size} px, patch {patch}, {config.num_layers} x {width}, {_preparation(config)}"
+        self.identity = f"trained ViT, {size} px, {_preparation(config)}"
         self.patch_size = patch
         self.patch_embedding = nn.Linear(3 * patch * patch, width, bias=False)
         self.position_embedding = nn.Embedding(self.num_tokens, width)

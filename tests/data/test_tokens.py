@@ -112,6 +112,14 @@ def test_an_interrupted_run_continues(data):
     assert np.array_equal(np.load(data / "tokens" / "train-00001" / "tokens.npy"), tokens)
 
 
+def test_pixels_serve_a_trained_encoder_of_any_size(data):
+    maker(data).run()
+    before = shards(data)
+    wide = ImageEncoderConfig(source="trained", image_size=16, patch_size=4, width=16, num_layers=2, num_heads=4)
+    maker(data, encoder=wide).run()
+    assert shards(data) == before
+
+
 def test_tokens_of_another_tokenizer_or_encoder_are_refused(data):
     maker(data).run()
     with pytest.raises(ValueError, match="was made with tokenizer .* instead of .*; delete that folder"):
