@@ -20,7 +20,7 @@ DOCUMENT = Path("docs/ablations.md")
 INK, OTHER, CAPTION, GRID = "#2b6ea6", "#c44e3f", "#666666", "#dddddd"
 TOKEN_HEAD = ("arm", "steps", "volume IoU", "codes used", "reconstruction's F-score@0.02", "NLL", "F-score@0.02",
               "against the first", "share of the bound", "picture's worth in nats a shape")
-HEAD = ("arm", "rate", "M parameters in layers", "GFLOP a step", "NLL", "against the first", "F-score@0.02", "against the first",
+HEAD = ("arm", "rate", "M parameters in layers", "GFLOP a step", "minutes", "NLL", "against the first", "F-score@0.02", "against the first",
         "picture's worth")
 
 
@@ -50,8 +50,8 @@ def rows_of(study: Study, runs: dict[str, dict]) -> list[list[str]]:
 def _row(mine: dict[int, dict], first: dict[int, dict]) -> list[str]:
     one = next(iter(mine.values()))
     return [f"{one['rate']:g}", f"{one['million_parameters']:.2f}", f"{one['gflop_a_step']:.1f}",
-            *_compared("nll", mine, first), *_compared("fscore", mine, first),
-            _plus_minus([r["nll_shuffled"] - r["nll"] for r in mine.values()])]
+            f"{60 * np.mean([r['hours'] for r in mine.values()]):.1f}", *_compared("nll", mine, first),
+            *_compared("fscore", mine, first), _plus_minus([r["nll_shuffled"] - r["nll"] for r in mine.values()])]
 
 
 def _row_of_tokens(mine: dict[int, dict], first: dict[int, dict]) -> list[str]:

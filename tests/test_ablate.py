@@ -19,7 +19,8 @@ TOKENIZER = TokenizerConfig(grid_size=4, codebook_size=32)
 
 
 def record(trial: Trial, nll: float, **more) -> dict:
-    return {"arm": trial.arm.name, "rate": trial.rate, "seed": trial.seed, "sweep": trial.sweep, "nll": nll, **more}
+    return {"arm": trial.arm.name, "rate": trial.rate, "seed": trial.seed, "sweep": trial.sweep, "nll": nll,
+            "hours": 0.1, **more}
 
 
 def tried(name: str, nll: dict[float, float]) -> dict[str, dict]:
@@ -216,7 +217,7 @@ def test_tables_hold_means_and_differences_by_seed(tmp_path):
     ablation_report.write_report({"runs": runs | tried("hybrid", {2e-3: 1.2, 4e-3: 1.0})}, document)
     text = document.read_text()
     table = text[text.index("study order"):]
-    assert "| 2.000 ± 2.484 |  | 0.300 ± 0.000 |  | 1.000 ± 0.000 |" in table  # t 4.303, sd 1, root of 3
+    assert "| 60.0 | 6.0 | 2.000 ± 2.484 |  | 0.300 ± 0.000 |  | 1.000 ± 0.000 |" in table  # t 4.303, sd 1, root of 3
     assert "| 2.500 ± 2.484 | +0.500 ± 0.000 | 0.250 ± 0.000 | -0.050 ± 0.000 |" in table
     assert text.startswith("a\n") and text.count("\nb\n") == len(STUDIES)
     assert (tmp_path / "ablations" / "order.png").stat().st_size > 5000
