@@ -20,8 +20,8 @@ DOCUMENT = Path("docs/ablations.md")
 INK, OTHER, CAPTION, GRID = "#2b6ea6", "#c44e3f", "#666666", "#dddddd"
 TOKEN_HEAD = ("arm", "steps", "volume IoU", "codes used", "reconstruction's F-score@0.02", "NLL", "F-score@0.02",
               "against the first", "share of the bound", "picture's worth in nats a shape")
-HEAD = ("arm", "rate", "M parameters in layers", "GFLOP a step", "minutes", "NLL", "against the first", "F-score@0.02", "against the first",
-        "picture's worth")
+HEAD = ("arm", "rate", "M parameters in layers", "GFLOP a step", "minutes", "NLL", "against the first", "F-score@0.02",
+        "against the first", "picture's worth")
 
 
 def interval(values: list[float]) -> tuple[float, float]:
