@@ -56,7 +56,7 @@ MAP_SIZE = 192
 SKETCH = SamplingConfig(temperature=0.0, sketch_scale=1e6)  # the code nearest to the sketch's guess, whatever the layers say
 SKETCH_SHAPE = ("sketch_local", "sketch_hidden")  # values of the config that decide the shapes of its guess:
 SKETCH_GUESS = ("gpt.sketch.guess.", "gpt.sketch.local")
-SKETCH_PARTS = ("conditioner.", *SKETCH_GUESS)  # that `train.stage=sketch` trains
+SKETCH_PARTS = ("conditioner.", *SKETCH_GUESS)  # that `train.stage=sketch` trains, and "layers" leaves as they are
 # What the prefix goes through besides the encoders.
 PREFIX_PARTS = ("conditioner.project.", "gpt.condition_mlp.", "gpt.null_prefix", "gpt.sketch.")
 
@@ -158,29 +158,28 @@ def fill_sketch_from(model: ConditionalGPT, init: str) -> None:
 
 class Trainee(torch.nn.Module):
     """What a step trains: the model, and if it has a sketch, that the sketch guesses the tokenizer's `codes` (V, K); or with
-    `sketch_alone` that and nothing else, and all that it does not need is frozen."""
+    `stage` "sketch" that and nothing else, with "layers" all but the encoders and that guess. What is not trained is frozen."""
 
-    def __init__(self, model: ConditionalGPT, codes: torch.Tensor, sketch_alone: bool = False) -> None:
+    def __init__(self, model: ConditionalGPT, codes: torch.Tensor, stage: str = "gpt") -> None:
         super().__init__()
-        self.model, self.sketch_alone = model, sketch_alone
+        self.model, self.stage = model, stage
         self.register_buffer("codes", codes, persistent=False)
-        if sketch_alone:
-            model.gpt.requires_grad_(False)
-            model.gpt.sketch.requires_grad_(True)
-            model.gpt.sketch.project.requires_grad_(False)
+        if stage != "gpt":
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(name.startswith(SKETCH_PARTS) == (stage == "sketch"))
 
     def forward(self, tokens: torch.Tensor, inputs: torch.Tensor, source: Source,
                 dropped: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """NLL in nats a token of the first B rows of tokens (B + b, T) from `inputs` (B, T - 1), and the sketch's loss over all
-        rows: 1 - cosine to the true codes, zero without a sketch. The sketch alone has no NLL: zero."""
+        rows: 1 - cosine to the true codes, zero where none is trained. The sketch alone has no NLL: zero."""
         condition, gpt, B = self.model.condition(source, len(tokens)), self.model.gpt, len(inputs)
         tokens, inputs = gpt.ordered(tokens), gpt.ordered(inputs)
-        if self.sketch_alone:
+        if self.stage == "sketch":
             distance = self.sketch_distance(condition, tokens)
             return torch.zeros_like(distance), distance
         hidden = gpt.hidden(inputs, Condition(condition.embeddings[:B], condition.mask[:B], condition.full), dropped)
         nll = cross_entropy(hidden, gpt.head.weight, tokens[:B])
-        if gpt.sketch is None:
+        if gpt.sketch is None or self.stage == "layers":
             return nll, nll.new_zeros(())
         return nll, self.sketch_distance(condition, tokens)
 
@@ -194,9 +193,8 @@ class Trainee(torch.nn.Module):
         gpt, conditioner = self.model.gpt, self.model.conditioner
         told = sum(encoder.flops() for encoder in conditioner.trained.values()) * (rows + further)
         told //= max(1, len(conditioner.kinds))
-        if self.sketch_alone:
-            return 3 * told
-        return 3 * (rows * gpt.flops(gpt.config.condition_tokens, gpt.config.num_tokens) + told)
+        layers = rows * gpt.flops(gpt.config.condition_tokens, gpt.config.num_tokens)
+        return {"sketch": 3 * told, "layers": told + 3 * layers, "gpt": 3 * (told + layers)}[self.stage]
 
 
 def check_tokenizer(config: GPTRunConfig, vqvae: VQVAE) -> None:
@@ -223,11 +221,14 @@ def train(config: GPTRunConfig, out: Path, fabric: Fabric, data: Path, vqvae: VQ
         fill_from(model, init, fabric)
     if init_sketch:
         fill_sketch_from(model, init_sketch)
+    elif t.stage == "layers" and not init:
+        raise ValueError("train.stage=layers goes on from encoders and a sketch that are trained: give them with --init-sketch, "
+                         "or train them with train.stage=sketch")
     if config.gpt.sketch_dim not in (0, vqvae.config.code_dim):
         raise ValueError(f"gpt.sketch_dim is {config.gpt.sketch_dim}, but the tokenizer's codes have {vqvae.config.code_dim} "
                          f"coordinates: write gpt.sketch_dim={vqvae.config.code_dim}, or 0 for none")
     dropout_random = torch.Generator().manual_seed(t.seed)  # the same on every process, which takes its rows of each draw
-    run = Run("GPT", out, fabric, Trainee(model, vqvae.quantizer.codebook.clone(), t.stage == "sketch"), config,
+    run = Run("GPT", out, fabric, Trainee(model, vqvae.quantizer.codebook.clone(), t.stage), config,
               generators={"dropout": dropout_random}, wandb=wandb)
     run.restore(state)
 
@@ -307,10 +308,8 @@ def train_step(run: Run, batch: dict, dropped: torch.Tensor) -> dict[str, float]
         tokens, source = torch.cat([batch["tokens"][rows], batch["tokens"][further]]), {
             kind: torch.cat([shown[rows], shown[further]]) for kind, shown in batch["source"].items()}
         nll, sketch = run.model(tokens, batch["inputs"][rows], source, dropped[rows])
-        if run.bare.sketch_alone:
-            run.backward(sketch, {"sketch": sketch})
-        else:
-            run.backward(nll + run.config.train.sketch_weight * sketch, {"nll": nll, "sketch": sketch})
+        losses = {"sketch": {"sketch": sketch}, "layers": {"nll": nll}, "gpt": {"nll": nll, "sketch": sketch}}[run.bare.stage]
+        run.backward(sketch if run.bare.stage == "sketch" else nll + run.config.train.sketch_weight * sketch, losses)
     return run.move()
 
 
@@ -389,7 +388,7 @@ def preview(trainee: Trainee, vqvae: VQVAE, truths: list[np.ndarray], rows: list
     sheet = []
     for index, (truth, row) in enumerate(zip(truths, rows, strict=True)):
         sources = [{kind: row["source"][kind][None]} for kind in kinds] or [{}]
-        sampling = SKETCH if trainee.sketch_alone else None
+        sampling = SKETCH if trainee.stage == "sketch" else None
         meshes = [pipeline.generate(source, seeds=[index], resolution=64, sampling=sampling)[0].mesh for source in sources]
         sheet.append([truth, *(picture(mesh) for mesh in meshes)])  # an empty field is normal in the first steps
     model.train()

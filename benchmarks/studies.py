@@ -16,7 +16,7 @@ TOKENIZER = ("train.autoencoder_steps=480", "train.codebook_steps=320", "train.v
 # Changes of the recipe for the sketch that every arm begins on.
 SKETCH = ("train.stage=sketch", "train.steps=900", "train.global_batch_size=48", "optim.muon_lr=3e-3",
           "optim.adamw_lr=3e-3", "optim.warmup_steps=50")
-MUON_RATES, ADAMW_RATES = (4e-3, 8e-3, 1.6e-2), (2e-3, 4e-3, 8e-3)
+MUON_RATES, ADAMW_RATES = (8e-3, 1.6e-2, 3.2e-2), (2e-3, 4e-3, 8e-3)
 ADAMW_SHARE = 0.75  # adamw_lr over muon_lr, as in the shipped configs
 
 
@@ -71,11 +71,10 @@ ARMS = {arm.name: arm for arm in (
     Arm("paper_sum", "the paper's sum, zero prefix (TAR3D's code)", ("gpt.rope=paper_sum", "gpt.rope_prefix=zero")),
     Arm("sum_identity", "the paper's sum, prefix by the identity", ("gpt.rope=paper_sum",), rate_of="paper_sum"),
     Arm("zero_prefix", "rotation, zero prefix", ("gpt.rope_prefix=zero",), rate_of="hybrid"),
-    Arm("no_sketch", "no sketch: the prefix alone tells of the picture", ("gpt.sketch_dim=0", "train.sketch_weight=0",
+    Arm("no_sketch", "no sketch: the prefix alone tells of the picture", ("gpt.sketch_dim=0", "train.stage=gpt",
                                                                          "sampling.sketch_scale=0")),
-    Arm("no_sketch_zero", "no sketch, zero prefix", ("gpt.sketch_dim=0", "train.sketch_weight=0", "train.sketch_rows=0",
-                                                     "sampling.sketch_scale=0", "gpt.rope_prefix=zero"),
-        rate_of="no_sketch"),
+    Arm("no_sketch_zero", "no sketch, zero prefix", ("gpt.sketch_dim=0", "train.stage=gpt", "sampling.sketch_scale=0",
+                                                     "gpt.rope_prefix=zero"), rate_of="no_sketch"),
     Arm("planes", "plane after plane", ("gpt.token_order=planes",)),
     Arm("cells", "three tokens a step", ("gpt.tokens_per_step=3",)),
     *(Arm(f"r{side}_k{codes}", f"R {side}, {3 * side * side:,} tokens of {codes:,} codes", rate_of="hybrid",

@@ -404,7 +404,7 @@ class VQVAEConfig:
 
 @dataclass(kw_only=True)
 class GPTTrainConfig(TrainConfig):
-    stage: str = "gpt"  # or "sketch": encoders and sketch alone, which costs little, for a GPT that goes on from it (--init)
+    stage: str = "gpt"  # or "sketch": encoders and sketch alone, which costs little; "layers": the rest, on these as they are
     steps: int = 400_000
     global_batch_size: int = 64  # rows per optimizer step over all devices and accumulation steps
     strategy: str = "ddp"  # of several processes: each holds all; or "fsdp": its part, for sizes that need it
@@ -417,7 +417,10 @@ class GPTTrainConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _one_of("train.stage", self.stage, ("gpt", "sketch"))
+        _one_of("train.stage", self.stage, ("gpt", "sketch", "layers"))
+        _require(self.stage != "layers" or not (self.sketch_weight or self.sketch_rows),
+                 f"train.stage=layers leaves the sketch as it is, but train.sketch_weight {self.sketch_weight:g} and "
+                 f"train.sketch_rows {self.sketch_rows} train it: write 0 for both")
         _one_of("train.strategy", self.strategy, ("ddp", "fsdp"))
         _one_of("train.weights_dtype", self.weights_dtype, ("float32", "float16"))
         _at_least(1, self, "train.", "steps", "global_batch_size", "weights_file_mb")
@@ -444,9 +447,9 @@ class GPTRunConfig:
         _require(len(set(self.conditions)) == len(self.conditions),
                  f"conditions has an entry twice: {', '.join(self.conditions)}")
         _require(self.train.stage == "gpt" or (self.gpt.sketch_dim > 0 and len(self.conditions) > 0),
-                 f"train.stage is sketch, but the GPT has none (gpt.sketch_dim {self.gpt.sketch_dim}, conditions "
-                 f"{', '.join(self.conditions) or 'none'}): set gpt.sketch_dim to the tokenizer's code_dim, and choose "
-                 "a --gpt-type that is told something")
+                 f"train.stage is {self.train.stage}, but the GPT has no sketch (gpt.sketch_dim {self.gpt.sketch_dim}, "
+                 f"conditions {', '.join(self.conditions) or 'none'}): set gpt.sketch_dim to the tokenizer's code_dim, and "
+                 "choose a --gpt-type that is told something")
         _require(self.gpt.sketch_dim > 0 or not (self.train.sketch_rows or self.train.sketch_weight),
                  f"train.sketch_rows {self.train.sketch_rows} and train.sketch_weight {self.train.sketch_weight:g} train a "
                  "sketch, but gpt.sketch_dim is 0: set it to the tokenizer's code_dim, or the two to 0")

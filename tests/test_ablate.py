@@ -55,16 +55,16 @@ def test_studies_name_arms_and_an_arm_takes_the_rate_of_one_that_is_tuned():
 def test_rates_are_tried_before_seeds_are_run():
     full = ARMS["full"]
     assert [t.rate for t in missing(full, {}, 3)] == list(full.rates) and all(t.sweep for t in missing(full, {}, 3))
-    runs = tried("full", {4e-3: 1.2, 8e-3: 1.0, 1.6e-2: 1.1})
+    runs = tried("full", {8e-3: 1.2, 1.6e-2: 1.0, 3.2e-2: 1.1})
     left = missing(full, runs, 3)
-    assert [(t.rate, t.seed, t.sweep) for t in left] == [(8e-3, seed, False) for seed in range(3)]
+    assert [(t.rate, t.seed, t.sweep) for t in left] == [(1.6e-2, seed, False) for seed in range(3)]
     runs[left[0].key] = record(left[0], 0.9)
     assert [t.seed for t in missing(full, runs, 3)] == [1, 2]
 
 
 @pytest.mark.parametrize(("nll", "further"), [
-    ({4e-3: 1.0, 8e-3: 1.1, 1.6e-2: 1.2}, 2e-3), ({4e-3: 1.2, 8e-3: 1.1, 1.6e-2: 1.0}, 3.2e-2),
-    ({4e-3: 1.2, 8e-3: 1.0, 1.6e-2: 1.1}, None)])
+    ({8e-3: 1.0, 1.6e-2: 1.1, 3.2e-2: 1.2}, 4e-3), ({8e-3: 1.2, 1.6e-2: 1.1, 3.2e-2: 1.0}, 6.4e-2),
+    ({8e-3: 1.2, 1.6e-2: 1.0, 3.2e-2: 1.1}, None)])
 def test_the_grid_grows_where_its_end_is_best(nll, further):
     runs = tried("full", nll)
     left = missing_sweep(ARMS["full"], runs)
@@ -72,14 +72,14 @@ def test_the_grid_grows_where_its_end_is_best(nll, further):
 
 
 def test_the_grid_does_not_grow_for_ever():
-    runs = tried("full", {4e-3 * 2**k: 2.0 - 0.1 * k for k in range(ablate.MOST_RATES)})
-    assert missing_sweep(ARMS["full"], runs) == [] and best_rate(ARMS["full"], runs) == 4e-3 * 2**5
+    runs = tried("full", {8e-3 * 2**k: 2.0 - 0.1 * k for k in range(ablate.MOST_RATES)})
+    assert missing_sweep(ARMS["full"], runs) == [] and best_rate(ARMS["full"], runs) == 8e-3 * 2**5
 
 
 def test_an_arm_without_rates_of_its_own_waits_for_the_one_whose_rate_it_takes():
     assert {t.arm.name for t in missing(ARMS["muon_050"], {}, 3)} == {"hybrid"}
-    left = missing(ARMS["muon_050"], tried("hybrid", {4e-3: 1.2, 8e-3: 1.0, 1.6e-2: 1.1}), 2)
-    assert [(t.arm.name, t.rate) for t in left] == [("muon_050", 8e-3)] * 2
+    left = missing(ARMS["muon_050"], tried("hybrid", {8e-3: 1.2, 1.6e-2: 1.0, 3.2e-2: 1.1}), 2)
+    assert [(t.arm.name, t.rate) for t in left] == [("muon_050", 1.6e-2)] * 2
 
 
 class Commands:
@@ -98,7 +98,7 @@ class Commands:
             model = out / "model" / "gpt_i23d"
             model.mkdir(parents=True, exist_ok=True)
             rate = float(next(a for a in arguments if a.startswith("optim.adamw_lr=")).split("=")[1])
-            nll = 1 + abs(math.log(rate / 7e-3))
+            nll = 1 + abs(math.log(rate / 1.5e-2))
             (out / "validation.csv").write_text(f"step,nll,nll_shuffled,nll_null\n1,9,9,9\n2,{nll},{nll + 1},{nll + 0.5}\n")
             (model / "metrics.json").write_text('{"hours": 0.1}')
             if "train.stage=sketch" in arguments:
@@ -134,7 +134,7 @@ def test_a_study_is_tuned_run_scored_and_not_run_again(arguments, tmp_path, monk
     arms = STUDIES["order"].arms
     assert len(runs) == len(arms) * (3 + 2) and sum(r["sweep"] for r in runs.values()) == 3 * len(arms)
     counted = [r for r in runs.values() if not r["sweep"]]
-    assert {r["rate"] for r in counted} == {8e-3} and all(r["fscore"] == 0.25 and r["empty"] == 1 for r in counted)
+    assert {r["rate"] for r in counted} == {1.6e-2} and all(r["fscore"] == 0.25 and r["empty"] == 1 for r in counted)
     assert all(r["nll_shuffled"] == pytest.approx(r["nll"] + 1) for r in runs.values())
     sketches = [call for call in commands.calls if "train.stage=sketch" in call]
     assert len(sketches) == 2, "one for the order of the cells, one for that of the planes, whoever asks first"
@@ -172,11 +172,11 @@ def test_another_size_is_asked_for_by_name(arguments, monkeypatch, tmp_path):
 
 
 def test_what_fails_is_listed_and_the_rest_is_run(arguments, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(ablate, "_command", Commands(broken="planes/rate0.008-seed1"))
+    monkeypatch.setattr(ablate, "_command", Commands(broken="planes/rate0.016-seed1"))
     assert main(["order", *arguments]) == 1
-    assert "planes/rate0.008-seed1: python train_gpt.py ended with 1" in capsys.readouterr().err
+    assert "planes/rate0.016-seed1: python train_gpt.py ended with 1" in capsys.readouterr().err
     runs = json.loads((tmp_path / "results.json").read_text())["runs"]
-    assert "planes/rate0.008-seed2" in runs and "planes/rate0.008-seed1" not in runs
+    assert "planes/rate0.016-seed2" in runs and "planes/rate0.016-seed1" not in runs
 
 
 def test_results_of_another_recipe_are_not_added_to(arguments, tmp_path, monkeypatch, capsys):

@@ -753,9 +753,28 @@ def test_a_gpt_can_be_given_a_sketch_of_another_shape(data, fabric, vqvae_run, t
         assert torch.allclose(value, expected, atol=1e-6), name
 
 
+def test_the_layers_are_trained_on_a_sketch_that_stays_as_it_is(data, fabric, vqvae_run, tmp_path):
+    train_gpt_in(tmp_path / "sketch", data, fabric, vqvae_run / "model", [*SKETCH, "train.stage=sketch"])
+    sketch = str(tmp_path / "sketch" / "model" / "gpt_i23d")
+    layers = [*SKETCH, "train.stage=layers", "train.sketch_weight=0", "train.sketch_rows=0"]
+    metrics = train_gpt_in(tmp_path / "layers", data, fabric, vqvae_run / "model", layers, init_sketch=sketch)
+    assert metrics["nll"] > 0
+    with open(tmp_path / "layers" / "train.csv", newline="") as f:
+        row = next(csv.DictReader(f))
+    assert "nll" in row and "sketch" not in row
+    before, after = (load_gpt(folder).state_dict() for folder in (sketch, tmp_path / "layers" / "model" / "gpt_i23d"))
+    same = {name for name in after if torch.equal(before[name], after[name])}
+    assert {name for name in after if name.startswith(train_gpt.SKETCH_PARTS)} == same
+    assert "gpt.sketch.project.weight" in after and "gpt.null_prefix" in after.keys() - same
+    with pytest.raises(ValueError, match="goes on from encoders and a sketch that are trained"):
+        train_gpt_in(tmp_path / "none", data, fabric, vqvae_run / "model", layers)
+    with pytest.raises(ValueError, match="train.sketch_weight 1 and train.sketch_rows 8 train it: write 0 for both"):
+        configuration.load(GPTRunConfig, None, [*GPT, *SKETCH, "train.stage=layers"])
+
+
 def test_the_sketch_alone_needs_one_and_something_to_be_told():
     for overrides in ((), ("gpt.sketch_dim=4", "conditions=[]")):
-        with pytest.raises(ValueError, match="train.stage is sketch, but the GPT has none"):
+        with pytest.raises(ValueError, match="train.stage is sketch, but the GPT has no sketch"):
             configuration.load(GPTRunConfig, None, [*GPT, "train.stage=sketch", *overrides])
 
 
