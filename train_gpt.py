@@ -138,7 +138,10 @@ def fill_from(model: ConditionalGPT, init: str, fabric: Fabric) -> None:
     if not kept and (mine.conditions or not same_shape):
         anew += PREFIX_PARTS
         said.append("condition_mlp, null_prefix and sketch")
-    elif model.gpt.sketch is not None and any(getattr(mine.gpt, name) != getattr(theirs.gpt, name) for name in SKETCH_SHAPE):
+    elif mine.gpt.sketch_dim != theirs.gpt.sketch_dim:
+        anew += ("gpt.sketch.",)
+        said += ["the sketch"] if mine.gpt.sketch_dim else []
+    elif mine.gpt.sketch_dim and any(getattr(mine.gpt, name) != getattr(theirs.gpt, name) for name in SKETCH_SHAPE):
         anew += SKETCH_GUESS
         said.append("the sketch's guess")
     checkpoint.load_weights(model, init, anew)

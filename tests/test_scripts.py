@@ -753,6 +753,22 @@ def test_a_gpt_can_be_given_a_sketch_of_another_shape(data, fabric, vqvae_run, t
         assert torch.allclose(value, expected, atol=1e-6), name
 
 
+def test_a_gpt_without_a_sketch_goes_on_with_one_and_one_with_a_sketch_without(data, fabric, vqvae_run, tmp_path, capsys):
+    still = ["optim.muon_lr=1e-9", "optim.adamw_lr=1e-9"]
+    train_gpt_in(tmp_path / "none", data, fabric, vqvae_run / "model", [])
+    init = str(tmp_path / "none" / "model" / "gpt_i23d")
+    train_gpt_in(tmp_path / "with", data, fabric, vqvae_run / "model", [*SKETCH, *still], init=init)
+    assert "which begin anew: the sketch" in capsys.readouterr().out
+    init = str(tmp_path / "with" / "model" / "gpt_i23d")
+    train_gpt_in(tmp_path / "again", data, fabric, vqvae_run / "model", still, init=init)
+    assert "anew" not in capsys.readouterr().out
+    first, second, third = (load_gpt(tmp_path / name / "model" / "gpt_i23d").state_dict() for name in ("none", "with", "again"))
+    assert first.keys() == third.keys() and {name for name in second if name not in first} == {
+        name for name in second if name.startswith("gpt.sketch.")}
+    for name, value in first.items():
+        assert torch.allclose(second[name], value, atol=1e-6) and torch.allclose(third[name], value, atol=1e-6), name
+
+
 def test_the_layers_are_trained_on_a_sketch_that_stays_as_it_is(data, fabric, vqvae_run, tmp_path):
     train_gpt_in(tmp_path / "sketch", data, fabric, vqvae_run / "model", [*SKETCH, "train.stage=sketch"])
     sketch = str(tmp_path / "sketch" / "model" / "gpt_i23d")
