@@ -20,7 +20,7 @@ DOCUMENT = Path("docs/ablations.md")
 INK, OTHER, CAPTION, GRID = "#2b6ea6", "#c44e3f", "#666666", "#dddddd"
 TOKEN_HEAD = ("arm", "steps", "volume IoU", "codes used", "reconstruction's F-score@0.02", "NLL", "F-score@0.02",
               "against the first", "share of the bound", "picture's worth in nats a shape")
-HEAD = ("arm", "rate", "M parameters in layers", "GFLOP a step", "minutes", "NLL", "against the first", "F-score@0.02",
+HEAD = ("arm", "rate", "M parameters", "GFLOP a step", "minutes", "NLL", "against the first", "F-score@0.02",
         "against the first", "picture's worth")
 
 
