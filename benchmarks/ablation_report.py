@@ -80,7 +80,7 @@ def write_report(results: dict, document: Path = DOCUMENT) -> None:
     text = document.read_text(encoding="utf-8")
     for name, study in STUDIES.items():
         rows = rows_of(study, results["runs"])
-        if not rows:
+        if len(rows) < 2:  # nothing to compare
             continue
         head = TOKEN_HEAD if study.has_tokenizers else HEAD
         block = "\n".join([*markdown_table(head, rows), "", f"![{study.title}](ablations/{name}.png)"])
@@ -120,6 +120,9 @@ def draw(study: Study, runs: dict[str, dict], path: Path) -> None:
             panels[2].plot(*zip(*tried, strict=True), marker=".", linewidth=1.2, alpha=0.9,
                            color=INK if name == study.arms[0] else OTHER)
     panels[2].set_xscale("log")
+    rates = sorted({r["rate"] for r in runs.values() if r["arm"] in arms and r["sweep"]})
+    panels[2].set_xticks(rates, [f"{rate:g}" for rate in rates], fontsize=8)
+    panels[2].minorticks_off()
     panels[2].set_xlabel("learning rate tried (half the steps): NLL", fontsize=9, color=CAPTION)
     panels[2].grid(color=GRID, linewidth=0.6)
     path.parent.mkdir(parents=True, exist_ok=True)
