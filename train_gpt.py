@@ -219,9 +219,10 @@ def train(config: GPTRunConfig, out: Path, fabric: Fabric, data: Path, vqvae: VQ
     if encoders is None:
         encoders = new_encoders(config, data)
     model = ConditionalGPT(config, encoders)
-    model.gpt.start_from_codes(vqvae.quantizer.codebook, torch.Generator().manual_seed(t.seed))
     if init:
         fill_from(model, init, fabric)
+    else:
+        model.gpt.start_from_codes(vqvae.quantizer.codebook, torch.Generator().manual_seed(t.seed))
     if init_sketch:
         fill_sketch_from(model, init_sketch)
     elif t.stage == "layers" and not init:

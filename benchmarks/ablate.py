@@ -24,6 +24,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import date
@@ -130,21 +131,20 @@ def tokens_of(arm: Arm, args: argparse.Namespace) -> tuple[str, Path, dict]:
         return args.vq_ckpt, args.data, {}
     folder = args.out / arm.name / "tokenizer"
     model, own = folder / "run" / "model", folder / "data"
-    with _PREPARING[folder]:
-        if not (folder / READY).is_file():
-            own.mkdir(parents=True, exist_ok=True)
-            train = ["train_vqvae.py", "--base", TOKENIZER_CONFIG, "--data", str(args.data), "--out", str(folder / "run"),
-                     "--resume", "auto", *TOKENIZER, *arm.tokenizer]
-            _command(train, folder / "train.log", args.threads)
-            for name in LINKED:
-                if (args.data / name).exists() and not (own / name).exists():
-                    (own / name).symlink_to((args.data / name).resolve())
-            _command(["-m", "tar3d.data.make_tokens", str(own), "--tokenizer", str(model), "--config", CONFIG],
-                     folder / "tokens.log", args.threads)
-            last = _last_validation(folder / "run")
-            write_json(folder / READY, {name: last[name] for name in ("iou_volume", "iou_near", "codebook_usage", "perplexity")}
-                       | {"command": " ".join(["python", *train])})
-    return str(model), own, {"tokenizer": json.loads((folder / READY).read_text(encoding="utf-8"))}
+
+    def make_tokens() -> None:
+        own.mkdir(exist_ok=True)
+        for name in LINKED:
+            if (args.data / name).exists() and not (own / name).exists():
+                (own / name).symlink_to((args.data / name).resolve())
+        _command(["-m", "tar3d.data.make_tokens", str(own), "--tokenizer", str(model), "--config", CONFIG],
+                 folder / "tokens.log", args.threads)
+
+    train = ["train_vqvae.py", "--base", TOKENIZER_CONFIG, "--data", str(args.data), "--out", str(folder / "run"),
+             "--resume", "auto", *TOKENIZER, *arm.tokenizer]
+    made = train_once(folder, train, args.threads, make_tokens)
+    return str(model), own, {"tokenizer": {name: made[name] for name in
+                                           ("iou_volume", "iou_near", "codebook_usage", "perplexity", "command")}}
 
 
 def sketch_of(arm: Arm, tokenizer: str, data: Path, args: argparse.Namespace) -> str | None:
@@ -155,13 +155,21 @@ def sketch_of(arm: Arm, tokenizer: str, data: Path, args: argparse.Namespace) ->
     order = [change for change in arm.changes if change.startswith("gpt.token_order=")]
     name = "-".join(["shipped" if arm.tokenizer is None else arm.name, *(change.partition("=")[2] for change in order)])
     folder = args.out / "sketches" / name
+    train_once(folder, [*_train_gpt(tokenizer, data, folder / "run", args), *size_overrides(args.gpt_model), *SKETCH, *order],
+               args.threads)
+    return str(folder / "run" / "model" / "gpt_i23d")
+
+
+def train_once(folder: Path, train: list[str], threads: int, then: Callable[[], None] = lambda: None) -> dict:
+    """What runs share is trained into `folder` by whichever asks first, with what comes `then`, while the others wait; returns
+    its last validation and its command."""
     with _PREPARING[folder]:
         if not (folder / READY).is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            train = [*_train_gpt(tokenizer, data, folder / "run", args), *size_overrides(args.gpt_model), *SKETCH, *order]
-            _command(train, folder / "train.log", args.threads)
+            _command(train, folder / "train.log", threads)
+            then()
             write_json(folder / READY, _last_validation(folder / "run") | {"command": " ".join(["python", *train])})
-    return str(folder / "run" / "model" / "gpt_i23d")
+        return json.loads((folder / READY).read_text(encoding="utf-8"))
 
 
 def _train_gpt(tokenizer: str, data: Path, out: Path, args: argparse.Namespace) -> list[str]:
