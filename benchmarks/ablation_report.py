@@ -20,8 +20,8 @@ DOCUMENT = Path("docs/ablations.md")
 INK, OTHER, CAPTION, GRID = "#2b6ea6", "#c44e3f", "#666666", "#dddddd"
 TOKEN_HEAD = ("arm", "steps", "volume IoU", "codes used", "reconstruction's F-score@0.02", "NLL", "F-score@0.02",
               "against the first", "share of the bound", "picture's worth in nats a shape")
-HEAD = ("arm", "rate", "M parameters", "GFLOP a step", "minutes", "NLL", "against the first", "F-score@0.02",
-        "against the first", "picture's worth")
+HEAD = ("arm", "rate", "M parameters", "GFLOP a step", "minutes", "NLL", "against the first", "F-score@0.02 alone",
+        "against the first", "F-score@0.02", "picture's worth")
 
 
 def interval(values: list[float]) -> tuple[float, float]:
@@ -51,7 +51,8 @@ def _row(mine: dict[int, dict], first: dict[int, dict]) -> list[str]:
     one = next(iter(mine.values()))
     return [f"{one['rate']:g}", f"{one['million_parameters']:.2f}", f"{one['gflop_a_step']:.1f}",
             f"{60 * np.mean([r['hours'] for r in mine.values()]):.1f}", *_compared("nll", mine, first),
-            *_compared("fscore", mine, first), _plus_minus([r["nll_shuffled"] - r["nll"] for r in mine.values()])]
+            *_compared("fscore_alone", mine, first), _plus_minus([r["fscore"] for r in mine.values()]),
+            _plus_minus([r["nll_shuffled"] - r["nll"] for r in mine.values()])]
 
 
 def _row_of_tokens(mine: dict[int, dict], first: dict[int, dict]) -> list[str]:
@@ -101,8 +102,9 @@ def draw(study: Study, runs: dict[str, dict], path: Path) -> None:
     arms = [name for name in study.arms if finished(runs, name)]
     figure = Figure(figsize=(13, 0.42 * len(arms) + 1.6), layout="constrained")
     panels = figure.subplots(1, 3, width_ratios=(3, 3, 2.4))
+    made = ("fscore", "F-score at 0.02") if study.has_tokenizers else ("fscore_alone", "F-score at 0.02 alone")
     for axis, score, label in ((panels[0], "nll", "NLL, nats a token (less is better)"),
-                               (panels[1], "fscore", "F-score at 0.02 (more is better)")):
+                               (panels[1], made[0], f"{made[1]} (more is better)")):
         for place, name in enumerate(arms):
             values = [r[score] for r in finished(runs, name).values()]
             colour = INK if name == study.arms[0] else OTHER

@@ -110,7 +110,8 @@ class Commands:
             out.mkdir(parents=True, exist_ok=True)
             found = {"fscore": {"mean": 0.25}, "chamfer": {"mean": 0.05, "missing": 1}}
             bound = {"fscore": {"mean": 0.8}}
-            (out / "sampling.json").write_text(json.dumps({"results": {"as saved": found, "reconstruction": bound}}))
+            (out / "sampling.json").write_text(json.dumps({"results": {
+                "as saved": found, "sketch_scale=0": {"fscore": {"mean": 0.15}}, "reconstruction": bound}}))
 
 
 @pytest.fixture
@@ -135,6 +136,7 @@ def test_a_study_is_tuned_run_scored_and_not_run_again(arguments, tmp_path, monk
     assert len(runs) == len(arms) * (3 + 2) and sum(r["sweep"] for r in runs.values()) == 3 * len(arms)
     counted = [r for r in runs.values() if not r["sweep"]]
     assert {r["rate"] for r in counted} == {1.6e-2} and all(r["fscore"] == 0.25 and r["empty"] == 1 for r in counted)
+    assert all(r["fscore_alone"] == 0.15 for r in counted), "under the same seeds, without what sketch_scale adds"
     assert all(r["nll_shuffled"] == pytest.approx(r["nll"] + 1) for r in runs.values())
     sketches = [call for call in commands.calls if "train.stage=sketch" in call]
     assert len(sketches) == 2, "one for the order of the cells, one for that of the planes, whoever asks first"
@@ -210,14 +212,14 @@ def test_tables_hold_means_and_differences_by_seed(tmp_path):
     for name, shift in (("hybrid", 0.0), ("planes", 0.5)):
         for seed in range(3):
             trial = Trial(ARMS[name], 4e-3, seed, sweep=False)
-            runs[trial.key] = record(trial, 1 + seed + shift, nll_shuffled=2 + seed + shift, fscore=0.3 - shift / 10,
-                                     million_parameters=1.4, gflop_a_step=60.0)
+            runs[trial.key] = record(trial, 1 + seed + shift, nll_shuffled=2 + seed + shift, fscore=0.4,
+                                     fscore_alone=0.3 - shift / 10, million_parameters=1.4, gflop_a_step=60.0)
     document = tmp_path / "ablations.md"
     document.write_text("a\n" + "".join(f"<!-- study {name} -->\nold\n<!-- end -->\nb\n" for name in STUDIES))
     ablation_report.write_report({"runs": runs | tried("hybrid", {2e-3: 1.2, 4e-3: 1.0})}, document)
     text = document.read_text()
     table = text[text.index("study order"):]
-    assert "| 60.0 | 6.0 | 2.000 ± 2.484 |  | 0.300 ± 0.000 |  | 1.000 ± 0.000 |" in table  # t 4.303, sd 1, root of 3
+    assert "| 60.0 | 6.0 | 2.000 ± 2.484 |  | 0.300 ± 0.000 |  | 0.400 ± 0.000 |" in table  # t 4.303, sd 1, root of 3
     assert "| 2.500 ± 2.484 | +0.500 ± 0.000 | 0.250 ± 0.000 | -0.050 ± 0.000 |" in table
     assert text.startswith("a\n") and text.count("\nb\n") == len(STUDIES)
     assert "<!-- study linear -->\nold\n<!-- end -->" in text and not (tmp_path / "ablations" / "linear.png").exists()  # one arm
@@ -239,7 +241,8 @@ def test_arms_with_tokenizers_are_compared_by_what_they_generate():
 
 def test_a_document_without_a_place_for_a_table_is_refused(tmp_path):
     trials = [Trial(ARMS[name], 4e-3, 0, sweep=False) for name in ("hybrid", "full")]
-    runs = {t.key: record(t, 1.0, nll_shuffled=2.0, fscore=0.3, million_parameters=1.4, gflop_a_step=60.0) for t in trials}
+    runs = {t.key: record(t, 1.0, nll_shuffled=2.0, fscore=0.3, fscore_alone=0.2, million_parameters=1.4, gflop_a_step=60.0)
+            for t in trials}
     (tmp_path / "ablations.md").write_text("nothing")
     with pytest.raises(ValueError, match="0 places for the study attention"):
         ablation_report.write_report({"runs": runs}, tmp_path / "ablations.md")
