@@ -220,7 +220,6 @@ class GPTConfig:
     sketch_dim: int = 0  # width of the codes that are guessed from the condition for every position; 0: none, as in the paper
     sketch_local: int = 0  # numbers of each position of the prefix that the sketch sees, beside their mean; 0: the mean alone
     sketch_hidden: int = 0  # width of its hidden layer; 0: twice condition_width
-    sketch_unit: bool = True  # its codes reach the layers with length 1
     rope_base: float = 10_000.0
     absolute_positions: bool = True  # learned row, column and plane embeddings beside TriPE; the paper has none
     linear_backend: str = "auto"  # what computes the two kinds of attention, a choice of the machine: tar3d/gpt/backends.py

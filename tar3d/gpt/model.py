@@ -124,7 +124,6 @@ class Sketch(nn.Module):
         self.guess = nn.Sequential(nn.Linear(seen, hidden), nn.GELU(), nn.Linear(hidden, config.num_tokens * config.sketch_dim))
         self.project = nn.Linear(config.tokens_per_step * config.sketch_dim, config.width, bias=False)
         self.condition_tokens, self.num_tokens, self.num_steps = config.condition_tokens, config.num_tokens, config.num_steps
-        self.unit = config.sketch_unit
 
     def forward(self, embeddings: Tensor, mask: Tensor) -> Tensor:
         """Prefix (B, P, E) and its validity (B, P) -> guessed codes (B, T, K)."""
@@ -139,10 +138,9 @@ class Sketch(nn.Module):
     def hints(self, embeddings: Tensor, mask: Tensor) -> Tensor:
         """(B, steps, D): entry i belongs to the position that predicts step i.
 
-        The loss of the guess does not see its length. Trained alone it is long, 20 to 100: its hints would drown the tokens."""
-        guess = self(embeddings, mask)
-        if self.unit:
-            guess = F.normalize(guess, dim=-1)
+        Guesses have length 1 here: their loss does not see it, and trained alone they are 20 to 100 long, which would drown the
+        tokens."""
+        guess = F.normalize(self(embeddings, mask), dim=-1)
         return self.project(guess.reshape(len(mask), self.num_steps, -1))
 
 

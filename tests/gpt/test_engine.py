@@ -93,8 +93,7 @@ def test_the_engine_is_the_plain_decoding_in_tokens_scores_and_memory(pattern, l
 
 @pytest.mark.parametrize("options", [
     {"sketch_dim": 3}, {"sketch_dim": 3, "sketch_local": 2, "sketch_hidden": 20},
-    {"sketch_dim": 3, "sketch_unit": False}, {"sketch_dim": 3, "tokens_per_step": 3}, {"linear_gate": False},
-    {"absolute_positions": False},
+    {"sketch_dim": 3, "tokens_per_step": 3}, {"linear_gate": False}, {"absolute_positions": False},
     {"absolute_positions": False, "tokens_per_step": 3}, {"rope": "paper_sum", "rope_prefix": "zero"},
     {"rope": "sequence"}, {"token_order": "planes"}, {"num_heads": 4}, {"linear": "gated"}, {"linear": "delta"},
     {"linear": "delta", "linear_gate": False}])
