@@ -18,12 +18,9 @@ import time
 from datetime import date
 from pathlib import Path
 
-import numpy as np
-import torch
 from tqdm import tqdm
 
 from tar3d import config as configuration
-from tar3d.condition.image import preprocess
 from tar3d.config import GPT_TYPES, SamplingConfig
 from tar3d.contracts import Mesh
 from tar3d.data.default import DEFAULT_FOLDER
@@ -97,15 +94,15 @@ def main(argv: list[str] | None = None) -> int:
         truths = [load_mesh(mesh_path(args.data, i)) for i in ids]
         categories = samples.categories()
         if kind == "text":
-            known, words = captions_of(args.data), pipeline.model.conditioner.encoder("text").words
+            known, judge = captions_of(args.data), load_judge(args.judge)
             captions = [known[i][0] for i in ids]
-            rows, judge = [words.prepare(caption).ids for caption in captions], load_judge(args.judge)
+            source = pipeline.source(captions)
         else:
-            views, config = Views(args.data), pipeline.model.config.image_encoder
-            rows = [preprocess(views.load(views.names(i)[0]), config).pixels for i in ids]
+            views = Views(args.data)
+            source = pipeline.source([views.load(views.names(i)[0]) for i in ids])
     except ValueError as e:
         parser.exit(2, f"{e}\n")
-    source, table = {kind: torch.from_numpy(np.stack(rows))}, []
+    table = []
     rebuilt = [or_none(lambda i=i: reconstruct(pipeline.vqvae, samples.surface(i), args.resolution)[0]) for i in ids]
     results = {"reconstruction": row_of(rebuilt, truths)}  # what a GPT that made no error would have
     for name, sampling in tqdm(compared.items(), unit="setting"):

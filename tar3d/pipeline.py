@@ -2,14 +2,15 @@
 the tokenizer and the GPT.
 
     pipeline = Pipeline.load("pretrained/tiny")
-    mesh = pipeline.generate(pixels, seeds=[0])[0].mesh
+    mesh = pipeline.generate(pipeline.source([Image.open("chair.png")]), seeds=[0])[0].mesh
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Collection, Iterator
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +18,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from PIL import Image
 
 from tar3d import checkpoint
 from tar3d.condition.conditioner import Conditioner, Encoder, Source, build_encoder
 from tar3d.condition.encoders import TRAINED
+from tar3d.condition.image import preprocess
 from tar3d.condition.text import load_words
 from tar3d.config import GPT_TYPES, GPTRunConfig, SamplingConfig
 from tar3d.contracts import Condition, Mesh, Tokens, Triplane
@@ -207,6 +210,26 @@ class Pipeline:
             raise ValueError("give a model directory with tokenizer/ and gpt_<type>/, or vqvae and gpt apart")
         return cls(checkpoint.load_tokenizer(vqvae_source), load_gpt(gpt_source), device or torch.device("cpu"), precision,
                    decoding, low_vram)
+
+    def source(self, told: Sequence[Image.Image | str]) -> Source:
+        """Pictures, or texts, one a row, as `generate` takes them. What the model cannot make use of, such as words that it does
+        not know, is a UserWarning. Raises ValueError (a picture without an object: ImageError) for what cannot be used, and for a
+        kind that this model is not told."""
+        kinds = {isinstance(one, str) for one in told}
+        if isinstance(told, str) or len(kinds) != 1:
+            raise ValueError(f"a source is a list of pictures or a list of texts, with one a row; got {told!r}")
+        kind = "text" if kinds == {True} else "image"
+        encoder = self.model.conditioner.encoder(kind)
+        if kind == "text":
+            prepared = [encoder.words.prepare(text) for text in told]
+            rows = [one.ids for one in prepared]
+        else:
+            prepared = [preprocess(image, self.model.config.image_encoder) for image in told]
+            rows = [one.pixels for one in prepared]
+        for one in prepared:
+            if one.warning:
+                warnings.warn(one.warning, stacklevel=2)
+        return {kind: torch.from_numpy(np.stack(rows))}
 
     def sampling(self, told: Collection[str]) -> SamplingConfig:
         """The sampling settings that the model was saved with, for the kinds of condition that it is told. Of nothing there is

@@ -54,6 +54,8 @@ LOADS_AT_ONCE: dict[str, set[str]] = {
     "tar3d/mesh/render.py": {"embreex"},  # a renderer is nothing without its ray tracer
     "tar3d/gpt/decode_triton.py": {"triton"},  # nor kernels without their compiler
 }
+# GPL, or for non-commercial use only, as whole packages or as the part of a permissive one.
+NOT_PERMISSIVE = ("igl.copyleft", "nvdiffrast", "pymeshlab", "bpy", "tetgen", "kaolin.non_commercial")
 NOT_EVERYWHERE = {"triton"}  # of those, what a complete installation may lack: Linux alone has it
 
 
@@ -132,6 +134,11 @@ def test_imports_climb_one_way(path):
     part = part_of(path)
     allowed = MAY_IMPORT.get(part, set()) | {part}
     assert parts_imported(path) <= allowed, f"{relative(path)} imports {sorted(parts_imported(path) - allowed)}"
+
+
+@pytest.mark.parametrize("path", package_files() + script_files(), ids=relative)
+def test_nothing_is_imported_that_is_not_permissive(path):
+    assert not [name for name in imports(path) if f"{name}.".startswith(tuple(f"{other}." for other in NOT_PERMISSIVE))]
 
 
 def test_gpt_and_tokenizer_meet_only_in_the_pipeline():

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from tar3d import checkpoint, config
+from tar3d.condition.image import ImageError
 from tar3d.config import GPTRunConfig
 from tar3d.pipeline import ConditionalGPT, Pipeline, Placement
 
@@ -66,3 +68,19 @@ def test_of_nothing_there_is_nothing_to_heed():
     free = pipeline.generate({}, seeds=[0, 1, 2], resolution=24)
     assert len({tuple(shape.tokens.tolist()) for shape in free}) == 3
     assert sum(shape.mesh is not None for shape in free) >= 2
+
+
+def test_a_source_is_pictures_or_texts_as_the_encoders_take_them():
+    pipeline = Pipeline.load(TINY)
+    picture = Image.open(TINY.parent.parent / "assets" / "sample_image.png")
+    pixels = pipeline.source([picture, picture])["image"]
+    assert pixels.shape == (2, 64, 64, 3) and pixels.dtype == torch.uint8 and (pixels[0] == pixels[1]).all()
+    ids = pipeline.source(["a chair", "a round table with four legs"])["text"]
+    assert len(ids) == 2 and (ids[0] != ids[1]).any()
+    with pytest.warns(UserWarning, match="does not know.*zeppelin"):
+        pipeline.source(["a zeppelin"])
+    for refused in ("a chair", [], [picture, "a chair"]):
+        with pytest.raises(ValueError, match="a list of pictures or a list of texts"):
+            pipeline.source(refused)
+    with pytest.raises(ImageError, match="single colour"):
+        pipeline.source([Image.new("RGB", (8, 8), "red")])

@@ -152,7 +152,8 @@ def told_by_views(pipeline: Pipeline, test: Path, train: Path, ids: list[str]) -
     """The first view of each shape; copied is the training shape that owns the nearest of all views."""
     config, encoder, device = pipeline.model.config.image_encoder, pipeline.model.conditioner.encoder("image"), pipeline.device
     views = Views(test)
-    pixels = np.stack([preprocess(views.load(views.names(i)[0]), config).pixels for i in ids])
+    source = pipeline.source([views.load(views.names(i)[0]) for i in ids])
+    pixels = source["image"].numpy()
     library, views, owner, known = training_ids(train, "image"), Views(train), [], []
     for shape_id in tqdm(library, unit="shape", desc="training views"):
         pictures = [preprocess(views.load(name), config).pixels for name in views.names(shape_id)]
@@ -162,19 +163,18 @@ def told_by_views(pipeline: Pipeline, test: Path, train: Path, ids: list[str]) -
     by_pixels, distance = nearest(pixels, stacked)
     by_features, _ = nearest(features(encoder, pixels, device), features(encoder, stacked, device))
     seen = [np.asarray(Image.fromarray(p).resize((GRID_SIZE, GRID_SIZE), Image.Resampling.NEAREST)) for p in pixels]
-    return Told({"image": torch.from_numpy(pixels)}, seen,
+    return Told(source, seen,
                 {"pixels": [owner[k] for k in by_pixels], "features": [owner[k] for k in by_features]},
                 views_in_training=int((distance == 0).sum()))
 
 
 def told_by_captions(pipeline: Pipeline, test: Path, train: Path, ids: list[str]) -> Told:
     """The first caption of each shape; copied is the training shape with the nearest of all captions."""
-    words, known, asked = pipeline.model.conditioner.encoder("text").words, captions_of(train), captions_of(test)
+    known, asked = captions_of(train), captions_of(test)
     captions = [asked[i][0] for i in ids]
     library = [(i, caption) for i in training_ids(train, "text") for caption in known[i]]
     chosen = nearest_captions(captions, [caption for _, caption in library])
-    ids_of_words = torch.from_numpy(np.stack([words.prepare(caption).ids for caption in captions]))
-    return Told({"text": ids_of_words}, [text_picture(caption, GRID_SIZE) for caption in captions],
+    return Told(pipeline.source(captions), [text_picture(caption, GRID_SIZE) for caption in captions],
                 {"caption": [library[k][0] for k in chosen]}, captions)
 
 
