@@ -189,7 +189,7 @@ class Trainee(torch.nn.Module):
     def sketch_distance(self, condition: Condition, tokens: torch.Tensor) -> torch.Tensor:
         """1 - cosine of the guessed codes to those of tokens (B, T) in the GPT's order, mean over all."""
         guess = self.model.gpt.sketch(condition.embeddings, condition.mask)  # (B, T, K)
-        return 1 - F.cosine_similarity(guess.float(), self.codes[tokens], dim=-1).mean()
+        return 1 - F.cosine_similarity(guess, self.codes[tokens], dim=-1).mean()
 
     def flops(self, rows: int, further: int) -> int:
         """Of a step over `rows` rows and `further` ones for the sketch: forward and twice that backward."""

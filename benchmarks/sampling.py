@@ -4,9 +4,10 @@
     python -m benchmarks.sampling --gpt-type t23d --shapes 100 --settings sketch_scale=40 sketch_scale=40,cfg_scale=2
 
 Each setting of SamplingConfig is changed by itself from the model's own (SWEEP); the same shapes and seeds every time. A table
-(sampling.md, sampling.json) has the F-score and Chamfer distance to the truth, and for texts how many of the stated attributes
-are met, and how often the judge finds the category and, among all captions, the shape's own (docs/evaluation.md). Which of them
-a model is to be good at is for whoever saves its settings to decide.
+(sampling.md, sampling.json) has the F-score and Chamfer distance to the truth, how much of the true surface has some generated
+one within 0.1 (a part that is missing has not), and for texts how many of the stated attributes are met, and how often the judge
+finds the category and, among all captions, the shape's own (docs/evaluation.md). Which of them a model is to be good at is for
+whoever saves its settings to decide.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ SWEEP: dict[str, tuple[float, ...]] = {
     "sketch_scale": (0.0, 10.0, 20.0, 40.0), "cfg_scale": (1.0, 1.5, 2.0, 3.0), "temperature": (0.0, 0.7, 0.85, 1.0),
     "top_k": (0, 50), "top_p": (0.9, 1.0), "min_p": (0.0, 0.05, 0.2)}
 POINTS, THRESHOLD = 8_000, 0.02
+FAR = 0.1  # true surface further than that from the generated one is a part that is missing, not one that is displaced
+SCORES = {f"F-score@{THRESHOLD:g}": "fscore", "Chamfer": "chamfer", f"recall@{FAR:g}": "recall"}  # as the table heads them
 
 
 def settings(base: SamplingConfig, given: list[str] | None = None) -> dict[str, SamplingConfig]:
@@ -57,17 +60,17 @@ def settings(base: SamplingConfig, given: list[str] | None = None) -> dict[str, 
 
 
 def row_of(meshes: list[Mesh | None], truths: list[Mesh]) -> dict[str, dict]:
-    """F-score and Chamfer distance of generations; a shape that is empty has no Chamfer distance, and an F-score of 0."""
+    """F-score, Chamfer distance and recall of generations; a shape that is empty has no Chamfer distance, and 0 of the others."""
     rows = []
     for mesh, truth in zip(meshes, truths, strict=True):
         if mesh is None:
-            rows.append({"fscore": 0.0, "chamfer": None})
+            rows.append({"fscore": 0.0, "chamfer": None, "recall": 0.0})
             continue
         both = in_frame(mesh, truth, "each")  # both are in the project's frame, in which the truth's box is centred
         clouds = (surface_cloud(m, POINTS, seed) for seed, m in enumerate(both))
-        found = point_scores(*clouds, thresholds=[THRESHOLD])
-        rows.append({"fscore": found[f"fscore@{THRESHOLD:g}"], "chamfer": found["chamfer"]})
-    return {name: aggregate([row[name] for row in rows]) for name in ("fscore", "chamfer")}
+        found = point_scores(*clouds, thresholds=[THRESHOLD, FAR])
+        rows.append({"fscore": found[f"fscore@{THRESHOLD:g}"], "chamfer": found["chamfer"], "recall": found[f"recall@{FAR:g}"]})
+    return {name: aggregate([row[name] for row in rows]) for name in SCORES.values()}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -109,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
         pipeline.model.config.sampling = sampling
         meshes = generate_all(pipeline, source, list(range(len(ids))), args.resolution, args.batch)
         found = row_of(meshes, truths)
-        cells = [cell(found["fscore"]), cell(found["chamfer"])]
+        cells = [cell(found[key]) for key in SCORES.values()]
         if kind == "text":
             met = [float(v) for mesh, caption, i in zip(meshes, captions, ids, strict=True) if categories[i] in ATTRIBUTES
                    for v in score(mesh, caption, categories[i]).values()]
@@ -119,11 +122,12 @@ def main(argv: list[str] | None = None) -> int:
         table.append([name, *cells])
         results[name] = found
     pipeline.model.config.sampling = own
-    head = ["setting", f"F-score@{THRESHOLD:g}", "Chamfer", *(["attributes", "category", "R@1", "R@5"] if kind == "text" else [])]
+    head = ["setting", *SCORES, *(["attributes", "category", "R@1", "R@5"] if kind == "text" else [])]
     lines = [f"# Sampling settings, {args.gpt_type}", "", f"Saved: {own}. {len(ids)} validation shapes.", "",
              *markdown_table(head, table), "",
-             f"The tokenizer's reconstruction: F-score {cell(results['reconstruction']['fscore'])}, Chamfer "
-             f"{cell(results['reconstruction']['chamfer'])}.", "", f"`{command_line()}`"]
+             "The tokenizer's reconstruction: "
+             + ", ".join(f"{title} {cell(results['reconstruction'][key])}" for title, key in SCORES.items()) + ".",
+             "", f"`{command_line()}`"]
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "sampling.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     write_json(args.out / "sampling.json", {"command": command_line(), "date": str(date.today()), "ids": ids,

@@ -84,7 +84,7 @@ class Buffers:
     memories: list[tuple[Tensor, ...]]  # of each layer: the state (G, H, d, d) float32, or keys and values (G, H, C, d)
     valid: Tensor | None  # (G, 1, 1, C) bool: slots that hold something; None: all before and at `slot`
     hints: Tensor | None  # (G, steps, D) float32
-    guess: Tensor | None  # (B, T, K) unit vectors
+    guess: Tensor | None  # (B, T, K)
     codes: Tensor | None  # (K, V)
 
 
@@ -270,8 +270,7 @@ class Engine:
         if b.hints is not None:
             b.hints.copy_(cache.hints[source])
         if b.guess is not None:
-            guess = self.gpt.sketch(condition.embeddings[:batch], condition.mask[:batch])
-            b.guess.copy_(F.normalize(guess.float(), dim=-1))
+            b.guess.copy_(self.gpt.sketch(condition.embeddings[:batch], condition.mask[:batch]))
         b.draws.copy_(draws)
         b.step.zero_()
         b.slot.fill_(prefix)

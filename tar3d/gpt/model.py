@@ -126,21 +126,19 @@ class Sketch(nn.Module):
         self.condition_tokens, self.num_tokens, self.num_steps = config.condition_tokens, config.num_tokens, config.num_steps
 
     def forward(self, embeddings: Tensor, mask: Tensor) -> Tensor:
-        """Prefix (B, P, E) and its validity (B, P) -> guessed codes (B, T, K)."""
+        """Prefix (B, P, E) and its validity (B, P) -> guessed codes (B, T, K), float32 unit vectors: the loss does not see their
+        length, and trained alone they are 20 to 100 long, which would drown the tokens as hints."""
         x = embeddings.masked_fill(~mask[..., None], 0.0)
         seen = x.sum(1) / mask.sum(1, keepdim=True)
         if self.local is not None:
             x = _gather(x, _valid_first(mask))
             local = F.pad(self.local(self.local_norm(x)), (0, 0, 0, self.condition_tokens - x.shape[1]))
             seen = torch.cat([local.flatten(1), seen], dim=1)
-        return self.guess(seen).unflatten(-1, (self.num_tokens, -1))
+        return F.normalize(self.guess(seen).unflatten(-1, (self.num_tokens, -1)).float(), dim=-1)
 
     def hints(self, embeddings: Tensor, mask: Tensor) -> Tensor:
-        """(B, steps, D): entry i belongs to the position that predicts step i.
-
-        Guesses have length 1 here: their loss does not see it, and trained alone they are 20 to 100 long, which would drown the
-        tokens."""
-        guess = F.normalize(self(embeddings, mask), dim=-1)
+        """(B, steps, D): entry i belongs to the position that predicts step i."""
+        guess = self(embeddings, mask).to(self.project.weight.dtype)
         return self.project(guess.reshape(len(mask), self.num_steps, -1))
 
 

@@ -38,7 +38,7 @@ def _plain(gpt: GPT, condition: Condition, sampling: SamplingConfig, draws: torc
     batch, guided = len(draws), sampling.cfg_scale != 1
     guess = None
     if sampling.sketch_scale:
-        guess = F.normalize(gpt.sketch(condition.embeddings, condition.mask), dim=-1)
+        guess = gpt.sketch(condition.embeddings, condition.mask)
     null = None
     if guided:
         condition = Condition(condition.embeddings.repeat(2, 1, 1), condition.mask.repeat(2, 1))
