@@ -37,7 +37,7 @@ from tar3d.data.make_tokens import TokenMaker, encoders_of, told_of
 from tar3d.data.order import JoinedOrder, TrainingOrder, spread
 from tar3d.data.tokens import TokenDataset
 from tar3d.data.views import mesh_pictures
-from tar3d.gpt.evaluate import condition_nll
+from tar3d.gpt.evaluate import condition_nll, of_others
 from tar3d.gpt.loss import cross_entropy
 from tar3d.mesh.render import contact_sheet, picture
 from tar3d.pipeline import WORDS, ConditionalGPT, Pipeline, gpt_folder, gpt_type_of, words_of_model
@@ -172,19 +172,17 @@ class Trainee(torch.nn.Module):
                 parameter.requires_grad_(name.startswith(SKETCH_PARTS) == (stage == "sketch"))
 
     def forward(self, tokens: torch.Tensor, inputs: torch.Tensor, source: Source,
-                dropped: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """NLL in nats a token of the first B rows of tokens (B + b, T) from `inputs` (B, T - 1), and the sketch's loss over all
-        rows: 1 - cosine to the true codes, zero where none is trained. The sketch alone has no NLL: zero."""
+                dropped: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The losses of what is trained. "nll": nats a token of the first B rows of tokens (B + b, T) from `inputs` (B, T - 1);
+        "sketch": 1 - cosine of the guess to the true codes, over all rows."""
         condition, gpt, B = self.model.condition(source, len(tokens)), self.model.gpt, len(inputs)
-        tokens, inputs = gpt.ordered(tokens), gpt.ordered(inputs)
-        if self.stage == "sketch":
-            distance = self.sketch_distance(condition, tokens)
-            return torch.zeros_like(distance), distance
-        hidden = gpt.hidden(inputs, Condition(condition.embeddings[:B], condition.mask[:B], condition.full), dropped)
-        nll = cross_entropy(hidden, gpt.head.weight, tokens[:B])
-        if gpt.sketch is None or self.stage == "layers":
-            return nll, nll.new_zeros(())
-        return nll, self.sketch_distance(condition, tokens)
+        tokens, inputs, losses = gpt.ordered(tokens), gpt.ordered(inputs), {}
+        if self.stage != "sketch":
+            hidden = gpt.hidden(inputs, Condition(condition.embeddings[:B], condition.mask[:B], condition.full), dropped)
+            losses["nll"] = cross_entropy(hidden, gpt.head.weight, tokens[:B])
+        if gpt.sketch is not None and self.stage != "layers":
+            losses["sketch"] = self.sketch_distance(condition, tokens)
+        return losses
 
     def sketch_distance(self, condition: Condition, tokens: torch.Tensor) -> torch.Tensor:
         """1 - cosine of the guessed codes to those of tokens (B, T) in the GPT's order, mean over all."""
@@ -311,9 +309,9 @@ def train_step(run: Run, batch: dict, dropped: torch.Tensor) -> dict[str, float]
         further = slice(start, start + share)
         tokens, source = torch.cat([batch["tokens"][rows], batch["tokens"][further]]), {
             kind: torch.cat([shown[rows], shown[further]]) for kind, shown in batch["source"].items()}
-        nll, sketch = run.model(tokens, batch["inputs"][rows], source, dropped[rows])
-        losses = {"sketch": {"sketch": sketch}, "layers": {"nll": nll}, "gpt": {"nll": nll, "sketch": sketch}}[run.bare.stage]
-        run.backward(sketch if run.bare.stage == "sketch" else nll + run.config.train.sketch_weight * sketch, losses)
+        losses = run.model(tokens, batch["inputs"][rows], source, dropped[rows])
+        weight = {"nll": 1.0, "sketch": run.config.train.sketch_weight if "nll" in losses else 1.0}
+        run.backward(sum(weight[name] * loss for name, loss in losses.items()), losses)
     return run.move()
 
 
@@ -353,17 +351,16 @@ def validate(model: ConditionalGPT, rows: dict, fabric: Fabric) -> tuple[dict[st
 def validate_sketch(trainee: Trainee, rows: dict, fabric: Fabric) -> dict[str, float]:
     """The sketch's distance to the true codes, 1 - cosine: the mean over what may be told, and each by itself where there is
     more than one; and of another shape's condition, "shuffled"."""
-    model, found, shuffled = trainee.model.eval(), {}, []
+    model, right, wrong = trainee.model.eval(), {}, []
     with fabric.autocast():
         tokens = model.gpt.ordered(rows["tokens"].to(fabric.device))
         for kind in model.conditioner.kinds:
-            shown = rows["source"][kind].to(fabric.device)
-            found[kind] = float(trainee.sketch_distance(model.condition({kind: shown}, len(tokens)), tokens))
-            other = model.condition({kind: shown.roll(-(len(tokens) // 2), 0)}, len(tokens))
-            shuffled.append(float(trainee.sketch_distance(other, tokens)))
+            told = {kind: rows["source"][kind].to(fabric.device)}
+            right[kind] = float(trainee.sketch_distance(model.condition(told, len(tokens)), tokens))
+            wrong.append(float(trainee.sketch_distance(model.condition(of_others(told), len(tokens)), tokens)))
     model.train()
-    metrics = {"sketch": float(np.mean(list(found.values()))), "sketch_shuffled": float(np.mean(shuffled))}
-    return metrics | ({f"sketch_{kind}": value for kind, value in found.items()} if len(found) > 1 else {})
+    metrics = {"sketch": float(np.mean(list(right.values()))), "sketch_shuffled": float(np.mean(wrong))}
+    return metrics | ({f"sketch_{kind}": value for kind, value in right.items()} if len(right) > 1 else {})
 
 
 def nll_picture(by_position: torch.Tensor, config: GPTRunConfig) -> Image.Image:

@@ -117,10 +117,11 @@ def run_trial(trial: Trial, args: argparse.Namespace) -> dict:
     if trial.sweep:
         return record
     _command(["-m", "benchmarks.sampling", "--gpt-type", "i23d", "--model", str(folder / "run" / "model"), "--data",
-              str(data), "--shapes", str(SHAPES), "--settings", ALONE, "--out", str(folder / "sampling")],
+              str(data), "--shapes", str(SHAPES), "--out", str(folder / "sampling"), "--settings", *([ALONE] if sketch else [])],
              folder / "sampling.log", args.threads)
     results = json.loads((folder / "sampling" / "sampling.json").read_text(encoding="utf-8"))["results"]
-    made, alone, bound = results["as saved"], results[ALONE], results["reconstruction"]
+    made, bound = results["as saved"], results["reconstruction"]
+    alone = results[ALONE] if sketch else made
     return record | {"fscore": made["fscore"]["mean"], "fscore_alone": alone["fscore"]["mean"],
                      "chamfer": made["chamfer"]["mean"], "empty": made["chamfer"]["missing"],
                      "reconstruction": bound["fscore"]["mean"]}

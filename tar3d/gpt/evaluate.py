@@ -9,11 +9,14 @@ import torch
 from torch import Tensor, nn
 
 
+def of_others(source: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What the row half the rows further on is told, for each: where rows are sorted by category, the next would hardly be wrong."""
+    return {kind: shown.roll(-(len(shown) // 2), 0) for kind, shown in source.items()}
+
+
 @torch.no_grad()
 def condition_nll(model: nn.Module, tokens: Tensor, source: dict[str, Tensor], batch_size: int = 16) -> dict[str, Tensor]:
     """NLL in nats of every token, (N, T) float32 on the CPU, under "right", "shuffled" and "null"; with no source, "null" alone.
-
-    Shuffled is the source half the rows further on: where rows are sorted by category, the next would hardly be wrong.
 
     `model.token_nll(tokens, source, dropped)` gives the NLL (B, T) of tokens (B, T) int64 under a source of tensors (B, ...), as
     that of `tar3d.pipeline.ConditionalGPT` does. The model is in eval mode meanwhile, and then as it was before.
@@ -23,7 +26,7 @@ def condition_nll(model: nn.Module, tokens: Tensor, source: dict[str, Tensor], b
             raise ValueError(f"{len(tokens)} rows of tokens but {len(shown)} of the condition {kind}: give each row its own")
     device, was_training = next(model.parameters()).device, model.training
     losses: dict[str, list[Tensor]] = {name: [] for name in (("right", "shuffled", "null") if source else ("null",))}
-    shuffled = {kind: shown.roll(-(len(shown) // 2), 0) for kind, shown in source.items()}
+    shuffled = of_others(source)
     model.eval()
     try:
         for start in range(0, len(tokens), batch_size):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from pathlib import Path
@@ -27,11 +28,13 @@ class RunLog:
     def write(self, kind: str, step: int, values: dict[str, float]) -> None:
         path = self.folder / f"{kind}.csv"
         row = {"step": step, **values}
-        new = not path.exists()
+        if path.exists():
+            columns = _with_columns(path, list(row))
+        else:
+            columns = list(row)
+            path.write_text(",".join(columns) + "\n", encoding="utf-8")
         with open(path, "a", encoding="utf-8", newline="") as f:
-            writer = csv.DictWriter(f, list(row), lineterminator="\n")
-            if new:
-                writer.writeheader()
+            writer = csv.DictWriter(f, columns, lineterminator="\n")
             writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
         for name, value in values.items():
             self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
@@ -76,6 +79,20 @@ def _start_wandb(project: str, folder: Path, config: dict):
     return run
 
 
+def _with_columns(path: Path, wanted: list[str]) -> list[str]:
+    """The columns of the file. What it has not of those `wanted`, since a resumed run tells of more than when it began, it gets,
+    empty in the rows so far."""
+    with open(path, encoding="utf-8", newline="") as f:
+        columns = next(csv.reader(f), [])
+        new = [name for name in wanted if name not in columns]
+        if new:
+            rows = [columns + new, *(row + [""] * len(new) for row in csv.reader(f))]
+            part = io.StringIO()
+            csv.writer(part, lineterminator="\n").writerows(rows)
+            _replace(path, part.getvalue())
+    return columns + new
+
+
 def _drop_after(path: Path, step: int) -> None:
     """Keeps the rows up to `step` that are whole."""
     text = path.read_text(encoding="utf-8")
@@ -83,6 +100,10 @@ def _drop_after(path: Path, step: int) -> None:
     lines = complete.splitlines(keepends=True)
     kept = lines[:1] + [line for line in lines[1:] if line.split(",", 1)[0].isdigit() and int(line.split(",", 1)[0]) <= step]
     if "".join(kept) != text:
-        part = path.with_name(f".{path.name}.part")
-        part.write_text("".join(kept), encoding="utf-8")
-        os.replace(part, path)
+        _replace(path, "".join(kept))
+
+
+def _replace(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)

@@ -32,6 +32,14 @@ def test_a_resumed_log_has_no_step_twice(tmp_path):
     assert list((tmp_path / "tensorboard").iterdir())
 
 
+def test_a_resumed_run_may_tell_of_other_things(tmp_path):
+    for step, values in enumerate(({"nll": 2.0, "sketch": 0.5}, {"nll": 1.0}, {"gradient_norm": 3.0, "nll": 0.5})):
+        log = RunLog(tmp_path, step)
+        log.write("train", step + 1, values)
+        log.close()
+    assert (tmp_path / "train.csv").read_text() == "step,nll,sketch,gradient_norm\n1,2,0.5,\n2,1,,\n3,0.5,,3\n"
+
+
 @pytest.mark.parametrize("cut", ["3,0.3", "3", "", "3,0.33333,3\n4,"])
 def test_a_line_that_a_kill_cut_short_is_dropped(tmp_path, cut):
     (tmp_path / "train.csv").write_text("step,loss,revived\n1,1,0\n2,0.5,0\n" + cut)
