@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def of_others(source: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What the row half the rows further on is told, for each: where rows are sorted by category, the next would hardly be wrong."""
+    """For each row what the one half the rows further on is told: where they are sorted by category, the next is hardly wrong."""
     return {kind: shown.roll(-(len(shown) // 2), 0) for kind, shown in source.items()}
 
 
