@@ -1,8 +1,8 @@
 """Says what this machine can do here: python -m tar3d.doctor
 
-Versions, devices, which attention backends work and why others do not, a few seconds of both shipped models on every device, and
-which trainings fit the memory found; last, hours of each training on other GPUs, by arithmetic. Exit status 1 if something that
-should work does not.
+Versions, devices, which attention backends work and why others do not, both shipped models tried on every device, and which
+trainings fit the memory found; last, hours of each training on other GPUs, by arithmetic. Exit status 1 if something that should
+work does not.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import argparse
 import importlib.metadata
 import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from tar3d.gpt.loss import cross_entropy
 from tar3d.gpt.model import GPT
 from tar3d.pipeline import Pipeline
 from tar3d.runtime import COMPUTE_DTYPES, describe_machine, resolve_precision
-from tar3d.throughput import VENDOR_PEAKS, synchronize
+from tar3d.throughput import VENDOR_PEAKS, best_seconds
 from tar3d.tokenizer.vqvae import VQVAE
 from tar3d.training.memory import step_bytes
 
@@ -35,7 +34,6 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "lightning-fabric", "numpy", "trimesh", "embreex", "scikit-image", "transformers", "triton", "fla-core",
             "lightning-attn", "flash-attn", "xformers", "ray", "wandb")
 RESERVED = 2**30  # of a GPU's memory: context, allocator, kernels
-SECONDS = 2.5  # for each model and device
 TOKENIZERS = ("vqvae3d_tiny", "vqvae3d_small", "vqvae3d_fast", "vqvae3d")
 GPU_BYTES = {"RTX 4090": 24e9, "A100": 80e9, "H100": 80e9, "H200": 141e9}  # for hours by arithmetic; NVIDIA's data sheets
 ASSUMED_MFU = 0.4
@@ -91,36 +89,24 @@ def print_device(device: torch.device) -> None:
     print("  chunked (linear) and sdpa (full attention) are PyTorch's own operations and work everywhere")
 
 
+@torch.inference_mode()
 def try_models(source: str, device: torch.device) -> bool:
-    """Both models forward, for a few seconds each."""
+    """Both models forward, a few times each."""
     try:
         pipeline = Pipeline.load(source, device=device)
         vqvae, gpt, size = pipeline.vqvae, pipeline.model.gpt, pipeline.model.config.image_encoder.image_size
         surface = torch.nn.functional.normalize(torch.randn(1, 8192, 6, device=device), dim=-1)
         tokens = vqvae.tokenize(surface).ids
-        rate = _rate(lambda: vqvae.decode(vqvae.tokenize(surface)), device)
-        print(f"  tokenizer of {Path(source).name}: {rate:.1f} shapes/s encoded and decoded (8,192 points)")
+        seconds = best_seconds(lambda: vqvae.decode(vqvae.tokenize(surface)), device)
+        print(f"  tokenizer of {Path(source).name}: {1 / seconds:.1f} shapes/s encoded and decoded (8,192 points)")
         pixels = torch.zeros(1, size, size, 3, dtype=torch.uint8, device=device)
         dropped = torch.zeros(1, dtype=torch.bool, device=device)
-        rate = _rate(lambda: pipeline.model.token_nll(tokens, {"image": pixels}, dropped), device)
-        print(f"  GPT of {Path(source).name}: {rate * gpt.config.num_tokens:,.0f} tokens/s forward, batch 1")
+        seconds = best_seconds(lambda: pipeline.model.token_nll(tokens, {"image": pixels}, dropped), device)
+        print(f"  GPT of {Path(source).name}: {gpt.config.num_tokens / seconds:,.0f} tokens/s forward, batch 1")
         return True
     except (RuntimeError, ValueError, OSError) as e:
         print(f"  the models do not run here: {type(e).__name__}: {e}")
         return False
-
-
-@torch.inference_mode()
-def _rate(call: Callable[[], object], device: torch.device) -> float:
-    """Calls a second over some seconds, after one to warm up."""
-    call()
-    synchronize(device)
-    start, count = time.perf_counter(), 0
-    while time.perf_counter() - start < SECONDS:
-        call()
-        synchronize(device)
-        count += 1
-    return count / (time.perf_counter() - start)
 
 
 def gpt_step_bytes(config: GPTConfig, optim: OptimConfig, rows: int, recompute: str) -> int:

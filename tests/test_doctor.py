@@ -10,7 +10,6 @@ from tar3d.config import GPTConfig, OptimConfig, VQVAEConfig, load
 
 
 def test_a_machine_is_described_and_both_models_are_tried(monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "SECONDS", 0.01)
     monkeypatch.setattr(doctor, "GPT_SIZES", {"GPT-tiny": (6, 192, 3)})
     monkeypatch.setattr(doctor, "TOKENIZERS", ("vqvae3d_tiny",))
     assert doctor.main([]) == 0
