@@ -34,7 +34,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.ablation_report import write_report
-from benchmarks.studies import ARMS, MODEL, SKETCH, STUDIES, TOKENIZER, Arm
+from benchmarks.studies import ARMS, CONFIG, MODEL, SKETCH, STUDIES, TOKENIZER, TOKENIZER_CONFIG, Arm
 from tar3d import checkpoint
 from tar3d.config import GPT_SIZES, load_gpt_run
 from tar3d.data.default import DEFAULT_FOLDER
@@ -42,7 +42,6 @@ from tar3d.data.folder import write_json
 from tar3d.gpt.model import GPT
 from tar3d.runtime import describe_machine, positive_int
 
-CONFIG, TOKENIZER_CONFIG = "configs/gpt_ablation.yaml", "configs/vqvae3d_small.yaml"
 LINKED = ("meshes", "views", "samples", "manifest.csv", "captions.csv", "splits.json")  # of a data set, for tokens of its own
 SWEEP_SEED, SWEEP_SHARE, MOST_RATES = 100, 0.5, 6
 SHAPES = 48  # of the validation split, generated from one view each

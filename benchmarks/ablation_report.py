@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from pathlib import Path
@@ -16,11 +17,11 @@ import numpy as np
 from benchmarks.studies import ARMS, STUDIES, Study
 from tar3d.metrics.summary import markdown_table
 
-DOCUMENT = Path("docs/ablations.md")
+DOCUMENT, SPEEDS = Path("docs/ablations.md"), Path("benchmarks/results/cpu_2cores_arms.json")
 INK, OTHER, CAPTION, GRID = "#2b6ea6", "#c44e3f", "#666666", "#dddddd"
 TOKEN_HEAD = ("arm", "steps", "volume IoU", "codes used", "reconstruction's F-score@0.02", "NLL", "F-score@0.02",
               "against the first", "share of the bound", "picture's worth in nats a shape")
-HEAD = ("arm", "rate", "M parameters", "GFLOP a step", "minutes", "NLL", "against the first", "F-score@0.02 alone",
+HEAD = ("arm", "rate", "M parameters", "GFLOP a step", "speed", "NLL", "against the first", "F-score@0.02 alone",
         "against the first", "F-score@0.02", "picture's worth")
 
 
@@ -39,19 +40,29 @@ def finished(runs: dict[str, dict], arm: str) -> dict[int, dict]:
     return {r["seed"]: r for r in runs.values() if r["arm"] == arm and not r["sweep"]}
 
 
-def rows_of(study: Study, runs: dict[str, dict]) -> list[list[str]]:
+def speeds_of(study: Study, path: Path) -> dict[str, str]:
+    """How many times as fast a step of each arm is as one of the study's first, as the suite `arms` measured it."""
+    records = json.loads(path.read_text(encoding="utf-8"))["cases"] if path.is_file() else []
+    return {r["variant"]: "{median:.2f} ({min:.2f}-{max:.2f})".format(**r["speedup"])
+            for r in records if r["case"] == f"full/{study.name}" and "speedup" in r}
+
+
+def rows_of(study: Study, runs: dict[str, dict], speeds: dict[str, str]) -> list[list[str]]:
     """A row an arm that has been run; the first one's differences are empty."""
-    first = finished(runs, study.arms[0])
-    row = _row_of_tokens if study.has_tokenizers else _row
-    return [[ARMS[name].label, *row(mine, {} if name == study.arms[0] else first)]
-            for name in study.arms if (mine := finished(runs, name))]
+    first, rows = finished(runs, study.arms[0]), []
+    for name in study.arms:
+        if mine := finished(runs, name):
+            others = {} if name == study.arms[0] else first
+            cells = _row_of_tokens(mine, others) if study.has_tokenizers else _row(mine, others, speeds.get(name, ""))
+            rows.append([ARMS[name].label, *cells])
+    return rows
 
 
-def _row(mine: dict[int, dict], first: dict[int, dict]) -> list[str]:
+def _row(mine: dict[int, dict], first: dict[int, dict], speed: str) -> list[str]:
     one = next(iter(mine.values()))
-    return [f"{one['rate']:g}", f"{one['million_parameters']:.2f}", f"{one['gflop_a_step']:.1f}",
-            f"{60 * np.mean([r['hours'] for r in mine.values()]):.1f}", *_compared("nll", mine, first),
-            *_compared("fscore_alone", mine, first), _plus_minus([r["fscore"] for r in mine.values()]),
+    return [f"{one['rate']:g}", f"{one['million_parameters']:.2f}", f"{one['gflop_a_step']:.1f}", speed,
+            *_compared("nll", mine, first), *_compared("fscore_alone", mine, first),
+            _plus_minus([r["fscore"] for r in mine.values()]),
             _plus_minus([r["nll_shuffled"] - r["nll"] for r in mine.values()])]
 
 
@@ -76,11 +87,11 @@ def _plus_minus(values: list[float], signed: bool = False) -> str:
     return f"{mean:{'+' if signed else ''}.3f}" + ("" if math.isnan(half) else f" ± {half:.3f}")
 
 
-def write_report(results: dict, document: Path = DOCUMENT) -> None:
+def write_report(results: dict, document: Path = DOCUMENT, speeds: Path = SPEEDS) -> None:
     """Brings every table of `document` up to date, and the plots beside it."""
     text = document.read_text(encoding="utf-8")
     for name, study in STUDIES.items():
-        rows = rows_of(study, results["runs"])
+        rows = rows_of(study, results["runs"], speeds_of(study, speeds))
         if len(rows) < 2:  # nothing to compare
             continue
         head = TOKEN_HEAD if study.has_tokenizers else HEAD

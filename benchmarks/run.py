@@ -29,7 +29,7 @@ from benchmarks.measure import SIZES, Case, goal_lines, measure
 from tar3d.runtime import choose_device, describe_machine, positive_int
 
 # A module of this folder each, with its CASES, the most valuable first. Loaded when asked for: they need different packages.
-SUITES = ("stages", "evaluation", "decode", "attention", "train", "tokenize", "extract", "data")
+SUITES = ("stages", "evaluation", "decode", "attention", "train", "tokenize", "extract", "data", "arms")
 WEIGHTS = {"extract": "shipped (tiny) and random (full)"}  # of a suite; of the others random
 ROOT = Path(__file__).resolve().parents[1]
 CASE_LIMIT = 600.0  # seconds

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+CONFIG, TOKENIZER_CONFIG = "configs/gpt_ablation.yaml", "configs/vqvae3d_small.yaml"
 MODEL = ("gpt.num_layers=12", "gpt.width=96", "gpt.num_heads=2")
 # Changes of configs/vqvae3d_small.yaml in every tokenizer that is trained for a study.
 TOKENIZER = ("train.autoencoder_steps=480", "train.codebook_steps=320", "train.validate_every=800", "train.preview_shapes=0",

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from benchmarks.measure import Case, Work
 from tar3d import config as configuration
-from tar3d.config import OptimConfig, VQVAEConfig, gpt_config
+from tar3d.config import GPTConfig, OptimConfig, VQVAEConfig, gpt_config
 from tar3d.contracts import Condition
 from tar3d.doctor import gpt_step_bytes
 from tar3d.gpt.loss import cross_entropy
@@ -95,13 +95,23 @@ def recomputing(name: str, batch: int, device: torch.device, *, compiled: bool =
     return works | ({"compiled": step(name, batch, device, compile=True, **changes)} if compiled else {})
 
 
-def step(name: str, batch: int, device: torch.device, *, recompute: str = "none", compile: bool = False, precision: str = "auto",
-         loss: str = "parts", optimize: bool = True, **changes: object) -> Work:
-    """A step of the named GPT from stored embeddings, as with a frozen image encoder. `changes` are fields of its config."""
+def step(name: str, batch: int, device: torch.device, *, precision: str = "auto", **how: object) -> Work:
+    """A step of the named GPT; `how` holds arguments of `step_of`, and fields of its config that are changed."""
+    given = {key: how.pop(key) for key in ("recompute", "compile", "loss", "optimize") if key in how}
+    return step_of(gpt_config(name, **how), OptimConfig(), batch, device, name=name, precision=precision, **given)
+
+
+def step_of(config: GPTConfig, optim: OptimConfig, batch: int, device: torch.device, *, name: str, recompute: str = "none",
+            compile: bool = False, precision: str = "auto", loss: str = "parts", optimize: bool = True,
+            frozen: tuple[str, ...] = ()) -> Work:
+    """A step of a GPT from stored embeddings, as with a frozen image encoder; parameters whose names begin with one of `frozen`
+    are not trained."""
     with device:
-        model = GPT(gpt_config(name, **changes)).train()
+        model = GPT(config).train()
+    for parameter_name, parameter in model.named_parameters():
+        parameter.requires_grad_(not parameter_name.startswith(frozen))
     prepare_blocks(model, recompute, compile)
-    config, optim, head_loss = model.config, OptimConfig(), LOSSES[loss]
+    head_loss = LOSSES[loss]
     optimizers, precision = optimizers_of(model, optim), resolve_precision(precision, device.type)
     tokens = torch.randint(config.codebook_size, (batch, config.num_tokens), device=device)
     condition = Condition.of(torch.randn(batch, config.condition_tokens, config.condition_width, device=device))

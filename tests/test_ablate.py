@@ -216,11 +216,14 @@ def test_tables_hold_means_and_differences_by_seed(tmp_path):
                                      fscore_alone=0.3 - shift / 10, million_parameters=1.4, gflop_a_step=60.0)
     document = tmp_path / "ablations.md"
     document.write_text("a\n" + "".join(f"<!-- study {name} -->\nold\n<!-- end -->\nb\n" for name in STUDIES))
-    ablation_report.write_report({"runs": runs | tried("hybrid", {2e-3: 1.2, 4e-3: 1.0})}, document)
+    speeds = tmp_path / "speeds.json"
+    timed = {"case": "full/order", "variant": "planes", "speedup": {"median": 0.9, "min": 0.88, "max": 0.912}}
+    speeds.write_text(json.dumps({"cases": [timed, timed | {"case": "tiny/order", "speedup": {}}]}))
+    ablation_report.write_report({"runs": runs | tried("hybrid", {2e-3: 1.2, 4e-3: 1.0})}, document, speeds)
     text = document.read_text()
     table = text[text.index("study order"):]
-    assert "| 60.0 | 6.0 | 2.000 ± 2.484 |  | 0.300 ± 0.000 |  | 0.400 ± 0.000 |" in table  # t 4.303, sd 1, root of 3
-    assert "| 2.500 ± 2.484 | +0.500 ± 0.000 | 0.250 ± 0.000 | -0.050 ± 0.000 |" in table
+    assert "| 60.0 |  | 2.000 ± 2.484 |  | 0.300 ± 0.000 |  | 0.400 ± 0.000 |" in table  # t 4.303, sd 1, root of 3
+    assert "| 60.0 | 0.90 (0.88-0.91) | 2.500 ± 2.484 | +0.500 ± 0.000 | 0.250 ± 0.000 | -0.050 ± 0.000 |" in table
     assert text.startswith("a\n") and text.count("\nb\n") == len(STUDIES)
     assert "<!-- study linear -->\nold\n<!-- end -->" in text and not (tmp_path / "ablations" / "linear.png").exists()  # one arm
     assert (tmp_path / "ablations" / "order.png").stat().st_size > 5000
@@ -234,7 +237,7 @@ def test_arms_with_tokenizers_are_compared_by_what_they_generate():
             trial = Trial(ARMS[name], 4e-3, seed, sweep=False)
             runs[trial.key] = record(trial, 1.5, nll_shuffled=2.0, fscore=fscore, reconstruction=0.8, tokens=tokens, steps=300,
                                      tokenizer=trained)
-    first, second = ablation_report.rows_of(STUDIES["tokens"], runs)
+    first, second = ablation_report.rows_of(STUDIES["tokens"], runs, {})
     assert len(first) == len(ablation_report.TOKEN_HEAD) and first[6:9] == ["0.300 ± 0.000", "", "0.375 ± 0.000"]
     assert second[2:5] == ["0.910", "97%", "0.800"] and second[7:] == ["-0.100 ± 0.000", "0.250 ± 0.000", "96.000 ± 0.000"]
 
