@@ -276,8 +276,7 @@ def commit() -> str:
 
 
 def command_line() -> str:
-    """What started this script, as one would type it again in this folder."""
-    script = Path(sys.argv[0])
-    if script.is_absolute() and script.is_relative_to(Path.cwd()):  # python -m gives the whole path
-        script = script.relative_to(Path.cwd())
-    return shlex.join(["python", str(script), *sys.argv[1:]])
+    """What started this program, as one would type it again in this folder."""
+    module = sys.modules["__main__"].__spec__  # of python -m; None of a script
+    program = ["-m", module.name.removesuffix(".__main__")] if module else [sys.argv[0]]
+    return shlex.join(["python", *program, *sys.argv[1:]])

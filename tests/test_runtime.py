@@ -3,7 +3,10 @@
 import argparse
 import copy
 import os
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -169,3 +172,16 @@ def test_inputs_of_a_training_step_are_not_rounded(precision, product):
     wrapped = start_fabric(None, 1, precision).setup(model)
     wrapped(torch.rand(2, 3))
     assert model.seen == [torch.float32, product]
+
+
+def test_the_command_is_recorded_as_one_would_type_it(tmp_path):
+    package = tmp_path / "tools"
+    package.mkdir()
+    code = "from tar3d.runtime import command_line\nprint(command_line())\n"
+    for path in (tmp_path / "script.py", package / "__init__.py", package / "__main__.py", package / "part.py"):
+        path.write_text("" if path.stem == "__init__" else code)
+    root = Path(runtime.__file__).resolve().parents[1]
+    for started in (["script.py"], ["-m", "tools"], ["-m", "tools.part"]):
+        result = subprocess.run([sys.executable, *started, "--name", "two words"], cwd=tmp_path, capture_output=True, text=True,
+                                check=True, env=os.environ | {"PYTHONPATH": str(root)})
+        assert result.stdout == f"python {' '.join(started)} --name 'two words'\n"
