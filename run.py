@@ -34,6 +34,7 @@ from tar3d.config import GPT_TYPES, SamplingConfig
 from tar3d.gpt.engine import BACKENDS
 from tar3d.mesh.export import FORMATS, save_mesh
 from tar3d.mesh.render import contact_sheet, picture, save_turntable, text_picture
+from tar3d.mesh.simplify import LEAST_FACES, simplify
 from tar3d.pipeline import ANY, Generated, Pipeline
 from tar3d.runtime import (
     PRECISIONS,
@@ -86,6 +87,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     output = parser.add_argument_group("output")
     output.add_argument("--resolution", type=positive_int, default=128,
                         help="extraction cells along each axis (default: %(default)s)")
+    output.add_argument("--faces", type=int, metavar="N", help="at most so many, by collapsing edges; the mesh stays closed")
+    output.add_argument("--size", type=float, metavar="S",
+                        help="longest side of the mesh in the file's unit, as in --format stl --size 80 for 80 mm (default: the "
+                        "normalized frame's, about 1.9)")
     output.add_argument("--format", choices=[f[1:] for f in FORMATS], default="glb", help="default: %(default)s")
     output.add_argument("--preview", action=argparse.BooleanOptionalAction, default=True,
                         help="a picture of what was asked for and of the result (default: yes)")
@@ -96,6 +101,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     for option, belongs_to in (("prompt", "t23d"), ("input", "i23d")):
         if getattr(args, option) and args.gpt_type != belongs_to:
             parser.error(f"--{option} is for --gpt-type {belongs_to}, not {args.gpt_type}")
+    if args.faces is not None and args.faces < LEAST_FACES:
+        parser.error(f"--faces {args.faces}: a closed mesh has {LEAST_FACES} or more")
+    if args.size is not None and not 0 < args.size < float("inf"):
+        parser.error(f"--size {args.size:g}: the longest side must be positive")
     if args.gpt_type == "t23d" and not args.prompt:
         parser.error("--gpt-type t23d needs --prompt: one or more texts, or files with a text a line")
     return args
@@ -263,24 +272,27 @@ def prepare(pipeline: Pipeline, job: Job) -> Ready:
 def save(pipeline: Pipeline, job: Job, ready: Ready, result: Generated, sampling: SamplingConfig,
          args: argparse.Namespace) -> None:
     """Mesh, pictures and settings of one shape; prints what was made."""
-    target = job.target
-    save_mesh(result.mesh, target, up=args.up)
-    made = []
+    target, mesh, made = job.target, result.mesh, []
+    if args.faces is not None:
+        mesh = simplify(mesh, args.faces)
+        if len(mesh.faces) > args.faces:
+            made.append(f"fewer than {len(mesh.faces):,} faces would close its holes or lose pieces")
+    save_mesh(mesh, target, up=args.up, size=args.size)
     if args.preview:
-        views = [picture(result.mesh, PREVIEW_SIZE, azimuth) for azimuth in (30.0, 150.0)]
+        views = [picture(mesh, PREVIEW_SIZE, azimuth) for azimuth in (30.0, 150.0)]
         contact_sheet([[*ready.pictures, *views]], [*ready.titles, "generated", "from behind"]).save(target.with_suffix(".png"))
         made.append(f"preview {target.with_suffix('.png')}")
     if args.turntable:
-        save_turntable(result.mesh, target.with_suffix(".gif"))
+        save_turntable(mesh, target.with_suffix(".gif"))
         made.append(f"turntable {target.with_suffix('.gif')}")
     record = {"gpt_type": args.gpt_type, **ready.record, "seed": job.seed, "sampling": dataclasses.asdict(sampling),
-              "resolution": args.resolution, "up": args.up, "model": args.model, "vq_ckpt": args.vq_ckpt,
+              "resolution": args.resolution, "up": args.up, "size": args.size, "model": args.model, "vq_ckpt": args.vq_ckpt,
               "gpt_ckpt": args.gpt_ckpt, "precision": pipeline.precision, "decoding": pipeline.backend, "low_vram": args.low_vram,
-              "batch_size": args.batch_size, "seconds": result.seconds, "faces": len(result.mesh.faces),
+              "batch_size": args.batch_size, "seconds": result.seconds, "faces": len(mesh.faces),
               **describe_machine(pipeline.device)}
     target.with_suffix(".json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     times = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in result.seconds.items())
-    print("; ".join([f"{target}: {len(result.tokens)} tokens, {len(result.mesh.faces):,} faces, seed {job.seed}", times, *made]))
+    print("; ".join([f"{target}: {len(result.tokens)} tokens, {len(mesh.faces):,} faces, seed {job.seed}", times, *made]))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import trimesh
 from PIL import Image
 from run_files import equal, rows
 from safetensors.torch import load_file
@@ -597,6 +598,14 @@ def test_refusals_of_the_reconstruction(meshes, vqvae_run, capsys, flags, messag
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flags, message", [(["--faces", "3"], "a closed mesh has 4 or more"),
+                                            (["--size", "-2"], "the longest side must be positive")])
+def test_meshes_that_cannot_be_are_refused_before_they_are_made(capsys, flags, message):
+    with pytest.raises(SystemExit):
+        run.main(flags)
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("main, flags", [(infer_vqvae.main, ["--pc_size", "0"]), (infer_vqvae.main, ["--limit", "0"]),
                                          (infer_vqvae.main, ["--resolution", "-1"]), (run.main, ["--num-samples", "0"]),
                                          (run.main, ["--resolution", "0"]), (train_vqvae.main, ["--toy-shapes", "0"])])
@@ -634,6 +643,12 @@ def test_a_bad_picture_is_listed_and_the_others_are_written(pictures, full_model
     (pictures / "broken.png").unlink()
     assert run.main([*flags, "--num-samples", "2", "--format", "obj", "--batch-size", "3"]) == 0
     assert len(list(out.glob("*.obj"))) == 4
+    assert run.main([*flags, "--format", "stl", "--faces", "40", "--size", "80"]) == 0
+    said = capsys.readouterr().out
+    for path in out.glob("*.stl"):
+        mesh, record = trimesh.load_mesh(path), json.loads(path.with_suffix(".json").read_text())
+        assert mesh.extents.max() == pytest.approx(80, rel=1e-5) and mesh.is_watertight and record["size"] == 80
+        assert len(mesh.faces) == record["faces"] and (len(mesh.faces) <= 40 or "faces would close" in said)
 
 
 def test_a_picture_gives_the_same_tokens_alone_and_among_others(pictures, full_model, tmp_path, monkeypatch):

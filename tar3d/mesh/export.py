@@ -18,11 +18,13 @@ FORMATS = (".glb", ".obj", ".ply", ".stl", ".off")
 _Y_UP_TO_Z_UP = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]])  # +90 degrees about x
 
 
-def save_mesh(mesh: Mesh, path: str | Path, *, frame: str = "normalized", up: str = "y") -> Path:
+def save_mesh(mesh: Mesh, path: str | Path, *, frame: str = "normalized", up: str = "y", size: float | None = None) -> Path:
     """Writes `mesh` to `path` and returns it; missing folders are made.
 
     `frame`: "normalized" (the project's frame) or "source" (the frame and scale of the file the mesh came from).
     `up`: "y", or "z" to turn the vertices by +90 degrees about x, for CAD and 3D printing.
+    `size`: the longest side of its box in the file's unit (slicers take that of an STL for a millimetre), about the origin; None
+    leaves it as it is.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -34,6 +36,11 @@ def save_mesh(mesh: Mesh, path: str | Path, *, frame: str = "normalized", up: st
         vertices = vertices @ mesh.to_source[:3, :3].T + mesh.to_source[:3, 3]
     if up == "z":
         vertices = vertices @ _Y_UP_TO_Z_UP.T
+    if size is not None:
+        extent = float(np.ptp(vertices, axis=0).max())
+        if not 0 < size < np.inf or extent == 0:
+            raise ValueError(f"cannot save {path}, {extent:g} long, with a longest side of {size:g}: both must be positive")
+        vertices = vertices * (size / extent)
     payload = _encode(vertices.astype(np.float32), mesh.faces, suffix)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")

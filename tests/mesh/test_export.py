@@ -70,6 +70,15 @@ def test_z_up_turns_without_mirroring(one_armed, tmp_path):
     assert written.volume == pytest.approx(trimesh.Trimesh(one_armed.vertices, one_armed.faces, process=False).volume, rel=1e-5)
 
 
+def test_the_longest_side_is_what_is_asked_for(one_armed, tmp_path):
+    plain, sized = (trimesh.load_mesh(save_mesh(one_armed, tmp_path / "shape.stl", size=size)) for size in (None, 80.0))
+    assert sized.extents.max() == pytest.approx(80.0, rel=1e-6)
+    assert np.allclose(sized.bounds, plain.bounds * 80 / plain.extents.max(), rtol=1e-5)  # about the origin
+    for size in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="with a longest side of .*: both must be positive"):
+            save_mesh(one_armed, tmp_path / "shape.stl", size=size)
+
+
 @pytest.mark.parametrize(
     ("name", "options"), [("a.fbx", {}), ("a", {}), ("a.glb", {"frame": "world"}), ("a.glb", {"up": "x"})]
 )
