@@ -1,8 +1,8 @@
 """Says what this machine can do here: python -m tar3d.doctor
 
-Versions, devices, which attention backends work and why others do not, both shipped models tried on every device, and which
-trainings fit the memory found; last, hours of each training on other GPUs, by arithmetic. Exit status 1 if something that should
-work does not.
+Versions, devices, which attention backends work and why others do not; both shipped models tried on every device, and whether what
+is decoded token by token is what the model predicts; which trainings fit the memory found; last, hours of each training on other
+GPUs, by arithmetic. Exit status 1 if something that should work does not.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tar3d import config as configuration
-from tar3d.config import GPT_SIZES, GPTConfig, OptimConfig, VQVAEConfig
+from tar3d.config import GPT_SIZES, GPTConfig, OptimConfig, SamplingConfig, VQVAEConfig
 from tar3d.contracts import Condition
 from tar3d.gpt.backends import refusals
 from tar3d.gpt.loss import cross_entropy
@@ -37,6 +37,8 @@ RESERVED = 2**30  # of a GPU's memory: context, allocator, kernels
 TOKENIZERS = ("vqvae3d_tiny", "vqvae3d_small", "vqvae3d_fast", "vqvae3d")
 GPU_BYTES = {"RTX 4090": 24e9, "A100": 80e9, "H100": 80e9, "H200": 141e9}  # for hours by arithmetic; NVIDIA's data sheets
 ASSUMED_MFU = 0.4
+DECODING = {"cpu": ("plain",), "cuda": ("plain", "triton")}  # that are tried; "compiled" takes a minute
+LEAST_AGREEMENT = 0.99  # equally likely tokens may be told apart otherwise by another order of sums
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -103,10 +105,28 @@ def try_models(source: str, device: torch.device) -> bool:
         dropped = torch.zeros(1, dtype=torch.bool, device=device)
         seconds = best_seconds(lambda: pipeline.model.token_nll(tokens, {"image": pixels}, dropped), device)
         print(f"  GPT of {Path(source).name}: {gpt.config.num_tokens / seconds:,.0f} tokens/s forward, batch 1")
-        return True
+        return all([decodes_what_it_predicts(pipeline, backend) for backend in DECODING[device.type]])
     except (RuntimeError, ValueError, OSError) as e:
         print(f"  the models do not run here: {type(e).__name__}: {e}")
         return False
+
+
+def decodes_what_it_predicts(pipeline: Pipeline, backend: str) -> bool:
+    """Whether the tokens that are decoded one by one, the likeliest each time, are those that the whole sequence at once says are
+    the likeliest: a cache or a kernel that is wrong gives shapes that look like a badly trained model's."""
+    model, device = pipeline.model, pipeline.device
+    try:
+        engine = Pipeline(pipeline.vqvae, model, device, decoding=backend)
+    except ValueError as e:
+        print(f"  decoding={backend}: no ({e})")
+        return True
+    ids = model.gpt.ordered(engine.tokens({}, [0], SamplingConfig(temperature=0.0)).ids)
+    logits = model.gpt(ids[:, :-1], model.condition({}, 1), torch.zeros(1, dtype=torch.bool, device=device))
+    same = int((logits.argmax(-1) == ids).sum())
+    agrees = same >= LEAST_AGREEMENT * ids.numel()
+    print(f"  decoding={backend}: {same:,} of {ids.numel():,} tokens are those of a forward pass"
+          + ("" if agrees else ": what this machine decodes is wrong, choose another with run.py --decoding, and report it"))
+    return agrees
 
 
 def gpt_step_bytes(config: GPTConfig, optim: OptimConfig, rows: int, recompute: str) -> int:

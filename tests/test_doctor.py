@@ -7,6 +7,7 @@ import torch
 
 from tar3d import doctor
 from tar3d.config import GPTConfig, OptimConfig, VQVAEConfig, load
+from tar3d.gpt import decode_ops
 
 
 def test_a_machine_is_described_and_both_models_are_tried(monkeypatch, capsys):
@@ -15,9 +16,21 @@ def test_a_machine_is_described_and_both_models_are_tried(monkeypatch, capsys):
     assert doctor.main([]) == 0
     output = capsys.readouterr().out
     for part in (f"torch {torch.__version__}", "cpu: ", "gpt.linear_backend=fla: ", "gpt.attention_backend=flash_attn: ",
-                 "shapes/s encoded and decoded", "tokens/s forward", "fits cpu", "GPT-tiny, 3,072 tokens", "RTX 4090",
-                 "all that was tried works"):
+                 "shapes/s encoded and decoded", "tokens/s forward", "decoding=plain: 768 of 768 tokens", "fits cpu",
+                 "GPT-tiny, 3,072 tokens", "RTX 4090", "all that was tried works"):
         assert part in output, part
+
+
+def test_decoding_that_is_not_the_forward_pass_is_a_sentence_and_a_status(monkeypatch, capsys):
+    attend = decode_ops.linear_attend
+
+    def forgetful(*args):
+        args[-1].mul_(0.5)  # of the state
+        return attend(*args)
+
+    monkeypatch.setattr(decode_ops, "linear_attend", forgetful)
+    assert not doctor.try_models(str(doctor.ROOT / "pretrained" / "tiny"), torch.device("cpu"))
+    assert "tokens are those of a forward pass: what this machine decodes is wrong" in capsys.readouterr().out
 
 
 def test_models_that_do_not_run_are_a_sentence_and_a_status(tmp_path, monkeypatch, capsys):
