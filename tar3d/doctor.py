@@ -1,8 +1,8 @@
 """Says what this machine can do here: python -m tar3d.doctor
 
-Versions, devices, which attention backends work and why others do not; both shipped models tried on every device, and whether what
-is decoded token by token is what the model predicts; which trainings fit the memory found; last, hours of each training on other
-GPUs, by arithmetic. Exit status 1 if something that should work does not.
+Versions, devices, which attention backends work and why others do not; both shipped models tried on every device, and whether
+what is decoded token by token is what the model predicts; which trainings fit the memory found; last, hours of each training on
+other GPUs, by arithmetic. Exit status 1 if something that should work does not.
 """
 
 from __future__ import annotations
