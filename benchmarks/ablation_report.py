@@ -130,9 +130,11 @@ def draw(study: Study, runs: dict[str, dict], path: Path) -> None:
     for name in arms:
         tried = sorted((r["rate"], r["nll"]) for r in runs.values() if r["arm"] == name and r["sweep"])
         if tried:
-            panels[2].plot(*zip(*tried, strict=True), marker=".", linewidth=1.2, alpha=0.9,
-                           color=INK if name == study.arms[0] else OTHER)
+            colour = INK if name == study.arms[0] else OTHER
+            panels[2].plot(*zip(*tried, strict=True), marker=".", linewidth=1.2, alpha=0.9, color=colour)
+            panels[2].annotate(name, tried[-1], xytext=(4, 0), textcoords="offset points", va="center", fontsize=8, color=colour)
     panels[2].set_xscale("log")
+    panels[2].margins(x=0.2)
     rates = sorted({r["rate"] for r in runs.values() if r["arm"] in arms and r["sweep"]})
     panels[2].set_xticks(rates, [f"{rate:g}" for rate in rates], fontsize=8)
     panels[2].minorticks_off()
