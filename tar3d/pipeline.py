@@ -215,10 +215,10 @@ class Pipeline:
         """Pictures, or texts, one a row, as `generate` takes them. What the model cannot make use of, such as words that it does
         not know, is a UserWarning. Raises ValueError (a picture without an object: ImageError) for what cannot be used, and for a
         kind that this model is not told."""
-        kinds = {isinstance(one, str) for one in told}
-        if isinstance(told, str) or len(kinds) != 1:
-            raise ValueError(f"a source is a list of pictures or a list of texts, with one a row; got {told!r}")
-        kind = "text" if kinds == {True} else "image"
+        kinds = {"text" if isinstance(one, str) else "image" if isinstance(one, Image.Image) else "" for one in told}
+        if isinstance(told, str) or kinds not in ({"text"}, {"image"}):
+            raise ValueError(f"a source is a list of pictures (PIL.Image) or a list of texts, with one a row; got {told!r}")
+        kind, = kinds
         encoder = self.model.conditioner.encoder(kind)
         if kind == "text":
             prepared = [encoder.words.prepare(text) for text in told]

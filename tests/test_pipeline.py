@@ -79,8 +79,8 @@ def test_a_source_is_pictures_or_texts_as_the_encoders_take_them():
     assert len(ids) == 2 and (ids[0] != ids[1]).any()
     with pytest.warns(UserWarning, match="does not know.*zeppelin"):
         pipeline.source(["a zeppelin"])
-    for refused in ("a chair", [], [picture, "a chair"]):
-        with pytest.raises(ValueError, match="a list of pictures or a list of texts"):
+    for refused in ("a chair", [], [picture, "a chair"], [TINY], [pixels[0].numpy()]):
+        with pytest.raises(ValueError, match=r"a list of pictures \(PIL.Image\) or a list of texts"):
             pipeline.source(refused)
     with pytest.raises(ImageError, match="single colour"):
         pipeline.source([Image.new("RGB", (8, 8), "red")])

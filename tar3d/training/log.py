@@ -84,12 +84,12 @@ def _with_columns(path: Path, wanted: list[str]) -> list[str]:
     empty in the rows so far."""
     with open(path, encoding="utf-8", newline="") as f:
         columns = next(csv.reader(f), [])
-        new = [name for name in wanted if name not in columns]
-        if new:
-            rows = [columns + new, *(row + [""] * len(new) for row in csv.reader(f))]
-            part = io.StringIO()
-            csv.writer(part, lineterminator="\n").writerows(rows)
-            _replace(path, part.getvalue())
+    new = [name for name in wanted if name not in columns]
+    if new:
+        rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))[1:]
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([columns + new, *(row + [""] * len(new) for row in rows)])
+        _replace(path, text.getvalue())
     return columns + new
 
 
