@@ -20,7 +20,9 @@ SHAPES = 40
 COMMON = ["train.precision=32-true", "train.num_workers=0", "train.log_every=1", "train.validate_every=1000",
           "train.save_every=1000", "train.validation_shapes=1", "train.preview_shapes=0"]
 VQVAE = ["train.autoencoder_steps=10", "train.codebook_steps=10", "train.batch_size=4", "optim.warmup_steps=5", *COMMON]
-GPT = ["train.steps=20", "train.global_batch_size=4", "train.sketch_rows=8", "optim.warmup_steps=5", *COMMON]
+# At an eighth of the recipe's rates: at the full ones the sketch's loss jumps, and rounding decides by how much.
+GPT = ["train.steps=20", "train.global_batch_size=4", "train.sketch_rows=8", "optim.warmup_steps=5", "optim.muon_lr=5e-4",
+       "optim.adamw_lr=3.75e-4", *COMMON]
 
 
 def curves(folder: Path) -> dict[str, list[float]]:
@@ -52,9 +54,8 @@ def test_the_first_losses_are_those_that_were_stored(tmp_path, monkeypatch):
     stored, found = json.loads(STORED.read_text()), curves(tmp_path)
     for name, losses in stored.items():
         assert len(losses) == 20
-        # CPUs and numbers of threads round differently: AVX2 and AVX-512 differ by 0.35 %, one and two threads by 1.9 % where the
-        # sketch's loss falls fastest.
-        assert found[name] == pytest.approx(losses, rel=4e-2 if name == "sketch" else 1e-2), name
+        # CPUs and numbers of threads round differently: one and two threads differ by 0.2 %.
+        assert found[name] == pytest.approx(losses, rel=1e-2), name
 
 
 if __name__ == "__main__":
