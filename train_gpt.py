@@ -39,6 +39,7 @@ from tar3d.data.tokens import TokenDataset
 from tar3d.data.views import mesh_pictures
 from tar3d.gpt.evaluate import condition_nll, of_others
 from tar3d.gpt.loss import cross_entropy
+from tar3d.gpt.model import SKETCH_GUESS
 from tar3d.mesh.render import contact_sheet, picture
 from tar3d.pipeline import WORDS, ConditionalGPT, Pipeline, gpt_folder, gpt_type_of, words_of_model
 from tar3d.runtime import positive_int, start_fabric, uncompiled
@@ -55,8 +56,8 @@ OVERFIT_BAR = 0.99  # share of tokens
 MAP_SIZE = 192
 SKETCH = SamplingConfig(temperature=0.0, sketch_scale=1e6)  # the code nearest to the sketch's guess, whatever the layers say
 SKETCH_SHAPE = ("sketch_local", "sketch_hidden")  # values of the config that decide the shapes of its guess:
-SKETCH_GUESS = ("gpt.sketch.guess.", "gpt.sketch.local")
-SKETCH_PARTS = ("conditioner.", *SKETCH_GUESS)  # that `train.stage=sketch` trains, and "layers" leaves as they are
+GUESS_PARTS = tuple(f"gpt.{name}" for name in SKETCH_GUESS)
+SKETCH_PARTS = ("conditioner.", *GUESS_PARTS)  # that `train.stage=sketch` trains, and "layers" leaves as they are
 # What the prefix goes through besides the encoders.
 PREFIX_PARTS = ("conditioner.project.", "gpt.condition_mlp.", "gpt.null_prefix", "gpt.sketch.")
 
@@ -142,7 +143,7 @@ def fill_from(model: ConditionalGPT, init: str, fabric: Fabric) -> None:
         anew += ("gpt.sketch.",)
         said += ["the sketch"] if mine.gpt.sketch_dim else []
     elif mine.gpt.sketch_dim and any(getattr(mine.gpt, name) != getattr(theirs.gpt, name) for name in SKETCH_SHAPE):
-        anew += SKETCH_GUESS
+        anew += GUESS_PARTS
         said.append("the sketch's guess")
     checkpoint.load_weights(model, init, anew)
     if said:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.measure import speedup_text
 from benchmarks.studies import ARMS, STUDIES, Study
 from tar3d.metrics.summary import markdown_table
 
@@ -40,11 +41,9 @@ def finished(runs: dict[str, dict], arm: str) -> dict[int, dict]:
     return {r["seed"]: r for r in runs.values() if r["arm"] == arm and not r["sweep"]}
 
 
-def speeds_of(study: Study, path: Path) -> dict[str, str]:
-    """How many times as fast a step of each arm is as one of the study's first, as the suite `arms` measured it."""
-    records = json.loads(path.read_text(encoding="utf-8"))["cases"] if path.is_file() else []
-    return {r["variant"]: "{median:.2f} ({min:.2f}-{max:.2f})".format(**r["speedup"])
-            for r in records if r["case"] == f"full/{study.name}" and "speedup" in r}
+def speeds_of(study: Study, records: list[dict]) -> dict[str, str]:
+    """How many times as fast a step of each arm is as one of the study's first, in the records of the suite `arms`."""
+    return {r["variant"]: speedup_text(r) for r in records if r["case"] == f"full/{study.name}"}
 
 
 def rows_of(study: Study, runs: dict[str, dict], speeds: dict[str, str]) -> list[list[str]]:
@@ -90,8 +89,9 @@ def _plus_minus(values: list[float], signed: bool = False) -> str:
 def write_report(results: dict, document: Path = DOCUMENT, speeds: Path = SPEEDS) -> None:
     """Brings every table of `document` up to date, and the plots beside it."""
     text = document.read_text(encoding="utf-8")
+    timed = json.loads(speeds.read_text(encoding="utf-8"))["cases"] if speeds.is_file() else []
     for name, study in STUDIES.items():
-        rows = rows_of(study, results["runs"], speeds_of(study, speeds))
+        rows = rows_of(study, results["runs"], speeds_of(study, timed))
         if len(rows) < 2:  # nothing to compare
             continue
         head = TOKEN_HEAD if study.has_tokenizers else HEAD

@@ -17,8 +17,8 @@ from benchmarks.studies import ARMS, CONFIG, MODEL, STUDIES, TOKENIZER_CONFIG
 from benchmarks.train import step_of
 from tar3d import config as configuration
 from tar3d.config import TokenizerConfig, VQVAEConfig
+from tar3d.gpt.model import SKETCH_GUESS
 
-GUESS = ("sketch.guess.", "sketch.local")  # trained before, and left as it is
 SMALL = ("gpt.num_layers=4", "gpt.width=32", "gpt.num_heads=2", "gpt.condition_tokens=4", "gpt.condition_width=8",
          "image_encoder.image_size=16", "image_encoder.width=8", "image_encoder.num_heads=1")
 
@@ -27,12 +27,11 @@ def arms(study: str, device: torch.device, *, small: bool = False) -> dict[str, 
     tokenizer = (TokenizerConfig(grid_size=4, codebook_size=64) if small
                  else configuration.load(VQVAEConfig, TOKENIZER_CONFIG).tokenizer)
     works = {}
-    for name in STUDIES[study].arms:
-        config = configuration.load_gpt_run(CONFIG, "GPT-tiny", tokenizer, [*(SMALL if small else MODEL), *ARMS[name].changes])
-        if ARMS[name].share == 1:
-            works[name] = step_of(config.gpt, config.optim, config.train.global_batch_size, device, name=name,
+    for arm in (ARMS[name] for name in STUDIES[study].arms if ARMS[name].share == 1):
+        config = configuration.load_gpt_run(CONFIG, "GPT-tiny", tokenizer, [*(SMALL if small else MODEL), *arm.changes])
+        works[arm.name] = step_of(config.gpt, config.optim, config.train.global_batch_size, device, name=arm.name,
                                   compile=config.train.compile and not small,
-                                  frozen=GUESS if config.train.stage == "layers" else ())
+                                  frozen=SKETCH_GUESS if config.train.stage == "layers" else ())
     return works
 
 

@@ -169,6 +169,11 @@ def _speedup(base: Work, base_seconds: list[float], work: Work, seconds: list[fl
     return {"median": statistics.median(pairs), "min": min(pairs), "max": max(pairs)}
 
 
+def speedup_text(record: dict) -> str:
+    """Median, least and greatest of a record's speedup; nothing where it is compared with none."""
+    return "{median:.2f} ({min:.2f}-{max:.2f})".format(**record["speedup"]) if "speedup" in record else ""
+
+
 def roofline(work: Work, seconds: float, ceilings: Ceilings) -> dict[str, object]:
     """`fraction` of the machine's limit that a call of `seconds` reaches, and which limit that is. Where all that a call
     touches fits a cache the fraction may pass 1: the limit is memory's."""

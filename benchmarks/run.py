@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measure import SIZES, Case, goal_lines, measure
+from benchmarks.measure import SIZES, Case, goal_lines, measure, speedup_text
 from tar3d.runtime import choose_device, describe_machine, positive_int
 
 # A module of this folder each, with its CASES, the most valuable first. Loaded when asked for: they need different packages.
@@ -114,9 +114,8 @@ def table(report: dict) -> str:
         resident, gpu = ("" if r[key] is None else f"{r[key]:.0f}" for key in ("peak_resident_mib", "peak_gpu_mib"))
         rate = f"{r['per_second']:{',.0f' if r['per_second'] >= 100 else '.3g'}} {r['unit']}/s"
         limit = f"{r['fraction']:.0%}" if "fraction" in r else ""
-        speedup = "{median:.2f} ({min:.2f}-{max:.2f})".format(**r["speedup"]) if "speedup" in r else ""
         lines.append(f"{_label(r):<{width}}{r['median_seconds']:>9.3g}{rate:>20}{r['ms_per_item']:>9.3g}{limit:>9}"
-                     f"{speedup:>19}{resident:>7}{gpu:>8}  {r['dtype']:<10} {r['settings'].get('batch', '')}")
+                     f"{speedup_text(r):>19}{resident:>7}{gpu:>8}  {r['dtype']:<10} {r['settings'].get('batch', '')}")
     reduced = [f"  {_label(r)}: {r['reduced']}" for r in records if r.get("reduced")]
     goals = [f"  {_label(r)}: {line}" for r in records for line in goal_lines(r)]
     return "\n".join([*lines, *(["reduced:", *reduced] if reduced else []), *(["goals:", *goals] if goals else [])])

@@ -82,23 +82,22 @@ def large_steps(device: torch.device) -> dict[str, Work]:
 
 def patterns(name: str, grid: int, batch: int, device: torch.device, *, whole: bool = True) -> dict[str, Work]:
     """`whole`: with the optimizers, whose part of a step says nothing of how it grows."""
-    works = {pattern: step(name, batch, device, compile=device.type == "cuda", optimize=whole, grid_size=grid,
-                           layer_pattern=pattern) for pattern in PATTERNS}
+    works = {pattern: step(name, batch, device, compile=device.type == "cuda", optimize=whole,
+                           changes={"grid_size": grid, "layer_pattern": pattern}) for pattern in PATTERNS}
     if whole and grid in GOAL_SPEEDUP and device.type == "cuda":
         works["LLLF"] = dataclasses.replace(works["LLLF"], goals={"speedup": GOAL_SPEEDUP[grid]})
     return works
 
 
-def recomputing(name: str, batch: int, device: torch.device, *, compiled: bool = True, **changes: object) -> dict[str, Work]:
+def recomputing(name: str, batch: int, device: torch.device, *, compiled: bool = True, **more: object) -> dict[str, Work]:
     """What is kept, and last a compiled step if it is to take a minute of compiling."""
-    works = {how: step(name, batch, device, recompute=how, **changes) for how in configuration.RECOMPUTE}
-    return works | ({"compiled": step(name, batch, device, compile=True, **changes)} if compiled else {})
+    works = {how: step(name, batch, device, recompute=how, **more) for how in configuration.RECOMPUTE}
+    return works | ({"compiled": step(name, batch, device, compile=True, **more)} if compiled else {})
 
 
-def step(name: str, batch: int, device: torch.device, *, precision: str = "auto", **how: object) -> Work:
-    """A step of the named GPT; `how` holds arguments of `step_of`, and fields of its config that are changed."""
-    given = {key: how.pop(key) for key in ("recompute", "compile", "loss", "optimize") if key in how}
-    return step_of(gpt_config(name, **how), OptimConfig(), batch, device, name=name, precision=precision, **given)
+def step(name: str, batch: int, device: torch.device, *, changes: dict[str, object] | None = None, **how: object) -> Work:
+    """A step of the named GPT with `changes` of its config; `how` goes to `step_of`."""
+    return step_of(gpt_config(name, **(changes or {})), OptimConfig(), batch, device, name=name, **how)
 
 
 def step_of(config: GPTConfig, optim: OptimConfig, batch: int, device: torch.device, *, name: str, recompute: str = "none",
@@ -268,14 +267,15 @@ CASES = (
       for form in LOSSES),
     *(_memory(f"size_{name}", partial(step, name, 1)) for name in ("GPT-tiny", "GPT-B", "GPT-L")),
     *(_memory(f"recompute_{how}", partial(step, "GPT-B", 1, recompute=how, optimize=False)) for how in configuration.RECOMPUTE),
-    *(_memory(f"grid_{grid}_{pattern}", partial(step, "GPT-B", 1, grid_size=grid, layer_pattern=pattern, optimize=False))
+    *(_memory(f"grid_{grid}_{pattern}", partial(step, "GPT-B", 1, optimize=False,
+                                                   changes={"grid_size": grid, "layer_pattern": pattern}))
       for grid in (16, 32, 48) for pattern in PATTERNS),
     Case("step", "tiny", "tokens", tiny_step),
     Case("patterns_108", "tiny", "tokens", partial(patterns, "GPT-tiny", 6, 2)),
     Case("loss", "tiny", "positions", partial(losses, 512, 64, 4096)),
-    Case("recompute", "tiny", "tokens", partial(recomputing, "GPT-tiny", 2, compiled=False, **SMALL)),
+    Case("recompute", "tiny", "tokens", partial(recomputing, "GPT-tiny", 2, compiled=False, changes=SMALL)),
     Case("muon", "tiny", "updates", partial(muon, "GPT-tiny", 2)),
     Case("adamw", "tiny", "updates", partial(adamw, "GPT-tiny"), repeats=10),
     Case("growth_6", "tiny", "tokens", partial(patterns, "GPT-tiny", 6, 1, whole=False)),
-    Case("memory_recompute", "tiny", "tokens", partial(step, "GPT-tiny", 2, recompute="blocks", **SMALL)),
+    Case("memory_recompute", "tiny", "tokens", partial(step, "GPT-tiny", 2, recompute="blocks", changes=SMALL)),
 )

@@ -22,9 +22,11 @@ from tar3d import config as configuration
 from tar3d.config import GPT_SIZES, GPTConfig, OptimConfig, SamplingConfig, VQVAEConfig
 from tar3d.contracts import Condition
 from tar3d.gpt.backends import refusals
+from tar3d.gpt.engine import Engine
+from tar3d.gpt.generate import generate
 from tar3d.gpt.loss import cross_entropy
 from tar3d.gpt.model import GPT
-from tar3d.pipeline import Pipeline
+from tar3d.pipeline import ConditionalGPT, Pipeline
 from tar3d.runtime import COMPUTE_DTYPES, describe_machine, resolve_precision
 from tar3d.throughput import VENDOR_PEAKS, best_seconds
 from tar3d.tokenizer.vqvae import VQVAE
@@ -105,23 +107,23 @@ def try_models(source: str, device: torch.device) -> bool:
         dropped = torch.zeros(1, dtype=torch.bool, device=device)
         seconds = best_seconds(lambda: pipeline.model.token_nll(tokens, {"image": pixels}, dropped), device)
         print(f"  GPT of {Path(source).name}: {gpt.config.num_tokens / seconds:,.0f} tokens/s forward, batch 1")
-        return all([decodes_what_it_predicts(pipeline, backend) for backend in DECODING[device.type]])
+        return all([decodes_what_it_predicts(pipeline.model, backend) for backend in DECODING[device.type]])
     except (RuntimeError, ValueError, OSError) as e:
         print(f"  the models do not run here: {type(e).__name__}: {e}")
         return False
 
 
-def decodes_what_it_predicts(pipeline: Pipeline, backend: str) -> bool:
+def decodes_what_it_predicts(model: ConditionalGPT, backend: str) -> bool:
     """Whether the tokens that are decoded one by one, the likeliest each time, are those that the whole sequence at once says are
     the likeliest: a cache or a kernel that is wrong gives shapes that look like a badly trained model's."""
-    model, device = pipeline.model, pipeline.device
+    gpt, condition = model.gpt, model.condition({}, 1)
     try:
-        engine = Pipeline(pipeline.vqvae, model, device, decoding=backend)
+        engine = Engine(gpt, backend)
     except ValueError as e:
         print(f"  decoding={backend}: no ({e})")
         return True
-    ids = model.gpt.ordered(engine.tokens({}, [0], SamplingConfig(temperature=0.0)).ids)
-    logits = model.gpt(ids[:, :-1], model.condition({}, 1), torch.zeros(1, dtype=torch.bool, device=device))
+    ids = gpt.ordered(generate(gpt, condition, SamplingConfig(temperature=0.0), [0], engine=engine).ids)
+    logits = gpt(ids[:, :-1], condition)
     same = int((logits.argmax(-1) == ids).sum())
     agrees = same >= LEAST_AGREEMENT * ids.numel()
     print(f"  decoding={backend}: {same:,} of {ids.numel():,} tokens are those of a forward pass"

@@ -54,9 +54,9 @@ LOADS_AT_ONCE: dict[str, set[str]] = {
     "tar3d/mesh/render.py": {"embreex"},  # a renderer is nothing without its ray tracer
     "tar3d/gpt/decode_triton.py": {"triton"},  # nor kernels without their compiler
 }
+NOT_EVERYWHERE = {"triton"}  # of those, what a complete installation may lack: Linux alone has it
 # GPL, or for non-commercial use only, as whole packages or as the part of a permissive one.
 NOT_PERMISSIVE = ("igl.copyleft", "nvdiffrast", "pymeshlab", "bpy", "tetgen", "kaolin.non_commercial")
-NOT_EVERYWHERE = {"triton"}  # of those, what a complete installation may lack: Linux alone has it
 
 
 def package_files() -> list[Path]:

@@ -44,6 +44,7 @@ from tar3d.token_order import NUM_PLANES, coordinates, num_tokens, places
 
 INIT_STD = 0.02
 LINEAR = {"lightning": LinearAttention, "gated": GatedLinearAttention, "delta": GatedLinearAttention}
+SKETCH_GUESS = ("sketch.guess.", "sketch.local")  # how the names of a GPT's parameters begin that make the sketch's guess
 CELL_LAYERS = 2  # SwiGLU layers of the head that tells the tokens of a cell apart
 
 

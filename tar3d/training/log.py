@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
-import os
 from pathlib import Path
+
+from tar3d.data.folder import atomic_write, write_csv
 
 
 class RunLog:
@@ -20,6 +20,7 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter
 
         self.folder = folder
+        self._columns: dict[str, list[str]] = {}  # of the file of each kind
         self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step or None)
         self._wandb = _start_wandb(wandb_project, folder, config or {}) if wandb_project else None
         for path in folder.glob("*.csv"):
@@ -28,13 +29,10 @@ class RunLog:
     def write(self, kind: str, step: int, values: dict[str, float]) -> None:
         path = self.folder / f"{kind}.csv"
         row = {"step": step, **values}
-        if path.exists():
-            columns = _with_columns(path, list(row))
-        else:
-            columns = list(row)
-            path.write_text(",".join(columns) + "\n", encoding="utf-8")
+        if not row.keys() <= set(self._columns.get(kind, ())):
+            self._columns[kind] = _with_columns(path, list(row))
         with open(path, "a", encoding="utf-8", newline="") as f:
-            writer = csv.DictWriter(f, columns, lineterminator="\n")
+            writer = csv.DictWriter(f, self._columns[kind], lineterminator="\n")
             writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
         for name, value in values.items():
             self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
@@ -80,16 +78,16 @@ def _start_wandb(project: str, folder: Path, config: dict):
 
 
 def _with_columns(path: Path, wanted: list[str]) -> list[str]:
-    """The columns of the file. What it has not of those `wanted`, since a resumed run tells of more than when it began, it gets,
-    empty in the rows so far."""
-    with open(path, encoding="utf-8", newline="") as f:
-        columns = next(csv.reader(f), [])
+    """The columns of the file, which is made if it is not there. What it has not of those `wanted`, since a resumed run tells of
+    more than when it began, it gets, empty in the rows so far."""
+    rows, columns = [], []
+    if path.exists():
+        with open(path, encoding="utf-8", newline="") as f:
+            reader = csv.DictReader(f)
+            rows, columns = list(reader), list(reader.fieldnames or [])
     new = [name for name in wanted if name not in columns]
     if new:
-        rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))[1:]
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([columns + new, *(row + [""] * len(new) for row in rows)])
-        _replace(path, text.getvalue())
+        write_csv(path, columns + new, rows)
     return columns + new
 
 
@@ -100,10 +98,5 @@ def _drop_after(path: Path, step: int) -> None:
     lines = complete.splitlines(keepends=True)
     kept = lines[:1] + [line for line in lines[1:] if line.split(",", 1)[0].isdigit() and int(line.split(",", 1)[0]) <= step]
     if "".join(kept) != text:
-        _replace(path, "".join(kept))
-
-
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+        with atomic_write(path, "w", encoding="utf-8") as f:
+            f.write("".join(kept))
