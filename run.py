@@ -7,8 +7,9 @@
     python run.py --gpt-type uncond --num-samples 8
 
 Each shape gives OUT/<name>.glb (closed, Y up), <name>.png (what was asked for, and the result), <name>.json (all settings, times)
-and, if asked for, <name>.gif (the shape turning). The same seed gives the same mesh whatever else is made with it. A picture
-that cannot be used is listed with the reason, the rest goes on, and the exit status is 1.
+and, if asked for, <name>.gif (the shape turning) and tokens/<name>.tokens.npz, of which infer_vqvae.py makes the mesh again, with
+finer cells for instance. The same seed gives the same mesh whatever else is made with it. A picture that cannot be used is listed
+with the reason, the rest goes on, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from tqdm import tqdm
 
 from tar3d.condition.image import ImageError, list_images, load_image, preprocess
 from tar3d.config import GPT_TYPES, SamplingConfig
+from tar3d.data.token_file import FOLDER, SUFFIX
 from tar3d.gpt.engine import BACKENDS
 from tar3d.mesh.export import FORMATS, save_mesh
 from tar3d.mesh.render import contact_sheet, picture, save_turntable, text_picture
@@ -92,6 +94,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
                         help="longest side of the mesh in the file's unit, as in --format stl --size 80 for 80 mm (default: the "
                         "normalized frame's, about 1.9)")
     output.add_argument("--format", choices=[f[1:] for f in FORMATS], default="glb", help="default: %(default)s")
+    output.add_argument("--save-tokens", action="store_true",
+                        help=f"also the tokens, OUT/{FOLDER}/<name>{SUFFIX}, for infer_vqvae.py")
     output.add_argument("--preview", action=argparse.BooleanOptionalAction, default=True,
                         help="a picture of what was asked for and of the result (default: yes)")
     output.add_argument("--turntable", action="store_true", help="also the shape turning, as a GIF")
@@ -285,6 +289,8 @@ def save(pipeline: Pipeline, job: Job, ready: Ready, result: Generated, sampling
     if args.turntable:
         save_turntable(mesh, target.with_suffix(".gif"))
         made.append(f"turntable {target.with_suffix('.gif')}")
+    if args.save_tokens:
+        made.append(f"tokens {pipeline.token_files.save(target.parent, target.stem, result.tokens, sampled=True)}")
     record = {"gpt_type": args.gpt_type, **ready.record, "seed": job.seed, "sampling": dataclasses.asdict(sampling),
               "resolution": args.resolution, "up": args.up, "size": args.size, "model": args.model, "vq_ckpt": args.vq_ckpt,
               "gpt_ckpt": args.gpt_ckpt, "precision": pipeline.precision, "decoding": pipeline.backend, "low_vram": args.low_vram,

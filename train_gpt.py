@@ -209,27 +209,13 @@ def check_tokenizer(config: GPTRunConfig, vqvae: VQVAE) -> None:
     config.tokenizer_fingerprint = checkpoint.token_fingerprint(vqvae)
 
 
-def train(config: GPTRunConfig, out: Path, fabric: Fabric, data: Path, vqvae: VQVAE, vq_source: str, *,
-          encoders: dict[str, Encoder] | None = None, state: Path | None = None, init: str | None = None,
-          init_sketch: str | None = None, wandb: str | None = None, overfit: int | None = None) -> dict:
+def train(config: GPTRunConfig, out: Path, fabric: Fabric, data: Path, vqvae: VQVAE, vq_source: str,
+          encoders: dict[str, Encoder], *, state: Path | None = None, init: str | None = None, init_sketch: str | None = None,
+          wandb: str | None = None, overfit: int | None = None) -> dict:
     """Runs a training, or goes on from a saved `state`, and returns the last validation's metrics. With `overfit` it has so many
     shapes, is validated on them, and the metrics say what share of their tokens it generates ("regenerated")."""
     t = config.train
-    if encoders is None:
-        encoders = new_encoders(config, data)
-    model = ConditionalGPT(config, encoders)
-    if init:
-        fill_from(model, init, fabric)
-    else:
-        model.gpt.start_from_codes(vqvae.quantizer.codebook, torch.Generator().manual_seed(t.seed))
-    if init_sketch:
-        fill_sketch_from(model, init_sketch)
-    elif t.stage == "layers" and not init:
-        raise ValueError("train.stage=layers goes on from encoders and a sketch that are trained: give them with --init-sketch, "
-                         "or train them with train.stage=sketch")
-    if config.gpt.sketch_dim not in (0, vqvae.config.code_dim):
-        raise ValueError(f"gpt.sketch_dim is {config.gpt.sketch_dim}, but the tokenizer's codes have {vqvae.config.code_dim} "
-                         f"coordinates: write gpt.sketch_dim={vqvae.config.code_dim}, or 0 for none")
+    model = new_model(config, vqvae, encoders, init, init_sketch, fabric)
     dropout_random = torch.Generator().manual_seed(t.seed)  # the same on every process, which takes its rows of each draw
     run = Run("GPT", out, fabric, Trainee(model, vqvae.quantizer.codebook.clone(), t.stage), config,
               generators={"dropout": dropout_random}, wandb=wandb)
@@ -249,18 +235,13 @@ def train(config: GPTRunConfig, out: Path, fabric: Fabric, data: Path, vqvae: VQ
     shown = spread(len(validation), t.preview_shapes)
     truths = mesh_pictures(data, [validation.ids[i] for i in shown])
     local, further = t.global_batch_size // fabric.world_size, t.sketch_rows // fabric.world_size
-    micro, given = t.micro_batch_size or local, [e for e in told.values() if isinstance(e, GivenEmbeddings)]
-    if told and micro % len(told):
-        raise ValueError(f"{micro} rows go through the model together, but {len(told)} conditions take turns in them: set "
-                         f"train.global_batch_size or train.micro_batch_size so that they divide by {len(told)}")
-    if further % max(1, local // micro):
-        raise ValueError(f"train.sketch_rows {t.sketch_rows} do not divide over {fabric.world_size} x {local // micro} "
-                         "forward passes")
+    micro = check_rows(config, local, further)
+    given = [encoder for encoder in told.values() if isinstance(encoder, GivenEmbeddings)]
     fabric.print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(dataset)} training shapes, "
                  f"{len(held_out['tokens'])} validation shapes, {t.steps - run.step} steps of {local // micro} x {micro} rows on "
                  f"{fabric.world_size} x {fabric.device}, ln V = {np.log(config.gpt.codebook_size):.3f} nats, run folder {out}")
 
-    metrics = {}
+    metrics, folder = {}, out / "model" / gpt_folder(gpt_type_of(config.conditions))
     for batch in run.batches(loader, order, dataset.ids.__getitem__, unit="tokens", items=local * config.gpt.num_tokens,
                              flops=run.bare.flops(local, further)):
         dropped = drop_rows(model, t.global_batch_size, dropout_random)[fabric.global_rank * local :][:local]
@@ -270,33 +251,59 @@ def train(config: GPTRunConfig, out: Path, fabric: Fabric, data: Path, vqvae: VQ
             with run.aside():
                 trainee = run.shown()
                 if fabric.is_global_zero:
-                    best = trainee.model
                     with uncompiled():
                         if t.stage == "sketch":
                             metrics = validate_sketch(trainee, held_out, fabric)
                         else:
-                            metrics, by_position = validate(best, held_out, fabric)
+                            metrics, by_position = validate(trainee.model, held_out, fabric)
                             nll_picture(by_position, config).save(out / f"nll_{run.step:07d}.png")
                         preview(trainee, vqvae, truths, [validation.row(i) for i in shown], fabric,
                                 out / f"preview_{run.step:07d}.png")
                     run.show(metrics, out / f"preview_{run.step:07d}.png")
                     if run.is_best(-next(iter(metrics.values()))):
-                        record = run.record(metrics, len(dataset))
-                        folder = out / "model" / gpt_folder(gpt_type_of(config.conditions))
-                        checkpoint.save_model(folder, best, config, record,
-                                              model_card(record, gpt_type_of(config.conditions), given),
-                                              dtype=getattr(torch, t.weights_dtype), largest_file=t.weights_file_mb * 10**6)
-                        save_words(best, folder / WORDS)
+                        save_gpt(folder, trainee.model, config, run.record(metrics, len(dataset)), given)
                         checkpoint.copy_model(checkpoint.find_tokenizer(vq_source), out / "model" / checkpoint.TOKENIZER)
     if t.stage == "sketch":
-        fabric.print(f"best validation distance {-run.best:.4f}; go on with: --init-sketch "
-                     f"{out / 'model' / gpt_folder(gpt_type_of(config.conditions))}")
+        fabric.print(f"best validation distance {-run.best:.4f}; go on with: --init-sketch {folder}")
     else:
         fabric.print(f"best validation NLL {-run.best:.4f}; model in {out / 'model'}, "
                      f"generate with: python run.py --model {out / 'model'}{needs(given)}")
     if overfit:
         metrics["regenerated"] = regenerated(run.shown().model, vqvae, held_out, fabric)
     return metrics
+
+
+def new_model(config: GPTRunConfig, vqvae: VQVAE, encoders: dict[str, Encoder], init: str | None, init_sketch: str | None,
+              fabric: Fabric) -> ConditionalGPT:
+    """What a training begins with: fresh weights, or those of `init`, and encoders and sketch of `init_sketch`."""
+    given, wanted = config.gpt.sketch_dim, vqvae.config.code_dim
+    if given not in (0, wanted):
+        raise ValueError(f"gpt.sketch_dim is {given}, but the tokenizer's codes have {wanted} coordinates: write "
+                         f"gpt.sketch_dim={wanted}, or 0 for none")
+    if config.train.stage == "layers" and not (init or init_sketch):
+        raise ValueError("train.stage=layers goes on from encoders and a sketch that are trained: give them with --init-sketch, "
+                         "or train them with train.stage=sketch")
+    model = ConditionalGPT(config, encoders)
+    if init:
+        fill_from(model, init, fabric)
+    else:
+        model.gpt.start_from_codes(vqvae.quantizer.codebook, torch.Generator().manual_seed(config.train.seed))
+    if init_sketch:
+        fill_sketch_from(model, init_sketch)
+    return model
+
+
+def check_rows(config: GPTRunConfig, local: int, further: int) -> int:
+    """Rows of a forward pass, of this process's `local` rows a step; the conditions and its `further` rows for the sketch must
+    divide over them."""
+    micro, kinds = config.train.micro_batch_size or local, len(config.conditions)
+    if kinds and micro % kinds:
+        raise ValueError(f"{micro} rows go through the model together, but {kinds} conditions take turns in them: set "
+                         f"train.global_batch_size or train.micro_batch_size so that they divide by {kinds}")
+    if further % max(1, local // micro):
+        raise ValueError(f"train.sketch_rows gives a process {further} rows, which do not divide over its {local // micro} "
+                         "forward passes a step")
+    return micro
 
 
 def train_step(run: Run, batch: dict, dropped: torch.Tensor) -> dict[str, float]:
@@ -398,10 +405,12 @@ def preview(trainee: Trainee, vqvae: VQVAE, truths: list[np.ndarray], rows: list
         contact_sheet(sheet, ["truth", *(f"from its {kind}" for kind in kinds)] if kinds else ["another", "generated"]).save(path)
 
 
-def save_words(model: ConditionalGPT, folder: Path) -> None:
-    """The words of a text encoder that is trained along belong to the model."""
+def save_gpt(folder: Path, model: ConditionalGPT, config: GPTRunConfig, record: dict, given: list[GivenEmbeddings]) -> None:
+    """The model directory, with the words of a text encoder that is trained along."""
+    checkpoint.save_model(folder, model, config, record, model_card(record, gpt_type_of(config.conditions), given),
+                          dtype=getattr(torch, config.train.weights_dtype), largest_file=config.train.weights_file_mb * 10**6)
     if "text" in model.conditioner.trained:
-        model.conditioner.encoder("text").words.tokenizer.save_pretrained(folder)
+        model.conditioner.encoder("text").words.tokenizer.save_pretrained(folder / WORDS)
 
 
 def needs(given: list[GivenEmbeddings]) -> str:

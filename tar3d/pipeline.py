@@ -27,6 +27,7 @@ from tar3d.condition.image import preprocess
 from tar3d.condition.text import load_words
 from tar3d.config import GPT_TYPES, GPTRunConfig, SamplingConfig
 from tar3d.contracts import Condition, Mesh, Tokens, Triplane
+from tar3d.data.token_file import TokenFiles
 from tar3d.gpt.engine import Engine
 from tar3d.gpt.generate import generate
 from tar3d.gpt.loss import token_nll
@@ -138,24 +139,30 @@ def coarse_cells(plane_side: int) -> int:
 
 
 @torch.inference_mode()
+def mesh_from_tokens(vqvae: VQVAE, tokens: Tokens, resolution: int, *, placement: Placement | None = None,
+                     progress: Callable[[int, int], None] | None = None) -> Mesh:
+    """Tokens (1, T) -> the mesh. Without a `placement` the model stays where it is."""
+    placement = placement or Placement(next(vqvae.parameters()).device)
+    with placement.working(vqvae.quantizer, vqvae.decoder):
+        triplane = placement.stored(vqvae.decode(Tokens(tokens.ids.to(placement.device))))
+    with placement.working(vqvae.occupancy):
+        return mesh_from_triplane(vqvae, triplane, resolution, progress)
+
+
+@torch.inference_mode()
 def reconstruct(vqvae: VQVAE, surface: np.ndarray, resolution: int, quantize: bool = True, placement: Placement | None = None,
                 progress: Callable[[int, int], None] | None = None) -> tuple[Mesh, Tokens | None]:
-    """Surface points (N, 6) -> mesh and the tokens it was rebuilt from; `quantize=False` bypasses the codebook. Without a
-    `placement` the model stays where it is."""
+    """Surface points (N, 6) -> mesh and the tokens it was rebuilt from; `quantize=False` bypasses the codebook."""
     placement = placement or Placement(next(vqvae.parameters()).device)
     points = torch.from_numpy(np.ascontiguousarray(surface, dtype=np.float32)).to(placement.device)[None]
-    tokens = None
     if quantize:
         with placement.working(vqvae.encoder, vqvae.to_code, vqvae.quantizer):
             tokens = vqvae.tokenize(points)
-        with placement.working(vqvae.quantizer, vqvae.decoder):
-            triplane = vqvae.decode(tokens)
-    else:
-        with placement.working(vqvae.encoder, vqvae.to_code, vqvae.decoder):
-            triplane = Triplane(vqvae.decoder(vqvae.encode(points)))
-    triplane = placement.stored(triplane)
+        return mesh_from_tokens(vqvae, tokens, resolution, placement=placement, progress=progress), tokens
+    with placement.working(vqvae.encoder, vqvae.to_code, vqvae.decoder):
+        triplane = placement.stored(Triplane(vqvae.decoder(vqvae.encode(points))))
     with placement.working(vqvae.occupancy):
-        return mesh_from_triplane(vqvae, triplane, resolution, progress), tokens
+        return mesh_from_triplane(vqvae, triplane, resolution, progress), None
 
 
 @dataclass
@@ -171,14 +178,16 @@ class Generated:
 
 
 class Pipeline:
-    """Holds the models in eval mode. Repeated calls do not change it. `decoding` is the engine's backend.
+    """Holds the models in eval mode. Repeated calls do not change it. `decoding` is the engine's backend; `token_files` keeps the
+    tokens of what was generated.
 
     With `low_vram` each model is on the device only while it works, planes are float16, and the engine, which copies the GPT's
     weights, is made anew for each batch. The tokens are the same."""
 
     def __init__(self, vqvae: VQVAE, model: ConditionalGPT, device: torch.device, precision: str = "32-true",
                  decoding: str = "auto", low_vram: bool = False) -> None:
-        wanted, found = model.config.tokenizer_fingerprint, checkpoint.token_fingerprint(vqvae)
+        self.token_files = TokenFiles(vqvae)
+        wanted, found = model.config.tokenizer_fingerprint, self.token_files.tokenizer
         if wanted and wanted != found:
             raise ValueError(f"the GPT was trained on the tokens of tokenizer {wanted}, but the tokenizer given is {found}: "
                              "give the one that was saved beside it")

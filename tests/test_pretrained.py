@@ -76,6 +76,22 @@ def test_the_same_seed_gives_the_same_mesh_alone_and_in_a_folder(tmp_path: Path,
     assert (tmp_path / "many" / "a.glb").read_bytes() == alone == (tmp_path / "many" / "b.glb").read_bytes()
 
 
+def test_the_mesh_of_saved_tokens_is_the_mesh_they_were_saved_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    made, rebuilt, again = (tmp_path / name for name in ("made", "rebuilt", "again"))
+    flags = ["--save-tokens", "--resolution", "32"]
+    assert run.main(["--prompt", "a plane with four engines", "--save-path", str(made), "--no-preview", *flags]) == 0
+    assert infer_vqvae.main(["--output_dir", str(rebuilt), "--no-pictures", *flags]) == 0  # of a mesh in a frame of its own
+    for folder in (made, rebuilt):
+        flags = ["--input_file", str(folder / "tokens"), "--output_dir", str(again), "--resolution", "32"]
+        assert infer_vqvae.main(flags) == 0
+        (mesh,) = folder.glob("*.glb")
+        assert (again / mesh.name).read_bytes() == mesh.read_bytes()
+        assert (again / mesh.with_suffix(".png").name).stat().st_size > 0
+        assert f"| {mesh.stem} |" not in (again / "report.md").read_text()
+        assert "1 decoded from tokens" in (again / "report.md").read_text()
+
+
 def test_words_decide_what_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
     prompts = ["a sofa with round arms", "a plane with four engines", "a mug", "a tall bottle", "a table with four legs"]

@@ -30,10 +30,11 @@ from tar3d.config import GPTRunConfig, SamplingConfig, VQVAEConfig
 from tar3d.contracts import Mesh
 from tar3d.data.folder import read_splits
 from tar3d.data.make_tokens import TokenMaker, encoders_of, told_of
+from tar3d.data.token_file import TokenFiles
 from tar3d.mesh.load import load_mesh
 from tar3d.mesh.point_cloud import load_points
 from tar3d.mesh.point_normals import estimate_normals
-from tar3d.mesh.points import sample_surface
+from tar3d.mesh.points import outer_surface, sample_surface
 from tar3d.metrics.geometry import volume_iou
 from tar3d.optim.groups import Muon
 from tar3d.pipeline import ConditionalGPT, Pipeline, load_gpt, reconstruct
@@ -48,7 +49,7 @@ VQVAE = ["tokenizer.grid_size=4", "tokenizer.width=16", "tokenizer.num_heads=2",
          "tokenizer.encoder=plane_pool", "tokenizer.encoder_layers=1", "tokenizer.point_width=8", "tokenizer.codebook_size=16",
          "tokenizer.code_dim=4", "tokenizer.decoder_layers=1", "tokenizer.plane_channels=4", "tokenizer.upsample_stages=1",
          "tokenizer.occupancy_width=8", "tokenizer.occupancy_layers=2", "optim.muon_lr=0.01", "optim.adamw_lr=0.01",
-         "train.batch_size=2", "train.autoencoder_steps=3", "train.codebook_steps=3", "train.surface_points=128", 
+         "train.batch_size=2", "train.autoencoder_steps=3", "train.codebook_steps=3", "train.surface_points=128",
          "train.volume_points=64", "train.near_points=32", *TRAIN]
 GPT = ["gpt.num_layers=2", "gpt.width=16", "gpt.num_heads=2", "gpt.grid_size=4", "gpt.codebook_size=16",
        "gpt.condition_tokens=16", "gpt.condition_width=16", "gpt.layer_pattern=LF", "gpt.condition_dropout=0.3",
@@ -93,9 +94,9 @@ def train_gpt_in(out: Path, data: Path, fabric, tokenizer: Path, overrides=(), *
     config = configuration.load(GPTRunConfig, None, [*GPT, *overrides])
     vqvae = checkpoint.load_tokenizer(tokenizer)
     train_gpt.check_tokenizer(config, vqvae)
-    encoders = encoders_of(config, data)
+    encoders = train_gpt.new_encoders(config, data)
     TokenMaker(data, vqvae, told_of(data, encoders, config, fabric.device), fabric.device).run()
-    return train_gpt.train(config, out, fabric, data, vqvae, str(tokenizer), **start)
+    return train_gpt.train(config, out, fabric, data, vqvae, str(tokenizer), encoders, **start)
 
 
 def newest(run: Path) -> Path:
@@ -527,6 +528,37 @@ def test_meshes_and_clouds_of_one_folder_are_reconstructed_and_bad_ones_are_list
     assert "note: box.xyz: normals estimated and oriented" in capsys.readouterr().err
 
 
+def test_tokens_are_decoded_and_those_of_another_tokenizer_are_listed(meshes, vqvae_run, full_vqvae, tmp_path, capsys):
+    vqvae, other = checkpoint.load_tokenizer(full_vqvae), checkpoint.load_tokenizer(vqvae_run / "model")
+    with torch.no_grad():
+        other.to_code.weight.add_(1.0)
+    given = tmp_path / "given"
+    shutil.copytree(meshes, given / "meshes")
+    to_source = np.diag([3.0, 3.0, 3.0, 1.0])
+    ids = torch.arange(48) % 16
+    for name, owner in (("box", vqvae), ("alien", other)):
+        TokenFiles(owner).save(given / "meshes", name, ids, to_source=to_source, sampled=False)
+    (given / "meshes" / "tokens" / "box.tokens.npz").rename(given / "meshes" / "box.tokens.npz")  # beside box.obj
+    out = tmp_path / "out"
+    flags = ["--input_file", str(given), "--output_dir", str(out), "--model", str(full_vqvae), "--resolution", "8",
+             "--format", "obj", "--save-tokens"]
+    assert infer_vqvae.main(flags) == 1
+    found = {r["id"]: r for r in rows(out / "report.csv")}
+    assert (found["box"]["kind"], found["box.tokens.npz"]["kind"], found["tokens__alien"]["kind"]) == ("mesh", "tokens", "tokens")
+    assert found["box.tokens.npz"]["status"] == "ok" and found["box.tokens.npz"]["chamfer"] == ""
+    assert "has tokens of tokenizer" in found["tokens__alien"]["reason"]
+    assert "failed: tokens__alien" in capsys.readouterr().err
+    vertices = np.array([line.split()[1:] for line in (out / "box.tokens.npz.obj").read_text().splitlines()
+                         if line.startswith("v ")], dtype=float)
+    assert np.abs(vertices).max() == pytest.approx(3, rel=1e-3)  # the cube, in the frame that the file tells
+    saved = {p.name for p in (out / "tokens").iterdir()}
+    assert saved == {f"{i}.tokens.npz" for i, r in found.items() if r["kind"] != "tokens" and r["status"] == "ok"}
+    stored, mesh = TokenFiles(vqvae).load(out / "tokens" / "box.tokens.npz"), load_mesh(meshes / "box.obj")
+    assert np.array_equal(stored.to_source, mesh.to_source)
+    surface = torch.from_numpy(outer_surface(mesh, 8192, np.random.default_rng(0)))
+    assert torch.equal(stored.tokens.ids, vqvae.tokenize(surface[None]).ids)
+
+
 def test_the_reconstruction_of_a_cloud_stands_where_the_cloud_is(meshes, full_vqvae, tmp_path):
     points, _, _ = cloud_of(meshes / "box.obj")
     np.savetxt(tmp_path / "box.txt", points * 1000 + [5000, -20, 3])
@@ -549,7 +581,7 @@ def test_what_can_be_read_is_listed_for_a_file_that_cannot(full_vqvae, tmp_path,
     assert "suffix '.pcd' is not supported, allowed are .glb, .gltf, .obj, .ply, .stl, .off, .xyz" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert infer_vqvae.main(["--input_file", str(tmp_path / "empty"), *flags[2:]]) == 2
-    assert "no meshes and no point clouds; looked for .glb" in capsys.readouterr().err
+    assert "no meshes, point clouds or tokens; looked for .glb" in capsys.readouterr().err
 
 
 def test_a_cloud_gives_the_tokens_of_the_mesh_it_was_sampled_from(meshes, vqvae_run, tmp_path):
@@ -833,5 +865,5 @@ def test_sketch_rows_need_a_sketch_and_divide_over_the_forward_passes(data, vqva
     with pytest.raises(ValueError, match="train a sketch, but gpt.sketch_dim is 0"):
         configuration.load(GPTRunConfig, None, [*GPT, "train.sketch_rows=4"])
     fabric = start_fabric(None, 1, "32-true")
-    with pytest.raises(ValueError, match="sketch_rows 3 do not divide over 1 x 2 forward passes"):
+    with pytest.raises(ValueError, match="3 rows, which do not divide over its 2 forward passes"):
         train_gpt_in(tmp_path / "odd", data, fabric, vqvae_run / "model", [*SKETCH, "train.sketch_rows=3"])

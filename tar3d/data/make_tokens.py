@@ -34,6 +34,7 @@ from tar3d.condition.text import learn_words
 from tar3d.config import GPT_TYPES, GPTRunConfig
 from tar3d.data.folder import SPLITS, atomic_write, write_csv, write_json
 from tar3d.data.shapes import open_samples
+from tar3d.data.token_file import token_dtype
 from tar3d.data.tokens import read_json, read_stamp, sha256
 from tar3d.data.told import UNUSABLE, Told, ToldByCaptions, ToldByEmbeddings, ToldByViews, captions_of
 from tar3d.tokenizer.vqvae import VQVAE
@@ -97,8 +98,7 @@ class TokenMaker:
         partial = shard.with_name(f".{shard.name}.{os.getpid()}.part")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        dtype = np.uint16 if self.vqvae.config.codebook_size <= 2**16 else np.uint32
-        np.save(partial / "tokens.npy", np.stack(tokens).astype(dtype))
+        np.save(partial / "tokens.npy", np.stack(tokens).astype(token_dtype(self.vqvae.config.codebook_size)))
         write_json(partial / "index.json", {"ids": ids, "sha256": sha256(partial / "tokens.npy")})
         shutil.rmtree(shard, ignore_errors=True)
         os.replace(partial, shard)
