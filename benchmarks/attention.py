@@ -6,7 +6,7 @@
 
 q, k and v are 12 heads of 64 and batch 1, float32 on a CPU and bfloat16 on CUDA. The roofline is the function's, whatever
 computes it: q, k, v read and o written once, and backward those, two gradients in and three out; a causal softmax has half of
-the T x T products, a linear layer the two products of its recurrence; backward counts twice forward.
+the T x T products, a linear layer the two products of its recurrence, with the delta rule three; backward counts twice forward.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.measure import Case, Work
 from tar3d.config import gpt_config
 from tar3d.gpt import linear_attention
-from tar3d.gpt.backends import FullBackend, LinearBackend
+from tar3d.gpt.backends import FullBackend, GatedBackend, LinearBackend
 from tar3d.gpt.model import GPT
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # q, k, v (B, H, T, d), slopes (H,) -> o (B, H, T, d)
@@ -36,12 +37,25 @@ def _linear(name: str) -> Attend:
     return lambda q, k, v, slopes: attend(q, k, v, slopes, want_state=False)[0]
 
 
+def _gated(name: str, delta: bool) -> Attend:
+    """Half a state is forgotten in about 70 positions, and half of what is new is written."""
+    attend = GatedBackend(name, HEAD_DIM, CHUNK_SIZE)
+
+    def call(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
+        log_decay, beta = (torch.full(q.shape[:-1], value, device=q.device) for value in (-0.01, 0.5))
+        return attend(q, F.normalize(k, dim=-1), v, log_decay, beta if delta else None, want_state=False)[0]
+
+    return call
+
+
 # Each makes its form, or raises ValueError where that is not installed. The first is what the others are compared with.
 FULL: dict[str, Callable[[], Attend]] = {name: partial(_full, name) for name in ("sdpa", "flash_attn", "xformers")}
 LINEAR: dict[str, Callable[[], Attend]] = {name: partial(_linear, name)
                                            for name in ("chunked", "reference", "fla", "lightning_attn")}
-FORMS = FULL | LINEAR
-ON_CPU = ("sdpa", "chunked", "reference")
+GATED: dict[str, Callable[[], Attend]] = {f"{rule}_{name}": partial(_gated, name, rule == "delta")
+                                          for rule in ("gated", "delta") for name in ("chunked", "fla")}
+FORMS = FULL | LINEAR | GATED
+ON_CPU = ("sdpa", "chunked", "reference", "gated_chunked", "delta_chunked")
 
 BATCH, HEADS, HEAD_DIM, CHUNK_SIZE = 1, 12, 64, 64
 PREFIX = 197
@@ -70,7 +84,7 @@ def one(form: str, length: int, backward: bool, device: torch.device) -> Work | 
             torch.autograd.grad(o, inputs, gradient)
 
     settings = {"form": form, "batch": BATCH, "heads": HEADS, "head_dim": HEAD_DIM, "positions": length, "backward": backward}
-    products = 2 * (length + 1) / 2 if form in FULL else 2 * HEAD_DIM  # multiply-adds for each entry of v
+    products = length + 1 if form in FULL else (3 if form.startswith("delta") else 2) * HEAD_DIM  # multiply-adds an entry of v
     return Work(call, BATCH * length, str(dtype).removeprefix("torch."), settings,
                 bytes_moved=(12 if backward else 4) * q.nbytes, flops=(3 if backward else 1) * 2 * q.numel() * products)
 

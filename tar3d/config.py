@@ -236,8 +236,8 @@ class GPTConfig:
         _one_of("gpt.rope", self.rope, ("rotation", "paper_sum", "sequence"))
         _one_of("gpt.rope_prefix", self.rope_prefix, ("identity", "zero"))
         _one_of("gpt.linear", self.linear, ("lightning", "gated", "delta"))
-        _require(self.linear == "lightning" or self.linear_backend in ("auto", "chunked", "reference"),
-                 f"gpt.linear_backend is {self.linear_backend}, which computes lightning attention alone, but gpt.linear is "
+        _require(self.linear == "lightning" or self.linear_backend != "lightning_attn",
+                 "gpt.linear_backend is lightning_attn, which computes lightning attention alone, but gpt.linear is "
                  f"{self.linear}: write gpt.linear_backend=auto")
         _one_of("gpt.linear_backend", self.linear_backend, ("auto", "chunked", "reference", "fla", "lightning_attn"))
         _one_of("gpt.attention_backend", self.attention_backend, ("auto", "sdpa", "flash_attn", "xformers"))

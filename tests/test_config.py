@@ -127,6 +127,7 @@ CONTRADICTIONS = [
     (GPTConfig, {"rope": "none"}), (GPTConfig, {"layer_pattern": "LLX"}), (GPTConfig, {"condition_dropout": 1.0}),
     (GPTConfig, {"width": 10, "num_heads": 2}), (GPTConfig, {"num_heads": 0}), (GPTConfig, {"chunk_size": 0}),
     (GPTConfig, {"linear_backend": "cuda"}), (GPTConfig, {"attention_backend": "chunked"}),
+    (GPTConfig, {"linear": "delta", "linear_backend": "lightning_attn"}),
     (SamplingConfig, {"temperature": -1.0}), (SamplingConfig, {"top_p": 0.0}), (SamplingConfig, {"min_p": 1.0}),
     (SamplingConfig, {"top_k": -1}),
     (VQVAETrainConfig, {"batch_size": 0}), (VQVAETrainConfig, {"validate_every": 0}), (VQVAETrainConfig, {"codebook_steps": 0}),

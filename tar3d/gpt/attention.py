@@ -13,9 +13,7 @@ Letters: B batch, S positions, D width, H heads.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +21,7 @@ from torch import Tensor, nn
 
 from tar3d.config import GPTConfig
 from tar3d.gpt import gated_attention, linear_attention
-from tar3d.gpt.backends import FullBackend, LinearBackend
+from tar3d.gpt.backends import FullBackend, GatedBackend, LinearBackend
 from tar3d.gpt.rope import rotate
 
 NORM_EPS = 1e-6
@@ -159,12 +157,13 @@ class LinearAttention(_Projections):
     """
 
     slopes: Tensor
+    backend = LinearBackend
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__(config)
         self.gate = nn.Linear(config.width, config.width, bias=False) if config.linear_gate else None
         self.o_norm = RMSNorm(config.head_dim)
-        self.attend = LinearBackend(config.linear_backend, config.head_dim, config.chunk_size)
+        self.attend = self.backend(config.linear_backend, config.head_dim, config.chunk_size)
         slopes = linear_attention.layer_slopes(config.num_heads, layer, config.num_layers)
         self.register_buffer("slopes", slopes, persistent=False)
 
@@ -204,9 +203,10 @@ class GatedLinearAttention(LinearAttention):
         log a_t = -rate softplus(W x_t + bias)          Mamba-2 and the gated delta rule (arXiv 2405.21060, 2412.06464)
 
     `gpt.linear` "gated" is that alone, "delta" with the delta rule, for which b_t = sigmoid(W' x_t) and keys are unit vectors. At
-    the start heads forget as those of lightning attention do. `tar3d/gpt/gated_attention.py` computes it, on every device.
+    the start heads forget as those of lightning attention do.
     """
 
+    backend = GatedBackend
     adamw_parameters = ("forget",)  # a number a head, not a hidden matrix
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
@@ -215,21 +215,17 @@ class GatedLinearAttention(LinearAttention):
         self.forget = nn.Linear(config.width, (2 if self.delta else 1) * config.num_heads, bias=False)
         self.forget_bias = nn.Parameter(torch.full((config.num_heads,), FIRST_STEP_SIZE))
         self.log_rate = nn.Parameter(self.slopes.log())
-        if config.linear_backend == "reference":
-            self.form: Callable = gated_attention.reference
-        else:
-            self.form = partial(gated_attention.chunked, chunk_size=config.chunk_size)
 
     def forward(self, x: Tensor, rotary: Rotary, cache: StateCache | None = None) -> Tensor:
         q, k, v, *gates = self._gated(x, rotary)
         if cache is None:
-            o, _ = self.form(q, k, v, *gates)
+            o, _ = self.attend(q, k, v, *gates, want_state=False)
         else:
             o, cache.state = gated_attention.recurrent_step(q, k, v, *gates, cache.state)
         return self._output(o, x)
 
     def prefill(self, x: Tensor, rotary: Rotary, extent: Extent) -> tuple[Tensor, StateCache]:
-        o, state = self.form(*self._gated(x, rotary), lengths=extent.lengths)
+        o, state = self.attend(*self._gated(x, rotary), lengths=extent.lengths)
         return self._output(o, x), StateCache(state)
 
     def _gated(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:

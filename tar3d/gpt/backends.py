@@ -13,10 +13,13 @@
 | flash_attn            | CUDA     | 16 bit             | up to 256  | compute capability 8.0 or later                   |
 | xformers              | CUDA     | float32 and 16 bit | its choice | an operator that the package picks                |
 
-Where a kernel lacks something, `chunked` does that part: `fla` gives a state at the end of all rows only, so it is not used
-where states at rows' own lengths are wanted (decaying a padded tail and undoing it overflows float32); `lightning_attn`
-neither takes nor gives a state, so it is used where none is wanted, which is training. Triton multiplies float32 as TF32
-unless TRITON_F32_DEFAULT=ieee is set, so kernels and PyTorch agree to about three digits there.
+Where a kernel lacks something, `chunked` does that part: `fla` gives a state at the end of all rows only, so with fixed decays
+it is not used where states at rows' own lengths are wanted (decaying a padded tail and undoing it overflows float32);
+`lightning_attn` neither takes nor gives a state, so it is used where none is wanted, which is training. Triton multiplies
+float32 as TF32 unless TRITON_F32_DEFAULT=ieee is set, so kernels and PyTorch agree to about three digits there.
+
+With `gpt.linear` "gated" or "delta" the same names stand for the forms of tar3d/gpt/gated_attention.py and fla's kernels of
+those, and there is no `lightning_attn`.
 
 A package that is missing is found when a model is built; a device, a dtype or a Triton that does not fit, at the first
 forward. Decoding one token has no backend: it is `recurrent_step` in a linear layer and SDPA over the cache in a full one.
@@ -35,7 +38,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
-from tar3d.gpt import linear_attention
+from tar3d.gpt import gated_attention, linear_attention
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -100,6 +103,19 @@ class LinearBackend:
         return _fastest_on_cuda(dtype, gradients) if device.type == "cuda" else "chunked"
 
 
+class GatedBackend(LinearBackend):
+    """The same for the forms of tar3d/gpt/gated_attention.py."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor | None, state: Tensor | None = None, *,
+                 lengths: Tensor | None = None, want_state: bool = True) -> tuple[Tensor, Tensor | None]:
+        form = self.choose(q.device, q.dtype, gradients=torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)))
+        if form == "fla":
+            return fla_gated(q, k, v, log_decay, beta, state, lengths=lengths, want_state=want_state)
+        if form == "reference":
+            return gated_attention.reference(q, k, v, log_decay, beta, state, lengths=lengths)
+        return gated_attention.chunked(q, k, v, log_decay, beta, state, lengths=lengths, chunk_size=self.chunk_size)
+
+
 class FullBackend:
     """`gpt.attention_backend`: causal softmax attention of whole rows, q, k, v (B, H, S, D) -> o (B, H, S, D)."""
 
@@ -122,6 +138,20 @@ def fla(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, state: Tensor | None = 
 
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, T, H, D)
     o, final = chunk_simple_gla(q, k, v, g_gamma=-slopes.float(), scale=1.0, initial_state=state, output_final_state=want_state)
+    return o.transpose(1, 2), final
+
+
+def fla_gated(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor | None, state: Tensor | None = None, *,
+              lengths: Tensor | None = None, want_state: bool = True) -> tuple[Tensor, Tensor | None]:
+    """fla-core's chunked kernels of decays that depend on the data, or with beta of the gated delta rule. Padding neither enters
+    nor decays a state, so the one at the end of all rows is that at each row's own."""
+    from fla.ops.gated_delta_rule import chunk_gated_delta_rule
+    from fla.ops.simple_gla import chunk_simple_gla
+
+    k, log_decay, beta = gated_attention.without_padding(lengths, k, log_decay, beta)
+    rows = [x.transpose(1, 2) for x in (q, k, v, log_decay, beta) if x is not None]  # (B, T, H, D), (B, T, H)
+    kernels = chunk_simple_gla if beta is None else chunk_gated_delta_rule
+    o, final = kernels(*rows, scale=1.0, initial_state=state, output_final_state=want_state)
     return o.transpose(1, 2), final
 
 
@@ -188,8 +218,8 @@ def _fla_backward_fault() -> str:
     """Why fla's gradients cannot be trusted here, or "".
 
     Triton 3.4 to 3.7.0 compiles the product with a transposed matrix in `chunk_bwd_dqkwg` wrongly for Hopper, which spoils the
-    gradient of k (fla issue 640). fla 0.6.0 refuses to run its gated form there. The form with fixed decays has the same
-    product, and is not refused.
+    gradient of k (fla issue 640). fla 0.6.0 refuses to run its gated forms there. That with fixed decays has the same product,
+    and is not refused.
     """
     import triton
 

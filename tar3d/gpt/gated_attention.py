@@ -23,8 +23,8 @@ def _precise(q: Tensor) -> torch.dtype:
     return torch.float64 if q.dtype == torch.float64 else torch.float32
 
 
-def _without_padding(lengths: Tensor | None, k: Tensor, log_decay: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor,
-                                                                                                         Tensor | None]:
+def without_padding(lengths: Tensor | None, k: Tensor, log_decay: Tensor,
+                    beta: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Padding that neither enters the state nor decays it."""
     if lengths is None:
         return k, log_decay, beta
@@ -50,7 +50,7 @@ def recurrent_step(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Ten
 def reference(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor | None, state: Tensor | None = None, *,
               lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The definition, one position after the other: what the other forms are tested against."""
-    k, log_decay, beta = _without_padding(lengths, k, log_decay, beta)
+    k, log_decay, beta = without_padding(lengths, k, log_decay, beta)
     outputs = []
     with torch.autocast(q.device.type, enabled=False):
         for t in range(q.shape[2]):
@@ -72,7 +72,7 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor | N
     C = min(chunk_size, T)
     n = -(-T // C)
     with torch.autocast(q.device.type, enabled=False):
-        k, log_decay, beta = _without_padding(lengths, k, log_decay, beta)
+        k, log_decay, beta = without_padding(lengths, k, log_decay, beta)
         padding = n * C - T
         if padding:
             q, k, v = (F.pad(x, (0, 0, 0, padding)) for x in (q, k, v))

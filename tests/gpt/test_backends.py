@@ -16,14 +16,15 @@ import torch.nn.functional as F
 
 from tar3d.config import GPTConfig, load
 from tar3d.contracts import Condition
-from tar3d.gpt import backends
-from tar3d.gpt.attention import Extent, FullAttention, LinearAttention
-from tar3d.gpt.backends import FullBackend, LinearBackend
+from tar3d.gpt import backends, gated_attention
+from tar3d.gpt.attention import Extent, FullAttention, GatedLinearAttention, LinearAttention
+from tar3d.gpt.backends import FullBackend, GatedBackend, LinearBackend
 from tar3d.gpt.linear_attention import alibi_slopes, chunked, layer_slopes, reference
 from tar3d.gpt.model import GPT
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+GATED = ("gated", "delta")  # gpt.linear, besides lightning attention
 MODULES = {name: kernels.module for name, kernels in {**backends.LINEAR, **backends.FULL}.items()}
 
 
@@ -222,6 +223,36 @@ def test_layers_ask_for_a_state_only_where_it_is_kept(anywhere):
         assert anywhere == []
 
 
+@pytest.mark.parametrize("rule", GATED)
+@pytest.mark.parametrize("short", [None, 0, 5])
+def test_every_gated_backend_has_one_meaning(packages, monkeypatch, rule, short):
+    calls = []
+
+    def kernels(q, k, v, log_decay, beta=None, *, scale, initial_state, output_final_state):
+        calls.append("gated" if beta is None else "delta")
+        rows = [x if x is None else x.transpose(1, 2) for x in (scale * q, k, v, log_decay, beta)]
+        o, final = gated_attention.reference(*rows, initial_state)
+        return o.transpose(1, 2), final if output_final_state else None
+
+    delta = types.ModuleType("fla.ops.gated_delta_rule")
+    delta.chunk_gated_delta_rule = kernels
+    monkeypatch.setitem(sys.modules, "fla.ops.gated_delta_rule", delta)
+    packages(fla=stand_in("fla", kernels))
+    monkeypatch.setattr(backends.Kernels, "refusal", lambda self, device, dtype: "")
+    for name in ("auto", "chunked", "reference", "fla"):
+        backend = GatedBackend(name, 32, 8)
+        for carried in (False, True):
+            errors = gated_errors(backend, 21, 32, torch.float32, delta=rule == "delta", carried=carried, short=short)
+            assert max(errors.values()) < 1e-5, (name, errors)
+        assert calls == ([rule, rule] if name == "fla" else [])
+    layer = GatedLinearAttention(config(linear=rule, linear_backend="fla"), 0)
+    rotary, calls[:] = (torch.ones(9, 32), torch.zeros(9, 32)), []
+    x = torch.randn(2, 9, 64, generator=torch.Generator().manual_seed(0))
+    layer(x, rotary).sum().backward()
+    layer.prefill(x, rotary, Extent(torch.tensor([9, 4]), room=1))
+    assert calls == [rule, rule]
+
+
 def test_full_backends_get_their_layout_and_a_causal_mask(packages, monkeypatch):
     def sdpa(q, k, v, causal):
         return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), is_causal=causal).transpose(1, 2)
@@ -289,6 +320,32 @@ def linear_errors(form, T: int, head_dim: int, dtype: torch.dtype, device: torch
     return {name: max(relative_error(got[name][:, h], expected[name][:, h]) for h in range(heads)) for name in expected}
 
 
+def gated_errors(form, T: int, head_dim: int, dtype: torch.dtype, device: torch.device = CPU, *, delta: bool,
+                 carried: bool = True, short: int | None = None) -> dict[str, float]:
+    """The same of the forms of tar3d/gpt/gated_attention.py, over all heads; with `short` the second of two rows has that many
+    positions and then padding. Gates are float32, as in the layers."""
+    generator = torch.Generator().manual_seed(T)
+    q, k, v, weights = torch.randn(4, 2, 3, T, head_dim, generator=generator)
+    gates = torch.rand(2, 2, 3, T, generator=generator)
+    state = torch.randn(2, 3, head_dim, head_dim, generator=generator) if carried else None
+    lengths = None if short is None else torch.tensor([T, short], device=device)
+    if short is not None:
+        weights[1, :, short:] = 0.0
+    leaves = {"q": q.to(dtype), "k": F.normalize(k, dim=-1).to(dtype), "v": v.to(dtype), "log_decay": gates[0].log(),
+              "beta": gates[1] if delta else None, "state": state}
+    results = []
+    for function, precise in ((gated_attention.reference, True), (form, False)):
+        inputs = {name: x if x is None else x.to(device, torch.float64 if precise else x.dtype, copy=True).requires_grad_()
+                  for name, x in leaves.items()}
+        o, final = function(*inputs.values(), lengths=lengths)
+        ((o * weights.to(o)).sum() + final.square().sum()).backward()
+        counted = torch.cat([row[:, :length] for row, length in zip(o, [T, T if short is None else short], strict=True)], dim=1)
+        results.append({"o": counted, "state": final, **{f"d{name}": x.grad for name, x in inputs.items() if x is not None}})
+    expected, got = results
+    assert got["o"].dtype == dtype and got["state"].dtype == torch.float32
+    return {name: relative_error(got[name], expected[name]) for name in expected}
+
+
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
@@ -315,23 +372,36 @@ def with_one_config(self, fn, arg_names, configs, *args, **kwargs):  # there is 
 Autotuner.__init__ = with_one_config
 
 from tar3d.gpt import backends
-from test_backends import linear_errors
+from test_backends import GATED, gated_errors, linear_errors
+
+class Index(int):  # in the interpreter a loop index is a Python int, but fla's kernels cast it as Triton's
+    def to(self, dtype):
+        return self
+
+def indices(*bounds):
+    return (Index(i) for i in range(*(int(b.handle.data.item()) if hasattr(b, "handle") else int(b) for b in bounds)))
 
 C = 64  # both packages'
 name = sys.argv[1]
 if name == "fla":
     from fla.ops.common import chunk_h, chunk_o
 
-    class Index(int):  # in the interpreter a loop index is a Python int, but fla's kernels cast it as Triton's
-        def to(self, dtype):
-            return self
-
-    def indices(*bounds):
-        return (Index(i) for i in range(*(int(b.handle.data.item()) if hasattr(b, "handle") else int(b) for b in bounds)))
-
     chunk_h.range = chunk_o.range = indices
     cases = [dict(T=T, carried=T != C - 1) for T in (1, C - 1, C, C + 1, 3 * C + 7)]
     form, training = backends.fla, lambda *args: backends.fla(*args, want_state=False)
+elif name in GATED:
+    from fla.ops.common import chunk_delta_h, chunk_h, chunk_o
+    from fla.ops.gated_delta_rule import chunk_fwd, wy_fast
+
+    for module in (chunk_delta_h, chunk_h, chunk_o, chunk_fwd, wy_fast):
+        module.range = indices
+    for T in (1, C - 1, C, C + 1, 3 * C + 7):
+        for short in (None, T, T // 2):
+            errors = gated_errors(backends.fla_gated, T, 32, torch.float32, delta=name == "delta", carried=T != C - 1,
+                                  short=short)
+            assert max(errors.values()) < 5e-6, (T, short, errors)
+            print(T, short, errors)
+    sys.exit()
 else:
     cases, training = [], lambda *args: (backends.lightning_attn(*args), None)
 cases += [dict(T=T, carried=False, state_out=False) for T in ((C + 1,) if cases else (1, C - 1, C, C + 1, 3 * C + 7))]
@@ -343,20 +413,20 @@ for case in cases:
 """
 
 
-@pytest.mark.parametrize("name", ["fla", "lightning_attn"])
+@pytest.mark.parametrize("name", ["fla", "lightning_attn", *GATED])
 def test_triton_kernels_are_the_reference_in_the_interpreter(name):
     """In float32 and with one autotuning configuration: what the interpreter can say. The rest needs a GPU, below."""
-    for package in ("triton", "packaging", name):
+    for package in ("triton", "packaging", "fla" if name in GATED else name):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
     env = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}"}
     done = subprocess.run([sys.executable, "-c", IN_THE_INTERPRETER, name], env=env, capture_output=True, text=True, timeout=200,
                           check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("'dq'") == {"fla": 6, "lightning_attn": 5}[name]
+    assert done.stdout.count("'dq'") == {"fla": 6, "lightning_attn": 5}.get(name, 15)
 
 
-def compare_gpts(linear: str, full: str, device: torch.device, ragged: bool, half: bool) -> None:
+def compare_gpts(linear: str, full: str, device: torch.device, ragged: bool, half: bool, rule: str = "lightning") -> None:
     """Logits, gradients, prefill and decoding of a small hybrid GPT: with these backends no further from float64 than thrice
     the chunked form and SDPA are in the same precision, or than TF32 allows."""
     generator = torch.Generator().manual_seed(0)
@@ -366,8 +436,8 @@ def compare_gpts(linear: str, full: str, device: torch.device, ragged: bool, hal
     null = torch.tensor([False, False, True], device=device)
 
     def run(names: tuple[str, str], dtype: torch.dtype, half: bool) -> dict[str, torch.Tensor]:
-        gpt = GPT(config(linear_backend=names[0], attention_backend=names[1], width=128, grid_size=8, condition_tokens=40,
-                         codebook_size=64))
+        gpt = GPT(config(linear_backend=names[0], attention_backend=names[1], linear=rule, width=128, grid_size=8,
+                         condition_tokens=40, codebook_size=64))
         gpt.init_weights(torch.Generator().manual_seed(1))
         gpt.to(device, dtype)
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
@@ -388,8 +458,9 @@ def compare_gpts(linear: str, full: str, device: torch.device, ragged: bool, hal
 
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("ragged", [False, True], ids=["full", "ragged"])
-def test_the_hybrid_gpt_with_the_reference(ragged, half):
-    compare_gpts("reference", "sdpa", CPU, ragged, half)
+@pytest.mark.parametrize("rule", ["lightning", *GATED])
+def test_the_hybrid_gpt_with_the_reference(rule, ragged, half):
+    compare_gpts("reference", "sdpa", CPU, ragged, half, rule)
 
 
 # on a GPU ----------------------------------------------------------------------------------------------------------------
@@ -429,6 +500,18 @@ def test_linear_kernels_on_a_gpu(name, T, dtype):
     for carried in (False, True):
         prefill = linear_errors(backend, T, 64, dtype, CUDA, carried=carried)
         assert max(prefill.values()) < KERNEL_TOLERANCE[dtype], prefill
+
+
+@gpu
+@pytest.mark.parametrize("dtype", list(KERNEL_TOLERANCE), ids=str)
+@pytest.mark.parametrize("T", [1, 63, 64, 65, 777])
+@pytest.mark.parametrize("rule", GATED)
+@pytest.mark.parametrize("name", ["chunked", "fla"])
+def test_gated_forms_on_a_gpu(name, rule, T, dtype):
+    _package(name)
+    for short in (None, T // 3):
+        errors = gated_errors(GatedBackend(name, 64, 64), T, 64, dtype, CUDA, delta=rule == "delta", short=short)
+        assert max(errors.values()) < KERNEL_TOLERANCE[dtype], errors
 
 
 @gpu
@@ -497,6 +580,15 @@ def test_the_hybrid_gpt_on_a_gpu(linear, full, ragged, precision):
     if full == "flash_attn" and precision == "float32":
         pytest.skip("flash_attn takes 16 bit")
     compare_gpts(linear, full, CUDA, ragged, half=precision == "bfloat16")
+
+
+@gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("ragged", [False, True], ids=["full", "ragged"])
+@pytest.mark.parametrize("rule", GATED)
+def test_the_hybrid_gpt_with_gated_layers_on_a_gpu(rule, ragged, precision):
+    _package("fla")
+    compare_gpts("fla", "sdpa", CUDA, ragged, precision == "bfloat16", rule)
 
 
 @gpu
