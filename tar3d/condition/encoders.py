@@ -214,17 +214,21 @@ def load_pretrained(kind: type, source: str, dtype: torch.dtype, name: str) -> t
     try:
         model, report = kind.from_pretrained(source, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as e:
-        tried = "as a local directory" if Path(source).is_dir() else "as a local directory (there is none) and as a Hub id"
-        raise ValueError(f"{name} {source!r} was not found or cannot be loaded; tried {tried}: {str(e).splitlines()[0]} "
-                         "Remedy: give a directory with config.json and model.safetensors, or download the model once with a "
-                         "network and then set HF_HUB_OFFLINE=1; "
-                         f"{name.replace(' ', '_')}.source=trained needs no download") from e
+        raise not_loaded(name, source, name, "config.json and model.safetensors", e) from e
     missing = set(report["missing_keys"])
     needed = sorted(key for key in missing if "pooler" not in key)
     if needed:
         raise ValueError(f"{name} {source!r} lacks {len(needed)} of its weights, e.g. {needed[0]}: the files and their "
                          "config.json do not belong together")
     return model, missing
+
+
+def not_loaded(what: str, source: str | Path, name: str, files: str, error: Exception) -> ValueError:
+    """What is raised where `what` of the encoder `name` cannot be had from a local directory, which has `files`, or the Hub."""
+    tried = "as a local directory" if Path(source).is_dir() else "as a local directory (there is none) and as a Hub id"
+    return ValueError(f"{what} {str(source)!r} was not found or cannot be loaded; tried {tried}: {str(error).splitlines()[0]} "
+                      f"Remedy: give a directory with {files}, or download the model once with a network and then set "
+                      f"HF_HUB_OFFLINE=1; {name.replace(' ', '_')}.source=trained needs no download")
 
 
 def _pixel_statistics(source: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

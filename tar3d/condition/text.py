@@ -22,7 +22,15 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from tar3d.condition.encoders import TRAINED, ViTBlock, init_transformer, load_pretrained, transformer_flops, weights_hash
+from tar3d.condition.encoders import (
+    TRAINED,
+    ViTBlock,
+    init_transformer,
+    load_pretrained,
+    not_loaded,
+    transformer_flops,
+    weights_hash,
+)
 from tar3d.config import TextEncoderConfig
 from tar3d.contracts import Condition
 
@@ -58,10 +66,7 @@ def load_words(source: str | Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError, TypeError, ImportError, json.JSONDecodeError) as e:
-        tried = "as a local directory" if Path(source).is_dir() else "as a local directory (there is none) and as a Hub id"
-        raise ValueError(f"the tokenizer of text encoder {str(source)!r} was not found or cannot be loaded; tried {tried}: "
-                         f"{str(e).splitlines()[0]} Remedy: give a directory with tokenizer.json and the model, or download "
-                         "it once with a network and then set HF_HUB_OFFLINE=1; text_encoder.source=trained needs none") from e
+        raise not_loaded("the tokenizer of text encoder", source, "text encoder", "tokenizer.json and the model", e) from e
 
 
 @dataclass(frozen=True)
