@@ -44,6 +44,7 @@ from tar3d.mesh.render import contact_sheet, picture
 from tar3d.metrics.geometry import compare_points, describe, in_frame, point_scores, surface_cloud, transformed, volume_iou
 from tar3d.pipeline import MIN_COMPONENT_SHARE, Placement, mesh_from_tokens, reconstruct
 from tar3d.runtime import check_low_vram, choose_device, describe_machine, extraction_bar, peak_memory, positive_int
+from tar3d.tokenizer.quantize import codebook_usage
 from tar3d.tokenizer.vqvae import VQVAE
 
 PROTOCOL = EvalProtocol()
@@ -93,19 +94,21 @@ def main(argv: list[str] | None = None) -> int:
         print(e, file=sys.stderr)
         return 2
     categories = read_categories(args.input_file) or read_categories(args.input_file.parent)
-    rows, files, placement = [], TokenFiles(vqvae), Placement(device, args.low_vram)
+    rows, counts = [], torch.zeros(vqvae.config.codebook_size, dtype=torch.int64)
+    files, placement = TokenFiles(vqvae), Placement(device, args.low_vram)
     for shape_id, path in tqdm(inputs.items(), unit="shape", desc="reconstruct", disable=len(inputs) == 1):
         kind = kind_of(path)
         row = dict.fromkeys(FIELDS, "") | {"id": shape_id, "file": str(path), "kind": kind,
                                            "category": categories.get(shape_id, "")}
         start, make = time.perf_counter(), decode_file if kind == "tokens" else reconstruct_file
         try:
-            row |= {"status": "ok"} | make(vqvae, files, path, args.output_dir / f"{shape_id}.{args.format}", placement,
-                                            args)
+            scores, ids = make(vqvae, files, path, args.output_dir / f"{shape_id}.{args.format}", placement, args)
+            row |= {"status": "ok", "tokens": len(ids)} | scores
+            counts += torch.bincount(ids.cpu(), minlength=len(counts))
         except ValueError as e:  # what this library refuses: a bad mesh, an empty field, a truth that encloses nothing
             row |= {"status": "failed", "reason": str(e)}
         rows.append(row | {"seconds": time.perf_counter() - start})
-    report(rows, args, device)
+    report(rows, counts, args, device)
     failed = [r for r in rows if r["status"] != "ok"]
     for row in [r for r in rows if r["note"]][:10]:
         print(f"note: {row['id']}: {row['note']}", file=sys.stderr)
@@ -147,8 +150,9 @@ def inputs_of(folder: Path) -> dict[str, Path]:
 
 
 def reconstruct_file(vqvae: VQVAE, files: TokenFiles, path: Path, target: Path, placement: Placement,
-                     args: argparse.Namespace) -> dict:
-    """Writes the reconstruction (and picture) of one mesh or cloud; returns its scores, taken in the normalised frame."""
+                     args: argparse.Namespace) -> tuple[dict, torch.Tensor]:
+    """Writes the reconstruction (and picture) of one mesh or cloud; returns its scores, taken in the normalised frame, and its
+    tokens (T,)."""
     check_file(path, (*SEARCHED, ".txt"))
     truth = load_points(path) if is_cloud(path) else load_mesh(path)
     rng = np.random.default_rng(args.seed)
@@ -165,12 +169,12 @@ def reconstruct_file(vqvae: VQVAE, files: TokenFiles, path: Path, target: Path, 
     protocol = dataclasses.replace(PROTOCOL, seed=args.seed)
     scores = scores_of_mesh(rebuilt, truth, protocol) if isinstance(truth, Mesh) else scores_of_cloud(rebuilt, truth, protocol)
     note = "" if isinstance(truth, Mesh) else "; ".join(truth.notes)
-    return {"tokens": tokens.ids.shape[1], "note": note, **{name: scores[name] for name in SCORES if name in scores}}
+    return {"note": note, **{name: scores[name] for name in SCORES if name in scores}}, tokens.ids[0]
 
 
 def decode_file(vqvae: VQVAE, files: TokenFiles, path: Path, target: Path, placement: Placement,
-                args: argparse.Namespace) -> dict:
-    """Writes the mesh (and picture) of a file of tokens."""
+                args: argparse.Namespace) -> tuple[dict, torch.Tensor]:
+    """Writes the mesh (and picture) of a file of tokens, which are returned, beside no scores."""
     stored = files.load(path)
     with extraction_bar(path.name) as progress:
         mesh = mesh_from_tokens(vqvae, stored.tokens, args.resolution, placement=placement, progress=progress)
@@ -179,7 +183,7 @@ def decode_file(vqvae: VQVAE, files: TokenFiles, path: Path, target: Path, place
     save_mesh(Mesh(mesh.vertices, mesh.faces, stored.to_source), target, frame=args.frame)
     if not args.no_pictures:
         contact_sheet([[picture(mesh)]], ["decoded"]).save(target.with_suffix(".png"))
-    return {"tokens": stored.tokens.ids.shape[1]}
+    return {}, stored.tokens.ids[0]
 
 
 def scores_of_mesh(rebuilt: Mesh, truth: Mesh, protocol: EvalProtocol) -> dict[str, float | None]:
@@ -208,8 +212,8 @@ def table_row(name: str, m: dict) -> str:
     return f"| {name} | {m['shapes']} | {' | '.join('-' if v is None else f'{v:{form}}' for v, form in cells)} |"
 
 
-def report(rows: list[dict], args: argparse.Namespace, device: torch.device) -> None:
-    """report.csv, report.md, summary.json, and the same on the screen."""
+def report(rows: list[dict], counts: torch.Tensor, args: argparse.Namespace, device: torch.device) -> None:
+    """report.csv, report.md, summary.json, and the same on the screen; `counts` (V,) is how often each code was used."""
     args.output_dir.mkdir(parents=True, exist_ok=True)
     write_csv(args.output_dir / "report.csv", FIELDS,
               [{k: f"{v:.6f}" if isinstance(v, float) else v for k, v in r.items()} for r in rows])
@@ -235,6 +239,9 @@ def report(rows: list[dict], args: argparse.Namespace, device: torch.device) -> 
         blocks.append(f"Point clouds are scored against their own points; {estimated} of {len(clouds)}: {ESTIMATED}.")
     if decoded := sum(r["kind"] == "tokens" for r in good):
         blocks.append(f"{decoded} decoded from tokens, which tell of no truth to be scored against.")
+    usage, perplexity = codebook_usage(counts) if good else (None, None)
+    if good:
+        blocks.append(f"{counts.sum():,} tokens use {usage:.1%} of the {len(counts):,} codes, perplexity {perplexity:,.0f}.")
     machine = describe_machine(device)
     kinds = "meshes" if all(r["kind"] == "mesh" for r in rows) else "inputs"
     head = (f"{len(good)} of {len(rows)} {kinds} reconstructed by {args.model}, {args.pc_size} points, "
@@ -244,7 +251,8 @@ def report(rows: list[dict], args: argparse.Namespace, device: torch.device) -> 
     text = "\n\n".join([head, *blocks])
     page = f"# Reconstruction\n\n{text}\n" + (f"\n```\n{describe(PROTOCOL)}\n```\n" if table else "")
     (args.output_dir / "report.md").write_text(page, encoding="utf-8")
-    write_json(args.output_dir / "summary.json", {"means": table, "of": len(rows), "machine": machine})
+    write_json(args.output_dir / "summary.json", {"means": table, "of": len(rows), "codebook_usage": usage,
+                                                  "perplexity": perplexity, "machine": machine})
     print(text)
     if good:
         print(f"{good[0]['tokens']} tokens a shape; meshes, pictures and report.csv in {args.output_dir}")

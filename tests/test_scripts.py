@@ -557,6 +557,11 @@ def test_tokens_are_decoded_and_those_of_another_tokenizer_are_listed(meshes, vq
     assert np.array_equal(stored.to_source, mesh.to_source)
     surface = torch.from_numpy(outer_surface(mesh, 8192, np.random.default_rng(0)))
     assert torch.equal(stored.tokens.ids, vqvae.tokenize(surface[None]).ids)
+    used = torch.cat([ids, *(TokenFiles(vqvae).load(p).tokens.ids[0] for p in (out / "tokens").iterdir())])
+    shares = torch.tensor([(used == code).double().mean() for code in used.unique()])
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["codebook_usage"] == len(shares) / 16
+    assert summary["perplexity"] == pytest.approx(float(torch.exp(-(shares * shares.log()).sum())))
 
 
 def test_the_reconstruction_of_a_cloud_stands_where_the_cloud_is(meshes, full_vqvae, tmp_path):
