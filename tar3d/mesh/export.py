@@ -11,10 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import trimesh
+from trimesh.visual import TextureVisuals
+from trimesh.visual.material import PBRMaterial
 
 from tar3d.contracts import Mesh
 
 FORMATS = (".glb", ".obj", ".ply", ".stl", ".off")
+# Without a material glTF means white metal, which viewers without surroundings to mirror draw black or washed out.
+GREY = PBRMaterial(name="grey", baseColorFactor=(96, 98, 102, 255), metallicFactor=0.0, roughnessFactor=0.8)
 _Y_UP_TO_Z_UP = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]])  # +90 degrees about x
 
 
@@ -59,7 +63,8 @@ def _encode(vertices: np.ndarray, faces: np.ndarray, suffix: str) -> bytes:
     if suffix == ".off":
         header = f"OFF\n{len(vertices)} {len(faces)} 0\n"
         return (header + _lines("%.9g %.9g %.9g\n", vertices) + _lines("3 %d %d %d\n", faces)).encode()
-    return trimesh.Trimesh(vertices, faces, process=False).export(file_type=suffix[1:])
+    visual = TextureVisuals(material=GREY) if suffix == ".glb" else None
+    return trimesh.Trimesh(vertices, faces, process=False, visual=visual).export(file_type=suffix[1:])
 
 
 def _lines(row_format: str, rows: np.ndarray) -> str:

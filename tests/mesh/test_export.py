@@ -1,5 +1,7 @@
 """What is written comes back: place, scale, handedness and winding, for every format."""
 
+import json
+
 import numpy as np
 import pytest
 import trimesh
@@ -99,3 +101,12 @@ def test_a_failed_write_keeps_the_older_file(one_armed, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         save_mesh(one_armed, path, frame="source")
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["shape.glb"]
+
+
+def test_a_glb_is_no_metal(one_armed, tmp_path):
+    """Which is what glTF takes a mesh without a material for, and many viewers draw black."""
+    content = save_mesh(one_armed, tmp_path / "shape.glb").read_bytes()
+    described = json.loads(content[20:20 + int.from_bytes(content[12:16], "little")])
+    (primitive,) = described["meshes"][0]["primitives"]
+    surface = described["materials"][primitive["material"]]["pbrMetallicRoughness"]
+    assert surface["metallicFactor"] == 0 and 0 < min(surface["baseColorFactor"][:3]) and surface["baseColorFactor"][3] == 1

@@ -1,0 +1,100 @@
+"""The page in the browser, asked through its own interface: what it makes is what run.py makes, and refusals are sentences."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trimesh
+from PIL import Image
+
+import demo
+import run
+
+gradio = pytest.importorskip("gradio", exc_type=ImportError)
+ROOT = Path(__file__).resolve().parents[1]
+SETTINGS = {"seed": 5, "resolution": 32, "faces": 0, "temperature": None, "cfg_scale": None, "sketch_scale": None}
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> Iterator[tuple]:
+    """A client of a page with the shipped model, and the folder where its meshes stay."""
+    from gradio_client import Client
+
+    out = tmp_path_factory.mktemp("demo")
+    args = demo.parse_arguments(["--model", str(ROOT / "pretrained/tiny"), "--out", str(out)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)  # where the examples lie
+        blocks = demo.build(demo.load_models(args), args.model, out)
+        _, url, _ = blocks.launch(allowed_paths=[str(out)], share=False, prevent_thread_lock=True, quiet=True)
+        try:
+            yield Client(url, verbose=False), out
+        finally:
+            blocks.close()
+
+
+def ask(page: tuple, gpt_type: str, *told: object, **changed: object) -> tuple[Path, str]:
+    file, line = page[0].predict(*told, *(SETTINGS | changed).values(), api_name=f"/{gpt_type}")
+    return Path(file), line
+
+
+def test_a_text_gives_the_mesh_that_the_script_gives(page, tmp_path):
+    file, line = ask(page, "t23d", "a chair with arms", sketch_scale=20)
+    flags = ["--model", str(ROOT / "pretrained/tiny"), "--prompt", "a chair with arms", "--seed", "5", "--resolution", "32",
+             "--sketch-scale", "20", "--no-preview", "--save-path", str(tmp_path)]
+    assert run.main(flags) == 0
+    assert file.read_bytes() == (tmp_path / "a_chair_with_arms.glb").read_bytes()
+    kept = page[1] / Path(line.partition(":")[0]).name
+    record, expected = (json.loads(path.read_text()) for path in (kept.with_suffix(".json"), tmp_path / "a_chair_with_arms.json"))
+    assert kept.read_bytes() == file.read_bytes() and "768 tokens" in line and "seed 5" in line
+    assert {k: record[k] for k in ("prompt", "seed", "sampling")} == {k: expected[k] for k in ("prompt", "seed", "sampling")}
+
+
+def test_a_picture_and_nothing_give_closed_meshes(page):
+    from gradio_client import handle_file
+
+    file, line = ask(page, "i23d", handle_file(ROOT / "assets" / "sample_image.png"), faces=500)
+    mesh = trimesh.load(file, force="mesh")
+    assert mesh.is_watertight and len(mesh.faces) <= 500
+    kept = page[1] / Path(line.partition(":")[0]).name
+    with Image.open(kept.with_suffix(".png")) as given, Image.open(ROOT / "assets" / "sample_image.png") as asked:
+        assert given.convert("RGBA").tobytes() == asked.convert("RGBA").tobytes()
+    assert trimesh.load(ask(page, "uncond")[0], force="mesh").is_watertight
+
+
+@pytest.mark.parametrize("gpt_type, told, changed, message", [
+    ("t23d", "", {}, "write a text first"),
+    ("i23d", None, {}, "choose a picture first"),
+    ("t23d", "a chair", {"faces": 2}, "a closed mesh has 4 or more"),
+    ("t23d", "a chair", {"temperature": -1}, "temperature must be >= 0, got -1"),
+])
+def test_what_cannot_be_made_is_a_sentence(page, gpt_type, told, changed, message):
+    with pytest.raises(Exception, match=message):
+        ask(page, gpt_type, told, **changed)
+
+
+def test_models_of_one_type_each_get_a_tab_each(tmp_path, monkeypatch):
+    loaded = []
+
+    def load(model, gpt_type, **kwargs):
+        if gpt_type not in ("t23d", "uncond"):
+            raise ValueError(f"{model} has no {gpt_type}")
+        loaded.append(gpt_type)
+        return gpt_type
+
+    monkeypatch.setattr(demo.Pipeline, "load", load)
+    args = demo.parse_arguments(["--model", "bundle"])
+    assert demo.load_models(args) == {"t23d": "t23d", "uncond": "uncond"} and loaded == ["t23d", "uncond"]
+
+
+def test_refusals_before_anything_is_served(tmp_path, monkeypatch, capsys):
+    assert demo.main(["--model", str(tmp_path)]) == 2
+    assert "gpt_" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    shutil.copytree(ROOT / "pretrained/tiny", tmp_path / "model")
+    assert demo.main(["--model", str(tmp_path / "model")]) == 2
+    assert "pip install -r requirements-demo.txt" in capsys.readouterr().err
