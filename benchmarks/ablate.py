@@ -42,7 +42,8 @@ from tar3d.data.folder import write_json
 from tar3d.gpt.model import GPT
 from tar3d.runtime import describe_machine, positive_int
 
-LINKED = ("meshes", "views", "samples", "manifest.csv", "captions.csv", "splits.json")  # of a data set, for tokens of its own
+# Of a data set, for tokens of its own.
+LINKED = ("meshes", "views", "samples", "manifest.csv", "captions.csv", "splits.json", "report.csv")
 SWEEP_SEED, SWEEP_SHARE, MOST_RATES = 100, 0.5, 6
 SHAPES = 48  # of the validation split, generated from one view each
 ALONE = "sketch_scale=0"  # sampled from the GPT's own distribution: what the recipe's sketch_scale adds is the same in all arms

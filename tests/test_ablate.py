@@ -14,6 +14,7 @@ from benchmarks.ablate import Trial, best_rate, main, missing, missing_sweep
 from benchmarks.studies import ARMS, MODEL, STUDIES
 from benchmarks.studies import TOKENIZER as STUDY_TOKENIZER
 from tar3d.config import TokenizerConfig, VQVAEConfig, load, load_gpt_run
+from tar3d.data.folder import mesh_path
 
 TOKENIZER = TokenizerConfig(grid_size=4, codebook_size=32)
 
@@ -125,6 +126,8 @@ def arguments(tmp_path, monkeypatch) -> list[str]:
     data = tmp_path / "toy"
     (data / "samples").mkdir(parents=True)
     (data / "splits.json").write_text("{}")
+    (data / "bed.glb").touch()
+    (data / "report.csv").write_text(f"id,file\nbed,{data / 'bed.glb'}\n")
     return ["--out", str(tmp_path / "out"), "--results", str(tmp_path / "results.json"), "--data", str(data)]
 
 
@@ -154,6 +157,7 @@ def test_an_arm_with_a_tokenizer_has_tokens_of_its_own_and_steps_that_cost_the_s
     runs = json.loads((tmp_path / "results.json").read_text())["runs"]
     own = tmp_path / "out" / "r8_k4096" / "tokenizer" / "data"
     assert (own / "samples").is_symlink() and (own / "splits.json").is_symlink() and not (own / "views").exists()
+    assert mesh_path(own, "bed") == tmp_path / "toy" / "bed.glb", "shapes are scored against their meshes"
     trained = next(r for r in runs.values() if r["arm"] == "r8_k4096" and not r["sweep"])
     assert trained["tokenizer"]["iou_volume"] == 0.9
     usual = next(r for r in runs.values() if r["arm"] == "hybrid")
