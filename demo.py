@@ -123,8 +123,9 @@ def build(pipelines: dict[str, Pipeline], model: str, out: Path) -> gradio.Block
 
     bar = gr.Progress()
 
-    def answer(gpt_type: str, told: Any, seed: int, resolution: int, faces: int, temperature: float | None,
+    def answer(gpt_type: str, told: Any, seed: int | None, resolution: int, faces: int | None, temperature: float | None,
                cfg_scale: float | None, sketch_scale: float | None, progress: gr.Progress = bar) -> tuple[str, str]:
+        seed, faces = seed or 0, faces or 0  # None where somebody has emptied the box
         tuned = zip(TUNED, (temperature, cfg_scale, sketch_scale), strict=True)
         changed = {name: value for name, value in tuned if value is not None}
         try:

@@ -63,7 +63,8 @@ def test_a_picture_and_nothing_give_closed_meshes(page):
     kept = page[1] / Path(line.partition(":")[0]).name
     with Image.open(kept.with_suffix(".png")) as given, Image.open(ROOT / "assets" / "sample_image.png") as asked:
         assert given.convert("RGBA").tobytes() == asked.convert("RGBA").tobytes()
-    assert trimesh.load(ask(page, "uncond")[0], force="mesh").is_watertight
+    file, line = ask(page, "uncond", seed=None, faces=None)
+    assert trimesh.load(file, force="mesh").is_watertight and "seed 0" in line
 
 
 @pytest.mark.parametrize("gpt_type, told, changed, message", [

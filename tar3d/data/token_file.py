@@ -70,15 +70,17 @@ class TokenFiles:
             raise ValueError(f"{path} is not a readable file of tokens ({e})") from e
         if absent := [key for key in KEYS if key not in arrays]:
             raise ValueError(f"{path} has no {' and no '.join(absent)}, as a file that --save-tokens wrote does")
-        ids, to_source, tokenizer = arrays["tokens"], arrays["transform"], str(arrays["tokenizer"])
+        ids, to_source, tokenizer, sampled = arrays["tokens"], arrays["transform"], str(arrays["tokenizer"]), arrays["sampled"]
         if tokenizer != self.tokenizer:
             raise ValueError(f"{path} has tokens of tokenizer {tokenizer}, but the one given is {self.tokenizer}: give the model "
                              "that made them (--model)")
         T, V = self.config.num_tokens, self.config.codebook_size
-        if ids.shape != (T,) or ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= V:
-            raise ValueError(f"{path}: tokens must be ({T},) whole numbers from 0 to {V - 1}, got {ids.shape} {ids.dtype}"
-                             + (f" from {ids.min()} to {ids.max()}" if ids.size else ""))
+        if ids.shape != (T,) or ids.dtype.kind not in "iu":
+            raise ValueError(f"{path}: tokens must be ({T},) whole numbers, got {ids.shape} {ids.dtype}")
+        if ids.min() < 0 or ids.max() >= V:
+            raise ValueError(f"{path}: tokens must lie in 0 to {V - 1}, got {ids.min()} to {ids.max()}")
         if to_source.shape != (4, 4) or to_source.dtype.kind != "f" or not np.isfinite(to_source).all():
             raise ValueError(f"{path}: transform must be a finite (4, 4) matrix, got {to_source.shape} {to_source.dtype}")
-        return StoredTokens(Tokens(torch.from_numpy(ids.astype(np.int64))[None]), to_source.astype(np.float64),
-                            bool(arrays["sampled"]))
+        if sampled.shape != () or sampled.dtype != bool:
+            raise ValueError(f"{path}: sampled must be one bool, got {sampled.shape} {sampled.dtype}")
+        return StoredTokens(Tokens(torch.from_numpy(ids.astype(np.int64))[None]), to_source.astype(np.float64), bool(sampled))

@@ -60,12 +60,15 @@ GOOD = {"tokens": np.zeros(T, np.uint16), "transform": np.eye(4), "sampled": Tru
 @pytest.mark.parametrize("change, message", [
     ({"tokens": None}, "has no tokens, as a file"),
     ({"transform": None, "sampled": None}, "has no transform and no sampled"),
-    ({"tokens": np.zeros(T - 1, np.uint16)}, rf"must be \({T},\) whole numbers from 0 to {V - 1}, got \({T - 1},\) uint16"),
-    ({"tokens": np.full(T, V, np.uint16)}, f"got .* from {V} to {V}"),
-    ({"tokens": np.full(T, -1, np.int16)}, "from -1 to -1"),
+    ({"tokens": np.zeros(T - 1, np.uint16)}, rf"must be \({T},\) whole numbers, got \({T - 1},\) uint16"),
+    ({"tokens": np.full(T, V, np.uint16)}, f"must lie in 0 to {V - 1}, got {V} to {V}"),
+    ({"tokens": np.full(T, -1, np.int16)}, "got -1 to -1"),
     ({"tokens": np.zeros(T)}, "float64"),
     ({"tokens": np.zeros(0, np.uint16)}, r"got \(0,\) uint16$"),
     ({"transform": np.eye(3)}, r"transform must be a finite \(4, 4\) matrix"),
+    ({"sampled": np.zeros(2, bool)}, r"sampled must be one bool, got \(2,\) bool"),
+    ({"tokens": np.array(["a"] * T)}, "whole numbers"),
+    ({"tokens": np.array([None] * T)}, "is not a readable file of tokens"),
     ({"transform": np.full((4, 4), np.nan)}, r"transform must be a finite \(4, 4\) matrix"),
 ])
 def test_what_cannot_be_decoded_is_refused_with_the_reason(files, tmp_path, change, message):
