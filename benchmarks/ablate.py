@@ -262,8 +262,10 @@ def run_all(arms: list[Arm], args: argparse.Namespace) -> dict[str, str]:
 
 
 def _left(arms: list[Arm], runs: dict[str, dict], seeds: int) -> list[Trial]:
-    """Each trial that can be run now, once."""
-    return list({trial.key: trial for arm in arms for trial in missing(arm, runs, seeds)}.values())
+    """Each trial that can be run now, once; the first seed of all arms before the second, so that tokenizers of arms are trained
+    side by side, and not one while all others wait for it."""
+    trials = {trial.key: trial for arm in arms for trial in missing(arm, runs, seeds)}
+    return sorted(trials.values(), key=lambda trial: (not trial.sweep, trial.seed))
 
 
 def main(argv: list[str] | None = None) -> int:

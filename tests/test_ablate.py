@@ -167,6 +167,13 @@ def test_an_arm_with_a_tokenizer_has_tokens_of_its_own_and_steps_that_cost_the_s
     assert str(own) in made and commands.calls.index(made) > 0
 
 
+def test_the_first_seed_of_every_arm_comes_before_the_second_of_any():
+    arms = [ARMS[name] for name in STUDIES["tokens"].arms]
+    tuned = tried("hybrid", {8e-3: 1.0, 1.6e-2: 1.1, 3.2e-2: 1.2, 4e-3: 1.1})
+    left = ablate._left(arms, tuned, 2)
+    assert [t.seed for t in left] == [0] * len(arms) + [1] * len(arms) and [t.arm for t in left[: len(arms)]] == arms
+
+
 def test_another_size_is_asked_for_by_name(arguments, monkeypatch, tmp_path):
     monkeypatch.setattr(ablate, "_command", commands := Commands())
     assert main(["order", *arguments, "--seeds", "1", "--gpt-model", "GPT-B"]) == 0
