@@ -11,12 +11,16 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from benchmarks.measure import speedup_text
 from benchmarks.studies import ARMS, STUDIES, Study
 from tar3d.metrics.summary import markdown_table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 DOCUMENT, SPEEDS = Path("docs/ablations.md"), Path("benchmarks/results/cpu_2cores_arms.json")
 INK, OTHER, CAPTION, GRID = "#2b6ea6", "#c44e3f", "#666666", "#dddddd"
@@ -106,13 +110,14 @@ def write_report(results: dict, document: Path = DOCUMENT, speeds: Path = SPEEDS
 
 
 def draw(study: Study, runs: dict[str, dict], path: Path) -> None:
-    """Two panels, NLL and F-score: every seed a dot, means as bars, one line an arm; and the NLL over the rates that were
-    tried."""
+    """Two panels, NLL and F-score: every seed a dot, means as bars, one line an arm; and, where arms have rates of their own, the
+    NLL over those that were tried."""
     from matplotlib.figure import Figure
 
     arms = [name for name in study.arms if finished(runs, name)]
+    rates = sorted({r["rate"] for r in runs.values() if r["arm"] in arms and r["sweep"]})
     figure = Figure(figsize=(13, 0.42 * len(arms) + 1.6), layout="constrained")
-    panels = figure.subplots(1, 3, width_ratios=(3, 3, 2.4))
+    panels = figure.subplots(1, 3 if rates else 2, width_ratios=(3, 3, 2.4) if rates else (3, 3))
     made = ("fscore", "F-score at 0.02") if study.has_tokenizers else ("fscore_alone", "F-score at 0.02 alone")
     for axis, score, label in ((panels[0], "nll", "NLL, nats a token (less is better)"),
                                (panels[1], made[0], f"{made[1]} (more is better)")):
@@ -127,18 +132,23 @@ def draw(study: Study, runs: dict[str, dict], path: Path) -> None:
         axis.set_ylim(len(arms) - 0.5, -0.5)
         axis.set_xlabel(label, fontsize=9, color=CAPTION)
         axis.grid(color=GRID, linewidth=0.6, axis="x")
+        axis.locator_params(axis="x", nbins=6)
+    if rates:
+        _draw_rates(panels[2], study, arms, rates, runs)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def _draw_rates(axis: Axes, study: Study, arms: list[str], rates: list[float], runs: dict[str, dict]) -> None:
     for name in arms:
         tried = sorted((r["rate"], r["nll"]) for r in runs.values() if r["arm"] == name and r["sweep"])
         if tried:
             colour = INK if name == study.arms[0] else OTHER
-            panels[2].plot(*zip(*tried, strict=True), marker=".", linewidth=1.2, alpha=0.9, color=colour)
-            panels[2].annotate(name, tried[-1], xytext=(4, 0), textcoords="offset points", va="center", fontsize=8, color=colour)
-    panels[2].set_xscale("log")
-    panels[2].margins(x=0.2)
-    rates = sorted({r["rate"] for r in runs.values() if r["arm"] in arms and r["sweep"]})
-    panels[2].set_xticks(rates, [f"{rate:g}" for rate in rates], fontsize=8)
-    panels[2].minorticks_off()
-    panels[2].set_xlabel("learning rate tried (half the steps): NLL", fontsize=9, color=CAPTION)
-    panels[2].grid(color=GRID, linewidth=0.6)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+            axis.plot(*zip(*tried, strict=True), marker=".", linewidth=1.2, alpha=0.9, color=colour)
+            axis.annotate(name, tried[-1], xytext=(4, 0), textcoords="offset points", va="center", fontsize=8, color=colour)
+    axis.set_xscale("log")
+    axis.margins(x=0.2)
+    axis.set_xticks(rates, [f"{rate:g}" for rate in rates], fontsize=8)
+    axis.minorticks_off()
+    axis.set_xlabel("learning rate tried (half the steps): NLL", fontsize=9, color=CAPTION)
+    axis.grid(color=GRID, linewidth=0.6)
