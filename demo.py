@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 import time
 import warnings
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from tar3d.condition.image import load_image
 from tar3d.config import GPT_TYPES
+from tar3d.data.folder import write_json
 from tar3d.mesh.export import save_mesh
 from tar3d.mesh.simplify import LEAST_FACES, simplify
 from tar3d.pipeline import ANY, Pipeline
@@ -109,7 +109,7 @@ def make(pipeline: Pipeline, gpt_type: str, model: str, out: Path, told: str | N
               "seconds": result.seconds, **describe_machine(pipeline.device)}
     if gpt_type == "i23d":
         shown.save(path.with_suffix(".png"))
-    path.with_suffix(".json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path.with_suffix(".json"), record)
     return path, (f"{path}: {len(result.tokens):,} tokens, {len(mesh.faces):,} faces, seed {seed}, "
                   f"{time.perf_counter() - start:.1f} s")
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import re
 import sys
 import time
@@ -32,6 +31,7 @@ from tqdm import tqdm
 
 from tar3d.condition.image import ImageError, list_images, load_image, preprocess
 from tar3d.config import GPT_TYPES, SamplingConfig
+from tar3d.data.folder import write_json
 from tar3d.data.token_file import FOLDER, SUFFIX
 from tar3d.gpt.engine import BACKENDS
 from tar3d.mesh.export import FORMATS, save_mesh
@@ -296,7 +296,7 @@ def save(pipeline: Pipeline, job: Job, ready: Ready, result: Generated, sampling
               "gpt_ckpt": args.gpt_ckpt, "precision": pipeline.precision, "decoding": pipeline.backend, "low_vram": args.low_vram,
               "batch_size": args.batch_size, "seconds": result.seconds, "faces": len(mesh.faces),
               **describe_machine(pipeline.device)}
-    target.with_suffix(".json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(target.with_suffix(".json"), record)
     times = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in result.seconds.items())
     print("; ".join([f"{target}: {len(result.tokens)} tokens, {len(mesh.faces):,} faces, seed {job.seed}", times, *made]))
 

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,12 @@ class TokenFiles:
     """Those of one tokenizer: no other could make anything of them."""
 
     def __init__(self, vqvae: VQVAE) -> None:
-        self.config, self.tokenizer = vqvae.config, token_fingerprint(vqvae)
+        self.vqvae, self.config = vqvae, vqvae.config
+
+    @cached_property
+    def tokenizer(self) -> str:
+        """Its fingerprint, which takes going through all of its weights."""
+        return token_fingerprint(self.vqvae)
 
     def save(self, output: Path, name: str, ids: torch.Tensor, *, to_source: np.ndarray | None = None, sampled: bool) -> Path:
         """The ids (T,) of one shape in a folder of outputs, written atomically; returns the file. Without `to_source`: the

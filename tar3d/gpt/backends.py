@@ -82,7 +82,7 @@ class LinearBackend:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, state: Tensor | None = None, *,
                  lengths: Tensor | None = None, want_state: bool = True) -> tuple[Tensor, Tensor | None]:
         """(o, state). Training throws the state away: `want_state=False` lets a kernel leave it out, as None."""
-        form = self.choose(q.device, q.dtype, gradients=torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)))
+        form = self.form_for(q, k, v)
         if form == "fla" and (lengths is None or not want_state):
             return fla(q, k, v, slopes, state, want_state=want_state)
         if form == "lightning_attn" and state is None and not want_state:
@@ -90,6 +90,10 @@ class LinearBackend:
         if form == "reference":
             return linear_attention.reference(q, k, v, slopes, state, lengths=lengths)
         return linear_attention.chunked(q, k, v, slopes, state, lengths=lengths, chunk_size=self.chunk_size)
+
+    def form_for(self, *inputs: Tensor) -> str:
+        gradients = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+        return self.choose(inputs[0].device, inputs[0].dtype, gradients=gradients)
 
     def choose(self, device: torch.device, dtype: torch.dtype, *, gradients: bool) -> str:
         """The form that such inputs get. On a CPU `auto` is `chunked`; on CUDA that is a fallback, and is said once."""
@@ -108,7 +112,7 @@ class GatedBackend(LinearBackend):
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor | None, state: Tensor | None = None, *,
                  lengths: Tensor | None = None, want_state: bool = True) -> tuple[Tensor, Tensor | None]:
-        form = self.choose(q.device, q.dtype, gradients=torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)))
+        form = self.form_for(q, k, v)
         if form == "fla":
             return fla_gated(q, k, v, log_decay, beta, state, lengths=lengths, want_state=want_state)
         if form == "reference":

@@ -383,18 +383,16 @@ def indices(*bounds):
 
 C = 64  # both packages'
 name = sys.argv[1]
-if name == "fla":
-    from fla.ops.common import chunk_h, chunk_o
-
-    chunk_h.range = chunk_o.range = indices
-    cases = [dict(T=T, carried=T != C - 1) for T in (1, C - 1, C, C + 1, 3 * C + 7)]
-    form, training = backends.fla, lambda *args: backends.fla(*args, want_state=False)
-elif name in GATED:
+if name != "lightning_attn":
     from fla.ops.common import chunk_delta_h, chunk_h, chunk_o
     from fla.ops.gated_delta_rule import chunk_fwd, wy_fast
 
     for module in (chunk_delta_h, chunk_h, chunk_o, chunk_fwd, wy_fast):
         module.range = indices
+if name == "fla":
+    cases = [dict(T=T, carried=T != C - 1) for T in (1, C - 1, C, C + 1, 3 * C + 7)]
+    form, training = backends.fla, lambda *args: backends.fla(*args, want_state=False)
+elif name in GATED:
     for T in (1, C - 1, C, C + 1, 3 * C + 7):
         for short in (None, T, T // 2):
             errors = gated_errors(backends.fla_gated, T, 32, torch.float32, delta=name == "delta", carried=T != C - 1,
