@@ -159,9 +159,10 @@ def test_processes_end_with_the_run(tmp_path, how):
     """After a kill as soon as their job is done: a process notices that nobody is there to take the result."""
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(f"""
-        import functools, sys, pathlib
+        import functools, pathlib, signal, sys
         sys.path[:0] = {sys.path!r}
         from test_workers import parallel, touch_and_sleep
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores for what it begins with &
         if __name__ == "__main__":
             list(parallel(functools.partial(touch_and_sleep, folder=pathlib.Path({str(tmp_path / "ids")!r})), range(100), 2))
     """))
