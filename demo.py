@@ -27,7 +27,7 @@ from tar3d.data.folder import write_json
 from tar3d.mesh.export import save_mesh
 from tar3d.mesh.simplify import LEAST_FACES, simplify
 from tar3d.pipeline import ANY, Pipeline
-from tar3d.runtime import PRECISIONS, choose_device, describe_machine, positive_int, resolve_precision
+from tar3d.runtime import PRECISIONS, check_low_vram, choose_device, positive_int, resolve_precision
 
 if TYPE_CHECKING:
     import gradio
@@ -45,6 +45,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
                         help="directory or Hub id with tokenizer/ and gpt_<type>/ (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("outputs/demo"), help="where meshes stay (default: %(default)s)")
     parser.add_argument("--precision", choices=PRECISIONS, default="32-true", help="default: %(default)s")
+    parser.add_argument("--low-vram", action="store_true",
+                        help="for small GPUs: models are on the GPU only while they work, feature planes are float16; slower")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s, this machine alone")
     parser.add_argument("--port", type=positive_int, default=7860, help="default: %(default)s")
@@ -69,7 +71,10 @@ def main(argv: list[str] | None = None) -> int:
 def load_models(args: argparse.Namespace) -> dict[str, Pipeline]:
     """By type, those that the directory has; a GPT of the type "any" once for all."""
     device = choose_device(args.device)
-    load = partial(Pipeline.load, args.model, device=device, precision=resolve_precision(args.precision, device.type))
+    if args.low_vram:
+        check_low_vram(device)
+    load = partial(Pipeline.load, args.model, device=device, precision=resolve_precision(args.precision, device.type),
+                   low_vram=args.low_vram)
     found, reasons = {}, []
     for gpt_type in (ANY, *TABS):
         try:
@@ -104,9 +109,8 @@ def make(pipeline: Pipeline, gpt_type: str, model: str, out: Path, told: str | N
         raise ValueError(result.problem)
     mesh = simplify(result.mesh, faces) if faces else result.mesh
     path = save_mesh(mesh, out / f"{datetime.now().strftime('%Y%m%d-%H%M%S-%f')}_{seed}.glb")
-    record = {"gpt_type": gpt_type, "prompt": told if gpt_type == "t23d" else None, "seed": seed, "model": model,
-              "sampling": dataclasses.asdict(sampling), "resolution": resolution, "faces": len(mesh.faces),
-              "seconds": result.seconds, **describe_machine(pipeline.device)}
+    record = {"gpt_type": gpt_type, "prompt": told if gpt_type == "t23d" else None, "model": model, "faces": len(mesh.faces),
+              **pipeline.record(result, seed, sampling, resolution)}
     if gpt_type == "i23d":
         shown.save(path.with_suffix(".png"))
     write_json(path.with_suffix(".json"), record)

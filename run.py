@@ -42,7 +42,6 @@ from tar3d.runtime import (
     PRECISIONS,
     check_low_vram,
     choose_device,
-    describe_machine,
     extraction_bar,
     peak_memory,
     positive_int,
@@ -291,11 +290,9 @@ def save(pipeline: Pipeline, job: Job, ready: Ready, result: Generated, sampling
         made.append(f"turntable {target.with_suffix('.gif')}")
     if args.save_tokens:
         made.append(f"tokens {pipeline.token_files.save(target.parent, target.stem, result.tokens, sampled=True)}")
-    record = {"gpt_type": args.gpt_type, **ready.record, "seed": job.seed, "sampling": dataclasses.asdict(sampling),
-              "resolution": args.resolution, "up": args.up, "size": args.size, "model": args.model, "vq_ckpt": args.vq_ckpt,
-              "gpt_ckpt": args.gpt_ckpt, "precision": pipeline.precision, "decoding": pipeline.backend, "low_vram": args.low_vram,
-              "batch_size": args.batch_size, "seconds": result.seconds, "faces": len(mesh.faces),
-              **describe_machine(pipeline.device)}
+    record = {"gpt_type": args.gpt_type, **ready.record, "model": args.model, "vq_ckpt": args.vq_ckpt, "gpt_ckpt": args.gpt_ckpt,
+              "batch_size": args.batch_size, "up": args.up, "size": args.size, "faces": len(mesh.faces),
+              **pipeline.record(result, job.seed, sampling, args.resolution)}
     write_json(target.with_suffix(".json"), record)
     times = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in result.seconds.items())
     print("; ".join([f"{target}: {len(result.tokens)} tokens, {len(mesh.faces):,} faces, seed {job.seed}", times, *made]))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from tar3d.gpt.generate import generate
 from tar3d.gpt.loss import token_nll
 from tar3d.gpt.model import GPT
 from tar3d.mesh.extract import COARSE, EmptyFieldError, drop_small_components, extract
+from tar3d.runtime import describe_machine
 from tar3d.tokenizer.field import OccupancyField
 from tar3d.tokenizer.vqvae import VQVAE
 
@@ -275,6 +276,12 @@ class Pipeline:
         """The tokens that `generate` makes its shapes of."""
         with self._autocast():
             return self._sample(source, seeds, sampling, None, {})
+
+    def record(self, result: Generated, seed: int, sampling: SamplingConfig, resolution: int) -> dict[str, Any]:
+        """What one shape was made with, and what it took, for the file beside its mesh."""
+        return {"seed": seed, "sampling": dataclasses.asdict(sampling), "resolution": resolution, "precision": self.precision,
+                "decoding": self.backend, "low_vram": self.placement.low_vram, "seconds": result.seconds,
+                **describe_machine(self.device)}
 
     def _sample(self, source: Source, seeds: list[int], sampling: SamplingConfig,
                 progress: Callable[[int, int], None] | None, seconds: dict[str, float]) -> Tokens:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import trimesh
 from PIL import Image
 
@@ -51,7 +52,9 @@ def test_a_text_gives_the_mesh_that_the_script_gives(page, tmp_path):
     kept = page[1] / Path(line.partition(":")[0]).name
     record, expected = (json.loads(path.read_text()) for path in (kept.with_suffix(".json"), tmp_path / "a_chair_with_arms.json"))
     assert kept.read_bytes() == file.read_bytes() and "768 tokens" in line and "seed 5" in line
-    assert {k: record[k] for k in ("prompt", "seed", "sampling")} == {k: expected[k] for k in ("prompt", "seed", "sampling")}
+    settings = record.keys() - {"model", "seconds"}  # all of those stand in the script's record, too
+    assert settings > {"prompt", "seed", "sampling", "precision", "low_vram", "faces", "commit"}
+    assert {k: record[k] for k in settings} == {k: expected[k] for k in settings}
 
 
 def test_a_picture_and_nothing_give_closed_meshes(page):
@@ -84,17 +87,21 @@ def test_models_of_one_type_each_get_a_tab_each(tmp_path, monkeypatch):
     def load(model, gpt_type, **kwargs):
         if gpt_type not in ("t23d", "uncond"):
             raise ValueError(f"{model} has no {gpt_type}")
-        loaded.append(gpt_type)
+        loaded.append((gpt_type, kwargs["low_vram"]))
         return gpt_type
 
     monkeypatch.setattr(demo.Pipeline, "load", load)
-    args = demo.parse_arguments(["--model", "bundle"])
-    assert demo.load_models(args) == {"t23d": "t23d", "uncond": "uncond"} and loaded == ["t23d", "uncond"]
+    monkeypatch.setattr(demo, "choose_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(demo, "resolve_precision", lambda name, device: name)
+    args = demo.parse_arguments(["--model", "bundle", "--low-vram"])
+    assert demo.load_models(args) == {"t23d": "t23d", "uncond": "uncond"} and loaded == [("t23d", True), ("uncond", True)]
 
 
 def test_refusals_before_anything_is_served(tmp_path, monkeypatch, capsys):
     assert demo.main(["--model", str(tmp_path)]) == 2
     assert "gpt_" in capsys.readouterr().err
+    assert demo.main(["--low-vram", "--device", "cpu"]) == 2
+    assert "there is no GPU memory to save" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "gradio", None)
     shutil.copytree(ROOT / "pretrained/tiny", tmp_path / "model")
     assert demo.main(["--model", str(tmp_path / "model")]) == 2
