@@ -27,7 +27,7 @@ from tar3d.data.folder import write_json
 from tar3d.mesh.export import save_mesh
 from tar3d.mesh.simplify import LEAST_FACES, simplify
 from tar3d.pipeline import ANY, Pipeline
-from tar3d.runtime import PRECISIONS, check_low_vram, choose_device, positive_int, resolve_precision
+from tar3d.runtime import PRECISIONS, choose_device, positive_int, resolve_precision
 
 if TYPE_CHECKING:
     import gradio
@@ -70,9 +70,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def load_models(args: argparse.Namespace) -> dict[str, Pipeline]:
     """By type, those that the directory has; a GPT of the type "any" once for all."""
-    device = choose_device(args.device)
-    if args.low_vram:
-        check_low_vram(device)
+    device = choose_device(args.device, args.low_vram)
     load = partial(Pipeline.load, args.model, device=device, precision=resolve_precision(args.precision, device.type),
                    low_vram=args.low_vram)
     found, reasons = {}, []

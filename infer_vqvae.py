@@ -43,7 +43,7 @@ from tar3d.mesh.points import outer_surface
 from tar3d.mesh.render import contact_sheet, picture
 from tar3d.metrics.geometry import compare_points, describe, in_frame, point_scores, surface_cloud, transformed, volume_iou
 from tar3d.pipeline import MIN_COMPONENT_SHARE, Placement, mesh_from_tokens, reconstruct
-from tar3d.runtime import check_low_vram, choose_device, describe_machine, extraction_bar, peak_memory, positive_int
+from tar3d.runtime import choose_device, describe_machine, extraction_bar, peak_memory, positive_int
 from tar3d.tokenizer.quantize import codebook_usage
 from tar3d.tokenizer.vqvae import VQVAE
 
@@ -83,9 +83,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
-        device = choose_device(args.device)
-        if args.low_vram:
-            check_low_vram(device)
+        device = choose_device(args.device, args.low_vram)
         vqvae = checkpoint.load_tokenizer(args.model).to("cpu" if args.low_vram else device)
         inputs = find_inputs(args.input_file, args.limit)
         if args.output_dir.resolve() in {p.parent.resolve() for p in inputs.values()}:

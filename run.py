@@ -40,7 +40,6 @@ from tar3d.mesh.simplify import LEAST_FACES, simplify
 from tar3d.pipeline import ANY, Generated, Pipeline
 from tar3d.runtime import (
     PRECISIONS,
-    check_low_vram,
     choose_device,
     extraction_bar,
     peak_memory,
@@ -117,9 +116,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     start = time.perf_counter()
     try:
-        device = choose_device(args.device)
-        if args.low_vram:
-            check_low_vram(device)
+        device = choose_device(args.device, args.low_vram)
         pipeline = Pipeline.load(args.model, args.gpt_type, vqvae=args.vq_ckpt, gpt=args.gpt_ckpt, device=device,
                                  precision=resolve_precision(args.precision, device.type), decoding=args.decoding,
                                  low_vram=args.low_vram)

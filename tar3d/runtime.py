@@ -117,10 +117,11 @@ def resolve_precision(precision: str, accelerator: str) -> str:
     return "bf16-mixed" if native else "32-true"
 
 
-def choose_device(name: str | None) -> torch.device:
-    """The device of an inference script: `name`, or a GPU if there is one. ValueError when it is not there."""
+def choose_device(name: str | None, low_vram: bool = False) -> torch.device:
+    """The device of an inference script: `name`, or a GPU if there is one. ValueError when it is not there, or when it is a CPU,
+    where `low_vram` has nothing to save."""
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as e:
@@ -129,14 +130,10 @@ def choose_device(name: str | None) -> torch.device:
         raise ValueError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; write --device cpu")
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"--device is {name!r}; this project runs on cpu and cuda")
-    return device
-
-
-def check_low_vram(device: torch.device) -> None:
-    """ValueError where --low-vram has nothing to save."""
-    if device.type == "cpu":
+    if low_vram and device.type == "cpu":
         raise ValueError("--low-vram keeps models off the GPU while they do not work, but this runs on the CPU: there is no GPU "
                          "memory to save, leave it out")
+    return device
 
 
 def prepare_blocks(module: torch.nn.Module, recompute: str, compile: bool) -> None:
