@@ -33,22 +33,49 @@ if TYPE_CHECKING:
     import gradio
 
 TABS = {"i23d": "Picture", "t23d": "Text", "uncond": "Nothing"}
-EXAMPLES = {"i23d": [["assets/sample_image.png"]],
-            "t23d": [["a tall round table with three legs"], ["a chair with arms"], ["a plane with four engines"]]}
-TUNED = {"temperature": "0 is greedy", "cfg_scale": "guidance; 1 is none", "sketch_scale": "how much the sketch is heeded"}
+EXAMPLES = {
+    "i23d": [["assets/sample_image.png"]],
+    "t23d": [
+        ["a tall round table with three legs"],
+        ["a chair with arms"],
+        ["a plane with four engines"],
+    ],
+}
+TUNED = {
+    "temperature": "0 is greedy",
+    "cfg_scale": "guidance; 1 is none",
+    "sketch_scale": "how much the sketch is heeded",
+}
 MAX_SEED = 2**31 - 1
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="pretrained/tiny",
-                        help="directory or Hub id with tokenizer/ and gpt_<type>/ (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("outputs/demo"), help="where meshes stay (default: %(default)s)")
-    parser.add_argument("--precision", choices=PRECISIONS, default="32-true", help="default: %(default)s")
-    parser.add_argument("--low-vram", action="store_true",
-                        help="for small GPUs: models are on the GPU only while they work, feature planes are float16; slower")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model",
+        default="pretrained/tiny",
+        help="directory or Hub id with tokenizer/ and gpt_<type>/ (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("outputs/demo"),
+        help="where meshes stay (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="32-true", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--low-vram",
+        action="store_true",
+        help="for small GPUs: models are on the GPU only while they work, feature planes are float16; slower",
+    )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
-    parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s, this machine alone")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="default: %(default)s, this machine alone"
+    )
     parser.add_argument("--port", type=positive_int, default=7860, help="default: %(default)s")
     return parser.parse_args(argv)
 
@@ -61,9 +88,14 @@ def main(argv: list[str] | None = None) -> int:
         print(e, file=sys.stderr)
         return 2
     try:
-        page.launch(server_name=args.host, server_port=args.port, allowed_paths=[str(args.out)], share=False)
+        page.launch(
+            server_name=args.host, server_port=args.port, allowed_paths=[str(args.out)], share=False
+        )
     except OSError as e:
-        print(f"cannot serve at {args.host}, port {args.port} ({e}): give another --port", file=sys.stderr)
+        print(
+            f"cannot serve at {args.host}, port {args.port} ({e}): give another --port",
+            file=sys.stderr,
+        )
         return 2
     return 0
 
@@ -71,8 +103,13 @@ def main(argv: list[str] | None = None) -> int:
 def load_models(args: argparse.Namespace) -> dict[str, Pipeline]:
     """By type, those that the directory has; a GPT of the type "any" once for all."""
     device = choose_device(args.device, args.low_vram)
-    load = partial(Pipeline.load, args.model, device=device, precision=resolve_precision(args.precision, device.type),
-                   low_vram=args.low_vram)
+    load = partial(
+        Pipeline.load,
+        args.model,
+        device=device,
+        precision=resolve_precision(args.precision, device.type),
+        low_vram=args.low_vram,
+    )
     found, reasons = {}, []
     for gpt_type in (ANY, *TABS):
         try:
@@ -88,32 +125,56 @@ def load_models(args: argparse.Namespace) -> dict[str, Pipeline]:
     return found
 
 
-def make(pipeline: Pipeline, gpt_type: str, model: str, out: Path, told: str | None, seed: int, resolution: int, faces: int,
-         changed: dict[str, float], progress: Callable[[float, str], None]) -> tuple[Path, str]:
+def make(
+    pipeline: Pipeline,
+    gpt_type: str,
+    model: str,
+    out: Path,
+    told: str | None,
+    seed: int,
+    resolution: int,
+    faces: int,
+    changed: dict[str, float],
+    progress: Callable[[float, str], None],
+) -> tuple[Path, str]:
     """One shape -> its file, and a line on it. `told` is the path of a picture, or a text; `faces` 0 for all; `changed` are
     sampling settings. Raises ValueError for what cannot be made."""
     start = time.perf_counter()
     if gpt_type != "uncond" and not told:
-        raise ValueError(f"nothing is given: {'choose a picture' if gpt_type == 'i23d' else 'write a text'} first")
+        raise ValueError(
+            f"nothing is given: {'choose a picture' if gpt_type == 'i23d' else 'write a text'} first"
+        )
     if faces and faces < LEAST_FACES:
         raise ValueError(f"{faces} faces: a closed mesh has {LEAST_FACES} or more, 0 keeps all")
     shown = load_image(Path(told)) if gpt_type == "i23d" else told
     source = {} if gpt_type == "uncond" else pipeline.source([shown])
     sampling = dataclasses.replace(pipeline.sampling(GPT_TYPES[gpt_type]), **changed)
-    (result,) = pipeline.generate(source, [seed], sampling=sampling, resolution=resolution,
-                                  progress=lambda done, total: progress(0.8 * done / total, "tokens"),
-                                  extraction_progress=lambda done, total: progress(0.8 + 0.2 * done / total, "surface"))
+    (result,) = pipeline.generate(
+        source,
+        [seed],
+        sampling=sampling,
+        resolution=resolution,
+        progress=lambda done, total: progress(0.8 * done / total, "tokens"),
+        extraction_progress=lambda done, total: progress(0.8 + 0.2 * done / total, "surface"),
+    )
     if result.mesh is None:
         raise ValueError(result.problem)
     mesh = simplify(result.mesh, faces) if faces else result.mesh
     path = save_mesh(mesh, out / f"{datetime.now().strftime('%Y%m%d-%H%M%S-%f')}_{seed}.glb")
-    record = {"gpt_type": gpt_type, "prompt": told if gpt_type == "t23d" else None, "model": model, "faces": len(mesh.faces),
-              **pipeline.record(result, seed, sampling, resolution)}
+    record = {
+        "gpt_type": gpt_type,
+        "prompt": told if gpt_type == "t23d" else None,
+        "model": model,
+        "faces": len(mesh.faces),
+        **pipeline.record(result, seed, sampling, resolution),
+    }
     if gpt_type == "i23d":
         shown.save(path.with_suffix(".png"))
     write_json(path.with_suffix(".json"), record)
-    return path, (f"{path}: {len(result.tokens):,} tokens, {len(mesh.faces):,} faces, seed {seed}, "
-                  f"{time.perf_counter() - start:.1f} s")
+    return path, (
+        f"{path}: {len(result.tokens):,} tokens, {len(mesh.faces):,} faces, seed {seed}, "
+        f"{time.perf_counter() - start:.1f} s"
+    )
 
 
 def build(pipelines: dict[str, Pipeline], model: str, out: Path) -> gradio.Blocks:
@@ -121,20 +182,41 @@ def build(pipelines: dict[str, Pipeline], model: str, out: Path) -> gradio.Block
     try:
         import gradio as gr
     except ImportError as e:
-        raise ValueError(f"the page needs Gradio ({e}): python -m pip install -r requirements-demo.txt") from e
+        raise ValueError(
+            f"the page needs Gradio ({e}): python -m pip install -r requirements-demo.txt"
+        ) from e
 
     bar = gr.Progress()
 
-    def answer(gpt_type: str, told: Any, seed: int | None, resolution: int, faces: int | None, temperature: float | None,
-               cfg_scale: float | None, sketch_scale: float | None, progress: gr.Progress = bar) -> tuple[str, str]:
+    def answer(
+        gpt_type: str,
+        told: Any,
+        seed: int | None,
+        resolution: int,
+        faces: int | None,
+        temperature: float | None,
+        cfg_scale: float | None,
+        sketch_scale: float | None,
+        progress: gr.Progress = bar,
+    ) -> tuple[str, str]:
         seed, faces = seed or 0, faces or 0  # None where somebody has emptied the box
         tuned = zip(TUNED, (temperature, cfg_scale, sketch_scale), strict=True)
         changed = {name: value for name, value in tuned if value is not None}
         try:
             with warnings.catch_warnings(record=True) as said:
                 warnings.simplefilter("always", UserWarning)
-                path, line = make(pipelines[gpt_type], gpt_type, model, out, told, seed, resolution, faces, changed,
-                                  lambda share, part: progress(share, desc=part))
+                path, line = make(
+                    pipelines[gpt_type],
+                    gpt_type,
+                    model,
+                    out,
+                    told,
+                    seed,
+                    resolution,
+                    faces,
+                    changed,
+                    lambda share, part: progress(share, desc=part),
+                )
         except ValueError as e:
             raise gr.Error(str(e), print_exception=False) from e
         for warning in said:
@@ -150,13 +232,27 @@ def build(pipelines: dict[str, Pipeline], model: str, out: Path) -> gradio.Block
                 resolution = gr.Slider(32, 512, 128, step=32, label="Cells along each axis")
                 with gr.Accordion("More", open=False):
                     faces = gr.Number(0, label="Faces at most (0: all)", precision=0, minimum=0)
-                    tuned = [gr.Number(None, label=f"{name} ({what}); empty: the model's own") for name, what in TUNED.items()]
+                    tuned = [
+                        gr.Number(None, label=f"{name} ({what}); empty: the model's own")
+                        for name, what in TUNED.items()
+                    ]
             with gr.Column():
-                shown = gr.Model3D(label="Mesh", clear_color=(1.0, 1.0, 1.0, 1.0), height=480, camera_position=(60, 70, None))
+                shown = gr.Model3D(
+                    label="Mesh",
+                    clear_color=(1.0, 1.0, 1.0, 1.0),
+                    height=480,
+                    camera_position=(60, 70, None),
+                )
                 line = gr.Textbox(label="Made", interactive=False)
         for gpt_type, (told, button) in asked.items():
-            button.click(partial(answer, gpt_type), [told, seed, resolution, faces, *tuned], [shown, line], api_name=gpt_type,
-                         concurrency_id="models", concurrency_limit=1)
+            button.click(
+                partial(answer, gpt_type),
+                [told, seed, resolution, faces, *tuned],
+                [shown, line],
+                api_name=gpt_type,
+                concurrency_id="models",
+                concurrency_limit=1,
+            )
     return page
 
 

@@ -54,30 +54,69 @@ SHIPPED_TOKENIZER = "pretrained/tiny/tokenizer"
 VALIDATION_BATCH = 16
 OVERFIT_BAR = 0.99  # share of tokens
 MAP_SIZE = 192
-SKETCH = SamplingConfig(temperature=0.0, sketch_scale=1e6)  # the code nearest to the sketch's guess, whatever the layers say
-SKETCH_SHAPE = ("sketch_local", "sketch_hidden")  # values of the config that decide the shapes of its guess:
+SKETCH = SamplingConfig(
+    temperature=0.0, sketch_scale=1e6
+)  # the code nearest to the sketch's guess, whatever the layers say
+SKETCH_SHAPE = (
+    "sketch_local",
+    "sketch_hidden",
+)  # values of the config that decide the shapes of its guess:
 GUESS_PARTS = tuple(f"gpt.{name}" for name in SKETCH_GUESS)
-SKETCH_PARTS = ("conditioner.", *GUESS_PARTS)  # that `train.stage=sketch` trains, and "layers" leaves as they are
+SKETCH_PARTS = (
+    "conditioner.",
+    *GUESS_PARTS,
+)  # that `train.stage=sketch` trains, and "layers" leaves as they are
 # What the prefix goes through besides the encoders.
 PREFIX_PARTS = ("conditioner.project.", "gpt.condition_mlp.", "gpt.null_prefix", "gpt.sketch.")
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gpt-type", choices=list(GPT_TYPES), default="i23d",
-                        help="what the GPT is told of a shape: i23d an image, t23d a text, uncond nothing, any one of these "
-                        "(default: %(default)s)")
-    parser.add_argument("--gpt-model", choices=list(GPT_SIZES), default="GPT-tiny", help="size by name (default: %(default)s)")
-    parser.add_argument("--config",
-                        help="config file (default: configs/gpt_<type>_tiny.yaml for GPT-tiny, else configs/gpt_<type>.yaml)")
-    parser.add_argument("--data", type=Path, help=f"data set folder (default: a procedural set in {DEFAULT_FOLDER})")
-    parser.add_argument("--toy-shapes", type=positive_int, default=2000, help="size of the procedural set (default: %(default)s)")
-    parser.add_argument("--vq-ckpt", default=SHIPPED_TOKENIZER, metavar="MODEL",
-                        help="the tokenizer's model directory or Hub id (default: %(default)s)")
-    parser.add_argument("--global-batch-size", type=int, help="rows per optimizer step over all devices (default: the config's)")
-    parser.add_argument("--init-sketch", metavar="MODEL",
-                        help="start from the encoders and the sketch of a GPT of any size, as train.stage=sketch trains them; "
-                        "everything else begins anew, or with --init's weights")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--gpt-type",
+        choices=list(GPT_TYPES),
+        default="i23d",
+        help="what the GPT is told of a shape: i23d an image, t23d a text, uncond nothing, any one of these "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--gpt-model",
+        choices=list(GPT_SIZES),
+        default="GPT-tiny",
+        help="size by name (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--config",
+        help="config file (default: configs/gpt_<type>_tiny.yaml for GPT-tiny, else configs/gpt_<type>.yaml)",
+    )
+    parser.add_argument(
+        "--data", type=Path, help=f"data set folder (default: a procedural set in {DEFAULT_FOLDER})"
+    )
+    parser.add_argument(
+        "--toy-shapes",
+        type=positive_int,
+        default=2000,
+        help="size of the procedural set (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--vq-ckpt",
+        default=SHIPPED_TOKENIZER,
+        metavar="MODEL",
+        help="the tokenizer's model directory or Hub id (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--global-batch-size",
+        type=int,
+        help="rows per optimizer step over all devices (default: the config's)",
+    )
+    parser.add_argument(
+        "--init-sketch",
+        metavar="MODEL",
+        help="start from the encoders and the sketch of a GPT of any size, as train.stage=sketch trains them; "
+        "everything else begins anew, or with --init's weights",
+    )
     add_run_arguments(parser, "outputs/gpt")
     return parser.parse_intermixed_args(argv)
 
@@ -87,21 +126,39 @@ def main(argv: list[str] | None = None) -> int:
     try:
         vqvae = checkpoint.load_tokenizer(args.vq_ckpt)
         config = read_config(args, vqvae)
-        fabric = start_fabric(args.gpus, args.num_nodes, config.train.precision, shard=config.train.strategy == "fsdp")
+        fabric = start_fabric(
+            args.gpus, args.num_nodes, config.train.precision, shard=config.train.strategy == "fsdp"
+        )
         state = None if args.dry_run else prepare_folder(fabric, args.out, args.resume, config)
         with fabric.rank_zero_first():
             data = args.data or default_data(args.toy_shapes)
             encoders = new_encoders(config, data, args.init_sketch or args.init)
             if told := told_of(data, encoders, config, fabric.device):
                 TokenMaker(data, vqvae, told, fabric.device).run()
-        begin = partial(train, fabric=fabric, data=data, vqvae=vqvae, vq_source=args.vq_ckpt, encoders=encoders, init=args.init,
-                        init_sketch=args.init_sketch)
+        begin = partial(
+            train,
+            fabric=fabric,
+            data=data,
+            vqvae=vqvae,
+            vq_source=args.vq_ckpt,
+            encoders=encoders,
+            init=args.init,
+            init_sketch=args.init_sketch,
+        )
         if args.dry_run:
             dry_run(begin, config, fabric)
         elif args.overfit:
-            config.gpt.condition_dropout = config.train.token_noise = config.train.word_dropout = config.train.ema = 0.0
-            metrics = begin(config, out=args.out, state=state, wandb=args.wandb, overfit=args.overfit)
-            return verdict("share of the tokens it was trained on that it generates again", metrics["regenerated"], OVERFIT_BAR)
+            config.gpt.condition_dropout = config.train.token_noise = config.train.word_dropout = (
+                config.train.ema
+            ) = 0.0
+            metrics = begin(
+                config, out=args.out, state=state, wandb=args.wandb, overfit=args.overfit
+            )
+            return verdict(
+                "share of the tokens it was trained on that it generates again",
+                metrics["regenerated"],
+                OVERFIT_BAR,
+            )
         else:
             begin(config, out=args.out, state=state, wandb=args.wandb)
     except Exception as e:
@@ -111,18 +168,25 @@ def main(argv: list[str] | None = None) -> int:
 
 def read_config(args: argparse.Namespace, vqvae: VQVAE) -> GPTRunConfig:
     """The config file for the named size and the tokenizer given, with the overrides on top."""
-    path = args.config or f"configs/gpt_{args.gpt_type}{'_tiny' if args.gpt_model == 'GPT-tiny' else ''}.yaml"
+    path = (
+        args.config
+        or f"configs/gpt_{args.gpt_type}{'_tiny' if args.gpt_model == 'GPT-tiny' else ''}.yaml"
+    )
     overrides = list(args.overrides)
     if args.global_batch_size is not None:
         overrides.insert(0, f"train.global_batch_size={args.global_batch_size}")
-    config = configuration.load_gpt_run(path, args.gpt_model, vqvae.config, overrides, args.gpt_type)
+    config = configuration.load_gpt_run(
+        path, args.gpt_model, vqvae.config, overrides, args.gpt_type
+    )
     check_tokenizer(config, vqvae)
     return config
 
 
 def new_encoders(config: GPTRunConfig, data: Path, init: str | None = None) -> dict[str, Encoder]:
     """The encoders of a run, untrained ones from its seed, as the GPT that is made next; with the words of the model `init`."""
-    torch.manual_seed(config.train.seed)  # initial weights only: everything random later has its own generator
+    torch.manual_seed(
+        config.train.seed
+    )  # initial weights only: everything random later has its own generator
     return encoders_of(config, data, words_of_model(init) if init else None)
 
 
@@ -131,9 +195,17 @@ def fill_from(model: ConditionalGPT, init: str, fabric: Fabric) -> None:
     embeddings have another shape, so does the way of the embeddings into the GPT, and the sketch. A sketch of another shape
     begins anew by itself."""
     mine, theirs = model.config, checkpoint.read_config(init, GPTRunConfig)
-    same_shape = all(getattr(mine.gpt, name) == getattr(theirs.gpt, name) for name in ("condition_tokens", "condition_width"))
-    kept = [kind for kind in mine.conditions if kind in theirs.conditions and same_shape
-            and getattr(mine, f"{kind}_encoder") == getattr(theirs, f"{kind}_encoder")]
+    same_shape = all(
+        getattr(mine.gpt, name) == getattr(theirs.gpt, name)
+        for name in ("condition_tokens", "condition_width")
+    )
+    kept = [
+        kind
+        for kind in mine.conditions
+        if kind in theirs.conditions
+        and same_shape
+        and getattr(mine, f"{kind}_encoder") == getattr(theirs, f"{kind}_encoder")
+    ]
     anew = tuple(f"conditioner.trained.{kind}." for kind in CONDITIONS if kind not in kept)
     said = [f"the {kind} encoder" for kind in mine.conditions if kind not in kept]
     if not kept and (mine.conditions or not same_shape):
@@ -142,7 +214,9 @@ def fill_from(model: ConditionalGPT, init: str, fabric: Fabric) -> None:
     elif mine.gpt.sketch_dim != theirs.gpt.sketch_dim:
         anew += ("gpt.sketch.",)
         said += ["the sketch"] if mine.gpt.sketch_dim else []
-    elif mine.gpt.sketch_dim and any(getattr(mine.gpt, name) != getattr(theirs.gpt, name) for name in SKETCH_SHAPE):
+    elif mine.gpt.sketch_dim and any(
+        getattr(mine.gpt, name) != getattr(theirs.gpt, name) for name in SKETCH_SHAPE
+    ):
         anew += GUESS_PARTS
         said.append("the sketch's guess")
     checkpoint.load_weights(model, init, anew)
@@ -156,7 +230,9 @@ def fill_sketch_from(model: ConditionalGPT, init: str) -> None:
     for name in ("sketch_dim", *SKETCH_SHAPE, "token_order"):
         mine, given = getattr(model.config.gpt, name), getattr(theirs.gpt, name)
         if mine != given:
-            raise ValueError(f"--init-sketch {init} has gpt.{name} {given}, but this GPT {mine}: write gpt.{name}={given}")
+            raise ValueError(
+                f"--init-sketch {init} has gpt.{name} {given}, but this GPT {mine}: write gpt.{name}={given}"
+            )
     checkpoint.load_weights(model, init, only=SKETCH_PARTS)
 
 
@@ -172,14 +248,19 @@ class Trainee(torch.nn.Module):
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(name.startswith(SKETCH_PARTS) == (stage == "sketch"))
 
-    def forward(self, tokens: torch.Tensor, inputs: torch.Tensor, source: Source,
-                dropped: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(
+        self, tokens: torch.Tensor, inputs: torch.Tensor, source: Source, dropped: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
         """The losses of what is trained. "nll": nats a token of the first B rows of tokens (B + b, T) from `inputs` (B, T - 1);
         "sketch": 1 - cosine of the guess to the true codes, over all rows."""
         condition, gpt, B = self.model.condition(source, len(tokens)), self.model.gpt, len(inputs)
         tokens, inputs, losses = gpt.ordered(tokens), gpt.ordered(inputs), {}
         if self.stage != "sketch":
-            hidden = gpt.hidden(inputs, Condition(condition.embeddings[:B], condition.mask[:B], condition.full), dropped)
+            hidden = gpt.hidden(
+                inputs,
+                Condition(condition.embeddings[:B], condition.mask[:B], condition.full),
+                dropped,
+            )
             losses["nll"] = cross_entropy(hidden, gpt.head.weight, tokens[:B])
         if gpt.sketch is not None and self.stage != "layers":
             losses["sketch"] = self.sketch_distance(condition, tokens)
@@ -196,7 +277,9 @@ class Trainee(torch.nn.Module):
         told = sum(encoder.flops() for encoder in conditioner.trained.values()) * (rows + further)
         told //= max(1, len(conditioner.kinds))
         layers = rows * gpt.flops(gpt.config.condition_tokens, gpt.config.num_tokens)
-        return {"sketch": 3 * told, "layers": told + 3 * layers, "gpt": 3 * (told + layers)}[self.stage]
+        return {"sketch": 3 * told, "layers": told + 3 * layers, "gpt": 3 * (told + layers)}[
+            self.stage
+        ]
 
 
 def check_tokenizer(config: GPTRunConfig, vqvae: VQVAE) -> None:
@@ -204,32 +287,75 @@ def check_tokenizer(config: GPTRunConfig, vqvae: VQVAE) -> None:
     for name in ("grid_size", "codebook_size"):
         mine, theirs = getattr(config.gpt, name), getattr(vqvae.config, name)
         if mine != theirs:
-            raise ValueError(f"gpt.{name} is {mine}, but the tokenizer's is {theirs}: "
-                             f"write gpt.{name}={theirs}, or choose another --vq-ckpt")
+            raise ValueError(
+                f"gpt.{name} is {mine}, but the tokenizer's is {theirs}: "
+                f"write gpt.{name}={theirs}, or choose another --vq-ckpt"
+            )
     config.tokenizer_fingerprint = checkpoint.token_fingerprint(vqvae)
 
 
-def train(config: GPTRunConfig, out: Path, fabric: Fabric, data: Path, vqvae: VQVAE, vq_source: str,
-          encoders: dict[str, Encoder], *, state: Path | None = None, init: str | None = None, init_sketch: str | None = None,
-          wandb: str | None = None, overfit: int | None = None) -> dict:
+def train(
+    config: GPTRunConfig,
+    out: Path,
+    fabric: Fabric,
+    data: Path,
+    vqvae: VQVAE,
+    vq_source: str,
+    encoders: dict[str, Encoder],
+    *,
+    state: Path | None = None,
+    init: str | None = None,
+    init_sketch: str | None = None,
+    wandb: str | None = None,
+    overfit: int | None = None,
+) -> dict:
     """Runs a training, or goes on from a saved `state`, and returns the last validation's metrics. With `overfit` it has so many
     shapes, is validated on them, and the metrics say what share of their tokens it generates ("regenerated")."""
     t = config.train
     model = new_model(config, vqvae, encoders, init, init_sketch, fabric)
-    dropout_random = torch.Generator().manual_seed(t.seed)  # the same on every process, which takes its rows of each draw
-    run = Run("GPT", out, fabric, Trainee(model, vqvae.quantizer.codebook.clone(), t.stage), config,
-              generators={"dropout": dropout_random}, wandb=wandb)
+    dropout_random = torch.Generator().manual_seed(
+        t.seed
+    )  # the same on every process, which takes its rows of each draw
+    run = Run(
+        "GPT",
+        out,
+        fabric,
+        Trainee(model, vqvae.quantizer.codebook.clone(), t.stage),
+        config,
+        generators={"dropout": dropout_random},
+        wandb=wandb,
+    )
     run.restore(state)
 
     told = {kind: model.conditioner.encoder(kind) for kind in config.conditions}
-    wanted = {"tokenizer": config.tokenizer_fingerprint} | {kind: encoder.identity for kind, encoder in told.items()}
-    read = partial(TokenDataset, data, seed=t.seed, wanted=wanted, conditions=config.conditions, limit=overfit,
-                   caption_tokens=config.text_encoder.max_tokens)
+    wanted = {"tokenizer": config.tokenizer_fingerprint} | {
+        kind: encoder.identity for kind, encoder in told.items()
+    }
+    read = partial(
+        TokenDataset,
+        data,
+        seed=t.seed,
+        wanted=wanted,
+        conditions=config.conditions,
+        limit=overfit,
+        caption_tokens=config.text_encoder.max_tokens,
+    )
     dataset = read("train", token_noise=t.token_noise, word_dropout=t.word_dropout)
     validation = read("train" if overfit else "val")
-    order = JoinedOrder(*(TrainingOrder(len(dataset), rows, seed=seed, start=run.step, stop=t.steps, rank=fabric.global_rank,
-                                        world=fabric.world_size)
-                          for rows, seed in ((t.global_batch_size, t.seed), (t.sketch_rows, t.seed + 1))))
+    order = JoinedOrder(
+        *(
+            TrainingOrder(
+                len(dataset),
+                rows,
+                seed=seed,
+                start=run.step,
+                stop=t.steps,
+                rank=fabric.global_rank,
+                world=fabric.world_size,
+            )
+            for rows, seed in ((t.global_batch_size, t.seed), (t.sketch_rows, t.seed + 1))
+        )
+    )
     loader = training_loader(dataset, order, t.num_workers, fabric)
     held_out = validation_rows(validation, t.validation_shapes)
     shown = spread(len(validation), t.preview_shapes)
@@ -237,14 +363,24 @@ def train(config: GPTRunConfig, out: Path, fabric: Fabric, data: Path, vqvae: VQ
     local, further = t.global_batch_size // fabric.world_size, t.sketch_rows // fabric.world_size
     micro = check_rows(config, local, further)
     given = [encoder for encoder in told.values() if isinstance(encoder, GivenEmbeddings)]
-    fabric.print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(dataset)} training shapes, "
-                 f"{len(held_out['tokens'])} validation shapes, {t.steps - run.step} steps of {local // micro} x {micro} rows on "
-                 f"{fabric.world_size} x {fabric.device}, ln V = {np.log(config.gpt.codebook_size):.3f} nats, run folder {out}")
+    fabric.print(
+        f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(dataset)} training shapes, "
+        f"{len(held_out['tokens'])} validation shapes, {t.steps - run.step} steps of {local // micro} x {micro} rows on "
+        f"{fabric.world_size} x {fabric.device}, ln V = {np.log(config.gpt.codebook_size):.3f} nats, run folder {out}"
+    )
 
     metrics, folder = {}, out / "model" / gpt_folder(gpt_type_of(config.conditions))
-    for batch in run.batches(loader, order, dataset.ids.__getitem__, unit="tokens", items=local * config.gpt.num_tokens,
-                             flops=run.bare.flops(local, further)):
-        dropped = drop_rows(model, t.global_batch_size, dropout_random)[fabric.global_rank * local :][:local]
+    for batch in run.batches(
+        loader,
+        order,
+        dataset.ids.__getitem__,
+        unit="tokens",
+        items=local * config.gpt.num_tokens,
+        flops=run.bare.flops(local, further),
+    ):
+        dropped = drop_rows(model, t.global_batch_size, dropout_random)[
+            fabric.global_rank * local :
+        ][:local]
         run.advance(train_step(run, batch, dropped))
 
         if run.due(t.validate_every):
@@ -257,37 +393,64 @@ def train(config: GPTRunConfig, out: Path, fabric: Fabric, data: Path, vqvae: VQ
                         else:
                             metrics, by_position = validate(trainee.model, held_out, fabric)
                             nll_picture(by_position, config).save(out / f"nll_{run.step:07d}.png")
-                        preview(trainee, vqvae, truths, [validation.row(i) for i in shown], fabric,
-                                out / f"preview_{run.step:07d}.png")
+                        preview(
+                            trainee,
+                            vqvae,
+                            truths,
+                            [validation.row(i) for i in shown],
+                            fabric,
+                            out / f"preview_{run.step:07d}.png",
+                        )
                     run.show(metrics, out / f"preview_{run.step:07d}.png")
                     if run.is_best(-next(iter(metrics.values()))):
-                        save_gpt(folder, trainee.model, config, run.record(metrics, len(dataset)), given)
-                        checkpoint.copy_model(checkpoint.find_tokenizer(vq_source), out / "model" / checkpoint.TOKENIZER)
+                        save_gpt(
+                            folder, trainee.model, config, run.record(metrics, len(dataset)), given
+                        )
+                        checkpoint.copy_model(
+                            checkpoint.find_tokenizer(vq_source),
+                            out / "model" / checkpoint.TOKENIZER,
+                        )
     if t.stage == "sketch":
-        fabric.print(f"best validation distance {-run.best:.4f}; go on with: --init-sketch {folder}")
+        fabric.print(
+            f"best validation distance {-run.best:.4f}; go on with: --init-sketch {folder}"
+        )
     else:
-        fabric.print(f"best validation NLL {-run.best:.4f}; model in {out / 'model'}, "
-                     f"generate with: python run.py --model {out / 'model'}{needs(given)}")
+        fabric.print(
+            f"best validation NLL {-run.best:.4f}; model in {out / 'model'}, "
+            f"generate with: python run.py --model {out / 'model'}{needs(given)}"
+        )
     if overfit:
         metrics["regenerated"] = regenerated(run.shown().model, vqvae, held_out, fabric)
     return metrics
 
 
-def new_model(config: GPTRunConfig, vqvae: VQVAE, encoders: dict[str, Encoder], init: str | None, init_sketch: str | None,
-              fabric: Fabric) -> ConditionalGPT:
+def new_model(
+    config: GPTRunConfig,
+    vqvae: VQVAE,
+    encoders: dict[str, Encoder],
+    init: str | None,
+    init_sketch: str | None,
+    fabric: Fabric,
+) -> ConditionalGPT:
     """What a training begins with: fresh weights, or those of `init`, and encoders and sketch of `init_sketch`."""
     given, wanted = config.gpt.sketch_dim, vqvae.config.code_dim
     if given not in (0, wanted):
-        raise ValueError(f"gpt.sketch_dim is {given}, but the tokenizer's codes have {wanted} coordinates: write "
-                         f"gpt.sketch_dim={wanted}, or 0 for none")
+        raise ValueError(
+            f"gpt.sketch_dim is {given}, but the tokenizer's codes have {wanted} coordinates: write "
+            f"gpt.sketch_dim={wanted}, or 0 for none"
+        )
     if config.train.stage == "layers" and not (init or init_sketch):
-        raise ValueError("train.stage=layers goes on from encoders and a sketch that are trained: give them with --init-sketch, "
-                         "or train them with train.stage=sketch")
+        raise ValueError(
+            "train.stage=layers goes on from encoders and a sketch that are trained: give them with --init-sketch, "
+            "or train them with train.stage=sketch"
+        )
     model = ConditionalGPT(config, encoders)
     if init:
         fill_from(model, init, fabric)
     else:
-        model.gpt.start_from_codes(vqvae.quantizer.codebook, torch.Generator().manual_seed(config.train.seed))
+        model.gpt.start_from_codes(
+            vqvae.quantizer.codebook, torch.Generator().manual_seed(config.train.seed)
+        )
     if init_sketch:
         fill_sketch_from(model, init_sketch)
     return model
@@ -298,11 +461,15 @@ def check_rows(config: GPTRunConfig, local: int, further: int) -> int:
     divide over them."""
     micro, kinds = config.train.micro_batch_size or local, len(config.conditions)
     if kinds and micro % kinds:
-        raise ValueError(f"{micro} rows go through the model together, but {kinds} conditions take turns in them: set "
-                         f"train.global_batch_size or train.micro_batch_size so that they divide by {kinds}")
+        raise ValueError(
+            f"{micro} rows go through the model together, but {kinds} conditions take turns in them: set "
+            f"train.global_batch_size or train.micro_batch_size so that they divide by {kinds}"
+        )
     if further % max(1, local // micro):
-        raise ValueError(f"train.sketch_rows gives a process {further} rows, which do not divide over its {local // micro} "
-                         "forward passes a step")
+        raise ValueError(
+            f"train.sketch_rows gives a process {further} rows, which do not divide over its {local // micro} "
+            "forward passes a step"
+        )
     return micro
 
 
@@ -315,8 +482,13 @@ def train_step(run: Run, batch: dict, dropped: torch.Tensor) -> dict[str, float]
         share = (len(batch["tokens"]) - count) * (rows.stop - rows.start) // count
         start = count + rows.start // (rows.stop - rows.start) * share
         further = slice(start, start + share)
-        tokens, source = torch.cat([batch["tokens"][rows], batch["tokens"][further]]), {
-            kind: torch.cat([shown[rows], shown[further]]) for kind, shown in batch["source"].items()}
+        tokens, source = (
+            torch.cat([batch["tokens"][rows], batch["tokens"][further]]),
+            {
+                kind: torch.cat([shown[rows], shown[further]])
+                for kind, shown in batch["source"].items()
+            },
+        )
         losses = run.model(tokens, batch["inputs"][rows], source, dropped[rows])
         weight = {"nll": 1.0, "sketch": run.config.train.sketch_weight if "nll" in losses else 1.0}
         run.backward(sum(weight[name] * loss for name, loss in losses.items()), losses)
@@ -334,24 +506,42 @@ def validation_rows(dataset: TokenDataset, count: int) -> dict:
     return default_collate([dataset.row(i) for i in spread(len(dataset), count)])
 
 
-def validate(model: ConditionalGPT, rows: dict, fabric: Fabric) -> tuple[dict[str, float], torch.Tensor]:
+def validate(
+    model: ConditionalGPT, rows: dict, fabric: Fabric
+) -> tuple[dict[str, float], torch.Tensor]:
     """NLL in nats per token under the right, a shuffled and the null condition; by plane, of the first 8 positions, and of each
     quarter of the sequence. Where several conditions may be told, "right" and "shuffled" are means over them, and each has its
     own. Also the NLL under the right one of every position (T,)."""
     with fabric.autocast():
-        by_kind = {kind: condition_nll(model, rows["tokens"], {kind: rows["source"][kind]}, VALIDATION_BATCH)
-                   for kind in model.conditioner.kinds} or {"": condition_nll(model, rows["tokens"], {}, VALIDATION_BATCH)}
-    right = torch.stack([nll.get("right", nll["null"]) for nll in by_kind.values()]).mean(0)  # (N, T)
+        by_kind = {
+            kind: condition_nll(
+                model, rows["tokens"], {kind: rows["source"][kind]}, VALIDATION_BATCH
+            )
+            for kind in model.conditioner.kinds
+        } or {"": condition_nll(model, rows["tokens"], {}, VALIDATION_BATCH)}
+    right = torch.stack([nll.get("right", nll["null"]) for nll in by_kind.values()]).mean(
+        0
+    )  # (N, T)
     metrics = {"nll": float(right.mean())}
     if model.conditioner.kinds:
-        metrics["nll_shuffled"] = float(torch.stack([nll["shuffled"] for nll in by_kind.values()]).mean())
+        metrics["nll_shuffled"] = float(
+            torch.stack([nll["shuffled"] for nll in by_kind.values()]).mean()
+        )
         metrics["nll_null"] = float(next(iter(by_kind.values()))["null"].mean())
     if len(by_kind) > 1:
-        metrics |= {f"nll_{kind}{suffix}": float(nll[name].mean()) for kind, nll in by_kind.items()
-                    for suffix, name in (("", "right"), ("_shuffled", "shuffled"))}
-    metrics |= {f"nll_{name}": float(right[:, p::NUM_PLANES].mean()) for p, name in enumerate(PLANES)}
+        metrics |= {
+            f"nll_{kind}{suffix}": float(nll[name].mean())
+            for kind, nll in by_kind.items()
+            for suffix, name in (("", "right"), ("_shuffled", "shuffled"))
+        }
+    metrics |= {
+        f"nll_{name}": float(right[:, p::NUM_PLANES].mean()) for p, name in enumerate(PLANES)
+    }
     metrics["nll_first8"] = float(right[:, :8].mean())
-    metrics |= {f"nll_quarter{k}": float(part.mean()) for k, part in enumerate(right.tensor_split(4, dim=1), start=1)}
+    metrics |= {
+        f"nll_quarter{k}": float(part.mean())
+        for k, part in enumerate(right.tensor_split(4, dim=1), start=1)
+    }
     return metrics, right.mean(0)
 
 
@@ -365,10 +555,19 @@ def validate_sketch(trainee: Trainee, rows: dict, fabric: Fabric) -> dict[str, f
         for kind in model.conditioner.kinds:
             told = {kind: rows["source"][kind].to(fabric.device)}
             right[kind] = float(trainee.sketch_distance(model.condition(told, len(tokens)), tokens))
-            wrong.append(float(trainee.sketch_distance(model.condition(of_others(told), len(tokens)), tokens)))
+            wrong.append(
+                float(
+                    trainee.sketch_distance(model.condition(of_others(told), len(tokens)), tokens)
+                )
+            )
     model.train()
-    metrics = {"sketch": float(np.mean(list(right.values()))), "sketch_shuffled": float(np.mean(wrong))}
-    return metrics | ({f"sketch_{kind}": value for kind, value in right.items()} if len(right) > 1 else {})
+    metrics = {
+        "sketch": float(np.mean(list(right.values()))),
+        "sketch_shuffled": float(np.mean(wrong)),
+    }
+    return metrics | (
+        {f"sketch_{kind}": value for kind, value in right.items()} if len(right) > 1 else {}
+    )
 
 
 def nll_picture(by_position: torch.Tensor, config: GPTRunConfig) -> Image.Image:
@@ -376,20 +575,42 @@ def nll_picture(by_position: torch.Tensor, config: GPTRunConfig) -> Image.Image:
     random (ln V)."""
     planes = to_planes(by_position[None], config.gpt.grid_size)[0]
     shade = (255 * (1 - planes / np.log(config.gpt.codebook_size)).clamp(0, 1)).byte().numpy()
-    maps = [np.asarray(Image.fromarray(plane).convert("RGB").resize((MAP_SIZE, MAP_SIZE), Image.Resampling.NEAREST))
-            for plane in shade]
-    return contact_sheet([maps], [f"{name}: NLL {float(p.mean()):.3f} nats" for name, p in zip(PLANES, planes, strict=True)])
+    maps = [
+        np.asarray(
+            Image.fromarray(plane)
+            .convert("RGB")
+            .resize((MAP_SIZE, MAP_SIZE), Image.Resampling.NEAREST)
+        )
+        for plane in shade
+    ]
+    return contact_sheet(
+        [maps],
+        [f"{name}: NLL {float(p.mean()):.3f} nats" for name, p in zip(PLANES, planes, strict=True)],
+    )
 
 
 def regenerated(model: ConditionalGPT, vqvae: VQVAE, rows: dict, fabric: Fabric) -> float:
     """Share of the tokens of `rows` that are generated, the likeliest each time, from what they are told alone."""
     pipeline = Pipeline(vqvae, model, fabric.device)
-    found = [pipeline.tokens(rows_of(rows["source"], slice(i, i + 1)), [0], SamplingConfig(temperature=0.0)).ids[0].cpu()
-             for i in range(len(rows["tokens"]))]
+    found = [
+        pipeline.tokens(
+            rows_of(rows["source"], slice(i, i + 1)), [0], SamplingConfig(temperature=0.0)
+        )
+        .ids[0]
+        .cpu()
+        for i in range(len(rows["tokens"]))
+    ]
     return float((torch.stack(found) == rows["tokens"]).float().mean())
 
 
-def preview(trainee: Trainee, vqvae: VQVAE, truths: list[np.ndarray], rows: list[dict], fabric: Fabric, path: Path) -> None:
+def preview(
+    trainee: Trainee,
+    vqvae: VQVAE,
+    truths: list[np.ndarray],
+    rows: list[dict],
+    fabric: Fabric,
+    path: Path,
+) -> None:
     """A picture with one row a truth: the true mesh, and what is generated from its first view or caption, or from nothing; where
     the sketch is trained alone, its guess."""
     model = trainee.model
@@ -398,17 +619,40 @@ def preview(trainee: Trainee, vqvae: VQVAE, truths: list[np.ndarray], rows: list
     for index, (truth, row) in enumerate(zip(truths, rows, strict=True)):
         sources = [{kind: row["source"][kind][None]} for kind in kinds] or [{}]
         sampling = SKETCH if trainee.stage == "sketch" else None
-        meshes = [pipeline.generate(source, seeds=[index], resolution=64, sampling=sampling)[0].mesh for source in sources]
-        sheet.append([truth, *(picture(mesh) for mesh in meshes)])  # an empty field is normal in the first steps
+        meshes = [
+            pipeline.generate(source, seeds=[index], resolution=64, sampling=sampling)[0].mesh
+            for source in sources
+        ]
+        sheet.append(
+            [truth, *(picture(mesh) for mesh in meshes)]
+        )  # an empty field is normal in the first steps
     model.train()
     if sheet:
-        contact_sheet(sheet, ["truth", *(f"from its {kind}" for kind in kinds)] if kinds else ["another", "generated"]).save(path)
+        contact_sheet(
+            sheet,
+            ["truth", *(f"from its {kind}" for kind in kinds)]
+            if kinds
+            else ["another", "generated"],
+        ).save(path)
 
 
-def save_gpt(folder: Path, model: ConditionalGPT, config: GPTRunConfig, record: dict, given: list[GivenEmbeddings]) -> None:
+def save_gpt(
+    folder: Path,
+    model: ConditionalGPT,
+    config: GPTRunConfig,
+    record: dict,
+    given: list[GivenEmbeddings],
+) -> None:
     """The model directory, with the words of a text encoder that is trained along."""
-    checkpoint.save_model(folder, model, config, record, model_card(record, gpt_type_of(config.conditions), given),
-                          dtype=getattr(torch, config.train.weights_dtype), largest_file=config.train.weights_file_mb * 10**6)
+    checkpoint.save_model(
+        folder,
+        model,
+        config,
+        record,
+        model_card(record, gpt_type_of(config.conditions), given),
+        dtype=getattr(torch, config.train.weights_dtype),
+        largest_file=config.train.weights_file_mb * 10**6,
+    )
     if "text" in model.conditioner.trained:
         model.conditioner.encoder("text").words.tokenizer.save_pretrained(folder / WORDS)
 
@@ -419,7 +663,12 @@ def needs(given: list[GivenEmbeddings]) -> str:
     return f" (needs {names}, whose embeddings were given to this training)" if given else ""
 
 
-TASKS = {"i23d": "image to 3D", "t23d": "text to 3D", "uncond": "3D from nothing", "any": "image or text to 3D, or from nothing"}
+TASKS = {
+    "i23d": "image to 3D",
+    "t23d": "text to 3D",
+    "uncond": "3D from nothing",
+    "any": "image or text to 3D, or from nothing",
+}
 
 
 def model_card(record: dict, gpt_type: str, given: list[GivenEmbeddings]) -> str:
@@ -427,19 +676,24 @@ def model_card(record: dict, gpt_type: str, given: list[GivenEmbeddings]) -> str
     if "nll" not in record:
         return f"""# The sketch of a GPT, {TASKS[gpt_type]}
 
-Trained by this repository: `{record['command']}` (step {record['step']}, {record['hours']:.2f} h, {record['machine']}, commit
-{record['commit']}, {record['date']}). The GPT itself is not trained: go on with `python train_gpt.py --init-sketch DIR`.
-Distance of the guessed codes to the true ones, 1 - cosine: {record['sketch']:.4f}; from another shape's condition
-{record['sketch_shuffled']:.4f}.
+Trained by this repository: `{record["command"]}` (step {record["step"]}, {record["hours"]:.2f} h, {record["machine"]}, commit
+{record["commit"]}, {record["date"]}). The GPT itself is not trained: go on with `python train_gpt.py --init-sketch DIR`.
+Distance of the guessed codes to the true ones, 1 - cosine: {record["sketch"]:.4f}; from another shape's condition
+{record["sketch_shuffled"]:.4f}.
 """
-    compared = (f"; {record['nll_shuffled']:.4f} under another\nshape's condition, {record['nll_null']:.4f} without one"
-                if "nll_shuffled" in record else "")
+    compared = (
+        f"; {record['nll_shuffled']:.4f} under another\nshape's condition, {record['nll_null']:.4f} without one"
+        if "nll_shuffled" in record
+        else ""
+    )
     shown = "t23d" if gpt_type == "any" else gpt_type
-    use = {"i23d": " --input PICTURE", "t23d": ' --prompt "TEXT"', "uncond": " --num-samples 8"}[shown]
+    use = {"i23d": " --input PICTURE", "t23d": ' --prompt "TEXT"', "uncond": " --num-samples 8"}[
+        shown
+    ]
     return f"""# Hybrid GPT, {TASKS[gpt_type]}
 
-Trained by this repository: `{record['command']}` (step {record['step']}, {record['hours']:.2f} h, {record['machine']}, commit
-{record['commit']}, {record['date']}). Validation NLL {record['nll']:.4f} nats a token{compared}.
+Trained by this repository: `{record["command"]}` (step {record["step"]}, {record["hours"]:.2f} h, {record["machine"]}, commit
+{record["commit"]}, {record["date"]}). Validation NLL {record["nll"]:.4f} nats a token{compared}.
 Use: `python run.py --gpt-type {shown} --model DIR{use}`{needs(given)}.
 """
 

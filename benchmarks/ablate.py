@@ -34,7 +34,16 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.ablation_report import write_report
-from benchmarks.studies import ARMS, CONFIG, MODEL, SKETCH, STUDIES, TOKENIZER, TOKENIZER_CONFIG, Arm
+from benchmarks.studies import (
+    ARMS,
+    CONFIG,
+    MODEL,
+    SKETCH,
+    STUDIES,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    Arm,
+)
 from tar3d import checkpoint
 from tar3d.config import GPT_SIZES, load_gpt_run
 from tar3d.data.default import DEFAULT_FOLDER
@@ -49,7 +58,9 @@ SHAPES = 48  # of the validation split, generated from one view each
 ALONE = "sketch_scale=0"  # sampled from the GPT's own distribution: what the recipe's sketch_scale adds is the same in all arms
 RESULTS = Path("benchmarks/results/ablations.json")
 READY = "ready.json"  # of a tokenizer or a sketch that runs share
-_PREPARING: dict[Path, threading.Lock] = defaultdict(threading.Lock)  # by folder: one run makes what another waits for
+_PREPARING: dict[Path, threading.Lock] = defaultdict(
+    threading.Lock
+)  # by folder: one run makes what another waits for
 
 
 @dataclass(frozen=True)
@@ -66,7 +77,13 @@ class Trial:
         return f"{self.arm.name}/rate{self.rate:g}-{'sweep' if self.sweep else f'seed{self.seed}'}"
 
     def overrides(self, steps: int, size: tuple[str, ...] = MODEL) -> list[str]:
-        return [*size, *self.arm.changes, *self.arm.rate_overrides(self.rate), f"train.seed={self.seed}", f"train.steps={steps}"]
+        return [
+            *size,
+            *self.arm.changes,
+            *self.arm.rate_overrides(self.rate),
+            f"train.seed={self.seed}",
+            f"train.steps={steps}",
+        ]
 
 
 def missing(arm: Arm, runs: dict[str, dict], seeds: int) -> list[Trial]:
@@ -75,7 +92,11 @@ def missing(arm: Arm, runs: dict[str, dict], seeds: int) -> list[Trial]:
     if trials := missing_sweep(tuned, runs):
         return trials
     best = best_rate(tuned, runs)
-    return [t for t in (Trial(arm, best, seed, sweep=False) for seed in range(seeds)) if t.key not in runs]
+    return [
+        t
+        for t in (Trial(arm, best, seed, sweep=False) for seed in range(seeds))
+        if t.key not in runs
+    ]
 
 
 def missing_sweep(arm: Arm, runs: dict[str, dict]) -> list[Trial]:
@@ -86,7 +107,11 @@ def missing_sweep(arm: Arm, runs: dict[str, dict]) -> list[Trial]:
     tried = sorted(tried_rates(arm, runs))
     best = best_rate(arm, runs)
     further = tried[0] / 2 if best == tried[0] else tried[-1] * 2 if best == tried[-1] else None
-    return [] if further is None or len(tried) == MOST_RATES else [Trial(arm, further, SWEEP_SEED, sweep=True)]
+    return (
+        []
+        if further is None or len(tried) == MOST_RATES
+        else [Trial(arm, further, SWEEP_SEED, sweep=True)]
+    )
 
 
 def tried_rates(arm: Arm, runs: dict[str, dict]) -> dict[float, float]:
@@ -106,25 +131,62 @@ def run_trial(trial: Trial, args: argparse.Namespace) -> dict:
     tokenizer, data, facts = tokens_of(trial.arm, args)
     size, steps = steps_of(trial, tokenizer, args)
     sketch = sketch_of(trial.arm, tokenizer, data, args)
-    train = [*_train_gpt(tokenizer, data, folder / "run", args), *(["--init-sketch", sketch] if sketch else []),
-             *trial.overrides(steps, size_overrides(args.gpt_model))]
+    train = [
+        *_train_gpt(tokenizer, data, folder / "run", args),
+        *(["--init-sketch", sketch] if sketch else []),
+        *trial.overrides(steps, size_overrides(args.gpt_model)),
+    ]
     _command(train, folder / "train.log", args.threads)
     last = _last_validation(folder / "run")
-    model = json.loads((folder / "run" / "model" / "gpt_i23d" / "metrics.json").read_text(encoding="utf-8"))
-    record = {"arm": trial.arm.name, "rate": trial.rate, "seed": trial.seed, "sweep": trial.sweep, "steps": steps,
-              **{name: last[name] for name in ("nll", "nll_shuffled", "nll_null")}, "hours": round(model["hours"], 4), **size,
-              **facts, **_origin(train)}
+    model = json.loads(
+        (folder / "run" / "model" / "gpt_i23d" / "metrics.json").read_text(encoding="utf-8")
+    )
+    record = {
+        "arm": trial.arm.name,
+        "rate": trial.rate,
+        "seed": trial.seed,
+        "sweep": trial.sweep,
+        "steps": steps,
+        **{name: last[name] for name in ("nll", "nll_shuffled", "nll_null")},
+        "hours": round(model["hours"], 4),
+        **size,
+        **facts,
+        **_origin(train),
+    }
     if trial.sweep:
         return record
-    _command(["-m", "benchmarks.sampling", "--gpt-type", "i23d", "--model", str(folder / "run" / "model"), "--data",
-              str(data), "--shapes", str(SHAPES), "--out", str(folder / "sampling"), "--settings", *([ALONE] if sketch else [])],
-             folder / "sampling.log", args.threads)
-    results = json.loads((folder / "sampling" / "sampling.json").read_text(encoding="utf-8"))["results"]
+    _command(
+        [
+            "-m",
+            "benchmarks.sampling",
+            "--gpt-type",
+            "i23d",
+            "--model",
+            str(folder / "run" / "model"),
+            "--data",
+            str(data),
+            "--shapes",
+            str(SHAPES),
+            "--out",
+            str(folder / "sampling"),
+            "--settings",
+            *([ALONE] if sketch else []),
+        ],
+        folder / "sampling.log",
+        args.threads,
+    )
+    results = json.loads((folder / "sampling" / "sampling.json").read_text(encoding="utf-8"))[
+        "results"
+    ]
     made, bound = results["as saved"], results["reconstruction"]
     alone = results[ALONE] if sketch else made
-    return record | {"fscore": made["fscore"]["mean"], "fscore_alone": alone["fscore"]["mean"],
-                     "chamfer": made["chamfer"]["mean"], "empty": made["chamfer"]["missing"],
-                     "reconstruction": bound["fscore"]["mean"]}
+    return record | {
+        "fscore": made["fscore"]["mean"],
+        "fscore_alone": alone["fscore"]["mean"],
+        "chamfer": made["chamfer"]["mean"],
+        "empty": made["chamfer"]["missing"],
+        "reconstruction": bound["fscore"]["mean"],
+    }
 
 
 def tokens_of(arm: Arm, args: argparse.Namespace) -> tuple[str, Path, dict]:
@@ -140,14 +202,44 @@ def tokens_of(arm: Arm, args: argparse.Namespace) -> tuple[str, Path, dict]:
         for name in LINKED:
             if (args.data / name).exists() and not (own / name).exists():
                 (own / name).symlink_to((args.data / name).resolve())
-        _command(["-m", "tar3d.data.make_tokens", str(own), "--tokenizer", str(model), "--config", CONFIG],
-                 folder / "tokens.log", args.threads)
+        _command(
+            [
+                "-m",
+                "tar3d.data.make_tokens",
+                str(own),
+                "--tokenizer",
+                str(model),
+                "--config",
+                CONFIG,
+            ],
+            folder / "tokens.log",
+            args.threads,
+        )
 
-    train = ["train_vqvae.py", "--base", TOKENIZER_CONFIG, "--data", str(args.data), "--out", str(folder / "run"),
-             "--resume", "auto", *TOKENIZER, *arm.tokenizer]
+    train = [
+        "train_vqvae.py",
+        "--base",
+        TOKENIZER_CONFIG,
+        "--data",
+        str(args.data),
+        "--out",
+        str(folder / "run"),
+        "--resume",
+        "auto",
+        *TOKENIZER,
+        *arm.tokenizer,
+    ]
     made = train_once(folder, train, args.threads, make_tokens)
-    return str(model), own, {"tokenizer": {name: made[name] for name in
-                                           ("iou_volume", "iou_near", "codebook_usage", "perplexity", "command")}}
+    return (
+        str(model),
+        own,
+        {
+            "tokenizer": {
+                name: made[name]
+                for name in ("iou_volume", "iou_near", "codebook_usage", "perplexity", "command")
+            }
+        },
+    )
 
 
 def sketch_of(arm: Arm, tokenizer: str, data: Path, args: argparse.Namespace) -> str | None:
@@ -156,14 +248,29 @@ def sketch_of(arm: Arm, tokenizer: str, data: Path, args: argparse.Namespace) ->
     if "gpt.sketch_dim=0" in arm.changes:
         return None
     order = [change for change in arm.changes if change.startswith("gpt.token_order=")]
-    name = "-".join(["shipped" if arm.tokenizer is None else arm.name, *(change.partition("=")[2] for change in order)])
+    name = "-".join(
+        [
+            "shipped" if arm.tokenizer is None else arm.name,
+            *(change.partition("=")[2] for change in order),
+        ]
+    )
     folder = args.out / "sketches" / name
-    train_once(folder, [*_train_gpt(tokenizer, data, folder / "run", args), *size_overrides(args.gpt_model), *SKETCH, *order],
-               args.threads)
+    train_once(
+        folder,
+        [
+            *_train_gpt(tokenizer, data, folder / "run", args),
+            *size_overrides(args.gpt_model),
+            *SKETCH,
+            *order,
+        ],
+        args.threads,
+    )
     return str(folder / "run" / "model" / "gpt_i23d")
 
 
-def train_once(folder: Path, train: list[str], threads: int, then: Callable[[], None] = lambda: None) -> dict:
+def train_once(
+    folder: Path, train: list[str], threads: int, then: Callable[[], None] = lambda: None
+) -> dict:
     """What runs share is trained into `folder` by whichever asks first, with what comes `then`, while the others wait; returns
     its last validation and its command."""
     with _PREPARING[folder]:
@@ -171,13 +278,31 @@ def train_once(folder: Path, train: list[str], threads: int, then: Callable[[], 
             folder.mkdir(parents=True, exist_ok=True)
             _command(train, folder / "train.log", threads)
             then()
-            write_json(folder / READY, _last_validation(folder / "run") | {"command": " ".join(["python", *train])})
+            write_json(
+                folder / READY,
+                _last_validation(folder / "run") | {"command": " ".join(["python", *train])},
+            )
         return json.loads((folder / READY).read_text(encoding="utf-8"))
 
 
 def _train_gpt(tokenizer: str, data: Path, out: Path, args: argparse.Namespace) -> list[str]:
-    return ["train_gpt.py", "--gpt-type", "i23d", "--gpt-model", args.gpt_model, "--config", CONFIG, "--data", str(data),
-            "--vq-ckpt", tokenizer, "--out", str(out), "--resume", "auto"]
+    return [
+        "train_gpt.py",
+        "--gpt-type",
+        "i23d",
+        "--gpt-model",
+        args.gpt_model,
+        "--config",
+        CONFIG,
+        "--data",
+        str(data),
+        "--vq-ckpt",
+        tokenizer,
+        "--out",
+        str(out),
+        "--resume",
+        "auto",
+    ]
 
 
 def size_overrides(gpt_model: str) -> tuple[str, ...]:
@@ -185,17 +310,28 @@ def size_overrides(gpt_model: str) -> tuple[str, ...]:
     return MODEL if gpt_model == "GPT-tiny" else ()
 
 
-def steps_of(trial: Trial, tokenizer: str, args: argparse.Namespace) -> tuple[dict[str, float], int]:
+def steps_of(
+    trial: Trial, tokenizer: str, args: argparse.Namespace
+) -> tuple[dict[str, float], int]:
     """A GPT's size, and the steps of its training: the recipe's, or what costs the same where its tokens are others."""
     named = size_overrides(args.gpt_model)
-    config, default = (load_gpt_run(CONFIG, args.gpt_model, checkpoint.load_tokenizer(source).config, [*named, *changes])
-                       for source, changes in ((tokenizer, trial.arm.changes), (args.vq_ckpt, ())))
+    config, default = (
+        load_gpt_run(
+            CONFIG, args.gpt_model, checkpoint.load_tokenizer(source).config, [*named, *changes]
+        )
+        for source, changes in ((tokenizer, trial.arm.changes), (args.vq_ckpt, ()))
+    )
     gpt, share = GPT(config.gpt), SWEEP_SHARE if trial.sweep else trial.arm.share
     flops = gpt.flops(config.gpt.condition_tokens, config.gpt.num_tokens)
     if trial.arm.tokenizer is not None:
-        share *= GPT(default.gpt).flops(default.gpt.condition_tokens, default.gpt.num_tokens) / flops
-    return {"tokens": config.gpt.num_tokens, "million_parameters": round(gpt.num_parameters(embeddings=False) / 1e6, 3),
-            "gflop_a_step": round(3 * config.train.global_batch_size * flops / 1e9, 2)}, round(config.train.steps * share)
+        share *= (
+            GPT(default.gpt).flops(default.gpt.condition_tokens, default.gpt.num_tokens) / flops
+        )
+    return {
+        "tokens": config.gpt.num_tokens,
+        "million_parameters": round(gpt.num_parameters(embeddings=False) / 1e6, 3),
+        "gflop_a_step": round(3 * config.train.global_batch_size * flops / 1e9, 2),
+    }, round(config.train.steps * share)
 
 
 def _last_validation(run: Path) -> dict[str, float]:
@@ -204,27 +340,49 @@ def _last_validation(run: Path) -> dict[str, float]:
 
 
 def _origin(command: list[str]) -> dict[str, str]:
-    return {"command": " ".join(["python", *command]), "date": str(date.today()), **describe_machine(torch.device("cpu"))}
+    return {
+        "command": " ".join(["python", *command]),
+        "date": str(date.today()),
+        **describe_machine(torch.device("cpu")),
+    }
 
 
 def _command(arguments: list[str], log: Path, threads: int) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     with open(log, "a", encoding="utf-8") as f:
-        code = subprocess.run([sys.executable, *arguments], stdout=f, stderr=subprocess.STDOUT, env=environment,
-                              check=False).returncode
+        code = subprocess.run(
+            [sys.executable, *arguments],
+            stdout=f,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            check=False,
+        ).returncode
     if code:
-        end = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").strip().splitlines()[-5:]
-        raise RuntimeError(f"python {' '.join(arguments)} ended with {code}; {log} ends with: " + " | ".join(end))
+        end = (
+            log.read_text(encoding="utf-8", errors="replace")
+            .replace("\r", "\n")
+            .strip()
+            .splitlines()[-5:]
+        )
+        raise RuntimeError(
+            f"python {' '.join(arguments)} ended with {code}; {log} ends with: " + " | ".join(end)
+        )
 
 
 def load_results(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"recipe": recipe(), "runs": {}}
+    return (
+        json.loads(path.read_text(encoding="utf-8"))
+        if path.is_file()
+        else {"recipe": recipe(), "runs": {}}
+    )
 
 
 def recipe() -> str:
     """A short hash of what all runs have in common: results of another recipe cannot be compared with these."""
     shared = [Path(name).read_text(encoding="utf-8") for name in (CONFIG, TOKENIZER_CONFIG)]
-    return hashlib.sha256(repr((*shared, MODEL, SKETCH, TOKENIZER, SWEEP_SEED, SWEEP_SHARE, SHAPES)).encode()).hexdigest()[:16]
+    return hashlib.sha256(
+        repr((*shared, MODEL, SKETCH, TOKENIZER, SWEEP_SEED, SWEEP_SHARE, SHAPES)).encode()
+    ).hexdigest()[:16]
 
 
 def run_all(arms: list[Arm], args: argparse.Namespace) -> dict[str, str]:
@@ -232,15 +390,21 @@ def run_all(arms: list[Arm], args: argparse.Namespace) -> dict[str, str]:
     why."""
     results, failed, began = load_results(args.results), {}, time.perf_counter()
     if results["recipe"] != recipe():
-        raise ValueError(f"{args.results} holds runs of another recipe ({CONFIG}, {TOKENIZER_CONFIG} or benchmarks/studies.py "
-                         "have changed since): give other files with --results and --out, or delete these")
+        raise ValueError(
+            f"{args.results} holds runs of another recipe ({CONFIG}, {TOKENIZER_CONFIG} or benchmarks/studies.py "
+            "have changed since): give other files with --results and --out, or delete these"
+        )
     running: dict[Future, Trial] = {}
     bar = tqdm(unit="run", total=len(_left(arms, results["runs"], args.seeds)))
     with ThreadPoolExecutor(args.workers) as pool, bar:
         while True:
             late = args.minutes is not None and time.perf_counter() - began > 60 * args.minutes
             known = {t.key for t in running.values()} | failed.keys()
-            ready = [] if late else [t for t in _left(arms, results["runs"], args.seeds) if t.key not in known]
+            ready = (
+                []
+                if late
+                else [t for t in _left(arms, results["runs"], args.seeds) if t.key not in known]
+            )
             for trial in ready[: args.workers - len(running)]:
                 running[pool.submit(run_trial, trial, args)] = trial
             if not running:
@@ -255,8 +419,10 @@ def run_all(arms: list[Arm], args: argparse.Namespace) -> dict[str, str]:
                     continue
                 results["runs"][trial.key] = record
                 write_json(args.results, results)
-                bar.write(f"{trial.key}: NLL {record['nll']:.4f}"
-                          + (f", F-score {record['fscore']:.3f}" if "fscore" in record else ""))
+                bar.write(
+                    f"{trial.key}: NLL {record['nll']:.4f}"
+                    + (f", F-score {record['fscore']:.3f}" if "fscore" in record else "")
+                )
                 bar.update()
                 bar.total = bar.n + len(_left(arms, results["runs"], args.seeds))
 
@@ -269,18 +435,41 @@ def _left(arms: list[Arm], runs: dict[str, dict], seeds: int) -> list[Trial]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("studies", nargs="*", metavar="STUDY", help=f"of {', '.join(STUDIES)}")
-    parser.add_argument("--write", action="store_true", help="bring the tables and plots of docs/ablations.md up to date")
-    parser.add_argument("--data", type=Path, default=DEFAULT_FOLDER, help="data set folder (default: %(default)s)")
-    parser.add_argument("--vq-ckpt", default="pretrained/tiny/tokenizer", help="tokenizer (default: %(default)s)")
-    parser.add_argument("--gpt-model", choices=list(GPT_SIZES), default="GPT-tiny",
-                        help="size by name (default: 12 layers, 96 wide); give it --out and --results of its own")
-    parser.add_argument("--out", type=Path, default=Path("outputs/ablate"), help="run folders (default: %(default)s)")
+    parser.add_argument(
+        "--write",
+        action="store_true",
+        help="bring the tables and plots of docs/ablations.md up to date",
+    )
+    parser.add_argument(
+        "--data", type=Path, default=DEFAULT_FOLDER, help="data set folder (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--vq-ckpt", default="pretrained/tiny/tokenizer", help="tokenizer (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--gpt-model",
+        choices=list(GPT_SIZES),
+        default="GPT-tiny",
+        help="size by name (default: 12 layers, 96 wide); give it --out and --results of its own",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("outputs/ablate"),
+        help="run folders (default: %(default)s)",
+    )
     parser.add_argument("--results", type=Path, default=RESULTS, help="default: %(default)s")
     parser.add_argument("--seeds", type=positive_int, default=3, help="default: %(default)s")
-    parser.add_argument("--workers", type=positive_int, default=2, help="trainings at a time (default: %(default)s)")
-    parser.add_argument("--threads", type=positive_int, default=1, help="of each of them (default: %(default)s)")
+    parser.add_argument(
+        "--workers", type=positive_int, default=2, help="trainings at a time (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--threads", type=positive_int, default=1, help="of each of them (default: %(default)s)"
+    )
     parser.add_argument("--minutes", type=float, help="begin no run after so many minutes")
     args = parser.parse_args(argv)
     if unknown := [name for name in args.studies if name not in STUDIES]:

@@ -19,22 +19,46 @@ from tar3d import config as configuration
 from tar3d.config import TokenizerConfig, VQVAEConfig
 from tar3d.gpt.model import SKETCH_GUESS
 
-SMALL = ("gpt.num_layers=4", "gpt.width=32", "gpt.num_heads=2", "gpt.condition_tokens=4", "gpt.condition_width=8",
-         "image_encoder.image_size=16", "image_encoder.width=8", "image_encoder.num_heads=1")
+SMALL = (
+    "gpt.num_layers=4",
+    "gpt.width=32",
+    "gpt.num_heads=2",
+    "gpt.condition_tokens=4",
+    "gpt.condition_width=8",
+    "image_encoder.image_size=16",
+    "image_encoder.width=8",
+    "image_encoder.num_heads=1",
+)
 
 
 def arms(study: str, device: torch.device, *, small: bool = False) -> dict[str, Work]:
-    tokenizer = (TokenizerConfig(grid_size=4, codebook_size=64) if small
-                 else configuration.load(VQVAEConfig, TOKENIZER_CONFIG).tokenizer)
+    tokenizer = (
+        TokenizerConfig(grid_size=4, codebook_size=64)
+        if small
+        else configuration.load(VQVAEConfig, TOKENIZER_CONFIG).tokenizer
+    )
     works = {}
     for arm in (ARMS[name] for name in STUDIES[study].arms if ARMS[name].share == 1):
-        config = configuration.load_gpt_run(CONFIG, "GPT-tiny", tokenizer, [*(SMALL if small else MODEL), *arm.changes])
-        works[arm.name] = step_of(config.gpt, config.optim, config.train.global_batch_size, device, name=arm.name,
-                                  compile=config.train.compile and not small,
-                                  frozen=SKETCH_GUESS if config.train.stage == "layers" else ())
+        config = configuration.load_gpt_run(
+            CONFIG, "GPT-tiny", tokenizer, [*(SMALL if small else MODEL), *arm.changes]
+        )
+        works[arm.name] = step_of(
+            config.gpt,
+            config.optim,
+            config.train.global_batch_size,
+            device,
+            name=arm.name,
+            compile=config.train.compile and not small,
+            frozen=SKETCH_GUESS if config.train.stage == "layers" else (),
+        )
     return works
 
 
 TIMED = [name for name, study in STUDIES.items() if not study.has_tokenizers]
-CASES = (*(Case(name, "full", "tokens", partial(arms, name), repeats=10, warmup=2) for name in TIMED),
-         *(Case(name, "tiny", "tokens", partial(arms, name, small=True), repeats=1) for name in TIMED[:1]))
+CASES = (
+    *(Case(name, "full", "tokens", partial(arms, name), repeats=10, warmup=2) for name in TIMED),
+    *(
+        Case(name, "tiny", "tokens", partial(arms, name, small=True), repeats=1)
+        for name in TIMED[:1]
+    ),
+)

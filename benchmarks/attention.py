@@ -24,7 +24,9 @@ from tar3d.gpt import linear_attention
 from tar3d.gpt.backends import FullBackend, GatedBackend, LinearBackend
 from tar3d.gpt.model import GPT
 
-Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # q, k, v (B, H, T, d), slopes (H,) -> o (B, H, T, d)
+Attend = Callable[
+    [Tensor, Tensor, Tensor, Tensor], Tensor
+]  # q, k, v (B, H, T, d), slopes (H,) -> o (B, H, T, d)
 
 
 def _full(name: str) -> Attend:
@@ -42,18 +44,26 @@ def _gated(name: str, delta: bool) -> Attend:
     attend = GatedBackend(name, HEAD_DIM, CHUNK_SIZE)
 
     def call(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
-        log_decay, beta = (torch.full(q.shape[:-1], value, device=q.device) for value in (-0.01, 0.5))
+        log_decay, beta = (
+            torch.full(q.shape[:-1], value, device=q.device) for value in (-0.01, 0.5)
+        )
         return attend(q, k, v, log_decay, beta if delta else None, want_state=False)[0]
 
     return call
 
 
 # Each makes its form, or raises ValueError where that is not installed. The first is what the others are compared with.
-FULL: dict[str, Callable[[], Attend]] = {name: partial(_full, name) for name in ("sdpa", "flash_attn", "xformers")}
-LINEAR: dict[str, Callable[[], Attend]] = {name: partial(_linear, name)
-                                           for name in ("chunked", "reference", "fla", "lightning_attn")}
-GATED: dict[str, Callable[[], Attend]] = {f"{rule}_{name}": partial(_gated, name, rule == "delta")
-                                          for rule in ("gated", "delta") for name in ("chunked", "fla")}
+FULL: dict[str, Callable[[], Attend]] = {
+    name: partial(_full, name) for name in ("sdpa", "flash_attn", "xformers")
+}
+LINEAR: dict[str, Callable[[], Attend]] = {
+    name: partial(_linear, name) for name in ("chunked", "reference", "fla", "lightning_attn")
+}
+GATED: dict[str, Callable[[], Attend]] = {
+    f"{rule}_{name}": partial(_gated, name, rule == "delta")
+    for rule in ("gated", "delta")
+    for name in ("chunked", "fla")
+}
 FORMS = FULL | LINEAR | GATED
 ON_CPU = ("sdpa", "chunked", "reference", "gated_chunked", "delta_chunked")
 
@@ -61,11 +71,18 @@ BATCH, HEADS, HEAD_DIM, CHUNK_SIZE = 1, 12, 64, 64
 PREFIX = 197
 LENGTHS = (3072, 12_288, 768, PREFIX + 3072, 6912)  # the most telling first
 TINY_LENGTH = 64 + 432
-LONGEST_REFERENCE = {"cpu": PREFIX + 3072, "cuda": 6912}  # it holds several T x T matrices for every head
+LONGEST_REFERENCE = {
+    "cpu": PREFIX + 3072,
+    "cuda": 6912,
+}  # it holds several T x T matrices for every head
 
 
 def compare(length: int, backward: bool, device: torch.device) -> dict[str, Work | str]:
-    return {form: one(form, length, backward, device) for form in FORMS if device.type in _devices(form, length)}
+    return {
+        form: one(form, length, backward, device)
+        for form in FORMS
+        if device.type in _devices(form, length)
+    }
 
 
 def one(form: str, length: int, backward: bool, device: torch.device) -> Work | str:
@@ -74,8 +91,12 @@ def one(form: str, length: int, backward: bool, device: torch.device) -> Work | 
         attend = FORMS[form]()
     except ValueError as e:
         return str(e)
-    q, k, v, gradient = torch.randn(4, BATCH, HEADS, length, HEAD_DIM, device=device, dtype=dtype).unbind()
-    k = F.normalize(k, dim=-1)  # or states of the delta rule would grow; the others take as long for any keys
+    q, k, v, gradient = torch.randn(
+        4, BATCH, HEADS, length, HEAD_DIM, device=device, dtype=dtype
+    ).unbind()
+    k = F.normalize(
+        k, dim=-1
+    )  # or states of the delta rule would grow; the others take as long for any keys
     inputs = [x.requires_grad_(backward) for x in (q, k, v)]
     slopes = linear_attention.layer_slopes(HEADS, 6, HEADS).to(device)  # of a layer in the middle
 
@@ -84,10 +105,25 @@ def one(form: str, length: int, backward: bool, device: torch.device) -> Work | 
         if backward:
             torch.autograd.grad(o, inputs, gradient)
 
-    settings = {"form": form, "batch": BATCH, "heads": HEADS, "head_dim": HEAD_DIM, "positions": length, "backward": backward}
-    products = length + 1 if form in FULL else (3 if form.startswith("delta") else 2) * HEAD_DIM  # multiply-adds an entry of v
-    return Work(call, BATCH * length, str(dtype).removeprefix("torch."), settings,
-                bytes_moved=(12 if backward else 4) * q.nbytes, flops=(3 if backward else 1) * 2 * q.numel() * products)
+    settings = {
+        "form": form,
+        "batch": BATCH,
+        "heads": HEADS,
+        "head_dim": HEAD_DIM,
+        "positions": length,
+        "backward": backward,
+    }
+    products = (
+        length + 1 if form in FULL else (3 if form.startswith("delta") else 2) * HEAD_DIM
+    )  # multiply-adds an entry of v
+    return Work(
+        call,
+        BATCH * length,
+        str(dtype).removeprefix("torch."),
+        settings,
+        bytes_moved=(12 if backward else 4) * q.nbytes,
+        flops=(3 if backward else 1) * 2 * q.numel() * products,
+    )
 
 
 def blocks(length: int, device: torch.device) -> dict[str, Work]:
@@ -96,7 +132,9 @@ def blocks(length: int, device: torch.device) -> dict[str, Work]:
 
 def _blocks(pattern: str, length: int, device: torch.device) -> Work:
     with device:
-        gpt = GPT(gpt_config("GPT-B", num_layers=len(pattern), layer_pattern=pattern, codebook_size=1))
+        gpt = GPT(
+            gpt_config("GPT-B", num_layers=len(pattern), layer_pattern=pattern, codebook_size=1)
+        )
     config, cuda = gpt.config, device.type == "cuda"
     rotary = gpt.rope.packed(PREFIX, length)
     x, gradient = torch.randn(2, BATCH, length, config.width, device=device).unbind()
@@ -111,24 +149,52 @@ def _blocks(pattern: str, length: int, device: torch.device) -> Work:
 
     matrices = sum(p.numel() for p in gpt.blocks.parameters() if p.ndim == 2)
     full = pattern.count("F")
-    attention = config.width * (full * (length + 1) + (len(pattern) - full) * 2 * config.head_dim)  # multiply-adds a position
-    settings = {"pattern": pattern, "batch": BATCH, "positions": length, "million_parameters": round(matrices / 1e6, 2)}
-    return Work(call, BATCH * length, "bf16-mixed" if cuda else "float32", settings,
-                flops=3 * 2 * BATCH * length * (matrices + attention))
+    attention = config.width * (
+        full * (length + 1) + (len(pattern) - full) * 2 * config.head_dim
+    )  # multiply-adds a position
+    settings = {
+        "pattern": pattern,
+        "batch": BATCH,
+        "positions": length,
+        "million_parameters": round(matrices / 1e6, 2),
+    }
+    return Work(
+        call,
+        BATCH * length,
+        "bf16-mixed" if cuda else "float32",
+        settings,
+        flops=3 * 2 * BATCH * length * (matrices + attention),
+    )
 
 
 def _devices(form: str, length: int) -> tuple[str, ...]:
-    return tuple(kind for kind in ("cpu", "cuda") if (kind == "cuda" or form in ON_CPU)
-                 and (form != "reference" or length <= LONGEST_REFERENCE[kind]))
+    return tuple(
+        kind
+        for kind in ("cpu", "cuda")
+        if (kind == "cuda" or form in ON_CPU)
+        and (form != "reference" or length <= LONGEST_REFERENCE[kind])
+    )
 
 
 def _memory(form: str, length: int) -> Case:
-    return Case(f"memory_{length}_{form}", "full", "positions", partial(one, form, length, True), repeats=1,
-                devices=_devices(form, length))
+    return Case(
+        f"memory_{length}_{form}",
+        "full",
+        "positions",
+        partial(one, form, length, True),
+        repeats=1,
+        devices=_devices(form, length),
+    )
 
 
 def _timed(kind: str, length: int, size: str = "full") -> Case:
-    return Case(f"{kind}_{length}", size, "positions", partial(compare, length, kind == "backward"), repeats=3)
+    return Case(
+        f"{kind}_{length}",
+        size,
+        "positions",
+        partial(compare, length, kind == "backward"),
+        repeats=3,
+    )
 
 
 CASES = (

@@ -38,14 +38,26 @@ PATTERNS = ("F", "LLLF", "L")  # the first is what the others are compared with
 POSITION = 3000
 TINY_POSITION = 300  # of 432
 STEPS = {"cpu": 4, "cuda": 32}  # of a call
-GOALS = {1: 1.0, 16: 4.0}  # seconds for so many whole shapes of the hybrid GPT-L on an H200, by batch
+GOALS = {
+    1: 1.0,
+    16: 4.0,
+}  # seconds for so many whole shapes of the hybrid GPT-L on an H200, by batch
 TINY_CONFIGS = ("configs/vqvae3d_tiny.yaml", "configs/gpt_i23d_tiny.yaml", "GPT-tiny")
 
 
-def patterns(name: str, grid: int, batch: int, position: int | None, device: torch.device) -> dict[str, Work]:
+def patterns(
+    name: str, grid: int, batch: int, position: int | None, device: torch.device
+) -> dict[str, Work]:
     """The three kinds of GPT from `position` on, or None for the last tokens; `kv_share` is of the key-value cache of F."""
-    works = {pattern: from_position(_engine(_gpt(device, name, grid_size=grid, layer_pattern=pattern)), name, batch, position)
-             for pattern in PATTERNS}
+    works = {
+        pattern: from_position(
+            _engine(_gpt(device, name, grid_size=grid, layer_pattern=pattern)),
+            name,
+            batch,
+            position,
+        )
+        for pattern in PATTERNS
+    }
     whole = works[PATTERNS[0]].settings["kv_bytes"]
     for work in works.values():
         work.settings["kv_share"] = work.settings["kv_bytes"] / whole
@@ -54,12 +66,17 @@ def patterns(name: str, grid: int, batch: int, position: int | None, device: tor
 
 def plain_and_engine(name: str, position: int, device: torch.device) -> dict[str, Work]:
     gpt = _shipped(device)[1] if name == "GPT-tiny" else _gpt(device, name)
-    return {"GPT.decode": plain_from_position(gpt, name, 1, position), "engine": from_position(_engine(gpt), name, 1, position)}
+    return {
+        "GPT.decode": plain_from_position(gpt, name, 1, position),
+        "engine": from_position(_engine(gpt), name, 1, position),
+    }
 
 
 def token_and_cell(name: str, device: torch.device) -> dict[str, Work]:
-    return {kind: from_position(_engine(_gpt(device, name, tokens_per_step=n)), name, 1, POSITION)
-            for kind, n in (("token", 1), ("cell", 3))}
+    return {
+        kind: from_position(_engine(_gpt(device, name, tokens_per_step=n)), name, 1, POSITION)
+        for kind, n in (("token", 1), ("cell", 3))
+    }
 
 
 def backends(name: str, batch: int, device: torch.device) -> dict[str, Work | str]:
@@ -80,7 +97,9 @@ def from_position(engine: Engine, name: str, batch: int, position: int | None) -
     step = _start(config.num_steps, count, position, config.tokens_per_step)
     slot = config.condition_tokens + step
     if engine.static:
-        engine.window = engine.capacity  # that of late positions: graphs for the earlier ones are not needed
+        engine.window = (
+            engine.capacity
+        )  # that of late positions: graphs for the earlier ones are not needed
     engine.prepare(batch, SAMPLING)
     b = engine.buffers
     b.ids.random_(config.codebook_size)
@@ -99,11 +118,20 @@ def from_position(engine: Engine, name: str, batch: int, position: int | None) -
         for i in range(count):
             engine.advance(slot + i + 1)
 
-    settings = _settings(engine.gpt, name, batch) | {"position": step * config.tokens_per_step, "backend": engine.backend,
-                                                     **memory_bytes(engine)}
+    settings = _settings(engine.gpt, name, batch) | {
+        "position": step * config.tokens_per_step,
+        "backend": engine.backend,
+        **memory_bytes(engine),
+    }
     bytes_moved, flops = step_cost(engine.gpt, engine.dtype, len(b.hidden), slot + (count - 1) / 2)
-    return Work(call, batch * count * config.tokens_per_step, _dtype_name(engine.dtype), settings,
-                bytes_moved=count * bytes_moved, flops=count * flops)
+    return Work(
+        call,
+        batch * count * config.tokens_per_step,
+        _dtype_name(engine.dtype),
+        settings,
+        bytes_moved=count * bytes_moved,
+        flops=count * flops,
+    )
 
 
 def plain_from_position(gpt: GPT, name: str, batch: int, position: int) -> Work:
@@ -111,19 +139,34 @@ def plain_from_position(gpt: GPT, name: str, batch: int, position: int) -> Work:
     config, device = gpt.config, gpt.head.weight.device
     count, dtype = STEPS[device.type], _dtype(device)
     step = _start(config.num_steps, count, position, 1)
-    slot, rows, capacity = config.condition_tokens + step, 2 * batch, config.condition_tokens + config.num_steps - 1
+    slot, rows, capacity = (
+        config.condition_tokens + step,
+        2 * batch,
+        config.condition_tokens + config.num_steps - 1,
+    )
     heads = (rows, config.num_heads)
     layers = []
     for block in gpt.blocks:
         if isinstance(block.attention, FullAttention):
-            keys, values = torch.randn(2, *heads, capacity, config.head_dim, device=device, dtype=dtype)
+            keys, values = torch.randn(
+                2, *heads, capacity, config.head_dim, device=device, dtype=dtype
+            )
             layers.append(KVCache(keys, values, slot, None))
         else:
-            layers.append(StateCache(torch.randn(*heads, config.head_dim, config.head_dim, device=device)))
-    hints = torch.randn(rows, config.num_steps, config.width, device=device) if config.sketch_dim else None
+            layers.append(
+                StateCache(torch.randn(*heads, config.head_dim, config.head_dim, device=device))
+            )
+    hints = (
+        torch.randn(rows, config.num_steps, config.width, device=device)
+        if config.sketch_dim
+        else None
+    )
     pending = torch.empty(rows, 0, dtype=torch.int64, device=device)
     cache = Cache(layers, step, hints, torch.randn(rows, config.width, device=device), pending)
-    logits, draws = torch.randn(rows, config.codebook_size, device=device), torch.rand(batch, count, device=device)
+    logits, draws = (
+        torch.randn(rows, config.codebook_size, device=device),
+        torch.rand(batch, count, device=device),
+    )
 
     @torch.inference_mode()
     def call() -> None:
@@ -138,23 +181,36 @@ def plain_from_position(gpt: GPT, name: str, batch: int, position: int) -> Work:
 
     settings = _settings(gpt, name, batch) | {"position": step}
     bytes_moved, flops = step_cost(gpt, dtype, rows, slot + (count - 1) / 2)
-    return Work(call, batch * count, _dtype_name(dtype), settings, bytes_moved=count * bytes_moved, flops=count * flops)
+    return Work(
+        call,
+        batch * count,
+        _dtype_name(dtype),
+        settings,
+        bytes_moved=count * bytes_moved,
+        flops=count * flops,
+    )
 
 
 def tiny_shape(batch: int, device: torch.device) -> Work:
     """The shipped GPT, as it samples but for the guidance."""
     config, gpt = _shipped(device)
-    codes = F.normalize(torch.randn(gpt.config.codebook_size, config.gpt.sketch_dim, device=device), dim=-1)
+    codes = F.normalize(
+        torch.randn(gpt.config.codebook_size, config.gpt.sketch_dim, device=device), dim=-1
+    )
     sampling = dataclasses.replace(config.sampling, cfg_scale=SAMPLING.cfg_scale)
     return whole_shape(_engine(gpt), TINY_CONFIGS[2], batch, sampling, codes)
 
 
 def large_shape(backend: str, pattern: str, batch: int, device: torch.device) -> Work:
-    work = whole_shape(_engine(_gpt(device, "GPT-L", layer_pattern=pattern), backend), "GPT-L", batch, SAMPLING)
+    work = whole_shape(
+        _engine(_gpt(device, "GPT-L", layer_pattern=pattern), backend), "GPT-L", batch, SAMPLING
+    )
     return dataclasses.replace(work, goals={"seconds": GOALS[batch]}) if pattern == "LLLF" else work
 
 
-def whole_shape(engine: Engine, name: str, batch: int, sampling: SamplingConfig, codes: Tensor | None = None) -> Work:
+def whole_shape(
+    engine: Engine, name: str, batch: int, sampling: SamplingConfig, codes: Tensor | None = None
+) -> Work:
     """From random conditions to all tokens. The engine is prepared before, which `prepare_seconds` tells."""
     config, device = engine.config, engine.device
     shape = (batch, config.condition_tokens, config.condition_width)
@@ -169,11 +225,22 @@ def whole_shape(engine: Engine, name: str, batch: int, sampling: SamplingConfig,
 
     steps, prefix = config.num_steps, config.condition_tokens
     # The prefill reads the weights as a step does, and multiplies them with the prefixes and the one null prefix.
-    bytes_moved, flops = step_cost(engine.gpt, engine.dtype, len(engine.buffers.hidden), prefix + (steps - 1) / 2)
+    bytes_moved, flops = step_cost(
+        engine.gpt, engine.dtype, len(engine.buffers.hidden), prefix + (steps - 1) / 2
+    )
     prefill = 2 * (batch + 1) * prefix * _matrix_elements(engine.gpt.blocks)
-    settings = _settings(engine.gpt, name, batch) | {"backend": engine.backend, **memory_bytes(engine)}
-    return Work(call, batch * config.num_tokens, _dtype_name(engine.dtype), settings,
-                bytes_moved=steps * bytes_moved, flops=steps * flops + prefill)
+    settings = _settings(engine.gpt, name, batch) | {
+        "backend": engine.backend,
+        **memory_bytes(engine),
+    }
+    return Work(
+        call,
+        batch * config.num_tokens,
+        _dtype_name(engine.dtype),
+        settings,
+        bytes_moved=steps * bytes_moved,
+        flops=steps * flops + prefill,
+    )
 
 
 def step_cost(gpt: GPT, dtype: torch.dtype, rows: int, filled: float) -> tuple[float, float]:
@@ -181,11 +248,23 @@ def step_cost(gpt: GPT, dtype: torch.dtype, rows: int, filled: float) -> tuple[f
     config, n = gpt.config, gpt.config.tokens_per_step
     parts: list[tuple[nn.Module, int]] = [(gpt.blocks, 1), (gpt.norm, n), (gpt.head, n)]
     if gpt.cell_head is not None:
-        parts += [(gpt.merge, 1), (gpt.cell_head.before, 1), (gpt.cell_head.norms, n), (gpt.cell_head.mlps, n)]
-    moved = sum(times * p.numel() * (dtype.itemsize if p.ndim == 2 else 4) for part, times in parts for p in part.parameters())
+        parts += [
+            (gpt.merge, 1),
+            (gpt.cell_head.before, 1),
+            (gpt.cell_head.norms, n),
+            (gpt.cell_head.mlps, n),
+        ]
+    moved = sum(
+        times * p.numel() * (dtype.itemsize if p.ndim == 2 else 4)
+        for part, times in parts
+        for p in part.parameters()
+    )
     flops = sum(2 * rows * times * _matrix_elements(part) for part, times in parts)
     full = sum(isinstance(block.attention, FullAttention) for block in gpt.blocks)
-    slots, states = full * rows * config.width * (filled + 1), (len(gpt.blocks) - full) * rows * config.width * config.head_dim
+    slots, states = (
+        full * rows * config.width * (filled + 1),
+        (len(gpt.blocks) - full) * rows * config.width * config.head_dim,
+    )
     return moved + 2 * slots * dtype.itemsize + 2 * states * 4, flops + 4 * slots + 5 * states
 
 
@@ -209,9 +288,16 @@ def _start(steps: int, count: int, position: int | None, tokens_per_step: int) -
 
 def _settings(gpt: GPT, name: str, batch: int) -> dict[str, object]:
     config = gpt.config
-    return {"model": name, "batch": batch, "tokens": config.num_tokens, "prefix": config.condition_tokens,
-            "pattern": config.layer_pattern, "tokens_per_step": config.tokens_per_step, "cfg_scale": SAMPLING.cfg_scale,
-            "million_parameters": round(gpt.num_parameters() / 1e6, 2)}
+    return {
+        "model": name,
+        "batch": batch,
+        "tokens": config.num_tokens,
+        "prefix": config.condition_tokens,
+        "pattern": config.layer_pattern,
+        "tokens_per_step": config.tokens_per_step,
+        "cfg_scale": SAMPLING.cfg_scale,
+        "million_parameters": round(gpt.num_parameters() / 1e6, 2),
+    }
 
 
 def _gpt(device: torch.device, name: str, **changes: object) -> GPT:
@@ -221,7 +307,9 @@ def _gpt(device: torch.device, name: str, **changes: object) -> GPT:
 
 def _shipped(device: torch.device) -> tuple[GPTRunConfig, GPT]:
     vqvae, path, name = TINY_CONFIGS
-    config = configuration.load_gpt_run(path, name, configuration.load(VQVAEConfig, vqvae).tokenizer)
+    config = configuration.load_gpt_run(
+        path, name, configuration.load(VQVAEConfig, vqvae).tokenizer
+    )
     with device:
         return config, GPT(config.gpt).eval().requires_grad_(False)
 
@@ -245,19 +333,47 @@ def _autocast(device: torch.device) -> torch.autocast:
 
 def _growth(name: str, grid: int, batch: int, devices: tuple[str, ...] = ("cpu", "cuda")) -> Case:
     case = f"growth_{name.removeprefix('GPT-')}_{3 * grid * grid}_batch_{batch}"
-    return Case(case, "full", "tokens", partial(patterns, name, grid, batch, None), repeats=5, devices=devices)
+    return Case(
+        case,
+        "full",
+        "tokens",
+        partial(patterns, name, grid, batch, None),
+        repeats=5,
+        devices=devices,
+    )
 
 
 def _large_shape(backend: str, batch: int, pattern: str = "LLLF") -> Case:
-    return Case(f"shape_{pattern}_{backend}_batch_{batch}", "full", "tokens", partial(large_shape, backend, pattern, batch),
-                repeats=2, devices=("cuda",))
+    return Case(
+        f"shape_{pattern}_{backend}_batch_{batch}",
+        "full",
+        "tokens",
+        partial(large_shape, backend, pattern, batch),
+        repeats=2,
+        devices=("cuda",),
+    )
 
 
 CASES = (
     *(_large_shape(backend, batch) for backend in ("triton", "plain") for batch in (1, 16)),
-    *(Case(f"patterns_batch_{batch}", "full", "tokens", partial(patterns, "GPT-B", 32, batch, POSITION), repeats=5)
-      for batch in (1, 8)),
-    Case("backends_batch_1", "full", "tokens", partial(backends, "GPT-L", 1), repeats=5, devices=("cuda",)),
+    *(
+        Case(
+            f"patterns_batch_{batch}",
+            "full",
+            "tokens",
+            partial(patterns, "GPT-B", 32, batch, POSITION),
+            repeats=5,
+        )
+        for batch in (1, 8)
+    ),
+    Case(
+        "backends_batch_1",
+        "full",
+        "tokens",
+        partial(backends, "GPT-L", 1),
+        repeats=5,
+        devices=("cuda",),
+    ),
     _large_shape("auto", 16, "F"),
     _large_shape("auto", 1, "F"),
     Case("engine", "full", "tokens", partial(plain_and_engine, "GPT-B", POSITION), repeats=5),
@@ -268,6 +384,11 @@ CASES = (
     *(_growth(name, 32, 1) for name in ("GPT-tiny", "GPT-L")),
     _growth("GPT-XL", 32, 1, ("cuda",)),
     *(_large_shape("compiled", batch) for batch in (1, 16)),
-    *(Case(f"shape_batch_{batch}", "tiny", "tokens", partial(tiny_shape, batch), repeats=3) for batch in (1, 4, 8)),
-    Case("engine", "tiny", "tokens", partial(plain_and_engine, "GPT-tiny", TINY_POSITION), repeats=10),
+    *(
+        Case(f"shape_batch_{batch}", "tiny", "tokens", partial(tiny_shape, batch), repeats=3)
+        for batch in (1, 4, 8)
+    ),
+    Case(
+        "engine", "tiny", "tokens", partial(plain_and_engine, "GPT-tiny", TINY_POSITION), repeats=10
+    ),
 )

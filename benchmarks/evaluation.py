@@ -25,33 +25,53 @@ FACES, VIEWS, VIEW_SIZE = 50_000, 20, 224
 
 def torus(minor: float) -> Mesh:
     """A torus of about FACES faces that fills the cube."""
-    shape = trimesh.creation.torus(0.95 - minor, minor, major_sections=250, minor_sections=FACES // 500)
+    shape = trimesh.creation.torus(
+        0.95 - minor, minor, major_sections=250, minor_sections=FACES // 500
+    )
     return Mesh(shape.vertices, shape.faces)
 
 
 def points(device: torch.device) -> Work:
-    pred, truth = (surface_cloud(torus(minor), PROTOCOL.points, seed) for seed, minor in enumerate((0.3, 0.32)))
-    return Work(lambda: {"chamfer": point_scores(pred, truth, PROTOCOL.thresholds)["chamfer"]}, 1, "float64",
-                {"points": PROTOCOL.points})
+    pred, truth = (
+        surface_cloud(torus(minor), PROTOCOL.points, seed) for seed, minor in enumerate((0.3, 0.32))
+    )
+    return Work(
+        lambda: {"chamfer": point_scores(pred, truth, PROTOCOL.thresholds)["chamfer"]},
+        1,
+        "float64",
+        {"points": PROTOCOL.points},
+    )
 
 
 def everything(device: torch.device) -> Work:
     pred, truth = torus(0.3), torus(0.32)
 
     def call() -> dict[str, float | int]:
-        return {"scores": len(compare_meshes(pred, truth, PROTOCOL) | floor_scores(truth, PROTOCOL))}
+        return {
+            "scores": len(compare_meshes(pred, truth, PROTOCOL) | floor_scores(truth, PROTOCOL))
+        }
 
-    return Work(call, 1, "float64",
-                {"points": PROTOCOL.points, "faces": len(truth.faces), "iou_points": PROTOCOL.iou_points})
+    return Work(
+        call,
+        1,
+        "float64",
+        {"points": PROTOCOL.points, "faces": len(truth.faces), "iou_points": PROTOCOL.iou_points},
+    )
 
 
 def views(device: torch.device) -> Work:
     mesh = torus(0.3)
-    cameras = [orbit(azimuth, 20.0, 5.5, 35.0) for azimuth in np.linspace(0, 360, VIEWS, endpoint=False)]
+    cameras = [
+        orbit(azimuth, 20.0, 5.5, 35.0) for azimuth in np.linspace(0, 360, VIEWS, endpoint=False)
+    ]
 
     def call() -> dict[str, float | int]:
         renderer = Renderer(mesh)
-        return {"foreground": float(np.mean([renderer.render(camera, VIEW_SIZE).mask.mean() for camera in cameras]))}
+        return {
+            "foreground": float(
+                np.mean([renderer.render(camera, VIEW_SIZE).mask.mean() for camera in cameras])
+            )
+        }
 
     return Work(call, VIEWS, "float32", {"faces": len(mesh.faces), "size": VIEW_SIZE})
 

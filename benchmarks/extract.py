@@ -33,10 +33,19 @@ from tar3d.pipeline import QUERIES_AT_ONCE, coarse_cells
 from tar3d.tokenizer.field import OccupancyField
 from tar3d.tokenizer.vqvae import VQVAE
 
-FULL_CONFIG, SHIPPED = "configs/vqvae3d.yaml", Path(__file__).resolve().parents[1] / "pretrained" / "tiny"
-SHAPE, SURFACE_POINTS = (1, 0), 8192  # index and seed of the procedural shape, and how many of its points are encoded
+FULL_CONFIG, SHIPPED = (
+    "configs/vqvae3d.yaml",
+    Path(__file__).resolve().parents[1] / "pretrained" / "tiny",
+)
+SHAPE, SURFACE_POINTS = (
+    (1, 0),
+    8192,
+)  # index and seed of the procedural shape, and how many of its points are encoded
 POINTS = 1 << 17  # of the case `query`
-BUMPS, BUMP_HEIGHT = 12.0, 0.06  # radians a unit, and units: a surface of about 5 square units, as objects have
+BUMPS, BUMP_HEIGHT = (
+    12.0,
+    0.06,
+)  # radians a unit, and units: a surface of about 5 square units, as objects have
 
 
 class Field:
@@ -50,7 +59,12 @@ class Field:
         logits = self.occupancy(points)
         if not self.is_ball:
             return logits
-        return 0.6 - points.norm(dim=1) + BUMP_HEIGHT * torch.sin(BUMPS * points).prod(dim=1) + 1e-6 * logits
+        return (
+            0.6
+            - points.norm(dim=1)
+            + BUMP_HEIGHT * torch.sin(BUMPS * points).prod(dim=1)
+            + 1e-6 * logits
+        )
 
 
 def model_and_planes(size: str, device: torch.device) -> tuple[VQVAE, Tensor]:
@@ -61,11 +75,15 @@ def model_and_planes(size: str, device: torch.device) -> tuple[VQVAE, Tensor]:
         vqvae = VQVAE(config)
         # Only the head works here; the rest would be half a gigabyte of the peak memory that is measured.
         vqvae.encoder = vqvae.decoder = torch.nn.Identity()
-        return vqvae.eval().to(device), torch.randn(3, config.plane_channels, side, side, device=device)
+        return vqvae.eval().to(device), torch.randn(
+            3, config.plane_channels, side, side, device=device
+        )
     vqvae = checkpoint.load_tokenizer(SHIPPED).eval().to(device)
     surface = sample_surface(generate(*SHAPE).mesh, SURFACE_POINTS, np.random.default_rng(0))
     with torch.inference_mode():
-        return vqvae, vqvae.decode(vqvae.tokenize(torch.from_numpy(surface).to(device)[None])).planes[0]
+        return vqvae, vqvae.decode(
+            vqvae.tokenize(torch.from_numpy(surface).to(device)[None])
+        ).planes[0]
 
 
 def extraction(field: Field, side: int, resolution: int, dense: bool, device: torch.device) -> Work:
@@ -76,35 +94,56 @@ def extraction(field: Field, side: int, resolution: int, dense: bool, device: to
     def call() -> dict[str, float | int]:
         field.asked = 0
         mesh = extract(field, resolution, chunk=chunk, coarse=coarse, device=device)
-        return {"queries": field.asked, "query_share": field.asked / (resolution + 1) ** 3, "faces": len(mesh.faces)}
+        return {
+            "queries": field.asked,
+            "query_share": field.asked / (resolution + 1) ** 3,
+            "faces": len(mesh.faces),
+        }
 
-    settings = {"resolution": resolution, "coarse": coarse, "chunk": chunk, "plane_side": side,
-                "field": "bumpy ball" if field.is_ball else "shipped tokenizer, procedural shape"}
+    settings = {
+        "resolution": resolution,
+        "coarse": coarse,
+        "chunk": chunk,
+        "plane_side": side,
+        "field": "bumpy ball" if field.is_ball else "shipped tokenizer, procedural shape",
+    }
     return Work(call, 1, "float32", settings)
 
 
 def compare(resolution: int, size: str, device: torch.device) -> dict[str, Work]:
     vqvae, planes = model_and_planes(size, device)
     field = Field(vqvae.occupancy, planes, size == "full")
-    return {name: extraction(field, planes.shape[-1], resolution, dense, device)
-            for name, dense in (("dense", True), ("coarse to fine", False))}
+    return {
+        name: extraction(field, planes.shape[-1], resolution, dense, device)
+        for name, dense in (("dense", True), ("coarse to fine", False))
+    }
 
 
 def growth(resolution: int, size: str, device: torch.device) -> Work:
     vqvae, planes = model_and_planes(size, device)
-    return extraction(Field(vqvae.occupancy, planes, size == "full"), planes.shape[-1], resolution, False, device)
+    return extraction(
+        Field(vqvae.occupancy, planes, size == "full"), planes.shape[-1], resolution, False, device
+    )
 
 
 def plane_types(resolution: int, size: str, device: torch.device) -> dict[str, Work]:
     vqvae, planes = model_and_planes(size, device)
-    return {str(p.dtype).removeprefix("torch."): extraction(Field(vqvae.occupancy, p, size == "full"), p.shape[-1], resolution,
-                                                             False, device) for p in (planes, planes.half())}
+    return {
+        str(p.dtype).removeprefix("torch."): extraction(
+            Field(vqvae.occupancy, p, size == "full"), p.shape[-1], resolution, False, device
+        )
+        for p in (planes, planes.half())
+    }
 
 
 def query(size: str, device: torch.device) -> dict[str, Work]:
     """Neighbouring points of a lattice, in the numbers in which extraction asks for them."""
     vqvae, planes = model_and_planes(size, device)
-    chunk, triplane, field = QUERIES_AT_ONCE[device.type], Triplane(planes[None]), OccupancyField(vqvae.occupancy, planes)
+    chunk, triplane, field = (
+        QUERIES_AT_ONCE[device.type],
+        Triplane(planes[None]),
+        OccupancyField(vqvae.occupancy, planes),
+    )
     calls = max(1, POINTS // chunk)
     axis = torch.linspace(-1, 1, 257, device=device)
     points = torch.cartesian_prod(axis[128:], axis[:64], axis)[:chunk]
@@ -115,25 +154,44 @@ def query(size: str, device: torch.device) -> dict[str, Work]:
             for _ in range(calls):
                 ask()
 
-        return Work(call, calls * chunk, "float32", {"chunk": chunk, "plane_side": planes.shape[-1]})
+        return Work(
+            call, calls * chunk, "float32", {"chunk": chunk, "plane_side": planes.shape[-1]}
+        )
 
-    return {"VQVAE.query": repeated(lambda: vqvae.query(triplane, points[None])),
-            "OccupancyField": repeated(lambda: field(points))}
+    return {
+        "VQVAE.query": repeated(lambda: vqvae.query(triplane, points[None])),
+        "OccupancyField": repeated(lambda: field(points)),
+    }
 
 
 def _compare(resolution: int, size: str, repeats: int, warmup: int) -> Case:
-    return Case(f"compare_{resolution}", size, "meshes", partial(compare, resolution, size), repeats, warmup)
+    return Case(
+        f"compare_{resolution}", size, "meshes", partial(compare, resolution, size), repeats, warmup
+    )
 
 
 CASES = (
     _compare(384, "tiny", 1, 0),
     _compare(384, "full", 1, 0),
-    *(Case(f"growth_{resolution}", size, "meshes", partial(growth, resolution, size), repeats=1, warmup=0)
-      for size in ("tiny", "full") for resolution in (1024, 512, 256, 128)),
+    *(
+        Case(
+            f"growth_{resolution}",
+            size,
+            "meshes",
+            partial(growth, resolution, size),
+            repeats=1,
+            warmup=0,
+        )
+        for size in ("tiny", "full")
+        for resolution in (1024, 512, 256, 128)
+    ),
     _compare(128, "tiny", 3, 1),
     _compare(256, "tiny", 2, 0),
     _compare(512, "tiny", 1, 0),
     _compare(128, "full", 2, 1),
     *(Case("query", size, "points", partial(query, size), repeats=10) for size in ("tiny", "full")),
-    *(Case("planes", size, "meshes", partial(plane_types, 256, size), repeats=3) for size in ("tiny", "full")),
+    *(
+        Case("planes", size, "meshes", partial(plane_types, 256, size), repeats=3)
+        for size in ("tiny", "full")
+    ),
 )

@@ -32,11 +32,35 @@ from benchmarks.run import ROOT, table
 from tar3d.runtime import choose_device, commit, describe_machine
 
 # Share of the time, in the order in which they run.
-PARTS = {"tests": 2, "train": 5, "decode": 5, "tokenize": 3, "extract": 2, "attention": 2, "stages": 1, "data": 1}
-TESTS = ["tests/gpt", "tests/optim", "tests/tokenizer/test_plane_pool.py", "tests/test_runtime.py", "tests/mesh/test_extract.py"]
-PACKAGES = ("triton", "flash-linear-attention", "fla-core", "lightning-attn", "flash-attn", "xformers")
+PARTS = {
+    "tests": 2,
+    "train": 5,
+    "decode": 5,
+    "tokenize": 3,
+    "extract": 2,
+    "attention": 2,
+    "stages": 1,
+    "data": 1,
+}
+TESTS = [
+    "tests/gpt",
+    "tests/optim",
+    "tests/tokenizer/test_plane_pool.py",
+    "tests/test_runtime.py",
+    "tests/mesh/test_extract.py",
+]
+PACKAGES = (
+    "triton",
+    "flash-linear-attention",
+    "fla-core",
+    "lightning-attn",
+    "flash-attn",
+    "xformers",
+)
 SUMMARY_SECONDS = 3.0  # kept for the last words
-CASE_SHARE = 0.4  # of a suite's time, the most for one case: one that hangs leaves something to the others
+CASE_SHARE = (
+    0.4  # of a suite's time, the most for one case: one that hangs leaves something to the others
+)
 GRACE_SECONDS = 4.0  # for a suite to write down what it left out after its own budget, and for a part that is interrupted
 
 
@@ -54,20 +78,52 @@ def run_part(name: str, out: Path, device: str, quick: bool, code: str, seconds:
     """Runs a part for at most so many seconds; what an earlier run left of it in `out` goes."""
     target = _report(out, name)
     target.unlink(missing_ok=True)
-    target = target.relative_to(ROOT) if target.is_relative_to(ROOT) else target  # the records name it
+    target = (
+        target.relative_to(ROOT) if target.is_relative_to(ROOT) else target
+    )  # the records name it
     if name == "tests":
-        arguments = ["-m", "pytest", "-m", "gpu", "-v", "-p", "no:cacheprovider", "--continue-on-collection-errors", *TESTS,
-                     f"--junitxml={target}"]
+        arguments = [
+            "-m",
+            "pytest",
+            "-m",
+            "gpu",
+            "-v",
+            "-p",
+            "no:cacheprovider",
+            "--continue-on-collection-errors",
+            *TESTS,
+            f"--junitxml={target}",
+        ]
     else:
         budget = max(seconds - 2 * GRACE_SECONDS, 1)
-        arguments = ["-m", "benchmarks.run", "--suite", name, "--device", device, "--budget", f"{budget:.0f}",
-                     "--limit", f"{CASE_SHARE * budget:.0f}", "--commit", code, "--out", str(target)]
+        arguments = [
+            "-m",
+            "benchmarks.run",
+            "--suite",
+            name,
+            "--device",
+            device,
+            "--budget",
+            f"{budget:.0f}",
+            "--limit",
+            f"{CASE_SHARE * budget:.0f}",
+            "--commit",
+            code,
+            "--out",
+            str(target),
+        ]
         arguments += ["--size", "tiny", "--repeats", "1"] if quick else []
     start = time.perf_counter()
     with open(out / "tests.log" if name == "tests" else os.devnull, "w", encoding="utf-8") as log:
         # Its own process group: what it has started ends with it.
-        process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stdout=log, stderr=subprocess.PIPE, text=True,
-                                   start_new_session=True)
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            stdout=log,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
         try:
             complaint = process.communicate(timeout=max(seconds - GRACE_SECONDS, 0.1))[1]
             status = process.returncode
@@ -90,13 +146,25 @@ def summarise(out: Path, head: list[str], outcomes: dict[str, Outcome], waiting:
     """summary.md: a section a part, the parts that have not run, all from the files in `out`."""
     lines = [*head, ""]
     for name, outcome in outcomes.items():
-        how = "stopped: its time was over" if outcome.status is None else f"exit status {outcome.status}"
-        lines += [f"## {name}", "", f"`{shlex.join(outcome.command)}`: {how}, {outcome.seconds:.0f} s", ""]
+        how = (
+            "stopped: its time was over"
+            if outcome.status is None
+            else f"exit status {outcome.status}"
+        )
+        lines += [
+            f"## {name}",
+            "",
+            f"`{shlex.join(outcome.command)}`: {how}, {outcome.seconds:.0f} s",
+            "",
+        ]
         report = _report(out, name)
         if report.is_file():
             lines += _tests(report) if name == "tests" else _suite(report)
         else:
-            lines += [f"It left no report. Its last words: {(outcome.complaint.splitlines() or ['none'])[-1]}", ""]
+            lines += [
+                f"It left no report. Its last words: {(outcome.complaint.splitlines() or ['none'])[-1]}",
+                "",
+            ]
     if waiting:
         lines += [f"Not run: {', '.join(waiting)}", ""]
     return "\n".join(lines)
@@ -117,34 +185,67 @@ def _tests(path: Path) -> list[str]:
     for suite in suites:
         for key in counts:
             counts[key] += int(suite.get(key, "0"))
-        failed += [f"- {case.get('classname')}::{case.get('name')}: {' '.join(reason.get('message', '').split())[:200]}"
-                   for case in suite.iter("testcase") for reason in case if reason.tag in ("failure", "error")]
-    return [", ".join(f"{count} {key}" for key, count in counts.items()), "", *failed, *([""] if failed else [])]
+        failed += [
+            f"- {case.get('classname')}::{case.get('name')}: {' '.join(reason.get('message', '').split())[:200]}"
+            for case in suite.iter("testcase")
+            for reason in case
+            if reason.tag in ("failure", "error")
+        ]
+    return [
+        ", ".join(f"{count} {key}" for key, count in counts.items()),
+        "",
+        *failed,
+        *([""] if failed else []),
+    ]
 
 
 def _head(device: torch.device, code: str, argv: list[str]) -> list[str]:
     machine = describe_machine(device)
-    versions = [f"torch {machine['torch']}", f"CUDA {torch.version.cuda}", f"Python {machine['python']}", platform.platform()]
+    versions = [
+        f"torch {machine['torch']}",
+        f"CUDA {torch.version.cuda}",
+        f"Python {machine['python']}",
+        platform.platform(),
+    ]
     for package in PACKAGES:
         try:
             versions.append(f"{package} {metadata.version(package)}")
         except metadata.PackageNotFoundError:
             versions.append(f"no {package}")
-    return [f"# Measured on {machine['machine']}", "",
-            f"commit {code}, {datetime.now(UTC).isoformat(timespec='seconds')}, "
-            f"`{shlex.join(['python', '-m', 'benchmarks.gpu_session', *argv])}`", "", ", ".join(versions)]
+    return [
+        f"# Measured on {machine['machine']}",
+        "",
+        f"commit {code}, {datetime.now(UTC).isoformat(timespec='seconds')}, "
+        f"`{shlex.join(['python', '-m', 'benchmarks.gpu_session', *argv])}`",
+        "",
+        ", ".join(versions),
+    ]
 
 
 def main(argv: list[str] | None = None) -> int:
     start = time.perf_counter()
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--minutes", type=float, default=9.0, help="of everything (default: %(default)s)")
-    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="run only these (default: all)")
-    parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu (default: %(default)s)")
+    parser.add_argument(
+        "--minutes", type=float, default=9.0, help="of everything (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=list(PARTS),
+        default=list(PARTS),
+        help="run only these (default: all)",
+    )
+    parser.add_argument(
+        "--device", default="cuda", help="cuda, cuda:N or cpu (default: %(default)s)"
+    )
     parser.add_argument("--quick", action="store_true", help="the smallest sizes, one repeat")
-    parser.add_argument("--commit", help="of the code, where git cannot tell (default: what git says)")
+    parser.add_argument(
+        "--commit", help="of the code, where git cannot tell (default: what git says)"
+    )
     args = parser.parse_args(argv)
     try:
         device = choose_device(args.device)

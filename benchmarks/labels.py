@@ -41,17 +41,34 @@ from tar3d.metrics.geometry import point_scores
 from tar3d.metrics.summary import markdown_table
 from tar3d.runtime import describe_machine
 
-CELLS, COARSE = 256, 4  # lattice points along a side; those of a block that the surface is not near share one label
+CELLS, COARSE = (
+    256,
+    4,
+)  # lattice points along a side; those of a block that the surface is not near share one label
 POINTS, THRESHOLD = 16_000, 0.02
 SKIN_POINTS = 100_000  # by which thin walls are known, as in a sampling of default size
 KEEPS = 0.97  # share of the floor from which on a shape counts as kept
-FIELDS = ["id", "status", "reason", "outer", "all", "precision", "recall", "floor", "buried_share", "thin_share", "watertight",
-          "seconds"]
+FIELDS = [
+    "id",
+    "status",
+    "reason",
+    "outer",
+    "all",
+    "precision",
+    "recall",
+    "floor",
+    "buried_share",
+    "thin_share",
+    "watertight",
+    "seconds",
+]
 WORST, SECONDS = 20, 600.0
 TILE, COLUMNS = 256, 4  # pixels along a pair of pictures; pairs in a row of labels.png
 
 
-def label_field(mesh: Mesh, winding: WindingNumber, skin: Skin, cells: int, dense: np.ndarray) -> np.ndarray:
+def label_field(
+    mesh: Mesh, winding: WindingNumber, skin: Skin, cells: int, dense: np.ndarray
+) -> np.ndarray:
     """Labels (cells, cells, cells) at the centres of the cells of the cube. Those near `dense` (N, 3), points of all faces, and
     where the label of a block differs from its neighbour's, are asked for one by one."""
     axis = (np.arange(cells) + 0.5) / cells * 2 - 1
@@ -82,7 +99,9 @@ def boundary(field: np.ndarray) -> Mesh:
     cells = len(field)
     if not field.any():
         raise ValueError("no point of the lattice is inside")
-    vertices, faces, _, _ = marching_cubes(np.pad(field, 1).astype(np.float32), 0.5, gradient_direction="ascent")
+    vertices, faces, _, _ = marching_cubes(
+        np.pad(field, 1).astype(np.float32), 0.5, gradient_direction="ascent"
+    )
     return Mesh((vertices - 0.5) / cells * 2 - 1, faces)
 
 
@@ -105,10 +124,17 @@ def score(job: tuple[str, Path], *, cells: int) -> tuple[dict[str, object], np.n
             floor = point_scores(points[POINTS:], points[:POINTS], [THRESHOLD])[name]
             row[kind] = scores[name] / floor
             if kind == "outer":
-                row |= {"precision": scores[f"precision@{THRESHOLD:g}"], "recall": scores[f"recall@{THRESHOLD:g}"],
-                        "floor": floor}
-        row |= {"status": "ok", "buried_share": skin.buried, "thin_share": float((skin.padding > 0).mean()),
-                "watertight": int(len(unbalanced_edges(mesh.faces)[0]) == 0)}
+                row |= {
+                    "precision": scores[f"precision@{THRESHOLD:g}"],
+                    "recall": scores[f"recall@{THRESHOLD:g}"],
+                    "floor": floor,
+                }
+        row |= {
+            "status": "ok",
+            "buried_share": skin.buried,
+            "thin_share": float((skin.padding > 0).mean()),
+            "watertight": int(len(unbalanced_edges(mesh.faces)[0]) == 0),
+        }
         if row["outer"] < KEEPS:
             seen = np.concatenate([picture(mesh), picture(rebuilt)], axis=1)
     except (MeshError, ValueError) as e:
@@ -121,53 +147,107 @@ def rebuild(mesh: Mesh, cells: int) -> tuple[Mesh, Skin, WindingNumber]:
     rng = np.random.default_rng(0)
     winding = solid_winding(mesh, rng)
     skin = sample_skin(mesh, winding, SKIN_POINTS, rng, min_thickness=SampleConfig().min_thickness)
-    field = label_field(mesh, winding, skin, cells, sample_surface(mesh, 2 * SKIN_POINTS, rng)[:, :3])
+    field = label_field(
+        mesh, winding, skin, cells, sample_surface(mesh, 2 * SKIN_POINTS, rng)[:, :3]
+    )
     return boundary(field), skin, winding
 
 
 def report(rows: list[dict], out: Path, cells: int, machine: dict[str, str]) -> str:
     """labels.csv, labels.json, labels.md and labels.png; returns the summary."""
     rows = sorted(rows, key=lambda r: r["outer"])
-    write_csv(out / "labels.csv", FIELDS,
-              [{k: f"{v:.4f}" if isinstance(v, float) else v for k, v in r.items()} for r in rows])
+    write_csv(
+        out / "labels.csv",
+        FIELDS,
+        [{k: f"{v:.4f}" if isinstance(v, float) else v for k, v in r.items()} for r in rows],
+    )
     short = [r for r in rows if r["outer"] < KEEPS]
     kept = {kind: float(np.mean([r[kind] >= KEEPS for r in rows])) for kind in ("outer", "all")}
-    lines = [f"{len(rows)} meshes at {cells}^3; {kept['outer']:.1%} keep at least {KEEPS:.0%} of the floor of their outer "
-             f"surface, {kept['all']:.1%} of that of all their faces; {machine['machine']}, commit {machine['commit']}, "
-             f"{machine['date']}", ""]
+    lines = [
+        f"{len(rows)} meshes at {cells}^3; {kept['outer']:.1%} keep at least {KEEPS:.0%} of the floor of their outer "
+        f"surface, {kept['all']:.1%} of that of all their faces; {machine['machine']}, commit {machine['commit']}, "
+        f"{machine['date']}",
+        "",
+    ]
     groups = {"all": rows}
-    groups |= {name: [r for r in rows if r["watertight"] == closed] for name, closed in (("watertight", 1), ("open", 0))}
-    lines += markdown_table(["", "meshes", "share kept, outer", "share kept, all faces", "median share of floor, outer", "5 %"],
-                            [[name, str(len(g)), f"{np.mean([r['outer'] >= KEEPS for r in g]):.1%}",
-                              f"{np.mean([r['all'] >= KEEPS for r in g]):.1%}",
-                              f"{np.median([r['outer'] for r in g]):.3f}",
-                              f"{np.quantile([r['outer'] for r in g], 0.05):.3f}"] for name, g in groups.items() if g])
+    groups |= {
+        name: [r for r in rows if r["watertight"] == closed]
+        for name, closed in (("watertight", 1), ("open", 0))
+    }
+    lines += markdown_table(
+        [
+            "",
+            "meshes",
+            "share kept, outer",
+            "share kept, all faces",
+            "median share of floor, outer",
+            "5 %",
+        ],
+        [
+            [
+                name,
+                str(len(g)),
+                f"{np.mean([r['outer'] >= KEEPS for r in g]):.1%}",
+                f"{np.mean([r['all'] >= KEEPS for r in g]):.1%}",
+                f"{np.median([r['outer'] for r in g]):.3f}",
+                f"{np.quantile([r['outer'] for r in g], 0.05):.3f}",
+            ]
+            for name, g in groups.items()
+            if g
+        ],
+    )
     summary = "\n".join(lines)
-    listing = markdown_table(["mesh", "share of floor, outer", "all", "precision", "recall", "buried", "thin", "why"],
-                             [[r["id"], *(f"{r[k]:.3f}" if r[k] != "" else "" for k in
-                                          ("outer", "all", "precision", "recall", "buried_share", "thin_share")), r["reason"]]
-                              for r in short])
+    listing = markdown_table(
+        ["mesh", "share of floor, outer", "all", "precision", "recall", "buried", "thin", "why"],
+        [
+            [
+                r["id"],
+                *(
+                    f"{r[k]:.3f}" if r[k] != "" else ""
+                    for k in ("outer", "all", "precision", "recall", "buried_share", "thin_share")
+                ),
+                r["reason"],
+            ]
+            for r in short
+        ],
+    )
     page = f"# Labels\n\n{summary}\n\n## Those that fall short\n\n" + "\n".join(listing) + "\n"
     (out / "labels.md").write_text(page, encoding="utf-8")
     facts = {"meshes": len(rows), "cells": cells, "kept": kept, "short": [r["id"] for r in short]}
     write_json(out / "labels.json", facts | machine)
-    pictured = [(r, path) for r in short if (path := out / "pictures" / f"{r['id']}.png").is_file()][:WORST]
+    pictured = [
+        (r, path) for r in short if (path := out / "pictures" / f"{r['id']}.png").is_file()
+    ][:WORST]
     if pictured:
-        tiles = [tile(Image.open(path), r["id"], f"{r['outer']:.1%} of the floor", side=TILE) for r, path in pictured]
+        tiles = [
+            tile(Image.open(path), r["id"], f"{r['outer']:.1%} of the floor", side=TILE)
+            for r, path in pictured
+        ]
         sheet(tiles, COLUMNS).save(out / "labels.png")
     return summary
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", type=Path, help="folder of meshes, or table id,file (.csv)")
-    parser.add_argument("--out", type=Path, default=Path("outputs/labels"), help="default: %(default)s")
+    parser.add_argument(
+        "--out", type=Path, default=Path("outputs/labels"), help="default: %(default)s"
+    )
     parser.add_argument("--limit", type=int, help="only so many meshes, spread evenly over the ids")
-    parser.add_argument("--cells", type=int, default=CELLS, help="along a side, a multiple of 4 (default: %(default)s)")
+    parser.add_argument(
+        "--cells",
+        type=int,
+        default=CELLS,
+        help="along a side, a multiple of 4 (default: %(default)s)",
+    )
     parser.add_argument("--workers", type=int, default=1)
     args = parser.parse_args(argv)
     if args.cells < 2 * COARSE or args.cells % COARSE:
-        parser.exit(2, f"--cells must be a multiple of {COARSE}, at least {2 * COARSE}, got {args.cells}\n")
+        parser.exit(
+            2, f"--cells must be a multiple of {COARSE}, at least {2 * COARSE}, got {args.cells}\n"
+        )
     try:
         meshes = mesh_ids(args.source)
     except ValueError as e:
@@ -175,17 +255,32 @@ def main(argv: list[str] | None = None) -> int:
     names = list(meshes)
     chosen = [names[i] for i in spread(len(names), args.limit or len(names))]
     (args.out / "pictures").mkdir(parents=True, exist_ok=True)
-    machine = describe_machine(torch.device("cpu")) | {"date": str(date.today())}  # of the code that has been loaded
+    machine = describe_machine(torch.device("cpu")) | {
+        "date": str(date.today())
+    }  # of the code that has been loaded
     partial_rows = args.out / "rows.jsonl"  # so that a run that is interrupted goes on
-    earlier = partial_rows.read_text(encoding="utf-8").splitlines() if partial_rows.is_file() else []
+    earlier = (
+        partial_rows.read_text(encoding="utf-8").splitlines() if partial_rows.is_file() else []
+    )
     rows = [row for row in map(json.loads, earlier) if row["id"] in set(chosen)]
     done = {r["id"] for r in rows}
     jobs = [(i, meshes[i]) for i in chosen if i not in done]
-    with open(partial_rows, "a", encoding="utf-8") as f, tqdm(total=len(chosen), initial=len(done), unit="mesh") as bar:
-        for job, result in parallel(partial(score, cells=args.cells), jobs, args.workers, seconds=SECONDS):
+    with (
+        open(partial_rows, "a", encoding="utf-8") as f,
+        tqdm(total=len(chosen), initial=len(done), unit="mesh") as bar,
+    ):
+        for job, result in parallel(
+            partial(score, cells=args.cells), jobs, args.workers, seconds=SECONDS
+        ):
             if isinstance(result, Lost):
-                row = dict.fromkeys(FIELDS, "") | {"id": job[0], "status": "failed", "reason": result.reason, "outer": 0.0,
-                                                   "all": 0.0, "seconds": SECONDS}
+                row = dict.fromkeys(FIELDS, "") | {
+                    "id": job[0],
+                    "status": "failed",
+                    "reason": result.reason,
+                    "outer": 0.0,
+                    "all": 0.0,
+                    "seconds": SECONDS,
+                }
             else:
                 row, seen = result
                 if seen is not None:

@@ -24,8 +24,12 @@ from tar3d.throughput import best_seconds, find_peak, matmul_rate, synchronize
 
 SIZES = ("tiny", "full")
 # What a goal can be of: the field of a record, whether more of it is better, and how it is printed.
-GOALS = {"seconds": ("median_seconds", False, "{:.3g} s"), "speedup": ("speedup", True, "{:.2f} times the baseline's speed"),
-         "mfu": ("mfu", True, "MFU {:.1%}"), "gpu_mib": ("peak_gpu_mib", False, "{:,.0f} MiB of GPU memory")}
+GOALS = {
+    "seconds": ("median_seconds", False, "{:.3g} s"),
+    "speedup": ("speedup", True, "{:.2f} times the baseline's speed"),
+    "mfu": ("mfu", True, "MFU {:.1%}"),
+    "gpu_mib": ("peak_gpu_mib", False, "{:,.0f} MiB of GPU memory"),
+}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, **COMPUTE_DTYPES}
 # Of the ceilings, by device: float32 elements that no cache holds, the side of a matrix product, calls between two looks at the
 # clock (a launch costs a GPU more than looking at it does).
@@ -73,7 +77,9 @@ class Case:
 
     def __post_init__(self) -> None:
         if self.size not in SIZES:
-            raise ValueError(f"case {self.name}: size is {self.size!r}, allowed are {', '.join(SIZES)}")
+            raise ValueError(
+                f"case {self.name}: size is {self.size!r}, allowed are {', '.join(SIZES)}"
+            )
 
     @property
     def id(self) -> str:
@@ -96,10 +102,14 @@ class Ceilings:
 
     @property
     def bytes_per_second(self) -> float:
-        return max(self.copy_bytes_per_second, self.sum_bytes_per_second, self.product_bytes_per_second)
+        return max(
+            self.copy_bytes_per_second, self.sum_bytes_per_second, self.product_bytes_per_second
+        )
 
 
-def measure(case: Case, device: torch.device, repeats: int | None = None) -> list[dict[str, object]]:
+def measure(
+    case: Case, device: torch.device, repeats: int | None = None
+) -> list[dict[str, object]]:
     """Runs the case and returns a record (plain values) for each of its works.
 
     The peak memories of a work that is alone in its case are those of this process so far, models and inputs included: call it
@@ -116,12 +126,17 @@ def measure(case: Case, device: torch.device, repeats: int | None = None) -> lis
             for _ in range(case.warmup):
                 work.call()
             synchronize(device)
-        except Exception as e:  # whatever a kernel library raises: what it is compared with goes on without it
+        except (
+            Exception
+        ) as e:  # whatever a kernel library raises: what it is compared with goes on without it
             if alone:
                 raise
             # A ValueError is this project's way to say that it cannot, the rest is a failure.
-            refused[name] = {"left_out": str(e)} if isinstance(e, ValueError) else {
-                "error": f"{type(e).__name__}: {e}".splitlines()[0]}
+            refused[name] = (
+                {"left_out": str(e)}
+                if isinstance(e, ValueError)
+                else {"error": f"{type(e).__name__}: {e}".splitlines()[0]}
+            )
     works = {name: work for name, work in variants.items() if name not in refused}
     seconds, notes = {name: [] for name in works}, {}
     for _ in range(repeats or case.repeats):
@@ -141,37 +156,66 @@ def measure(case: Case, device: torch.device, repeats: int | None = None) -> lis
             records.append(record | refused[name])
             continue
         work = works[name]
-        record |= {**_figures(work, seconds[name]), **memory, "warmup": case.warmup, "unit": case.unit}
+        record |= {
+            **_figures(work, seconds[name]),
+            **memory,
+            "warmup": case.warmup,
+            "unit": case.unit,
+        }
         record["notes"] = notes[name] or {}
         if work.whole_run is not None:
             record["notes"]["estimated_hours"] = work.whole_run / record["per_second"] / 3600
         if not alone and baseline in works:
             record["speedup"] = _speedup(works[baseline], seconds[baseline], work, seconds[name])
         if work.bytes_moved is not None or work.flops is not None:
-            record |= roofline(work, record["median_seconds"], measure_ceilings(device, DTYPES[work.dtype]))
+            record |= roofline(
+                work, record["median_seconds"], measure_ceilings(device, DTYPES[work.dtype])
+            )
             if work.flops is not None and device.type == "cuda":
-                record["mfu"] = work.flops / record["median_seconds"] / find_peak(device, DTYPES[work.dtype]).flops_per_second
+                record["mfu"] = (
+                    work.flops
+                    / record["median_seconds"]
+                    / find_peak(device, DTYPES[work.dtype]).flops_per_second
+                )
         records.append(record)
     return records
 
 
 def _figures(work: Work, seconds: list[float]) -> dict[str, object]:
     median = statistics.median(seconds)
-    return {"median_seconds": median, "min_seconds": min(seconds), "seconds": seconds, "repeats": len(seconds),
-            "items": work.items, "per_second": work.items / median, "ms_per_item": 1000 * median / work.items,
-            "goals": work.goals, "dtype": work.dtype, "threads": torch.get_num_threads(),
-            "settings": work.settings, "reduced": work.reduced}
+    return {
+        "median_seconds": median,
+        "min_seconds": min(seconds),
+        "seconds": seconds,
+        "repeats": len(seconds),
+        "items": work.items,
+        "per_second": work.items / median,
+        "ms_per_item": 1000 * median / work.items,
+        "goals": work.goals,
+        "dtype": work.dtype,
+        "threads": torch.get_num_threads(),
+        "settings": work.settings,
+        "reduced": work.reduced,
+    }
 
 
-def _speedup(base: Work, base_seconds: list[float], work: Work, seconds: list[float]) -> dict[str, float]:
+def _speedup(
+    base: Work, base_seconds: list[float], work: Work, seconds: list[float]
+) -> dict[str, float]:
     """How many times faster per item than the baseline, from calls that followed each other."""
-    pairs = [(b / base.items) / (s / work.items) for b, s in zip(base_seconds, seconds, strict=True)]
+    pairs = [
+        (b / base.items) / (s / work.items) for b, s in zip(base_seconds, seconds, strict=True)
+    ]
     return {"median": statistics.median(pairs), "min": min(pairs), "max": max(pairs)}
 
 
 def speedup_text(record: dict) -> str:
     """Median, least and greatest of a record's speedup; nothing where it is compared with none."""
-    return "{median:.2f} ({min:.2f}-{max:.2f})".format(**record["speedup"]) if "speedup" in record else ""
+    return (
+        "{median:.2f} ({min:.2f}-{max:.2f})".format(**record["speedup"])
+        if "speedup" in record
+        else ""
+    )
 
 
 def roofline(work: Work, seconds: float, ceilings: Ceilings) -> dict[str, object]:
@@ -180,8 +224,14 @@ def roofline(work: Work, seconds: float, ceilings: Ceilings) -> dict[str, object
     moving = (work.bytes_moved or 0) / ceilings.bytes_per_second
     computing = (work.flops or 0) / ceilings.flops_per_second
     least = max(moving, computing)
-    return {"bytes_moved": work.bytes_moved, "flops": work.flops, "roofline_seconds": least, "fraction": least / seconds,
-            "bound": "memory" if moving >= computing else "arithmetic", "ceilings": asdict(ceilings)}
+    return {
+        "bytes_moved": work.bytes_moved,
+        "flops": work.flops,
+        "roofline_seconds": least,
+        "fraction": least / seconds,
+        "bound": "memory" if moving >= computing else "arithmetic",
+        "ceilings": asdict(ceilings),
+    }
 
 
 def goal_lines(record: dict) -> list[str]:
@@ -193,7 +243,9 @@ def goal_lines(record: dict) -> list[str]:
         if found is not None:
             found = found["median"] if isinstance(found, dict) else found
             reached = found >= wanted if more else found <= wanted
-            lines.append(f"{form.format(wanted)} {'' if reached else 'not '}reached, {form.format(found)}")
+            lines.append(
+                f"{form.format(wanted)} {'' if reached else 'not '}reached, {form.format(found)}"
+            )
     return lines
 
 
@@ -207,10 +259,16 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
     adding = best_seconds(source.sum, device, calls)
     reading = best_seconds(lambda: torch.mv(matrix, vector), device, calls)
     size = 4 * numbers
-    return Ceilings(2 * size / copying, size / adding, size / reading, matmul_rate(device, dtype, side, calls))
+    return Ceilings(
+        2 * size / copying, size / adding, size / reading, matmul_rate(device, dtype, side, calls)
+    )
 
 
 def _peak_memory(device: torch.device) -> dict[str, float | None]:
     resident = peak_resident_bytes()
-    return {"peak_resident_mib": None if resident is None else round(resident / 2**20, 1),
-            "peak_gpu_mib": round(torch.cuda.max_memory_allocated(device) / 2**20, 1) if device.type == "cuda" else None}
+    return {
+        "peak_resident_mib": None if resident is None else round(resident / 2**20, 1),
+        "peak_gpu_mib": round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+        if device.type == "cuda"
+        else None,
+    }

@@ -19,8 +19,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-STYLES = {"F": ("full attention", "#c44e3f", "s"), "LLLF": ("hybrid 3:1", "#2b6ea6", "o"),
-          "L": ("linear attention", "#4f9d69", "^")}
+STYLES = {
+    "F": ("full attention", "#c44e3f", "s"),
+    "LLLF": ("hybrid 3:1", "#2b6ea6", "o"),
+    "L": ("linear attention", "#4f9d69", "^"),
+}
 INK, CAPTION, GRID = "#2b2b2b", "#666666", "#dddddd"
 LIMIT = {"linewidth": 1.1, "linestyle": (0, (2, 2))}
 MODEL, TOKENS, BATCH = "GPT-B", 3072, 1  # where two of the three are held while the third grows
@@ -33,21 +36,47 @@ def draw_decoding(report: dict, out: Path) -> None:
 
     records = [r for r in report["cases"] if "/growth_" in r["case"] and "settings" in r]
     if not records:
-        raise ValueError("there is no case growth_* in it: run python -m benchmarks.run --suite decode --only growth --out ...")
+        raise ValueError(
+            "there is no case growth_* in it: run python -m benchmarks.run --suite decode --only growth --out ..."
+        )
     figure, axes = plt.subplots(1, 3, figsize=(12, 4.6), sharey=True, layout="constrained")
     panels: tuple[tuple[str, str, str, Callable[[dict], bool]], ...] = (
-        ("tokens", "tokens T", f"{MODEL}, batch {BATCH}", lambda s: s["model"] == MODEL and s["batch"] == BATCH),
-        ("batch", "shapes decoded together", f"{MODEL}, T {TOKENS:,}", lambda s: s["model"] == MODEL and s["tokens"] == TOKENS),
-        ("model", "size of the GPT", f"T {TOKENS:,}, batch {BATCH}", lambda s: s["tokens"] == TOKENS and s["batch"] == BATCH))
+        (
+            "tokens",
+            "tokens T",
+            f"{MODEL}, batch {BATCH}",
+            lambda s: s["model"] == MODEL and s["batch"] == BATCH,
+        ),
+        (
+            "batch",
+            "shapes decoded together",
+            f"{MODEL}, T {TOKENS:,}",
+            lambda s: s["model"] == MODEL and s["tokens"] == TOKENS,
+        ),
+        (
+            "model",
+            "size of the GPT",
+            f"T {TOKENS:,}, batch {BATCH}",
+            lambda s: s["tokens"] == TOKENS and s["batch"] == BATCH,
+        ),
+    )
     for axis, (key, label, title, held) in zip(axes, panels, strict=True):
         _draw_panel(axis, [r for r in records if held(r["settings"])], key)
         axis.set_xlabel(label)
         axis.set_title(title, fontsize=10, color=CAPTION)
     axes[0].set_ylabel("ms a token")
-    handles = [*axes[0].get_legend_handles_labels()[0], Line2D([], [], color=CAPTION, label="this machine's limit", **LIMIT)]
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=11)
-    figure.supxlabel(f"The last tokens of a sequence, guidance on, random weights, {records[0]['dtype']}. {_origin(report)}",
-                     fontsize=8.5, color=CAPTION)
+    handles = [
+        *axes[0].get_legend_handles_labels()[0],
+        Line2D([], [], color=CAPTION, label="this machine's limit", **LIMIT),
+    ]
+    figure.legend(
+        handles=handles, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=11
+    )
+    figure.supxlabel(
+        f"The last tokens of a sequence, guidance on, random weights, {records[0]['dtype']}. {_origin(report)}",
+        fontsize=8.5,
+        color=CAPTION,
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=150)
     plt.close(figure)
@@ -60,10 +89,17 @@ def _draw_panel(axis, records: list[dict], key: str) -> None:
         return settings[key] if key != "model" else parameters[settings["model"]]
 
     # A linear layer has a gate more: the same name is a little larger there, but stands at one place.
-    parameters = {r["settings"]["model"]: r["settings"]["million_parameters"] for r in records if r["variant"] == "LLLF"}
+    parameters = {
+        r["settings"]["model"]: r["settings"]["million_parameters"]
+        for r in records
+        if r["variant"] == "LLLF"
+    }
     for pattern, (name, colour, marker) in STYLES.items():
-        curve = sorted((place(r["settings"]), r["ms_per_item"], 1000 * r["roofline_seconds"] / r["items"])
-                       for r in records if r["variant"] == pattern)
+        curve = sorted(
+            (place(r["settings"]), r["ms_per_item"], 1000 * r["roofline_seconds"] / r["items"])
+            for r in records
+            if r["variant"] == pattern
+        )
         if not curve:
             continue
         x, measured, least = zip(*curve, strict=True)
@@ -71,7 +107,10 @@ def _draw_panel(axis, records: list[dict], key: str) -> None:
         axis.plot(x, least, color=colour, **LIMIT)
     _log_axes(axis)
     ticks = dict(sorted((place(r["settings"]), r["settings"][key]) for r in records))
-    axis.set_xticks(list(ticks), [f"{t}\n{x:.0f} M" if isinstance(t, str) else f"{t:,}" for x, t in ticks.items()])
+    axis.set_xticks(
+        list(ticks),
+        [f"{t}\n{x:.0f} M" if isinstance(t, str) else f"{t:,}" for x, t in ticks.items()],
+    )
     _finish_axis(axis)
 
 
@@ -92,20 +131,80 @@ PLANE_POOL = {"variant": "plane_pool", "colour": "#2b6ea6", "marker": "o"}
 CROSS = {"variant": "cross_attention", "colour": "#c44e3f", "marker": "s"}
 # suite, title, label of x, curves
 PANELS: tuple[tuple[str, str, str, tuple[Curve, ...]], ...] = (
-    ("tokenize", "tokenizer's encoder, R 32", "surface points", tuple(
-        Curve(c["variant"], r"full/points_\d+", rf"full/memory_points_\d+_{c['variant']}", "surface_points", **c)
-        for c in (CROSS, PLANE_POOL))),
-    ("tokenize", "tokenizer's encoder", "R", tuple(
-        Curve(c["variant"], r"full/grid_\d+", rf"full/memory_grid_\d+_{c['variant']}", "grid_size", **c)
-        for c in (CROSS, PLANE_POOL))),
-    ("train", "GPT-B, a row without optimizers", "R", tuple(
-        Curve(STYLES[p][0], r"full/growth_\d+", rf"full/memory_grid_\d+_{p}", "grid_size", p, *STYLES[p][1:])
-        for p in ("F", "LLLF"))),
-    ("train", "whole step, 1 row of 3,072 tokens", "million parameters", (
-        Curve("hybrid 3:1", r"full/memory_size_.*", r"full/memory_size_.*", "million_parameters"),)),
-    ("extract", "extraction", "cells along an axis", (
-        Curve("planes of 256 x 256", r"full/growth_\d+", r"full/growth_\d+", "resolution", colour="#c44e3f", marker="s"),
-        Curve("planes of 48 x 48 (shipped)", r"tiny/growth_\d+", r"tiny/growth_\d+", "resolution"))),
+    (
+        "tokenize",
+        "tokenizer's encoder, R 32",
+        "surface points",
+        tuple(
+            Curve(
+                c["variant"],
+                r"full/points_\d+",
+                rf"full/memory_points_\d+_{c['variant']}",
+                "surface_points",
+                **c,
+            )
+            for c in (CROSS, PLANE_POOL)
+        ),
+    ),
+    (
+        "tokenize",
+        "tokenizer's encoder",
+        "R",
+        tuple(
+            Curve(
+                c["variant"],
+                r"full/grid_\d+",
+                rf"full/memory_grid_\d+_{c['variant']}",
+                "grid_size",
+                **c,
+            )
+            for c in (CROSS, PLANE_POOL)
+        ),
+    ),
+    (
+        "train",
+        "GPT-B, a row without optimizers",
+        "R",
+        tuple(
+            Curve(
+                STYLES[p][0],
+                r"full/growth_\d+",
+                rf"full/memory_grid_\d+_{p}",
+                "grid_size",
+                p,
+                *STYLES[p][1:],
+            )
+            for p in ("F", "LLLF")
+        ),
+    ),
+    (
+        "train",
+        "whole step, 1 row of 3,072 tokens",
+        "million parameters",
+        (
+            Curve(
+                "hybrid 3:1", r"full/memory_size_.*", r"full/memory_size_.*", "million_parameters"
+            ),
+        ),
+    ),
+    (
+        "extract",
+        "extraction",
+        "cells along an axis",
+        (
+            Curve(
+                "planes of 256 x 256",
+                r"full/growth_\d+",
+                r"full/growth_\d+",
+                "resolution",
+                colour="#c44e3f",
+                marker="s",
+            ),
+            Curve(
+                "planes of 48 x 48 (shipped)", r"tiny/growth_\d+", r"tiny/growth_\d+", "resolution"
+            ),
+        ),
+    ),
 )
 
 
@@ -113,22 +212,43 @@ def draw_growth(reports: dict[str, dict], out: Path) -> None:
     """Seconds above, peak memory below; a panel for each of `PANELS` whose suite is among the reports."""
     plt = _pyplot()
     panels = [panel for panel in PANELS if panel[0] in reports]
-    figure, axes = plt.subplots(2, len(panels), figsize=(3.3 * len(panels), 6.4), layout="constrained", squeeze=False,
-                                sharex="col")
+    figure, axes = plt.subplots(
+        2,
+        len(panels),
+        figsize=(3.3 * len(panels), 6.4),
+        layout="constrained",
+        squeeze=False,
+        sharex="col",
+    )
     for column, (suite, title, label, curves) in enumerate(panels):
         top, bottom = axes[:, column]
         records = [r for r in reports[suite]["cases"] if "settings" in r]
         ticks: set[float] = set()
         for curve in curves:
-            times = {r["settings"][curve.x]: r["median_seconds"] / r["settings"].get("batch", 1) for r in records
-                     if re.fullmatch(curve.time, r["case"]) and r["variant"] == curve.variant}
-            memory = {r["settings"][curve.x]: _peak_gib(r) for r in records if re.fullmatch(curve.memory, r["case"])}
+            times = {
+                r["settings"][curve.x]: r["median_seconds"] / r["settings"].get("batch", 1)
+                for r in records
+                if re.fullmatch(curve.time, r["case"]) and r["variant"] == curve.variant
+            }
+            memory = {
+                r["settings"][curve.x]: _peak_gib(r)
+                for r in records
+                if re.fullmatch(curve.memory, r["case"])
+            }
             for axis, values in ((top, times), (bottom, memory)):
-                axis.plot(*zip(*sorted(values.items()), strict=True) if values else ([], []), color=curve.colour, linewidth=2,
-                          marker=curve.marker, markersize=6, label=curve.label)
+                axis.plot(
+                    *zip(*sorted(values.items()), strict=True) if values else ([], []),
+                    color=curve.colour,
+                    linewidth=2,
+                    marker=curve.marker,
+                    markersize=6,
+                    label=curve.label,
+                )
             ticks |= times.keys() | memory.keys()
         if not ticks:
-            raise ValueError(f"suite {suite} holds no case for the panel \"{title}\": run it whole, without --only")
+            raise ValueError(
+                f'suite {suite} holds no case for the panel "{title}": run it whole, without --only'
+            )
         top.set_title(title, fontsize=10, color=CAPTION)
         bottom.set_xlabel(label)
         for axis in (top, bottom):
@@ -142,9 +262,17 @@ def draw_growth(reports: dict[str, dict], out: Path) -> None:
     axes[1, 0].set_ylabel("peak memory of the process, GiB")
     origins = {suite: _origin(report) for suite, report in reports.items()}
     same = len(set(origins.values())) == 1
-    captions = [next(iter(origins.values()))] if same else [f"{suite}: {origin}" for suite, origin in origins.items()]
-    figure.supxlabel("Forward and backward; extraction forward. Random weights but for the shipped planes. A process that has "
-                     "only loaded PyTorch takes 0.4 GiB.\n" + "\n".join(captions), fontsize=8.5, color=CAPTION)
+    captions = (
+        [next(iter(origins.values()))]
+        if same
+        else [f"{suite}: {origin}" for suite, origin in origins.items()]
+    )
+    figure.supxlabel(
+        "Forward and backward; extraction forward. Random weights but for the shipped planes. A process that has "
+        "only loaded PyTorch takes 0.4 GiB.\n" + "\n".join(captions),
+        fontsize=8.5,
+        color=CAPTION,
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=150)
     plt.close(figure)
@@ -164,8 +292,10 @@ def _pyplot():
 
 
 def _origin(report: dict) -> str:
-    return (f"{report['machine']}, {report['threads']} threads, torch {report['torch']}, commit {report['commit']}, "
-            f"{report['date'][:10]}")
+    return (
+        f"{report['machine']}, {report['threads']} threads, torch {report['torch']}, commit {report['commit']}, "
+        f"{report['date'][:10]}"
+    )
 
 
 def _log_axes(axis) -> None:
@@ -189,8 +319,16 @@ def _finish_axis(axis) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, nargs="+", metavar="RESULTS.json", help="what benchmarks.run wrote for a suite")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "results",
+        type=Path,
+        nargs="+",
+        metavar="RESULTS.json",
+        help="what benchmarks.run wrote for a suite",
+    )
     parser.add_argument("--out", type=Path, required=True, help="the PNG")
     args = parser.parse_args(argv)
     try:
@@ -203,8 +341,10 @@ def main(argv: list[str] | None = None) -> int:
         elif reports.keys() <= {suite for suite, *_ in PANELS}:
             draw_growth(reports, args.out)
         else:
-            raise ValueError("there is a figure of the suite decode, and one of tokenize, train and extract; got "
-                             f"{', '.join(reports)}")
+            raise ValueError(
+                "there is a figure of the suite decode, and one of tokenize, train and extract; got "
+                f"{', '.join(reports)}"
+            )
     except (OSError, ValueError) as e:
         print(f"{', '.join(map(str, args.results))}: {e}", file=sys.stderr)
         return 2

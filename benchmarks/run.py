@@ -29,16 +29,35 @@ from benchmarks.measure import SIZES, Case, goal_lines, measure, speedup_text
 from tar3d.runtime import choose_device, describe_machine, positive_int
 
 # A module of this folder each, with its CASES, the most valuable first. Loaded when asked for: they need different packages.
-SUITES = ("stages", "evaluation", "decode", "attention", "train", "tokenize", "extract", "data", "arms")
+SUITES = (
+    "stages",
+    "evaluation",
+    "decode",
+    "attention",
+    "train",
+    "tokenize",
+    "extract",
+    "data",
+    "arms",
+)
 WEIGHTS = {"extract": "shipped (tiny) and random (full)"}  # of a suite; of the others random
 ROOT = Path(__file__).resolve().parents[1]
 CASE_LIMIT = 600.0  # seconds
 LEAST_SECONDS = 5.0  # left of a budget, with which no further case is started
 
 
-def run_suite(suite: str, size: str, device: torch.device, *, repeats: int | None = None, only: str = "",
-              limit: float = CASE_LIMIT, budget: float | None = None, progress: Callable[[str], None] | None = None,
-              save: Callable[[dict], None] | None = None) -> dict[str, object]:
+def run_suite(
+    suite: str,
+    size: str,
+    device: torch.device,
+    *,
+    repeats: int | None = None,
+    only: str = "",
+    limit: float = CASE_LIMIT,
+    budget: float | None = None,
+    progress: Callable[[str], None] | None = None,
+    save: Callable[[dict], None] | None = None,
+) -> dict[str, object]:
     """Measures the cases of a suite whose id contains `only`; the result is what is written as JSON.
 
     `progress` gets one line as each case starts, `save` the result so far as each ends. A case that failed has "error" instead
@@ -46,20 +65,35 @@ def run_suite(suite: str, size: str, device: torch.device, *, repeats: int | Non
     """
     start = time.perf_counter()
     cases = select_cases(suite, size, device, only)
-    report = {"suite": suite, "size": size, "device": str(device), "date": datetime.now(UTC).isoformat(timespec="seconds"),
-              "threads": torch.get_num_threads(), "weights": WEIGHTS.get(suite, "random"), **describe_machine(device),
-              "command": shlex.join(["python", "-m", "benchmarks.run", *sys.argv[1:]]), "cases": []}
+    report = {
+        "suite": suite,
+        "size": size,
+        "device": str(device),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "threads": torch.get_num_threads(),
+        "weights": WEIGHTS.get(suite, "random"),
+        **describe_machine(device),
+        "command": shlex.join(["python", "-m", "benchmarks.run", *sys.argv[1:]]),
+        "cases": [],
+    }
     for number, case in enumerate(cases, start=1):
         left = None if budget is None else budget - (time.perf_counter() - start)
         if left is not None and left < LEAST_SECONDS:
-            report["cases"].append({"case": case.id, "left_out": f"the {budget:.0f} s for this suite were over"})
+            report["cases"].append(
+                {"case": case.id, "left_out": f"the {budget:.0f} s for this suite were over"}
+            )
             continue
         if progress:
             progress(f"{number}/{len(cases)} {suite} {case.id}")
         if left is not None and left < limit:
             records = _measure_apart(suite, case, device, repeats, left)
             if "error" in records[0] and time.perf_counter() - start >= budget:
-                records = [{"case": case.id, "left_out": f"stopped when the {budget:.0f} s for this suite were over"}]
+                records = [
+                    {
+                        "case": case.id,
+                        "left_out": f"stopped when the {budget:.0f} s for this suite were over",
+                    }
+                ]
         else:
             records = _measure_apart(suite, case, device, repeats, limit)
         report["cases"] += records
@@ -78,18 +112,34 @@ def select_cases(suite: str, size: str, device: torch.device, only: str = "") ->
     sizes = SIZES if size == "all" else (size,)
     cases = [c for c in there if c.size in sizes and device.type in c.devices and only in c.id]
     if not cases:
-        raise ValueError(f"suite {suite} has no case of size {size} for {device.type} whose name contains {only!r}; "
-                         f"it has {', '.join(c.id for c in there)}")
+        raise ValueError(
+            f"suite {suite} has no case of size {size} for {device.type} whose name contains {only!r}; "
+            f"it has {', '.join(c.id for c in there)}"
+        )
     return cases
 
 
-def _measure_apart(suite: str, case: Case, device: torch.device, repeats: int | None, limit: float) -> list[dict[str, object]]:
-    command = [sys.executable, "-m", "benchmarks.run", "--suite", suite, "--case", case.id, "--device", str(device)]
+def _measure_apart(
+    suite: str, case: Case, device: torch.device, repeats: int | None, limit: float
+) -> list[dict[str, object]]:
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.run",
+        "--suite",
+        suite,
+        "--case",
+        case.id,
+        "--device",
+        str(device),
+    ]
     if repeats is not None:
         command += ["--repeats", str(repeats)]
     start = time.perf_counter()
     try:
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit, check=False)
+        result = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=limit, check=False
+        )
     except subprocess.TimeoutExpired:
         return [{"case": case.id, "error": f"stopped after {limit:.0f} s"}]
     if result.returncode:
@@ -102,23 +152,42 @@ def _measure_apart(suite: str, case: Case, device: torch.device, repeats: int | 
 def table(report: dict) -> str:
     """The report for people, in lines of about 130 characters."""
     records = report["cases"]
-    lines = [f"{report['suite']}: {report['machine']}, {report['device']}, {report['threads']} threads, torch {report['torch']}, "
-             f"commit {report['commit']}, {report['date']}, {report['weights']} weights", *_limits(records)]
+    lines = [
+        f"{report['suite']}: {report['machine']}, {report['device']}, {report['threads']} threads, torch {report['torch']}, "
+        f"commit {report['commit']}, {report['date']}, {report['weights']} weights",
+        *_limits(records),
+    ]
     width = max(len(_label(r)) for r in records) + 2
-    lines.append(f"{'case':<{width}}{'median s':>9}{'rate':>20}{'ms/item':>9}{'of limit':>9}"
-                 f"{'speedup (min-max)':>19}{'MiB':>7}{'GPU MiB':>8}  {'dtype':<10} batch")
+    lines.append(
+        f"{'case':<{width}}{'median s':>9}{'rate':>20}{'ms/item':>9}{'of limit':>9}"
+        f"{'speedup (min-max)':>19}{'MiB':>7}{'GPU MiB':>8}  {'dtype':<10} batch"
+    )
     for r in records:
         if "error" in r or "left_out" in r:
-            lines.append(f"{_label(r):<{width}}" + (f"failed: {r['error']}" if "error" in r else f"left out: {r['left_out']}"))
+            lines.append(
+                f"{_label(r):<{width}}"
+                + (f"failed: {r['error']}" if "error" in r else f"left out: {r['left_out']}")
+            )
             continue
-        resident, gpu = ("" if r[key] is None else f"{r[key]:.0f}" for key in ("peak_resident_mib", "peak_gpu_mib"))
+        resident, gpu = (
+            "" if r[key] is None else f"{r[key]:.0f}"
+            for key in ("peak_resident_mib", "peak_gpu_mib")
+        )
         rate = f"{r['per_second']:{',.0f' if r['per_second'] >= 100 else '.3g'}} {r['unit']}/s"
         limit = f"{r['fraction']:.0%}" if "fraction" in r else ""
-        lines.append(f"{_label(r):<{width}}{r['median_seconds']:>9.3g}{rate:>20}{r['ms_per_item']:>9.3g}{limit:>9}"
-                     f"{speedup_text(r):>19}{resident:>7}{gpu:>8}  {r['dtype']:<10} {r['settings'].get('batch', '')}")
+        lines.append(
+            f"{_label(r):<{width}}{r['median_seconds']:>9.3g}{rate:>20}{r['ms_per_item']:>9.3g}{limit:>9}"
+            f"{speedup_text(r):>19}{resident:>7}{gpu:>8}  {r['dtype']:<10} {r['settings'].get('batch', '')}"
+        )
     reduced = [f"  {_label(r)}: {r['reduced']}" for r in records if r.get("reduced")]
     goals = [f"  {_label(r)}: {line}" for r in records for line in goal_lines(r)]
-    return "\n".join([*lines, *(["reduced:", *reduced] if reduced else []), *(["goals:", *goals] if goals else [])])
+    return "\n".join(
+        [
+            *lines,
+            *(["reduced:", *reduced] if reduced else []),
+            *(["goals:", *goals] if goals else []),
+        ]
+    )
 
 
 def _limits(records: list[dict]) -> list[str]:
@@ -127,8 +196,12 @@ def _limits(records: list[dict]) -> list[str]:
     for dtype in dict.fromkeys(r["dtype"] for r in records if "ceilings" in r):
         seen = [r["ceilings"] for r in records if "ceilings" in r and r["dtype"] == dtype]
         best = {key: statistics.median(c[key] for c in seen) / 1e9 for key in seen[0]}
-        lines.append("limits ({}): copy {copy_bytes_per_second:.3g} GB/s, sum {sum_bytes_per_second:.3g} GB/s, matrix-vector "
-                     "{product_bytes_per_second:.3g} GB/s, matrix product {flops_per_second:.3g} GFLOP/s".format(dtype, **best))
+        lines.append(
+            "limits ({}): copy {copy_bytes_per_second:.3g} GB/s, sum {sum_bytes_per_second:.3g} GB/s, matrix-vector "
+            "{product_bytes_per_second:.3g} GB/s, matrix product {flops_per_second:.3g} GFLOP/s".format(
+                dtype, **best
+            )
+        )
     return lines
 
 
@@ -137,20 +210,53 @@ def _label(record: dict) -> str:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--suite", choices=SUITES, default="stages", help="default: %(default)s")
-    parser.add_argument("--size", choices=[*SIZES, "all"], default="all",
-                        help="the tiny configs, those of the paper, or both (default: %(default)s)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
-    parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose name contains TEXT, as in tiny/encode")
-    parser.add_argument("--repeats", type=positive_int, help="timed calls of each case (default: the case's own, 1 to 10)")
-    parser.add_argument("--limit", type=float, default=CASE_LIMIT,
-                        help="seconds after which a case is given up (default: %(default)s)")
-    parser.add_argument("--budget", type=float, metavar="SECONDS",
-                        help="of the whole suite: cases for which no time is left are listed as left out (default: none)")
-    parser.add_argument("--commit", help="of the code, where git cannot tell (default: what git says)")
-    parser.add_argument("--out", type=Path, help="also write the JSON to this file, anew after every case")
-    parser.add_argument("--case", metavar="ID", help="measure this one case in the present process and print its records alone")
+    parser.add_argument(
+        "--size",
+        choices=[*SIZES, "all"],
+        default="all",
+        help="the tiny configs, those of the paper, or both (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--only",
+        default="",
+        metavar="TEXT",
+        help="only cases whose name contains TEXT, as in tiny/encode",
+    )
+    parser.add_argument(
+        "--repeats",
+        type=positive_int,
+        help="timed calls of each case (default: the case's own, 1 to 10)",
+    )
+    parser.add_argument(
+        "--limit",
+        type=float,
+        default=CASE_LIMIT,
+        help="seconds after which a case is given up (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--budget",
+        type=float,
+        metavar="SECONDS",
+        help="of the whole suite: cases for which no time is left are listed as left out (default: none)",
+    )
+    parser.add_argument(
+        "--commit", help="of the code, where git cannot tell (default: what git says)"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="also write the JSON to this file, anew after every case"
+    )
+    parser.add_argument(
+        "--case",
+        metavar="ID",
+        help="measure this one case in the present process and print its records alone",
+    )
     return parser.parse_args(argv)
 
 
@@ -159,14 +265,29 @@ def main(argv: list[str] | None = None) -> int:
     try:
         device = choose_device(args.device)
         if args.case:
-            case = next((c for c in select_cases(args.suite, "all", device, args.case) if c.id == args.case), None)
+            case = next(
+                (
+                    c
+                    for c in select_cases(args.suite, "all", device, args.case)
+                    if c.id == args.case
+                ),
+                None,
+            )
             if case is None:
                 raise ValueError(f"--case takes a whole name, as in tiny/encode, got {args.case!r}")
             print(json.dumps(measure(case, device, args.repeats)))
             return 0
-        report = run_suite(args.suite, args.size, device, repeats=args.repeats, only=args.only, limit=args.limit,
-                           budget=args.budget, save=lambda report: _write(report, args),
-                           progress=lambda line: print(line, file=sys.stderr, flush=True))
+        report = run_suite(
+            args.suite,
+            args.size,
+            device,
+            repeats=args.repeats,
+            only=args.only,
+            limit=args.limit,
+            budget=args.budget,
+            save=lambda report: _write(report, args),
+            progress=lambda line: print(line, file=sys.stderr, flush=True),
+        )
     except ValueError as e:
         print(e, file=sys.stderr)
         return 2

@@ -40,11 +40,20 @@ from tar3d.pipeline import Pipeline, reconstruct
 from tar3d.runtime import choose_device, command_line, describe_machine, positive_int
 
 SWEEP: dict[str, tuple[float, ...]] = {
-    "sketch_scale": (0.0, 10.0, 20.0, 40.0), "cfg_scale": (1.0, 1.5, 2.0, 3.0), "temperature": (0.0, 0.7, 0.85, 1.0),
-    "top_k": (0, 50), "top_p": (0.9, 1.0), "min_p": (0.0, 0.05, 0.2)}
+    "sketch_scale": (0.0, 10.0, 20.0, 40.0),
+    "cfg_scale": (1.0, 1.5, 2.0, 3.0),
+    "temperature": (0.0, 0.7, 0.85, 1.0),
+    "top_k": (0, 50),
+    "top_p": (0.9, 1.0),
+    "min_p": (0.0, 0.05, 0.2),
+}
 POINTS, THRESHOLD = 8_000, 0.02
 FAR = 0.1  # true surface further than that from the generated one is a part that is missing, not one that is displaced
-SCORES = {f"F-score@{THRESHOLD:g}": "fscore", "Chamfer": "chamfer", f"recall@{FAR:g}": "recall"}  # as the table heads them
+SCORES = {
+    f"F-score@{THRESHOLD:g}": "fscore",
+    "Chamfer": "chamfer",
+    f"recall@{FAR:g}": "recall",
+}  # as the table heads them
 
 
 def settings(base: SamplingConfig, given: list[str] | None = None) -> dict[str, SamplingConfig]:
@@ -52,10 +61,15 @@ def settings(base: SamplingConfig, given: list[str] | None = None) -> dict[str, 
     result = {"as saved": base}
     if given is not None:
         own = configuration.to_mapping(base)
-        return result | {one: configuration.load(SamplingConfig, None, one.split(","), base=own) for one in given}
+        return result | {
+            one: configuration.load(SamplingConfig, None, one.split(","), base=own) for one in given
+        }
     for name, values in SWEEP.items():
-        result |= {f"{name} {value:g}": dataclasses.replace(base, **{name: value}) for value in values
-                   if value != getattr(base, name)}
+        result |= {
+            f"{name} {value:g}": dataclasses.replace(base, **{name: value})
+            for value in values
+            if value != getattr(base, name)
+        }
     return result
 
 
@@ -66,26 +80,57 @@ def row_of(meshes: list[Mesh | None], truths: list[Mesh]) -> dict[str, dict]:
         if mesh is None:
             rows.append({"fscore": 0.0, "chamfer": None, "recall": 0.0})
             continue
-        both = in_frame(mesh, truth, "each")  # both are in the project's frame, in which the truth's box is centred
+        both = in_frame(
+            mesh, truth, "each"
+        )  # both are in the project's frame, in which the truth's box is centred
         clouds = (surface_cloud(m, POINTS, seed) for seed, m in enumerate(both))
         found = point_scores(*clouds, thresholds=[THRESHOLD, FAR])
-        rows.append({"fscore": found[f"fscore@{THRESHOLD:g}"], "chamfer": found["chamfer"], "recall": found[f"recall@{FAR:g}"]})
+        rows.append(
+            {
+                "fscore": found[f"fscore@{THRESHOLD:g}"],
+                "chamfer": found["chamfer"],
+                "recall": found[f"recall@{FAR:g}"],
+            }
+        )
     return {name: aggregate([row[name] for row in rows]) for name in SCORES.values()}
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gpt-type", choices=[name for name, kinds in GPT_TYPES.items() if len(kinds) == 1], default="i23d")
-    parser.add_argument("--model", default="pretrained/tiny", help="model directory or Hub id (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--gpt-type",
+        choices=[name for name, kinds in GPT_TYPES.items() if len(kinds) == 1],
+        default="i23d",
+    )
+    parser.add_argument(
+        "--model",
+        default="pretrained/tiny",
+        help="model directory or Hub id (default: %(default)s)",
+    )
     parser.add_argument("--judge", default="pretrained/tiny/judge", help="default: %(default)s")
-    parser.add_argument("--settings", nargs="*", metavar="NAME=VALUE,...",
-                        help="compare these with the model's own, or none, without a sweep")
-    parser.add_argument("--data", type=Path, default=DEFAULT_FOLDER, help="data set folder (default: %(default)s)")
-    parser.add_argument("--shapes", type=positive_int, default=32, help="of its validation split (default: %(default)s)")
+    parser.add_argument(
+        "--settings",
+        nargs="*",
+        metavar="NAME=VALUE,...",
+        help="compare these with the model's own, or none, without a sweep",
+    )
+    parser.add_argument(
+        "--data", type=Path, default=DEFAULT_FOLDER, help="data set folder (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--shapes",
+        type=positive_int,
+        default=32,
+        help="of its validation split (default: %(default)s)",
+    )
     parser.add_argument("--resolution", type=positive_int, default=64, help="default: %(default)s")
     parser.add_argument("--batch", type=positive_int, default=16, help="default: %(default)s")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
-    parser.add_argument("--out", type=Path, default=Path("outputs/sampling"), help="default: %(default)s")
+    parser.add_argument(
+        "--out", type=Path, default=Path("outputs/sampling"), help="default: %(default)s"
+    )
     args = parser.parse_args(argv)
     start = time.perf_counter()
     try:
@@ -106,33 +151,73 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as e:
         parser.exit(2, f"{e}\n")
     table = []
-    rebuilt = [or_none(lambda i=i: reconstruct(pipeline.vqvae, samples.surface(i), args.resolution)[0]) for i in ids]
-    results = {"reconstruction": row_of(rebuilt, truths)}  # what a GPT that made no error would have
+    rebuilt = [
+        or_none(lambda i=i: reconstruct(pipeline.vqvae, samples.surface(i), args.resolution)[0])
+        for i in ids
+    ]
+    results = {
+        "reconstruction": row_of(rebuilt, truths)
+    }  # what a GPT that made no error would have
     for name, sampling in tqdm(compared.items(), unit="setting"):
         pipeline.model.config.sampling = sampling
         meshes = generate_all(pipeline, source, list(range(len(ids))), args.resolution, args.batch)
         found = row_of(meshes, truths)
         cells = [cell(found[key]) for key in SCORES.values()]
         if kind == "text":
-            met = [float(v) for mesh, caption, i in zip(meshes, captions, ids, strict=True) if categories[i] in ATTRIBUTES
-                   for v in score(mesh, caption, categories[i]).values()]
-            said = measured(judge, [mesh and surface(mesh, 0) for mesh in meshes], captions, [categories[i] for i in ids])
+            met = [
+                float(v)
+                for mesh, caption, i in zip(meshes, captions, ids, strict=True)
+                if categories[i] in ATTRIBUTES
+                for v in score(mesh, caption, categories[i]).values()
+            ]
+            said = measured(
+                judge,
+                [mesh and surface(mesh, 0) for mesh in meshes],
+                captions,
+                [categories[i] for i in ids],
+            )
             found |= {"attributes": aggregate(met), "judge": said}
-            cells += [cell(found["attributes"]), *(f"{said[k]:.2f}" for k in ("category", "r@1", "r@5"))]
+            cells += [
+                cell(found["attributes"]),
+                *(f"{said[k]:.2f}" for k in ("category", "r@1", "r@5")),
+            ]
         table.append([name, *cells])
         results[name] = found
     pipeline.model.config.sampling = own
-    head = ["setting", *SCORES, *(["attributes", "category", "R@1", "R@5"] if kind == "text" else [])]
-    lines = [f"# Sampling settings, {args.gpt_type}", "", f"Saved: {own}. {len(ids)} validation shapes.", "",
-             *markdown_table(head, table), "",
-             "The tokenizer's reconstruction: "
-             + ", ".join(f"{title} {cell(results['reconstruction'][key])}" for title, key in SCORES.items()) + ".",
-             "", f"`{command_line()}`"]
+    head = [
+        "setting",
+        *SCORES,
+        *(["attributes", "category", "R@1", "R@5"] if kind == "text" else []),
+    ]
+    lines = [
+        f"# Sampling settings, {args.gpt_type}",
+        "",
+        f"Saved: {own}. {len(ids)} validation shapes.",
+        "",
+        *markdown_table(head, table),
+        "",
+        "The tokenizer's reconstruction: "
+        + ", ".join(
+            f"{title} {cell(results['reconstruction'][key])}" for title, key in SCORES.items()
+        )
+        + ".",
+        "",
+        f"`{command_line()}`",
+    ]
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "sampling.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    write_json(args.out / "sampling.json", {"command": command_line(), "date": str(date.today()), "ids": ids,
-                                            "saved": dataclasses.asdict(own), "seconds": round(time.perf_counter() - start, 1),
-                                            "results": results, **describe_machine(pipeline.device)})
+    write_json(
+        args.out / "sampling.json",
+        {
+            "command": command_line(),
+            "date": str(date.today()),
+            "ids": ids,
+            "saved": dataclasses.asdict(own),
+            "seconds": round(time.perf_counter() - start, 1),
+            "results": results,
+            **describe_machine(pipeline.device),
+        },
+    )
     print("\n".join(lines))
     return 0
 

@@ -31,22 +31,36 @@ from tar3d.pipeline import MIN_COMPONENT_SHARE, QUERIES_AT_ONCE, coarse_cells
 from tar3d.tokenizer.field import OccupancyField
 from tar3d.tokenizer.vqvae import VQVAE
 
-CONFIGS = {"tiny": ("configs/vqvae3d_tiny.yaml", "configs/gpt_i23d_tiny.yaml", "GPT-tiny"),
-           "full": ("configs/vqvae3d.yaml", "configs/gpt_i23d.yaml", "GPT-B")}
+CONFIGS = {
+    "tiny": ("configs/vqvae3d_tiny.yaml", "configs/gpt_i23d_tiny.yaml", "GPT-tiny"),
+    "full": ("configs/vqvae3d.yaml", "configs/gpt_i23d.yaml", "GPT-B"),
+}
 INFERENCE_POINTS = {"tiny": 8192, "full": 81_920}
-GUIDANCE = 3.0  # on in every generation that is timed, whatever a config samples with: it doubles the rows
+GUIDANCE = (
+    3.0  # on in every generation that is timed, whatever a config samples with: it doubles the rows
+)
 
 
 def encode(size: str, device: torch.device) -> Work:
     vqvae, points = _vqvae(size, device).eval(), INFERENCE_POINTS[size]
     surface = sphere(1, points, device)
-    return Work(_quietly(lambda: vqvae.tokenize(surface)), 1, "float32", {"batch": 1, "surface_points": points})
+    return Work(
+        _quietly(lambda: vqvae.tokenize(surface)),
+        1,
+        "float32",
+        {"batch": 1, "surface_points": points},
+    )
 
 
 def decode(size: str, device: torch.device) -> Work:
     vqvae = _vqvae(size, device).eval()
     ids = torch.randint(vqvae.config.codebook_size, (1, vqvae.config.num_tokens), device=device)
-    return Work(_quietly(lambda: vqvae.decode(Tokens(ids))), 1, "float32", {"batch": 1, "tokens": ids.shape[1]})
+    return Work(
+        _quietly(lambda: vqvae.decode(Tokens(ids))),
+        1,
+        "float32",
+        {"batch": 1, "tokens": ids.shape[1]},
+    )
 
 
 def extract_surface(resolution: int, size: str, device: torch.device) -> Work:
@@ -54,12 +68,19 @@ def extract_surface(resolution: int, size: str, device: torch.device) -> Work:
     alone give a field without one, or only specks."""
     vqvae = _vqvae(size, device).eval()
     side = vqvae.config.grid_size * 2**vqvae.config.upsample_stages
-    field = OccupancyField(vqvae.occupancy, torch.randn(3, vqvae.config.plane_channels, side, side, device=device))
+    field = OccupancyField(
+        vqvae.occupancy, torch.randn(3, vqvae.config.plane_channels, side, side, device=device)
+    )
 
     @torch.inference_mode()
     def call() -> dict[str, float | int]:
-        mesh = extract(lambda points: 0.7 - points.norm(dim=1) + 1e-6 * field(points), resolution,
-                       chunk=QUERIES_AT_ONCE[device.type], coarse=coarse_cells(side), device=device)
+        mesh = extract(
+            lambda points: 0.7 - points.norm(dim=1) + 1e-6 * field(points),
+            resolution,
+            chunk=QUERIES_AT_ONCE[device.type],
+            coarse=coarse_cells(side),
+            device=device,
+        )
         return {"faces": len(drop_small_components(mesh, MIN_COMPONENT_SHARE).faces)}
 
     return Work(call, 1, "float32", {"batch": 1, "resolution": resolution, "plane_side": side})
@@ -67,11 +88,22 @@ def extract_surface(resolution: int, size: str, device: torch.device) -> Work:
 
 def generate_tokens(batch: int, size: str, device: torch.device) -> Work:
     config, gpt, condition = _gpt_and_condition(size, batch, device)
-    codes = F.normalize(torch.randn(gpt.config.codebook_size, config.gpt.sketch_dim or 1, device=device), dim=-1)
+    codes = F.normalize(
+        torch.randn(gpt.config.codebook_size, config.gpt.sketch_dim or 1, device=device), dim=-1
+    )
     engine = Engine(gpt)  # made once, as a pipeline does
-    call = _quietly(lambda: generate(gpt, condition, config.sampling, list(range(batch)), codes=codes, engine=engine))
+    call = _quietly(
+        lambda: generate(
+            gpt, condition, config.sampling, list(range(batch)), codes=codes, engine=engine
+        )
+    )
     settings = _gpt_settings(config, batch)
-    return Work(call, batch * gpt.config.num_tokens, "float32", settings | {"cfg_scale": config.sampling.cfg_scale})
+    return Work(
+        call,
+        batch * gpt.config.num_tokens,
+        "float32",
+        settings | {"cfg_scale": config.sampling.cfg_scale},
+    )
 
 
 def _vqvae_config(size: str) -> VQVAEConfig:
@@ -91,7 +123,9 @@ def _vqvae(size: str, device: torch.device) -> VQVAE:
     return VQVAE(_vqvae_config(size).tokenizer).to(device)
 
 
-def _gpt_and_condition(size: str, batch: int, device: torch.device) -> tuple[GPTRunConfig, GPT, Condition]:
+def _gpt_and_condition(
+    size: str, batch: int, device: torch.device
+) -> tuple[GPTRunConfig, GPT, Condition]:
     config = _gpt_config(size)
     config.sampling = dataclasses.replace(config.sampling, cfg_scale=GUIDANCE)
     return config, GPT(config.gpt).to(device).eval(), _embeddings(config, batch, device)
@@ -123,6 +157,20 @@ CASES = (
     Case("decode", "full", "shapes", partial(decode, "full"), repeats=2),
     Case("extract_64", "full", "shapes", partial(extract_surface, 64, "full"), repeats=2),
     Case("extract_128", "full", "shapes", partial(extract_surface, 128, "full"), repeats=1),
-    Case("generate_batch_1", "full", "tokens", partial(generate_tokens, 1, "full"), repeats=1, devices=("cuda",)),
-    Case("generate_batch_4", "full", "tokens", partial(generate_tokens, 4, "full"), repeats=1, devices=("cuda",)),
+    Case(
+        "generate_batch_1",
+        "full",
+        "tokens",
+        partial(generate_tokens, 1, "full"),
+        repeats=1,
+        devices=("cuda",),
+    ),
+    Case(
+        "generate_batch_4",
+        "full",
+        "tokens",
+        partial(generate_tokens, 4, "full"),
+        repeats=1,
+        devices=("cuda",),
+    ),
 )

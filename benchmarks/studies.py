@@ -12,11 +12,25 @@ from dataclasses import dataclass
 CONFIG, TOKENIZER_CONFIG = "configs/gpt_ablation.yaml", "configs/vqvae3d_small.yaml"
 MODEL = ("gpt.num_layers=12", "gpt.width=96", "gpt.num_heads=2")
 # Changes of configs/vqvae3d_small.yaml in every tokenizer that is trained for a study.
-TOKENIZER = ("train.autoencoder_steps=480", "train.codebook_steps=320", "train.validate_every=800", "train.preview_shapes=0",
-             "train.compile=true", "train.augment.scale=[1,1]", "train.augment.rotate=0", "train.augment.mirror=0")
+TOKENIZER = (
+    "train.autoencoder_steps=480",
+    "train.codebook_steps=320",
+    "train.validate_every=800",
+    "train.preview_shapes=0",
+    "train.compile=true",
+    "train.augment.scale=[1,1]",
+    "train.augment.rotate=0",
+    "train.augment.mirror=0",
+)
 # Changes of the recipe for the sketch that every arm begins on.
-SKETCH = ("train.stage=sketch", "train.steps=900", "train.global_batch_size=48", "optim.muon_lr=3e-3",
-          "optim.adamw_lr=3e-3", "optim.warmup_steps=50")
+SKETCH = (
+    "train.stage=sketch",
+    "train.steps=900",
+    "train.global_batch_size=48",
+    "optim.muon_lr=3e-3",
+    "optim.adamw_lr=3e-3",
+    "optim.warmup_steps=50",
+)
 MUON_RATES, ADAMW_RATES = (8e-3, 1.6e-2, 3.2e-2), (2e-3, 4e-3, 8e-3)
 ADAMW_SHARE = 0.75  # adamw_lr over muon_lr, as in the shipped configs
 
@@ -59,39 +73,107 @@ class Study:
         return ARMS[self.arms[0]].tokenizer is not None
 
 
-ARMS = {arm.name: arm for arm in (
-    Arm("hybrid", "LLLF and the other defaults"),
-    Arm("full", "F, full attention in all", ("gpt.layer_pattern=F",)),
-    Arm("linear", "L, linear attention in all", ("gpt.layer_pattern=L",)),
-    Arm("llf", "LLF, 4 full layers of 12", ("gpt.layer_pattern=LLF",), rate_of="hybrid"),
-    Arm("l7f", "LLLLLLLF, 1 full layer of 12", ("gpt.layer_pattern=LLLLLLLF",), rate_of="hybrid"),
-    Arm("adamw", "AdamW for everything", ("optim.hidden_matrices=adamw",), ADAMW_RATES),
-    Arm("muon_071", "Muon + AdamW, 1 / 1.4 of the steps", rate_of="hybrid", share=1 / 1.4),
-    Arm("muon_050", "Muon + AdamW, half the steps", rate_of="hybrid", share=0.5),
-    Arm("sequence", "1D rotary positions", ("gpt.rope=sequence",)),
-    Arm("paper_sum", "the paper's sum, zero prefix (TAR3D's code)", ("gpt.rope=paper_sum", "gpt.rope_prefix=zero")),
-    Arm("sum_identity", "the paper's sum, prefix by the identity", ("gpt.rope=paper_sum",), rate_of="paper_sum"),
-    Arm("zero_prefix", "rotation, zero prefix", ("gpt.rope_prefix=zero",), rate_of="hybrid"),
-    Arm("no_sketch", "no sketch: the prefix alone tells of the picture", ("gpt.sketch_dim=0", "train.stage=gpt",
-                                                                         "sampling.sketch_scale=0")),
-    Arm("no_sketch_zero", "no sketch, zero prefix", ("gpt.sketch_dim=0", "train.stage=gpt", "sampling.sketch_scale=0",
-                                                     "gpt.rope_prefix=zero"), rate_of="no_sketch"),
-    Arm("planes", "plane after plane", ("gpt.token_order=planes",)),
-    Arm("cells", "three tokens a step", ("gpt.tokens_per_step=3",)),
-    *(Arm(f"r{side}_k{codes}", f"R {side}, {3 * side * side:,} tokens of {codes:,} codes", rate_of="hybrid",
-          tokenizer=(f"tokenizer.grid_size={side}", f"tokenizer.codebook_size={codes}", *more))
-      for side, codes, more in ((16, 4096, ()), (8, 4096, ("tokenizer.upsample_stages=4",)), (12, 4096, ()), (24, 4096, ()),
-                                (16, 1024, ()), (16, 16384, ()))),
-    Arm("gated", "decay read from the data", ("gpt.linear=gated",)),
-    Arm("delta", "gated delta rule", ("gpt.linear=delta",)),
-)}
+ARMS = {
+    arm.name: arm
+    for arm in (
+        Arm("hybrid", "LLLF and the other defaults"),
+        Arm("full", "F, full attention in all", ("gpt.layer_pattern=F",)),
+        Arm("linear", "L, linear attention in all", ("gpt.layer_pattern=L",)),
+        Arm("llf", "LLF, 4 full layers of 12", ("gpt.layer_pattern=LLF",), rate_of="hybrid"),
+        Arm(
+            "l7f", "LLLLLLLF, 1 full layer of 12", ("gpt.layer_pattern=LLLLLLLF",), rate_of="hybrid"
+        ),
+        Arm("adamw", "AdamW for everything", ("optim.hidden_matrices=adamw",), ADAMW_RATES),
+        Arm("muon_071", "Muon + AdamW, 1 / 1.4 of the steps", rate_of="hybrid", share=1 / 1.4),
+        Arm("muon_050", "Muon + AdamW, half the steps", rate_of="hybrid", share=0.5),
+        Arm("sequence", "1D rotary positions", ("gpt.rope=sequence",)),
+        Arm(
+            "paper_sum",
+            "the paper's sum, zero prefix (TAR3D's code)",
+            ("gpt.rope=paper_sum", "gpt.rope_prefix=zero"),
+        ),
+        Arm(
+            "sum_identity",
+            "the paper's sum, prefix by the identity",
+            ("gpt.rope=paper_sum",),
+            rate_of="paper_sum",
+        ),
+        Arm("zero_prefix", "rotation, zero prefix", ("gpt.rope_prefix=zero",), rate_of="hybrid"),
+        Arm(
+            "no_sketch",
+            "no sketch: the prefix alone tells of the picture",
+            ("gpt.sketch_dim=0", "train.stage=gpt", "sampling.sketch_scale=0"),
+        ),
+        Arm(
+            "no_sketch_zero",
+            "no sketch, zero prefix",
+            (
+                "gpt.sketch_dim=0",
+                "train.stage=gpt",
+                "sampling.sketch_scale=0",
+                "gpt.rope_prefix=zero",
+            ),
+            rate_of="no_sketch",
+        ),
+        Arm("planes", "plane after plane", ("gpt.token_order=planes",)),
+        Arm("cells", "three tokens a step", ("gpt.tokens_per_step=3",)),
+        *(
+            Arm(
+                f"r{side}_k{codes}",
+                f"R {side}, {3 * side * side:,} tokens of {codes:,} codes",
+                rate_of="hybrid",
+                tokenizer=(
+                    f"tokenizer.grid_size={side}",
+                    f"tokenizer.codebook_size={codes}",
+                    *more,
+                ),
+            )
+            for side, codes, more in (
+                (16, 4096, ()),
+                (8, 4096, ("tokenizer.upsample_stages=4",)),
+                (12, 4096, ()),
+                (24, 4096, ()),
+                (16, 1024, ()),
+                (16, 16384, ()),
+            )
+        ),
+        Arm("gated", "decay read from the data", ("gpt.linear=gated",)),
+        Arm("delta", "gated delta rule", ("gpt.linear=delta",)),
+    )
+}
 
-STUDIES = {study.name: study for study in (
-    Study("attention", "Hybrid, full and linear attention", ("hybrid", "full", "llf", "l7f", "linear")),
-    Study("optimizer", "Muon against AdamW", ("hybrid", "adamw", "muon_071", "muon_050")),
-    Study("positions", "Rotary positions, and how the prefix is rotated",
-          ("hybrid", "sequence", "sum_identity", "paper_sum", "zero_prefix", "no_sketch", "no_sketch_zero")),
-    Study("order", "Order of the tokens, and tokens a step", ("hybrid", "planes", "cells")),
-    Study("tokens", "Tokens a shape, and codes", ("r16_k4096", "r8_k4096", "r12_k4096", "r24_k4096", "r16_k1024", "r16_k16384")),
-    Study("linear", "Fixed decay, decay read from the data, and the delta rule", ("hybrid", "gated", "delta")),
-)}
+STUDIES = {
+    study.name: study
+    for study in (
+        Study(
+            "attention",
+            "Hybrid, full and linear attention",
+            ("hybrid", "full", "llf", "l7f", "linear"),
+        ),
+        Study("optimizer", "Muon against AdamW", ("hybrid", "adamw", "muon_071", "muon_050")),
+        Study(
+            "positions",
+            "Rotary positions, and how the prefix is rotated",
+            (
+                "hybrid",
+                "sequence",
+                "sum_identity",
+                "paper_sum",
+                "zero_prefix",
+                "no_sketch",
+                "no_sketch_zero",
+            ),
+        ),
+        Study("order", "Order of the tokens, and tokens a step", ("hybrid", "planes", "cells")),
+        Study(
+            "tokens",
+            "Tokens a shape, and codes",
+            ("r16_k4096", "r8_k4096", "r12_k4096", "r24_k4096", "r16_k1024", "r16_k16384"),
+        ),
+        Study(
+            "linear",
+            "Fixed decay, decay read from the data, and the delta rule",
+            ("hybrid", "gated", "delta"),
+        ),
+    )
+}

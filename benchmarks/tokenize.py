@@ -37,7 +37,10 @@ from tar3d.tokenizer.loss import tokenizer_loss
 from tar3d.tokenizer.vqvae import VQVAE
 
 ENCODERS = ("cross_attention", "plane_pool")  # the first is what the other is compared with
-FULL_CONFIGS = {"cross_attention": "configs/vqvae3d.yaml", "plane_pool": "configs/vqvae3d_fast.yaml"}
+FULL_CONFIGS = {
+    "cross_attention": "configs/vqvae3d.yaml",
+    "plane_pool": "configs/vqvae3d_fast.yaml",
+}
 TINY_CONFIG = "configs/vqvae3d_tiny.yaml"
 POINTS, GRIDS = (8192, 16_384, 32_768, 81_920), (16, 32, 48)
 CPU_GRID_POINTS = 16_384  # of the growth over R on a CPU
@@ -55,8 +58,12 @@ class PlainPlanePoolEncoder(PlanePoolEncoder):
     def forward(self, surface: Tensor) -> Tensor:
         B, G = len(surface), self.pool_size
         cells = plane_cells(surface[..., :3], G)  # (3, B, N)
-        x = self.point_in(torch.cat([self.fourier(surface[..., :3]), surface[..., 3:]], dim=-1))  # (B, N, C)
-        neighbourhood = sum(pool_to_cells(x, c, G)[0].gather(1, c[..., None].expand_as(x)) for c in cells) / 3
+        x = self.point_in(
+            torch.cat([self.fourier(surface[..., :3]), surface[..., 3:]], dim=-1)
+        )  # (B, N, C)
+        neighbourhood = (
+            sum(pool_to_cells(x, c, G)[0].gather(1, c[..., None].expand_as(x)) for c in cells) / 3
+        )
         x = x + self.point_local(torch.cat([x, neighbourhood.to(x.dtype)], dim=-1))
         planes = []
         for features, cell in zip(self.to_plane(x).chunk(3, dim=-1), cells, strict=True):
@@ -89,8 +96,13 @@ def encode(size: str, points: int, device: torch.device) -> dict[str, Work]:
         def call() -> None:
             model.tokenize(surface)
 
-        return Work(call, 1, "float32", _settings(config.tokenizer, 1, points),
-                    flops=model.flops(points, 0) - model.decoder.flops())
+        return Work(
+            call,
+            1,
+            "float32",
+            _settings(config.tokenizer, 1, points),
+            flops=model.flops(points, 0) - model.decoder.flops(),
+        )
 
     return {encoder: one(encoder) for encoder in ENCODERS}
 
@@ -103,32 +115,60 @@ def train_one(encoder: str, size: str, points: int, device: torch.device) -> Wor
     config = _config(size, encoder)
     t, batch = config.train, TRAIN_BATCH[size][device.type]
     work = tokenizer_step(config, batch, points, device)
-    goal = batch / needed_rate(config) if (encoder, size, device.type) == ("plane_pool", "full", "cuda") else None
+    goal = (
+        batch / needed_rate(config)
+        if (encoder, size, device.type) == ("plane_pool", "full", "cuda")
+        else None
+    )
     reduced = "" if batch == t.batch_size else f"batch {batch} instead of {t.batch_size}"
-    return replace(work, settings=work.settings | _settings(config.tokenizer, batch, points), reduced=reduced,
-                   whole_run=shapes_of_run(config), goals={} if goal is None else {"seconds": goal})
+    return replace(
+        work,
+        settings=work.settings | _settings(config.tokenizer, batch, points),
+        reduced=reduced,
+        whole_run=shapes_of_run(config),
+        goals={} if goal is None else {"seconds": goal},
+    )
 
 
-def tokenizer_step(config: VQVAEConfig, batch: int, surface_points: int, device: torch.device) -> Work:
+def tokenizer_step(
+    config: VQVAEConfig, batch: int, surface_points: int, device: torch.device
+) -> Work:
     """A step of the second stage (with the codebook), as train_vqvae.py does it."""
     t = config.train
     model = VQVAE(config.tokenizer).to(device).train()
-    optimizers, precision = optimizers_of(model, config.optim), resolve_precision(t.precision, device.type)
+    optimizers, precision = (
+        optimizers_of(model, config.optim),
+        resolve_precision(t.precision, device.type),
+    )
     surface, queries = sphere(batch, surface_points, device), t.volume_points + t.near_points
     points = torch.rand(batch, queries, 3, device=device) * 2 - 1
-    inside, is_near = points.norm(dim=-1) < 0.7, (torch.arange(queries, device=device) >= t.volume_points).expand(batch, -1)
+    inside, is_near = (
+        points.norm(dim=-1) < 0.7,
+        (torch.arange(queries, device=device) >= t.volume_points).expand(batch, -1),
+    )
     generator = torch.Generator().manual_seed(0)
 
     def call() -> None:
         with autocast(device, precision):
             output = model(surface, points, True)
-        loss = tokenizer_loss(output.logits, inside, is_near, output.commitment,
-                              near_weight=t.near_weight, commitment_weight=t.commitment_weight)
+        loss = tokenizer_loss(
+            output.logits,
+            inside,
+            is_near,
+            output.commitment,
+            near_weight=t.near_weight,
+            commitment_weight=t.commitment_weight,
+        )
         finish_step(model, optimizers, loss.total, config.optim)
         model.quantizer.step(generator)
 
-    settings = {"query_points": queries, "million_parameters": round(sum(p.numel() for p in model.parameters()) / 1e6, 2)}
-    return Work(call, batch, precision, settings, flops=3 * batch * model.flops(surface_points, queries))
+    settings = {
+        "query_points": queries,
+        "million_parameters": round(sum(p.numel() for p in model.parameters()) / 1e6, 2),
+    }
+    return Work(
+        call, batch, precision, settings, flops=3 * batch * model.flops(surface_points, queries)
+    )
 
 
 def shapes_of_run(config: VQVAEConfig) -> int:
@@ -142,15 +182,21 @@ def needed_rate(config: VQVAEConfig) -> float:
 
 def pool(size: str, points: int, device: torch.device) -> dict[str, Work]:
     config = _config(size, "plane_pool").tokenizer
-    return {"plain": _forward_backward(PlainPlanePoolEncoder(config), config, points, device),
-            "bags": _forward_backward(PlanePoolEncoder(config), config, points, device)}
+    return {
+        "plain": _forward_backward(PlainPlanePoolEncoder(config), config, points, device),
+        "bags": _forward_backward(PlanePoolEncoder(config), config, points, device),
+    }
 
 
-def encoders(size: str, points: int | None, grid: int | None, device: torch.device) -> dict[str, Work]:
+def encoders(
+    size: str, points: int | None, grid: int | None, device: torch.device
+) -> dict[str, Work]:
     return {encoder: encoder_one(encoder, size, points, grid, device) for encoder in ENCODERS}
 
 
-def encoder_one(encoder: str, size: str, points: int | None, grid: int | None, device: torch.device) -> Work:
+def encoder_one(
+    encoder: str, size: str, points: int | None, grid: int | None, device: torch.device
+) -> Work:
     """`grid` None: the config's. `points` None: the config's, or fewer on a CPU."""
     config = _config(size, encoder)
     tokenizer, reduced = config.tokenizer, ""
@@ -159,11 +205,18 @@ def encoder_one(encoder: str, size: str, points: int | None, grid: int | None, d
     if points is None:
         points = config.train.surface_points
         if size == "full" and device.type == "cpu":
-            points, reduced = CPU_GRID_POINTS, f"{CPU_GRID_POINTS} surface points instead of {points}"
-    return replace(_forward_backward(build_encoder(tokenizer), tokenizer, points, device), reduced=reduced)
+            points, reduced = (
+                CPU_GRID_POINTS,
+                f"{CPU_GRID_POINTS} surface points instead of {points}",
+            )
+    return replace(
+        _forward_backward(build_encoder(tokenizer), tokenizer, points, device), reduced=reduced
+    )
 
 
-def _forward_backward(encoder: torch.nn.Module, config: TokenizerConfig, points: int, device: torch.device) -> Work:
+def _forward_backward(
+    encoder: torch.nn.Module, config: TokenizerConfig, points: int, device: torch.device
+) -> Work:
     encoder, surface = encoder.to(device), sphere(1, points, device)
     precision = resolve_precision("auto", device.type)
     gradient = torch.randn(1, 3, config.grid_size, config.grid_size, config.width, device=device)
@@ -190,14 +243,23 @@ def _config(size: str, encoder: str) -> VQVAEConfig:
 
 
 def _settings(config: TokenizerConfig, batch: int, points: int) -> dict[str, object]:
-    return {"batch": batch, "surface_points": points, "grid_size": config.grid_size, "encoder": config.encoder,
-            "encoder_layers": config.encoder_layers}
+    return {
+        "batch": batch,
+        "surface_points": points,
+        "grid_size": config.grid_size,
+        "encoder": config.encoder,
+        "encoder_layers": config.encoder_layers,
+    }
 
 
-def _cases(name: str, build: Callable[[torch.device], Work | dict[str, Work]], cpu: tuple[int, int]) -> tuple[Case, Case]:
+def _cases(
+    name: str, build: Callable[[torch.device], Work | dict[str, Work]], cpu: tuple[int, int]
+) -> tuple[Case, Case]:
     """`cpu`: warm-up and repeats on a CPU. On a GPU a call is short, and the first ones choose kernels."""
-    return (Case(name, "full", "shapes", build, repeats=cpu[1], warmup=cpu[0], devices=("cpu",)),
-            Case(name, "full", "shapes", build, repeats=5, warmup=2, devices=("cuda",)))
+    return (
+        Case(name, "full", "shapes", build, repeats=cpu[1], warmup=cpu[0], devices=("cpu",)),
+        Case(name, "full", "shapes", build, repeats=5, warmup=2, devices=("cuda",)),
+    )
 
 
 def _tiny(name: str, build: Callable[[torch.device], Work | dict[str, Work]]) -> Case:
@@ -209,13 +271,33 @@ CASES = (
     *_cases("train_81920", partial(train, "full", 81_920), TWICE),
     *_cases("encode_81920", partial(encode, "full", 81_920), TWICE),
     *_cases("pool_81920", partial(pool, "full", 81_920), (1, 5)),
-    *(case for n in POINTS for case in _cases(f"points_{n}", partial(encoders, "full", n, None), TWICE)),
-    *(case for r in GRIDS for case in _cases(f"grid_{r}", partial(encoders, "full", None, r), TWICE)),
-    *(case for e in reversed(ENCODERS) for case in _cases(f"memory_train_{e}", partial(train_one, e, "full", 81_920), ONCE)),
-    *(case for e in reversed(ENCODERS) for n in POINTS
-      for case in _cases(f"memory_points_{n}_{e}", partial(encoder_one, e, "full", n, None), ONCE)),
-    *(case for e in reversed(ENCODERS) for r in GRIDS
-      for case in _cases(f"memory_grid_{r}_{e}", partial(encoder_one, e, "full", None, r), ONCE)),
+    *(
+        case
+        for n in POINTS
+        for case in _cases(f"points_{n}", partial(encoders, "full", n, None), TWICE)
+    ),
+    *(
+        case
+        for r in GRIDS
+        for case in _cases(f"grid_{r}", partial(encoders, "full", None, r), TWICE)
+    ),
+    *(
+        case
+        for e in reversed(ENCODERS)
+        for case in _cases(f"memory_train_{e}", partial(train_one, e, "full", 81_920), ONCE)
+    ),
+    *(
+        case
+        for e in reversed(ENCODERS)
+        for n in POINTS
+        for case in _cases(f"memory_points_{n}_{e}", partial(encoder_one, e, "full", n, None), ONCE)
+    ),
+    *(
+        case
+        for e in reversed(ENCODERS)
+        for r in GRIDS
+        for case in _cases(f"memory_grid_{r}_{e}", partial(encoder_one, e, "full", None, r), ONCE)
+    ),
     _tiny("train_1024", partial(train, "tiny", 1024)),
     _tiny("encode_1024", partial(encode, "tiny", 1024)),
     _tiny("pool_4096", partial(pool, "tiny", 4096)),

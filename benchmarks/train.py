@@ -47,62 +47,133 @@ LOSS_ROWS = {"cpu": 3072, "cuda": 8 * 3072}
 def tiny_step(device: torch.device) -> Work:
     """The tiny recipe with its image encoder and the rows that only the sketch sees."""
     from tar3d.condition.conditioner import build_encoder
-    from tar3d.pipeline import ConditionalGPT  # with it come packages for meshes, which the other cases do without
+    from tar3d.pipeline import (
+        ConditionalGPT,
+    )  # with it come packages for meshes, which the other cases do without
 
     tokenizer, path, name = TINY_CONFIGS
     vqvae = configuration.load(VQVAEConfig, tokenizer).tokenizer
     config = configuration.load_gpt_run(path, name, vqvae)
     t, batch = config.train, config.train.global_batch_size
     encoders = {kind: build_encoder(config, kind) for kind in config.conditions}
-    model, precision = ConditionalGPT(config, encoders).to(device).train(), resolve_precision(t.precision, device.type)
+    model, precision = (
+        ConditionalGPT(config, encoders).to(device).train(),
+        resolve_precision(t.precision, device.type),
+    )
     optimizers = optimizers_of(model, config.optim)
-    tokens = torch.randint(config.gpt.codebook_size, (batch + t.sketch_rows, config.gpt.num_tokens), device=device)
-    codes = F.normalize(torch.randn(config.gpt.codebook_size, config.gpt.sketch_dim, device=device), dim=-1)
-    pixels = torch.randint(256, (len(tokens), *[config.image_encoder.image_size] * 2, 3), dtype=torch.uint8, device=device)
+    tokens = torch.randint(
+        config.gpt.codebook_size, (batch + t.sketch_rows, config.gpt.num_tokens), device=device
+    )
+    codes = F.normalize(
+        torch.randn(config.gpt.codebook_size, config.gpt.sketch_dim, device=device), dim=-1
+    )
+    pixels = torch.randint(
+        256,
+        (len(tokens), *[config.image_encoder.image_size] * 2, 3),
+        dtype=torch.uint8,
+        device=device,
+    )
     dropped = _dropped(batch, device)
 
     def call() -> None:
         with autocast(device, precision):
             whole = model.condition({"image": pixels}, len(pixels))
             condition = Condition(whole.embeddings[:batch], whole.mask[:batch], whole.full)
-            nll = cross_entropy(model.gpt.hidden(tokens[:batch, :-1], condition, dropped), model.gpt.head.weight, tokens[:batch])
-            sketch = 1 - F.cosine_similarity(model.gpt.sketch(whole.embeddings, whole.mask), codes[tokens], dim=-1).mean()
+            nll = cross_entropy(
+                model.gpt.hidden(tokens[:batch, :-1], condition, dropped),
+                model.gpt.head.weight,
+                tokens[:batch],
+            )
+            sketch = (
+                1
+                - F.cosine_similarity(
+                    model.gpt.sketch(whole.embeddings, whole.mask), codes[tokens], dim=-1
+                ).mean()
+            )
         finish_step(model, optimizers, nll + t.sketch_weight * sketch, config.optim)
 
     settings = {**_settings(model.gpt, name, batch), "sketch_rows": t.sketch_rows}
-    flops = batch * model.gpt.flops(config.gpt.condition_tokens, config.gpt.num_tokens) + len(tokens) * encoders["image"].flops()
+    flops = (
+        batch * model.gpt.flops(config.gpt.condition_tokens, config.gpt.num_tokens)
+        + len(tokens) * encoders["image"].flops()
+    )
     return Work(call, batch * config.gpt.num_tokens, precision, settings, flops=3 * flops)
 
 
 def large_steps(device: torch.device) -> dict[str, Work]:
-    works = {how: step("GPT-L", LARGE_BATCH[device.type], device, recompute="cheap" if how == "eager" else "none",
-                       compile=how == "compiled") for how in ("eager", "compiled")}
+    works = {
+        how: step(
+            "GPT-L",
+            LARGE_BATCH[device.type],
+            device,
+            recompute="cheap" if how == "eager" else "none",
+            compile=how == "compiled",
+        )
+        for how in ("eager", "compiled")
+    }
     return {how: dataclasses.replace(work, goals={"mfu": GOAL_MFU}) for how, work in works.items()}
 
 
-def patterns(name: str, grid: int, batch: int, device: torch.device, *, whole: bool = True) -> dict[str, Work]:
+def patterns(
+    name: str, grid: int, batch: int, device: torch.device, *, whole: bool = True
+) -> dict[str, Work]:
     """`whole`: with the optimizers, whose part of a step says nothing of how it grows."""
-    works = {pattern: step(name, batch, device, compile=device.type == "cuda", optimize=whole,
-                           changes={"grid_size": grid, "layer_pattern": pattern}) for pattern in PATTERNS}
+    works = {
+        pattern: step(
+            name,
+            batch,
+            device,
+            compile=device.type == "cuda",
+            optimize=whole,
+            changes={"grid_size": grid, "layer_pattern": pattern},
+        )
+        for pattern in PATTERNS
+    }
     if whole and grid in GOAL_SPEEDUP and device.type == "cuda":
         works["LLLF"] = dataclasses.replace(works["LLLF"], goals={"speedup": GOAL_SPEEDUP[grid]})
     return works
 
 
-def recomputing(name: str, batch: int, device: torch.device, *, compiled: bool = True, **more: object) -> dict[str, Work]:
+def recomputing(
+    name: str, batch: int, device: torch.device, *, compiled: bool = True, **more: object
+) -> dict[str, Work]:
     """What is kept, and last a compiled step if it is to take a minute of compiling."""
-    works = {how: step(name, batch, device, recompute=how, **more) for how in configuration.RECOMPUTE}
-    return works | ({"compiled": step(name, batch, device, compile=True, **more)} if compiled else {})
+    works = {
+        how: step(name, batch, device, recompute=how, **more) for how in configuration.RECOMPUTE
+    }
+    return works | (
+        {"compiled": step(name, batch, device, compile=True, **more)} if compiled else {}
+    )
 
 
-def step(name: str, batch: int, device: torch.device, *, changes: dict[str, object] | None = None, **how: object) -> Work:
+def step(
+    name: str,
+    batch: int,
+    device: torch.device,
+    *,
+    changes: dict[str, object] | None = None,
+    **how: object,
+) -> Work:
     """A step of the named GPT with `changes` of its config; `how` goes to `step_of`."""
-    return step_of(gpt_config(name, **(changes or {})), OptimConfig(), batch, device, name=name, **how)
+    return step_of(
+        gpt_config(name, **(changes or {})), OptimConfig(), batch, device, name=name, **how
+    )
 
 
-def step_of(config: GPTConfig, optim: OptimConfig, batch: int, device: torch.device, *, name: str, recompute: str = "none",
-            compile: bool = False, precision: str = "auto", loss: str = "parts", optimize: bool = True,
-            frozen: tuple[str, ...] = ()) -> Work:
+def step_of(
+    config: GPTConfig,
+    optim: OptimConfig,
+    batch: int,
+    device: torch.device,
+    *,
+    name: str,
+    recompute: str = "none",
+    compile: bool = False,
+    precision: str = "auto",
+    loss: str = "parts",
+    optimize: bool = True,
+    frozen: tuple[str, ...] = (),
+) -> Work:
     """A step of a GPT from stored embeddings, as with a frozen image encoder; parameters whose names begin with one of `frozen`
     are not trained."""
     with device:
@@ -113,22 +184,36 @@ def step_of(config: GPTConfig, optim: OptimConfig, batch: int, device: torch.dev
     head_loss = LOSSES[loss]
     optimizers, precision = optimizers_of(model, optim), resolve_precision(precision, device.type)
     tokens = torch.randint(config.codebook_size, (batch, config.num_tokens), device=device)
-    condition = Condition.of(torch.randn(batch, config.condition_tokens, config.condition_width, device=device))
+    condition = Condition.of(
+        torch.randn(batch, config.condition_tokens, config.condition_width, device=device)
+    )
     dropped = _dropped(batch, device)
 
     def call() -> None:
         with autocast(device, precision):
-            value = head_loss(model.hidden(tokens[:, :-1], condition, dropped), model.head.weight, tokens)
+            value = head_loss(
+                model.hidden(tokens[:, :-1], condition, dropped), model.head.weight, tokens
+            )
         if optimize:
             finish_step(model, optimizers, value, optim)
         else:
             value.backward()
             model.zero_grad()
 
-    settings = _settings(model, name, batch) | {"pattern": config.layer_pattern, "recompute": recompute, "compiled": compile,
-                                                "loss": loss, "optimizers": optimize}
-    return Work(call, batch * config.num_tokens, precision, settings,
-                flops=3 * batch * model.flops(config.condition_tokens, config.num_tokens))
+    settings = _settings(model, name, batch) | {
+        "pattern": config.layer_pattern,
+        "recompute": recompute,
+        "compiled": compile,
+        "loss": loss,
+        "optimizers": optimize,
+    }
+    return Work(
+        call,
+        batch * config.num_tokens,
+        precision,
+        settings,
+        flops=3 * batch * model.flops(config.condition_tokens, config.num_tokens),
+    )
 
 
 def fits(name: str, batch: int, recompute: str, device: torch.device) -> Work:
@@ -140,10 +225,20 @@ def fits(name: str, batch: int, recompute: str, device: torch.device) -> Work:
         return dataclasses.replace(work, goals={"gpu_mib": GOAL_MIB[name]})
 
     def call() -> dict[str, float]:
-        return {"tensor_mib": round(gpt_step_bytes(gpt_config(name), OptimConfig(), batch, recompute) / 2**20, 1)}
+        return {
+            "tensor_mib": round(
+                gpt_step_bytes(gpt_config(name), OptimConfig(), batch, recompute) / 2**20, 1
+            )
+        }
 
     settings = {"model": name, "batch": batch, "recompute": recompute, "goal_mib": GOAL_MIB[name]}
-    return Work(call, 2 * batch, "bf16-mixed", settings, reduced="nothing is computed: only the sizes of tensors are followed")
+    return Work(
+        call,
+        2 * batch,
+        "bf16-mixed",
+        settings,
+        reduced="nothing is computed: only the sizes of tensors are followed",
+    )
 
 
 def losses(rows: int, width: int, codes: int, device: torch.device) -> dict[str, Work | str]:
@@ -163,8 +258,13 @@ def one_loss(form: str, rows: int, width: int, codes: int, device: torch.device)
             value = LOSSES[form](hidden, weight, targets)
         torch.autograd.grad(value, (hidden, weight))
 
-    return Work(call, rows, precision, {"loss": form, "positions": rows, "width": width, "codes": codes},
-                flops=6 * rows * width * codes)
+    return Work(
+        call,
+        rows,
+        precision,
+        {"loss": form, "positions": rows, "width": width, "codes": codes},
+        flops=6 * rows * width * codes,
+    )
 
 
 def _plain_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -172,12 +272,20 @@ def _plain_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 
 def _pytorch_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    return F.linear_cross_entropy(hidden.flatten(0, -2), weight, targets.flatten(), options=torch.nn.LinearCrossEntropyOptions())
+    return F.linear_cross_entropy(
+        hidden.flatten(0, -2),
+        weight,
+        targets.flatten(),
+        options=torch.nn.LinearCrossEntropyOptions(),
+    )
 
 
 # The first is what the others are compared with.
-LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"plain": _plain_loss, "parts": cross_entropy,
-                                                                "pytorch": _pytorch_loss}
+LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "plain": _plain_loss,
+    "parts": cross_entropy,
+    "pytorch": _pytorch_loss,
+}
 
 
 def muon(name: str, layers: int, device: torch.device) -> dict[str, Work]:
@@ -187,8 +295,12 @@ def muon(name: str, layers: int, device: torch.device) -> dict[str, Work]:
         blocks = GPT(gpt_config(name, num_layers=layers)).blocks
     matrices = [p for p in blocks.parameters() if p.ndim == 2]
     options = {"lr": 1e-3, "weight_decay": 0.05, "momentum": 0.95}
-    return {"one by one": _update(torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw", **options), name),
-            "batches": _update(Muon(matrices, **options), name)}
+    return {
+        "one by one": _update(
+            torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw", **options), name
+        ),
+        "batches": _update(Muon(matrices, **options), name),
+    }
 
 
 def adamw(name: str, device: torch.device) -> dict[str, Work]:
@@ -196,7 +308,10 @@ def adamw(name: str, device: torch.device) -> dict[str, Work]:
     with device:
         gpt = GPT(gpt_config(name, num_layers=1))
     tables = [gpt.head.weight, gpt.token_embedding.weight]
-    return {label: _update(torch.optim.AdamW(tables, fused=label == "fused"), name) for label in ("plain", "fused")}
+    return {
+        label: _update(torch.optim.AdamW(tables, fused=label == "fused"), name)
+        for label in ("plain", "fused")
+    }
 
 
 def _update(optimizer: torch.optim.Optimizer, name: str) -> Work:
@@ -204,7 +319,11 @@ def _update(optimizer: torch.optim.Optimizer, name: str) -> Work:
     for p in parameters:
         p.grad = torch.randn_like(p)
     count = sum(p.numel() for p in parameters)
-    settings = {"model": name, "tensors": len(parameters), "million_parameters": round(count / 1e6, 2)}
+    settings = {
+        "model": name,
+        "tensors": len(parameters),
+        "million_parameters": round(count / 1e6, 2),
+    }
     return Work(lambda: optimizer.step(), 1, "float32", settings)
 
 
@@ -216,7 +335,9 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
 
 
-def finish_step(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], loss: Tensor, config: OptimConfig) -> None:
+def finish_step(
+    model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], loss: Tensor, config: OptimConfig
+) -> None:
     """What follows the loss in both training scripts."""
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or float("inf"))
@@ -232,16 +353,38 @@ def _dropped(batch: int, device: torch.device) -> Tensor:
 
 def _settings(gpt: GPT, name: str, batch: int) -> dict[str, object]:
     config = gpt.config
-    return {"model": name, "batch": batch, "tokens": config.num_tokens, "prefix": config.condition_tokens,
-            "grid_size": config.grid_size, "million_parameters": round(gpt.num_parameters() / 1e6, 2)}
+    return {
+        "model": name,
+        "batch": batch,
+        "tokens": config.num_tokens,
+        "prefix": config.condition_tokens,
+        "grid_size": config.grid_size,
+        "million_parameters": round(gpt.num_parameters() / 1e6, 2),
+    }
 
 
 def _growth(grid: int) -> tuple[Case, Case]:
     """The longest on a CPU is a minute a call."""
     name = f"growth_{grid}"
-    return (Case(name, "full", "tokens", partial(patterns, "GPT-B", grid, 1, whole=False), repeats=2 if grid < 48 else 1,
-                 warmup=1 if grid < 48 else 0, devices=("cpu",)),
-            Case(name, "full", "tokens", partial(patterns, "GPT-B", grid, 4, whole=False), repeats=5, devices=("cuda",)))
+    return (
+        Case(
+            name,
+            "full",
+            "tokens",
+            partial(patterns, "GPT-B", grid, 1, whole=False),
+            repeats=2 if grid < 48 else 1,
+            warmup=1 if grid < 48 else 0,
+            devices=("cpu",),
+        ),
+        Case(
+            name,
+            "full",
+            "tokens",
+            partial(patterns, "GPT-B", grid, 4, whole=False),
+            repeats=5,
+            devices=("cuda",),
+        ),
+    )
 
 
 def _memory(name: str, build: Callable[[torch.device], Work]) -> Case:
@@ -251,31 +394,113 @@ def _memory(name: str, build: Callable[[torch.device], Work]) -> Case:
 SMALL = {"num_layers": 4, "grid_size": 6, "codebook_size": 512}
 CASES = (
     Case("step", "full", "tokens", large_steps, repeats=10, warmup=3, devices=("cuda",)),
-    Case("patterns_3072", "full", "tokens", partial(patterns, "GPT-L", 32, 8), repeats=10, warmup=3, devices=("cuda",)),
-    Case("patterns_6912", "full", "tokens", partial(patterns, "GPT-L", 48, 4), repeats=5, warmup=3, devices=("cuda",)),
-    Case("loss", "full", "positions", lambda device: losses(LOSS_ROWS[device.type], 768, 16_384, device), repeats=3),
-    Case("recompute", "full", "tokens", partial(recomputing, "GPT-B", 1, optimize=False), repeats=1, devices=("cpu",)),
-    Case("recompute", "full", "tokens", partial(recomputing, "GPT-B", 4), repeats=10, warmup=3, devices=("cuda",)),
+    Case(
+        "patterns_3072",
+        "full",
+        "tokens",
+        partial(patterns, "GPT-L", 32, 8),
+        repeats=10,
+        warmup=3,
+        devices=("cuda",),
+    ),
+    Case(
+        "patterns_6912",
+        "full",
+        "tokens",
+        partial(patterns, "GPT-L", 48, 4),
+        repeats=5,
+        warmup=3,
+        devices=("cuda",),
+    ),
+    Case(
+        "loss",
+        "full",
+        "positions",
+        lambda device: losses(LOSS_ROWS[device.type], 768, 16_384, device),
+        repeats=3,
+    ),
+    Case(
+        "recompute",
+        "full",
+        "tokens",
+        partial(recomputing, "GPT-B", 1, optimize=False),
+        repeats=1,
+        devices=("cpu",),
+    ),
+    Case(
+        "recompute",
+        "full",
+        "tokens",
+        partial(recomputing, "GPT-B", 4),
+        repeats=10,
+        warmup=3,
+        devices=("cuda",),
+    ),
     *(case for grid in (16, 32, 48) for case in _growth(grid)),
-    Case("muon", "full", "updates", partial(muon, "GPT-L", 24), repeats=10, warmup=2, devices=("cuda",)),
+    Case(
+        "muon",
+        "full",
+        "updates",
+        partial(muon, "GPT-L", 24),
+        repeats=10,
+        warmup=2,
+        devices=("cuda",),
+    ),
     Case("adamw", "full", "updates", partial(adamw, "GPT-L"), repeats=10),
-    *(Case(f"fits_GPT-B_{how}", "full", "rows", partial(fits, "GPT-B", 4, how), repeats=1, warmup=0)
-      for how in configuration.RECOMPUTE),
-    *(Case(f"fits_GPT-L_{how}", "full", "rows", partial(fits, "GPT-L", 4, how), repeats=1, warmup=0)
-      for how in configuration.RECOMPUTE[1:]),
-    *(_memory(f"loss_{form}", lambda device, form=form: one_loss(form, LOSS_ROWS[device.type], 768, 16_384, device))
-      for form in LOSSES),
+    *(
+        Case(
+            f"fits_GPT-B_{how}", "full", "rows", partial(fits, "GPT-B", 4, how), repeats=1, warmup=0
+        )
+        for how in configuration.RECOMPUTE
+    ),
+    *(
+        Case(
+            f"fits_GPT-L_{how}", "full", "rows", partial(fits, "GPT-L", 4, how), repeats=1, warmup=0
+        )
+        for how in configuration.RECOMPUTE[1:]
+    ),
+    *(
+        _memory(
+            f"loss_{form}",
+            lambda device, form=form: one_loss(form, LOSS_ROWS[device.type], 768, 16_384, device),
+        )
+        for form in LOSSES
+    ),
     *(_memory(f"size_{name}", partial(step, name, 1)) for name in ("GPT-tiny", "GPT-B", "GPT-L")),
-    *(_memory(f"recompute_{how}", partial(step, "GPT-B", 1, recompute=how, optimize=False)) for how in configuration.RECOMPUTE),
-    *(_memory(f"grid_{grid}_{pattern}", partial(step, "GPT-B", 1, optimize=False,
-                                                   changes={"grid_size": grid, "layer_pattern": pattern}))
-      for grid in (16, 32, 48) for pattern in PATTERNS),
+    *(
+        _memory(f"recompute_{how}", partial(step, "GPT-B", 1, recompute=how, optimize=False))
+        for how in configuration.RECOMPUTE
+    ),
+    *(
+        _memory(
+            f"grid_{grid}_{pattern}",
+            partial(
+                step,
+                "GPT-B",
+                1,
+                optimize=False,
+                changes={"grid_size": grid, "layer_pattern": pattern},
+            ),
+        )
+        for grid in (16, 32, 48)
+        for pattern in PATTERNS
+    ),
     Case("step", "tiny", "tokens", tiny_step),
     Case("patterns_108", "tiny", "tokens", partial(patterns, "GPT-tiny", 6, 2)),
     Case("loss", "tiny", "positions", partial(losses, 512, 64, 4096)),
-    Case("recompute", "tiny", "tokens", partial(recomputing, "GPT-tiny", 2, compiled=False, changes=SMALL)),
+    Case(
+        "recompute",
+        "tiny",
+        "tokens",
+        partial(recomputing, "GPT-tiny", 2, compiled=False, changes=SMALL),
+    ),
     Case("muon", "tiny", "updates", partial(muon, "GPT-tiny", 2)),
     Case("adamw", "tiny", "updates", partial(adamw, "GPT-tiny"), repeats=10),
     Case("growth_6", "tiny", "tokens", partial(patterns, "GPT-tiny", 6, 1, whole=False)),
-    Case("memory_recompute", "tiny", "tokens", partial(step, "GPT-tiny", 2, recompute="blocks", changes=SMALL)),
+    Case(
+        "memory_recompute",
+        "tiny",
+        "tokens",
+        partial(step, "GPT-tiny", 2, recompute="blocks", changes=SMALL),
+    ),
 )

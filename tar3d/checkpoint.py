@@ -30,21 +30,35 @@ TOKEN_PARTS = ("encoder.", "to_code.", "quantizer.codebook")
 TOKENIZER = "tokenizer"  # sub-folder of a directory that holds several models
 
 
-def save_model(folder: str | Path, module: nn.Module, config: object, metrics: dict, readme: str,
-               dtype: torch.dtype = torch.float32, largest_file: int = LARGEST_FILE) -> Path:
+def save_model(
+    folder: str | Path,
+    module: nn.Module,
+    config: object,
+    metrics: dict,
+    readme: str,
+    dtype: torch.dtype = torch.float32,
+    largest_file: int = LARGEST_FILE,
+) -> Path:
     """Writes a model directory; `dtype` is how floating tensors are stored (they load as float32). Weights of more bytes than
     `largest_file` are split; each of their files says which weights it is of, so that an interrupted save is noticed."""
     from huggingface_hub import split_torch_state_dict_into_shards
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {k: (v.to(dtype) if v.is_floating_point() else v).contiguous().cpu() for k, v in module.state_dict().items()}
-    split = split_torch_state_dict_into_shards(tensors, filename_pattern=SPLIT, max_shard_size=largest_file)
+    tensors = {
+        k: (v.to(dtype) if v.is_floating_point() else v).contiguous().cpu()
+        for k, v in module.state_dict().items()
+    }
+    split = split_torch_state_dict_into_shards(
+        tensors, filename_pattern=SPLIT, max_shard_size=largest_file
+    )
     mark = {"weights": fingerprint(module)} if split.is_sharded else None
     for name, keys in split.filename_to_tensors.items():
         partial = folder / f".{name}.part"
         save_file({key: tensors[key] for key in keys}, partial, metadata=mark)
-        partial.chmod(folder.stat().st_mode & 0o666)  # safetensors makes files that only their owner can read
+        partial.chmod(
+            folder.stat().st_mode & 0o666
+        )  # safetensors makes files that only their owner can read
         os.replace(partial, folder / name)
     if split.is_sharded:
         index = {"metadata": {**split.metadata, **mark}, "weight_map": split.tensor_to_filename}
@@ -71,7 +85,10 @@ def _has_weights(folder: Path) -> bool:
 def copy_model(source: Path, target: Path) -> None:
     """Another model directory with the same files."""
     target.mkdir(parents=True, exist_ok=True)
-    for path in (*weight_files(source), *(source / name for name in (INDEX, CONFIG, METRICS, README))):
+    for path in (
+        *weight_files(source),
+        *(source / name for name in (INDEX, CONFIG, METRICS, README)),
+    ):
         if path.is_file():
             shutil.copyfile(path, target / path.name)
 
@@ -79,10 +96,16 @@ def copy_model(source: Path, target: Path) -> None:
 def find_model(source: str | Path) -> Path:
     """The local folder of a model directory given by path, or by Hub id (downloaded, or from the cache when offline)."""
     path = _local_folder(source)
-    missing = [name for name, there in ((WEIGHTS, _has_weights(path)), (CONFIG, (path / CONFIG).is_file())) if not there]
+    missing = [
+        name
+        for name, there in ((WEIGHTS, _has_weights(path)), (CONFIG, (path / CONFIG).is_file()))
+        if not there
+    ]
     if missing:
         have = ", ".join(sorted(p.name for p in path.iterdir())) or "nothing"
-        raise ValueError(f"{path} is not a model directory: {' and '.join(missing)} missing, it holds {have}")
+        raise ValueError(
+            f"{path} is not a model directory: {' and '.join(missing)} missing, it holds {have}"
+        )
     return path
 
 
@@ -92,26 +115,39 @@ def _local_folder(source: str | Path) -> Path:
     if path.is_dir():
         return path
     if path.exists() or len(path.parts) != 2 or str(source).startswith((".", "/", "~")):
-        raise ValueError(f"no model at {path}: give a model directory (with {WEIGHTS} and {CONFIG}) or a Hub id like owner/name")
+        raise ValueError(
+            f"no model at {path}: give a model directory (with {WEIGHTS} and {CONFIG}) or a Hub id like owner/name"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(str(source)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
-        raise ValueError(f"{source} is neither a local folder nor a model that the Hub could deliver "
-                         f"({type(e).__name__}); check the name and the network, or give a local model directory") from e
+        raise ValueError(
+            f"{source} is neither a local folder nor a model that the Hub could deliver "
+            f"({type(e).__name__}); check the name and the network, or give a local model directory"
+        ) from e
 
 
 def find_bundle(source: str | Path, *parts: tuple[str, ...]) -> list[Path]:
     """The model directories in a directory (path or Hub id): for each part the first of its names that is there."""
     path = _local_folder(source)
-    found = [next((path / name for name in names if _has_weights(path / name)), None) for names in parts]
+    found = [
+        next((path / name for name in names if _has_weights(path / name)), None) for names in parts
+    ]
     if missing := [names for names, folder in zip(parts, found, strict=True) if folder is None]:
-        have = ", ".join(sorted(p.name for p in path.iterdir() if p.is_dir() and _has_weights(p))) or "none"
-        lacking = " and ".join(" or ".join(f"{name}/{WEIGHTS}" for name in names) for names in missing)
-        raise ValueError(f"{path} lacks {lacking}; of models it holds {have}: "
-                         f"give a directory that holds {', '.join(names[0] for names in parts)}")
+        have = (
+            ", ".join(sorted(p.name for p in path.iterdir() if p.is_dir() and _has_weights(p)))
+            or "none"
+        )
+        lacking = " and ".join(
+            " or ".join(f"{name}/{WEIGHTS}" for name in names) for names in missing
+        )
+        raise ValueError(
+            f"{path} lacks {lacking}; of models it holds {have}: "
+            f"give a directory that holds {', '.join(names[0] for names in parts)}"
+        )
     return found
 
 
@@ -119,22 +155,35 @@ def read_config(source: str | Path, cls: type[T]) -> T:
     return configuration.load(cls, find_model(source) / CONFIG)
 
 
-def load_weights(module: nn.Module, source: str | Path, anew: tuple[str, ...] = (), only: tuple[str, ...] = ("",)) -> nn.Module:
+def load_weights(
+    module: nn.Module, source: str | Path, anew: tuple[str, ...] = (), only: tuple[str, ...] = ("",)
+) -> nn.Module:
     """Fills `module` from a model directory, strictly: a missing, surplus or misshapen tensor is a ValueError. But tensors whose
     names begin with one of `anew`, or with none of `only`, stay as they are."""
     path = find_model(source)
     path /= INDEX if (path / INDEX).is_file() else WEIGHTS
     tensors = _read_weights(path)
-    wanted, tensors = ({name: tensor for name, tensor in named.items() if name.startswith(only) and not name.startswith(anew)}
-                       for named in (module.state_dict(), tensors))
+    wanted, tensors = (
+        {
+            name: tensor
+            for name, tensor in named.items()
+            if name.startswith(only) and not name.startswith(anew)
+        }
+        for named in (module.state_dict(), tensors)
+    )
     wrong = [f"{k} is missing" for k in wanted if k not in tensors]
     wrong += [f"{k} is not part of this model" for k in tensors if k not in wanted]
-    wrong += [f"{k} is {tuple(tensors[k].shape)}, not {tuple(wanted[k].shape)}"
-              for k in wanted if k in tensors and tensors[k].shape != wanted[k].shape]
+    wrong += [
+        f"{k} is {tuple(tensors[k].shape)}, not {tuple(wanted[k].shape)}"
+        for k in wanted
+        if k in tensors and tensors[k].shape != wanted[k].shape
+    ]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ValueError(f"{path} does not fit its model: {'; '.join(wrong[:3])}{more}")
-    module.load_state_dict({k: v.to(wanted[k].dtype) for k, v in tensors.items()}, strict=not anew and only == ("",))
+    module.load_state_dict(
+        {k: v.to(wanted[k].dtype) for k, v in tensors.items()}, strict=not anew and only == ("",)
+    )
     return module
 
 
@@ -149,12 +198,16 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             path = path.with_name(Path(name).name)
             with safe_open(path, "pt") as file:
                 if (file.metadata() or {}).get("weights") != index["metadata"].get("weights"):
-                    raise ValueError(f"{path} belongs to other weights than {INDEX}: a save was interrupted, or files of two "
-                                     "models were mixed; fetch or make the model again")
+                    raise ValueError(
+                        f"{path} belongs to other weights than {INDEX}: a save was interrupted, or files of two "
+                        "models were mixed; fetch or make the model again"
+                    )
                 tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         return tensors
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as e:
-        raise ValueError(f"{path} cannot be read ({e}): the file is damaged or incomplete, fetch or make it again") from e
+        raise ValueError(
+            f"{path} cannot be read ({e}): the file is damaged or incomplete, fetch or make it again"
+        ) from e
 
 
 def find_tokenizer(source: str | Path) -> Path:
@@ -169,8 +222,10 @@ def load_tokenizer(source: str | Path) -> VQVAE:
     folder = find_tokenizer(source)
     config = read_config(folder, VQVAEConfig)
     if config.train.stage == "ae":
-        raise ValueError(f"{folder} is an autoencoder, whose codebook is not trained: continue it with python train_vqvae.py "
-                         f"--init {folder} train.stage=vq")
+        raise ValueError(
+            f"{folder} is an autoencoder, whose codebook is not trained: continue it with python train_vqvae.py "
+            f"--init {folder} train.stage=vq"
+        )
     return load_weights(VQVAE(config.tokenizer), folder).eval()
 
 

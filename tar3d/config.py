@@ -43,14 +43,25 @@ class SampleConfig:
     volume_points: int = 80_000
     near_points: int = 80_000  # half at each noise scale
     near_sigmas: list[float] = field(default_factory=lambda: [0.02, 0.005])
-    crossing_share: float = 0.0  # of the near points: where planes mistake one part for another (tar3d/mesh/points.py)
+    crossing_share: float = (
+        0.0  # of the near points: where planes mistake one part for another (tar3d/mesh/points.py)
+    )
     min_thickness: float = 0.015  # thinner walls and sheets are made that thick, to be seen at all; 0 leaves them as they are
 
     def __post_init__(self) -> None:
         _at_least(1, self, "", "surface_points", "volume_points", "near_points")
-        _require(0 <= self.crossing_share <= 1, f"crossing_share is a share of the near points, got {self.crossing_share}")
-        _require(0 <= self.min_thickness <= 0.5, f"min_thickness must be in [0, 0.5], got {self.min_thickness}")
-        _require(len(self.near_sigmas) > 0 and min(self.near_sigmas) > 0, f"near_sigmas must be positive, got {self.near_sigmas}")
+        _require(
+            0 <= self.crossing_share <= 1,
+            f"crossing_share is a share of the near points, got {self.crossing_share}",
+        )
+        _require(
+            0 <= self.min_thickness <= 0.5,
+            f"min_thickness must be in [0, 0.5], got {self.min_thickness}",
+        )
+        _require(
+            len(self.near_sigmas) > 0 and min(self.near_sigmas) > 0,
+            f"near_sigmas must be positive, got {self.near_sigmas}",
+        )
 
 
 @dataclass(kw_only=True)
@@ -60,19 +71,33 @@ class ViewConfig:
     count: int = 4
     size: int = 128
     background: str = "transparent"  # or "white"
-    azimuth: list[float] = field(default_factory=lambda: [-60.0, 60.0])  # 0 looks from +Z; positive towards +X
+    azimuth: list[float] = field(
+        default_factory=lambda: [-60.0, 60.0]
+    )  # 0 looks from +Z; positive towards +X
     elevation: list[float] = field(default_factory=lambda: [5.0, 35.0])
     distance: float = 5.5  # the whole cube fits: distance sin(field_of_view / 2) >= 0.95 sqrt 3
     field_of_view: float = 35.0
 
     def __post_init__(self) -> None:
         _one_of("views.background", self.background, ("transparent", "white"))
-        _require(self.count >= 0 and self.size >= 16, f"views need count >= 0 and size >= 16, got {self.count} and {self.size}")
+        _require(
+            self.count >= 0 and self.size >= 16,
+            f"views need count >= 0 and size >= 16, got {self.count} and {self.size}",
+        )
         for name in ("azimuth", "elevation"):
             low_high = getattr(self, name)
-            _require(len(low_high) == 2 and low_high[0] <= low_high[1], f"{name} must be [low, high], got {low_high}")
-        _require(self.distance > 2.0, f"camera distance must exceed 2 (the cube's half diagonal is 1.73), got {self.distance}")
-        _require(0 < self.field_of_view < 180, f"field_of_view must be between 0 and 180 degrees, got {self.field_of_view}")
+            _require(
+                len(low_high) == 2 and low_high[0] <= low_high[1],
+                f"{name} must be [low, high], got {low_high}",
+            )
+        _require(
+            self.distance > 2.0,
+            f"camera distance must exceed 2 (the cube's half diagonal is 1.73), got {self.distance}",
+        )
+        _require(
+            0 < self.field_of_view < 180,
+            f"field_of_view must be between 0 and 180 degrees, got {self.field_of_view}",
+        )
 
 
 @dataclass(kw_only=True)
@@ -90,7 +115,9 @@ class PrepareConfig(SampleConfig):
 
     @property
     def samples(self) -> SampleConfig:
-        return SampleConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(SampleConfig)})
+        return SampleConfig(
+            **{f.name: getattr(self, f.name) for f in dataclasses.fields(SampleConfig)}
+        )
 
 
 @dataclass(kw_only=True)
@@ -114,11 +141,26 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         _one_of("tokenizer.encoder", self.encoder, ("cross_attention", "plane_pool"))
-        _at_least(1, self, "tokenizer.", "grid_size", "width", "num_heads", "point_width", "code_dim", "plane_channels",
-                  "upsample_stages", "occupancy_width", "occupancy_layers")
+        _at_least(
+            1,
+            self,
+            "tokenizer.",
+            "grid_size",
+            "width",
+            "num_heads",
+            "point_width",
+            "code_dim",
+            "plane_channels",
+            "upsample_stages",
+            "occupancy_width",
+            "occupancy_layers",
+        )
         _at_least(0, self, "tokenizer.", "num_frequencies", "encoder_layers", "decoder_layers")
         _at_least(2, self, "tokenizer.", "codebook_size")
-        _require(self.width % self.num_heads == 0, f"tokenizer.width {self.width} is not divisible by num_heads {self.num_heads}")
+        _require(
+            self.width % self.num_heads == 0,
+            f"tokenizer.width {self.width} is not divisible by num_heads {self.num_heads}",
+        )
 
     @property
     def num_tokens(self) -> int:
@@ -144,10 +186,15 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         for name in ("muon_lr", "adamw_lr"):
-            _require(getattr(self, name) > 0, f"optim.{name} must be positive, got {getattr(self, name)}")
+            _require(
+                getattr(self, name) > 0, f"optim.{name} must be positive, got {getattr(self, name)}"
+            )
         _one_of("optim.hidden_matrices", self.hidden_matrices, ("muon", "adamw"))
         _one_of("optim.schedule", self.schedule, ("cosine", "wsd"))
-        _require(0 < self.decay_fraction <= 1, f"optim.decay_fraction must be in (0, 1], got {self.decay_fraction}")
+        _require(
+            0 < self.decay_fraction <= 1,
+            f"optim.decay_fraction must be in (0, 1], got {self.decay_fraction}",
+        )
         _at_least(0, self, "optim.", "weight_decay", "warmup_steps", "grad_clip")
 
 
@@ -165,15 +212,30 @@ class ImageEncoderConfig:
     num_heads: int = 4
 
     def __post_init__(self) -> None:
-        _require(len(self.source) > 0, "image_encoder.source is empty: give \"trained\", a local directory or a Hub id")
-        _require(self.image_size > 0, f"image_encoder.image_size must be positive, got {self.image_size}")
-        _require(0 < self.foreground_fill <= 1, f"image_encoder.foreground_fill must be in (0, 1], got {self.foreground_fill}")
+        _require(
+            len(self.source) > 0,
+            'image_encoder.source is empty: give "trained", a local directory or a Hub id',
+        )
+        _require(
+            self.image_size > 0, f"image_encoder.image_size must be positive, got {self.image_size}"
+        )
+        _require(
+            0 < self.foreground_fill <= 1,
+            f"image_encoder.foreground_fill must be in (0, 1], got {self.foreground_fill}",
+        )
         if self.source == "trained":
-            _require(self.patch_size > 0 and self.image_size % self.patch_size == 0,
-                     f"image_encoder.image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
-            _require(self.num_heads > 0 and self.width % self.num_heads == 0,
-                     f"image_encoder.width {self.width} is not divisible by num_heads {self.num_heads}")
-            _require(self.num_layers >= 0, f"image_encoder.num_layers must be >= 0, got {self.num_layers}")
+            _require(
+                self.patch_size > 0 and self.image_size % self.patch_size == 0,
+                f"image_encoder.image_size {self.image_size} is not a multiple of patch_size {self.patch_size}",
+            )
+            _require(
+                self.num_heads > 0 and self.width % self.num_heads == 0,
+                f"image_encoder.width {self.width} is not divisible by num_heads {self.num_heads}",
+            )
+            _require(
+                self.num_layers >= 0,
+                f"image_encoder.num_layers must be >= 0, got {self.num_layers}",
+            )
 
 
 @dataclass(kw_only=True)
@@ -191,13 +253,18 @@ class TextEncoderConfig:
     num_heads: int = 4
 
     def __post_init__(self) -> None:
-        _require(len(self.source) > 0, "text_encoder.source is empty: give \"trained\", a local directory or a Hub id")
+        _require(
+            len(self.source) > 0,
+            'text_encoder.source is empty: give "trained", a local directory or a Hub id',
+        )
         _one_of("text_encoder.dtype", self.dtype, ("bfloat16", "float32"))
         _at_least(1, self, "text_encoder.", "max_tokens", "width", "num_heads")
         _at_least(0, self, "text_encoder.", "num_layers")
         _at_least(8, self, "text_encoder.", "vocabulary")
-        _require(self.width % self.num_heads == 0,
-                 f"text_encoder.width {self.width} is not divisible by num_heads {self.num_heads}")
+        _require(
+            self.width % self.num_heads == 0,
+            f"text_encoder.width {self.width} is not divisible by num_heads {self.num_heads}",
+        )
 
 
 @dataclass(kw_only=True)
@@ -211,47 +278,95 @@ class GPTConfig:
     codebook_size: int = 16_384
     condition_tokens: int = 197  # P, the longest prefix
     condition_width: int = 768  # E
-    condition_dropout: float = 0.1  # probability that a training row sees the learned null prefix (guidance)
+    condition_dropout: float = (
+        0.1  # probability that a training row sees the learned null prefix (guidance)
+    )
     layer_pattern: str = "LLLF"  # repeated over depth: L linear attention, F full attention
-    tokens_per_step: int = 1  # or 3: the layers see the three plane tokens of a cell as one position
-    token_order: str = "cells"  # or "planes", one plane after the other, for comparison: tar3d/token_order.py
+    tokens_per_step: int = (
+        1  # or 3: the layers see the three plane tokens of a cell as one position
+    )
+    token_order: str = (
+        "cells"  # or "planes", one plane after the other, for comparison: tar3d/token_order.py
+    )
     rope: str = "rotation"  # or, for comparison, "paper_sum" or "sequence": tar3d/gpt/rope.py
-    rope_prefix: str = "identity"  # how the prefix is rotated; or "zero", as in TAR3D, for comparison
+    rope_prefix: str = (
+        "identity"  # how the prefix is rotated; or "zero", as in TAR3D, for comparison
+    )
     sketch_dim: int = 0  # width of the codes that are guessed from the condition for every position; 0: none, as in the paper
     sketch_local: int = 0  # numbers of each position of the prefix that the sketch sees, beside their mean; 0: the mean alone
     sketch_hidden: int = 0  # width of its hidden layer; 0: twice condition_width
     rope_base: float = 10_000.0
-    absolute_positions: bool = True  # learned row, column and plane embeddings beside TriPE; the paper has none
+    absolute_positions: bool = (
+        True  # learned row, column and plane embeddings beside TriPE; the paper has none
+    )
     linear_backend: str = "auto"  # what computes the two kinds of attention, a choice of the machine: tar3d/gpt/backends.py
     attention_backend: str = "auto"
     chunk_size: int = 64  # of the chunked form
     linear: str = "lightning"  # or, for comparison, "gated" or "delta", whose decay depends on the data: tar3d/gpt/attention.py
-    linear_gate: bool = True  # sigmoid output gate of the linear layers: one more width x width matrix in each
+    linear_gate: bool = (
+        True  # sigmoid output gate of the linear layers: one more width x width matrix in each
+    )
 
     def __post_init__(self) -> None:
         _one_of("gpt.token_order", self.token_order, ("cells", "planes"))
-        _require(self.token_order == "cells" or self.tokens_per_step == 1,
-                 f"gpt.token_order is {self.token_order}, but with gpt.tokens_per_step {self.tokens_per_step} a step is a cell: "
-                 "write gpt.token_order=cells, or gpt.tokens_per_step=1")
+        _require(
+            self.token_order == "cells" or self.tokens_per_step == 1,
+            f"gpt.token_order is {self.token_order}, but with gpt.tokens_per_step {self.tokens_per_step} a step is a cell: "
+            "write gpt.token_order=cells, or gpt.tokens_per_step=1",
+        )
         _one_of("gpt.rope", self.rope, ("rotation", "paper_sum", "sequence"))
         _one_of("gpt.rope_prefix", self.rope_prefix, ("identity", "zero"))
         _one_of("gpt.linear", self.linear, ("lightning", "gated", "delta"))
-        _require(self.linear == "lightning" or self.linear_backend != "lightning_attn",
-                 "gpt.linear_backend is lightning_attn, which computes lightning attention alone, but gpt.linear is "
-                 f"{self.linear}: write gpt.linear_backend=auto")
-        _one_of("gpt.linear_backend", self.linear_backend, ("auto", "chunked", "reference", "fla", "lightning_attn"))
-        _one_of("gpt.attention_backend", self.attention_backend, ("auto", "sdpa", "flash_attn", "xformers"))
-        _at_least(1, self, "gpt.", "num_layers", "width", "num_heads", "grid_size", "codebook_size", "condition_tokens",
-                  "condition_width", "chunk_size")
+        _require(
+            self.linear == "lightning" or self.linear_backend != "lightning_attn",
+            "gpt.linear_backend is lightning_attn, which computes lightning attention alone, but gpt.linear is "
+            f"{self.linear}: write gpt.linear_backend=auto",
+        )
+        _one_of(
+            "gpt.linear_backend",
+            self.linear_backend,
+            ("auto", "chunked", "reference", "fla", "lightning_attn"),
+        )
+        _one_of(
+            "gpt.attention_backend",
+            self.attention_backend,
+            ("auto", "sdpa", "flash_attn", "xformers"),
+        )
+        _at_least(
+            1,
+            self,
+            "gpt.",
+            "num_layers",
+            "width",
+            "num_heads",
+            "grid_size",
+            "codebook_size",
+            "condition_tokens",
+            "condition_width",
+            "chunk_size",
+        )
         _at_least(0, self, "gpt.", "sketch_dim", "sketch_local", "sketch_hidden")
-        _require(self.width % self.num_heads == 0, f"gpt.width {self.width} is not divisible by num_heads {self.num_heads}")
-        _require(self.tokens_per_step in (1, 3), f"gpt.tokens_per_step is {self.tokens_per_step}, allowed are 1 and 3: "
-                 "a token, or the three plane tokens of a cell")
-        _require(len(self.layer_pattern) > 0 and set(self.layer_pattern) <= {"L", "F"},
-                 f"gpt.layer_pattern may hold L and F only, got {self.layer_pattern!r}")
-        _require(0.0 <= self.condition_dropout < 1.0, f"gpt.condition_dropout must be in [0, 1), got {self.condition_dropout}")
-        _require(self.head_dim % 2 == 0 and self.head_dim >= 6,
-                 f"gpt.width / num_heads is {self.head_dim}; rotary positions need an even number of at least 6")
+        _require(
+            self.width % self.num_heads == 0,
+            f"gpt.width {self.width} is not divisible by num_heads {self.num_heads}",
+        )
+        _require(
+            self.tokens_per_step in (1, 3),
+            f"gpt.tokens_per_step is {self.tokens_per_step}, allowed are 1 and 3: "
+            "a token, or the three plane tokens of a cell",
+        )
+        _require(
+            len(self.layer_pattern) > 0 and set(self.layer_pattern) <= {"L", "F"},
+            f"gpt.layer_pattern may hold L and F only, got {self.layer_pattern!r}",
+        )
+        _require(
+            0.0 <= self.condition_dropout < 1.0,
+            f"gpt.condition_dropout must be in [0, 1), got {self.condition_dropout}",
+        )
+        _require(
+            self.head_dim % 2 == 0 and self.head_dim >= 6,
+            f"gpt.width / num_heads is {self.head_dim}; rotary positions need an even number of at least 6",
+        )
 
     @property
     def head_dim(self) -> int:
@@ -269,7 +384,12 @@ class GPTConfig:
 
 CONDITIONS = ("image", "text")
 # What a GPT is conditioned on, by the name that --gpt-type gives it.
-GPT_TYPES: dict[str, list[str]] = {"i23d": ["image"], "t23d": ["text"], "uncond": [], "any": ["image", "text"]}
+GPT_TYPES: dict[str, list[str]] = {
+    "i23d": ["image"],
+    "t23d": ["text"],
+    "uncond": [],
+    "any": ["image", "text"],
+}
 
 # (layers, width, heads), as named in LlamaGen (arXiv 2406.06525, table 1) and TAR3D
 GPT_SIZES: dict[str, tuple[int, int, int]] = {
@@ -290,9 +410,14 @@ def gpt_config(name: str, **changes: object) -> GPTConfig:
     _one_of("GPT size", name, tuple(GPT_SIZES))
     fields = {f.name for f in dataclasses.fields(GPTConfig)}
     unknown = sorted(set(changes) - fields)
-    _require(not unknown, f"{', '.join(unknown)}: no such field of GPTConfig; it has {', '.join(sorted(fields))}")
+    _require(
+        not unknown,
+        f"{', '.join(unknown)}: no such field of GPTConfig; it has {', '.join(sorted(fields))}",
+    )
     num_layers, width, num_heads = GPT_SIZES[name]
-    return GPTConfig(**{"num_layers": num_layers, "width": width, "num_heads": num_heads, **changes})
+    return GPTConfig(
+        **{"num_layers": num_layers, "width": width, "num_heads": num_heads, **changes}
+    )
 
 
 @dataclass(kw_only=True)
@@ -312,22 +437,33 @@ class SamplingConfig:
         _require(0 < self.top_p <= 1, f"top_p must be in (0, 1], got {self.top_p}")
         _require(0 <= self.min_p < 1, f"min_p must be in [0, 1), got {self.min_p}")
         _require(self.cfg_scale >= 0, f"cfg_scale must be >= 0, got {self.cfg_scale}")
-        _require(self.sketch_scale >= 0, f"sketch_scale must be >= 0 (0 is off), got {self.sketch_scale}")
+        _require(
+            self.sketch_scale >= 0, f"sketch_scale must be >= 0 (0 is off), got {self.sketch_scale}"
+        )
 
 
 @dataclass(kw_only=True)
 class AugmentConfig:
     """How a training shape of the tokenizer is changed, anew whenever it is drawn (`tar3d/data/augment.py`). Default: not."""
 
-    scale: list[float] = field(default_factory=lambda: [1.0, 1.0])  # each axis by a factor uniform in [low, high]
-    rotate: float = 0.0  # probability of any angle about the up axis; else, unless it is 0, a quarter turn
+    scale: list[float] = field(
+        default_factory=lambda: [1.0, 1.0]
+    )  # each axis by a factor uniform in [low, high]
+    rotate: float = (
+        0.0  # probability of any angle about the up axis; else, unless it is 0, a quarter turn
+    )
     mirror: float = 0.0  # probability of x -> -x
 
     def __post_init__(self) -> None:
-        _require(len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1],
-                 f"train.augment.scale must be [low, high] with 0 < low <= high, got {self.scale}")
+        _require(
+            len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1],
+            f"train.augment.scale must be [low, high] with 0 < low <= high, got {self.scale}",
+        )
         for name in ("rotate", "mirror"):
-            _require(0 <= getattr(self, name) <= 1, f"train.augment.{name} is a probability, got {getattr(self, name)}")
+            _require(
+                0 <= getattr(self, name) <= 1,
+                f"train.augment.{name} is a probability, got {getattr(self, name)}",
+            )
 
     @property
     def active(self) -> bool:
@@ -342,9 +478,13 @@ class TrainConfig:
     precision: str = "auto"  # bf16-mixed where the hardware has it, else 32-true; 16-mixed for GPUs without bfloat16
     ema: float = 0.0  # decay a step of the moving average of the weights that is validated and kept; 0: the weights themselves
     deterministic: bool = False  # the same bits on a GPU too, slower; a CPU always gives them
-    skip_nonfinite: int = 0  # so many steps whose loss or gradient is not finite are passed over before the run stops
+    skip_nonfinite: int = (
+        0  # so many steps whose loss or gradient is not finite are passed over before the run stops
+    )
     micro_batch_size: int = 0  # rows that go through the model together on one device; 0: all of a step's (no accumulation)
-    compile: bool = False  # torch.compile each block: about a minute at the start, then faster steps
+    compile: bool = (
+        False  # torch.compile each block: about a minute at the start, then faster steps
+    )
     recompute: str = "none"  # activation checkpointing: "cheap" works out again all but matrix products, "blocks" everything
     num_workers: int = 4
     validate_every: int = 2000
@@ -355,9 +495,22 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _one_of("train.recompute", self.recompute, RECOMPUTE)
-        _require(0 <= self.ema < 1, f"train.ema is the decay of an average, in [0, 1), got {self.ema}")
-        _at_least(1, self, "train.", "validate_every", "validation_shapes", "save_every", "log_every")
-        _at_least(0, self, "train.", "seed", "skip_nonfinite", "micro_batch_size", "num_workers", "preview_shapes")
+        _require(
+            0 <= self.ema < 1, f"train.ema is the decay of an average, in [0, 1), got {self.ema}"
+        )
+        _at_least(
+            1, self, "train.", "validate_every", "validation_shapes", "save_every", "log_every"
+        )
+        _at_least(
+            0,
+            self,
+            "train.",
+            "seed",
+            "skip_nonfinite",
+            "micro_batch_size",
+            "num_workers",
+            "preview_shapes",
+        )
 
 
 @dataclass(kw_only=True)
@@ -376,11 +529,25 @@ class VQVAETrainConfig(TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _one_of("train.stage", self.stage, ("both", "ae", "vq", "decoder"))
-        _require(self.stage != "ae" or self.autoencoder_steps > 0, "train.stage is ae, but train.autoencoder_steps is 0")
+        _require(
+            self.stage != "ae" or self.autoencoder_steps > 0,
+            "train.stage is ae, but train.autoencoder_steps is 0",
+        )
         _at_least(1, self, "train.", "codebook_steps", "batch_size", "surface_points")
-        _at_least(0, self, "train.", "autoencoder_steps", "volume_points", "near_points", "near_weight", "commitment_weight")
-        _require(self.volume_points + self.near_points > 0,
-                 "train.volume_points and train.near_points are both 0: nothing is learnt")
+        _at_least(
+            0,
+            self,
+            "train.",
+            "autoencoder_steps",
+            "volume_points",
+            "near_points",
+            "near_weight",
+            "commitment_weight",
+        )
+        _require(
+            self.volume_points + self.near_points > 0,
+            "train.volume_points and train.near_points are both 0: nothing is learnt",
+        )
 
     @property
     def first_codebook_step(self) -> int:
@@ -406,7 +573,9 @@ class GPTTrainConfig(TrainConfig):
     stage: str = "gpt"  # or "sketch": encoders and sketch alone, which costs little; "layers": the rest, on these as they are
     steps: int = 400_000
     global_batch_size: int = 64  # rows per optimizer step over all devices and accumulation steps
-    strategy: str = "ddp"  # of several processes: each holds all; or "fsdp": its part, for sizes that need it
+    strategy: str = (
+        "ddp"  # of several processes: each holds all; or "fsdp": its part, for sizes that need it
+    )
     weights_dtype: str = "float32"  # of the model directory; float16 halves it
     weights_file_mb: int = 5000  # largest file of it: larger weights are split
     token_noise: float = 0.0  # largest share of a row's input tokens replaced by random ones; each row draws its own below it
@@ -417,21 +586,28 @@ class GPTTrainConfig(TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _one_of("train.stage", self.stage, ("gpt", "sketch", "layers"))
-        _require(self.stage != "layers" or not (self.sketch_weight or self.sketch_rows),
-                 f"train.stage=layers leaves the sketch as it is, but train.sketch_weight {self.sketch_weight:g} and "
-                 f"train.sketch_rows {self.sketch_rows} train it: write 0 for both")
+        _require(
+            self.stage != "layers" or not (self.sketch_weight or self.sketch_rows),
+            f"train.stage=layers leaves the sketch as it is, but train.sketch_weight {self.sketch_weight:g} and "
+            f"train.sketch_rows {self.sketch_rows} train it: write 0 for both",
+        )
         _one_of("train.strategy", self.strategy, ("ddp", "fsdp"))
         _one_of("train.weights_dtype", self.weights_dtype, ("float32", "float16"))
         _at_least(1, self, "train.", "steps", "global_batch_size", "weights_file_mb")
         _at_least(0, self, "train.", "sketch_weight", "sketch_rows", "token_noise")
-        _require(0 <= self.word_dropout < 1, f"train.word_dropout is a probability below 1, got {self.word_dropout}")
+        _require(
+            0 <= self.word_dropout < 1,
+            f"train.word_dropout is a probability below 1, got {self.word_dropout}",
+        )
 
 
 @dataclass(kw_only=True)
 class GPTRunConfig:
     """Everything `train_gpt.py` needs; saved beside the weights."""
 
-    conditions: list[str] = field(default_factory=lambda: ["image"])  # what the GPT is told, one of them at a time
+    conditions: list[str] = field(
+        default_factory=lambda: ["image"]
+    )  # what the GPT is told, one of them at a time
     gpt: GPTConfig = field(default_factory=GPTConfig)
     image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
     text_encoder: TextEncoderConfig = field(default_factory=TextEncoderConfig)
@@ -443,15 +619,21 @@ class GPTRunConfig:
     def __post_init__(self) -> None:
         for kind in self.conditions:
             _one_of("conditions", kind, CONDITIONS)
-        _require(len(set(self.conditions)) == len(self.conditions),
-                 f"conditions has an entry twice: {', '.join(self.conditions)}")
-        _require(self.train.stage == "gpt" or (self.gpt.sketch_dim > 0 and len(self.conditions) > 0),
-                 f"train.stage is {self.train.stage}, but the GPT has no sketch (gpt.sketch_dim {self.gpt.sketch_dim}, "
-                 f"conditions {', '.join(self.conditions) or 'none'}): set gpt.sketch_dim to the tokenizer's code_dim, and "
-                 "choose a --gpt-type that is told something")
-        _require(self.gpt.sketch_dim > 0 or not (self.train.sketch_rows or self.train.sketch_weight),
-                 f"train.sketch_rows {self.train.sketch_rows} and train.sketch_weight {self.train.sketch_weight:g} train a "
-                 "sketch, but gpt.sketch_dim is 0: set it to the tokenizer's code_dim, or the two to 0")
+        _require(
+            len(set(self.conditions)) == len(self.conditions),
+            f"conditions has an entry twice: {', '.join(self.conditions)}",
+        )
+        _require(
+            self.train.stage == "gpt" or (self.gpt.sketch_dim > 0 and len(self.conditions) > 0),
+            f"train.stage is {self.train.stage}, but the GPT has no sketch (gpt.sketch_dim {self.gpt.sketch_dim}, "
+            f"conditions {', '.join(self.conditions) or 'none'}): set gpt.sketch_dim to the tokenizer's code_dim, and "
+            "choose a --gpt-type that is told something",
+        )
+        _require(
+            self.gpt.sketch_dim > 0 or not (self.train.sketch_rows or self.train.sketch_weight),
+            f"train.sketch_rows {self.train.sketch_rows} and train.sketch_weight {self.train.sketch_weight:g} train a "
+            "sketch, but gpt.sketch_dim is 0: set it to the tokenizer's code_dim, or the two to 0",
+        )
 
 
 @dataclass(kw_only=True)
@@ -464,11 +646,15 @@ class EvalProtocol:
     source: str = "TAR3D, arXiv 2412.16919"  # whose convention this is
     frame: str = "truth"  # both meshes moved and scaled by the true one's box; or "each": by its own box; or "source": as given
     points: int = 16_000  # drawn from each surface
-    thresholds: list[float] = field(default_factory=lambda: [0.01, 0.02, 0.05])  # of precision, recall and F-score
+    thresholds: list[float] = field(
+        default_factory=lambda: [0.01, 0.02, 0.05]
+    )  # of precision, recall and F-score
     iou_points: int = 30_000  # uniform in the box that holds both meshes
     near_points: int = 30_000  # on the true surface, moved by Gaussian noise
     near_sigma: float = 0.02  # of that noise, per axis
-    headline: list[str] = field(default_factory=lambda: ["chamfer", "fscore@0.02"])  # the scores that tables show first
+    headline: list[str] = field(
+        default_factory=lambda: ["chamfer", "fscore@0.02"]
+    )  # the scores that tables show first
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -476,8 +662,10 @@ class EvalProtocol:
         _at_least(1, self, "", "points", "iou_points", "near_points")
         _at_least(0, self, "", "seed")
         _require(self.near_sigma > 0, f"near_sigma must be positive, got {self.near_sigma}")
-        _require(len(self.thresholds) > 0 and all(tau > 0 for tau in self.thresholds),
-                 f"thresholds must be one or more positive numbers, got {self.thresholds}")
+        _require(
+            len(self.thresholds) > 0 and all(tau > 0 for tau in self.thresholds),
+            f"thresholds must be one or more positive numbers, got {self.thresholds}",
+        )
 
 
 def from_mapping(cls: type[T], values: dict, origin: str) -> T:
@@ -487,10 +675,17 @@ def from_mapping(cls: type[T], values: dict, origin: str) -> T:
         return OmegaConf.to_object(merged)
     except (OmegaConfBaseException, ValueError) as e:
         reason = str(e).splitlines()[0]
-        raise ValueError(f"{origin}: {reason}. The keys and their types are listed in tar3d/config.py") from e
+        raise ValueError(
+            f"{origin}: {reason}. The keys and their types are listed in tar3d/config.py"
+        ) from e
 
 
-def load(cls: type[T], path: str | Path | None, overrides: list[str] | tuple[str, ...] = (), base: dict | None = None) -> T:
+def load(
+    cls: type[T],
+    path: str | Path | None,
+    overrides: list[str] | tuple[str, ...] = (),
+    base: dict | None = None,
+) -> T:
     """Reads `path` (None: defaults only), applies `key=value` overrides, and returns a checked `cls`.
 
     `base` holds nested values that replace defaults and give way to the file and the overrides.
@@ -502,20 +697,34 @@ def load(cls: type[T], path: str | Path | None, overrides: list[str] | tuple[str
             raise ValueError(f"config file {path} does not exist")
         values = _read(path)
     for item in overrides:
-        _require("=" in item and not item.startswith("-"),
-                 f"{item!r} is not an override of the form key=value, as in train.batch_size=4")
+        _require(
+            "=" in item and not item.startswith("-"),
+            f"{item!r} is not an override of the form key=value, as in train.batch_size=4",
+        )
     values = OmegaConf.merge(base or {}, values, OmegaConf.from_dotlist(list(overrides)))
     return from_mapping(cls, OmegaConf.to_container(values), str(path) if path else "overrides")
 
 
-def load_gpt_run(path: str | Path, model: str, tokenizer: TokenizerConfig, overrides: list[str] | tuple[str, ...] = (),
-                 gpt_type: str = "i23d") -> GPTRunConfig:
+def load_gpt_run(
+    path: str | Path,
+    model: str,
+    tokenizer: TokenizerConfig,
+    overrides: list[str] | tuple[str, ...] = (),
+    gpt_type: str = "i23d",
+) -> GPTRunConfig:
     """The run that `path` describes for a GPT of the named size and type; token grid and vocabulary are the tokenizer's unless
     given."""
     size = gpt_config(model)
-    named = [f"gpt.{field}={getattr(size, field)}" for field in ("num_layers", "width", "num_heads")]
+    named = [
+        f"gpt.{field}={getattr(size, field)}" for field in ("num_layers", "width", "num_heads")
+    ]
     spoken = {"grid_size": tokenizer.grid_size, "codebook_size": tokenizer.codebook_size}
-    return load(GPTRunConfig, path, [*named, *overrides], base={"gpt": spoken, "conditions": GPT_TYPES[gpt_type]})
+    return load(
+        GPTRunConfig,
+        path,
+        [*named, *overrides],
+        base={"gpt": spoken, "conditions": GPT_TYPES[gpt_type]},
+    )
 
 
 def _read(path: Path) -> DictConfig:
@@ -523,7 +732,10 @@ def _read(path: Path) -> DictConfig:
         values = OmegaConf.load(path)
     except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as e:
         raise ValueError(f"{path} is not a readable YAML file: {' '.join(str(e).split())}") from e
-    _require(isinstance(values, DictConfig), f"{path} must hold keys and values, as in \"train: {{batch_size: 4}}\"")
+    _require(
+        isinstance(values, DictConfig),
+        f'{path} must hold keys and values, as in "train: {{batch_size: 4}}"',
+    )
     return values
 
 

@@ -58,8 +58,13 @@ class Mesh:
         _check(f.ndim == 2 and f.shape[1] == 3, f"mesh faces must be (F, 3), got {f.shape}")
         _check(len(f) > 0, "a mesh needs at least one face, got none")
         _check(bool(np.isfinite(v).all()), "mesh vertices hold NaN or infinite coordinates")
-        _check(f.min() >= 0 and f.max() < len(v), f"mesh faces index vertices {f.min()}..{f.max()}, but there are {len(v)}")
-        _check(self.to_source.shape == (4, 4), f"to_source must be (4, 4), got {self.to_source.shape}")
+        _check(
+            f.min() >= 0 and f.max() < len(v),
+            f"mesh faces index vertices {f.min()}..{f.max()}, but there are {len(v)}",
+        )
+        _check(
+            self.to_source.shape == (4, 4), f"to_source must be (4, 4), got {self.to_source.shape}"
+        )
 
 
 @dataclass(frozen=True)
@@ -81,12 +86,20 @@ class ShapeSamples:
         _check(p.ndim == 2 and p.shape[1] == 3, f"points must be (M, 3), got {p.shape}")
         for name in ("inside", "is_near"):
             a = getattr(self, name)
-            _check(a.shape == (len(p),) and a.dtype == bool, f"{name} must be ({len(p)},) bool, got {a.shape} {a.dtype}")
+            _check(
+                a.shape == (len(p),) and a.dtype == bool,
+                f"{name} must be ({len(p)},) bool, got {a.shape} {a.dtype}",
+            )
         for name, a in (("surface", s), ("points", p)):
             _check(bool(np.isfinite(a).all()), f"{name} holds NaN or infinite values")
             _check(len(a) > 0, f"{name} is empty")
-            _check(float(np.abs(a[:, :3]).max()) <= 1.0, f"{name} leaves the cube [-1, 1]^3: normalise the mesh first")
-        _check(self.to_source.shape == (4, 4), f"to_source must be (4, 4), got {self.to_source.shape}")
+            _check(
+                float(np.abs(a[:, :3]).max()) <= 1.0,
+                f"{name} leaves the cube [-1, 1]^3: normalise the mesh first",
+            )
+        _check(
+            self.to_source.shape == (4, 4), f"to_source must be (4, 4), got {self.to_source.shape}"
+        )
 
 
 @dataclass(frozen=True)
@@ -97,9 +110,14 @@ class Tokens:
 
     def __post_init__(self) -> None:
         _check(self.ids.ndim == 2, f"token ids must be (B, T), got {tuple(self.ids.shape)}")
-        _check(str(self.ids.dtype) == "torch.int64", f"token ids must be int64, got {self.ids.dtype}")
+        _check(
+            str(self.ids.dtype) == "torch.int64", f"token ids must be int64, got {self.ids.dtype}"
+        )
         grid = round((self.ids.shape[1] / 3) ** 0.5)
-        _check(3 * grid * grid == self.ids.shape[1] and grid > 0, f"{self.ids.shape[1]} tokens are not 3 R^2 for any R")
+        _check(
+            3 * grid * grid == self.ids.shape[1] and grid > 0,
+            f"{self.ids.shape[1]} tokens are not 3 R^2 for any R",
+        )
 
 
 @dataclass(frozen=True)
@@ -110,7 +128,10 @@ class Triplane:
 
     def __post_init__(self) -> None:
         shape = tuple(self.planes.shape)
-        _check(len(shape) == 5 and shape[1] == 3 and shape[3] == shape[4], f"planes must be (B, 3, C, H, H), got {shape}")
+        _check(
+            len(shape) == 5 and shape[1] == 3 and shape[3] == shape[4],
+            f"planes must be (B, 3, C, H, H), got {shape}",
+        )
 
 
 @dataclass(frozen=True)
@@ -133,5 +154,8 @@ class Condition:
     def __post_init__(self) -> None:
         e, m = self.embeddings, self.mask
         _check(e.ndim == 3, f"condition embeddings must be (B, P, E), got {tuple(e.shape)}")
-        _check(tuple(m.shape) == tuple(e.shape[:2]), f"condition mask must be {tuple(e.shape[:2])}, got {tuple(m.shape)}")
+        _check(
+            tuple(m.shape) == tuple(e.shape[:2]),
+            f"condition mask must be {tuple(e.shape[:2])}, got {tuple(m.shape)}",
+        )
         _check(str(m.dtype) == "torch.bool", f"condition mask must be bool, got {m.dtype}")

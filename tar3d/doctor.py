@@ -33,33 +33,69 @@ from tar3d.tokenizer.vqvae import VQVAE
 from tar3d.training.memory import step_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("torch", "lightning-fabric", "numpy", "trimesh", "embreex", "scikit-image", "transformers", "triton", "fla-core",
-            "lightning-attn", "flash-attn", "xformers", "ray", "wandb")
+PACKAGES = (
+    "torch",
+    "lightning-fabric",
+    "numpy",
+    "trimesh",
+    "embreex",
+    "scikit-image",
+    "transformers",
+    "triton",
+    "fla-core",
+    "lightning-attn",
+    "flash-attn",
+    "xformers",
+    "ray",
+    "wandb",
+)
 RESERVED = 2**30  # of a GPU's memory: context, allocator, kernels
 TOKENIZERS = ("vqvae3d_tiny", "vqvae3d_small", "vqvae3d_fast", "vqvae3d")
-GPU_BYTES = {"RTX 4090": 24e9, "A100": 80e9, "H100": 80e9, "H200": 141e9}  # for hours by arithmetic; NVIDIA's data sheets
+GPU_BYTES = {
+    "RTX 4090": 24e9,
+    "A100": 80e9,
+    "H100": 80e9,
+    "H200": 141e9,
+}  # for hours by arithmetic; NVIDIA's data sheets
 ASSUMED_MFU = 0.4
-DECODING = {"cpu": ("plain",), "cuda": ("plain", "triton")}  # that are tried; "compiled" takes a minute
+DECODING = {
+    "cpu": ("plain",),
+    "cuda": ("plain", "triton"),
+}  # that are tried; "compiled" takes a minute
 LEAST_AGREEMENT = 0.99  # equally likely tokens may be told apart otherwise by another order of sums
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(ROOT / "pretrained" / "tiny"),
-                        help="model directory to try (default: the shipped one)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model",
+        default=str(ROOT / "pretrained" / "tiny"),
+        help="model directory to try (default: the shipped one)",
+    )
     args = parser.parse_args(argv)
-    devices = [torch.device("cpu"), *(torch.device("cuda", i) for i in range(torch.cuda.device_count()))]
+    devices = [
+        torch.device("cpu"),
+        *(torch.device("cuda", i) for i in range(torch.cuda.device_count())),
+    ]
     print_versions()
     for device in devices:
         print_device(device)
     failed = [device for device in devices if not try_models(args.model, device)]
     print_hours(print_fits({device: memory_of(device) for device in devices}))
-    print(f"\nsomething that should work does not: {', '.join(map(str, failed))}" if failed else "\nall that was tried works")
+    print(
+        f"\nsomething that should work does not: {', '.join(map(str, failed))}"
+        if failed
+        else "\nall that was tried works"
+    )
     return 1 if failed else 0
 
 
 def print_versions() -> None:
-    print(f"Python {sys.version.split()[0]}, commit {describe_machine(torch.device('cpu'))['commit']}")
+    print(
+        f"Python {sys.version.split()[0]}, commit {describe_machine(torch.device('cpu'))['commit']}"
+    )
     found = []
     for name in PACKAGES:
         try:
@@ -75,7 +111,11 @@ def memory_of(device: torch.device) -> int:
         return torch.cuda.get_device_properties(device).total_memory
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() else "max"
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else sys.maxsize
+    physical = (
+        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if hasattr(os, "sysconf")
+        else sys.maxsize
+    )
     return min(physical, int(text)) if text.isdigit() else physical
 
 
@@ -85,12 +125,16 @@ def print_device(device: torch.device) -> None:
         more = f"compute capability {'.'.join(map(str, torch.cuda.get_device_capability(device)))}, CUDA {torch.version.cuda}"
     else:
         more = f"{torch.get_num_threads()} threads"
-    print(f"\n{device}: {describe_machine(device)['machine']}, {memory_of(device) / 2**30:.1f} GiB, {more}; "
-          f"train.precision=auto is {precision}")
+    print(
+        f"\n{device}: {describe_machine(device)['machine']}, {memory_of(device) / 2**30:.1f} GiB, {more}; "
+        f"train.precision=auto is {precision}"
+    )
     for option, reasons in refusals(device, COMPUTE_DTYPES[precision]).items():
         for name, reason in reasons.items():
             print(f"  {option}={name}: {'works' if not reason else f'no ({reason})'}")
-    print("  chunked (linear) and sdpa (full attention) are PyTorch's own operations and work everywhere")
+    print(
+        "  chunked (linear) and sdpa (full attention) are PyTorch's own operations and work everywhere"
+    )
 
 
 @torch.inference_mode()
@@ -98,16 +142,28 @@ def try_models(source: str, device: torch.device) -> bool:
     """Both models forward, a few times each."""
     try:
         pipeline = Pipeline.load(source, device=device)
-        vqvae, gpt, size = pipeline.vqvae, pipeline.model.gpt, pipeline.model.config.image_encoder.image_size
+        vqvae, gpt, size = (
+            pipeline.vqvae,
+            pipeline.model.gpt,
+            pipeline.model.config.image_encoder.image_size,
+        )
         surface = torch.nn.functional.normalize(torch.randn(1, 8192, 6, device=device), dim=-1)
         tokens = vqvae.tokenize(surface).ids
         seconds = best_seconds(lambda: vqvae.decode(vqvae.tokenize(surface)), device)
-        print(f"  tokenizer of {Path(source).name}: {1 / seconds:.1f} shapes/s encoded and decoded (8,192 points)")
+        print(
+            f"  tokenizer of {Path(source).name}: {1 / seconds:.1f} shapes/s encoded and decoded (8,192 points)"
+        )
         pixels = torch.zeros(1, size, size, 3, dtype=torch.uint8, device=device)
         dropped = torch.zeros(1, dtype=torch.bool, device=device)
-        seconds = best_seconds(lambda: pipeline.model.token_nll(tokens, {"image": pixels}, dropped), device)
-        print(f"  GPT of {Path(source).name}: {gpt.config.num_tokens / seconds:,.0f} tokens/s forward, batch 1")
-        return all([decodes_what_it_predicts(pipeline.model, backend) for backend in DECODING[device.type]])
+        seconds = best_seconds(
+            lambda: pipeline.model.token_nll(tokens, {"image": pixels}, dropped), device
+        )
+        print(
+            f"  GPT of {Path(source).name}: {gpt.config.num_tokens / seconds:,.0f} tokens/s forward, batch 1"
+        )
+        return all(
+            [decodes_what_it_predicts(pipeline.model, backend) for backend in DECODING[device.type]]
+        )
     except (RuntimeError, ValueError, OSError) as e:
         print(f"  the models do not run here: {type(e).__name__}: {e}")
         return False
@@ -122,12 +178,20 @@ def decodes_what_it_predicts(model: ConditionalGPT, backend: str) -> bool:
     except ValueError as e:
         print(f"  decoding={backend}: no ({e})")
         return True
-    ids = gpt.ordered(generate(gpt, condition, SamplingConfig(temperature=0.0), [0], engine=engine).ids)
+    ids = gpt.ordered(
+        generate(gpt, condition, SamplingConfig(temperature=0.0), [0], engine=engine).ids
+    )
     logits = gpt(ids[:, :-1], condition)
     same = int((logits.argmax(-1) == ids).sum())
     agrees = same >= LEAST_AGREEMENT * ids.numel()
-    print(f"  decoding={backend}: {same:,} of {ids.numel():,} tokens are those of a forward pass"
-          + ("" if agrees else ": what this machine decodes is wrong, choose another with run.py --decoding, and report it"))
+    print(
+        f"  decoding={backend}: {same:,} of {ids.numel():,} tokens are those of a forward pass"
+        + (
+            ""
+            if agrees
+            else ": what this machine decodes is wrong, choose another with run.py --decoding, and report it"
+        )
+    )
     return agrees
 
 
@@ -139,7 +203,9 @@ def gpt_step_bytes(config: GPTConfig, optim: OptimConfig, rows: int, recompute: 
         tokens = torch.randint(config.codebook_size, (rows, config.num_tokens))
         condition = Condition.of(torch.randn(rows, config.condition_tokens, config.condition_width))
         dropped = torch.zeros(rows, dtype=torch.bool)
-        return gpt, lambda: cross_entropy(gpt.hidden(tokens[:, :-1], condition, dropped), gpt.head.weight, tokens)
+        return gpt, lambda: cross_entropy(
+            gpt.hidden(tokens[:, :-1], condition, dropped), gpt.head.weight, tokens
+        )
 
     return step_bytes(make, optim, recompute)
 
@@ -161,14 +227,18 @@ def tokenizer_step_bytes(config: VQVAEConfig, shapes: int, recompute: str) -> in
 def print_fits(memory: dict[torch.device, int]) -> dict[str, int]:
     """What a step of each training needs, and where that fits; returns the least bytes of each, with one row at a time."""
     least = {}
-    print("\nmemory of a training step, counted without computing it (bfloat16; weights, gradients, optimizers, what the "
-          "backward pass needs; 1 GiB is left for a GPU's context):")
+    print(
+        "\nmemory of a training step, counted without computing it (bfloat16; weights, gradients, optimizers, what the "
+        "backward pass needs; 1 GiB is left for a GPU's context):"
+    )
     header = "  ".join(f"fits {device}" for device in memory)
     print(f"{'training':<34} {'rows':>5} {'recompute':>10} {'GiB':>7}  {header}")
 
     def line(name: str, rows: int, recompute: str, needed: int) -> None:
-        fits = "  ".join(f"{'yes' if needed + RESERVED < have else 'no':<{5 + len(str(device))}}"
-                         for device, have in memory.items())
+        fits = "  ".join(
+            f"{'yes' if needed + RESERVED < have else 'no':<{5 + len(str(device))}}"
+            for device, have in memory.items()
+        )
         print(f"{name:<34} {rows:>5} {recompute:>10} {needed / 2**30:>7.1f}  {fits}", flush=True)
         least[name] = min(needed, least.get(name, needed))
 
@@ -209,13 +279,23 @@ def training_flops() -> dict[str, tuple[int, int, float]]:
 
 def print_hours(least: dict[str, int]) -> None:
     """Hours of whole trainings on one GPU by arithmetic, where a step fits that needs at `least` so many bytes."""
-    print(f"\nhours of a whole training on one GPU, computed and not measured: model FLOPs at {ASSUMED_MFU:.0%} of the\n"
-          "data sheet's dense bfloat16 peak (small models reach less), without validation; -: not even one row at a time fits")
-    print(f"{'training':<34} {'steps':>8} {'rows':>5} {'TFLOP/step':>11}  {'  '.join(f'{gpu:>8}' for gpu in GPU_BYTES)}")
+    print(
+        f"\nhours of a whole training on one GPU, computed and not measured: model FLOPs at {ASSUMED_MFU:.0%} of the\n"
+        "data sheet's dense bfloat16 peak (small models reach less), without validation; -: not even one row at a time fits"
+    )
+    print(
+        f"{'training':<34} {'steps':>8} {'rows':>5} {'TFLOP/step':>11}  {'  '.join(f'{gpu:>8}' for gpu in GPU_BYTES)}"
+    )
     for name, (steps, rows, flops) in training_flops().items():
-        hours = [_figure(steps * flops / (ASSUMED_MFU * VENDOR_PEAKS[gpu]) / 3600) if least[name] + RESERVED < have else "-"
-                 for gpu, have in GPU_BYTES.items()]
-        print(f"{name:<34} {steps:>8,} {rows:>5} {_figure(flops / 1e12):>11}  {'  '.join(f'{h:>8}' for h in hours)}")
+        hours = [
+            _figure(steps * flops / (ASSUMED_MFU * VENDOR_PEAKS[gpu]) / 3600)
+            if least[name] + RESERVED < have
+            else "-"
+            for gpu, have in GPU_BYTES.items()
+        ]
+        print(
+            f"{name:<34} {steps:>8,} {rows:>5} {_figure(flops / 1e12):>11}  {'  '.join(f'{h:>8}' for h in hours)}"
+        )
 
 
 def _figure(number: float) -> str:

@@ -26,9 +26,14 @@ PRECISIONS = ("auto", *COMPUTE_DTYPES)
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--gpus", metavar="LIST",
-                        help='CUDA devices, as in "0,1" (default: the first GPU if there is one, else the CPU)')
-    parser.add_argument("--num_nodes", type=int, default=1, help="machines of a torchrun job (default: 1)")
+    parser.add_argument(
+        "--gpus",
+        metavar="LIST",
+        help='CUDA devices, as in "0,1" (default: the first GPU if there is one, else the CPU)',
+    )
+    parser.add_argument(
+        "--num_nodes", type=int, default=1, help="machines of a torchrun job (default: 1)"
+    )
 
 
 def positive_int(text: str) -> int:
@@ -39,7 +44,9 @@ def positive_int(text: str) -> int:
     return value
 
 
-def start_fabric(gpus: str | None, num_nodes: int, precision: str, *, shard: bool = False) -> Fabric:
+def start_fabric(
+    gpus: str | None, num_nodes: int, precision: str, *, shard: bool = False
+) -> Fabric:
     """A launched Fabric. Under torchrun it joins that job; otherwise it is one process, or one for each of `gpus`. `shard`: of
     weights, gradients and optimizer states each process holds its part (FSDP2), instead of all (DDP).
 
@@ -64,25 +71,40 @@ def start_fabric(gpus: str | None, num_nodes: int, precision: str, *, shard: boo
         missing = [d for d in devices if d >= found]
         if missing:
             there = ",".join(map(str, range(found)))
-            have = f"it has GPU {there}: write --gpus {there}" if found else "it has none: leave --gpus out to train on the CPU"
-            raise ValueError(f"--gpus {gpus} asks for GPU {','.join(map(str, missing))}, "
-                             f"which this machine does not have; {have}")
+            have = (
+                f"it has GPU {there}: write --gpus {there}"
+                if found
+                else "it has none: leave --gpus out to train on the CPU"
+            )
+            raise ValueError(
+                f"--gpus {gpus} asks for GPU {','.join(map(str, missing))}, "
+                f"which this machine does not have; {have}"
+            )
     elif under_torchrun:
         devices = list(range(int(os.environ["LOCAL_WORLD_SIZE"])))
     else:
         devices = [0]
     accelerator = "cuda" if found else "cpu"
     if num_nodes < 1 or (num_nodes > 1 and not under_torchrun):
-        raise ValueError(f"--num_nodes {num_nodes}: start one process group over several machines with torchrun "
-                         "--nnodes N --nproc_per_node M, and give the same number here; alone, write --num_nodes 1")
+        raise ValueError(
+            f"--num_nodes {num_nodes}: start one process group over several machines with torchrun "
+            "--nnodes N --nproc_per_node M, and give the same number here; alone, write --num_nodes 1"
+        )
     distributed = num_nodes > 1 or len(devices) > 1
     chosen = resolve_precision(precision, accelerator)
     # Under float16 the training scales the loss itself: Fabric's scaler is for one optimizer.
     unscaled = torch.amp.GradScaler(accelerator, enabled=False) if chosen == "16-mixed" else None
-    fabric = Fabric(accelerator=accelerator, devices=devices if accelerator == "cuda" else len(devices), num_nodes=num_nodes,
-                    strategy="auto" if not distributed else DDPStrategy() if not shard else
-                    ModelParallelStrategy(shard_blocks, num_nodes * len(devices), 1),
-                    plugins=Precision() if chosen == "32-true" else Autocast(chosen, accelerator, unscaled))
+    fabric = Fabric(
+        accelerator=accelerator,
+        devices=devices if accelerator == "cuda" else len(devices),
+        num_nodes=num_nodes,
+        strategy="auto"
+        if not distributed
+        else DDPStrategy()
+        if not shard
+        else ModelParallelStrategy(shard_blocks, num_nodes * len(devices), 1),
+        plugins=Precision() if chosen == "32-true" else Autocast(chosen, accelerator, unscaled),
+    )
     fabric.launch()
     return fabric
 
@@ -107,7 +129,7 @@ def _parse_gpus(text: str) -> list[int]:
 
 
 def resolve_precision(precision: str, accelerator: str) -> str:
-    """"auto" is bfloat16 autocast where the hardware computes it natively, else float32."""
+    """ "auto" is bfloat16 autocast where the hardware computes it natively, else float32."""
     if precision != "auto":
         return precision
     if accelerator == "cuda":
@@ -127,12 +149,16 @@ def choose_device(name: str | None, low_vram: bool = False) -> torch.device:
     except RuntimeError as e:
         raise ValueError(f"--device is {name!r}; write cpu, cuda or cuda:N") from e
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; write --device cpu")
+        raise ValueError(
+            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; write --device cpu"
+        )
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"--device is {name!r}; this project runs on cpu and cuda")
     if low_vram and device.type == "cpu":
-        raise ValueError("--low-vram keeps models off the GPU while they do not work, but this runs on the CPU: there is no GPU "
-                         "memory to save, leave it out")
+        raise ValueError(
+            "--low-vram keeps models off the GPU while they do not work, but this runs on the CPU: there is no GPU "
+            "memory to save, leave it out"
+        )
     return device
 
 
@@ -153,17 +179,32 @@ def prepare_blocks(module: torch.nn.Module, recompute: str, compile: bool) -> No
 
 
 def repeated_blocks(module: torch.nn.Module) -> list[torch.nn.Module]:
-    return [block for child in module.modules() if isinstance(child, torch.nn.ModuleList) for block in child]
+    return [
+        block
+        for child in module.modules()
+        if isinstance(child, torch.nn.ModuleList)
+        for block in child
+    ]
 
 
 def _recomputed(forward: Callable, cheap_only: bool) -> Callable:
     from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
     aten = torch.ops.aten
-    costly = [aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.convolution, aten._scaled_dot_product_flash_attention,
-              aten._scaled_dot_product_efficient_attention, aten._scaled_dot_product_cudnn_attention,
-              aten._scaled_dot_product_flash_attention_for_cpu]
-    contexts = functools.partial(create_selective_checkpoint_contexts, [op.default for op in costly])
+    costly = [
+        aten.mm,
+        aten.addmm,
+        aten.bmm,
+        aten.baddbmm,
+        aten.convolution,
+        aten._scaled_dot_product_flash_attention,
+        aten._scaled_dot_product_efficient_attention,
+        aten._scaled_dot_product_cudnn_attention,
+        aten._scaled_dot_product_flash_attention_for_cpu,
+    ]
+    contexts = functools.partial(
+        create_selective_checkpoint_contexts, [op.default for op in costly]
+    )
     how = {"context_fn": contexts} if cheap_only else {}
 
     def call(*args):
@@ -223,7 +264,11 @@ def peak_memory(device: torch.device) -> str:
     """Largest resident memory of this process so far, and of the GPU where there is one."""
     resident = peak_resident_bytes()
     text = "unknown on Windows" if resident is None else f"{resident / 2**30:.2f} GiB"
-    return text + (f", GPU {torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB" if device.type == "cuda" else "")
+    return text + (
+        f", GPU {torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB"
+        if device.type == "cuda"
+        else ""
+    )
 
 
 def peak_resident_bytes() -> int | None:
@@ -246,8 +291,17 @@ def peak_resident_bytes() -> int | None:
 
 def describe_machine(device: torch.device) -> dict[str, str]:
     """What a measured figure needs beside it: machine, versions, commit."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} x {_cpu_name()}"
-    return {"machine": name, "torch": torch.__version__, "python": platform.python_version(), "commit": commit()}
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{os.cpu_count()} x {_cpu_name()}"
+    )
+    return {
+        "machine": name,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": commit(),
+    }
 
 
 def _cpu_name() -> str:
@@ -264,9 +318,15 @@ def commit() -> str:
     root = Path(__file__).resolve().parent.parent
     try:
         git = ["git", "-C", str(root)]
-        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True,
-                                 check=True).stdout
+        head = subprocess.run(
+            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head + ("+changes" if changed else "")

@@ -17,10 +17,24 @@ import torch
 T = TypeVar("T")
 
 # Dense bfloat16 FLOP/s with float32 sums, from NVIDIA's data sheets. The first name that is part of the device's decides.
-VENDOR_PEAKS = {"B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "A100": 312e12,
-                "L40S": 362e12, "RTX A6000": 155e12, "RTX 5090": 209e12, "RTX 4090": 165e12, "RTX 3090": 71e12}
+VENDOR_PEAKS = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "RTX A6000": 155e12,
+    "RTX 5090": 209e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
 SLOWER = "Laptop"  # a card of the same name in a laptop has another peak
-PROBE_SIDES = {"cpu": 1024, "cuda": 8192}  # of the square matrices that are multiplied where no data sheet helps
+PROBE_SIDES = {
+    "cpu": 1024,
+    "cuda": 8192,
+}  # of the square matrices that are multiplied where no data sheet helps
 PROBES = 3
 
 
@@ -40,7 +54,10 @@ def find_peak(device: torch.device, dtype: torch.dtype) -> Peak:
             if part in name and SLOWER not in name:
                 return Peak(flops, f"{flops / 1e12:.0f} TFLOP/s, {part}'s data sheet")
     measured = matmul_rate(device, dtype, PROBE_SIDES[device.type])
-    return Peak(measured, f"{_flops(measured)}, a {str(dtype).removeprefix('torch.')} matrix product measured here")
+    return Peak(
+        measured,
+        f"{_flops(measured)}, a {str(dtype).removeprefix('torch.')} matrix product measured here",
+    )
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, side: int, calls: int = 1) -> float:
@@ -76,10 +93,14 @@ class Meter:
     is nobody's: validation, previews, saving.
     """
 
-    def __init__(self, start: int, total: int, *, items: int, unit: str, flops: float, peak: Peak) -> None:
+    def __init__(
+        self, start: int, total: int, *, items: int, unit: str, flops: float, peak: Peak
+    ) -> None:
         self.total, self.items, self.unit, self.flops, self.peak = total, items, unit, flops, peak
         self._step = self._first = start
-        self._busy = self._read_at = 0.0  # seconds of training so far, and those at the last reading
+        self._busy = self._read_at = (
+            0.0  # seconds of training so far, and those at the last reading
+        )
         self._waited = 0.0  # since then
         self._since = time.perf_counter()
 
@@ -108,15 +129,21 @@ class Meter:
         self.resume()
         seconds, steps = max(self._busy - self._read_at, 1e-9), step - self._step
         rate = steps / seconds
-        figures = {"steps_per_second": rate, f"{self.unit}_per_second": rate * self.items,
-                   "model_flops_per_second": rate * self.flops, "mfu": rate * self.flops / self.peak.flops_per_second,
-                   "waiting_share": self._waited / seconds}
+        figures = {
+            "steps_per_second": rate,
+            f"{self.unit}_per_second": rate * self.items,
+            "model_flops_per_second": rate * self.flops,
+            "mfu": rate * self.flops / self.peak.flops_per_second,
+            "waiting_share": self._waited / seconds,
+        }
         self._step, self._read_at, self._waited = step, self._busy, 0.0
         return figures
 
     def line(self, figures: dict[str, float]) -> str:
-        return (f"{figures[self.unit + '_per_second']:,.0f} {self.unit}/s, {_flops(figures['model_flops_per_second'])}, "
-                f"MFU {figures['mfu']:.1%}, waiting {figures['waiting_share']:.1%}")
+        return (
+            f"{figures[self.unit + '_per_second']:,.0f} {self.unit}/s, {_flops(figures['model_flops_per_second'])}, "
+            f"MFU {figures['mfu']:.1%}, waiting {figures['waiting_share']:.1%}"
+        )
 
     def progress(self, step: int) -> str:
         """Rate since the start and remaining time, as of the last pause, at which `step` steps were done."""

@@ -30,11 +30,14 @@ def to_sequence(planes: torch.Tensor) -> torch.Tensor:
 
 def to_planes(sequence: torch.Tensor, grid_size: int) -> torch.Tensor:
     """(B, T, ...) in GPT order -> (B, 3, R, R, ...)."""
-    return rearrange(sequence, "b (r c p) ... -> b p r c ...", r=grid_size, c=grid_size, p=NUM_PLANES)
+    return rearrange(
+        sequence, "b (r c p) ... -> b p r c ...", r=grid_size, c=grid_size, p=NUM_PLANES
+    )
 
 
-def coordinates(positions: torch.Tensor, grid_size: int,
-                order: str = "cells") -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def coordinates(
+    positions: torch.Tensor, grid_size: int, order: str = "cells"
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Sequence positions (any shape, int) -> (row, col, plane), each of the same shape."""
     if order == "planes":
         plane, cell = positions // grid_size**2, positions % grid_size**2

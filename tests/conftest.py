@@ -18,9 +18,14 @@ def write_meshes(folder: Path) -> Path:
     """Six shapes in nested folders, two of them with one stem."""
     import trimesh
 
-    shapes = {"box.obj": trimesh.creation.box((1, 0.6, 0.4)), "ball.glb": trimesh.creation.icosphere(2),
-              "ball.obj": trimesh.creation.icosphere(1), "more/tube.ply": trimesh.creation.cylinder(0.4, 1.0),
-              "more/deep/ring.off": trimesh.creation.torus(0.7, 0.25), "more/pill.stl": trimesh.creation.capsule(1.0, 0.4)}
+    shapes = {
+        "box.obj": trimesh.creation.box((1, 0.6, 0.4)),
+        "ball.glb": trimesh.creation.icosphere(2),
+        "ball.obj": trimesh.creation.icosphere(1),
+        "more/tube.ply": trimesh.creation.cylinder(0.4, 1.0),
+        "more/deep/ring.off": trimesh.creation.torus(0.7, 0.25),
+        "more/pill.stl": trimesh.creation.capsule(1.0, 0.4),
+    }
     for name, shape in shapes.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

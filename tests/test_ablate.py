@@ -20,8 +20,15 @@ TOKENIZER = TokenizerConfig(grid_size=4, codebook_size=32)
 
 
 def record(trial: Trial, nll: float, **more) -> dict:
-    return {"arm": trial.arm.name, "rate": trial.rate, "seed": trial.seed, "sweep": trial.sweep, "nll": nll,
-            "hours": 0.1, **more}
+    return {
+        "arm": trial.arm.name,
+        "rate": trial.rate,
+        "seed": trial.seed,
+        "sweep": trial.sweep,
+        "nll": nll,
+        "hours": 0.1,
+        **more,
+    }
 
 
 def tried(name: str, nll: dict[float, float]) -> dict[str, dict]:
@@ -37,13 +44,22 @@ def test_every_arm_is_a_config_that_trains_on_equal_terms(name):
     assert config.gpt.num_layers == 12 and config.train.seed == 1 and config.train.steps == 7
     for key in ("global_batch_size", "token_noise", "validation_shapes"):
         assert getattr(config.train, key) == getattr(default.train, key)
-    changed = config.optim.adamw_lr if config.optim.hidden_matrices == "adamw" else config.optim.muon_lr
+    changed = (
+        config.optim.adamw_lr if config.optim.hidden_matrices == "adamw" else config.optim.muon_lr
+    )
     assert changed == 4e-3
     if ARMS[name].tokenizer is not None:
-        recipe = load(VQVAEConfig, ablate.TOKENIZER_CONFIG, [*STUDY_TOKENIZER, *ARMS[name].tokenizer])
+        recipe = load(
+            VQVAEConfig, ablate.TOKENIZER_CONFIG, [*STUDY_TOKENIZER, *ARMS[name].tokenizer]
+        )
         assert f"r{recipe.tokenizer.grid_size}_k{recipe.tokenizer.codebook_size}" == name
         return
-    assert name == "hybrid" or ARMS[name].share < 1 or config.gpt != default.gpt or config.optim.hidden_matrices == "adamw"
+    assert (
+        name == "hybrid"
+        or ARMS[name].share < 1
+        or config.gpt != default.gpt
+        or config.optim.hidden_matrices == "adamw"
+    )
 
 
 def test_studies_name_arms_and_an_arm_takes_the_rate_of_one_that_is_tuned():
@@ -55,7 +71,9 @@ def test_studies_name_arms_and_an_arm_takes_the_rate_of_one_that_is_tuned():
 
 def test_rates_are_tried_before_seeds_are_run():
     full = ARMS["full"]
-    assert [t.rate for t in missing(full, {}, 3)] == list(full.rates) and all(t.sweep for t in missing(full, {}, 3))
+    assert [t.rate for t in missing(full, {}, 3)] == list(full.rates) and all(
+        t.sweep for t in missing(full, {}, 3)
+    )
     runs = tried("full", {8e-3: 1.2, 1.6e-2: 1.0, 3.2e-2: 1.1})
     left = missing(full, runs, 3)
     assert [(t.rate, t.seed, t.sweep) for t in left] == [(1.6e-2, seed, False) for seed in range(3)]
@@ -63,9 +81,14 @@ def test_rates_are_tried_before_seeds_are_run():
     assert [t.seed for t in missing(full, runs, 3)] == [1, 2]
 
 
-@pytest.mark.parametrize(("nll", "further"), [
-    ({8e-3: 1.0, 1.6e-2: 1.1, 3.2e-2: 1.2}, 4e-3), ({8e-3: 1.2, 1.6e-2: 1.1, 3.2e-2: 1.0}, 6.4e-2),
-    ({8e-3: 1.2, 1.6e-2: 1.0, 3.2e-2: 1.1}, None)])
+@pytest.mark.parametrize(
+    ("nll", "further"),
+    [
+        ({8e-3: 1.0, 1.6e-2: 1.1, 3.2e-2: 1.2}, 4e-3),
+        ({8e-3: 1.2, 1.6e-2: 1.1, 3.2e-2: 1.0}, 6.4e-2),
+        ({8e-3: 1.2, 1.6e-2: 1.0, 3.2e-2: 1.1}, None),
+    ],
+)
 def test_the_grid_grows_where_its_end_is_best(nll, further):
     runs = tried("full", nll)
     left = missing_sweep(ARMS["full"], runs)
@@ -98,21 +121,36 @@ class Commands:
         if arguments[0] == "train_gpt.py":
             model = out / "model" / "gpt_i23d"
             model.mkdir(parents=True, exist_ok=True)
-            rate = float(next(a for a in arguments if a.startswith("optim.adamw_lr=")).split("=")[1])
+            rate = float(
+                next(a for a in arguments if a.startswith("optim.adamw_lr=")).split("=")[1]
+            )
             nll = 1 + abs(math.log(rate / 1.5e-2))
-            (out / "validation.csv").write_text(f"step,nll,nll_shuffled,nll_null\n1,9,9,9\n2,{nll},{nll + 1},{nll + 0.5}\n")
+            (out / "validation.csv").write_text(
+                f"step,nll,nll_shuffled,nll_null\n1,9,9,9\n2,{nll},{nll + 1},{nll + 0.5}\n"
+            )
             (model / "metrics.json").write_text('{"hours": 0.1}')
             if "train.stage=sketch" in arguments:
                 (out / "validation.csv").write_text("step,sketch\n900,0.12\n")
         elif arguments[0] == "train_vqvae.py":
             (out / "model").mkdir(parents=True)
-            (out / "validation.csv").write_text("step,iou_volume,iou_near,codebook_usage,perplexity\n800,0.9,0.7,0.95,900\n")
+            (out / "validation.csv").write_text(
+                "step,iou_volume,iou_near,codebook_usage,perplexity\n800,0.9,0.7,0.95,900\n"
+            )
         elif "benchmarks.sampling" in arguments:
             out.mkdir(parents=True, exist_ok=True)
             found = {"fscore": {"mean": 0.25}, "chamfer": {"mean": 0.05, "missing": 1}}
             bound = {"fscore": {"mean": 0.8}}
-            (out / "sampling.json").write_text(json.dumps({"results": {
-                "as saved": found, "sketch_scale=0": {"fscore": {"mean": 0.15}}, "reconstruction": bound}}))
+            (out / "sampling.json").write_text(
+                json.dumps(
+                    {
+                        "results": {
+                            "as saved": found,
+                            "sketch_scale=0": {"fscore": {"mean": 0.15}},
+                            "reconstruction": bound,
+                        }
+                    }
+                )
+            )
 
 
 @pytest.fixture
@@ -120,7 +158,9 @@ def arguments(tmp_path, monkeypatch) -> list[str]:
     sides = {"model": 8}  # of a tokenizer that is trained here; the shipped one's is 4
 
     def tokenizer(source: str) -> SimpleNamespace:
-        return SimpleNamespace(config=TokenizerConfig(grid_size=sides.get(Path(source).name, 4), codebook_size=32))
+        return SimpleNamespace(
+            config=TokenizerConfig(grid_size=sides.get(Path(source).name, 4), codebook_size=32)
+        )
 
     monkeypatch.setattr(ablate.checkpoint, "load_tokenizer", tokenizer)
     data = tmp_path / "toy"
@@ -128,7 +168,14 @@ def arguments(tmp_path, monkeypatch) -> list[str]:
     (data / "splits.json").write_text("{}")
     (data / "bed.glb").touch()
     (data / "report.csv").write_text(f"id,file\nbed,{data / 'bed.glb'}\n")
-    return ["--out", str(tmp_path / "out"), "--results", str(tmp_path / "results.json"), "--data", str(data)]
+    return [
+        "--out",
+        str(tmp_path / "out"),
+        "--results",
+        str(tmp_path / "results.json"),
+        "--data",
+        str(data),
+    ]
 
 
 def test_a_study_is_tuned_run_scored_and_not_run_again(arguments, tmp_path, monkeypatch):
@@ -136,33 +183,55 @@ def test_a_study_is_tuned_run_scored_and_not_run_again(arguments, tmp_path, monk
     assert main(["order", *arguments, "--seeds", "2"]) == 0
     runs = json.loads((tmp_path / "results.json").read_text())["runs"]
     arms = STUDIES["order"].arms
-    assert len(runs) == len(arms) * (3 + 2) and sum(r["sweep"] for r in runs.values()) == 3 * len(arms)
+    assert len(runs) == len(arms) * (3 + 2) and sum(r["sweep"] for r in runs.values()) == 3 * len(
+        arms
+    )
     counted = [r for r in runs.values() if not r["sweep"]]
-    assert {r["rate"] for r in counted} == {1.6e-2} and all(r["fscore"] == 0.25 and r["empty"] == 1 for r in counted)
-    assert all(r["fscore_alone"] == 0.15 for r in counted), "under the same seeds, without what sketch_scale adds"
+    assert {r["rate"] for r in counted} == {1.6e-2} and all(
+        r["fscore"] == 0.25 and r["empty"] == 1 for r in counted
+    )
+    assert all(r["fscore_alone"] == 0.15 for r in counted), (
+        "under the same seeds, without what sketch_scale adds"
+    )
     assert all(r["nll_shuffled"] == pytest.approx(r["nll"] + 1) for r in runs.values())
     sketches = [call for call in commands.calls if "train.stage=sketch" in call]
-    assert len(sketches) == 2, "one for the order of the cells, one for that of the planes, whoever asks first"
-    began = {call[call.index("--init-sketch") + 1] for call in commands.calls if "--init-sketch" in call}
+    assert len(sketches) == 2, (
+        "one for the order of the cells, one for that of the planes, whoever asks first"
+    )
+    began = {
+        call[call.index("--init-sketch") + 1] for call in commands.calls if "--init-sketch" in call
+    }
     sketch = tmp_path / "out" / "sketches"
-    assert began == {str(sketch / name / "run" / "model" / "gpt_i23d") for name in ("shipped", "shipped-planes")}
+    assert began == {
+        str(sketch / name / "run" / "model" / "gpt_i23d") for name in ("shipped", "shipped-planes")
+    }
     before = len(commands.calls)
     assert main(["order", *arguments, "--seeds", "2"]) == 0 and len(commands.calls) == before
 
 
-def test_an_arm_with_a_tokenizer_has_tokens_of_its_own_and_steps_that_cost_the_same(arguments, tmp_path, monkeypatch):
+def test_an_arm_with_a_tokenizer_has_tokens_of_its_own_and_steps_that_cost_the_same(
+    arguments, tmp_path, monkeypatch
+):
     monkeypatch.setattr(ablate, "_command", commands := Commands())
     monkeypatch.setitem(STUDIES, "tokens", replace(STUDIES["tokens"], arms=("r8_k4096",)))
     assert main(["tokens", *arguments, "--seeds", "1"]) == 0
     runs = json.loads((tmp_path / "results.json").read_text())["runs"]
     own = tmp_path / "out" / "r8_k4096" / "tokenizer" / "data"
-    assert (own / "samples").is_symlink() and (own / "splits.json").is_symlink() and not (own / "views").exists()
-    assert mesh_path(own, "bed") == tmp_path / "toy" / "bed.glb", "shapes are scored against their meshes"
+    assert (
+        (own / "samples").is_symlink()
+        and (own / "splits.json").is_symlink()
+        and not (own / "views").exists()
+    )
+    assert mesh_path(own, "bed") == tmp_path / "toy" / "bed.glb", (
+        "shapes are scored against their meshes"
+    )
     trained = next(r for r in runs.values() if r["arm"] == "r8_k4096" and not r["sweep"])
     assert trained["tokenizer"]["iou_volume"] == 0.9
     usual = next(r for r in runs.values() if r["arm"] == "hybrid")
     assert trained["tokens"] == 192 and trained["reconstruction"] == 0.8
-    assert 2 * usual["steps"] * usual["gflop_a_step"] == pytest.approx(trained["steps"] * trained["gflop_a_step"], rel=0.02)
+    assert 2 * usual["steps"] * usual["gflop_a_step"] == pytest.approx(
+        trained["steps"] * trained["gflop_a_step"], rel=0.02
+    )
     made = next(call for call in commands.calls if "tar3d.data.make_tokens" in call)
     assert str(own) in made and commands.calls.index(made) > 0
 
@@ -171,7 +240,9 @@ def test_the_first_seed_of_every_arm_comes_before_the_second_of_any():
     arms = [ARMS[name] for name in STUDIES["tokens"].arms]
     tuned = tried("hybrid", {8e-3: 1.0, 1.6e-2: 1.1, 3.2e-2: 1.2, 4e-3: 1.1})
     left = ablate._left(arms, tuned, 2)
-    assert [t.seed for t in left] == [0] * len(arms) + [1] * len(arms) and [t.arm for t in left[: len(arms)]] == arms
+    assert [t.seed for t in left] == [0] * len(arms) + [1] * len(arms) and [
+        t.arm for t in left[: len(arms)]
+    ] == arms
 
 
 def test_another_size_is_asked_for_by_name(arguments, monkeypatch, tmp_path):
@@ -179,7 +250,10 @@ def test_another_size_is_asked_for_by_name(arguments, monkeypatch, tmp_path):
     assert main(["order", *arguments, "--seeds", "1", "--gpt-model", "GPT-B"]) == 0
     trained = [call for call in commands.calls if call[0] == "train_gpt.py"]
     assert any("train.stage=sketch" in call for call in trained)
-    assert all(call[call.index("--gpt-model") + 1] == "GPT-B" and not set(MODEL) & set(call) for call in trained)
+    assert all(
+        call[call.index("--gpt-model") + 1] == "GPT-B" and not set(MODEL) & set(call)
+        for call in trained
+    )
     runs = json.loads((tmp_path / "results.json").read_text())["runs"]
     assert next(iter(runs.values()))["million_parameters"] > 80
 
@@ -223,20 +297,43 @@ def test_tables_hold_means_and_differences_by_seed(tmp_path):
     for name, shift in (("hybrid", 0.0), ("planes", 0.5)):
         for seed in range(3):
             trial = Trial(ARMS[name], 4e-3, seed, sweep=False)
-            runs[trial.key] = record(trial, 1 + seed + shift, nll_shuffled=2 + seed + shift, fscore=0.4,
-                                     fscore_alone=0.3 - shift / 10, million_parameters=1.4, gflop_a_step=60.0)
+            runs[trial.key] = record(
+                trial,
+                1 + seed + shift,
+                nll_shuffled=2 + seed + shift,
+                fscore=0.4,
+                fscore_alone=0.3 - shift / 10,
+                million_parameters=1.4,
+                gflop_a_step=60.0,
+            )
     document = tmp_path / "ablations.md"
-    document.write_text("a\n" + "".join(f"<!-- study {name} -->\nold\n<!-- end -->\nb\n" for name in STUDIES))
+    document.write_text(
+        "a\n" + "".join(f"<!-- study {name} -->\nold\n<!-- end -->\nb\n" for name in STUDIES)
+    )
     speeds = tmp_path / "speeds.json"
-    timed = {"case": "full/order", "variant": "planes", "speedup": {"median": 0.9, "min": 0.88, "max": 0.912}}
+    timed = {
+        "case": "full/order",
+        "variant": "planes",
+        "speedup": {"median": 0.9, "min": 0.88, "max": 0.912},
+    }
     speeds.write_text(json.dumps({"cases": [timed, timed | {"case": "tiny/order", "speedup": {}}]}))
-    ablation_report.write_report({"runs": runs | tried("hybrid", {2e-3: 1.2, 4e-3: 1.0})}, document, speeds)
+    ablation_report.write_report(
+        {"runs": runs | tried("hybrid", {2e-3: 1.2, 4e-3: 1.0})}, document, speeds
+    )
     text = document.read_text()
-    table = text[text.index("study order"):]
-    assert "| 60.0 |  | 2.000 ± 2.484 |  | 0.300 ± 0.000 |  | 0.400 ± 0.000 |" in table  # t 4.303, sd 1, root of 3
-    assert "| 60.0 | 0.90 (0.88-0.91) | 2.500 ± 2.484 | +0.500 ± 0.000 | 0.250 ± 0.000 | -0.050 ± 0.000 |" in table
+    table = text[text.index("study order") :]
+    assert (
+        "| 60.0 |  | 2.000 ± 2.484 |  | 0.300 ± 0.000 |  | 0.400 ± 0.000 |" in table
+    )  # t 4.303, sd 1, root of 3
+    assert (
+        "| 60.0 | 0.90 (0.88-0.91) | 2.500 ± 2.484 | +0.500 ± 0.000 | 0.250 ± 0.000 | -0.050 ± 0.000 |"
+        in table
+    )
     assert text.startswith("a\n") and text.count("\nb\n") == len(STUDIES)
-    assert "<!-- study linear -->\nold\n<!-- end -->" in text and not (tmp_path / "ablations" / "linear.png").exists()  # one arm
+    assert (
+        "<!-- study linear -->\nold\n<!-- end -->" in text
+        and not (tmp_path / "ablations" / "linear.png").exists()
+    )  # one arm
     assert (tmp_path / "ablations" / "order.png").stat().st_size > 5000
 
 
@@ -246,17 +343,43 @@ def test_arms_with_tokenizers_are_compared_by_what_they_generate():
     for name, tokens, fscore in (("r16_k4096", 768, 0.3), ("r8_k4096", 192, 0.2)):
         for seed in range(2):
             trial = Trial(ARMS[name], 4e-3, seed, sweep=False)
-            runs[trial.key] = record(trial, 1.5, nll_shuffled=2.0, fscore=fscore, reconstruction=0.8, tokens=tokens, steps=300,
-                                     tokenizer=trained)
+            runs[trial.key] = record(
+                trial,
+                1.5,
+                nll_shuffled=2.0,
+                fscore=fscore,
+                reconstruction=0.8,
+                tokens=tokens,
+                steps=300,
+                tokenizer=trained,
+            )
     first, second = ablation_report.rows_of(STUDIES["tokens"], runs, {})
-    assert len(first) == len(ablation_report.TOKEN_HEAD) and first[6:9] == ["0.300 ± 0.000", "", "0.375 ± 0.000"]
-    assert second[2:5] == ["0.910", "97%", "0.800"] and second[7:] == ["-0.100 ± 0.000", "0.250 ± 0.000", "96.000 ± 0.000"]
+    assert len(first) == len(ablation_report.TOKEN_HEAD) and first[6:9] == [
+        "0.300 ± 0.000",
+        "",
+        "0.375 ± 0.000",
+    ]
+    assert second[2:5] == ["0.910", "97%", "0.800"] and second[7:] == [
+        "-0.100 ± 0.000",
+        "0.250 ± 0.000",
+        "96.000 ± 0.000",
+    ]
 
 
 def test_a_document_without_a_place_for_a_table_is_refused(tmp_path):
     trials = [Trial(ARMS[name], 4e-3, 0, sweep=False) for name in ("hybrid", "full")]
-    runs = {t.key: record(t, 1.0, nll_shuffled=2.0, fscore=0.3, fscore_alone=0.2, million_parameters=1.4, gflop_a_step=60.0)
-            for t in trials}
+    runs = {
+        t.key: record(
+            t,
+            1.0,
+            nll_shuffled=2.0,
+            fscore=0.3,
+            fscore_alone=0.2,
+            million_parameters=1.4,
+            gflop_a_step=60.0,
+        )
+        for t in trials
+    }
     (tmp_path / "ablations.md").write_text("nothing")
     with pytest.raises(ValueError, match="0 places for the study attention"):
         ablation_report.write_report({"runs": runs}, tmp_path / "ablations.md")

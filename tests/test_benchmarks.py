@@ -21,8 +21,12 @@ from tar3d.training.memory import LiveTensors
 
 CPU = torch.device("cpu")
 TAKES_LONG = re.compile("(256|384|512|1024)$")  # of the suite extract
-CEILINGS = Ceilings(copy_bytes_per_second=50.0, sum_bytes_per_second=100.0, product_bytes_per_second=80.0,
-                    flops_per_second=1000.0)
+CEILINGS = Ceilings(
+    copy_bytes_per_second=50.0,
+    sum_bytes_per_second=100.0,
+    product_bytes_per_second=80.0,
+    flops_per_second=1000.0,
+)
 
 
 class Clock:
@@ -59,9 +63,23 @@ def test_a_case_gives_json_and_a_table(tmp_path, capsys):
     printed = capsys.readouterr()
     report = json.loads(printed.out)
     assert status == 0 and json.loads(out.read_text()) == report and report["commit"] == "abc"
-    assert {"suite", "date", "threads", "command", "machine", "torch", "python", "commit", "weights"} <= set(report)
+    assert {
+        "suite",
+        "date",
+        "threads",
+        "command",
+        "machine",
+        "torch",
+        "python",
+        "commit",
+        "weights",
+    } <= set(report)
     (record,) = report["cases"]
-    assert (record["case"], record["dtype"], record["unit"]) == ("tiny/decode", "float32", "shapes") and record["threads"] >= 1
+    assert (record["case"], record["dtype"], record["unit"]) == (
+        "tiny/decode",
+        "float32",
+        "shapes",
+    ) and record["threads"] >= 1
     assert len(record["seconds"]) == record["repeats"] == 2 and record["warmup"] >= 1
     assert record["min_seconds"] <= record["median_seconds"] <= max(record["seconds"])
     assert record["per_second"] == pytest.approx(record["items"] / record["median_seconds"])
@@ -85,7 +103,14 @@ def test_cases_without_time_are_left_out(monkeypatch):
 
     monkeypatch.setattr("benchmarks.run.time", clock)
     monkeypatch.setattr("benchmarks.run._measure_apart", measure_apart)
-    report = run_suite("stages", "tiny", CPU, limit=10.0, budget=19.5, save=lambda report: saved.append(len(report["cases"])))
+    report = run_suite(
+        "stages",
+        "tiny",
+        CPU,
+        limit=10.0,
+        budget=19.5,
+        save=lambda report: saved.append(len(report["cases"])),
+    )
     first, second, third, *others = report["cases"]
     assert limits == [10, 10, 5.5] and saved == [1, 2, 3]
     assert first["error"] == second["error"] == "stopped"
@@ -117,11 +142,21 @@ def test_case_names_are_unique_and_cases_can_be_called(suite, device):
 
 def test_variants_run_in_turn_and_are_compared_pair_by_pair(clock):
     log = []
-    works = {"slow": clock.work(log, "slow", [9, 2, 4, 6]), "fast": clock.work(log, "fast", [9, 1, 4, 2]),
-             "two": clock.work(log, "two", [9, 2, 2, 2], items=2), "absent": "is not installed"}
-    slow, fast, two, absent = measure.measure(Case("race", "tiny", "laps", lambda device: works), CPU)
+    works = {
+        "slow": clock.work(log, "slow", [9, 2, 4, 6]),
+        "fast": clock.work(log, "fast", [9, 1, 4, 2]),
+        "two": clock.work(log, "two", [9, 2, 2, 2], items=2),
+        "absent": "is not installed",
+    }
+    slow, fast, two, absent = measure.measure(
+        Case("race", "tiny", "laps", lambda device: works), CPU
+    )
     assert log == ["slow", "fast", "two"] * 4
-    assert slow["variant"] == "slow" and slow["seconds"] == [2, 4, 6] and slow["peak_resident_mib"] is None
+    assert (
+        slow["variant"] == "slow"
+        and slow["seconds"] == [2, 4, 6]
+        and slow["peak_resident_mib"] is None
+    )
     assert slow["speedup"] == {"median": 1, "min": 1, "max": 1}
     assert fast["speedup"] == {"median": 2, "min": 1, "max": 3}
     assert two["speedup"] == {"median": 4, "min": 2, "max": 6}, "by item, not by call"
@@ -135,8 +170,11 @@ def test_a_variant_that_fails_takes_no_other_with_it(clock):
 
         return Work(call, 1, "float32")
 
-    works = {"good": clock.work([], "good", [1, 1, 1, 1]), "bad": fail(RuntimeError("no kernel\nfor this GPU")),
-             "refused": fail(ValueError("it runs on CUDA only"))}
+    works = {
+        "good": clock.work([], "good", [1, 1, 1, 1]),
+        "bad": fail(RuntimeError("no kernel\nfor this GPU")),
+        "refused": fail(ValueError("it runs on CUDA only")),
+    }
     good, bad, refused = measure.measure(Case("race", "tiny", "laps", lambda device: works), CPU)
     assert bad["error"] == "RuntimeError: no kernel" and good["speedup"]["median"] == 1
     assert refused["left_out"] == "it runs on CUDA only"
@@ -144,35 +182,90 @@ def test_a_variant_that_fails_takes_no_other_with_it(clock):
         measure.measure(Case("alone", "tiny", "laps", lambda device: works["bad"]), CPU)
 
 
-@pytest.mark.parametrize("moved, flops, bound, least",
-                         [(300, 1000, "memory", 3), (100, 5000, "arithmetic", 5), (300, None, "memory", 3)])
+@pytest.mark.parametrize(
+    "moved, flops, bound, least",
+    [(300, 1000, "memory", 3), (100, 5000, "arithmetic", 5), (300, None, "memory", 3)],
+)
 def test_roofline(moved, flops, bound, least):
     work = Work(lambda: None, 1, "float32", bytes_moved=moved, flops=flops)
     found = roofline(work, 10.0, CEILINGS)
-    assert (found["bound"], found["roofline_seconds"], found["fraction"]) == (bound, least, pytest.approx(least / 10))
+    assert (found["bound"], found["roofline_seconds"], found["fraction"]) == (
+        bound,
+        least,
+        pytest.approx(least / 10),
+    )
 
 
 def test_the_ceilings_are_a_machine_s(monkeypatch):
     monkeypatch.setattr(measure, "PROBE_SIZES", {"cpu": (1 << 20, 128, 1)})
     found = measure.measure_ceilings.__wrapped__(CPU, torch.float32)
-    assert found.bytes_per_second >= found.copy_bytes_per_second > 1e8 and found.flops_per_second > 1e8
+    assert (
+        found.bytes_per_second >= found.copy_bytes_per_second > 1e8 and found.flops_per_second > 1e8
+    )
 
 
 def test_the_table_has_ratios_limits_and_goals(clock):
-    works = {"F": clock.work([], "F", [1, 4], bytes_moved=200, goals={"seconds": 3.0, "speedup": 1.5}, settings={"batch": 8}),
-             "LLLF": clock.work([], "LLLF", [1, 2], bytes_moved=100, goals={"seconds": 3.0, "speedup": 1.5, "gpu_mib": 9.0})}
+    works = {
+        "F": clock.work(
+            [],
+            "F",
+            [1, 4],
+            bytes_moved=200,
+            goals={"seconds": 3.0, "speedup": 1.5},
+            settings={"batch": 8},
+        ),
+        "LLLF": clock.work(
+            [],
+            "LLLF",
+            [1, 2],
+            bytes_moved=100,
+            goals={"seconds": 3.0, "speedup": 1.5, "gpu_mib": 9.0},
+        ),
+    }
     records = measure.measure(Case("race", "full", "tokens", lambda device: works), CPU, repeats=1)
-    text = table({"suite": "decode", "machine": "m", "device": "cpu", "threads": 1, "torch": "2", "commit": "c", "date": "d",
-                  "weights": "random", "cases": [*records, {"case": "full/x", "error": "stopped"}]})
-    assert "matrix product 1e-06 GFLOP/s" in text and "full/race LLLF" in text and "2.00 (2.00-2.00)" in text and "50%" in text
-    assert "full/race F: 3 s not reached, 4 s" in text and "full/race LLLF: 3 s reached, 2 s" in text
-    assert "full/race LLLF: 1.50 times the baseline's speed reached, 2.00 times" in text and "full/race F: 1.50 times" in text
+    text = table(
+        {
+            "suite": "decode",
+            "machine": "m",
+            "device": "cpu",
+            "threads": 1,
+            "torch": "2",
+            "commit": "c",
+            "date": "d",
+            "weights": "random",
+            "cases": [*records, {"case": "full/x", "error": "stopped"}],
+        }
+    )
+    assert (
+        "matrix product 1e-06 GFLOP/s" in text
+        and "full/race LLLF" in text
+        and "2.00 (2.00-2.00)" in text
+        and "50%" in text
+    )
+    assert (
+        "full/race F: 3 s not reached, 4 s" in text and "full/race LLLF: 3 s reached, 2 s" in text
+    )
+    assert (
+        "full/race LLLF: 1.50 times the baseline's speed reached, 2.00 times" in text
+        and "full/race F: 1.50 times" in text
+    )
     assert "GPU memory" not in text, "a machine without a GPU has no such goal"
     assert "failed: stopped" in text and max(map(len, text.splitlines())) <= 130
 
 
 def _engine(**changes) -> Engine:
-    return Engine(GPT(gpt_config("GPT-tiny", num_layers=4, grid_size=4, condition_tokens=5, codebook_size=64, **changes)).eval())
+    return Engine(
+        GPT(
+            gpt_config(
+                "GPT-tiny",
+                num_layers=4,
+                grid_size=4,
+                condition_tokens=5,
+                codebook_size=64,
+                **changes,
+            )
+        ).eval()
+    )
 
 
 def test_decoding_starts_at_the_position_each_time():
@@ -180,14 +273,18 @@ def test_decoding_starts_at_the_position_each_time():
     work = decode.from_position(engine, "GPT-tiny", 2, None)
     for _ in range(2):
         work.call()
-        assert engine.buffers.step.item() == engine.config.num_steps - 1, "the last tokens are drawn"
+        assert engine.buffers.step.item() == engine.config.num_steps - 1, (
+            "the last tokens are drawn"
+        )
         assert engine.buffers.slot.item() == engine.capacity
     assert work.items == 2 * 4 and work.settings["position"] == 43
     engine = _engine()
     engine.static = True  # as on CUDA: one window, and a mask over it
     decode.from_position(engine, "GPT-tiny", 1, 10).call()
     assert engine.window_for(1) == engine.capacity
-    assert engine.buffers.valid[0, 0, 0].tolist() == [True] * (5 + 10 + 4) + [False] * (engine.capacity - 19)
+    assert engine.buffers.valid[0, 0, 0].tolist() == [True] * (5 + 10 + 4) + [False] * (
+        engine.capacity - 19
+    )
     cell = decode.from_position(_engine(tokens_per_step=3), "GPT-tiny", 1, 10)
     cell.call()
     assert cell.items == 12 and cell.settings["position"] == 9
@@ -206,8 +303,16 @@ def test_a_hybrid_keeps_a_quarter_of_the_keys_and_values():
 
 
 def test_step_cost_counts_each_weight_and_slot_once():
-    config = GPTConfig(num_layers=1, width=32, num_heads=2, grid_size=2, codebook_size=8, condition_tokens=2, condition_width=4,
-                       layer_pattern="F")
+    config = GPTConfig(
+        num_layers=1,
+        width=32,
+        num_heads=2,
+        grid_size=2,
+        codebook_size=8,
+        condition_tokens=2,
+        condition_width=4,
+        layer_pattern="F",
+    )
     matrices, gains = 4 * 32 * 32 + 3 * 32 * 128 + 8 * 32, 3 * 32 + 2 * 16
     moved, flops = decode.step_cost(GPT(config), torch.bfloat16, rows=2, filled=9)
     assert moved == 2 * matrices + 4 * gains + 2 * (2 * 32 * 10) * 2
@@ -218,17 +323,27 @@ def test_the_engine_and_the_plain_decoding_are_given_the_same_work():
     plain, engine = decode.plain_and_engine("GPT-tiny", decode.TINY_POSITION, CPU).values()
     plain.call()
     engine.call()
-    assert (plain.items, plain.bytes_moved, plain.flops) == (engine.items, engine.bytes_moved, engine.flops)
+    assert (plain.items, plain.bytes_moved, plain.flops) == (
+        engine.items,
+        engine.bytes_moved,
+        engine.flops,
+    )
     assert plain.settings.items() <= engine.settings.items()
 
 
 def test_attention_forms_are_counted_alike():
     works = attention.compare(32, True, CPU)
-    assert tuple(works) == attention.ON_CPU and len({work.bytes_moved for work in works.values()}) == 1
+    assert (
+        tuple(works) == attention.ON_CPU and len({work.bytes_moved for work in works.values()}) == 1
+    )
     for work in works.values():
         work.call()
-    assert works["sdpa"].flops == 3 * 2 * 2 * 12 * 64 * (32 * 33 / 2), "two products of half a square"
-    assert works["delta_chunked"].flops == works["chunked"].flops * 3 / 2, "three products of the recurrence"
+    assert works["sdpa"].flops == 3 * 2 * 2 * 12 * 64 * (32 * 33 / 2), (
+        "two products of half a square"
+    )
+    assert works["delta_chunked"].flops == works["chunked"].flops * 3 / 2, (
+        "three products of the recurrence"
+    )
     longer = attention.compare(attention.LONGEST_REFERENCE["cpu"] + 1, False, CPU)
     assert set(longer) == set(attention.ON_CPU) - {"reference"}
 
@@ -238,13 +353,25 @@ def test_a_form_that_is_not_installed_is_left_out(monkeypatch):
         raise ValueError("the package is absent")
 
     monkeypatch.setitem(attention.FORMS, "chunked", absent)
-    case = Case("alone", "tiny", "positions", lambda device: attention.one("chunked", 8, False, device))
-    assert measure.measure(case, CPU) == [{"case": "tiny/alone", "variant": "", "left_out": "the package is absent"}]
+    case = Case(
+        "alone", "tiny", "positions", lambda device: attention.one("chunked", 8, False, device)
+    )
+    assert measure.measure(case, CPU) == [
+        {"case": "tiny/alone", "variant": "", "left_out": "the package is absent"}
+    ]
 
 
-@pytest.mark.parametrize("suite, case", [(suite, case) for suite in SUITES if suite != "evaluation"
-                                         for case in select_cases(suite, "tiny", CPU) if not TAKES_LONG.search(case.name)],
-                         ids=lambda x: x if isinstance(x, str) else x.name)
+@pytest.mark.parametrize(
+    "suite, case",
+    [
+        (suite, case)
+        for suite in SUITES
+        if suite != "evaluation"
+        for case in select_cases(suite, "tiny", CPU)
+        if not TAKES_LONG.search(case.name)
+    ],
+    ids=lambda x: x if isinstance(x, str) else x.name,
+)
 def test_tiny_cases_run(suite, case, monkeypatch):
     monkeypatch.setattr(data, "BATCHES", 1)
     built = case.build(CPU)
@@ -268,7 +395,13 @@ def test_extraction_is_compared_with_the_dense_lattice(size, monkeypatch):
 @pytest.mark.parametrize("encoder", tokenize.ENCODERS)
 def test_an_encoder_s_step_is_counted_three_times_its_forward(encoder):
     work = tokenize.encoder_one(encoder, "tiny", 100, 8, CPU)
-    model = VQVAE(load(VQVAEConfig, tokenize.TINY_CONFIG, [f"tokenizer.encoder={encoder}", "tokenizer.grid_size=8"]).tokenizer)
+    model = VQVAE(
+        load(
+            VQVAEConfig,
+            tokenize.TINY_CONFIG,
+            [f"tokenizer.encoder={encoder}", "tokenizer.grid_size=8"],
+        ).tokenizer
+    )
     assert work.flops == 3 * model.encoder.flops(100) and work.settings["grid_size"] == 8
 
 
@@ -277,11 +410,15 @@ def test_the_hours_of_a_run_follow_from_the_rate(clock):
     (record,) = measure.measure(Case("train", "tiny", "shapes", lambda device: work), CPU)
     assert record["notes"] == {"estimated_hours": 1.0}
     config = load(VQVAEConfig, "configs/vqvae3d_fast.yaml")
-    assert tokenize.shapes_of_run(config) / tokenize.needed_rate(config) / 3600 == pytest.approx(59 / 4)
+    assert tokenize.shapes_of_run(config) / tokenize.needed_rate(config) / 3600 == pytest.approx(
+        59 / 4
+    )
 
 
 def test_a_plain_item_is_a_draw_from_the_same_file(samples):
-    shapes = ShapeDataset(samples, "train", surface_points=200, volume_points=300, near_points=100, seed=0)
+    shapes = ShapeDataset(
+        samples, "train", surface_points=200, volume_points=300, near_points=100, seed=0
+    )
     plain, item = data.plain_item(shapes, (4, 1)), shapes[(4, 1)]
     assert plain["is_near"].tolist() == item["is_near"].tolist()
     for name in ("surface", "points"):  # everything is drawn, in other orders
@@ -311,14 +448,34 @@ def test_gpu_session_on_a_cpu(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu_session, "TESTS", ["tests/gpt/test_engine.py"])
     monkeypatch.setattr(gpu_session, "GRACE_SECONDS", 1.0)
     monkeypatch.setattr(gpu_session, "PARTS", {"tests": 3, "attention": 1})
-    arguments = ["--device", "cpu", "--quick", "--minutes", "0.3", "--parts", "tests", "attention", "--out", str(tmp_path)]
+    arguments = [
+        "--device",
+        "cpu",
+        "--quick",
+        "--minutes",
+        "0.3",
+        "--parts",
+        "tests",
+        "attention",
+        "--out",
+        str(tmp_path),
+    ]
     gpu_session.main([*arguments, "--commit", "abc"])
     summary = (tmp_path / "summary.md").read_text()
     assert summary in capsys.readouterr().out
-    assert "commit abc" in summary and "pytest -m gpu" in summary and "torch " in summary and "## tests" in summary
+    assert (
+        "commit abc" in summary
+        and "pytest -m gpu" in summary
+        and "torch " in summary
+        and "## tests" in summary
+    )
     assert "skipped" in summary and (tmp_path / "tests.log").stat().st_size > 0
     report = json.loads((tmp_path / "attention.json").read_text())
-    assert report["commit"] == "abc" and "--budget" in report["command"] and "tiny/forward_496" in summary
+    assert (
+        report["commit"] == "abc"
+        and "--budget" in report["command"]
+        and "tiny/forward_496" in summary
+    )
     assert len(report["cases"]) >= 2, "what was left out is listed too"
 
 
@@ -330,15 +487,24 @@ def test_gpu_session_stops_a_part_and_goes_on(tmp_path, monkeypatch):
 
     def run_part(name: str, *rest) -> gpu_session.Outcome:
         seen.append((name, rest[-1]))
-        return gpu_session.Outcome(["python", name], 2 if name == "decode" else 0, 1.0, f"{name} cannot be loaded")
+        return gpu_session.Outcome(
+            ["python", name], 2 if name == "decode" else 0, 1.0, f"{name} cannot be loaded"
+        )
 
     monkeypatch.setattr(gpu_session, "run_part", run_part)
-    monkeypatch.setattr(gpu_session, "PARTS", {"tests": 2, "decode": 5, "attention": 2, "stages": 1})
+    monkeypatch.setattr(
+        gpu_session, "PARTS", {"tests": 2, "decode": 5, "attention": 2, "stages": 1}
+    )
     monkeypatch.setattr(gpu_session, "time", SimpleNamespace(perf_counter=lambda: 0.0))
     assert gpu_session.main(["--device", "cpu", "--out", str(tmp_path), "--minutes", "1.05"]) == 1
     assert [name for name, _ in seen] == ["tests", "decode", "attention", "stages"]
-    assert [seconds for _, seconds in seen] == pytest.approx([12, 37.5, 40, 60]), "what is not used goes to the later ones"
+    assert [seconds for _, seconds in seen] == pytest.approx([12, 37.5, 40, 60]), (
+        "what is not used goes to the later ones"
+    )
     assert "Its last words: decode cannot be loaded" in (tmp_path / "summary.md").read_text()
     seen.clear()
-    assert gpu_session.main(["--device", "cpu", "--out", str(tmp_path), "--minutes", "0.01"]) == 1 and not seen
+    assert (
+        gpu_session.main(["--device", "cpu", "--out", str(tmp_path), "--minutes", "0.01"]) == 1
+        and not seen
+    )
     assert "Not run: tests, decode, attention, stages" in (tmp_path / "summary.md").read_text()

@@ -45,9 +45,28 @@ WITH_TORCH = {f"tar3d/mesh/{name}.py" for name in ("extract", "lattice", "marchi
 
 # Packages that a plain installation may lack, or that are too slow to load for those who do not use them.
 OPTIONAL = {
-    "DracoPy", "embreex", "fast_simplification", "fla", "flash_attn", "gradio", "huggingface_hub", "lightning_attn",
-    "lpips", "manifold3d", "matplotlib", "objaverse", "pandas", "ray", "tensorboard", "tokenizers", "torchmetrics",
-    "torchvision", "transformers", "triton", "wandb", "xformers",
+    "DracoPy",
+    "embreex",
+    "fast_simplification",
+    "fla",
+    "flash_attn",
+    "gradio",
+    "huggingface_hub",
+    "lightning_attn",
+    "lpips",
+    "manifold3d",
+    "matplotlib",
+    "objaverse",
+    "pandas",
+    "ray",
+    "tensorboard",
+    "tokenizers",
+    "torchmetrics",
+    "torchvision",
+    "transformers",
+    "triton",
+    "wandb",
+    "xformers",
 }
 # Files that may load one of them at module level all the same: path -> packages.
 LOADS_AT_ONCE: dict[str, set[str]] = {
@@ -56,7 +75,14 @@ LOADS_AT_ONCE: dict[str, set[str]] = {
 }
 NOT_EVERYWHERE = {"triton"}  # of those, what a complete installation may lack: Linux alone has it
 # GPL, or for non-commercial use only, as whole packages or as the part of a permissive one.
-NOT_PERMISSIVE = ("igl.copyleft", "nvdiffrast", "pymeshlab", "bpy", "tetgen", "kaolin.non_commercial")
+NOT_PERMISSIVE = (
+    "igl.copyleft",
+    "nvdiffrast",
+    "pymeshlab",
+    "bpy",
+    "tetgen",
+    "kaolin.non_commercial",
+)
 
 
 def package_files() -> list[Path]:
@@ -74,7 +100,10 @@ def part_of(path: Path) -> str:
 
 
 def is_type_checking(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+    return isinstance(node, ast.If) and ast.unparse(node.test) in (
+        "TYPE_CHECKING",
+        "typing.TYPE_CHECKING",
+    )
 
 
 def imports(path: Path, *, at_once: bool = False) -> Iterator[str]:
@@ -90,8 +119,12 @@ def imports(path: Path, *, at_once: bool = False) -> Iterator[str]:
                 module = ".".join(filter(None, (base, child.module)))
                 yield from (f"{module}.{alias.name}" for alias in child.names)
             elif is_type_checking(child):
-                yield from (name for other in child.orelse for name in walk(ast.Module([other], [])))
-            elif not (at_once and isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)):
+                yield from (
+                    name for other in child.orelse for name in walk(ast.Module([other], []))
+                )
+            elif not (
+                at_once and isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            ):
                 yield from walk(child)
 
     yield from walk(ast.parse(path.read_text(encoding="utf-8"), str(path)))
@@ -122,7 +155,11 @@ def test_every_part_of_the_package_has_its_rule():
 
 def test_the_rules_themselves_climb_one_way():
     """No part may reach itself through others: the table has an order."""
-    reach = {part: set(allowed) for part, allowed in MAY_IMPORT.items() if part not in ("pipeline", "evaluation", "doctor")}
+    reach = {
+        part: set(allowed)
+        for part, allowed in MAY_IMPORT.items()
+        if part not in ("pipeline", "evaluation", "doctor")
+    }
     for _ in reach:
         for part in reach:
             reach[part] |= set().union(*(reach[other] for other in reach[part]))
@@ -133,24 +170,38 @@ def test_the_rules_themselves_climb_one_way():
 def test_imports_climb_one_way(path):
     part = part_of(path)
     allowed = MAY_IMPORT.get(part, set()) | {part}
-    assert parts_imported(path) <= allowed, f"{relative(path)} imports {sorted(parts_imported(path) - allowed)}"
+    assert parts_imported(path) <= allowed, (
+        f"{relative(path)} imports {sorted(parts_imported(path) - allowed)}"
+    )
 
 
 @pytest.mark.parametrize("path", package_files() + script_files(), ids=relative)
 def test_nothing_is_imported_that_is_not_permissive(path):
-    assert not [name for name in imports(path) if f"{name}.".startswith(tuple(f"{other}." for other in NOT_PERMISSIVE))]
+    assert not [
+        name
+        for name in imports(path)
+        if f"{name}.".startswith(tuple(f"{other}." for other in NOT_PERMISSIVE))
+    ]
 
 
 def test_gpt_and_tokenizer_meet_only_in_the_pipeline():
-    both = [relative(p) for p in package_files() if {"gpt", "tokenizer"} <= parts_imported(p) | {part_of(p)}]
-    assert set(both) <= {"tar3d/pipeline.py", "tar3d/doctor.py"}, "the doctor looks at each by itself"
+    both = [
+        relative(p)
+        for p in package_files()
+        if {"gpt", "tokenizer"} <= parts_imported(p) | {part_of(p)}
+    ]
+    assert set(both) <= {"tar3d/pipeline.py", "tar3d/doctor.py"}, (
+        "the doctor looks at each by itself"
+    )
 
 
 def test_nothing_imports_a_script():
     scripts = {p.stem for p in ROOT.glob("*.py")} | {"benchmarks"}
     for path in package_files() + script_files():
         allowed = {"benchmarks"} if path.is_relative_to(ROOT / "benchmarks") else set()
-        assert not (packages_imported(path) & scripts) - allowed, f"{relative(path)} imports a script"
+        assert not (packages_imported(path) & scripts) - allowed, (
+            f"{relative(path)} imports a script"
+        )
 
 
 def is_torch_free(path: Path) -> bool:
@@ -165,19 +216,31 @@ def test_geometry_and_configuration_never_load_torch(path):
 
 def test_extraction_is_for_those_who_query_a_field():
     """No file of `data` among them: its workers must start fast."""
-    importers = {relative(p) for p in package_files() if {f"{name}.py" for name in imported_files(p)} & WITH_TORCH}
-    assert not [name for name in importers - WITH_TORCH if not name.startswith(("tar3d/pipeline", "tar3d/evaluation"))]
+    importers = {
+        relative(p)
+        for p in package_files()
+        if {f"{name}.py" for name in imported_files(p)} & WITH_TORCH
+    }
+    assert not [
+        name
+        for name in importers - WITH_TORCH
+        if not name.startswith(("tar3d/pipeline", "tar3d/evaluation"))
+    ]
 
 
 @pytest.mark.parametrize("path", package_files() + script_files(), ids=relative)
 def test_optional_packages_are_loaded_where_they_are_used(path):
     found = packages_imported(path, at_once=True) & OPTIONAL
-    assert found <= LOADS_AT_ONCE.get(relative(path), set()), f"{relative(path)} loads {sorted(found)} when it is imported"
+    assert found <= LOADS_AT_ONCE.get(relative(path), set()), (
+        f"{relative(path)} loads {sorted(found)} when it is imported"
+    )
 
 
 def test_exceptions_still_exist():
     for name, packages in LOADS_AT_ONCE.items():
-        assert packages <= packages_imported(ROOT / name, at_once=True), f"{name} no longer needs its exception"
+        assert packages <= packages_imported(ROOT / name, at_once=True), (
+            f"{name} no longer needs its exception"
+        )
     for name in WITH_TORCH:
         assert "torch" in packages_imported(ROOT / name), f"{name} no longer needs its exception"
 
@@ -209,13 +272,23 @@ def test_every_module_imports_without_torchvision_and_without_side_effects(tmp_p
 
     torch_free = [module_name(p) for p in package_files() if is_torch_free(p) or not part_of(p)]
     lacking = {package for package in NOT_EVERYWHERE if importlib.util.find_spec(package) is None}
-    others = [module_name(p) for p in package_files()
-              if module_name(p) not in torch_free and not LOADS_AT_ONCE.get(relative(p), set()) & lacking]
+    others = [
+        module_name(p)
+        for p in package_files()
+        if module_name(p) not in torch_free and not LOADS_AT_ONCE.get(relative(p), set()) & lacking
+    ]
     env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     here = tmp_path / "here"
     here.mkdir()
-    result = subprocess.run([sys.executable, "-c", IMPORT_ALL, ",".join(torch_free), ",".join(others)], cwd=here, env=env,
-                            capture_output=True, text=True, timeout=120, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", IMPORT_ALL, ",".join(torch_free), ",".join(others)],
+        cwd=here,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout == "", "importing the package prints"
     assert [p.name for p in here.iterdir()] == [], "importing the package writes files"

@@ -22,10 +22,24 @@ from tar3d.checkpoint import (
 from tar3d.config import TokenizerConfig, VQVAEConfig
 from tar3d.tokenizer.vqvae import VQVAE
 
-CONFIG = VQVAEConfig(tokenizer=TokenizerConfig(grid_size=2, width=8, num_heads=2, num_frequencies=2, encoder="plane_pool",
-                                               encoder_layers=0, point_width=8, codebook_size=16, code_dim=4,
-                                               decoder_layers=0, plane_channels=4, upsample_stages=1, occupancy_width=8,
-                                               occupancy_layers=2))
+CONFIG = VQVAEConfig(
+    tokenizer=TokenizerConfig(
+        grid_size=2,
+        width=8,
+        num_heads=2,
+        num_frequencies=2,
+        encoder="plane_pool",
+        encoder_layers=0,
+        point_width=8,
+        codebook_size=16,
+        code_dim=4,
+        decoder_layers=0,
+        plane_channels=4,
+        upsample_stages=1,
+        occupancy_width=8,
+        occupancy_layers=2,
+    )
+)
 
 
 def model(seed: int = 0) -> VQVAE:
@@ -39,13 +53,21 @@ def folder(tmp_path):
 
 
 def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    return all(
+        torch.equal(x, y)
+        for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
 
 
 def test_round_trip_from_the_directory_alone(folder):
     loaded = load_tokenizer(folder)
     assert same(loaded, model()) and loaded.config == CONFIG.tokenizer and not loaded.training
-    assert sorted(p.name for p in folder.iterdir()) == ["README.md", "config.yaml", "metrics.json", "model.safetensors"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "README.md",
+        "config.yaml",
+        "metrics.json",
+        "model.safetensors",
+    ]
     assert json.loads((folder / "metrics.json").read_text()) == {"iou": 0.5}
     assert (folder / "README.md").read_text() == "# A model\n"
 
@@ -64,9 +86,15 @@ def test_a_tokenizer_is_found_inside_a_directory_of_models(folder):
     folder.rename(bundle / "tokenizer")
     assert find_tokenizer(bundle) == find_tokenizer(bundle / "tokenizer") == bundle / "tokenizer"
     assert same(load_tokenizer(bundle), model())
-    assert find_bundle(bundle, ("tokenizer",)) == find_bundle(bundle, ("other", "tokenizer")) == [bundle / "tokenizer"]
-    lacking = ("lacks gpt_t23d/model.safetensors or gpt_any/model.safetensors; of models it holds tokenizer: "
-               "give a directory that holds tokenizer, gpt_t23d")
+    assert (
+        find_bundle(bundle, ("tokenizer",))
+        == find_bundle(bundle, ("other", "tokenizer"))
+        == [bundle / "tokenizer"]
+    )
+    lacking = (
+        "lacks gpt_t23d/model.safetensors or gpt_any/model.safetensors; of models it holds tokenizer: "
+        "give a directory that holds tokenizer, gpt_t23d"
+    )
     with pytest.raises(ValueError, match=lacking):
         find_bundle(bundle, ("tokenizer",), ("gpt_t23d", "gpt_any"))
 
@@ -90,12 +118,18 @@ def test_fingerprint_tells_weights_codes_and_names_apart():
     assert fingerprint(original) == fingerprint(model())
 
 
-@pytest.mark.parametrize("edit, message", [
-    (lambda t: t.pop("to_code.weight"), "to_code.weight is missing"),
-    (lambda t: t.update(surplus=torch.zeros(1)), "surplus is not part of this model"),
-    (lambda t: t.update({"to_code.bias": torch.zeros(5)}), r"to_code.bias is \(5,\), not \(4,\)"),
-    (lambda t: [t.pop(k) for k in list(t)[:5]], "is missing; .* and 2 more"),
-])
+@pytest.mark.parametrize(
+    "edit, message",
+    [
+        (lambda t: t.pop("to_code.weight"), "to_code.weight is missing"),
+        (lambda t: t.update(surplus=torch.zeros(1)), "surplus is not part of this model"),
+        (
+            lambda t: t.update({"to_code.bias": torch.zeros(5)}),
+            r"to_code.bias is \(5,\), not \(4,\)",
+        ),
+        (lambda t: [t.pop(k) for k in list(t)[:5]], "is missing; .* and 2 more"),
+    ],
+)
 def test_weights_that_do_not_fit_are_named(folder, edit, message):
     path = folder / "model.safetensors"
     tensors = load_file(path)
@@ -112,23 +146,34 @@ def test_damaged_weights_are_refused(folder, share):
     path = folder / "model.safetensors"
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(ValueError, match="model.safetensors cannot be read .* damaged or incomplete"):
+    with pytest.raises(
+        ValueError, match="model.safetensors cannot be read .* damaged or incomplete"
+    ):
         load_tokenizer(folder)
 
 
 def test_what_is_no_model_directory_says_what_it_lacks_and_holds(folder, tmp_path):
     (folder / "model.safetensors").rename(folder / "weights.safetensors")
-    with pytest.raises(ValueError, match="not a model directory: model.safetensors missing, it holds README.md, config.yaml, "
-                                         "metrics.json, weights"):
+    with pytest.raises(
+        ValueError,
+        match="not a model directory: model.safetensors missing, it holds README.md, config.yaml, "
+        "metrics.json, weights",
+    ):
         find_model(folder)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="model.safetensors and config.yaml missing, it holds nothing"):
+    with pytest.raises(
+        ValueError, match="model.safetensors and config.yaml missing, it holds nothing"
+    ):
         find_model(tmp_path / "empty")
 
 
-@pytest.mark.parametrize("source", ["/no/such/model", "./none", "~/model", "none", "a/b/c", __file__])
+@pytest.mark.parametrize(
+    "source", ["/no/such/model", "./none", "~/model", "none", "a/b/c", __file__]
+)
 def test_a_path_that_leads_nowhere_is_not_looked_up_on_the_hub(source):
-    with pytest.raises(ValueError, match="no model at .*: give a model directory .* or a Hub id like owner/name"):
+    with pytest.raises(
+        ValueError, match="no model at .*: give a model directory .* or a Hub id like owner/name"
+    ):
         find_model(source)
 
 
@@ -136,8 +181,10 @@ def test_hub_id_without_a_network_is_one_sentence(monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError,
-                       match="nobody/no-model is neither a local folder nor a model that the Hub could deliver") as caught:
+    with pytest.raises(
+        ValueError,
+        match="nobody/no-model is neither a local folder nor a model that the Hub could deliver",
+    ) as caught:
         load_tokenizer("nobody/no-model")
     assert "\n" not in str(caught.value)
 
@@ -153,7 +200,10 @@ def test_an_autoencoder_is_no_tokenizer(folder):
     config = checkpoint.read_config(folder, VQVAEConfig)
     config.train.stage, config.train.autoencoder_steps = "ae", 3
     configuration.save(config, folder / "config.yaml")
-    with pytest.raises(ValueError, match="an autoencoder, whose codebook is not trained: continue it with .* train.stage=vq"):
+    with pytest.raises(
+        ValueError,
+        match="an autoencoder, whose codebook is not trained: continue it with .* train.stage=vq",
+    ):
         load_tokenizer(folder)
 
 
@@ -167,7 +217,9 @@ def test_large_weights_are_split_and_come_back(tmp_path):
     copy_model(folder, tmp_path / "copy")
     assert same(load_tokenizer(tmp_path / "copy"), model())
     save_model(folder, model(), CONFIG, {}, "")
-    assert [p.name for p in folder.glob("model*")] == ["model.safetensors"] and same(load_tokenizer(folder), model())
+    assert [p.name for p in folder.glob("model*")] == ["model.safetensors"] and same(
+        load_tokenizer(folder), model()
+    )
     save_model(folder, model(), CONFIG, {}, "", largest_file=most)
     assert not (folder / "model.safetensors").exists() and same(load_tokenizer(folder), model())
 
@@ -176,11 +228,19 @@ def test_files_of_two_saves_and_missing_ones_are_noticed(tmp_path):
     other = model()
     with torch.no_grad():
         next(other.parameters()).add_(1.0)
-    most = (save_model(tmp_path / "whole", other, CONFIG, {}, "") / "model.safetensors").stat().st_size // 2
-    a, b = (save_model(tmp_path / name, m, CONFIG, {}, "", largest_file=most) for name, m in (("a", model()), ("b", other)))
+    most = (
+        save_model(tmp_path / "whole", other, CONFIG, {}, "") / "model.safetensors"
+    ).stat().st_size // 2
+    a, b = (
+        save_model(tmp_path / name, m, CONFIG, {}, "", largest_file=most)
+        for name, m in (("a", model()), ("b", other))
+    )
     first = sorted(p.name for p in a.glob("*.safetensors"))[0]
     shutil.copyfile(b / first, a / first)
-    with pytest.raises(ValueError, match=f"{first} belongs to other weights than .*index.json: a save was interrupted"):
+    with pytest.raises(
+        ValueError,
+        match=f"{first} belongs to other weights than .*index.json: a save was interrupted",
+    ):
         load_tokenizer(a)
     (b / first).unlink()
     with pytest.raises(ValueError, match=f"{first} cannot be read"):

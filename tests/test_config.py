@@ -50,7 +50,11 @@ def test_every_shipped_file_loads(path):
 
 
 def test_save_and_load_are_inverse(tmp_path):
-    config = load(VQVAEConfig, None, ["tokenizer.grid_size=8", "optim.muon_lr=0.02", "train.precision=32-true"])
+    config = load(
+        VQVAEConfig,
+        None,
+        ["tokenizer.grid_size=8", "optim.muon_lr=0.02", "train.precision=32-true"],
+    )
     save(config, tmp_path / "config.yaml")
     assert load(VQVAEConfig, tmp_path / "config.yaml") == config
     assert to_mapping(config)["tokenizer"]["grid_size"] == 8
@@ -65,7 +69,9 @@ def test_overrides_win_over_the_file(tmp_path):
 
 def test_what_is_prepared_has_flat_sample_keys_and_nested_views():
     config = load(PrepareConfig, None, ["near_points=7", "views.size=32", "views.azimuth=[-10,10]"])
-    assert config.samples == SampleConfig(near_points=7) and config.views == ViewConfig(size=32, azimuth=[-10.0, 10.0])
+    assert config.samples == SampleConfig(near_points=7) and config.views == ViewConfig(
+        size=32, azimuth=[-10.0, 10.0]
+    )
 
 
 def test_values_of_an_earlier_version_are_completed():
@@ -74,16 +80,19 @@ def test_values_of_an_earlier_version_are_completed():
         completed(ViewConfig, {"colour": "red"}, "settings.json")
 
 
-@pytest.mark.parametrize("overrides, message", [
-    (["train.batchsize=4"], "batchsize"),
-    (["trian.batch_size=4"], "trian"),
-    (["train.batch_size=four"], "four"),
-    (["train.batch_size=1.5"], "1.5"),
-    (["train=3"], "train|VQVAETrainConfig|3"),
-    (["tokenizer.encoder=pointnet"], "pointnet.*cross_attention, plane_pool"),
-    (["batch_size"], "'batch_size' is not an override"),
-    (["--train.batch_size=4"], "not an override"),
-])
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["train.batchsize=4"], "batchsize"),
+        (["trian.batch_size=4"], "trian"),
+        (["train.batch_size=four"], "four"),
+        (["train.batch_size=1.5"], "1.5"),
+        (["train=3"], "train|VQVAETrainConfig|3"),
+        (["tokenizer.encoder=pointnet"], "pointnet.*cross_attention, plane_pool"),
+        (["batch_size"], "'batch_size' is not an override"),
+        (["--train.batch_size=4"], "not an override"),
+    ],
+)
 def test_what_cannot_be_meant_is_refused_by_name(overrides, message):
     with pytest.raises(ValueError, match=message):
         load(VQVAEConfig, None, overrides)
@@ -113,32 +122,62 @@ def test_missing_file_is_named():
 
 
 CONTRADICTIONS = [
-    (SampleConfig, {"surface_points": 0}), (SampleConfig, {"near_sigmas": []}), (SampleConfig, {"near_sigmas": [0.1, -0.1]}),
-    (ViewConfig, {"size": 8}), (ViewConfig, {"azimuth": [10.0]}), (ViewConfig, {"elevation": [30.0, 5.0]}),
-    (ViewConfig, {"distance": 1.0}), (ViewConfig, {"background": "black"}),
-    (ViewConfig, {"field_of_view": 0.0}), (ViewConfig, {"field_of_view": 180.0}),
-    (TokenizerConfig, {"width": 100, "num_heads": 3}), (TokenizerConfig, {"num_heads": 0}),
+    (SampleConfig, {"surface_points": 0}),
+    (SampleConfig, {"near_sigmas": []}),
+    (SampleConfig, {"near_sigmas": [0.1, -0.1]}),
+    (ViewConfig, {"size": 8}),
+    (ViewConfig, {"azimuth": [10.0]}),
+    (ViewConfig, {"elevation": [30.0, 5.0]}),
+    (ViewConfig, {"distance": 1.0}),
+    (ViewConfig, {"background": "black"}),
+    (ViewConfig, {"field_of_view": 0.0}),
+    (ViewConfig, {"field_of_view": 180.0}),
+    (TokenizerConfig, {"width": 100, "num_heads": 3}),
+    (TokenizerConfig, {"num_heads": 0}),
     (TokenizerConfig, {"codebook_size": 1}),
-    (TokenizerConfig, {"grid_size": 0}), (TokenizerConfig, {"upsample_stages": 0}), (TokenizerConfig, {"occupancy_layers": 0}),
-    (OptimConfig, {"muon_lr": 0.0}), (OptimConfig, {"adamw_lr": -1.0}), (OptimConfig, {"grad_clip": -1.0}),
+    (TokenizerConfig, {"grid_size": 0}),
+    (TokenizerConfig, {"upsample_stages": 0}),
+    (TokenizerConfig, {"occupancy_layers": 0}),
+    (OptimConfig, {"muon_lr": 0.0}),
+    (OptimConfig, {"adamw_lr": -1.0}),
+    (OptimConfig, {"grad_clip": -1.0}),
     (OptimConfig, {"warmup_steps": -1}),
-    (ImageEncoderConfig, {"source": ""}), (ImageEncoderConfig, {"source": "trained", "image_size": 60}),
+    (ImageEncoderConfig, {"source": ""}),
+    (ImageEncoderConfig, {"source": "trained", "image_size": 60}),
     (ImageEncoderConfig, {"foreground_fill": 1.5}),
-    (GPTConfig, {"rope": "none"}), (GPTConfig, {"layer_pattern": "LLX"}), (GPTConfig, {"condition_dropout": 1.0}),
-    (GPTConfig, {"width": 10, "num_heads": 2}), (GPTConfig, {"num_heads": 0}), (GPTConfig, {"chunk_size": 0}),
-    (GPTConfig, {"linear_backend": "cuda"}), (GPTConfig, {"attention_backend": "chunked"}),
+    (GPTConfig, {"rope": "none"}),
+    (GPTConfig, {"layer_pattern": "LLX"}),
+    (GPTConfig, {"condition_dropout": 1.0}),
+    (GPTConfig, {"width": 10, "num_heads": 2}),
+    (GPTConfig, {"num_heads": 0}),
+    (GPTConfig, {"chunk_size": 0}),
+    (GPTConfig, {"linear_backend": "cuda"}),
+    (GPTConfig, {"attention_backend": "chunked"}),
     (GPTConfig, {"linear": "delta", "linear_backend": "lightning_attn"}),
-    (SamplingConfig, {"temperature": -1.0}), (SamplingConfig, {"top_p": 0.0}), (SamplingConfig, {"min_p": 1.0}),
+    (SamplingConfig, {"temperature": -1.0}),
+    (SamplingConfig, {"top_p": 0.0}),
+    (SamplingConfig, {"min_p": 1.0}),
     (SamplingConfig, {"top_k": -1}),
-    (VQVAETrainConfig, {"batch_size": 0}), (VQVAETrainConfig, {"validate_every": 0}), (VQVAETrainConfig, {"codebook_steps": 0}),
-    (VQVAETrainConfig, {"autoencoder_steps": -1}), (VQVAETrainConfig, {"validation_shapes": 0}),
-    (EvalProtocol, {"frame": "mine"}), (EvalProtocol, {"points": 0}), (EvalProtocol, {"thresholds": []}),
-    (EvalProtocol, {"thresholds": [0.0]}), (EvalProtocol, {"near_sigma": 0.0}), (EvalProtocol, {"seed": -1}),
-    (GPTTrainConfig, {"steps": 0}), (GPTTrainConfig, {"save_every": 0}), (GPTTrainConfig, {"micro_batch_size": -1}),
+    (VQVAETrainConfig, {"batch_size": 0}),
+    (VQVAETrainConfig, {"validate_every": 0}),
+    (VQVAETrainConfig, {"codebook_steps": 0}),
+    (VQVAETrainConfig, {"autoencoder_steps": -1}),
+    (VQVAETrainConfig, {"validation_shapes": 0}),
+    (EvalProtocol, {"frame": "mine"}),
+    (EvalProtocol, {"points": 0}),
+    (EvalProtocol, {"thresholds": []}),
+    (EvalProtocol, {"thresholds": [0.0]}),
+    (EvalProtocol, {"near_sigma": 0.0}),
+    (EvalProtocol, {"seed": -1}),
+    (GPTTrainConfig, {"steps": 0}),
+    (GPTTrainConfig, {"save_every": 0}),
+    (GPTTrainConfig, {"micro_batch_size": -1}),
 ]
 
 
-@pytest.mark.parametrize("cls, values", CONTRADICTIONS, ids=lambda v: v.__name__ if isinstance(v, type) else ",".join(v))
+@pytest.mark.parametrize(
+    "cls, values", CONTRADICTIONS, ids=lambda v: v.__name__ if isinstance(v, type) else ",".join(v)
+)
 def test_contradictions_are_refused(cls, values):
     with pytest.raises(ValueError, match="|".join(values)):
         cls(**values)
@@ -159,7 +198,11 @@ def test_sizes_by_name():
 
 
 def config_classes() -> list[type]:
-    return [v for v in vars(configuration).values() if dataclasses.is_dataclass(v) and v.__module__ == configuration.__name__]
+    return [
+        v
+        for v in vars(configuration).values()
+        if dataclasses.is_dataclass(v) and v.__module__ == configuration.__name__
+    ]
 
 
 class Reads(ast.NodeVisitor):
@@ -195,8 +238,14 @@ def flags_of(path: Path) -> set[str]:
     """Destinations of the `add_argument` calls in a file."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument":
-            given = {k.arg: k.value.value for k in node.keywords if isinstance(k.value, ast.Constant)}
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr == "add_argument"
+        ):
+            given = {
+                k.arg: k.value.value for k in node.keywords if isinstance(k.value, ast.Constant)
+            }
             names = [a.value for a in node.args if isinstance(a, ast.Constant)]
             choices = next((k.value for k in node.keywords if k.arg == "choices"), None)
             if isinstance(choices, ast.List) and len(choices.elts) == 1:
@@ -206,23 +255,42 @@ def flags_of(path: Path) -> set[str]:
     return found
 
 
-SHARED_FLAGS = ("tar3d/runtime.py", "tar3d/training/start.py")  # of all scripts that call add_run_arguments
+SHARED_FLAGS = (
+    "tar3d/runtime.py",
+    "tar3d/training/start.py",
+)  # of all scripts that call add_run_arguments
 
 
 @pytest.mark.parametrize("path", [p for p in CODE if flags_of(p)], ids=relative)
 def test_every_flag_is_read(path):
     """In the file that has the flag, or (flags that several scripts share) in every script that adds them."""
     shared = relative(path) in SHARED_FLAGS
-    for user in [p for p in CODE if "add_run_arguments(parser" in p.read_text(encoding="utf-8")
-                 and relative(p) not in SHARED_FLAGS] if shared else [path]:
+    for user in (
+        [
+            p
+            for p in CODE
+            if "add_run_arguments(parser" in p.read_text(encoding="utf-8")
+            and relative(p) not in SHARED_FLAGS
+        ]
+        if shared
+        else [path]
+    ):
         source = user.read_text(encoding="utf-8")
-        read = {n.attr for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Attribute) and ast.unparse(n.value) == "args"}
+        read = {
+            n.attr
+            for n in ast.walk(ast.parse(source))
+            if isinstance(n, ast.Attribute) and ast.unparse(n.value) == "args"
+        }
         if "getattr(args, f.name) for f in dataclasses.fields(SamplingConfig)" in source:
             read |= {f.name for f in dataclasses.fields(SamplingConfig)}
-        assert flags_of(path) <= read, f"{relative(user)} never reads {sorted(flags_of(path) - read)}"
+        assert flags_of(path) <= read, (
+            f"{relative(user)} never reads {sorted(flags_of(path) - read)}"
+        )
 
 
 def test_the_walk_finds_the_flags():
     assert {"gpus", "num_nodes"} <= flags_of(ROOT / "tar3d" / "runtime.py")
     assert {"resume", "overrides"} <= flags_of(ROOT / "tar3d" / "training" / "start.py")
-    assert {"model", "vq_ckpt"} <= flags_of(ROOT / "infer_vqvae.py") | flags_of(ROOT / "train_gpt.py")
+    assert {"model", "vq_ckpt"} <= flags_of(ROOT / "infer_vqvae.py") | flags_of(
+        ROOT / "train_gpt.py"
+    )

@@ -18,7 +18,14 @@ import run
 
 gradio = pytest.importorskip("gradio", exc_type=ImportError)
 ROOT = Path(__file__).resolve().parents[1]
-SETTINGS = {"seed": 5, "resolution": 32, "faces": 0, "temperature": None, "cfg_scale": None, "sketch_scale": None}
+SETTINGS = {
+    "seed": 5,
+    "resolution": 32,
+    "faces": 0,
+    "temperature": None,
+    "cfg_scale": None,
+    "sketch_scale": None,
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +38,9 @@ def page(tmp_path_factory) -> Iterator[tuple]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)  # where the examples lie
         blocks = demo.build(demo.load_models(args), args.model, out)
-        _, url, _ = blocks.launch(allowed_paths=[str(out)], share=False, prevent_thread_lock=True, quiet=True)
+        _, url, _ = blocks.launch(
+            allowed_paths=[str(out)], share=False, prevent_thread_lock=True, quiet=True
+        )
         try:
             yield Client(url, verbose=False), out
         finally:
@@ -45,14 +54,33 @@ def ask(page: tuple, gpt_type: str, *told: object, **changed: object) -> tuple[P
 
 def test_a_text_gives_the_mesh_that_the_script_gives(page, tmp_path):
     file, line = ask(page, "t23d", "a chair with arms", sketch_scale=20)
-    flags = ["--model", str(ROOT / "pretrained/tiny"), "--prompt", "a chair with arms", "--seed", "5", "--resolution", "32",
-             "--sketch-scale", "20", "--no-preview", "--save-path", str(tmp_path)]
+    flags = [
+        "--model",
+        str(ROOT / "pretrained/tiny"),
+        "--prompt",
+        "a chair with arms",
+        "--seed",
+        "5",
+        "--resolution",
+        "32",
+        "--sketch-scale",
+        "20",
+        "--no-preview",
+        "--save-path",
+        str(tmp_path),
+    ]
     assert run.main(flags) == 0
     assert file.read_bytes() == (tmp_path / "a_chair_with_arms.glb").read_bytes()
     kept = page[1] / Path(line.partition(":")[0]).name
-    record, expected = (json.loads(path.read_text()) for path in (kept.with_suffix(".json"), tmp_path / "a_chair_with_arms.json"))
+    record, expected = (
+        json.loads(path.read_text())
+        for path in (kept.with_suffix(".json"), tmp_path / "a_chair_with_arms.json")
+    )
     assert kept.read_bytes() == file.read_bytes() and "768 tokens" in line and "seed 5" in line
-    settings = record.keys() - {"model", "seconds"}  # all of those stand in the script's record, too
+    settings = record.keys() - {
+        "model",
+        "seconds",
+    }  # all of those stand in the script's record, too
     assert settings > {"prompt", "seed", "sampling", "precision", "low_vram", "faces", "commit"}
     assert {k: record[k] for k in settings} == {k: expected[k] for k in settings}
 
@@ -64,18 +92,24 @@ def test_a_picture_and_nothing_give_closed_meshes(page):
     mesh = trimesh.load(file, force="mesh")
     assert mesh.is_watertight and len(mesh.faces) <= 500
     kept = page[1] / Path(line.partition(":")[0]).name
-    with Image.open(kept.with_suffix(".png")) as given, Image.open(ROOT / "assets" / "sample_image.png") as asked:
+    with (
+        Image.open(kept.with_suffix(".png")) as given,
+        Image.open(ROOT / "assets" / "sample_image.png") as asked,
+    ):
         assert given.convert("RGBA").tobytes() == asked.convert("RGBA").tobytes()
     file, line = ask(page, "uncond", seed=None, faces=None)
     assert trimesh.load(file, force="mesh").is_watertight and "seed 0" in line
 
 
-@pytest.mark.parametrize("gpt_type, told, changed, message", [
-    ("t23d", "", {}, "write a text first"),
-    ("i23d", None, {}, "choose a picture first"),
-    ("t23d", "a chair", {"faces": 2}, "a closed mesh has 4 or more"),
-    ("t23d", "a chair", {"temperature": -1}, "temperature must be >= 0, got -1"),
-])
+@pytest.mark.parametrize(
+    "gpt_type, told, changed, message",
+    [
+        ("t23d", "", {}, "write a text first"),
+        ("i23d", None, {}, "choose a picture first"),
+        ("t23d", "a chair", {"faces": 2}, "a closed mesh has 4 or more"),
+        ("t23d", "a chair", {"temperature": -1}, "temperature must be >= 0, got -1"),
+    ],
+)
 def test_what_cannot_be_made_is_a_sentence(page, gpt_type, told, changed, message):
     with pytest.raises(Exception, match=message):
         ask(page, gpt_type, told, **changed)
@@ -94,7 +128,10 @@ def test_models_of_one_type_each_get_a_tab_each(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "choose_device", lambda name, low_vram: torch.device("cuda"))
     monkeypatch.setattr(demo, "resolve_precision", lambda name, device: name)
     args = demo.parse_arguments(["--model", "bundle", "--low-vram"])
-    assert demo.load_models(args) == {"t23d": "t23d", "uncond": "uncond"} and loaded == [("t23d", True), ("uncond", True)]
+    assert demo.load_models(args) == {"t23d": "t23d", "uncond": "uncond"} and loaded == [
+        ("t23d", True),
+        ("uncond", True),
+    ]
 
 
 def test_refusals_before_anything_is_served(tmp_path, monkeypatch, capsys):

@@ -46,8 +46,11 @@ def networks(tmp_path_factory) -> Path:
 @pytest.fixture
 def folders(tmp_path) -> Path:
     """gt/ and pred/ with a ball, a box (wider in pred) and a ring; three cameras."""
-    shapes = {"ball": trimesh.creation.icosphere(2), "box": trimesh.creation.box((1, 0.6, 0.4)),
-              "ring": trimesh.creation.torus(0.7, 0.25)}
+    shapes = {
+        "ball": trimesh.creation.icosphere(2),
+        "box": trimesh.creation.box((1, 0.6, 0.4)),
+        "ring": trimesh.creation.torus(0.7, 0.25),
+    }
     for kind, suffix in (("gt", "glb"), ("pred", "obj")):
         (tmp_path / kind).mkdir()
         for name, shape in shapes.items():
@@ -59,13 +62,39 @@ def folders(tmp_path) -> Path:
 
 
 def run(folders: Path, *flags: str, out: str = "out", workers: int = 1) -> int:
-    return eval_2d.main(["--pred", str(folders / "pred"), "--gt", str(folders / "gt"), "--out", str(folders / out),
-                         "--size", "48", "--cameras", str(folders / "cameras.json"), "--workers", str(workers), *flags])
+    return eval_2d.main(
+        [
+            "--pred",
+            str(folders / "pred"),
+            "--gt",
+            str(folders / "gt"),
+            "--out",
+            str(folders / out),
+            "--size",
+            "48",
+            "--cameras",
+            str(folders / "cameras.json"),
+            "--workers",
+            str(workers),
+            *flags,
+        ]
+    )
 
 
 def run_images(folders: Path, *flags: str, out: str = "out") -> int:
-    return eval_2d.main(["--pred-images", str(folders / "pred"), "--gt-images", str(folders / "gt"), "--out", str(folders / out),
-                         "--workers", "1", *flags])
+    return eval_2d.main(
+        [
+            "--pred-images",
+            str(folders / "pred"),
+            "--gt-images",
+            str(folders / "gt"),
+            "--out",
+            str(folders / out),
+            "--workers",
+            "1",
+            *flags,
+        ]
+    )
 
 
 def rows_of(folder: Path) -> dict[str, dict]:
@@ -79,6 +108,7 @@ def summary_of(folder: Path) -> dict:
 
 # ---- cameras and renders
 
+
 def test_the_shipped_cameras_are_the_vertices_of_a_dodecahedron():
     cameras = read_cameras(eval_2d.CAMERAS)
     golden = (1 + 5**0.5) / 2
@@ -87,7 +117,9 @@ def test_the_shipped_cameras_are_the_vertices_of_a_dodecahedron():
         for b in (-golden, golden):
             corners += [(0, a, b), (a, b, 0), (b, 0, a)]
     expected = {tuple(np.round(5.5 * np.array(c) / 3**0.5, 5) + 0.0) for c in corners}
-    assert len(cameras) == 20 and {tuple(np.round(c.position, 5) + 0.0) for c in cameras} == expected
+    assert (
+        len(cameras) == 20 and {tuple(np.round(c.position, 5) + 0.0) for c in cameras} == expected
+    )
     for camera in cameras:
         x, y, z = camera.position
         same = orbit(np.degrees(np.arctan2(x, z)), np.degrees(np.arcsin(y / 5.5)), 5.5, 35.0)
@@ -116,23 +148,39 @@ def test_maps_are_the_renders_and_their_scores_scikit_images(folders):
     assert run(folders) == 0
     truth = trimesh.load(folders / "gt" / "box.glb", force="mesh")
     pred = trimesh.load(folders / "pred" / "box.obj", force="mesh")
-    a, b = (Mesh(m.vertices * 0.95 / 0.5, m.faces) for m in (pred, truth))  # the truth's longest side is 1
+    a, b = (
+        Mesh(m.vertices * 0.95 / 0.5, m.faces) for m in (pred, truth)
+    )  # the truth's longest side is 1
     expected = {"shaded_psnr": [], "shaded_ssim": [], "normal_psnr": [], "shaded_psnr_fg": []}
     for camera in read_cameras(folders / "cameras.json"):
         p, t = (Renderer(m).render(camera, 48, background=(255, 255, 255)) for m in (a, b))
-        normal = [np.rint((r.normal + 1) / 2 * 255 * r.mask[..., None] + 255 * (1 - r.mask[..., None])).astype(np.uint8)
-                  for r in (p, t)]
+        normal = [
+            np.rint(
+                (r.normal + 1) / 2 * 255 * r.mask[..., None] + 255 * (1 - r.mask[..., None])
+            ).astype(np.uint8)
+            for r in (p, t)
+        ]
         union = (p.mask > 0) | (t.mask > 0)
         expected["shaded_psnr"].append(peak_signal_noise_ratio(t.color, p.color))
         expected["shaded_psnr_fg"].append(peak_signal_noise_ratio(t.color[union], p.color[union]))
         expected["normal_psnr"].append(peak_signal_noise_ratio(normal[1], normal[0]))
-        expected["shaded_ssim"].append(structural_similarity(t.color, p.color, channel_axis=2, gaussian_weights=True, sigma=1.5,
-                                                             use_sample_covariance=False))
+        expected["shaded_ssim"].append(
+            structural_similarity(
+                t.color,
+                p.color,
+                channel_axis=2,
+                gaussian_weights=True,
+                sigma=1.5,
+                use_sample_covariance=False,
+            )
+        )
     row = rows_of(folders / "out")["box"]
     for name, values in expected.items():
         assert float(row[name]) == pytest.approx(np.mean(values), rel=2e-3)
     for name in ("psnr", "psnr_fg"):
-        assert float(rows_of(folders / "out")["ball"][f"normal_{name}"]) > 60  # the same mesh in another file format
+        assert (
+            float(rows_of(folders / "out")["ball"][f"normal_{name}"]) > 60
+        )  # the same mesh in another file format
     assert float(row["shaded_psnr_fg"]) < float(row["shaded_psnr"])
 
 
@@ -148,19 +196,27 @@ def test_background_changes_the_whole_picture_and_is_named(folders):
 def test_the_frame_of_the_protocol_decides(folders):
     trimesh.creation.icosphere(2, radius=1.5).export(folders / "pred" / "ball.obj")
     run(folders, out="truth")
-    run(folders, "--protocol", "cube", out="each")  # each mesh by its own box: the larger ball is the same again
-    truth, each = (float(rows_of(folders / name)["ball"]["shaded_psnr"]) for name in ("truth", "each"))
+    run(
+        folders, "--protocol", "cube", out="each"
+    )  # each mesh by its own box: the larger ball is the same again
+    truth, each = (
+        float(rows_of(folders / name)["ball"]["shaded_psnr"]) for name in ("truth", "each")
+    )
     assert each > 60 > 30 > truth
     assert summary_of(folders / "each")["settings"]["frame"] == "each"
 
 
 # ---- what the report holds
 
+
 def test_without_networks_their_scores_are_null_and_it_says_why(folders, capsys):
     assert run(folders) == 0
     summary, err = summary_of(folders / "out"), capsys.readouterr().err
     assert [item["scores"][0] for item in summary["left_out"]] == ["shaded_lpips", "clip_image"]
-    assert "lpips_alex.pth" in summary["left_out"][0]["reason"] and "--clip-path" in summary["left_out"][1]["reason"]
+    assert (
+        "lpips_alex.pth" in summary["left_out"][0]["reason"]
+        and "--clip-path" in summary["left_out"][1]["reason"]
+    )
     assert err.count("left out: ") == 2
     scores = summary["sets"]["prediction"]["scores"]
     for name in ("shaded_lpips", "normal_lpips_fg", "clip_image", "clip_image_fg"):
@@ -176,20 +232,33 @@ def test_the_report_says_what_was_measured(folders, networks, capsys):
     assert run(folders, *flags) == 0
     summary, report = summary_of(folders / "out"), (folders / "out" / "report.md").read_text()
     assert report in capsys.readouterr().out and summary["left_out"] == []
-    assert {"command", "commit", "date", "machine", "versions", "formulas", "seconds"} <= set(summary)
+    assert {"command", "commit", "date", "machine", "versions", "formulas", "seconds"} <= set(
+        summary
+    )
     settings = summary["settings"]
     assert settings["views"] == 2 and settings["size"] == 48 and settings["frame"] == "truth"
-    assert settings["lpips"].startswith("LPIPS vgg, weights ") and "32 px, bicubic" in settings["clip"]
+    assert (
+        settings["lpips"].startswith("LPIPS vgg, weights ") and "32 px, bicubic" in settings["clip"]
+    )
     assert {"scikit-image", "torch", "embreex", "transformers"} <= set(summary["versions"])
     rows = rows_of(folders / "out")
     ball, box = rows["ball"], rows["box"]
-    assert float(ball["shaded_lpips"]) < 1e-3 < float(box["shaded_lpips"]) < float(box["shaded_lpips_fg"])
+    assert (
+        float(ball["shaded_lpips"])
+        < 1e-3
+        < float(box["shaded_lpips"])
+        < float(box["shaded_lpips_fg"])
+    )
     assert float(ball["clip_image"]) == pytest.approx(1, abs=1e-3) and float(box["clip_image"]) < 1
-    assert {r["pictures"] for r in rows.values()} == {"2"} and {r["foreground"] for r in rows.values()} == {"coverage"}
+    assert {r["pictures"] for r in rows.values()} == {"2"} and {
+        r["foreground"] for r in rows.values()
+    } == {"coverage"}
     sets = summary["sets"]["prediction"]["set_scores"]
     assert sets["pictures"] == sets["reference_pictures"] == 6
     assert sets["kid_clip"] is not None and sets["fid_clip"] is None
-    assert sets["reasons"] == {"fid_clip": "FID over 6 features needs at least 7 pictures in each set, got 6 and 6"}
+    assert sets["reasons"] == {
+        "fid_clip": "FID over 6 features needs at least 7 pictures in each set, got 6 and 6"
+    }
     assert Image.open(folders / "out" / "views.png").width == 4 * 164 + 4
     assert "clip_text" not in summary["sets"]["prediction"]["scores"]
 
@@ -213,18 +282,27 @@ def test_workers_chunks_and_order_change_nothing(folders, networks, monkeypatch)
     a, b, c = (summary_of(folders / name)["sets"] for name in "abc")
     assert a == b == c
     assert len({(folders / name / "rows.csv").read_bytes() for name in "abc"}) == 1
-    pairs = [Pair(i, folders / "pred" / f"{i}.obj", folders / "gt" / f"{i}.glb") for i in ("ball", "box", "ring")]
+    pairs = [
+        Pair(i, folders / "pred" / f"{i}.obj", folders / "gt" / f"{i}.glb")
+        for i in ("ball", "box", "ring")
+    ]
     source = Renders(read_cameras(folders / "cameras.json"), 48, BACKGROUNDS["white"], "truth")
-    forward, back = (score_sets({"x": p}, source, Networks(), 1)[0]["x"] for p in (pairs, pairs[::-1]))
+    forward, back = (
+        score_sets({"x": p}, source, Networks(), 1)[0]["x"] for p in (pairs, pairs[::-1])
+    )
     assert forward == back[::-1]
 
 
 def test_captions_are_scored_against_the_predictions_pictures(folders, networks, capsys):
     captions = folders / "captions.csv"
-    captions.write_text("id,caption\nball,a red chair\nbox,\"a table, a chair\"\nelsewhere,a table\n")
+    captions.write_text('id,caption\nball,a red chair\nbox,"a table, a chair"\nelsewhere,a table\n')
     assert run(folders, "--clip-path", str(networks / "clip"), "--captions", str(captions)) == 0
     rows, summary = rows_of(folders / "out"), summary_of(folders / "out")
-    assert -1 <= float(rows["ball"]["clip_text"]) <= 1 and rows["ball"]["clip_text_fg"] != "" and rows["ring"]["clip_text"] == ""
+    assert (
+        -1 <= float(rows["ball"]["clip_text"]) <= 1
+        and rows["ball"]["clip_text_fg"] != ""
+        and rows["ring"]["clip_text"] == ""
+    )
     assert summary["sets"]["prediction"]["scores"]["clip_text"]["count"] == 2
     assert [item["scores"] for item in summary["left_out"][1:]] == [["clip_text", "clip_text_fg"]]
     assert "no caption for 1 of 3 ids, e.g. 'ring'" in capsys.readouterr().err
@@ -241,12 +319,16 @@ def test_captions_without_a_tokenizer_leave_out_the_text_only(folders, networks)
     (folders / "captions.csv").write_text("id,caption\nball,a red chair\n")
     assert run(folders, "--clip-path", str(clip), "--captions", str(folders / "captions.csv")) == 0
     summary = summary_of(folders / "out")
-    assert summary["left_out"][1]["scores"] == ["clip_text", "clip_text_fg"] and "tokenizer" in summary["left_out"][1]["reason"]
+    assert (
+        summary["left_out"][1]["scores"] == ["clip_text", "clip_text_fg"]
+        and "tokenizer" in summary["left_out"][1]["reason"]
+    )
     scores = summary["sets"]["prediction"]["scores"]
     assert scores["clip_text"]["mean"] is None and scores["clip_image"]["count"] == 3
 
 
 # ---- failures
+
 
 def test_pairs_that_fail_are_listed_and_the_rest_goes_on(folders, capsys):
     (folders / "gt" / "alone.obj").write_text((folders / "pred" / "ball.obj").read_text())
@@ -263,48 +345,88 @@ def test_pairs_that_fail_are_listed_and_the_rest_goes_on(folders, capsys):
     assert "no triangles" in reasons["broken"] and "NaN" in reasons["nan"]
     assert summary["scores"]["shaded_psnr"]["count"] == 3
     err = capsys.readouterr().err
-    assert "failed: prediction: nan: " in err and "3 of 7 pairs scored" in (folders / "out" / "report.md").read_text()
+    assert (
+        "failed: prediction: nan: " in err
+        and "3 of 7 pairs scored" in (folders / "out" / "report.md").read_text()
+    )
 
 
-@pytest.mark.parametrize("flags, message", [
-    (["--pred", "x"], "--gt is missing"), (["--gt-images", "x"], "--pred-images is missing"),
-    (["--pred", "x", "--gt", "y", "--pred-images", "x", "--gt-images", "y"], "give one of the two"),
-    (["--pred", "x", "--gt", "y", "--shapes", "3"], "--shapes generates from a model, so it would change nothing"),
-    (["--pred-images", "x", "--gt-images", "y", "--cameras", "c"], "--cameras belongs to renders"),
-    (["--pred-images", "x", "--gt-images", "y", "--protocol", "cube"], "--protocol belongs to renders"),
-    (["--pred-images", "x", "--gt-images", "y", "--size", "32"], "--size and --filter belong together"),
-    (["--pred-images", "x", "--gt-images", "y", "--filter", "box"], "--size and --filter belong together"),
-    (["--pred", "x", "--gt", "y", "--filter", "box"], "nothing is resized"),
-    (["--pred", "x", "--gt", "y", "--size", "10"], "SSIM needs at least 11"),
-    (["--pred", "x", "--gt", "y", "--protocol", "none"], "there are cube, tar3d, vecset"),
-    (["--pred", "x", "--gt", "y", "--cameras", "none.json"], "none.json does not exist"),
-    (["--pred", "x", "--gt", "y", "--captions", "none.csv"], "none.csv does not exist"),
-    (["--pred", "no-such-x", "--gt", "no-such-y"], "not a folder of meshes"),
-    (["--pred-images", "no-such-x", "--gt-images", "no-such-y"], "not a folder of pictures"),
-    (["--pred", "x", "--gt", "y", "--device", "tpu"], "--device"),
-])
-def test_contradictions_and_missing_things_are_one_sentence(flags, message, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--pred", "x"], "--gt is missing"),
+        (["--gt-images", "x"], "--pred-images is missing"),
+        (
+            ["--pred", "x", "--gt", "y", "--pred-images", "x", "--gt-images", "y"],
+            "give one of the two",
+        ),
+        (
+            ["--pred", "x", "--gt", "y", "--shapes", "3"],
+            "--shapes generates from a model, so it would change nothing",
+        ),
+        (
+            ["--pred-images", "x", "--gt-images", "y", "--cameras", "c"],
+            "--cameras belongs to renders",
+        ),
+        (
+            ["--pred-images", "x", "--gt-images", "y", "--protocol", "cube"],
+            "--protocol belongs to renders",
+        ),
+        (
+            ["--pred-images", "x", "--gt-images", "y", "--size", "32"],
+            "--size and --filter belong together",
+        ),
+        (
+            ["--pred-images", "x", "--gt-images", "y", "--filter", "box"],
+            "--size and --filter belong together",
+        ),
+        (["--pred", "x", "--gt", "y", "--filter", "box"], "nothing is resized"),
+        (["--pred", "x", "--gt", "y", "--size", "10"], "SSIM needs at least 11"),
+        (["--pred", "x", "--gt", "y", "--protocol", "none"], "there are cube, tar3d, vecset"),
+        (["--pred", "x", "--gt", "y", "--cameras", "none.json"], "none.json does not exist"),
+        (["--pred", "x", "--gt", "y", "--captions", "none.csv"], "none.csv does not exist"),
+        (["--pred", "no-such-x", "--gt", "no-such-y"], "not a folder of meshes"),
+        (["--pred-images", "no-such-x", "--gt-images", "no-such-y"], "not a folder of pictures"),
+        (["--pred", "x", "--gt", "y", "--device", "tpu"], "--device"),
+    ],
+)
+def test_contradictions_and_missing_things_are_one_sentence(
+    flags, message, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     assert eval_2d.main(flags) == 2
     err = capsys.readouterr().err.splitlines()
     assert message in err[-1] and not (tmp_path / "outputs").exists()
 
 
-@pytest.mark.parametrize("text, message", [
-    ("[]", "lists no camera"), ("{", "no list of cameras"), ("[{}]", "no list of cameras"),
-    ('[{"position": [0, 0, 5], "target": [0, 0, 0], "up": [0, 0, 1], "field_of_view": 35}]', "cannot have up"),
-])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("[]", "lists no camera"),
+        ("{", "no list of cameras"),
+        ("[{}]", "no list of cameras"),
+        (
+            '[{"position": [0, 0, 5], "target": [0, 0, 0], "up": [0, 0, 1], "field_of_view": 35}]',
+            "cannot have up",
+        ),
+    ],
+)
 def test_broken_cameras_are_refused(folders, text, message, capsys):
     (folders / "cameras.json").write_text(text)
     assert run(folders) == 2
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text, message", [
-    ("id,text\nball,x\n", "has no column caption"), ("", "has no column id or caption"),
-    ("id,caption\n", "a header with id and caption"), ("id,caption\nball,\n", "there is no caption for the id 'ball'"),
-    ("id,caption\nother,x\n", "no caption for any of the 3 ids"),
-])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("id,text\nball,x\n", "has no column caption"),
+        ("", "has no column id or caption"),
+        ("id,caption\n", "a header with id and caption"),
+        ("id,caption\nball,\n", "there is no caption for the id 'ball'"),
+        ("id,caption\nother,x\n", "no caption for any of the 3 ids"),
+    ],
+)
 def test_broken_captions_are_refused(folders, text, message, capsys):
     (folders / "captions.csv").write_text(text)
     assert run(folders, "--captions", str(folders / "captions.csv")) == 2
@@ -313,7 +435,10 @@ def test_broken_captions_are_refused(folders, text, message, capsys):
 
 # ---- folders of pictures
 
-def disc(side: int = 40, radius: float = 12.0, colour: tuple[int, ...] = (200, 40, 30, 255)) -> Image.Image:
+
+def disc(
+    side: int = 40, radius: float = 12.0, colour: tuple[int, ...] = (200, 40, 30, 255)
+) -> Image.Image:
     """A disc on transparent ground, whose hidden colour is black."""
     y, x = np.mgrid[:side, :side] - (side - 1) / 2
     pixels = np.zeros((side, side, 4), dtype=np.uint8)
@@ -339,15 +464,35 @@ def images(tmp_path) -> Path:
 
 
 def test_pictures_are_paired_by_name(images, networks):
-    assert run_images(images, "--lpips-path", str(networks / "lpips.pth"), "--clip-path", str(networks / "clip")) == 0
+    assert (
+        run_images(
+            images,
+            "--lpips-path",
+            str(networks / "lpips.pth"),
+            "--clip-path",
+            str(networks / "clip"),
+        )
+        == 0
+    )
     rows, settings = rows_of(images / "out"), summary_of(images / "out")["settings"]
-    assert {i: (r["pictures"], r["foreground"]) for i, r in rows.items()} == {"one": ("1", "alpha"), "sub": ("2", "alpha")}
+    assert {i: (r["pictures"], r["foreground"]) for i, r in rows.items()} == {
+        "one": ("1", "alpha"),
+        "sub": ("2", "alpha"),
+    }
     pred, truth = (np.asarray(on_white(disc(radius=r))) for r in (12.0, 13.0))
     mask = np.asarray(disc(radius=13.0))[..., 3] > 0
-    assert float(rows["one"]["image_psnr"]) == pytest.approx(peak_signal_noise_ratio(truth, pred), rel=1e-6)
-    assert float(rows["one"]["image_psnr_fg"]) == pytest.approx(peak_signal_noise_ratio(truth[mask], pred[mask]), rel=1e-6)
+    assert float(rows["one"]["image_psnr"]) == pytest.approx(
+        peak_signal_noise_ratio(truth, pred), rel=1e-6
+    )
+    assert float(rows["one"]["image_psnr_fg"]) == pytest.approx(
+        peak_signal_noise_ratio(truth[mask], pred[mask]), rel=1e-6
+    )
     assert float(rows["one"]["image_lpips"]) > 0 and float(rows["one"]["clip_image_fg"]) <= 1
-    assert settings["size"] == "as the files are" and "nothing is resized" in settings["filter"] and "cameras" not in settings
+    assert (
+        settings["size"] == "as the files are"
+        and "nothing is resized" in settings["filter"]
+        and "cameras" not in settings
+    )
 
 
 def test_without_alpha_the_foreground_is_what_differs_from_the_background(images):
@@ -358,8 +503,13 @@ def test_without_alpha_the_foreground_is_what_differs_from_the_background(images
     assert summary["sets"]["prediction"]["foreground"] == {"difference": 1, "alpha": 1}
     pred, truth = (np.asarray(on_white(disc(radius=r))) for r in (12.0, 13.0))
     mask = np.asarray(disc(radius=13.0))[..., 3] > 0
-    assert float(rows["one"]["image_psnr_fg"]) == pytest.approx(peak_signal_noise_ratio(truth[mask], pred[mask]), rel=1e-6)
-    assert "differs by more than 10 of 255 from the background" in (images / "out" / "report.md").read_text()
+    assert float(rows["one"]["image_psnr_fg"]) == pytest.approx(
+        peak_signal_noise_ratio(truth[mask], pred[mask]), rel=1e-6
+    )
+    assert (
+        "differs by more than 10 of 255 from the background"
+        in (images / "out" / "report.md").read_text()
+    )
 
 
 def test_pictures_of_other_size_fail_unless_a_filter_is_named(images):
@@ -379,8 +529,11 @@ def test_pictures_of_other_size_fail_unless_a_filter_is_named(images):
 
 def test_pictures_that_cannot_be_scored_are_listed(images):
     for kind in ("pred", "gt"):
-        for name, picture in (("blank", Image.new("RGB", (40, 40), "white")), ("tiny", Image.new("RGB", (8, 8), "red")),
-                              ("wide", Image.new("RGB", (40, 30), "red"))):
+        for name, picture in (
+            ("blank", Image.new("RGB", (40, 40), "white")),
+            ("tiny", Image.new("RGB", (8, 8), "red")),
+            ("wide", Image.new("RGB", (40, 30), "red")),
+        ):
             picture.save(images / kind / f"{name}.png")
         shutil.copy(images / kind / "one.png", images / kind / "text.png")
         shutil.copytree(images / kind / "sub", images / kind / "views")
@@ -394,24 +547,46 @@ def test_pictures_that_cannot_be_scored_are_listed(images):
     assert run_images(images) == 1
     summary = summary_of(images / "out")["sets"]["prediction"]
     reasons = {f["id"]: f["reason"] for f in summary["failed"]}
-    assert set(reasons) == {"blank", "tiny", "text", "views", "mixed", "extra", "alone"} and summary["scored"] == 3
+    assert (
+        set(reasons) == {"blank", "tiny", "text", "views", "mixed", "extra", "alone"}
+        and summary["scored"] == 3
+    )
     assert "no foreground" in reasons["blank"] and "at least 11 x 11" in reasons["tiny"]
     assert "not an image that can be read" in reasons["text"]
     assert "only the truth has the picture '1' (of 1 predicted and 2 true ones)" in reasons["views"]
     assert "a single picture and the other a folder" in reasons["mixed"]
-    assert "no prediction for it" in reasons["alone"] and "no true picture for it" in reasons["extra"]
+    assert (
+        "no prediction for it" in reasons["alone"] and "no true picture for it" in reasons["extra"]
+    )
     assert all("\n" not in reason for reason in reasons.values())
     assert run_images(images, "--size", "24", "--filter", "box", out="resized") == 1
-    resized = {f["id"]: f["reason"] for f in summary_of(images / "resized")["sets"]["prediction"]["failed"]}
-    assert "40 x 30 pixels, and --size 24 would distort it" in resized["wide"] and "tiny" not in resized
+    resized = {
+        f["id"]: f["reason"] for f in summary_of(images / "resized")["sets"]["prediction"]["failed"]
+    }
+    assert (
+        "40 x 30 pixels, and --size 24 would distort it" in resized["wide"]
+        and "tiny" not in resized
+    )
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda f: shutil.rmtree(f / "pred") or (f / "pred").mkdir(), "pred holds no pictures"),
-    (lambda f: on_white(disc()).save(f / "gt" / "one.jpg"), "two pictures named one: one.jpg and one.png"),
-    (lambda f: shutil.copytree(f / "gt" / "sub", f / "gt" / "one"), "both a picture and a sub-folder named one"),
-    (lambda f: [shutil.move(p, p.with_stem("x" + p.stem)) for p in f.glob("pred/*")], "no id of .* is one of"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda f: shutil.rmtree(f / "pred") or (f / "pred").mkdir(), "pred holds no pictures"),
+        (
+            lambda f: on_white(disc()).save(f / "gt" / "one.jpg"),
+            "two pictures named one: one.jpg and one.png",
+        ),
+        (
+            lambda f: shutil.copytree(f / "gt" / "sub", f / "gt" / "one"),
+            "both a picture and a sub-folder named one",
+        ),
+        (
+            lambda f: [shutil.move(p, p.with_stem("x" + p.stem)) for p in f.glob("pred/*")],
+            "no id of .* is one of",
+        ),
+    ],
+)
 def test_folders_that_cannot_be_paired_are_refused(images, change, message, capsys):
     change(images)
     assert run_images(images) == 2
@@ -429,13 +604,22 @@ def test_scores_do_not_depend_on_the_hidden_colour_of_transparent_pixels(images)
 
 # ---- a model
 
+
 def test_a_model_is_compared_with_baselines_and_bound(folders, monkeypatch):
     (folders / "data").mkdir()
     truths = {i: folders / "gt" / f"{i}.glb" for i in ("ball", "box", "ring")}
-    sets = {"generation": [Pair(i, folders / "pred" / f"{i}.obj", t, "round") for i, t in truths.items()],
-            "category": [Pair(i, truths["box"], t, "round") for i, t in truths.items()],
-            "reconstruction": [Pair(i, None, t, "round", "the field is empty") if i == "ring" else Pair(i, t, t, "round")
-                               for i, t in truths.items()]}
+    sets = {
+        "generation": [
+            Pair(i, folders / "pred" / f"{i}.obj", t, "round") for i, t in truths.items()
+        ],
+        "category": [Pair(i, truths["box"], t, "round") for i, t in truths.items()],
+        "reconstruction": [
+            Pair(i, None, t, "round", "the field is empty")
+            if i == "ring"
+            else Pair(i, t, t, "round")
+            for i, t in truths.items()
+        ],
+    }
     calls = []
 
     def evaluate_model(pipeline, kind, test, train, out, **options):
@@ -448,17 +632,44 @@ def test_a_model_is_compared_with_baselines_and_bound(folders, monkeypatch):
     monkeypatch.setattr(eval_2d, "evaluate_model", evaluate_model)
     monkeypatch.setattr(eval_2d.Pipeline, "load", load)
     monkeypatch.setattr(eval_2d, "default_library", lambda: folders / "train")
-    flags = ["--test", str(folders / "data"), "--shapes", "3", "--resolution", "32", "--size", "48", "--workers", "1",
-             "--cameras", str(folders / "cameras.json"), "--out", str(folders / "out")]
+    flags = [
+        "--test",
+        str(folders / "data"),
+        "--shapes",
+        "3",
+        "--resolution",
+        "32",
+        "--size",
+        "48",
+        "--workers",
+        "1",
+        "--cameras",
+        str(folders / "cameras.json"),
+        "--out",
+        str(folders / "out"),
+    ]
     assert eval_2d.main(flags) == 1  # the empty field
-    assert calls[0][1:] == ("image", folders / "data", folders / "train", folders / "out",
-                            {"shapes": 3, "resolution": 32, "batch": 10, "seed": 0})
+    assert calls[0][1:] == (
+        "image",
+        folders / "data",
+        folders / "train",
+        folders / "out",
+        {"shapes": 3, "resolution": 32, "batch": 10, "seed": 0},
+    )
     summary, report = summary_of(folders / "out"), (folders / "out" / "report.md").read_text()
-    assert {name: s["scored"] for name, s in summary["sets"].items()} == {"generation": 3, "category": 3, "reconstruction": 2}
+    assert {name: s["scored"] for name, s in summary["sets"].items()} == {
+        "generation": 3,
+        "category": 3,
+        "reconstruction": 2,
+    }
     assert summary["sets"]["reconstruction"]["scores"]["shaded_psnr"]["mean"] == 100
     assert summary["comparisons"]["category"]["shaded_psnr_fg"]["share"] == pytest.approx(2 / 3)
     assert summary["comparisons"]["reconstruction"]["shaded_psnr_fg"]["gain"]["count"] == 2
-    assert "generated from one view" in report and "(upper bound)" in report and summary["model"] == "pretrained/tiny"
+    assert (
+        "generated from one view" in report
+        and "(upper bound)" in report
+        and summary["model"] == "pretrained/tiny"
+    )
 
 
 def test_lower_lpips_counts_as_better():

@@ -19,15 +19,38 @@ PAGE = (ROOT / "docs" / "own_meshes.md").read_text(encoding="utf-8")
 COMMANDS = [line.strip() for line in PAGE.splitlines() if line.startswith("    python ")]
 SMALL = {  # what a command is given beside its own words, so that it takes seconds
     # Enough steps that fields are not empty, for an empty one is a failure.
-    "train_vqvae": ["train.autoencoder_steps=120", "train.codebook_steps=30", "train.batch_size=4", "train.validate_every=150",
-                    "train.validation_shapes=4", "train.preview_shapes=2", "train.num_workers=0", "train.surface_points=1024",
-                    "train.volume_points=64", "train.near_points=512", "train.near_weight=5", "tokenizer.grid_size=8",
-                    "tokenizer.width=32", "tokenizer.decoder_layers=1", "tokenizer.upsample_stages=1",
-                    "tokenizer.codebook_size=64", "optim.warmup_steps=1"],
+    "train_vqvae": [
+        "train.autoencoder_steps=120",
+        "train.codebook_steps=30",
+        "train.batch_size=4",
+        "train.validate_every=150",
+        "train.validation_shapes=4",
+        "train.preview_shapes=2",
+        "train.num_workers=0",
+        "train.surface_points=1024",
+        "train.volume_points=64",
+        "train.near_points=512",
+        "train.near_weight=5",
+        "tokenizer.grid_size=8",
+        "tokenizer.width=32",
+        "tokenizer.decoder_layers=1",
+        "tokenizer.upsample_stages=1",
+        "tokenizer.codebook_size=64",
+        "optim.warmup_steps=1",
+    ],
     "infer_vqvae": ["--limit", "2", "--resolution", "16"],
-    "train_gpt": ["train.steps=60", "train.global_batch_size=4", "train.sketch_rows=4", "train.validate_every=60",
-                  "train.validation_shapes=2", "train.preview_shapes=1", "train.num_workers=0", "gpt.num_layers=1",
-                  "gpt.width=32", "gpt.num_heads=2"],
+    "train_gpt": [
+        "train.steps=60",
+        "train.global_batch_size=4",
+        "train.sketch_rows=4",
+        "train.validate_every=60",
+        "train.validation_shapes=2",
+        "train.preview_shapes=1",
+        "train.num_workers=0",
+        "gpt.num_layers=1",
+        "gpt.width=32",
+        "gpt.num_heads=2",
+    ],
     "run": ["--resolution", "32"],
 }
 
@@ -48,7 +71,12 @@ def places(tmp_path_factory) -> dict[str, Path]:
     assert toy.main(["--out", str(root / "toy"), "--num", "4", "--workers", "1"]) == 0
     counts = ["surface_points=8192", "volume_points=8192", "near_points=8192"]
     assert samples.main([str(root / "toy"), "--workers", "1", *counts]) == 0
-    return {"MESHES": root / "meshes", "DATA": root / "data", "data/toy": root / "toy", "outputs": root / "outputs"}
+    return {
+        "MESHES": root / "meshes",
+        "DATA": root / "data",
+        "data/toy": root / "toy",
+        "outputs": root / "outputs",
+    }
 
 
 def in_place(word: str, places: dict[str, Path]) -> str:
@@ -57,7 +85,7 @@ def in_place(word: str, places: dict[str, Path]) -> str:
         return str(next((places["DATA"] / "views").glob("*/0.png")))
     for name, path in places.items():
         if word == name or word.startswith((f"{name}/", f"{name}:")):
-            return str(path) + word[len(name):]
+            return str(path) + word[len(name) :]
     return word
 
 
@@ -67,10 +95,18 @@ def test_the_page_goes_from_meshes_to_meshes(places, monkeypatch):
     for command in COMMANDS:
         python, *words = shlex.split(command)
         module = words[1] if words[0] == "-m" else words[0].removesuffix(".py")
-        arguments = [in_place(word, places) for word in words[2 if words[0] == "-m" else 1:]]
-        assert importlib.import_module(module).main([*arguments, *SMALL.get(module, [])]) == 0, command
+        arguments = [in_place(word, places) for word in words[2 if words[0] == "-m" else 1 :]]
+        assert importlib.import_module(module).main([*arguments, *SMALL.get(module, [])]) == 0, (
+            command
+        )
     assert len(list((places["DATA"] / "samples").glob("*.npz"))) == 20
-    for made in ("own_vqvae/model/model.safetensors", "own_rebuilt/report.md", "own_gpt/model/**/model.safetensors",
-                 "own_generate/*.glb"):
+    for made in (
+        "own_vqvae/model/model.safetensors",
+        "own_rebuilt/report.md",
+        "own_gpt/model/**/model.safetensors",
+        "own_generate/*.glb",
+    ):
         assert list(places["outputs"].glob(made)), made
-    assert (places["DATA"] / "contact_sheet.png").is_file() and (places["DATA"] / "inspect" / "index.md").is_file()
+    assert (places["DATA"] / "contact_sheet.png").is_file() and (
+        places["DATA"] / "inspect" / "index.md"
+    ).is_file()

@@ -17,7 +17,9 @@ TINY = Path(__file__).resolve().parent.parent / "pretrained" / "tiny"
 SHIPPED = TINY / "gpt_any"
 
 
-@pytest.mark.parametrize("linear, full", [("fla", "flash_attn"), ("lightning_attn", "xformers"), ("reference", "sdpa")])
+@pytest.mark.parametrize(
+    "linear, full", [("fla", "flash_attn"), ("lightning_attn", "xformers"), ("reference", "sdpa")]
+)
 def test_a_model_is_loaded_whatever_attention_backends_it_was_trained_with(tmp_path, linear, full):
     trained = checkpoint.read_config(SHIPPED, GPTRunConfig)
     trained.gpt.linear_backend, trained.gpt.attention_backend = linear, full
@@ -33,12 +35,21 @@ def test_a_model_is_loaded_whatever_attention_backends_it_was_trained_with(tmp_p
 
 def test_low_vram_keeps_on_the_device_what_works_and_nothing_else(monkeypatch):
     """Two batches: the same tokens as without, each part moved there and back around its work, a new engine each time."""
-    pixels = {"image": torch.randint(256, (2, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))}
+    pixels = {
+        "image": torch.randint(
+            256, (2, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+        )
+    }
     plain = Pipeline.load(TINY).generate(pixels, seeds=[3, 4], resolution=24)
     pipeline = Pipeline.load(TINY, low_vram=True)
     assert pipeline.engine is None
-    names = {pipeline.model.conditioner.encoder("image"): "image encoder", pipeline.model.gpt: "gpt",
-             pipeline.vqvae.quantizer: "codebook", pipeline.vqvae.decoder: "decoder", pipeline.vqvae.occupancy: "occupancy"}
+    names = {
+        pipeline.model.conditioner.encoder("image"): "image encoder",
+        pipeline.model.gpt: "gpt",
+        pipeline.vqvae.quantizer: "codebook",
+        pipeline.vqvae.decoder: "decoder",
+        pipeline.vqvae.occupancy: "occupancy",
+    }
     there, seen, to = set(), [], torch.nn.Module.to
 
     def record(self, device):
@@ -57,7 +68,9 @@ def test_low_vram_keeps_on_the_device_what_works_and_nothing_else(monkeypatch):
         shape = [{"codebook"}, {"codebook", "decoder"}, {"decoder"}, set(), {"occupancy"}, set()]
         assert seen == [{"image encoder"}, set(), {"gpt"}, set(), *shape, *shape]
         for result, expected in zip(results, plain, strict=True):
-            assert (result.tokens == expected.tokens).all() and abs(len(result.mesh.faces) / len(expected.mesh.faces) - 1) < 0.05
+            assert (result.tokens == expected.tokens).all() and abs(
+                len(result.mesh.faces) / len(expected.mesh.faces) - 1
+            ) < 0.05
     assert pipeline.engine is None and pipeline.backend == "plain"
 
 
@@ -74,13 +87,19 @@ def test_a_source_is_pictures_or_texts_as_the_encoders_take_them():
     pipeline = Pipeline.load(TINY)
     picture = Image.open(TINY.parent.parent / "assets" / "sample_image.png")
     pixels = pipeline.source([picture, picture])["image"]
-    assert pixels.shape == (2, 64, 64, 3) and pixels.dtype == torch.uint8 and (pixels[0] == pixels[1]).all()
+    assert (
+        pixels.shape == (2, 64, 64, 3)
+        and pixels.dtype == torch.uint8
+        and (pixels[0] == pixels[1]).all()
+    )
     ids = pipeline.source(["a chair", "a round table with four legs"])["text"]
     assert len(ids) == 2 and (ids[0] != ids[1]).any()
     with pytest.warns(UserWarning, match="does not know.*zeppelin"):
         pipeline.source(["a zeppelin"])
     for refused in ("a chair", [], [picture, "a chair"], [TINY], [pixels[0].numpy()]):
-        with pytest.raises(ValueError, match=r"a list of pictures \(PIL.Image\) or a list of texts"):
+        with pytest.raises(
+            ValueError, match=r"a list of pictures \(PIL.Image\) or a list of texts"
+        ):
             pipeline.source(refused)
     with pytest.raises(ImageError, match="single colour"):
         pipeline.source([Image.new("RGB", (8, 8), "red")])

@@ -40,7 +40,9 @@ def test_each_model_says_how_it_was_made(part: str):
 
 def test_the_gpt_speaks_the_shipped_tokenizers_codes():
     tokenizer = checkpoint.load_tokenizer(TINY)
-    assert checkpoint.read_config(TINY / GPT, GPTRunConfig).tokenizer_fingerprint == checkpoint.token_fingerprint(tokenizer)
+    assert checkpoint.read_config(
+        TINY / GPT, GPTRunConfig
+    ).tokenizer_fingerprint == checkpoint.token_fingerprint(tokenizer)
 
 
 def test_the_tokenizer_keeps_a_hollow_mug_hollow():
@@ -51,11 +53,19 @@ def test_the_tokenizer_keeps_a_hollow_mug_hollow():
     assert volume_iou(rebuilt, truth) > 0.8
 
 
-def test_the_default_commands_make_what_they_promise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_default_commands_make_what_they_promise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.chdir(ROOT)
-    assert run.main(["--gpt-type", "i23d", "--save-path", str(tmp_path / "a"), "--resolution", "64"]) == 0
+    assert (
+        run.main(["--gpt-type", "i23d", "--save-path", str(tmp_path / "a"), "--resolution", "64"])
+        == 0
+    )
     assert infer_vqvae.main(["--output_dir", str(tmp_path / "b"), "--resolution", "64"]) == 0
-    expected = {tmp_path / "a" / "sample_image.glb": (".png", ".json"), tmp_path / "b" / "sample_mesh.glb": (".png",)}
+    expected = {
+        tmp_path / "a" / "sample_image.glb": (".png", ".json"),
+        tmp_path / "b" / "sample_mesh.glb": (".png",),
+    }
     for mesh, others in expected.items():
         loaded = trimesh.load(mesh, force="mesh")
         assert loaded.is_watertight and loaded.volume > 0
@@ -63,7 +73,9 @@ def test_the_default_commands_make_what_they_promise(tmp_path: Path, monkeypatch
             assert mesh.with_suffix(suffix).stat().st_size > 0
 
 
-def test_the_same_seed_gives_the_same_mesh_alone_and_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_same_seed_gives_the_same_mesh_alone_and_in_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.chdir(ROOT)
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -73,17 +85,44 @@ def test_the_same_seed_gives_the_same_mesh_alone_and_in_a_folder(tmp_path: Path,
     assert run.main(["--input", str(folder), "--save-path", str(tmp_path / "many"), *small]) == 0
     assert run.main(["--save-path", str(tmp_path / "one"), *small]) == 0
     alone = (tmp_path / "one" / "sample_image.glb").read_bytes()
-    assert (tmp_path / "many" / "a.glb").read_bytes() == alone == (tmp_path / "many" / "b.glb").read_bytes()
+    assert (
+        (tmp_path / "many" / "a.glb").read_bytes()
+        == alone
+        == (tmp_path / "many" / "b.glb").read_bytes()
+    )
 
 
-def test_the_mesh_of_saved_tokens_is_the_mesh_they_were_saved_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_mesh_of_saved_tokens_is_the_mesh_they_were_saved_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.chdir(ROOT)
     made, rebuilt, again = (tmp_path / name for name in ("made", "rebuilt", "again"))
     flags = ["--save-tokens", "--resolution", "32"]
-    assert run.main(["--prompt", "a plane with four engines", "--save-path", str(made), "--no-preview", *flags]) == 0
-    assert infer_vqvae.main(["--output_dir", str(rebuilt), "--no-pictures", *flags]) == 0  # of a mesh in a frame of its own
+    assert (
+        run.main(
+            [
+                "--prompt",
+                "a plane with four engines",
+                "--save-path",
+                str(made),
+                "--no-preview",
+                *flags,
+            ]
+        )
+        == 0
+    )
+    assert (
+        infer_vqvae.main(["--output_dir", str(rebuilt), "--no-pictures", *flags]) == 0
+    )  # of a mesh in a frame of its own
     for folder in (made, rebuilt):
-        flags = ["--input_file", str(folder / "tokens"), "--output_dir", str(again), "--resolution", "32"]
+        flags = [
+            "--input_file",
+            str(folder / "tokens"),
+            "--output_dir",
+            str(again),
+            "--resolution",
+            "32",
+        ]
         assert infer_vqvae.main(flags) == 0
         (mesh,) = folder.glob("*.glb")
         assert (again / mesh.name).read_bytes() == mesh.read_bytes()
@@ -94,10 +133,30 @@ def test_the_mesh_of_saved_tokens_is_the_mesh_they_were_saved_with(tmp_path: Pat
 
 def test_words_decide_what_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
-    prompts = ["a sofa with round arms", "a plane with four engines", "a mug", "a tall bottle", "a table with four legs"]
-    flags = ["--save-path", str(tmp_path), "--resolution", "48", "--batch-size", "5", "--no-preview"]
+    prompts = [
+        "a sofa with round arms",
+        "a plane with four engines",
+        "a mug",
+        "a tall bottle",
+        "a table with four legs",
+    ]
+    flags = [
+        "--save-path",
+        str(tmp_path),
+        "--resolution",
+        "48",
+        "--batch-size",
+        "5",
+        "--no-preview",
+    ]
     assert run.main(["--prompt", *prompts, *flags]) == 0
     judge = load_judge(TINY / "judge")
-    points = [surface(load_mesh(tmp_path / f"{prompt.replace(' ', '_')}.glb"), seed=0) for prompt in prompts]
+    points = [
+        surface(load_mesh(tmp_path / f"{prompt.replace(' ', '_')}.glb"), seed=0)
+        for prompt in prompts
+    ]
     told = judge.categories_of(torch.from_numpy(np.stack(points)))
-    assert sum(a == b for a, b in zip(told, ["sofa", "plane", "mug", "bottle", "table"], strict=True)) >= 4, told
+    assert (
+        sum(a == b for a, b in zip(told, ["sofa", "plane", "mug", "bottle", "table"], strict=True))
+        >= 4
+    ), told

@@ -19,12 +19,24 @@ from tar3d.data import make_tokens
 from tar3d.data.tokens import TokenDataset, read_stamp
 from tar3d.evaluation.generations import choose_shapes
 
-LISTS = {"0001": {"train": ["a", "b"], "val": ["c"], "test": ["d"]}, "0002": {"train": ["a", "b"], "val": ["e"], "test": []}}
+LISTS = {
+    "0001": {"train": ["a", "b"], "val": ["c"], "test": ["d"]},
+    "0002": {"train": ["a", "b"], "val": ["e"], "test": []},
+}
 TRAIN, HELD_OUT = ["0001_a", "0001_b", "0002_a", "0002_b"], ["0001_c", "0002_e", "0001_d"]
 FAST = ["train.steps=2", "train.validate_every=2", "train.save_every=2"]
 # The encoder that has made the embeddings; nothing of it is on this disk.
-GIVEN = ["image_encoder.source=owner/dino-vitb16", "gpt.condition_tokens=5", "gpt.condition_width=12"]
-SIZES = [o for o in GPT if o.split("=")[0] not in ("image_encoder.source", "gpt.condition_tokens", "gpt.condition_width")]
+GIVEN = [
+    "image_encoder.source=owner/dino-vitb16",
+    "gpt.condition_tokens=5",
+    "gpt.condition_width=12",
+]
+SIZES = [
+    o
+    for o in GPT
+    if o.split("=")[0]
+    not in ("image_encoder.source", "gpt.condition_tokens", "gpt.condition_width")
+]
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +49,13 @@ def shapenet(tmp_path_factory) -> Path:
         (folder / "views" / shape_id).mkdir(parents=True)
         for k in range(2):
             pixels = np.full((32, 32, 3), 255, np.uint8)
-            pixels[8:24, 6 + k:20] = rng.integers(0, 200, 3)
+            pixels[8:24, 6 + k : 20] = rng.integers(0, 200, 3)
             Image.fromarray(pixels).save(folder / "views" / shape_id / f"{k}.png")
         if shape_id != "0001_b":
-            np.savez(folder / "dino" / f"{shape_id}.npz", **{f"view_{k}": rng.normal(size=(1, 5, 12)) for k in range(3)})
+            np.savez(
+                folder / "dino" / f"{shape_id}.npz",
+                **{f"view_{k}": rng.normal(size=(1, 5, 12)) for k in range(3)},
+            )
     return folder
 
 
@@ -60,7 +75,9 @@ def rows(path: Path) -> list[dict]:
 
 def test_the_tokenizer_trains_on_shapenet(tokenizer):
     log = rows(tokenizer.parent / "train.csv")
-    assert [int(r["step"]) for r in log] == [1, 2, 3, 4, 5, 6] and all(float(r["loss"]) > 0 for r in log)
+    assert [int(r["step"]) for r in log] == [1, 2, 3, 4, 5, 6] and all(
+        float(r["loss"]) > 0 for r in log
+    )
     with Image.open(tokenizer.parent / "preview_0000006.png") as sheet:
         truth = np.asarray(sheet)[24:, 8:190]
     assert (truth == 255).all(), "there is no mesh to be drawn"
@@ -71,10 +88,21 @@ def test_the_gpt_trains_on_shapenet_and_views(shapenet, tokenizer, tmp_path):
     data.mkdir()
     for name in ("ShapeNetV2_point", "surface", "views"):
         (data / name).symlink_to(shapenet / name)
-    flags = ["--config", base(tmp_path), "--data", str(data), "--vq-ckpt", str(tokenizer), "--out", str(tmp_path / "run")]
+    flags = [
+        "--config",
+        base(tmp_path),
+        "--data",
+        str(data),
+        "--vq-ckpt",
+        str(tokenizer),
+        "--out",
+        str(tmp_path / "run"),
+    ]
     assert train_gpt.main([*flags, *GPT, *FAST]) == 0
     tokens = TokenDataset(data, "train", seed=0, wanted={}, conditions=["image"])
-    assert tokens.ids == TRAIN and TokenDataset(data, "test", seed=0, wanted={}, conditions=["image"]).ids == ["0001_d"]
+    assert tokens.ids == TRAIN and TokenDataset(
+        data, "test", seed=0, wanted={}, conditions=["image"]
+    ).ids == ["0001_d"]
     assert len(rows(tmp_path / "run" / "train.csv")) == 2
     assert choose_shapes(data, data, "image", 5, 0) == ["0001_d"]
 
@@ -94,39 +122,93 @@ def given(shapenet, tmp_path, monkeypatch) -> Path:
     return data
 
 
-def test_the_gpt_trains_from_given_embeddings_without_their_encoder(shapenet, tokenizer, given, tmp_path, capsys):
-    flags = [str(given), "--tokenizer", str(tokenizer), "--config", base(tmp_path), "--embeddings", str(shapenet / "dino")]
+def test_the_gpt_trains_from_given_embeddings_without_their_encoder(
+    shapenet, tokenizer, given, tmp_path, capsys
+):
+    flags = [
+        str(given),
+        "--tokenizer",
+        str(tokenizer),
+        "--config",
+        base(tmp_path),
+        "--embeddings",
+        str(shapenet / "dino"),
+    ]
     assert make_tokens.main([*flags, *GIVEN]) == 1, "one shape has no embeddings"
     (refused,) = rows(given / "tokens" / "refused.csv")
     assert refused["id"] == "0001_b" and "0001_b.npz is not there" in refused["reason"]
     stamp = read_stamp(given / "tokens")
-    assert stamp["image"] == "embeddings given: owner/dino-vitb16, 5 x 12" and stamp["image items"] == "float16 embeddings"
+    assert (
+        stamp["image"] == "embeddings given: owner/dino-vitb16, 5 x 12"
+        and stamp["image items"] == "float16 embeddings"
+    )
     stored = TokenDataset(given, "train", seed=0, wanted={}, conditions=["image"])
     assert stored.ids == [i for i in TRAIN if i != "0001_b"]
     with np.load(shapenet / "dino" / "0002_a.npz") as archive:
         for k in range(3):
-            assert np.array_equal(stored.row(1, k)["source"]["image"], archive[f"view_{k}"][0].astype(np.float16))
+            assert np.array_equal(
+                stored.row(1, k)["source"]["image"], archive[f"view_{k}"][0].astype(np.float16)
+            )
 
     out = tmp_path / "run"
-    flags = ["--config", base(tmp_path), "--data", str(given), "--vq-ckpt", str(tokenizer), *SIZES, *FAST, "--out"]
+    flags = [
+        "--config",
+        base(tmp_path),
+        "--data",
+        str(given),
+        "--vq-ckpt",
+        str(tokenizer),
+        *SIZES,
+        *FAST,
+        "--out",
+    ]
     assert train_gpt.main([*flags, str(out), *GIVEN]) == 0
     assert len(rows(out / "train.csv")) == 2 and (out / "preview_0000002.png").is_file()
     needed = "needs owner/dino-vitb16, whose embeddings were given"
-    assert needed in capsys.readouterr().out and needed in (out / "model" / "gpt_i23d" / "README.md").read_text()
-    assert run.main(["--model", str(out / "model"), "--save-path", str(tmp_path / "generated")]) == 2
+    assert (
+        needed in capsys.readouterr().out
+        and needed in (out / "model" / "gpt_i23d" / "README.md").read_text()
+    )
+    assert (
+        run.main(["--model", str(out / "model"), "--save-path", str(tmp_path / "generated")]) == 2
+    )
     assert "image encoder 'owner/dino-vitb16' was not found" in capsys.readouterr().err
 
-    assert train_gpt.main([*flags, str(tmp_path / "b"), *GIVEN, "image_encoder.source=owner/other"]) == 2
-    assert f"was made with image '{stamp['image']}', but this training uses" in capsys.readouterr().err
+    assert (
+        train_gpt.main([*flags, str(tmp_path / "b"), *GIVEN, "image_encoder.source=owner/other"])
+        == 2
+    )
+    assert (
+        f"was made with image '{stamp['image']}', but this training uses" in capsys.readouterr().err
+    )
 
 
-@pytest.mark.parametrize("changes, message", [
-    (["gpt.condition_tokens=6"], "view_0 is 5 x 12, but gpt.condition_tokens x gpt.condition_width is 6 x 12: write gpt.con"),
-    (["image_encoder.source=trained"], "are those of a frozen encoder, but image_encoder.source is 'trained'"),
-    (["--embeddings", "none"], "none is not a folder of embeddings"),
-])
-def test_embeddings_that_do_not_fit_are_refused(shapenet, tokenizer, given, tmp_path, capsys, changes, message):
-    flags = [str(given), "--tokenizer", str(tokenizer), "--config", base(tmp_path), "--embeddings", str(shapenet / "dino")]
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            ["gpt.condition_tokens=6"],
+            "view_0 is 5 x 12, but gpt.condition_tokens x gpt.condition_width is 6 x 12: write gpt.con",
+        ),
+        (
+            ["image_encoder.source=trained"],
+            "are those of a frozen encoder, but image_encoder.source is 'trained'",
+        ),
+        (["--embeddings", "none"], "none is not a folder of embeddings"),
+    ],
+)
+def test_embeddings_that_do_not_fit_are_refused(
+    shapenet, tokenizer, given, tmp_path, capsys, changes, message
+):
+    flags = [
+        str(given),
+        "--tokenizer",
+        str(tokenizer),
+        "--config",
+        base(tmp_path),
+        "--embeddings",
+        str(shapenet / "dino"),
+    ]
     with pytest.raises(SystemExit) as stop:
         make_tokens.main([*flags, *GIVEN, *changes])
     assert stop.value.code == 2 and message in capsys.readouterr().err

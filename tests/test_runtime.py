@@ -27,7 +27,10 @@ NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="speaks about a ma
 
 @NO_GPU
 def test_gpus_that_are_not_there_are_refused_with_a_remedy():
-    with pytest.raises(ValueError, match="asks for GPU 0,1, which this machine does not have; it has none: leave --gpus out"):
+    with pytest.raises(
+        ValueError,
+        match="asks for GPU 0,1, which this machine does not have; it has none: leave --gpus out",
+    ):
         start_fabric("0,1", 1, "32-true")
 
 
@@ -46,7 +49,9 @@ def test_device_lists_that_make_no_sense_are_refused(text):
 
 def test_unknown_precision_and_lonely_nodes_are_refused(monkeypatch):
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    with pytest.raises(ValueError, match="precision is '8-mixed', allowed are auto, 32-true, bf16-mixed, 16-mixed"):
+    with pytest.raises(
+        ValueError, match="precision is '8-mixed', allowed are auto, 32-true, bf16-mixed, 16-mixed"
+    ):
         start_fabric(None, 1, "8-mixed")
     for nodes in (0, 2):
         with pytest.raises(ValueError, match=f"--num_nodes {nodes}.*torchrun"):
@@ -61,13 +66,25 @@ def test_one_process_on_the_cpu_by_default():
 
 def test_precision_follows_the_hardware(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    assert resolve_precision("auto", "cpu") == "bf16-mixed" and resolve_precision("32-true", "cpu") == "32-true"
+    assert (
+        resolve_precision("auto", "cpu") == "bf16-mixed"
+        and resolve_precision("32-true", "cpu") == "32-true"
+    )
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    assert resolve_precision("auto", "cpu") == "32-true" and resolve_precision("bf16-mixed", "cpu") == "bf16-mixed"
+    assert (
+        resolve_precision("auto", "cpu") == "32-true"
+        and resolve_precision("bf16-mixed", "cpu") == "bf16-mixed"
+    )
 
 
-@pytest.mark.parametrize("name, message", [("gpu", "write cpu, cuda or cuda:N"), ("mps", "runs on cpu and cuda"),
-                                           ("cuda:99", "write --device cpu")])
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("gpu", "write cpu, cuda or cuda:N"),
+        ("mps", "runs on cpu and cuda"),
+        ("cuda:99", "write --device cpu"),
+    ],
+)
 def test_devices_that_cannot_be_used_are_refused(name, message):
     with pytest.raises(ValueError, match=message):
         choose_device(name)
@@ -96,7 +113,11 @@ def test_deterministic_within_and_as_before_after(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     enabled = torch.are_deterministic_algorithms_enabled
     with pytest.raises(KeyError), deterministic():
-        assert enabled() and not torch.backends.cudnn.benchmark and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        assert (
+            enabled()
+            and not torch.backends.cudnn.benchmark
+            and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        )
         with deterministic(False):
             assert not enabled()
         assert enabled()
@@ -109,7 +130,10 @@ class Twice(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        layers = (torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.GELU(), torch.nn.Linear(4, 4)) for _ in range(2))
+        layers = (
+            torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.GELU(), torch.nn.Linear(4, 4))
+            for _ in range(2)
+        )
         self.blocks = torch.nn.ModuleList(layers)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -130,7 +154,9 @@ class Counted(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("recompute, products, elementwise", [("none", 4, 2), ("cheap", 4, 4), ("blocks", 6, 4)])
+@pytest.mark.parametrize(
+    "recompute, products, elementwise", [("none", 4, 2), ("cheap", 4, 4), ("blocks", 6, 4)]
+)
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_recomputing_changes_what_is_kept_and_no_number(recompute, products, elementwise, device):
     """The second product of a block need not be run again: its gradient asks for its inputs alone."""
@@ -164,8 +190,10 @@ class Dtypes(torch.nn.Module):
         return y
 
 
-@pytest.mark.parametrize("precision, product", [("bf16-mixed", torch.bfloat16), ("16-mixed", torch.float16),
-                                                ("32-true", torch.float32)])
+@pytest.mark.parametrize(
+    "precision, product",
+    [("bf16-mixed", torch.bfloat16), ("16-mixed", torch.float16), ("32-true", torch.float32)],
+)
 def test_inputs_of_a_training_step_are_not_rounded(precision, product):
     """Coordinates in bfloat16 would be off by up to 1/256, a quarter of a cell of 128^3; their labels would be wrong."""
     model = Dtypes()
@@ -178,10 +206,21 @@ def test_the_command_is_recorded_as_one_would_type_it(tmp_path):
     package = tmp_path / "tools"
     package.mkdir()
     code = "from tar3d.runtime import command_line\nprint(command_line())\n"
-    for path in (tmp_path / "script.py", package / "__init__.py", package / "__main__.py", package / "part.py"):
+    for path in (
+        tmp_path / "script.py",
+        package / "__init__.py",
+        package / "__main__.py",
+        package / "part.py",
+    ):
         path.write_text("" if path.stem == "__init__" else code)
     root = Path(runtime.__file__).resolve().parents[1]
     for started in (["script.py"], ["-m", "tools"], ["-m", "tools.part"]):
-        result = subprocess.run([sys.executable, *started, "--name", "two words"], cwd=tmp_path, capture_output=True, text=True,
-                                check=True, env=os.environ | {"PYTHONPATH": str(root)})
+        result = subprocess.run(
+            [sys.executable, *started, "--name", "two words"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | {"PYTHONPATH": str(root)},
+        )
         assert result.stdout == f"python {' '.join(started)} --name 'two words'\n"

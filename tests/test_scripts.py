@@ -43,21 +43,69 @@ from tar3d.token_order import to_planes
 from tar3d.training.faults import NotFinite
 from tar3d.training.state import load_state, newest_state
 
-TRAIN = ["train.precision=32-true", "train.num_workers=0", "train.save_every=2", "train.log_every=1", "train.validation_shapes=2",
-         "train.preview_shapes=1", "train.validate_every=2", "optim.warmup_steps=1"]
-VQVAE = ["tokenizer.grid_size=4", "tokenizer.width=16", "tokenizer.num_heads=2", "tokenizer.num_frequencies=3",
-         "tokenizer.encoder=plane_pool", "tokenizer.encoder_layers=1", "tokenizer.point_width=8", "tokenizer.codebook_size=16",
-         "tokenizer.code_dim=4", "tokenizer.decoder_layers=1", "tokenizer.plane_channels=4", "tokenizer.upsample_stages=1",
-         "tokenizer.occupancy_width=8", "tokenizer.occupancy_layers=2", "optim.muon_lr=0.01", "optim.adamw_lr=0.01",
-         "train.batch_size=2", "train.autoencoder_steps=3", "train.codebook_steps=3", "train.surface_points=128",
-         "train.volume_points=64", "train.near_points=32", *TRAIN]
-GPT = ["gpt.num_layers=2", "gpt.width=16", "gpt.num_heads=2", "gpt.grid_size=4", "gpt.codebook_size=16",
-       "gpt.condition_tokens=16", "gpt.condition_width=16", "gpt.layer_pattern=LF", "gpt.condition_dropout=0.3",
-       "image_encoder.source=trained",
-       "image_encoder.image_size=32", "image_encoder.patch_size=8", "image_encoder.width=16", "image_encoder.num_layers=1",
-       "image_encoder.num_heads=2", "optim.muon_lr=0.01", "optim.adamw_lr=0.01", "train.steps=6", "train.global_batch_size=4",
-       "train.micro_batch_size=2", *TRAIN]
-DEV_MESHES = Path(os.environ.get("TAR3D_DATASETS") or Path(__file__).parents[2] / "shared" / "datasets") / "dev" / "meshes"
+TRAIN = [
+    "train.precision=32-true",
+    "train.num_workers=0",
+    "train.save_every=2",
+    "train.log_every=1",
+    "train.validation_shapes=2",
+    "train.preview_shapes=1",
+    "train.validate_every=2",
+    "optim.warmup_steps=1",
+]
+VQVAE = [
+    "tokenizer.grid_size=4",
+    "tokenizer.width=16",
+    "tokenizer.num_heads=2",
+    "tokenizer.num_frequencies=3",
+    "tokenizer.encoder=plane_pool",
+    "tokenizer.encoder_layers=1",
+    "tokenizer.point_width=8",
+    "tokenizer.codebook_size=16",
+    "tokenizer.code_dim=4",
+    "tokenizer.decoder_layers=1",
+    "tokenizer.plane_channels=4",
+    "tokenizer.upsample_stages=1",
+    "tokenizer.occupancy_width=8",
+    "tokenizer.occupancy_layers=2",
+    "optim.muon_lr=0.01",
+    "optim.adamw_lr=0.01",
+    "train.batch_size=2",
+    "train.autoencoder_steps=3",
+    "train.codebook_steps=3",
+    "train.surface_points=128",
+    "train.volume_points=64",
+    "train.near_points=32",
+    *TRAIN,
+]
+GPT = [
+    "gpt.num_layers=2",
+    "gpt.width=16",
+    "gpt.num_heads=2",
+    "gpt.grid_size=4",
+    "gpt.codebook_size=16",
+    "gpt.condition_tokens=16",
+    "gpt.condition_width=16",
+    "gpt.layer_pattern=LF",
+    "gpt.condition_dropout=0.3",
+    "image_encoder.source=trained",
+    "image_encoder.image_size=32",
+    "image_encoder.patch_size=8",
+    "image_encoder.width=16",
+    "image_encoder.num_layers=1",
+    "image_encoder.num_heads=2",
+    "optim.muon_lr=0.01",
+    "optim.adamw_lr=0.01",
+    "train.steps=6",
+    "train.global_batch_size=4",
+    "train.micro_batch_size=2",
+    *TRAIN,
+]
+DEV_MESHES = (
+    Path(os.environ.get("TAR3D_DATASETS") or Path(__file__).parents[2] / "shared" / "datasets")
+    / "dev"
+    / "meshes"
+)
 SKETCH = ["gpt.sketch_dim=4", "gpt.sketch_local=2", "train.sketch_weight=1", "train.sketch_rows=8"]
 
 
@@ -67,7 +115,9 @@ def data(samples, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("scripts") / "set"
     shutil.copytree(samples, folder)
     ids = sorted(sum(read_splits(folder).values(), []))
-    (folder / "splits.json").write_text(json.dumps({"train": ids[:3], "val": ids[3:5], "test": ids[5:]}))
+    (folder / "splits.json").write_text(
+        json.dumps({"train": ids[:3], "val": ids[3:5], "test": ids[5:]})
+    )
     return folder
 
 
@@ -123,8 +173,18 @@ def test_a_tokenizer_trains_on_several_augmented_sets_and_resumes(data, tmp_path
     """--data A --data B:2; each set has its own IoU, the mean of both chooses the model, and a resumed run is the same run."""
     other = tmp_path / "other"
     shutil.copytree(data, other)
-    flags = ["--base", base(tmp_path), "--data", str(data), "--data", f"{other}:2", *VQVAE, "train.augment.scale=[0.75,1.25]",
-             "train.augment.rotate=0.5", "train.augment.mirror=0.5"]
+    flags = [
+        "--base",
+        base(tmp_path),
+        "--data",
+        str(data),
+        "--data",
+        f"{other}:2",
+        *VQVAE,
+        "train.augment.scale=[0.75,1.25]",
+        "train.augment.rotate=0.5",
+        "train.augment.mirror=0.5",
+    ]
     assert train_vqvae.main([*flags, "--out", str(tmp_path / "whole")]) == 0
     row = rows(tmp_path / "whole" / "validation.csv")[-1]
     means = [float(row[f"iou_volume_{name}"]) for name in (data.name, "other")]
@@ -136,7 +196,9 @@ def test_a_tokenizer_trains_on_several_augmented_sets_and_resumes(data, tmp_path
     assert rows(tmp_path / "parts" / "train.csv") == rows(tmp_path / "whole" / "train.csv")
 
 
-@pytest.mark.parametrize("given, message", [(["A", "A:2"], "give each folder once"), (["A:0"], "at least 1")])
+@pytest.mark.parametrize(
+    "given, message", [(["A", "A:2"], "give each folder once"), (["A:0"], "at least 1")]
+)
 def test_wrong_sets_are_named(tmp_path, capsys, given, message):
     flags = [word for folder in given for word in ("--data", str(tmp_path / folder))]
     assert train_vqvae.main(["--base", base(tmp_path), "--out", str(tmp_path / "run"), *flags]) == 2
@@ -144,7 +206,9 @@ def test_wrong_sets_are_named(tmp_path, capsys, given, message):
 
 
 @pytest.mark.parametrize("stop", [2, 4])  # before and after the codebook starts
-def test_an_interrupted_tokenizer_training_resumes_bit_for_bit(data, fabric, vqvae_run, tmp_path, monkeypatch, stop):
+def test_an_interrupted_tokenizer_training_resumes_bit_for_bit(
+    data, fabric, vqvae_run, tmp_path, monkeypatch, stop
+):
     config = configuration.load(VQVAEConfig, None, VQVAE)
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         interrupt(patch, train_vqvae, stop)
@@ -154,16 +218,28 @@ def test_an_interrupted_tokenizer_training_resumes_bit_for_bit(data, fabric, vqv
     assert equal(load_state(newest(tmp_path)), load_state(newest(vqvae_run)))
     for name in ("train.csv", "validation.csv"):
         assert rows(tmp_path / name) == rows(vqvae_run / name)
-    assert equal(load_file(tmp_path / "model" / "model.safetensors"), load_file(vqvae_run / "model" / "model.safetensors"))
+    assert equal(
+        load_file(tmp_path / "model" / "model.safetensors"),
+        load_file(vqvae_run / "model" / "model.safetensors"),
+    )
 
 
 @pytest.mark.parametrize("sketch", [[], SKETCH], ids=["plain", "sketch"])
-def test_an_interrupted_gpt_training_resumes_bit_for_bit(data, fabric, vqvae_run, tmp_path, monkeypatch, sketch):
+def test_an_interrupted_gpt_training_resumes_bit_for_bit(
+    data, fabric, vqvae_run, tmp_path, monkeypatch, sketch
+):
     train_gpt_in(tmp_path / "whole", data, fabric, vqvae_run / "model", sketch)
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         interrupt(patch, train_gpt, 4)
         train_gpt_in(tmp_path / "parts", data, fabric, vqvae_run / "model", sketch)
-    train_gpt_in(tmp_path / "parts", data, fabric, vqvae_run / "model", sketch, state=newest(tmp_path / "parts"))
+    train_gpt_in(
+        tmp_path / "parts",
+        data,
+        fabric,
+        vqvae_run / "model",
+        sketch,
+        state=newest(tmp_path / "parts"),
+    )
     assert equal(*(load_state(newest(tmp_path / run)) for run in ("parts", "whole")))
     for name in ("train.csv", "validation.csv"):
         assert rows(tmp_path / "parts" / name) == rows(tmp_path / "whole" / name)
@@ -173,13 +249,20 @@ def test_an_interrupted_gpt_training_resumes_bit_for_bit(data, fabric, vqvae_run
 def test_accumulation_does_not_change_a_step(data, fabric, vqvae_run, tmp_path, sketch):
     losses = []
     for micro in (4, 2, 1):
-        train_gpt_in(tmp_path / str(micro), data, fabric, vqvae_run / "model",
-                     [f"train.micro_batch_size={micro}", "train.steps=2", *sketch])
+        train_gpt_in(
+            tmp_path / str(micro),
+            data,
+            fabric,
+            vqvae_run / "model",
+            [f"train.micro_batch_size={micro}", "train.steps=2", *sketch],
+        )
         losses.append([float(r["nll"]) for r in rows(tmp_path / str(micro) / "train.csv")])
         losses[-1] += [float(r["gradient_norm"]) for r in rows(tmp_path / str(micro) / "train.csv")]
     assert np.allclose(losses, losses[0], rtol=1e-3)
     with pytest.raises(ValueError, match="micro_batch_size 3 does not divide the 4 rows"):
-        train_gpt_in(tmp_path / "odd", data, fabric, vqvae_run / "model", ["train.micro_batch_size=3"])
+        train_gpt_in(
+            tmp_path / "odd", data, fabric, vqvae_run / "model", ["train.micro_batch_size=3"]
+        )
 
 
 def test_training_logs_every_step_and_moves_the_codebook_only_in_its_stage(vqvae_run):
@@ -188,30 +271,46 @@ def test_training_logs_every_step_and_moves_the_codebook_only_in_its_stage(vqvae
     assert [float(r["commitment"]) > 0 for r in log] == [False] * 3 + [True] * 3
     validation = rows(vqvae_run / "validation.csv")
     assert [float(r["codebook_usage"]) > 0 for r in validation] == [False, True, True]
-    assert sorted(p.name for p in vqvae_run.glob("preview_*.png")) == [f"preview_{k:07d}.png" for k in (2, 4, 6)]
+    assert sorted(p.name for p in vqvae_run.glob("preview_*.png")) == [
+        f"preview_{k:07d}.png" for k in (2, 4, 6)
+    ]
     metrics = json.loads((vqvae_run / "model" / "metrics.json").read_text())
-    assert metrics["iou_volume"] == pytest.approx(max(float(r["iou_volume"]) for r in validation[1:]), rel=1e-4)
+    assert metrics["iou_volume"] == pytest.approx(
+        max(float(r["iou_volume"]) for r in validation[1:]), rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("script", [train_vqvae, train_gpt], ids=["vqvae", "gpt"])
-def test_a_loss_that_is_not_finite_stops_before_the_optimizers_move(data, fabric, vqvae_run, tmp_path, monkeypatch, script):
+def test_a_loss_that_is_not_finite_stops_before_the_optimizers_move(
+    data, fabric, vqvae_run, tmp_path, monkeypatch, script
+):
     moves, calls = [], []
     for optimizer in (torch.optim.AdamW, Muon):
-        monkeypatch.setattr(optimizer, "step", lambda self, *a, step=optimizer.step,
-                            **k: (moves.append(self), step(self, *a, **k))[1])
+        monkeypatch.setattr(
+            optimizer,
+            "step",
+            lambda self, *a, step=optimizer.step, **k: (moves.append(self), step(self, *a, **k))[1],
+        )
     bce = torch.nn.functional.binary_cross_entropy_with_logits
 
     def poisoned(function, first_bad_call):
         def call(*args, **kwargs):
             calls.append(1)
             return function(*args, **kwargs) * (float("nan") if len(calls) >= first_bad_call else 1)
+
         return call
 
-    monkeypatch.setattr(train_gpt, "cross_entropy", poisoned(train_gpt.cross_entropy, 3))  # two micro batches a step
+    monkeypatch.setattr(
+        train_gpt, "cross_entropy", poisoned(train_gpt.cross_entropy, 3)
+    )  # two micro batches a step
     monkeypatch.setattr(torch.nn.functional, "binary_cross_entropy_with_logits", poisoned(bce, 2))
-    with pytest.raises(NotFinite, match="the (loss|nll) became nan at step 1; .* Its items: .*Lower optim.muon_lr"):
+    with pytest.raises(
+        NotFinite, match="the (loss|nll) became nan at step 1; .* Its items: .*Lower optim.muon_lr"
+    ):
         if script is train_vqvae:
-            train_vqvae.train(configuration.load(VQVAEConfig, None, VQVAE), tmp_path, fabric, {data: 1})
+            train_vqvae.train(
+                configuration.load(VQVAEConfig, None, VQVAE), tmp_path, fabric, {data: 1}
+            )
         else:
             train_gpt_in(tmp_path, data, fabric, vqvae_run / "model")
     assert len(moves) == 2  # Muon and AdamW, once each
@@ -220,18 +319,52 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimizers_move(data, fabric
 def test_resuming_with_another_model_is_one_sentence(data, vqvae_run, tmp_path, capsys):
     out = tmp_path / "run"
     shutil.copytree(vqvae_run, out)
-    flags = ["--base", base(tmp_path), "--data", str(data), "--out", str(out), "--resume", "auto", *VQVAE, "tokenizer.width=32"]
+    flags = [
+        "--base",
+        base(tmp_path),
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        "--resume",
+        "auto",
+        *VQVAE,
+        "tokenizer.width=32",
+    ]
     assert train_vqvae.main(flags) == 2
     assert "training state is that of another model" in capsys.readouterr().err
 
 
 def test_a_dry_run_says_what_a_training_needs_and_keeps_nothing(data, vqvae_run, tmp_path, capsys):
-    flags = ["--base", base(tmp_path), "--data", str(data), "--out", str(tmp_path / "run"), *VQVAE, "train.codebook_steps=7000"]
+    flags = [
+        "--base",
+        base(tmp_path),
+        "--data",
+        str(data),
+        "--out",
+        str(tmp_path / "run"),
+        *VQVAE,
+        "train.codebook_steps=7000",
+    ]
     assert train_vqvae.main([*flags, "--dry-run"]) == 0
     output = capsys.readouterr().out
-    assert "dry run: nothing was kept. 3 autoencoder steps of" in output and "7,000 codebook steps of" in output
-    assert "MiB a state, 2 are kept" in output and "GiB" in output and not (tmp_path / "run").exists()
-    flags = ["--config", base(tmp_path), "--data", str(data), "--vq-ckpt", str(vqvae_run / "model"), *GPT, "train.steps=9000"]
+    assert (
+        "dry run: nothing was kept. 3 autoencoder steps of" in output
+        and "7,000 codebook steps of" in output
+    )
+    assert (
+        "MiB a state, 2 are kept" in output and "GiB" in output and not (tmp_path / "run").exists()
+    )
+    flags = [
+        "--config",
+        base(tmp_path),
+        "--data",
+        str(data),
+        "--vq-ckpt",
+        str(vqvae_run / "model"),
+        *GPT,
+        "train.steps=9000",
+    ]
     assert train_gpt.main([*flags, "--dry-run", "--out", str(tmp_path / "run")]) == 0
     assert "9,000 steps of" in capsys.readouterr().out and not (tmp_path / "run").exists()
 
@@ -241,12 +374,27 @@ def test_overfitting_a_shape_passes_or_fails(data, vqvae_run, tmp_path, capsys):
     more_codes_than_tokens = "tokenizer.codebook_size=64"
     assert train_vqvae.main([*flags, "--out", str(tmp_path / "short"), more_codes_than_tokens]) == 1
     assert "FAIL: volume IoU of the shapes it was trained on" in capsys.readouterr().out
-    flags = ["--config", base(tmp_path), "--data", str(data), "--vq-ckpt", str(vqvae_run / "model"), "--overfit", "1", *GPT,
-             "train.token_noise=0.5", "train.validate_every=1000", "train.save_every=1000"]
+    flags = [
+        "--config",
+        base(tmp_path),
+        "--data",
+        str(data),
+        "--vq-ckpt",
+        str(vqvae_run / "model"),
+        "--overfit",
+        "1",
+        *GPT,
+        "train.token_noise=0.5",
+        "train.validate_every=1000",
+        "train.save_every=1000",
+    ]
     assert train_gpt.main([*flags, "--out", str(tmp_path / "few")]) == 1
     assert "FAIL: share of the tokens" in capsys.readouterr().out
     assert train_gpt.main([*flags, "--out", str(tmp_path / "enough"), "train.steps=200"]) == 0
-    assert "PASS: share of the tokens it was trained on that it generates again" in capsys.readouterr().out
+    assert (
+        "PASS: share of the tokens it was trained on that it generates again"
+        in capsys.readouterr().out
+    )
 
 
 def test_stages_can_be_trained_apart(data, tmp_path, capsys):
@@ -260,26 +408,53 @@ def test_stages_can_be_trained_apart(data, tmp_path, capsys):
         checkpoint.load_tokenizer(ae / "model")
     assert train_vqvae.main([*flags, "--out", str(vq), "train.stage=vq"]) == 2
     assert "give it with --init" in capsys.readouterr().err
-    assert train_vqvae.main([*flags, "--out", str(vq), "train.stage=decoder", "--init", str(ae / "model")]) == 2
+    assert (
+        train_vqvae.main(
+            [*flags, "--out", str(vq), "train.stage=decoder", "--init", str(ae / "model")]
+        )
+        == 2
+    )
     assert "is an autoencoder alone" in capsys.readouterr().err
-    assert train_vqvae.main([*flags, "--out", str(vq), "train.stage=vq", "--init", str(ae / "model")]) == 0
+    assert (
+        train_vqvae.main([*flags, "--out", str(vq), "train.stage=vq", "--init", str(ae / "model")])
+        == 0
+    )
     assert [r["step"] for r in rows(vq / "train.csv")] == ["1", "2", "3"]
     assert float(rows(vq / "train.csv")[0]["commitment"]) > 0
     before = checkpoint.load_tokenizer(vq / "model").quantizer.codebook
-    again = [*flags, "--out", str(more), "train.stage=vq", "train.codebook_steps=1", "--init", str(vq / "model")]
+    again = [
+        *flags,
+        "--out",
+        str(more),
+        "train.stage=vq",
+        "train.codebook_steps=1",
+        "--init",
+        str(vq / "model"),
+    ]
     assert train_vqvae.main(again) == 0
     after = checkpoint.load_tokenizer(more / "model").quantizer.codebook
     assert (after * before).sum(-1).median() > 0.99, "the codebook was kept, not started again"
     decoder = tmp_path / "decoder"
-    assert train_vqvae.main([*flags, "--out", str(decoder), "train.stage=decoder", "--init", str(vq / "model")]) == 0
+    assert (
+        train_vqvae.main(
+            [*flags, "--out", str(decoder), "train.stage=decoder", "--init", str(vq / "model")]
+        )
+        == 0
+    )
     old, new = (checkpoint.load_tokenizer(run / "model") for run in (vq, decoder))
-    moved = {name for name, value in new.state_dict().items() if not torch.equal(value, old.state_dict()[name])}
+    moved = {
+        name
+        for name, value in new.state_dict().items()
+        if not torch.equal(value, old.state_dict()[name])
+    }
     assert moved and all(name.startswith(("decoder.", "occupancy.")) for name in moved)
     assert checkpoint.token_fingerprint(new) == checkpoint.token_fingerprint(old)
     assert checkpoint.fingerprint(new) != checkpoint.fingerprint(old)
 
 
-def test_a_gpt_is_trained_further_with_another_image_encoder(data, fabric, vqvae_run, gpt_run, tmp_path, capsys):
+def test_a_gpt_is_trained_further_with_another_image_encoder(
+    data, fabric, vqvae_run, gpt_run, tmp_path, capsys
+):
     """What depends on the encoder begins anew, the rest is taken over."""
     init, own = str(gpt_run / "model" / "gpt_i23d"), tmp_path / "set"
     shutil.copytree(data, own, ignore=shutil.ignore_patterns("tokens"))
@@ -291,10 +466,16 @@ def test_a_gpt_is_trained_further_with_another_image_encoder(data, fabric, vqvae
     train_gpt_in(tmp_path / "other", own, fabric, vqvae_run / "model", [*few, *other], init=init)
     assert "begin anew" in capsys.readouterr().out
     given = load_file(f"{init}/model.safetensors")
-    for name, anew in (("same", ()), ("other", ("conditioner.trained.image.", *train_gpt.PREFIX_PARTS))):
+    for name, anew in (
+        ("same", ()),
+        ("other", ("conditioner.trained.image.", *train_gpt.PREFIX_PARTS)),
+    ):
         found = load_file(tmp_path / name / "model" / "gpt_i23d" / "model.safetensors")
         kept = {key for key in given if not key.startswith(anew)}
-        assert all(torch.allclose(found[key], given[key], atol=1e-6) for key in kept) and len(kept) > 10
+        assert (
+            all(torch.allclose(found[key], given[key], atol=1e-6) for key in kept)
+            and len(kept) > 10
+        )
 
 
 def test_damaged_token_shards_are_refused(data, fabric, vqvae_run, gpt_run, tmp_path):
@@ -314,22 +495,32 @@ def test_half_precision_trains(data, fabric, vqvae_run, tmp_path, precision):
     half = start_fabric(None, 1, precision)
     config = configuration.load(VQVAEConfig, None, [*VQVAE, f"train.precision={precision}"])
     train_vqvae.train(config, tmp_path / "vqvae", half, {data: 1})
-    for mine, theirs in zip(rows(tmp_path / "vqvae" / "train.csv")[:3], rows(vqvae_run / "train.csv"), strict=False):
+    for mine, theirs in zip(
+        rows(tmp_path / "vqvae" / "train.csv")[:3], rows(vqvae_run / "train.csv"), strict=False
+    ):
         assert float(mine["loss"]) == pytest.approx(float(theirs["loss"]), rel=0.05)
-    train_gpt_in(tmp_path / "gpt", data, half, vqvae_run / "model", [f"train.precision={precision}"])
+    train_gpt_in(
+        tmp_path / "gpt", data, half, vqvae_run / "model", [f"train.precision={precision}"]
+    )
     log = rows(tmp_path / "gpt" / "train.csv")
     assert len(log) == 6 and all(math.isfinite(float(r["nll"])) for r in log)
 
 
 def test_averaged_weights_are_what_is_kept(data, fabric, tmp_path):
     """With a decay of nearly one the average moves, but less than the weights do; the state holds both."""
-    config = configuration.load(VQVAEConfig, None, [*VQVAE, "train.ema=0.999", "train.validate_every=6"])
+    config = configuration.load(
+        VQVAEConfig, None, [*VQVAE, "train.ema=0.999", "train.validate_every=6"]
+    )
     train_vqvae.train(config, tmp_path, fabric, {data: 1})
     state = load_state(newest(tmp_path))
     kept = load_file(tmp_path / "model" / "model.safetensors")
-    averaged = {k.removeprefix("module."): v for k, v in state["averaged"].items() if k != "n_averaged"}
+    averaged = {
+        k.removeprefix("module."): v for k, v in state["averaged"].items() if k != "n_averaged"
+    }
     assert equal(kept, averaged) and not equal(kept, dict(state["model"]))
-    assert torch.equal(averaged["quantizer.codebook"], state["model"]["quantizer.codebook"]), "the codebook is that of the end"
+    assert torch.equal(averaged["quantizer.codebook"], state["model"]["quantizer.codebook"]), (
+        "the codebook is that of the end"
+    )
 
 
 def test_steps_that_are_not_finite_can_be_passed_over(data, fabric, tmp_path, monkeypatch, capsys):
@@ -339,7 +530,11 @@ def test_steps_that_are_not_finite_can_be_passed_over(data, fabric, tmp_path, mo
     def poisoned(*args, **kwargs):
         calls.append(1)
         found = loss(*args, **kwargs)
-        return dataclasses.replace(found, total=found.total * float("nan")) if len(calls) == 2 else found
+        return (
+            dataclasses.replace(found, total=found.total * float("nan"))
+            if len(calls) == 2
+            else found
+        )
 
     monkeypatch.setattr(train_vqvae, "tokenizer_loss", poisoned)
     config = configuration.load(VQVAEConfig, None, [*VQVAE, "train.skip_nonfinite=1"])
@@ -348,7 +543,11 @@ def test_steps_that_are_not_finite_can_be_passed_over(data, fabric, tmp_path, mo
     assert [r["skipped"] for r in log] == ["0", "1", "1", "1", "1", "1"] and log[1]["loss"] == "nan"
     dump = tmp_path / "nonfinite" / "00000001.pt"
     about = json.loads(dump.with_suffix(".json").read_text())
-    assert load_state(dump)["step"] == 1 and len(about["items"]) == 2 and about["parameters_without_finite_gradient"]
+    assert (
+        load_state(dump)["step"] == 1
+        and len(about["items"]) == 2
+        and about["parameters_without_finite_gradient"]
+    )
     assert "passed over, 1 of 1: the loss became nan at step 1" in capsys.readouterr().out
 
 
@@ -366,14 +565,33 @@ def test_command_lines_train(data, tmp_path):
     assert train_vqvae.main(flags) == 0
     own = tmp_path / "set"
     shutil.copytree(data, own, ignore=shutil.ignore_patterns("tokens"))
-    sizes = [o for o in GPT if o.split("=")[0] not in ("train.global_batch_size", "train.micro_batch_size")]
-    flags = ["--gpt-type", "i23d", "--config", base(tmp_path), "--data", str(own), "--vq-ckpt", str(vqvae / "model"), "--out",
-             str(gpt),
-             "--global-batch-size", "2", *sizes, *fast]
+    sizes = [
+        o
+        for o in GPT
+        if o.split("=")[0] not in ("train.global_batch_size", "train.micro_batch_size")
+    ]
+    flags = [
+        "--gpt-type",
+        "i23d",
+        "--config",
+        base(tmp_path),
+        "--data",
+        str(own),
+        "--vq-ckpt",
+        str(vqvae / "model"),
+        "--out",
+        str(gpt),
+        "--global-batch-size",
+        "2",
+        *sizes,
+        *fast,
+    ]
     assert train_gpt.main(flags) == 0
     saved = configuration.load(GPTRunConfig, gpt / "model" / "gpt_i23d" / "config.yaml")
     assert saved.train.global_batch_size == 2 and saved.gpt.num_layers == 2
-    assert saved.tokenizer_fingerprint == checkpoint.token_fingerprint(checkpoint.load_tokenizer(gpt / "model"))
+    assert saved.tokenizer_fingerprint == checkpoint.token_fingerprint(
+        checkpoint.load_tokenizer(gpt / "model")
+    )
 
 
 @pytest.mark.parametrize("script", [train_vqvae, train_gpt], ids=["vqvae", "gpt"])
@@ -384,14 +602,21 @@ def test_refusals_of_the_training_scripts(data, vqvae_run, gpt_run, tmp_path, ca
     else:
         common += ["--base", base(tmp_path), *VQVAE]
     finished = gpt_run if script is train_gpt else vqvae_run
-    cases = [(["--out", str(finished)], "already holds a run: continue it with --resume auto"),
-             (["--resume", "none.pt"], "--resume none.pt: there is no such state"),
-             (["train.sede=1"], "sede"),
-             (["--init", str(tmp_path)], "not a model directory")]
+    cases = [
+        (["--out", str(finished)], "already holds a run: continue it with --resume auto"),
+        (["--resume", "none.pt"], "--resume none.pt: there is no such state"),
+        (["train.sede=1"], "sede"),
+        (["--init", str(tmp_path)], "not a model directory"),
+    ]
     if not torch.cuda.is_available():
         cases.append((["--gpus", "0,1"], "asks for GPU 0,1, which this machine does not have"))
     if script is train_gpt:
-        cases.append((["gpt.codebook_size=32"], "gpt.codebook_size is 32, but the tokenizer's is 16: write gpt.codebook_size=16"))
+        cases.append(
+            (
+                ["gpt.codebook_size=32"],
+                "gpt.codebook_size is 32, but the tokenizer's is 16: write gpt.codebook_size=16",
+            )
+        )
     for flags, message in cases:
         assert script.main([*common, *flags]) == 2
         error = capsys.readouterr().err
@@ -414,7 +639,12 @@ def test_a_run_that_diverged_exits_with_two(data, tmp_path, monkeypatch, capsys)
         raise NotFinite("the loss became nan at step 0")
 
     monkeypatch.setattr(train_vqvae, "train_step", diverges)
-    assert train_vqvae.main(["--base", base(tmp_path), "--data", str(data), "--out", str(tmp_path / "run"), *VQVAE]) == 2
+    assert (
+        train_vqvae.main(
+            ["--base", base(tmp_path), "--data", str(data), "--out", str(tmp_path / "run"), *VQVAE]
+        )
+        == 2
+    )
     assert "the loss became nan" in capsys.readouterr().err
 
 
@@ -438,7 +668,9 @@ def full_model(gpt_run, full_vqvae) -> Path:
     folder = full_vqvae.parent
     shutil.copytree(gpt_run / "model" / "gpt_i23d", folder / "gpt_i23d")
     config = configuration.load(GPTRunConfig, folder / "gpt_i23d" / "config.yaml")
-    config.tokenizer_fingerprint = checkpoint.token_fingerprint(checkpoint.load_tokenizer(full_vqvae))
+    config.tokenizer_fingerprint = checkpoint.token_fingerprint(
+        checkpoint.load_tokenizer(full_vqvae)
+    )
     configuration.save(config, folder / "gpt_i23d" / "config.yaml")
     return folder
 
@@ -448,43 +680,108 @@ def test_a_broken_mesh_is_listed_and_the_rest_is_written(meshes, full_vqvae, tmp
     (meshes / "more" / "pill.stl").unlink()
     (meshes / "broken.glb").write_bytes(b"glTF but no more")
     out = tmp_path / "out"
-    flags = ["--input_file", str(meshes), "--output_dir", str(out), "--model", str(full_vqvae), "--resolution", "8", "--limit",
-             "3",
-             "--pc_size", "200", "--device", "cpu"]  # three, evenly spread: ball, box, more__tube
+    flags = [
+        "--input_file",
+        str(meshes),
+        "--output_dir",
+        str(out),
+        "--model",
+        str(full_vqvae),
+        "--resolution",
+        "8",
+        "--limit",
+        "3",
+        "--pc_size",
+        "200",
+        "--device",
+        "cpu",
+    ]  # three, evenly spread: ball, box, more__tube
     (meshes / "ball.glb").write_bytes(b"glTF but no more")
     assert infer_vqvae.main(flags) == 1
     found = {r["id"]: r for r in rows(out / "report.csv")}
-    assert {i: r["status"] for i, r in found.items()} == {"ball": "failed", "box": "ok", "more__tube": "ok"}
+    assert {i: r["status"] for i, r in found.items()} == {
+        "ball": "failed",
+        "box": "ok",
+        "more__tube": "ok",
+    }
     assert "ball.glb" in found["ball"]["reason"] and found["box"]["tokens"] == "48"
-    assert sorted(p.name for p in out.glob("*.[gp]*")) == ["box.glb", "box.png", "more__tube.glb", "more__tube.png"]
+    assert sorted(p.name for p in out.glob("*.[gp]*")) == [
+        "box.glb",
+        "box.png",
+        "more__tube.glb",
+        "more__tube.png",
+    ]
     assert json.loads((out / "summary.json").read_text())["of"] == 3
     output = capsys.readouterr()
     assert "2 of 3 meshes reconstructed" in output.out and "failed: ball" in output.err
 
 
-@pytest.mark.parametrize("frame, half", [("normalized", 1.0), ("source", 0.5 / 0.95)])  # the box's longest side is 1
-def test_a_reconstruction_is_scored_and_written_in_the_frame_asked_for(meshes, full_vqvae, tmp_path, frame, half):
+@pytest.mark.parametrize(
+    "frame, half", [("normalized", 1.0), ("source", 0.5 / 0.95)]
+)  # the box's longest side is 1
+def test_a_reconstruction_is_scored_and_written_in_the_frame_asked_for(
+    meshes, full_vqvae, tmp_path, frame, half
+):
     out = tmp_path / "out"
-    flags = ["--input_file", str(meshes / "box.obj"), "--output_dir", str(out), "--model", str(full_vqvae), "--resolution", "8",
-             "--format", "obj", "--frame", frame, "--no-pictures"]
+    flags = [
+        "--input_file",
+        str(meshes / "box.obj"),
+        "--output_dir",
+        str(out),
+        "--model",
+        str(full_vqvae),
+        "--resolution",
+        "8",
+        "--format",
+        "obj",
+        "--frame",
+        frame,
+        "--no-pictures",
+    ]
     assert infer_vqvae.main(flags) == 0
-    assert sorted(p.name for p in out.iterdir()) == ["box.obj", "report.csv", "report.md", "summary.json"]
-    vertices = np.array([line.split()[1:] for line in (out / "box.obj").read_text().splitlines() if line.startswith("v ")],
-                        dtype=float)
+    assert sorted(p.name for p in out.iterdir()) == [
+        "box.obj",
+        "report.csv",
+        "report.md",
+        "summary.json",
+    ]
+    vertices = np.array(
+        [
+            line.split()[1:]
+            for line in (out / "box.obj").read_text().splitlines()
+            if line.startswith("v ")
+        ],
+        dtype=float,
+    )
     assert np.abs(vertices).max() == pytest.approx(half, rel=1e-3)
     (row,) = rows(out / "report.csv")
-    assert float(row["iou"]) == pytest.approx(0.95**3 * 0.6 * 0.4, abs=0.01)  # of the box in the cube
+    assert float(row["iou"]) == pytest.approx(
+        0.95**3 * 0.6 * 0.4, abs=0.01
+    )  # of the box in the cube
     assert 0 < float(row["floor_chamfer"]) < float(row["chamfer"])
 
 
 def test_categories_of_the_manifest_reach_the_report(meshes, full_vqvae, tmp_path):
     (meshes / "manifest.csv").write_text("id,category\nbox,furniture\nmore__tube,pipes\n")
     out = tmp_path / "out"
-    flags = ["--input_file", str(meshes), "--output_dir", str(out), "--model", str(full_vqvae), "--resolution", "8", "--limit",
-             "2",
-             "--no-pictures"]
+    flags = [
+        "--input_file",
+        str(meshes),
+        "--output_dir",
+        str(out),
+        "--model",
+        str(full_vqvae),
+        "--resolution",
+        "8",
+        "--limit",
+        "2",
+        "--no-pictures",
+    ]
     assert infer_vqvae.main(flags) == 0
-    assert {r["id"]: r["category"] for r in rows(out / "report.csv")} == {"ball": "", "more__tube": "pipes"}
+    assert {r["id"]: r["category"] for r in rows(out / "report.csv")} == {
+        "ball": "",
+        "more__tube": "pipes",
+    }
     assert "| pipes | 1 |" in (out / "report.md").read_text()
 
 
@@ -495,7 +792,9 @@ def cloud_of(path: Path, count: int = 1500) -> tuple[np.ndarray, np.ndarray, Mes
     return surface[:, :3] @ mesh.to_source[:3, :3].T + mesh.to_source[:3, 3], surface[:, 3:], mesh
 
 
-def test_meshes_and_clouds_of_one_folder_are_reconstructed_and_bad_ones_are_listed(meshes, full_vqvae, tmp_path, capsys):
+def test_meshes_and_clouds_of_one_folder_are_reconstructed_and_bad_ones_are_listed(
+    meshes, full_vqvae, tmp_path, capsys
+):
     points, normals, _ = cloud_of(meshes / "box.obj")
     np.savetxt(meshes / "box.xyz", points)  # beside box.obj
     np.savez(meshes / "more" / "true.npz", points=points, normals=normals)
@@ -507,29 +806,60 @@ def test_meshes_and_clouds_of_one_folder_are_reconstructed_and_bad_ones_are_list
     for name in ("ball.glb", "ball.obj", "more/deep/ring.off", "more/pill.stl"):
         (meshes / name).unlink()
     out = tmp_path / "out"
-    flags = ["--input_file", str(meshes), "--output_dir", str(out), "--model", str(full_vqvae), "--resolution", "8"]
+    flags = [
+        "--input_file",
+        str(meshes),
+        "--output_dir",
+        str(out),
+        "--model",
+        str(full_vqvae),
+        "--resolution",
+        "8",
+    ]
     assert infer_vqvae.main(flags) == 1
     found = {r["id"]: r for r in rows(out / "report.csv")}
     assert {i: (r["kind"], r["status"]) for i, r in found.items()} == {
-        "box": ("mesh", "ok"), "box.xyz": ("points", "ok"), "more__true": ("points", "ok"), "more__tube": ("mesh", "ok"),
-        "more__turned": ("points", "ok"), "truncated": ("points", "failed"), "words": ("points", "failed")}
-    assert found["box.xyz"]["note"] == "normals estimated and oriented" and found["more__true"]["note"] == ""
-    assert "turned" in found["more__turned"]["note"] and "line 2 holds 'three'" in found["words"]["reason"]
+        "box": ("mesh", "ok"),
+        "box.xyz": ("points", "ok"),
+        "more__true": ("points", "ok"),
+        "more__tube": ("mesh", "ok"),
+        "more__turned": ("points", "ok"),
+        "truncated": ("points", "failed"),
+        "words": ("points", "failed"),
+    }
+    assert (
+        found["box.xyz"]["note"] == "normals estimated and oriented"
+        and found["more__true"]["note"] == ""
+    )
+    assert (
+        "turned" in found["more__turned"]["note"]
+        and "line 2 holds 'three'" in found["words"]["reason"]
+    )
     given, cloud = found["box"], found["more__true"]
     assert cloud["iou"] == cloud["floor_chamfer"] == cloud["floor_fscore@0.02"] == ""
-    assert float(cloud["chamfer"]) == pytest.approx(float(given["chamfer"]), rel=0.1)  # of the cube from the box, either way
-    assert {p.name for p in out.glob("*.[gp]*")} == {f"{i}.{s}" for i, r in found.items() if r["status"] == "ok"
-                                                     for s in ("glb", "png")}
+    assert float(cloud["chamfer"]) == pytest.approx(
+        float(given["chamfer"]), rel=0.1
+    )  # of the cube from the box, either way
+    assert {p.name for p in out.glob("*.[gp]*")} == {
+        f"{i}.{s}" for i, r in found.items() if r["status"] == "ok" for s in ("glb", "png")
+    }
     text = (out / "report.md").read_text()
-    assert "| all meshes | 2 |" in text and "| point clouds | 3 |" in text and "5 of 7 inputs" in text
+    assert (
+        "| all meshes | 2 |" in text and "| point clouds | 3 |" in text and "5 of 7 inputs" in text
+    )
     assert "1 of 3: normals estimated and oriented" in text
     means = json.loads((out / "summary.json").read_text())["means"]
     assert means["point clouds"]["iou"] is None and means["all meshes"]["iou"] > 0
     assert "note: box.xyz: normals estimated and oriented" in capsys.readouterr().err
 
 
-def test_tokens_are_decoded_and_those_of_another_tokenizer_are_listed(meshes, vqvae_run, full_vqvae, tmp_path, capsys):
-    vqvae, other = checkpoint.load_tokenizer(full_vqvae), checkpoint.load_tokenizer(vqvae_run / "model")
+def test_tokens_are_decoded_and_those_of_another_tokenizer_are_listed(
+    meshes, vqvae_run, full_vqvae, tmp_path, capsys
+):
+    vqvae, other = (
+        checkpoint.load_tokenizer(full_vqvae),
+        checkpoint.load_tokenizer(vqvae_run / "model"),
+    )
     with torch.no_grad():
         other.to_code.weight.add_(1.0)
     given = tmp_path / "given"
@@ -538,26 +868,58 @@ def test_tokens_are_decoded_and_those_of_another_tokenizer_are_listed(meshes, vq
     ids = torch.arange(48) % 16
     for name, owner in (("box", vqvae), ("alien", other)):
         TokenFiles(owner).save(given / "meshes", name, ids, to_source=to_source, sampled=False)
-    (given / "meshes" / "tokens" / "box.tokens.npz").rename(given / "meshes" / "box.tokens.npz")  # beside box.obj
+    (given / "meshes" / "tokens" / "box.tokens.npz").rename(
+        given / "meshes" / "box.tokens.npz"
+    )  # beside box.obj
     out = tmp_path / "out"
-    flags = ["--input_file", str(given), "--output_dir", str(out), "--model", str(full_vqvae), "--resolution", "8",
-             "--format", "obj", "--save-tokens"]
+    flags = [
+        "--input_file",
+        str(given),
+        "--output_dir",
+        str(out),
+        "--model",
+        str(full_vqvae),
+        "--resolution",
+        "8",
+        "--format",
+        "obj",
+        "--save-tokens",
+    ]
     assert infer_vqvae.main(flags) == 1
     found = {r["id"]: r for r in rows(out / "report.csv")}
-    assert (found["box"]["kind"], found["box.tokens.npz"]["kind"], found["tokens__alien"]["kind"]) == ("mesh", "tokens", "tokens")
+    assert (
+        found["box"]["kind"],
+        found["box.tokens.npz"]["kind"],
+        found["tokens__alien"]["kind"],
+    ) == ("mesh", "tokens", "tokens")
     assert found["box.tokens.npz"]["status"] == "ok" and found["box.tokens.npz"]["chamfer"] == ""
     assert "has tokens of tokenizer" in found["tokens__alien"]["reason"]
     assert "failed: tokens__alien" in capsys.readouterr().err
-    vertices = np.array([line.split()[1:] for line in (out / "box.tokens.npz.obj").read_text().splitlines()
-                         if line.startswith("v ")], dtype=float)
-    assert np.abs(vertices).max() == pytest.approx(3, rel=1e-3)  # the cube, in the frame that the file tells
+    vertices = np.array(
+        [
+            line.split()[1:]
+            for line in (out / "box.tokens.npz.obj").read_text().splitlines()
+            if line.startswith("v ")
+        ],
+        dtype=float,
+    )
+    assert np.abs(vertices).max() == pytest.approx(
+        3, rel=1e-3
+    )  # the cube, in the frame that the file tells
     saved = {p.name for p in (out / "tokens").iterdir()}
-    assert saved == {f"{i}.tokens.npz" for i, r in found.items() if r["kind"] != "tokens" and r["status"] == "ok"}
-    stored, mesh = TokenFiles(vqvae).load(out / "tokens" / "box.tokens.npz"), load_mesh(meshes / "box.obj")
+    assert saved == {
+        f"{i}.tokens.npz" for i, r in found.items() if r["kind"] != "tokens" and r["status"] == "ok"
+    }
+    stored, mesh = (
+        TokenFiles(vqvae).load(out / "tokens" / "box.tokens.npz"),
+        load_mesh(meshes / "box.obj"),
+    )
     assert np.array_equal(stored.to_source, mesh.to_source)
     surface = torch.from_numpy(outer_surface(mesh, 8192, np.random.default_rng(0)))
     assert torch.equal(stored.tokens.ids, vqvae.tokenize(surface[None]).ids)
-    used = torch.cat([ids, *(TokenFiles(vqvae).load(p).tokens.ids[0] for p in (out / "tokens").iterdir())])
+    used = torch.cat(
+        [ids, *(TokenFiles(vqvae).load(p).tokens.ids[0] for p in (out / "tokens").iterdir())]
+    )
     shares = torch.tensor([(used == code).double().mean() for code in used.unique()])
     summary = json.loads((out / "summary.json").read_text())
     assert summary["codebook_usage"] == len(shares) / 16
@@ -568,11 +930,28 @@ def test_the_reconstruction_of_a_cloud_stands_where_the_cloud_is(meshes, full_vq
     points, _, _ = cloud_of(meshes / "box.obj")
     np.savetxt(tmp_path / "box.txt", points * 1000 + [5000, -20, 3])
     out = tmp_path / "out"
-    flags = ["--input_file", str(tmp_path / "box.txt"), "--output_dir", str(out), "--model", str(full_vqvae), "--resolution", "8",
-             "--format", "obj", "--no-pictures"]
+    flags = [
+        "--input_file",
+        str(tmp_path / "box.txt"),
+        "--output_dir",
+        str(out),
+        "--model",
+        str(full_vqvae),
+        "--resolution",
+        "8",
+        "--format",
+        "obj",
+        "--no-pictures",
+    ]
     assert infer_vqvae.main(flags) == 0
-    vertices = np.array([line.split()[1:] for line in (out / "box.obj").read_text().splitlines() if line.startswith("v ")],
-                        dtype=float)
+    vertices = np.array(
+        [
+            line.split()[1:]
+            for line in (out / "box.obj").read_text().splitlines()
+            if line.startswith("v ")
+        ],
+        dtype=float,
+    )
     half = 500 / 0.95  # of the cube, in which the box's longest side of 1000 fills 0.95
     assert np.allclose(vertices.min(axis=0), np.array([5000, -20, 3]) - half, atol=5)
     assert np.allclose(vertices.max(axis=0), np.array([5000, -20, 3]) + half, atol=5)
@@ -581,9 +960,19 @@ def test_the_reconstruction_of_a_cloud_stands_where_the_cloud_is(meshes, full_vq
 
 def test_what_can_be_read_is_listed_for_a_file_that_cannot(full_vqvae, tmp_path, capsys):
     (tmp_path / "scan.pcd").write_text("no known format")
-    flags = ["--input_file", str(tmp_path / "scan.pcd"), "--output_dir", str(tmp_path / "out"), "--model", str(full_vqvae)]
+    flags = [
+        "--input_file",
+        str(tmp_path / "scan.pcd"),
+        "--output_dir",
+        str(tmp_path / "out"),
+        "--model",
+        str(full_vqvae),
+    ]
     assert infer_vqvae.main(flags) == 1
-    assert "suffix '.pcd' is not supported, allowed are .glb, .gltf, .obj, .ply, .stl, .off, .xyz" in capsys.readouterr().err
+    assert (
+        "suffix '.pcd' is not supported, allowed are .glb, .gltf, .obj, .ply, .stl, .off, .xyz"
+        in capsys.readouterr().err
+    )
     (tmp_path / "empty").mkdir()
     assert infer_vqvae.main(["--input_file", str(tmp_path / "empty"), *flags[2:]]) == 2
     assert "no meshes, point clouds or tokens; looked for .glb" in capsys.readouterr().err
@@ -600,14 +989,18 @@ def test_a_cloud_gives_the_tokens_of_the_mesh_it_was_sampled_from(meshes, vqvae_
     def tokens(surface: np.ndarray) -> torch.Tensor:
         return vqvae.tokenize(torch.from_numpy(surface)[None]).ids
 
-    same, there, moved = (tokens(load_points(tmp_path / f"{name}.npz").draw(1500, np.random.default_rng(0)))
-                          for name in ("samples", "points", "moved"))
+    same, there, moved = (
+        tokens(load_points(tmp_path / f"{name}.npz").draw(1500, np.random.default_rng(0)))
+        for name in ("samples", "points", "moved")
+    )
     assert torch.equal(same, tokens(surface))
     # the box of points is a little smaller than the mesh's, so these stand a little elsewhere, but both alike
     assert (moved == there).float().mean() > 0.95
 
 
-@pytest.mark.skipif(not DEV_MESHES.is_dir(), reason="the development meshes are absent; TAR3D_DATASETS")
+@pytest.mark.skipif(
+    not DEV_MESHES.is_dir(), reason="the development meshes are absent; TAR3D_DATASETS"
+)
 def test_estimated_normals_reconstruct_real_shapes_as_well_as_true_ones():
     """Over 24 of them: IoU 0.79 with estimated normals, 0.80 with the meshes' own, 0.19 with these turned inward. A thin part may
     be lost with one that is turned."""
@@ -617,35 +1010,56 @@ def test_estimated_normals_reconstruct_real_shapes_as_well_as_true_ones():
         mesh = load_mesh(path)
         true = sample_surface(mesh, 8192, np.random.default_rng(0))
         estimated = np.concatenate([true[:, :3], estimate_normals(true[:, :3])], axis=1)
-        scores.append([volume_iou(reconstruct(vqvae, surface, 32)[0], mesh, 20_000) for surface in (true, estimated)])
+        scores.append(
+            [
+                volume_iou(reconstruct(vqvae, surface, 32)[0], mesh, 20_000)
+                for surface in (true, estimated)
+            ]
+        )
     lost = np.subtract(*np.array(scores).T)
     assert len(scores) >= 6 and np.median(lost) < 0.02 and (lost > 0.1).sum() <= 1
 
 
-@pytest.mark.parametrize("flags, message", [
-    (["--input_file", "none.glb"], "--input_file none.glb does not exist"),
-    (["--model", "none"], "no model at none"),
-    (["--device", "gpu"], "write cpu, cuda or cuda:N"),
-    (["--device", "cpu", "--low-vram"], "there is no GPU memory to save"),
-    (["--output_dir", "MESHES"], "holds the input, which could be overwritten"),
-])
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--input_file", "none.glb"], "--input_file none.glb does not exist"),
+        (["--model", "none"], "no model at none"),
+        (["--device", "gpu"], "write cpu, cuda or cuda:N"),
+        (["--device", "cpu", "--low-vram"], "there is no GPU memory to save"),
+        (["--output_dir", "MESHES"], "holds the input, which could be overwritten"),
+    ],
+)
 def test_refusals_of_the_reconstruction(meshes, vqvae_run, capsys, flags, message):
     common = ["--input_file", str(meshes), "--model", str(vqvae_run / "model")]
     assert infer_vqvae.main([*common, *(str(meshes) if f == "MESHES" else f for f in flags)]) == 2
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("flags, message", [(["--faces", "3"], "a closed mesh has 4 or more"),
-                                            (["--size", "-2"], "the longest side must be positive")])
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--faces", "3"], "a closed mesh has 4 or more"),
+        (["--size", "-2"], "the longest side must be positive"),
+    ],
+)
 def test_meshes_that_cannot_be_are_refused_before_they_are_made(capsys, flags, message):
     with pytest.raises(SystemExit):
         run.main(flags)
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("main, flags", [(infer_vqvae.main, ["--pc_size", "0"]), (infer_vqvae.main, ["--limit", "0"]),
-                                         (infer_vqvae.main, ["--resolution", "-1"]), (run.main, ["--num-samples", "0"]),
-                                         (run.main, ["--resolution", "0"]), (train_vqvae.main, ["--toy-shapes", "0"])])
+@pytest.mark.parametrize(
+    "main, flags",
+    [
+        (infer_vqvae.main, ["--pc_size", "0"]),
+        (infer_vqvae.main, ["--limit", "0"]),
+        (infer_vqvae.main, ["--resolution", "-1"]),
+        (run.main, ["--num-samples", "0"]),
+        (run.main, ["--resolution", "0"]),
+        (train_vqvae.main, ["--toy-shapes", "0"]),
+    ],
+)
 def test_counts_are_at_least_one(capsys, main, flags):
     with pytest.raises(SystemExit) as stop:
         main(flags)
@@ -667,15 +1081,35 @@ def pictures(tmp_path) -> Path:
 
 def test_a_bad_picture_is_listed_and_the_others_are_written(pictures, full_model, tmp_path, capsys):
     out = tmp_path / "out"
-    flags = ["--input", str(pictures), "--save-path", str(out), "--model", str(full_model), "--seed", "3", "--top-k", "5",
-             "--resolution", "8"]
+    flags = [
+        "--input",
+        str(pictures),
+        "--save-path",
+        str(out),
+        "--model",
+        str(full_model),
+        "--seed",
+        "3",
+        "--top-k",
+        "5",
+        "--resolution",
+        "8",
+    ]
     assert run.main(flags) == 1
-    assert sorted(p.name for p in out.iterdir()) == [f"chair_{s}.{e}" for s in ("png", "webp") for e in ("glb", "json", "png")]
+    assert sorted(p.name for p in out.iterdir()) == [
+        f"chair_{s}.{e}" for s in ("png", "webp") for e in ("glb", "json", "png")
+    ]
     output = capsys.readouterr()
     assert "failed: broken.png" in output.err and "2 of 3 shapes" in output.out
     record = json.loads((out / "chair_png.json").read_text())
-    assert record["seed"] == 3 and record["sampling"]["top_k"] == 5 and record["precision"] == "32-true"
-    assert run.main([*flags, "--format", "ply", "--batch-size", "3"]) == 1  # a bad picture costs its batch mates nothing
+    assert (
+        record["seed"] == 3
+        and record["sampling"]["top_k"] == 5
+        and record["precision"] == "32-true"
+    )
+    assert (
+        run.main([*flags, "--format", "ply", "--batch-size", "3"]) == 1
+    )  # a bad picture costs its batch mates nothing
     assert len(list(out.glob("*.ply"))) == 2 and "failed: broken.png" in capsys.readouterr().err
     (pictures / "broken.png").unlink()
     assert run.main([*flags, "--num-samples", "2", "--format", "obj", "--batch-size", "3"]) == 0
@@ -684,11 +1118,19 @@ def test_a_bad_picture_is_listed_and_the_others_are_written(pictures, full_model
     said = capsys.readouterr().out
     for path in out.glob("*.stl"):
         mesh, record = trimesh.load_mesh(path), json.loads(path.with_suffix(".json").read_text())
-        assert mesh.extents.max() == pytest.approx(80, rel=1e-5) and mesh.is_watertight and record["size"] == 80
-        assert len(mesh.faces) == record["faces"] and (len(mesh.faces) <= 40 or "faces would close" in said)
+        assert (
+            mesh.extents.max() == pytest.approx(80, rel=1e-5)
+            and mesh.is_watertight
+            and record["size"] == 80
+        )
+        assert len(mesh.faces) == record["faces"] and (
+            len(mesh.faces) <= 40 or "faces would close" in said
+        )
 
 
-def test_a_picture_gives_the_same_tokens_alone_and_among_others(pictures, full_model, tmp_path, monkeypatch):
+def test_a_picture_gives_the_same_tokens_alone_and_among_others(
+    pictures, full_model, tmp_path, monkeypatch
+):
     drawn = []
     generate = Pipeline.generate
 
@@ -698,7 +1140,16 @@ def test_a_picture_gives_the_same_tokens_alone_and_among_others(pictures, full_m
         return results
 
     monkeypatch.setattr(Pipeline, "generate", recorded)
-    flags = ["--save-path", str(tmp_path / "out"), "--model", str(full_model), "--resolution", "8", "--seed", "1"]
+    flags = [
+        "--save-path",
+        str(tmp_path / "out"),
+        "--model",
+        str(full_model),
+        "--resolution",
+        "8",
+        "--seed",
+        "1",
+    ]
     run.main(["--input", str(pictures), *flags])
     run.main(["--input", str(pictures / "chair.webp"), *flags])
     run.main(["--input", str(pictures / "chair.webp"), *flags[:-1], "2"])
@@ -706,21 +1157,31 @@ def test_a_picture_gives_the_same_tokens_alone_and_among_others(pictures, full_m
     assert among == alone != other_seed and len(alone) == 48
 
 
-@pytest.mark.parametrize("flags, message", [
-    (["--input", "none.png"], "none.png does not exist"),
-    (["--model", "none"], "no model at none"),
-    (["--top-p", "2"], r"top_p must be in (0, 1], got 2.0"),
-    (["--device", "cpu", "--low-vram"], "there is no GPU memory to save"),
-    (["--save-path", "PICTURES"], "holds the input, which could be overwritten"),
-    (["--vq-ckpt", "OTHER"], "the GPT was trained on the tokens of tokenizer"),
-])
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--input", "none.png"], "none.png does not exist"),
+        (["--model", "none"], "no model at none"),
+        (["--top-p", "2"], r"top_p must be in (0, 1], got 2.0"),
+        (["--device", "cpu", "--low-vram"], "there is no GPU memory to save"),
+        (["--save-path", "PICTURES"], "holds the input, which could be overwritten"),
+        (["--vq-ckpt", "OTHER"], "the GPT was trained on the tokens of tokenizer"),
+    ],
+)
 def test_refusals_of_the_generation(pictures, gpt_run, vqvae_run, tmp_path, capsys, flags, message):
     vqvae = checkpoint.load_tokenizer(vqvae_run / "model")
     with torch.no_grad():
         vqvae.quantizer.codebook.neg_()
     checkpoint.save_model(tmp_path / "other", vqvae, VQVAEConfig(tokenizer=vqvae.config), {}, "")
     names = {"PICTURES": str(pictures), "OTHER": str(tmp_path / "other")}
-    common = ["--input", str(pictures), "--save-path", str(tmp_path / "out"), "--model", str(gpt_run / "model")]
+    common = [
+        "--input",
+        str(pictures),
+        "--save-path",
+        str(tmp_path / "out"),
+        "--model",
+        str(gpt_run / "model"),
+    ]
     assert run.main([*common, *(names.get(f, f) for f in flags)]) == 2
     assert message in capsys.readouterr().err
 
@@ -729,35 +1190,53 @@ def test_models_given_apart(gpt_run, vqvae_run):
     both = Pipeline.load(vqvae=vqvae_run / "model", gpt=gpt_run / "model" / "gpt_i23d")
     bundle = Pipeline.load(gpt_run / "model")
     assert checkpoint.fingerprint(both.model) == checkpoint.fingerprint(bundle.model)
-    with pytest.raises(ValueError, match="give a model directory with tokenizer/ and gpt_<type>/, or vqvae and gpt apart"):
+    with pytest.raises(
+        ValueError,
+        match="give a model directory with tokenizer/ and gpt_<type>/, or vqvae and gpt apart",
+    ):
         Pipeline.load(vqvae=vqvae_run / "model")
 
 
 def sketching(vqvae, *overrides: str) -> tuple[GPTRunConfig, train_gpt.Trainee]:
-    config = configuration.load(GPTRunConfig, None, [*GPT, f"gpt.sketch_dim={vqvae.config.code_dim}", *overrides])
+    config = configuration.load(
+        GPTRunConfig, None, [*GPT, f"gpt.sketch_dim={vqvae.config.code_dim}", *overrides]
+    )
     train_gpt.check_tokenizer(config, vqvae)
     torch.manual_seed(0)
     encoders = {kind: build_encoder(config, kind) for kind in config.conditions}
-    return config, train_gpt.Trainee(ConditionalGPT(config, encoders), vqvae.quantizer.codebook.clone())
+    return config, train_gpt.Trainee(
+        ConditionalGPT(config, encoders), vqvae.quantizer.codebook.clone()
+    )
 
 
 def random_rows(config: GPTRunConfig, count: int) -> dict:
     size = config.image_encoder.image_size
-    return {"tokens": torch.randint(config.gpt.codebook_size, (count, config.gpt.num_tokens)),
-            "source": {"image": torch.randint(256, (count, size, size, 3), dtype=torch.uint8)}}
+    return {
+        "tokens": torch.randint(config.gpt.codebook_size, (count, config.gpt.num_tokens)),
+        "source": {"image": torch.randint(256, (count, size, size, 3), dtype=torch.uint8)},
+    }
 
 
 @pytest.mark.parametrize("local", [0, 3])
 def test_the_sketch_loss_teaches_the_image_encoder_and_not_the_rest_of_the_gpt(vqvae_run, local):
-    config, trainee = sketching(checkpoint.load_tokenizer(vqvae_run / "model"), f"gpt.sketch_local={local}")
+    config, trainee = sketching(
+        checkpoint.load_tokenizer(vqvae_run / "model"), f"gpt.sketch_local={local}"
+    )
     rows = random_rows(config, 5)
-    losses = trainee(rows["tokens"], rows["tokens"][:2, :-1], rows["source"], torch.tensor([False, True]))
+    losses = trainee(
+        rows["tokens"], rows["tokens"][:2, :-1], rows["source"], torch.tensor([False, True])
+    )
     assert losses["nll"].item() == pytest.approx(math.log(config.gpt.codebook_size), rel=0.1)
     losses["sketch"].backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trainee.model.conditioner.parameters())
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0
+        for p in trainee.model.conditioner.parameters()
+    )
     touched = {name for name, p in trainee.model.gpt.named_parameters() if p.grad is not None}
     expected = {f"sketch.guess.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")}
-    assert touched == expected | ({"sketch.local.weight", "sketch.local_norm.weight"} if local else set())
+    assert touched == expected | (
+        {"sketch.local.weight", "sketch.local_norm.weight"} if local else set()
+    )
 
 
 def test_the_sketch_is_trained_alone_and_a_gpt_goes_on_from_it(data, fabric, vqvae_run, tmp_path):
@@ -768,7 +1247,9 @@ def test_the_sketch_is_trained_alone_and_a_gpt_goes_on_from_it(data, fabric, vqv
         assert "nll" not in next(csv.DictReader(f))
     folder = tmp_path / "sketch" / "model" / "gpt_i23d"
     assert "not trained: go on" in (folder / "README.md").read_text()
-    assert list((tmp_path / "sketch").glob("preview_*.png")) and not list((tmp_path / "sketch").glob("nll_*.png"))
+    assert list((tmp_path / "sketch").glob("preview_*.png")) and not list(
+        (tmp_path / "sketch").glob("nll_*.png")
+    )
     trained = load_gpt(folder)
     torch.manual_seed(trained.config.train.seed)
     fresh = ConditionalGPT(trained.config, encoders_of(trained.config, data))
@@ -776,36 +1257,60 @@ def test_the_sketch_is_trained_alone_and_a_gpt_goes_on_from_it(data, fabric, vqv
     fresh.gpt.start_from_codes(codes, torch.Generator().manual_seed(0))
     before, after = fresh.state_dict(), trained.state_dict()
     moved = {name for name in after if not torch.equal(before[name], after[name])}
-    assert all(name.startswith(("conditioner.", "gpt.sketch.")) for name in moved) and len(moved) > 4
+    assert (
+        all(name.startswith(("conditioner.", "gpt.sketch.")) for name in moved) and len(moved) > 4
+    )
 
-    _, trainee = sketching(checkpoint.load_tokenizer(vqvae_run / "model"), *SKETCH, "gpt.num_layers=3", "gpt.width=32")
+    _, trainee = sketching(
+        checkpoint.load_tokenizer(vqvae_run / "model"), *SKETCH, "gpt.num_layers=3", "gpt.width=32"
+    )
     anew = {name: value.clone() for name, value in trainee.model.state_dict().items()}
     train_gpt.fill_sketch_from(trainee.model, str(folder))
     for name, value in trainee.model.state_dict().items():
-        assert torch.equal(value, (after if name.startswith(train_gpt.SKETCH_PARTS) else anew)[name]), name
+        assert torch.equal(
+            value, (after if name.startswith(train_gpt.SKETCH_PARTS) else anew)[name]
+        ), name
     _, without = sketching(checkpoint.load_tokenizer(vqvae_run / "model"), "gpt.sketch_dim=0")
-    with pytest.raises(ValueError, match="has gpt.sketch_dim 4, but this GPT 0: write gpt.sketch_dim=4"):
+    with pytest.raises(
+        ValueError, match="has gpt.sketch_dim 4, but this GPT 0: write gpt.sketch_dim=4"
+    ):
         train_gpt.fill_sketch_from(without.model, str(folder))
-    assert "nll" in train_gpt_in(tmp_path / "gpt", data, fabric, vqvae_run / "model", SKETCH, init_sketch=str(folder))
+    assert "nll" in train_gpt_in(
+        tmp_path / "gpt", data, fabric, vqvae_run / "model", SKETCH, init_sketch=str(folder)
+    )
 
 
 def test_a_gpt_can_be_given_a_sketch_of_another_shape(data, fabric, vqvae_run, tmp_path, capsys):
     """Layers from one model, encoders and sketch from another: how a trained GPT gets a better sketch."""
     still = ["optim.muon_lr=1e-9", "optim.adamw_lr=1e-9"]
     old, new, both = tmp_path / "old", tmp_path / "new", tmp_path / "both"
-    train_gpt_in(old, data, fabric, vqvae_run / "model", [*SKETCH, "gpt.sketch_local=0", "gpt.sketch_hidden=9"])
+    train_gpt_in(
+        old,
+        data,
+        fabric,
+        vqvae_run / "model",
+        [*SKETCH, "gpt.sketch_local=0", "gpt.sketch_hidden=9"],
+    )
     given = str(old / "model" / "gpt_i23d")
-    train_gpt_in(new, data, fabric, vqvae_run / "model", [*SKETCH, *still, "train.stage=sketch"], init=given)
+    train_gpt_in(
+        new, data, fabric, vqvae_run / "model", [*SKETCH, *still, "train.stage=sketch"], init=given
+    )
     assert "which begin anew: the sketch's guess" in capsys.readouterr().out
     sketch = str(new / "model" / "gpt_i23d")
-    train_gpt_in(both, data, fabric, vqvae_run / "model", [*SKETCH, *still], init=given, init_sketch=sketch)
-    first, second, found = (load_gpt(folder).state_dict() for folder in (given, sketch, both / "model" / "gpt_i23d"))
+    train_gpt_in(
+        both, data, fabric, vqvae_run / "model", [*SKETCH, *still], init=given, init_sketch=sketch
+    )
+    first, second, found = (
+        load_gpt(folder).state_dict() for folder in (given, sketch, both / "model" / "gpt_i23d")
+    )
     for name, value in found.items():
         expected = (second if name.startswith(train_gpt.SKETCH_PARTS) else first)[name]
         assert torch.allclose(value, expected, atol=1e-6), name
 
 
-def test_a_gpt_without_a_sketch_goes_on_with_one_and_one_with_a_sketch_without(data, fabric, vqvae_run, tmp_path, capsys):
+def test_a_gpt_without_a_sketch_goes_on_with_one_and_one_with_a_sketch_without(
+    data, fabric, vqvae_run, tmp_path, capsys
+):
     still = ["optim.muon_lr=1e-9", "optim.adamw_lr=1e-9"]
     train_gpt_in(tmp_path / "none", data, fabric, vqvae_run / "model", [])
     init = str(tmp_path / "none" / "model" / "gpt_i23d")
@@ -814,29 +1319,44 @@ def test_a_gpt_without_a_sketch_goes_on_with_one_and_one_with_a_sketch_without(d
     init = str(tmp_path / "with" / "model" / "gpt_i23d")
     train_gpt_in(tmp_path / "again", data, fabric, vqvae_run / "model", still, init=init)
     assert "anew" not in capsys.readouterr().out
-    first, second, third = (load_gpt(tmp_path / name / "model" / "gpt_i23d").state_dict() for name in ("none", "with", "again"))
+    first, second, third = (
+        load_gpt(tmp_path / name / "model" / "gpt_i23d").state_dict()
+        for name in ("none", "with", "again")
+    )
     assert first.keys() == third.keys() and {name for name in second if name not in first} == {
-        name for name in second if name.startswith("gpt.sketch.")}
+        name for name in second if name.startswith("gpt.sketch.")
+    }
     for name, value in first.items():
-        assert torch.allclose(second[name], value, atol=1e-6) and torch.allclose(third[name], value, atol=1e-6), name
+        assert torch.allclose(second[name], value, atol=1e-6) and torch.allclose(
+            third[name], value, atol=1e-6
+        ), name
 
 
 def test_the_layers_are_trained_on_a_sketch_that_stays_as_it_is(data, fabric, vqvae_run, tmp_path):
-    train_gpt_in(tmp_path / "sketch", data, fabric, vqvae_run / "model", [*SKETCH, "train.stage=sketch"])
+    train_gpt_in(
+        tmp_path / "sketch", data, fabric, vqvae_run / "model", [*SKETCH, "train.stage=sketch"]
+    )
     sketch = str(tmp_path / "sketch" / "model" / "gpt_i23d")
     layers = [*SKETCH, "train.stage=layers", "train.sketch_weight=0", "train.sketch_rows=0"]
-    metrics = train_gpt_in(tmp_path / "layers", data, fabric, vqvae_run / "model", layers, init_sketch=sketch)
+    metrics = train_gpt_in(
+        tmp_path / "layers", data, fabric, vqvae_run / "model", layers, init_sketch=sketch
+    )
     assert metrics["nll"] > 0
     with open(tmp_path / "layers" / "train.csv", newline="") as f:
         row = next(csv.DictReader(f))
     assert "nll" in row and "sketch" not in row
-    before, after = (load_gpt(folder).state_dict() for folder in (sketch, tmp_path / "layers" / "model" / "gpt_i23d"))
+    before, after = (
+        load_gpt(folder).state_dict()
+        for folder in (sketch, tmp_path / "layers" / "model" / "gpt_i23d")
+    )
     same = {name for name in after if torch.equal(before[name], after[name])}
     assert {name for name in after if name.startswith(train_gpt.SKETCH_PARTS)} == same
     assert "gpt.sketch.project.weight" in after and "gpt.null_prefix" in after.keys() - same
     with pytest.raises(ValueError, match="goes on from encoders and a sketch that are trained"):
         train_gpt_in(tmp_path / "none", data, fabric, vqvae_run / "model", layers)
-    with pytest.raises(ValueError, match="train.sketch_weight 1 and train.sketch_rows 8 train it: write 0 for both"):
+    with pytest.raises(
+        ValueError, match="train.sketch_weight 1 and train.sketch_rows 8 train it: write 0 for both"
+    ):
         configuration.load(GPTRunConfig, None, [*GPT, *SKETCH, "train.stage=layers"])
 
 
@@ -859,10 +1379,15 @@ def test_another_order_of_the_tokens_is_the_same_tokens_to_all_but_the_gpt(vqvae
     logits = model.gpt(plain[:, :-1], model.condition(rows["source"], 3), dropped)
     expected = torch.nn.functional.cross_entropy(logits.transpose(1, 2), plain, reduction="none")
     torch.testing.assert_close(to_planes(by_token, config.gpt.grid_size).flatten(1), expected)
-    greedy = Pipeline(vqvae, model, torch.device("cpu")).tokens(rows_of(rows["source"], slice(0, 1)), [0],
-                                                                SamplingConfig(temperature=0.0)).ids
-    again = model.gpt(to_planes(greedy, config.gpt.grid_size).flatten(1)[:, :-1],
-                      model.condition(rows_of(rows["source"], slice(0, 1)), 1))
+    greedy = (
+        Pipeline(vqvae, model, torch.device("cpu"))
+        .tokens(rows_of(rows["source"], slice(0, 1)), [0], SamplingConfig(temperature=0.0))
+        .ids
+    )
+    again = model.gpt(
+        to_planes(greedy, config.gpt.grid_size).flatten(1)[:, :-1],
+        model.condition(rows_of(rows["source"], slice(0, 1)), 1),
+    )
     assert torch.equal(again.argmax(-1), to_planes(greedy, config.gpt.grid_size).flatten(1))
 
 
@@ -871,4 +1396,6 @@ def test_sketch_rows_need_a_sketch_and_divide_over_the_forward_passes(data, vqva
         configuration.load(GPTRunConfig, None, [*GPT, "train.sketch_rows=4"])
     fabric = start_fabric(None, 1, "32-true")
     with pytest.raises(ValueError, match="3 rows, which do not divide over its 2 forward passes"):
-        train_gpt_in(tmp_path / "odd", data, fabric, vqvae_run / "model", [*SKETCH, "train.sketch_rows=3"])
+        train_gpt_in(
+            tmp_path / "odd", data, fabric, vqvae_run / "model", [*SKETCH, "train.sketch_rows=3"]
+        )

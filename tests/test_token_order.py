@@ -9,7 +9,9 @@ from tar3d.token_order import coordinates, num_tokens, places, to_planes, to_seq
 @pytest.mark.parametrize("grid", [1, 2, 5, 32])
 @pytest.mark.parametrize("extra", [(), (7,)])
 def test_planes_to_sequence_to_planes_is_the_identity(grid, extra):
-    planes = torch.arange(2 * 3 * grid * grid * (extra[0] if extra else 1)).view(2, 3, grid, grid, *extra)
+    planes = torch.arange(2 * 3 * grid * grid * (extra[0] if extra else 1)).view(
+        2, 3, grid, grid, *extra
+    )
     sequence = to_sequence(planes)
     assert sequence.shape == (2, num_tokens(grid), *extra)
     assert torch.equal(to_planes(sequence, grid), planes)
@@ -38,7 +40,10 @@ def test_places_bring_a_sequence_into_another_order_and_back(grid):
     assert torch.equal(cells[:, places(positions, grid, "planes")], planes.flatten(1))
     for order in ("cells", "planes"):
         where = places(positions, grid, order)
-        assert torch.equal(cells[:, where][:, where.argsort()], cells) and int(where[-1]) == num_tokens(grid) - 1
+        assert (
+            torch.equal(cells[:, where][:, where.argsort()], cells)
+            and int(where[-1]) == num_tokens(grid) - 1
+        )
         row, column, plane = coordinates(positions, grid, order)
         assert torch.equal(cells[0, where], planes[0, plane, row, column])
 

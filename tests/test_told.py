@@ -23,12 +23,25 @@ from tar3d.data.make_tokens import encoders_of
 from tar3d.pipeline import ConditionalGPT, Pipeline, load_gpt
 from tar3d.tokenizer.vqvae import VQVAE as Tokenizer
 
-TEXT = ["text_encoder.source=trained", "text_encoder.max_tokens=10", "text_encoder.vocabulary=32", "text_encoder.width=16",
-        "text_encoder.num_layers=1", "text_encoder.num_heads=2", "train.word_dropout=0.2"]
-SMALL = [o for o in GPT if not o.startswith(("image_encoder", "train.steps", "train.validate_every"))]
+TEXT = [
+    "text_encoder.source=trained",
+    "text_encoder.max_tokens=10",
+    "text_encoder.vocabulary=32",
+    "text_encoder.width=16",
+    "text_encoder.num_layers=1",
+    "text_encoder.num_heads=2",
+    "train.word_dropout=0.2",
+]
+SMALL = [
+    o for o in GPT if not o.startswith(("image_encoder", "train.steps", "train.validate_every"))
+]
 IMAGE = [o for o in GPT if o.startswith("image_encoder")]
-OF_TYPE = {"i23d": IMAGE, "t23d": [*TEXT, "gpt.condition_tokens=10"], "uncond": ["gpt.condition_tokens=1"],
-           "any": [*IMAGE, *TEXT]}
+OF_TYPE = {
+    "i23d": IMAGE,
+    "t23d": [*TEXT, "gpt.condition_tokens=10"],
+    "uncond": ["gpt.condition_tokens=1"],
+    "any": [*IMAGE, *TEXT],
+}
 STEPS = ["train.steps=2", "train.validate_every=2"]
 FAST = ["points=200", "iou_points=200", "near_points=200"]
 
@@ -38,8 +51,12 @@ def data(samples, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("told") / "set"
     shutil.copytree(samples, folder)
     ids = sorted(sum(read_splits(folder).values(), []))
-    (folder / "splits.json").write_text(json.dumps({"train": ids[:3], "val": ids[3:5], "test": ids[5:]}))
-    lines = [f"{i},a {i.split('.')[0].replace('_', ' ')} of a kind" for i in ids] + [f"{ids[0]},a kind of thing"]
+    (folder / "splits.json").write_text(
+        json.dumps({"train": ids[:3], "val": ids[3:5], "test": ids[5:]})
+    )
+    lines = [f"{i},a {i.split('.')[0].replace('_', ' ')} of a kind" for i in ids] + [
+        f"{ids[0]},a kind of thing"
+    ]
     (folder / "captions.csv").write_text("\n".join(["id,caption", *lines]) + "\n")
     return folder
 
@@ -52,7 +69,9 @@ def tokenizer(tmp_path_factory) -> Path:
     model = Tokenizer(config.tokenizer)
     with torch.no_grad():
         model.occupancy.logit.bias.fill_(1000.0)
-    return checkpoint.save_model(tmp_path_factory.mktemp("full") / "tokenizer", model, config, {}, "")
+    return checkpoint.save_model(
+        tmp_path_factory.mktemp("full") / "tokenizer", model, config, {}, ""
+    )
 
 
 @pytest.fixture(scope="module")
@@ -67,20 +86,56 @@ def models(data, tokenizer, tmp_path_factory) -> Path:
 def train(out: Path, gpt_type: str, data: Path, tokenizer: Path, *more: str) -> int:
     empty = out.parent / "empty.yaml"
     empty.write_text("train: {seed: 0}\n")
-    return train_gpt.main(["--gpt-type", gpt_type, "--config", str(empty), "--data", str(data), "--vq-ckpt", str(tokenizer),
-                           "--out", str(out), *SMALL, *OF_TYPE[gpt_type], *STEPS, *more])
+    return train_gpt.main(
+        [
+            "--gpt-type",
+            gpt_type,
+            "--config",
+            str(empty),
+            "--data",
+            str(data),
+            "--vq-ckpt",
+            str(tokenizer),
+            "--out",
+            str(out),
+            *SMALL,
+            *OF_TYPE[gpt_type],
+            *STEPS,
+            *more,
+        ]
+    )
 
 
 @pytest.mark.parametrize("gpt_type", GPT_TYPES)
 def test_each_type_trains_and_says_how_to_use_it(models, gpt_type):
     out, folder = models / gpt_type, models / gpt_type / "model" / f"gpt_{gpt_type}"
-    assert configuration.load(GPTRunConfig, folder / "config.yaml").conditions == GPT_TYPES[gpt_type]
+    assert (
+        configuration.load(GPTRunConfig, folder / "config.yaml").conditions == GPT_TYPES[gpt_type]
+    )
     metrics = json.loads((folder / "metrics.json").read_text())
-    own = {"i23d": {"nll_shuffled", "nll_null"}, "t23d": {"nll_shuffled", "nll_null"}, "uncond": set(),
-           "any": {"nll_shuffled", "nll_null", "nll_image", "nll_image_shuffled", "nll_text", "nll_text_shuffled"}}[gpt_type]
-    assert {k for k in metrics if k.startswith(("nll_image", "nll_text", "nll_shuffled", "nll_null"))} == own
+    own = {
+        "i23d": {"nll_shuffled", "nll_null"},
+        "t23d": {"nll_shuffled", "nll_null"},
+        "uncond": set(),
+        "any": {
+            "nll_shuffled",
+            "nll_null",
+            "nll_image",
+            "nll_image_shuffled",
+            "nll_text",
+            "nll_text_shuffled",
+        },
+    }[gpt_type]
+    assert {
+        k for k in metrics if k.startswith(("nll_image", "nll_text", "nll_shuffled", "nll_null"))
+    } == own
     readme = (folder / "README.md").read_text()
-    told = {"i23d": "--input PICTURE", "t23d": '--prompt "TEXT"', "uncond": "uncond", "any": "or from nothing"}
+    told = {
+        "i23d": "--input PICTURE",
+        "t23d": '--prompt "TEXT"',
+        "uncond": "uncond",
+        "any": "or from nothing",
+    }
     assert told[gpt_type] in readme
     assert (folder / "words" / "tokenizer.json").is_file() == ("text" in GPT_TYPES[gpt_type])
     for name, columns in (("preview", 1 + max(1, len(GPT_TYPES[gpt_type]))), ("nll", 3)):
@@ -105,12 +160,16 @@ def test_training_goes_on_from_a_model_of_another_type(models, data, tokenizer, 
     still = ["optim.muon_lr=1e-9", "optim.adamw_lr=1e-9", "train.preview_shapes=0"]
     assert train(tmp_path / "any", "any", data, tokenizer, "--init", str(init), *still) == 0
     assert "which begin anew: the text encoder" in capsys.readouterr().out
-    given, found = (load_file(f / "model.safetensors") for f in (init, tmp_path / "any" / "model" / "gpt_any"))
+    given, found = (
+        load_file(f / "model.safetensors") for f in (init, tmp_path / "any" / "model" / "gpt_any")
+    )
     assert all(torch.allclose(found[name], value, atol=1e-6) for name, value in given.items())
     assert {name.split(".")[2] for name in found if name not in given} == {"text"}
     assert train(tmp_path / "free", "uncond", data, tokenizer, "--init", str(init), *still) == 0
     freely = load_file(tmp_path / "free" / "model" / "gpt_uncond" / "model.safetensors")
-    assert torch.allclose(freely["gpt.blocks.0.mlp.up.weight"], given["gpt.blocks.0.mlp.up.weight"], atol=1e-6)
+    assert torch.allclose(
+        freely["gpt.blocks.0.mlp.up.weight"], given["gpt.blocks.0.mlp.up.weight"], atol=1e-6
+    )
     assert freely["gpt.null_prefix"].shape == (1, 16)
 
 
@@ -118,32 +177,83 @@ def test_words_of_a_model_to_go_on_from_are_kept(models, data, tokenizer, tmp_pa
     own, init = tmp_path / "set", models / "t23d" / "model" / "gpt_t23d"
     shutil.copytree(data, own)
     with open(own / "captions.csv", "a") as f:
-        f.writelines(f"{i},an entirely different word of a kind\n" for i in read_splits(own)["train"])
-    assert train(tmp_path / "run", "t23d", own, tokenizer, "--init", str(init), "train.preview_shapes=0") == 0
-    old, new = (load_gpt(folder).conditioner.encoder("text").words for folder in (init, tmp_path / "run" / "model" / "gpt_t23d"))
+        f.writelines(
+            f"{i},an entirely different word of a kind\n" for i in read_splits(own)["train"]
+        )
+    assert (
+        train(
+            tmp_path / "run", "t23d", own, tokenizer, "--init", str(init), "train.preview_shapes=0"
+        )
+        == 0
+    )
+    old, new = (
+        load_gpt(folder).conditioner.encoder("text").words
+        for folder in (init, tmp_path / "run" / "model" / "gpt_t23d")
+    )
     assert old.identity == new.identity
 
 
 def test_conditions_take_turns_only_where_rows_divide(data, tokenizer, tmp_path, capsys):
-    assert train(tmp_path / "odd", "any", data, tokenizer, "train.global_batch_size=3", "train.micro_batch_size=0") == 2
-    assert "3 rows go through the model together, but 2 conditions take turns in them" in capsys.readouterr().err
+    assert (
+        train(
+            tmp_path / "odd",
+            "any",
+            data,
+            tokenizer,
+            "train.global_batch_size=3",
+            "train.micro_batch_size=0",
+        )
+        == 2
+    )
+    assert (
+        "3 rows go through the model together, but 2 conditions take turns in them"
+        in capsys.readouterr().err
+    )
 
 
 def generate(models: Path, gpt_type: str, out: Path, *flags: str) -> int:
-    return run.main(["--model", str(models / gpt_type / "model"), "--save-path", str(out), "--resolution", "8", *flags])
+    return run.main(
+        [
+            "--model",
+            str(models / gpt_type / "model"),
+            "--save-path",
+            str(out),
+            "--resolution",
+            "8",
+            *flags,
+        ]
+    )
 
 
 def test_prompts_become_meshes_pictures_and_records(models, tmp_path, capsys):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a box of a kind\n\n  ein Stuhl 🪑  \n", encoding="utf-8")
-    assert generate(models, "t23d", tmp_path / "out", "--prompt", "a ball of a kind", str(prompts), "", "a ball of a kind") == 0
+    assert (
+        generate(
+            models,
+            "t23d",
+            tmp_path / "out",
+            "--prompt",
+            "a ball of a kind",
+            str(prompts),
+            "",
+            "a ball of a kind",
+        )
+        == 0
+    )
     names = ["a_ball_of_a_kind", "a_box_of_a_kind", "ein_Stuhl", "prompt", "a_ball_of_a_kind_2"]
     assert sorted(p.stem for p in (tmp_path / "out").glob("*.glb")) == sorted(names)
     assert {p.suffix for p in (tmp_path / "out").iterdir()} == {".glb", ".png", ".json"}
     record = json.loads((tmp_path / "out" / "ein_Stuhl.json").read_text(encoding="utf-8"))
-    assert record["prompt"] == "ein Stuhl 🪑" and "does not know are passed over: ein, Stuhl, 🪑" in record["note"]
+    assert (
+        record["prompt"] == "ein Stuhl 🪑"
+        and "does not know are passed over: ein, Stuhl, 🪑" in record["note"]
+    )
     output = capsys.readouterr()
-    assert "5 of 5 shapes" in output.out and "ein_Stuhl: words that this model does not know" in output.err
+    assert (
+        "5 of 5 shapes" in output.out
+        and "ein_Stuhl: words that this model does not know" in output.err
+    )
 
 
 def test_a_text_and_its_seed_decide_the_tokens_whatever_else_is_made(models, tmp_path, monkeypatch):
@@ -156,10 +266,25 @@ def test_a_text_and_its_seed_decide_the_tokens_whatever_else_is_made(models, tmp
 
     monkeypatch.setattr(Pipeline, "generate", recorded)
     flags = ["--temperature", "2"]
-    generate(models, "t23d", tmp_path / "a", "--prompt", "a box", "a ball of a kind", "a ring", *flags)
+    generate(
+        models, "t23d", tmp_path / "a", "--prompt", "a box", "a ball of a kind", "a ring", *flags
+    )
     generate(models, "t23d", tmp_path / "b", "--prompt", "a ball of a kind", *flags)
-    generate(models, "t23d", tmp_path / "c", "--prompt", "a box", "a ball of a kind", "a ring", "--batch-size", "3", *flags)
-    assert drawn[1] == drawn[3] and drawn[4][1] == drawn[1][0], "captions of other lengths in its batch change nothing"
+    generate(
+        models,
+        "t23d",
+        tmp_path / "c",
+        "--prompt",
+        "a box",
+        "a ball of a kind",
+        "a ring",
+        "--batch-size",
+        "3",
+        *flags,
+    )
+    assert drawn[1] == drawn[3] and drawn[4][1] == drawn[1][0], (
+        "captions of other lengths in its batch change nothing"
+    )
 
 
 def test_one_model_serves_for_picture_text_and_nothing(models, tmp_path):
@@ -171,8 +296,12 @@ def test_one_model_serves_for_picture_text_and_nothing(models, tmp_path):
     freely = ["--gpt-type", "uncond", "--num-samples", "2", "--turntable", "--no-preview"]
     assert generate(models, "any", tmp_path / "out", *freely) == 0
     made = {p.name for p in (tmp_path / "out").iterdir()}
-    of_picture, of_text = ({f"{name}.{e}" for e in ("glb", "png", "json")} for name in ("thing", "a_box"))
-    assert made == of_picture | of_text | {f"shape_{k}.{e}" for k in (0, 1) for e in ("glb", "json", "gif")}
+    of_picture, of_text = (
+        {f"{name}.{e}" for e in ("glb", "png", "json")} for name in ("thing", "a_box")
+    )
+    assert made == of_picture | of_text | {
+        f"shape_{k}.{e}" for k in (0, 1) for e in ("glb", "json", "gif")
+    }
     with Image.open(tmp_path / "out" / "shape_0.gif") as turning:
         assert turning.n_frames > 10 and turning.info["loop"] == 0
         first = np.asarray(turning.convert("RGB"))
@@ -180,16 +309,44 @@ def test_one_model_serves_for_picture_text_and_nothing(models, tmp_path):
         assert not np.array_equal(first, np.asarray(turning.convert("RGB")))
 
 
-@pytest.mark.parametrize("model, flags, status, message", [
-    ("i23d", ["--prompt", "a box"], 2, "lacks gpt_t23d/model.safetensors or gpt_any/model.safetensors; of models it holds gpt_i"),
-    ("t23d", ["--gpt-type", "uncond"], 2, "lacks gpt_uncond/model.safetensors or gpt_any/model.safetensors"),
-    ("t23d", ["--prompt", "nowhere.txt"], 2, "--prompt nowhere.txt cannot be read as a text file"),
-    ("t23d", ["--prompt", "EMPTY.txt"], 2, "holds no text: write one prompt a line"),
-    ("any", ["--gpt-type", "t23d"], "exit", "--gpt-type t23d needs --prompt"),
-    ("any", ["--gpt-type", "i23d", "--prompt", "a"], "exit", "--prompt is for --gpt-type t23d, not i23d"),
-    ("any", ["--gpt-type", "uncond", "--input", "a.png"], "exit", "--input is for --gpt-type i23d, not uncond"),
-    ("any", ["--input", "a.png", "--prompt", "a"], "exit", "not allowed with argument --input"),
-])
+@pytest.mark.parametrize(
+    "model, flags, status, message",
+    [
+        (
+            "i23d",
+            ["--prompt", "a box"],
+            2,
+            "lacks gpt_t23d/model.safetensors or gpt_any/model.safetensors; of models it holds gpt_i",
+        ),
+        (
+            "t23d",
+            ["--gpt-type", "uncond"],
+            2,
+            "lacks gpt_uncond/model.safetensors or gpt_any/model.safetensors",
+        ),
+        (
+            "t23d",
+            ["--prompt", "nowhere.txt"],
+            2,
+            "--prompt nowhere.txt cannot be read as a text file",
+        ),
+        ("t23d", ["--prompt", "EMPTY.txt"], 2, "holds no text: write one prompt a line"),
+        ("any", ["--gpt-type", "t23d"], "exit", "--gpt-type t23d needs --prompt"),
+        (
+            "any",
+            ["--gpt-type", "i23d", "--prompt", "a"],
+            "exit",
+            "--prompt is for --gpt-type t23d, not i23d",
+        ),
+        (
+            "any",
+            ["--gpt-type", "uncond", "--input", "a.png"],
+            "exit",
+            "--input is for --gpt-type i23d, not uncond",
+        ),
+        ("any", ["--input", "a.png", "--prompt", "a"], "exit", "not allowed with argument --input"),
+    ],
+)
 def test_refusals(models, tmp_path, monkeypatch, capsys, model, flags, status, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "EMPTY.txt").write_text("\n\n")
@@ -203,28 +360,59 @@ def test_refusals(models, tmp_path, monkeypatch, capsys, model, flags, status, m
 
 
 def test_a_gpt_of_another_type_given_apart_is_refused(models, tokenizer, tmp_path, capsys):
-    flags = ["--vq-ckpt", str(tokenizer), "--gpt-ckpt", str(models / "i23d" / "model" / "gpt_i23d"), "--prompt", "a box"]
+    flags = [
+        "--vq-ckpt",
+        str(tokenizer),
+        "--gpt-ckpt",
+        str(models / "i23d" / "model" / "gpt_i23d"),
+        "--prompt",
+        "a box",
+    ]
     assert run.main(["--save-path", str(tmp_path), *flags]) == 2
-    assert "not trained on the condition 'text', but on image: choose another --gpt-type" in capsys.readouterr().err
+    assert (
+        "not trained on the condition 'text', but on image: choose another --gpt-type"
+        in capsys.readouterr().err
+    )
 
 
 def test_long_names_of_any_script_are_cut_at_a_letter():
     assert run.unique(["a", "a", "a_2", "a"]) == ["a", "a_3", "a_2", "a_4"]
     name = run._file_name("椅子" * 60)
     assert 70 < len(name.encode()) <= run.LONGEST_NAME and set(name) == set("椅子")
-    assert run._file_name("../../etc: passwd?") == "etc_passwd" and run._file_name(" / ") == "prompt"
+    assert (
+        run._file_name("../../etc: passwd?") == "etc_passwd" and run._file_name(" / ") == "prompt"
+    )
 
 
 @pytest.mark.parametrize("gpt_type", ["i23d", "t23d"])
 def test_evaluations_of_what_was_told(models, data, tmp_path, gpt_type):
-    flags = ["--gpt-type", gpt_type, "--model", str(models / "any" / "model"), "--test", str(data), "--train", str(data),
-             "--shapes", "2", "--resolution", "8", "--workers", "1"]
+    flags = [
+        "--gpt-type",
+        gpt_type,
+        "--model",
+        str(models / "any" / "model"),
+        "--test",
+        str(data),
+        "--train",
+        str(data),
+        "--shapes",
+        "2",
+        "--resolution",
+        "8",
+        "--workers",
+        "1",
+    ]
     assert eval_3d.main([*flags, "--out", str(tmp_path / "3d"), *FAST]) == 0
-    report, summary = ((tmp_path / "3d" / name).read_text() for name in ("report.md", "summary.json"))
+    report, summary = (
+        (tmp_path / "3d" / name).read_text() for name in ("report.md", "summary.json")
+    )
     values = json.loads(summary)
     assert set(values["nll"]) == {"right", "shuffled", "null"}
     if gpt_type == "t23d":
-        assert "generated from another shape's caption" in report and "Are they what the captions say?" in report
+        assert (
+            "generated from another shape's caption" in report
+            and "Are they what the captions say?" in report
+        )
         assert values["text"]["generation"]["judged"] == 0, "the judge does not know a box"
         assert (tmp_path / "3d" / "shuffled").is_dir()
     else:
@@ -234,8 +422,33 @@ def test_evaluations_of_what_was_told(models, data, tmp_path, gpt_type):
 
 
 def test_shapes_from_nothing_are_held_against_unseen_ones_as_a_set(models, data, tmp_path):
-    flags = ["--gpt-type", "uncond", "--model", str(models / "uncond" / "model"), "--test", str(data), "--train", str(data)]
-    assert eval_3d.main([*flags, "--shapes", "3", "--resolution", "8", "--workers", "1", "--out", str(tmp_path), *FAST]) == 0
+    flags = [
+        "--gpt-type",
+        "uncond",
+        "--model",
+        str(models / "uncond" / "model"),
+        "--test",
+        str(data),
+        "--train",
+        str(data),
+    ]
+    assert (
+        eval_3d.main(
+            [
+                *flags,
+                "--shapes",
+                "3",
+                "--resolution",
+                "8",
+                "--workers",
+                "1",
+                "--out",
+                str(tmp_path),
+                *FAST,
+            ]
+        )
+        == 0
+    )
     scores = json.loads((tmp_path / "summary.json").read_text())["scores"]
     assert set(scores) == {"generated", "training"} and scores["generated"]["generated_shapes"] == 3
     assert 0 <= scores["generated"]["coverage"] <= 1 and (tmp_path / "grid.png").is_file()
@@ -244,6 +457,10 @@ def test_shapes_from_nothing_are_held_against_unseen_ones_as_a_set(models, data,
 
 def test_a_model_that_is_told_nothing_has_no_use_for_a_source(models):
     model = load_gpt(models / "uncond" / "model" / "gpt_uncond")
-    assert isinstance(model, ConditionalGPT) and model.condition({}, 3).embeddings.shape == (3, 1, 16)
+    assert isinstance(model, ConditionalGPT) and model.condition({}, 3).embeddings.shape == (
+        3,
+        1,
+        16,
+    )
     with pytest.raises(ValueError, match="not trained on the condition 'text', but on none at all"):
         model.condition({"text": torch.zeros(1, 10, dtype=torch.int32)}, 1)

@@ -17,7 +17,9 @@ def lpips_weights(net: str, seed: int = 0, width: int = 3) -> dict[str, torch.Te
         for index, _, padding in stage:
             kernel = 11 if (net, index) == ("alex", 0) else 2 * padding + 1
             out = width + k
-            weights[f"features.{index}.weight"] = torch.randn(out, channels, kernel, kernel, generator=generator) / kernel
+            weights[f"features.{index}.weight"] = (
+                torch.randn(out, channels, kernel, kernel, generator=generator) / kernel
+            )
             weights[f"features.{index}.bias"] = torch.randn(out, generator=generator) / 4
             channels = out
         weights[f"lin{k}.model.1.weight"] = torch.rand(1, channels, 1, 1, generator=generator)
@@ -31,16 +33,41 @@ def save_tiny_clip(folder: Path, seed: int = 0) -> Path:
 
     torch.manual_seed(seed)
     small = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
-    text = small | dict(vocab_size=len(WORDS), max_position_embeddings=8, bos_token_id=4, eos_token_id=5, pad_token_id=5)
-    CLIPModel(CLIPConfig(text_config=text, vision_config=small | dict(image_size=32, patch_size=8),
-                         projection_dim=6)).save_pretrained(folder)
+    text = small | dict(
+        vocab_size=len(WORDS),
+        max_position_embeddings=8,
+        bos_token_id=4,
+        eos_token_id=5,
+        pad_token_id=5,
+    )
+    CLIPModel(
+        CLIPConfig(
+            text_config=text,
+            vision_config=small | dict(image_size=32, patch_size=8),
+            projection_dim=6,
+        )
+    ).save_pretrained(folder)
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{WORDS[4]} $A {WORDS[5]}",
-                                                             special_tokens=[(WORDS[4], 4), (WORDS[5], 5)])
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=WORDS[4], eos_token=WORDS[5], pad_token=WORDS[5],
-                            unk_token="<unk>").save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps({
-        "crop_size": {"height": 32, "width": 32}, "size": {"shortest_edge": 32}, "resample": 3,
-        "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{WORDS[4]} $A {WORDS[5]}", special_tokens=[(WORDS[4], 4), (WORDS[5], 5)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=WORDS[4],
+        eos_token=WORDS[5],
+        pad_token=WORDS[5],
+        unk_token="<unk>",
+    ).save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps(
+            {
+                "crop_size": {"height": 32, "width": 32},
+                "size": {"shortest_edge": 32},
+                "resample": 3,
+                "image_mean": [0.5, 0.4, 0.3],
+                "image_std": [0.2, 0.3, 0.4],
+            }
+        )
+    )
     return folder

@@ -42,9 +42,15 @@ class ImageEncoder(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> Condition:
         size = self.image_size
-        if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (size, size, 3) or pixels.dtype != torch.uint8:
-            raise ValueError(f"the image encoder takes (B, {size}, {size}, 3) uint8 pixels as tar3d.condition.image.preprocess "
-                             f"gives them, got {tuple(pixels.shape)} {pixels.dtype}")
+        if (
+            pixels.ndim != 4
+            or tuple(pixels.shape[1:]) != (size, size, 3)
+            or pixels.dtype != torch.uint8
+        ):
+            raise ValueError(
+                f"the image encoder takes (B, {size}, {size}, 3) uint8 pixels as tar3d.condition.image.preprocess "
+                f"gives them, got {tuple(pixels.shape)} {pixels.dtype}"
+            )
         return Condition.of(self.embed(pixels))
 
     def embed(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -60,17 +66,26 @@ def build_image_encoder(config: ImageEncoderConfig) -> ImageEncoder:
 class TrainedViT(ImageEncoder):
     """A pre-norm ViT (arXiv 2010.11929) without a class token: P = (S / patch_size)^2, row by row; E = `config.width`."""
 
-    adamw_parameters = ("patch_embedding",)  # embeds pixels: like any embedding, it is no hidden matrix for Muon
+    adamw_parameters = (
+        "patch_embedding",
+    )  # embeds pixels: like any embedding, it is no hidden matrix for Muon
 
     def __init__(self, config: ImageEncoderConfig) -> None:
         super().__init__()
         size, patch, width = config.image_size, config.patch_size, config.width
-        self.num_tokens, self.width, self.image_size, self.frozen = (size // patch) ** 2, width, size, False
+        self.num_tokens, self.width, self.image_size, self.frozen = (
+            (size // patch) ** 2,
+            width,
+            size,
+            False,
+        )
         self.identity = f"trained ViT, {size} px, {_preparation(config)}"
         self.patch_size = patch
         self.patch_embedding = nn.Linear(3 * patch * patch, width, bias=False)
         self.position_embedding = nn.Embedding(self.num_tokens, width)
-        self.blocks = nn.ModuleList(ViTBlock(width, config.num_heads) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(
+            ViTBlock(width, config.num_heads) for _ in range(config.num_layers)
+        )
         self.norm = nn.LayerNorm(width)
         init_transformer(self, len(self.blocks))
 
@@ -80,7 +95,9 @@ class TrainedViT(ImageEncoder):
 
     def embed(self, pixels: torch.Tensor) -> torch.Tensor:
         values = pixels.to(self.patch_embedding.weight.dtype) / 127.5 - 1.0
-        patches = rearrange(values, "b (r p) (c q) k -> b (r c) (p q k)", p=self.patch_size, q=self.patch_size)
+        patches = rearrange(
+            values, "b (r p) (c q) k -> b (r c) (p q k)", p=self.patch_size, q=self.patch_size
+        )
         x = self.patch_embedding(patches) + self.position_embedding.weight  # (B, P, E)
         for block in self.blocks:
             x = block(x)
@@ -121,7 +138,10 @@ class ViTBlock(nn.Module):
     def forward(self, x: torch.Tensor, seen: torch.Tensor | None = None) -> torch.Tensor:
         """(B, P, E); `seen`, broadcast to (B, H, P, P) bool, says which positions a position may look at, None: all."""
         y = self.attention_norm(x)
-        q, k, v = (rearrange(project(y), "b p (h e) -> b h p e", h=self.num_heads) for project in (self.q, self.k, self.v))
+        q, k, v = (
+            rearrange(project(y), "b p (h e) -> b h p e", h=self.num_heads)
+            for project in (self.q, self.k, self.v)
+        )
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)  # (B, H, P, E / H)
         x = x + self.attention_out(rearrange(y, "b h p e -> b p (h e)"))
         return x + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x))))
@@ -150,22 +170,32 @@ class FrozenTransformer(ImageEncoder):
         mean, std = _pixel_statistics(config.source)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
-        self.interpolates = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+        self.interpolates = (
+            "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+        )
         self.train(False)
         try:
-            probe = self.embed(torch.zeros(1, config.image_size, config.image_size, 3, dtype=torch.uint8))
+            probe = self.embed(
+                torch.zeros(1, config.image_size, config.image_size, 3, dtype=torch.uint8)
+            )
         except (AttributeError, TypeError, RuntimeError, ValueError) as e:
-            raise ValueError(f"image encoder {config.source!r} does not turn {config.image_size} px pictures into a sequence of "
-                             f"embeddings ({e}); choose a vision transformer such as facebook/dino-vitb16") from e
+            raise ValueError(
+                f"image encoder {config.source!r} does not turn {config.image_size} px pictures into a sequence of "
+                f"embeddings ({e}); choose a vision transformer such as facebook/dino-vitb16"
+            ) from e
         self.num_tokens, self.width = probe.shape[1:]
-        self.identity = (f"{type(model).__name__}, weights {weights_hash(model, missing)}, {config.image_size} px, "
-                         f"mean {_numbers(mean)}, std {_numbers(std)}, {_preparation(config)}, float32")
+        self.identity = (
+            f"{type(model).__name__}, weights {weights_hash(model, missing)}, {config.image_size} px, "
+            f"mean {_numbers(mean)}, std {_numbers(std)}, {_preparation(config)}, float32"
+        )
 
     def _check_patch_size(self, config: ImageEncoderConfig) -> None:
         patch = getattr(self.model.config, "patch_size", None)
         if isinstance(patch, int) and config.image_size % patch:
-            raise ValueError(f"image_size {config.image_size} is not a multiple of the patch size {patch} of "
-                             f"{config.source!r}, which would cut off the picture's edge")
+            raise ValueError(
+                f"image_size {config.image_size} is not a multiple of the patch size {patch} of "
+                f"{config.source!r}, which would cut off the picture's edge"
+            )
 
     def train(self, mode: bool = True) -> FrozenTransformer:
         """Stays in eval mode whatever `mode` says: dropout in a frozen encoder would only add noise."""
@@ -174,7 +204,9 @@ class FrozenTransformer(ImageEncoder):
     @torch.no_grad()
     def embed(self, pixels: torch.Tensor) -> torch.Tensor:
         with torch.autocast(pixels.device.type, enabled=False):
-            values = (rearrange(pixels, "b h w k -> b k h w").float() / 255.0 - self.mean) / self.std
+            values = (
+                rearrange(pixels, "b h w k -> b k h w").float() / 255.0 - self.mean
+            ) / self.std
             options = {"interpolate_pos_encoding": True} if self.interpolates else {}
             return self.model(pixel_values=values, **options).last_hidden_state
 
@@ -187,17 +219,28 @@ class GivenEmbeddings(nn.Module):
 
     prefix = "embeddings given: "  # of the identity
 
-    def __init__(self, config: ImageEncoderConfig | TextEncoderConfig, num_tokens: int, width: int) -> None:
+    def __init__(
+        self, config: ImageEncoderConfig | TextEncoderConfig, num_tokens: int, width: int
+    ) -> None:
         super().__init__()
         field = "image_encoder" if isinstance(config, ImageEncoderConfig) else "text_encoder"
         if config.source == TRAINED:
-            raise ValueError(f"embeddings that are given are those of a frozen encoder, but {field}.source is {TRAINED!r}: "
-                             f"name the encoder that made them, as in {field}.source={type(config)().source}")
-        self.num_tokens, self.width, self.frozen, self.source = num_tokens, width, True, config.source
+            raise ValueError(
+                f"embeddings that are given are those of a frozen encoder, but {field}.source is {TRAINED!r}: "
+                f"name the encoder that made them, as in {field}.source={type(config)().source}"
+            )
+        self.num_tokens, self.width, self.frozen, self.source = (
+            num_tokens,
+            width,
+            True,
+            config.source,
+        )
         self.identity = f"{self.prefix}{config.source}, {num_tokens} x {width}"
 
     def forward(self, shown: torch.Tensor) -> Condition:
-        raise ValueError(f"the embeddings of {self.source} were given, so that it was not loaded: it cannot be shown anything")
+        raise ValueError(
+            f"the embeddings of {self.source} were given, so that it was not loaded: it cannot be shown anything"
+        )
 
 
 def _preparation(config: ImageEncoderConfig) -> str:
@@ -208,7 +251,9 @@ def _numbers(values: tuple[float, ...]) -> str:
     return "/".join(f"{v:.4g}" for v in values)
 
 
-def load_pretrained(kind: type, source: str, dtype: torch.dtype, name: str) -> tuple[nn.Module, set[str]]:
+def load_pretrained(
+    kind: type, source: str, dtype: torch.dtype, name: str
+) -> tuple[nn.Module, set[str]]:
     """-> (model, names of its parameters that the files do not hold, at most an unused pooler). `kind` is one of the Auto classes
     of `transformers`, `name` what errors call it: "image encoder" has its field image_encoder.source."""
     try:
@@ -218,17 +263,27 @@ def load_pretrained(kind: type, source: str, dtype: torch.dtype, name: str) -> t
     missing = set(report["missing_keys"])
     needed = sorted(key for key in missing if "pooler" not in key)
     if needed:
-        raise ValueError(f"{name} {source!r} lacks {len(needed)} of its weights, e.g. {needed[0]}: the files and their "
-                         "config.json do not belong together")
+        raise ValueError(
+            f"{name} {source!r} lacks {len(needed)} of its weights, e.g. {needed[0]}: the files and their "
+            "config.json do not belong together"
+        )
     return model, missing
 
 
-def not_loaded(what: str, source: str | Path, name: str, files: str, error: Exception) -> ValueError:
+def not_loaded(
+    what: str, source: str | Path, name: str, files: str, error: Exception
+) -> ValueError:
     """What is raised where `what` of the encoder `name` cannot be had from a local directory, which has `files`, or the Hub."""
-    tried = "as a local directory" if Path(source).is_dir() else "as a local directory (there is none) and as a Hub id"
-    return ValueError(f"{what} {str(source)!r} was not found or cannot be loaded; tried {tried}: {str(error).splitlines()[0]} "
-                      f"Remedy: give a directory with {files}, or download the model once with a network and then set "
-                      f"HF_HUB_OFFLINE=1; {name.replace(' ', '_')}.source=trained needs no download")
+    tried = (
+        "as a local directory"
+        if Path(source).is_dir()
+        else "as a local directory (there is none) and as a Hub id"
+    )
+    return ValueError(
+        f"{what} {str(source)!r} was not found or cannot be loaded; tried {tried}: {str(error).splitlines()[0]} "
+        f"Remedy: give a directory with {files}, or download the model once with a network and then set "
+        f"HF_HUB_OFFLINE=1; {name.replace(' ', '_')}.source=trained needs no download"
+    )
 
 
 def _pixel_statistics(source: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -236,15 +291,25 @@ def _pixel_statistics(source: str) -> tuple[tuple[float, ...], tuple[float, ...]
     from transformers.utils import cached_file
 
     name = "preprocessor_config.json"
-    path = cached_file(source, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
+    path = cached_file(
+        source,
+        name,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
     if path is None:
         return IMAGENET_MEAN, IMAGENET_STD
     values = json.loads(Path(path).read_text())
     if values.get("do_normalize") is False:
         return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    mean, std = (tuple(values.get(key, default)) for key, default in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD)))
+    mean, std = (
+        tuple(values.get(key, default))
+        for key, default in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD))
+    )
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise ValueError(f"{path}: image_mean and image_std must be three numbers, std positive, got {mean} and {std}")
+        raise ValueError(
+            f"{path}: image_mean and image_std must be three numbers, std positive, got {mean} and {std}"
+        )
     return mean, std
 
 
@@ -254,5 +319,7 @@ def weights_hash(model: nn.Module, missing: set[str]) -> str:
     for name, value in sorted(model.state_dict().items()):
         if not any(m == name or m.endswith("." + name) for m in missing):
             digest.update(f"{name} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            digest.update(
+                value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            )
     return digest.hexdigest()[:16]

@@ -30,12 +30,24 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".ti
 VISIBLE_ALPHA = 13  # of 255: less than 5 % opaque is background
 TRANSPARENT_SHARE = 0.01  # of the pixels: less is rounded corners or an accident, not a cut-out
 PLAIN_TOLERANCE = 10  # of 255 in any channel: JPEG noise on a plain background stays below
-PLAIN_SHARE = 0.9  # of the border pixels that must agree; the rest may be an object that leaves the frame
+PLAIN_SHARE = (
+    0.9  # of the border pixels that must agree; the rest may be an object that leaves the frame
+)
 WHITE = (255, 255, 255)
 
 _COMPOSITES = {"MPO", "PSD"}  # their first frame is the picture, the others are previews or layers
 # What Pillow's decoders raise for damaged files, found by feeding them damaged files
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, RuntimeError, struct.error, zlib.error)
+_DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    TypeError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+)
 
 Foreground = Literal["alpha", "plain background", "frame"]
 
@@ -63,9 +75,15 @@ def list_images(path: str | Path) -> list[Path]:
     """`path` itself if it is a file, else the images directly inside the folder, sorted by name; never empty."""
     path = Path(path)
     if path.is_dir():
-        found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file() and p.name[0] != ".")
+        found = sorted(
+            p
+            for p in path.iterdir()
+            if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file() and p.name[0] != "."
+        )
         if not found:
-            raise ImageError(f"folder {path} holds no images; looked for {', '.join(IMAGE_SUFFIXES)}")
+            raise ImageError(
+                f"folder {path} holds no images; looked for {', '.join(IMAGE_SUFFIXES)}"
+            )
         return found
     if not path.exists():
         raise ImageError(f"image {path} does not exist")
@@ -80,20 +98,28 @@ def load_image(path: str | Path, content: bytes | None = None) -> Image.Image:
         raise ImageError(f"image {path} {'is a folder' if path.is_dir() else 'does not exist'}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is stricter and says more
+            warnings.simplefilter(
+                "ignore", Image.DecompressionBombWarning
+            )  # the limit below is stricter and says more
             image = Image.open(path if content is None else io.BytesIO(content))
     except UnidentifiedImageError as e:
         raise ImageError(f"{path} is not an image that can be read; save it as PNG or JPEG") from e
     except Image.DecompressionBombError as e:
-        raise ImageError(f"{path} has far more than the {MAX_PIXELS:,} pixels that are allowed; scale it down") from e
+        raise ImageError(
+            f"{path} has far more than the {MAX_PIXELS:,} pixels that are allowed; scale it down"
+        ) from e
     except _DECODE_ERRORS as e:
         raise ImageError(f"{path} cannot be opened as an image: {e}") from e
     with image:
         width, height = image.size
         if width * height > MAX_PIXELS:
-            raise ImageError(f"{path} has {width} x {height} pixels, at most {MAX_PIXELS:,} are allowed; scale it down")
+            raise ImageError(
+                f"{path} has {width} x {height} pixels, at most {MAX_PIXELS:,} are allowed; scale it down"
+            )
         if getattr(image, "is_animated", False) and image.format not in _COMPOSITES:
-            raise ImageError(f"{path} holds several frames or pages; save the one that shows the object as a still image")
+            raise ImageError(
+                f"{path} holds several frames or pages; save the one that shows the object as a still image"
+            )
         try:
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
@@ -111,18 +137,24 @@ def to_rgba(image: Image.Image) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.int64)
         if values.size and (values.min() < 0 or values.max() > 65_535):
-            raise ImageError(f"grey values reach from {values.min()} to {values.max()}; save the picture with 8 or 16 bit")
+            raise ImageError(
+                f"grey values reach from {values.min()} to {values.max()}; save the picture with 8 or 16 bit"
+            )
         grey = Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGBA")
         key = image.info.get("transparency")
         if key is not None:
             grey.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
         return grey
     if image.mode == "F":
-        raise ImageError("floating-point pixels have no defined white; save the picture as 8 or 16-bit PNG")
+        raise ImageError(
+            "floating-point pixels have no defined white; save the picture as 8 or 16-bit PNG"
+        )
     try:
         return image.convert("RGBA")
     except ValueError as e:
-        raise ImageError(f"pixels of mode {image.mode} cannot be converted; save the picture as RGB") from e
+        raise ImageError(
+            f"pixels of mode {image.mode} cannot be converted; save the picture as RGB"
+        ) from e
 
 
 def preprocess(image: Image.Image, config: ImageEncoderConfig) -> Prepared:
@@ -138,13 +170,21 @@ def preprocess(image: Image.Image, config: ImageEncoderConfig) -> Prepared:
     """
     picture, mask, foreground = find_foreground(to_rgba(image))
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)  # left, top, right, bottom
+    box = (
+        int(columns[0]),
+        int(rows[0]),
+        int(columns[-1]) + 1,
+        int(rows[-1]) + 1,
+    )  # left, top, right, bottom
 
     size, width, height = config.image_size, box[2] - box[0], box[3] - box[1]
     scale = config.foreground_fill * size / max(width, height)
     target = (max(1, round(width * scale)), max(1, round(height * scale)))
     square = Image.new("RGB", (size, size), WHITE)
-    square.paste(picture.crop(box).resize(target, Image.Resampling.BICUBIC), ((size - target[0]) // 2, (size - target[1]) // 2))
+    square.paste(
+        picture.crop(box).resize(target, Image.Resampling.BICUBIC),
+        ((size - target[0]) // 2, (size - target[1]) // 2),
+    )
     return Prepared(np.array(square), foreground)
 
 
@@ -160,8 +200,15 @@ def find_foreground(rgba: Image.Image) -> tuple[Image.Image, np.ndarray, Foregro
         return picture, visible, "alpha"
 
     width, height = picture.size
-    edges = ((0, 0, width, 1), (0, height - 1, width, height), (0, 0, 1, height), (width - 1, 0, width, height))
-    border = np.concatenate([np.asarray(picture.crop(edge), dtype=np.int16).reshape(-1, 3) for edge in edges])
+    edges = (
+        (0, 0, width, 1),
+        (0, height - 1, width, height),
+        (0, 0, 1, height),
+        (width - 1, 0, width, height),
+    )
+    border = np.concatenate(
+        [np.asarray(picture.crop(edge), dtype=np.int16).reshape(-1, 3) for edge in edges]
+    )
     background = np.median(border, axis=0).round().astype(int).tolist()
     if (np.abs(border - background).max(axis=1) <= PLAIN_TOLERANCE).mean() < PLAIN_SHARE:
         return picture, np.ones_like(visible), "frame"

@@ -53,10 +53,21 @@ def learn_words(captions: Iterable[str], vocabulary: int) -> PreTrainedTokenizer
     words = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
     words.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.train_from_iterator(captions, trainers.WordLevelTrainer(
-        vocab_size=vocabulary, min_frequency=LEAST_SIGHTINGS, special_tokens=[UNKNOWN, END], show_progress=False))
-    words.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=[(END, words.token_to_id(END))])
-    return PreTrainedTokenizerFast(tokenizer_object=words, unk_token=UNKNOWN, eos_token=END, pad_token=END)
+    words.train_from_iterator(
+        captions,
+        trainers.WordLevelTrainer(
+            vocab_size=vocabulary,
+            min_frequency=LEAST_SIGHTINGS,
+            special_tokens=[UNKNOWN, END],
+            show_progress=False,
+        ),
+    )
+    words.post_processor = processors.TemplateProcessing(
+        single=f"$A {END}", special_tokens=[(END, words.token_to_id(END))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token=UNKNOWN, eos_token=END, pad_token=END
+    )
 
 
 def load_words(source: str | Path) -> PreTrainedTokenizerBase:
@@ -66,7 +77,13 @@ def load_words(source: str | Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError, TypeError, ImportError, json.JSONDecodeError) as e:
-        raise not_loaded("the tokenizer of text encoder", source, "text encoder", "tokenizer.json and the model", e) from e
+        raise not_loaded(
+            "the tokenizer of text encoder",
+            source,
+            "text encoder",
+            "tokenizer.json and the model",
+            e,
+        ) from e
 
 
 @dataclass(frozen=True)
@@ -87,21 +104,34 @@ class Words:
         """Any text: an empty one is its end mark alone, one of more than `max_tokens` is cut before its end mark, and what the
         tokenizer does not know is an unknown word each time."""
         caption = " ".join(caption.split())
-        encoded = self.tokenizer(caption, truncation=True, max_length=self.max_tokens,
-                                 return_offsets_mapping=self.tokenizer.is_fast)
+        encoded = self.tokenizer(
+            caption,
+            truncation=True,
+            max_length=self.max_tokens,
+            return_offsets_mapping=self.tokenizer.is_fast,
+        )
         ids, full = encoded["input_ids"], len(self.tokenizer(caption)["input_ids"])
         if not ids:
-            raise ValueError(f"the tokenizer of this text encoder makes nothing of the caption {caption!r}: it has no end mark; "
-                             "use one that does, such as T5's")
+            raise ValueError(
+                f"the tokenizer of this text encoder makes nothing of the caption {caption!r}: it has no end mark; "
+                "use one that does, such as T5's"
+            )
         problems = []
         if self.tokenizer.is_fast:
-            unknown = [caption[a:b] for (a, b), i in zip(encoded["offset_mapping"], ids, strict=True)
-                       if i == self.tokenizer.unk_token_id and b > a]
+            unknown = [
+                caption[a:b]
+                for (a, b), i in zip(encoded["offset_mapping"], ids, strict=True)
+                if i == self.tokenizer.unk_token_id and b > a
+            ]
             if unknown:
                 more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
-                problems.append(f"words that this model does not know are passed over: {', '.join(unknown[:SHOWN])}{more}")
+                problems.append(
+                    f"words that this model does not know are passed over: {', '.join(unknown[:SHOWN])}{more}"
+                )
         if full > self.max_tokens:
-            problems.append(f"the caption has {full} tokens, the first {self.max_tokens} are read (text_encoder.max_tokens)")
+            problems.append(
+                f"the caption has {full} tokens, the first {self.max_tokens} are read (text_encoder.max_tokens)"
+            )
         padded = np.full(self.max_tokens, PADDING, dtype=np.int32)
         padded[: len(ids)] = ids
         return PreparedText(padded, "; ".join(problems) or None)
@@ -131,8 +161,10 @@ class TextEncoder(nn.Module):
 
     def forward(self, ids: torch.Tensor) -> Condition:
         if ids.ndim != 2 or ids.is_floating_point():
-            raise ValueError("the text encoder takes (B, L) token ids as Words.prepare gives them, got "
-                             f"{tuple(ids.shape)} {ids.dtype}")
+            raise ValueError(
+                "the text encoder takes (B, L) token ids as Words.prepare gives them, got "
+                f"{tuple(ids.shape)} {ids.dtype}"
+            )
         mask = ids != PADDING
         return Condition(self.embed(ids.clamp_min(0).long(), mask), mask)
 
@@ -141,13 +173,17 @@ class TextEncoder(nn.Module):
         raise NotImplementedError
 
 
-def build_text_encoder(config: TextEncoderConfig, words: PreTrainedTokenizerBase | None = None) -> TextEncoder:
+def build_text_encoder(
+    config: TextEncoderConfig, words: PreTrainedTokenizerBase | None = None
+) -> TextEncoder:
     """The encoder that `config.source` names: "trained" for the tokenizer `words`, or a local directory or Hub id."""
     if config.source != TRAINED:
         return FrozenText(config)
     if words is None:
-        raise ValueError("a text encoder that is trained along needs the tokenizer of its words: give the one of its captions "
-                         "(learn_words) or of its model directory")
+        raise ValueError(
+            "a text encoder that is trained along needs the tokenizer of its words: give the one of its captions "
+            "(learn_words) or of its model directory"
+        )
     return TrainedText(config, Words(words, config.max_tokens))
 
 
@@ -157,13 +193,17 @@ class TrainedText(TextEncoder):
     def __init__(self, config: TextEncoderConfig, words: Words) -> None:
         super().__init__()
         if len(words.tokenizer) > config.vocabulary:
-            raise ValueError(f"the tokenizer knows {len(words.tokenizer)} words, text_encoder.vocabulary is {config.vocabulary}: "
-                             f"write text_encoder.vocabulary={len(words.tokenizer)}")
+            raise ValueError(
+                f"the tokenizer knows {len(words.tokenizer)} words, text_encoder.vocabulary is {config.vocabulary}: "
+                f"write text_encoder.vocabulary={len(words.tokenizer)}"
+            )
         self.words, self.width, self.frozen = words, config.width, False
         self.identity = f"trained text encoder, {words.identity}"
         self.word_embedding = nn.Embedding(config.vocabulary, config.width)
         self.position_embedding = nn.Embedding(config.max_tokens, config.width)
-        self.blocks = nn.ModuleList(ViTBlock(config.width, config.num_heads) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(
+            ViTBlock(config.width, config.num_heads) for _ in range(config.num_layers)
+        )
         self.norm = nn.LayerNorm(config.width)
         init_transformer(self, len(self.blocks))
 
@@ -192,11 +232,15 @@ class FrozenText(TextEncoder):
 
         self.words, self.frozen = Words(load_words(config.source), config.max_tokens), True
         self.dtype = getattr(torch, config.dtype)
-        model, missing = load_pretrained(AutoModelForTextEncoding, config.source, self.dtype, "text encoder")
+        model, missing = load_pretrained(
+            AutoModelForTextEncoding, config.source, self.dtype, "text encoder"
+        )
         self.model = model.requires_grad_(False)
         self.train(False)
-        self.width = self.embed(torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.bool)).shape[-1]
-        self.identity = (f"{type(model).__name__}, weights {weights_hash(model, missing)}, {self.words.identity}, {config.dtype}")
+        self.width = self.embed(
+            torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.bool)
+        ).shape[-1]
+        self.identity = f"{type(model).__name__}, weights {weights_hash(model, missing)}, {self.words.identity}, {config.dtype}"
 
     def train(self, mode: bool = True) -> FrozenText:
         """Stays in eval mode whatever `mode` says: dropout in a frozen encoder would only add noise."""

@@ -17,15 +17,20 @@ def random_matrix(config: AugmentConfig, rng: np.random.Generator) -> np.ndarray
     """(3, 3): mirrored at x = 0, scaled along each axis, then turned about y (Y is up)."""
     mirror = -1.0 if rng.random() < config.mirror else 1.0
     scale = rng.uniform(*config.scale, size=3)
-    angle = rng.uniform(0, 2 * np.pi) if rng.random() < config.rotate else rng.integers(4) * np.pi / 2
+    angle = (
+        rng.uniform(0, 2 * np.pi) if rng.random() < config.rotate else rng.integers(4) * np.pi / 2
+    )
     if config.rotate == 0:
         angle = 0.0
-    turn = np.array([[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]])
+    turn = np.array(
+        [[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]]
+    )
     return turn @ np.diag(scale * [mirror, 1.0, 1.0])
 
 
-def augment(arrays: dict[str, np.ndarray], matrix: np.ndarray, volume_points: int,
-            rng: np.random.Generator) -> dict[str, np.ndarray]:
+def augment(
+    arrays: dict[str, np.ndarray], matrix: np.ndarray, volume_points: int, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
     """Samples moved by `matrix` (3, 3) and normalised to the cube: surface (N, 6), points (M, 3), inside and is_near (M,).
 
     Of the volume points, which come first, `volume_points` are drawn anew; near points that leave the cube are dropped.
@@ -34,8 +39,13 @@ def augment(arrays: dict[str, np.ndarray], matrix: np.ndarray, volume_points: in
     moved = surface[:, :3] @ matrix.T.astype(np.float32)
     low, high = moved.min(axis=0), moved.max(axis=0)
     scale = CUBE_FILL / ((high - low).max() / 2)
-    linear, shift = (matrix * scale).astype(np.float32), (-(low + high) / 2 * scale).astype(np.float32)
-    normals = surface[:, 3:] @ np.linalg.inv(matrix).astype(np.float32)  # rows times the inverse: columns times its transpose
+    linear, shift = (
+        (matrix * scale).astype(np.float32),
+        (-(low + high) / 2 * scale).astype(np.float32),
+    )
+    normals = surface[:, 3:] @ np.linalg.inv(matrix).astype(
+        np.float32
+    )  # rows times the inverse: columns times its transpose
     normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
 
     points = arrays["points"].astype(np.float32) @ linear.T + shift
@@ -49,6 +59,12 @@ def augment(arrays: dict[str, np.ndarray], matrix: np.ndarray, volume_points: in
     labels = np.zeros(volume_points, dtype=bool)
     fresh[known], labels[known] = points[replaced], arrays["inside"][replaced]
     is_near = np.arange(volume_points + len(near)) >= volume_points
-    return {"surface": np.concatenate([(moved * scale + shift).clip(-1, 1), normals], axis=1).astype(np.float16),
-            "points": np.concatenate([fresh, points[near]]),
-            "inside": np.concatenate([labels, arrays["inside"][near]]), "is_near": is_near, "transform": arrays["transform"]}
+    return {
+        "surface": np.concatenate([(moved * scale + shift).clip(-1, 1), normals], axis=1).astype(
+            np.float16
+        ),
+        "points": np.concatenate([fresh, points[near]]),
+        "inside": np.concatenate([labels, arrays["inside"][near]]),
+        "is_near": is_near,
+        "transform": arrays["transform"],
+    }

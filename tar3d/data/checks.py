@@ -34,7 +34,10 @@ CAMERA_FIELDS = {"position": (3,), "target": (3,), "up": (3,), "field_of_view": 
 FLOAT16_STEP = 2.0**-11  # relative; a coordinate near 1 is off by as much at most
 NORMAL_TOLERANCE = 2 * FLOAT16_STEP  # of the length: each of three components is rounded
 SMALLEST_FILL = 0.9 * CUBE_FILL  # samples of a surface miss its farthest tip by less than that
-NEAR_SHARES = (0.02, 0.9)  # of the near points inside: thin plates are at its low end, boxes at a half
+NEAR_SHARES = (
+    0.02,
+    0.9,
+)  # of the near points inside: thin plates are at its low end, boxes at a half
 SCORED_POINTS = 4096  # of the surface, projected into each view
 FRAME_SCORE = 0.95  # views rendered of the very mesh give more than 0.99, with another axis up most shapes give below 0.9
 
@@ -67,13 +70,22 @@ class Folder:
     views: Files
     sample_names: dict[str, str]  # id -> name in `samples`
     view_names: dict[str, list[str]]
-    settings: dict[str, object] = field(default_factory=dict)  # "samples": SampleConfig, "views": ViewConfig or None
+    settings: dict[str, object] = field(
+        default_factory=dict
+    )  # "samples": SampleConfig, "views": ViewConfig or None
 
     @classmethod
     def open(cls, root: Path, settings: dict[str, object]) -> Folder:
         """A ValueError where a shard is damaged."""
         samples, views = Files(root / "samples", ".npz"), Files(root / "views")
-        return cls(root, samples, views, {name.removesuffix(".npz"): name for name in samples}, view_names(views), settings)
+        return cls(
+            root,
+            samples,
+            views,
+            {name.removesuffix(".npz"): name for name in samples},
+            view_names(views),
+            settings,
+        )
 
     def read(self, shape_id: str) -> ShapeSamples:
         name = self.sample_names[shape_id]
@@ -122,18 +134,33 @@ def check_shape(folder: Folder, shape_id: str) -> tuple[list[Problem], dict[str,
         found = str(e).removeprefix(where).lstrip(": ")
         named = re.search(r"\b(surface|points|inside|is_near|transform|to_source)\b", found)
         key = named[0].replace("to_source", "transform") if named else ""
-        problems.append(Problem(where, key, found, SAMPLE_KEYS.get(key, f"an .npz with {', '.join(SAMPLE_KEYS)}"), shape_id))
+        problems.append(
+            Problem(
+                where,
+                key,
+                found,
+                SAMPLE_KEYS.get(key, f"an .npz with {', '.join(SAMPLE_KEYS)}"),
+                shape_id,
+            )
+        )
     else:
         problems += check_samples(samples, where, shape_id, folder.settings.get("samples"))
         volume, near = samples.inside[~samples.is_near], samples.inside[samples.is_near]
-        statistics = {"surface points": len(samples.surface), "volume points": len(volume), "near points": len(near),
-                      "inside, share of volume": _share(volume), "inside, share of near": _share(near),
-                      "bytes": len(content)}
+        statistics = {
+            "surface points": len(samples.surface),
+            "volume points": len(volume),
+            "near points": len(near),
+            "inside, share of volume": _share(volume),
+            "inside, share of near": _share(near),
+            "bytes": len(content),
+        }
     found, of_views = check_views(folder, shape_id, samples)
     return problems + found, statistics | of_views
 
 
-def check_samples(samples: ShapeSamples, where: str, shape_id: str, config: SampleConfig | None) -> Iterator[Problem]:
+def check_samples(
+    samples: ShapeSamples, where: str, shape_id: str, config: SampleConfig | None
+) -> Iterator[Problem]:
     """What `load_samples` does not look at: lengths, counts, order, the frame, and whether the labels can be right."""
 
     def problem(key: str, found: str, allowed: str, warning: bool = False) -> Problem:
@@ -143,41 +170,76 @@ def check_samples(samples: ShapeSamples, where: str, shape_id: str, config: Samp
     length = np.sqrt(np.einsum("ni,ni->n", samples.surface[:, 3:], samples.surface[:, 3:]))
     wrong = np.abs(length - 1) > NORMAL_TOLERANCE
     if wrong.any():
-        yield problem("surface", f"{wrong.sum():,} of {len(length):,} normals are {length.min():.4g} to {length.max():.4g} long",
-                      f"length 1 to within {NORMAL_TOLERANCE:.4f}")
+        yield problem(
+            "surface",
+            f"{wrong.sum():,} of {len(length):,} normals are {length.min():.4g} to {length.max():.4g} long",
+            f"length 1 to within {NORMAL_TOLERANCE:.4f}",
+        )
     if config is not None:
-        for key, kind, count, wanted in (("surface", "surface", len(samples.surface), config.surface_points),
-                                         ("is_near", "volume", int((~near).sum()), config.volume_points),
-                                         ("is_near", "near", int(near.sum()), config.near_points)):
+        for key, kind, count, wanted in (
+            ("surface", "surface", len(samples.surface), config.surface_points),
+            ("is_near", "volume", int((~near).sum()), config.volume_points),
+            ("is_near", "near", int(near.sum()), config.near_points),
+        ):
             if count != wanted:
-                yield problem(key, f"{count:,} {kind} points", f"{wanted:,}, as samples/settings.json says")
+                yield problem(
+                    key, f"{count:,} {kind} points", f"{wanted:,}, as samples/settings.json says"
+                )
     if (near[:-1] & ~near[1:]).any():
-        yield problem("is_near", f"a volume point in row {int(np.flatnonzero(near[:-1] & ~near[1:])[0]) + 1} after a near one",
-                      "all volume points before all near points")
+        yield problem(
+            "is_near",
+            f"a volume point in row {int(np.flatnonzero(near[:-1] & ~near[1:])[0]) + 1} after a near one",
+            "all volume points before all near points",
+        )
     for name, labels in (("none", samples.inside), ("all", ~samples.inside)):
         if not labels.any():
-            yield problem("inside", f"{name} of {len(labels):,} points are inside", "some inside, some outside")
+            yield problem(
+                "inside",
+                f"{name} of {len(labels):,} points are inside",
+                "some inside, some outside",
+            )
     transform = samples.to_source
     if not np.isfinite(transform).all():
         yield problem("transform", "NaN or infinite values", SAMPLE_KEYS["transform"])
-    elif not np.array_equal(transform[3], [0, 0, 0, 1]) or np.linalg.matrix_rank(transform[:3, :3]) < 3:
-        yield problem("transform", f"determinant {np.linalg.det(transform):.3g}, last row {transform[3].tolist()}",
-                      SAMPLE_KEYS["transform"])
+    elif (
+        not np.array_equal(transform[3], [0, 0, 0, 1])
+        or np.linalg.matrix_rank(transform[:3, :3]) < 3
+    ):
+        yield problem(
+            "transform",
+            f"determinant {np.linalg.det(transform):.3g}, last row {transform[3].tolist()}",
+            SAMPLE_KEYS["transform"],
+        )
 
     reach = np.abs(samples.surface[:, :3]).max()
     if not SMALLEST_FILL <= reach <= CUBE_FILL + FLOAT16_STEP:
-        yield problem("surface", f"largest |coordinate| {reach:.4f}", f"about {CUBE_FILL}, as the frame has it", True)
+        yield problem(
+            "surface",
+            f"largest |coordinate| {reach:.4f}",
+            f"about {CUBE_FILL}, as the frame has it",
+            True,
+        )
     beyond = int((np.abs(samples.points[samples.inside]) > reach + 0.01).any(axis=1).sum())
     if beyond:
-        yield problem("inside", f"{beyond:,} points are inside that lie beyond the surface's bounding cube",
-                      "none, unless the mesh has large holes", True)
+        yield problem(
+            "inside",
+            f"{beyond:,} points are inside that lie beyond the surface's bounding cube",
+            "none, unless the mesh has large holes",
+            True,
+        )
     share = _share(samples.inside[near])
     if near.any() and not NEAR_SHARES[0] <= share <= NEAR_SHARES[1]:
-        yield problem("inside", f"{share:.1%} of the near points are inside",
-                      "{:.0%} to {:.0%} of most shapes".format(*NEAR_SHARES), True)
+        yield problem(
+            "inside",
+            f"{share:.1%} of the near points are inside",
+            "{:.0%} to {:.0%} of most shapes".format(*NEAR_SHARES),
+            True,
+        )
 
 
-def check_views(folder: Folder, shape_id: str, samples: ShapeSamples | None) -> tuple[list[Problem], dict[str, float]]:
+def check_views(
+    folder: Folder, shape_id: str, samples: ShapeSamples | None
+) -> tuple[list[Problem], dict[str, float]]:
     """The pictures and cameras of one shape. The statistic `frame` is the share of surface points that its cameras put on the
     object, in that view where it is least."""
     names = folder.view_names.get(shape_id, [])
@@ -199,14 +261,23 @@ def check_views(folder: Folder, shape_id: str, samples: ShapeSamples | None) -> 
         try:
             views[name] = folder.view(name)
         except (ImageError, OSError) as e:
-            problem(folder.views.where(name), "", str(e).removeprefix(folder.views.where(name)).lstrip(": "),
-                    "a still picture in which an object stands out")
+            problem(
+                folder.views.where(name),
+                "",
+                str(e).removeprefix(folder.views.where(name)).lstrip(": "),
+                "a still picture in which an object stands out",
+            )
     try:
         cameras = folder.cameras(shape_id)
     except (ValueError, OSError) as e:  # UnicodeDecodeError and JSONDecodeError among them
         named = re.match(rf"camera \d+: ({'|'.join(CAMERA_FIELDS)})\b", str(e))
-        problem(where, named[1] if named else "", str(e), "a list with position, target, up (three finite numbers each) and "
-                "field_of_view (degrees in (0, 180)) of each view")
+        problem(
+            where,
+            named[1] if named else "",
+            str(e),
+            "a list with position, target, up (three finite numbers each) and "
+            "field_of_view (degrees in (0, 180)) of each view",
+        )
         return problems, {"views": len(names)}
     if cameras is None:
         return problems, {"views": len(names)}
@@ -217,16 +288,28 @@ def check_views(folder: Folder, shape_id: str, samples: ShapeSamples | None) -> 
     scores = {}
     for name, camera in zip(names, cameras, strict=True):
         if name in views and views[name].picture.width != views[name].picture.height:
-            problem(folder.views.where(name), "", "{} x {} pixels".format(*views[name].picture.size),
-                    "a square, where there is a camera")
+            problem(
+                folder.views.where(name),
+                "",
+                "{} x {} pixels".format(*views[name].picture.size),
+                "a square, where there is a camera",
+            )
         elif name in views and views[name].mask is not None:
-            scores[name] = float(seen_at(project(samples.surface[:SCORED_POINTS, :3], camera), views[name].mask).mean())
+            scores[name] = float(
+                seen_at(
+                    project(samples.surface[:SCORED_POINTS, :3], camera), views[name].mask
+                ).mean()
+            )
     if not scores:
         return problems, {"views": len(names)}
     worst = min(scores, key=scores.get)
     if scores[worst] < FRAME_SCORE:
-        problem(folder.views.where(worst), "frame", f"{scores[worst]:.1%} of the surface points fall on the object",
-                f"at least {FRAME_SCORE:.0%}: is the frame of picture, camera and samples the same?")
+        problem(
+            folder.views.where(worst),
+            "frame",
+            f"{scores[worst]:.1%} of the surface points fall on the object",
+            f"at least {FRAME_SCORE:.0%}: is the frame of picture, camera and samples the same?",
+        )
     return problems, {"views": len(names), "frame": scores[worst]}
 
 

@@ -29,4 +29,6 @@ def default_test(num_shapes: int) -> Path:
 
 def default_library() -> Path:
     """The meshes and views that the shipped model was trained on, for baselines that copy one of them; no samples."""
-    return make_toy_data(DEFAULT_FOLDER, SHIPPED_SHAPES, seed=0, views=ViewConfig(), workers=os.cpu_count() or 1)
+    return make_toy_data(
+        DEFAULT_FOLDER, SHIPPED_SHAPES, seed=0, views=ViewConfig(), workers=os.cpu_count() or 1
+    )

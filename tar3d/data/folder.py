@@ -1,11 +1,11 @@
 """The layout of a data set folder, and the small files in it. `docs/data.md` is the specification.
 
-    meshes/<id>.glb                 any supported format, any depth
-    manifest.csv                    optional: a category for each id
-    views/<id>/<k>.png              pictures of the shape, with cameras.json when they were rendered here
-    captions.csv  splits.json
-    samples/<id>.npz                made by tar3d.data.make_samples
-    tokens/<split>-<k>/ ...         made by tar3d.data.make_tokens
+meshes/<id>.glb                 any supported format, any depth
+manifest.csv                    optional: a category for each id
+views/<id>/<k>.png              pictures of the shape, with cameras.json when they were rendered here
+captions.csv  splits.json
+samples/<id>.npz                made by tar3d.data.make_samples
+tokens/<split>-<k>/ ...         made by tar3d.data.make_tokens
 """
 
 from __future__ import annotations
@@ -85,34 +85,46 @@ def read_splits(folder: Path) -> dict[str, list[str]]:
     """`splits.json` of a data set; a ValueError when it is missing, or when an id stands in two splits."""
     path = folder / "splits.json"
     if not path.is_file():
-        raise ValueError(f"{folder} has no splits.json: make it with python -m tar3d.data.make_samples MESHES --out {folder}")
+        raise ValueError(
+            f"{folder} has no splits.json: make it with python -m tar3d.data.make_samples MESHES --out {folder}"
+        )
     try:
         splits = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as e:
         raise ValueError(f"{path} is not JSON ({e})") from e
     if set(splits) != set(SPLITS):
-        raise ValueError(f"{path} must hold the lists train, val and test, got {', '.join(splits) or 'nothing'}")
+        raise ValueError(
+            f"{path} must hold the lists train, val and test, got {', '.join(splits) or 'nothing'}"
+        )
     for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
         both = sorted(set(splits[a]) & set(splits[b]))
         if both:
-            raise ValueError(f"{path}: {len(both)} ids stand in both {a} and {b}, the first is {both[0]!r}")
+            raise ValueError(
+                f"{path}: {len(both)} ids stand in both {a} and {b}, the first is {both[0]!r}"
+            )
     return splits
 
 
 def mesh_path(folder: Path, shape_id: str) -> Path:
     """The mesh file that a shape's samples were made from, as report.csv tells; a ValueError when it is not there."""
     if not (folder / "report.csv").is_file():
-        raise ValueError(f"{folder} has no report.csv, so the meshes of its shapes are not known: "
-                         "write it with columns id and file, or make the samples with python -m tar3d.data.make_samples")
+        raise ValueError(
+            f"{folder} has no report.csv, so the meshes of its shapes are not known: "
+            "write it with columns id and file, or make the samples with python -m tar3d.data.make_samples"
+        )
     with open(folder / "report.csv", encoding="utf-8", newline="") as f:
         for row in csv.DictReader(f):
             if row["id"] == shape_id:
                 path = Path(row["file"])
                 if not path.is_file():
-                    raise ValueError(f"{path}, the mesh that {shape_id!r} was sampled from, is not there: run from the folder "
-                                     "that make_samples ran in, or do without previews (train.preview_shapes=0)")
+                    raise ValueError(
+                        f"{path}, the mesh that {shape_id!r} was sampled from, is not there: run from the folder "
+                        "that make_samples ran in, or do without previews (train.preview_shapes=0)"
+                    )
                 return path
-    raise ValueError(f"{folder / 'report.csv'} has no row for {shape_id!r}: run python -m tar3d.data.make_samples again")
+    raise ValueError(
+        f"{folder / 'report.csv'} has no row for {shape_id!r}: run python -m tar3d.data.make_samples again"
+    )
 
 
 def read_categories(folder: Path) -> dict[str, str]:

@@ -36,7 +36,14 @@ from tar3d.data.folder import SPLITS, atomic_write, write_csv, write_json
 from tar3d.data.shapes import open_samples
 from tar3d.data.token_file import token_dtype
 from tar3d.data.tokens import read_json, read_stamp, sha256
-from tar3d.data.told import UNUSABLE, Told, ToldByCaptions, ToldByEmbeddings, ToldByViews, captions_of
+from tar3d.data.told import (
+    UNUSABLE,
+    Told,
+    ToldByCaptions,
+    ToldByEmbeddings,
+    ToldByViews,
+    captions_of,
+)
 from tar3d.tokenizer.vqvae import VQVAE
 
 if TYPE_CHECKING:
@@ -51,8 +58,11 @@ class TokenMaker:
     def __init__(self, data: Path, vqvae: VQVAE, told: list[Told], device: torch.device) -> None:
         self.data, self.vqvae, self.told, self.device = data, vqvae.eval().to(device), told, device
         self.samples, self.folder = open_samples(data), data / "tokens"
-        self.stamp = {"tokenizer": checkpoint.token_fingerprint(vqvae), "grid_size": vqvae.config.grid_size,
-                      "codebook_size": vqvae.config.codebook_size}
+        self.stamp = {
+            "tokenizer": checkpoint.token_fingerprint(vqvae),
+            "grid_size": vqvae.config.grid_size,
+            "codebook_size": vqvae.config.codebook_size,
+        }
         for one in told:
             self.stamp |= {one.kind: one.identity, f"{one.kind} items": one.items}
         self.refused: list[dict] = []
@@ -61,31 +71,51 @@ class TokenMaker:
         """Makes what is missing and removes shards of other ids; returns the number of shapes that a GPT can be told of."""
         found = read_stamp(self.folder) if self.folder.is_dir() else {}
         if "encoder" in found:
-            raise ValueError(f"{self.folder} was made by an earlier version; delete that folder to make it again")
-        if found.get("text items") == self.stamp.get("text items") == "int32 token ids" and found["text"] != self.stamp["text"]:
-            for index in self.folder.glob("*/text.json"):  # captions have changed, and with them the words: quickly made again
+            raise ValueError(
+                f"{self.folder} was made by an earlier version; delete that folder to make it again"
+            )
+        if (
+            found.get("text items") == self.stamp.get("text items") == "int32 token ids"
+            and found["text"] != self.stamp["text"]
+        ):
+            for index in self.folder.glob(
+                "*/text.json"
+            ):  # captions have changed, and with them the words: quickly made again
                 index.unlink()
             del found["text"]
         if different := [k for k, v in self.stamp.items() if found.get(k, v) != v]:
             said = ", ".join(f"{k} {found[k]!r} instead of {self.stamp[k]!r}" for k in different)
-            raise ValueError(f"{self.folder} was made with {said}; delete that folder to make it again")
+            raise ValueError(
+                f"{self.folder} was made with {said}; delete that folder to make it again"
+            )
         write_json(self.folder / "stamp.json", found | self.stamp)
         jobs = []
         for split in SPLITS:
             ids = self.samples.ids(split)
-            jobs += [(self.folder / f"{split}-{k:05d}", ids[first:first + SHARD_SHAPES])
-                     for k, first in enumerate(range(0, len(ids), SHARD_SHAPES))]
+            jobs += [
+                (self.folder / f"{split}-{k:05d}", ids[first : first + SHARD_SHAPES])
+                for k, first in enumerate(range(0, len(ids), SHARD_SHAPES))
+            ]
         if not jobs:
-            raise ValueError(f"{self.samples.folder} holds no samples of a known split: {self.samples.advice}")
-        for surplus in {p.parent for p in self.folder.glob("*/index.json")} - {shard for shard, _ in jobs}:
+            raise ValueError(
+                f"{self.samples.folder} holds no samples of a known split: {self.samples.advice}"
+            )
+        for surplus in {p.parent for p in self.folder.glob("*/index.json")} - {
+            shard for shard, _ in jobs
+        }:
             shutil.rmtree(surplus)  # of a split that has shrunk: its shapes may be held out by now
         usable, self.refused = 0, []
         with tqdm(total=sum(len(ids) for _, ids in jobs), unit="shape", desc="tokens") as bar:
             for shard, ids in jobs:
-                if not (shard / "index.json").is_file() or read_json(shard / "index.json")["ids"] != ids:
+                if (
+                    not (shard / "index.json").is_file()
+                    or read_json(shard / "index.json")["ids"] != ids
+                ):
                     self._make(shard, ids)
                 counts = [self._tell(shard, ids, one) for one in self.told]
-                usable += sum(all(of_one) for of_one in zip(*counts, strict=True)) if counts else len(ids)
+                usable += (
+                    sum(all(of_one) for of_one in zip(*counts, strict=True)) if counts else len(ids)
+                )
                 bar.update(len(ids))
         write_csv(self.folder / "refused.csv", ["id", "kind", "reason"], self.refused)
         return usable
@@ -93,12 +123,20 @@ class TokenMaker:
     @torch.inference_mode()
     def _make(self, shard: Path, ids: list[str]) -> None:
         """A shard with the tokens of `ids`, in place of one that was there."""
-        tokens = [self.vqvae.tokenize(torch.from_numpy(self.samples.surface(i))[None].to(self.device)).ids[0].cpu().numpy()
-                  for i in ids]
+        tokens = [
+            self.vqvae.tokenize(torch.from_numpy(self.samples.surface(i))[None].to(self.device))
+            .ids[0]
+            .cpu()
+            .numpy()
+            for i in ids
+        ]
         partial = shard.with_name(f".{shard.name}.{os.getpid()}.part")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        np.save(partial / "tokens.npy", np.stack(tokens).astype(token_dtype(self.vqvae.config.codebook_size)))
+        np.save(
+            partial / "tokens.npy",
+            np.stack(tokens).astype(token_dtype(self.vqvae.config.codebook_size)),
+        )
         write_json(partial / "index.json", {"ids": ids, "sha256": sha256(partial / "tokens.npy")})
         shutil.rmtree(shard, ignore_errors=True)
         os.replace(partial, shard)
@@ -119,7 +157,14 @@ class TokenMaker:
             with atomic_write(shard / f"{told.kind}.npy") as f:
                 np.save(f, rows)
         lengths = {} if told.kind == "image" else {"lengths": [len(item) for item in every]}
-        write_json(index, {"counts": counts, **lengths, "sha256": sha256(shard / f"{told.kind}.npy") if every else ""})
+        write_json(
+            index,
+            {
+                "counts": counts,
+                **lengths,
+                "sha256": sha256(shard / f"{told.kind}.npy") if every else "",
+            },
+        )
         return counts
 
     def _read(self, told: Told, shape_id: str) -> list[np.ndarray]:
@@ -131,7 +176,9 @@ class TokenMaker:
             return []
 
 
-def encoders_of(config: GPTRunConfig, data: Path, words: PreTrainedTokenizerBase | None = None) -> dict[str, Encoder]:
+def encoders_of(
+    config: GPTRunConfig, data: Path, words: PreTrainedTokenizerBase | None = None
+) -> dict[str, Encoder]:
     """The encoder of each condition that the config names. What stands in for it where the shards of `data` were made of given
     embeddings. A text encoder that is trained gets `words`, or learns those of the training captions."""
     stamp = read_stamp(data / "tokens") if (data / "tokens" / "stamp.json").is_file() else {}
@@ -147,7 +194,9 @@ def encoders_of(config: GPTRunConfig, data: Path, words: PreTrainedTokenizerBase
 
 
 def given_encoder(config: GPTRunConfig, kind: str) -> GivenEmbeddings:
-    return GivenEmbeddings(getattr(config, f"{kind}_encoder"), config.gpt.condition_tokens, config.gpt.condition_width)
+    return GivenEmbeddings(
+        getattr(config, f"{kind}_encoder"), config.gpt.condition_tokens, config.gpt.condition_width
+    )
 
 
 def words_of(data: Path, vocabulary: int) -> PreTrainedTokenizerBase:
@@ -156,43 +205,99 @@ def words_of(data: Path, vocabulary: int) -> PreTrainedTokenizerBase:
     return learn_words((caption for i in ids for caption in captions.get(i, ())), vocabulary)
 
 
-def told_of(data: Path, encoders: dict[str, Encoder], config: GPTRunConfig, device: torch.device) -> list[Told]:
+def told_of(
+    data: Path, encoders: dict[str, Encoder], config: GPTRunConfig, device: torch.device
+) -> list[Told]:
     """What each encoder is shown of a data set, but for those whose embeddings were given."""
-    made = {kind: encoder for kind, encoder in encoders.items() if not isinstance(encoder, GivenEmbeddings)}
-    return [ToldByViews(data, encoder, config.image_encoder, device) if kind == "image" else ToldByCaptions(data, encoder, device)
-            for kind, encoder in made.items()]
+    made = {
+        kind: encoder
+        for kind, encoder in encoders.items()
+        if not isinstance(encoder, GivenEmbeddings)
+    }
+    return [
+        ToldByViews(data, encoder, config.image_encoder, device)
+        if kind == "image"
+        else ToldByCaptions(data, encoder, device)
+        for kind, encoder in made.items()
+    ]
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help=f"data set folder with samples/, views/ and splits.json ({', '.join(SPLITS)}), "
-                                                "or ShapeNetV2's")
-    parser.add_argument("--tokenizer", required=True, metavar="MODEL", help="model directory or Hub id of the tokenizer")
-    parser.add_argument("--gpt-type", choices=list(GPT_TYPES), default="i23d",
-                        help="what the GPT is told of a shape (default: %(default)s)")
-    parser.add_argument("--config", default="configs/gpt_i23d_tiny.yaml",
-                        help="the GPT's config: names the encoders (default: %(default)s)")
-    parser.add_argument("--embeddings", type=Path, metavar="FOLDER",
-                        help="take <id>.npz of this folder for the frozen image encoder's embeddings, instead of running it")
-    parser.add_argument("--caption-embeddings", type=Path, metavar="FOLDER", help="the same for the frozen text encoder")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="config values, as in image_encoder.image_size=64")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "data",
+        type=Path,
+        help=f"data set folder with samples/, views/ and splits.json ({', '.join(SPLITS)}), "
+        "or ShapeNetV2's",
+    )
+    parser.add_argument(
+        "--tokenizer",
+        required=True,
+        metavar="MODEL",
+        help="model directory or Hub id of the tokenizer",
+    )
+    parser.add_argument(
+        "--gpt-type",
+        choices=list(GPT_TYPES),
+        default="i23d",
+        help="what the GPT is told of a shape (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--config",
+        default="configs/gpt_i23d_tiny.yaml",
+        help="the GPT's config: names the encoders (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--embeddings",
+        type=Path,
+        metavar="FOLDER",
+        help="take <id>.npz of this folder for the frozen image encoder's embeddings, instead of running it",
+    )
+    parser.add_argument(
+        "--caption-embeddings",
+        type=Path,
+        metavar="FOLDER",
+        help="the same for the frozen text encoder",
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="config values, as in image_encoder.image_size=64",
+    )
     args = parser.parse_intermixed_args(argv)
     try:
-        config = configuration.load(GPTRunConfig, args.config, args.overrides, base={"conditions": GPT_TYPES[args.gpt_type]})
+        config = configuration.load(
+            GPTRunConfig, args.config, args.overrides, base={"conditions": GPT_TYPES[args.gpt_type]}
+        )
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         given = {"image": args.embeddings, "text": args.caption_embeddings}
-        if unasked := [kind for kind, folder in given.items() if folder and kind not in config.conditions]:
-            raise ValueError(f"embeddings of {unasked[0]} are given, but --gpt-type {args.gpt_type} is told of "
-                             f"{' and '.join(config.conditions) or 'nothing'}")
-        told = [ToldByEmbeddings(kind, folder, given_encoder(config, kind)) for kind, folder in given.items() if folder]
-        rest = dataclasses.replace(config, conditions=[kind for kind in config.conditions if not given[kind]])
+        if unasked := [
+            kind for kind, folder in given.items() if folder and kind not in config.conditions
+        ]:
+            raise ValueError(
+                f"embeddings of {unasked[0]} are given, but --gpt-type {args.gpt_type} is told of "
+                f"{' and '.join(config.conditions) or 'nothing'}"
+            )
+        told = [
+            ToldByEmbeddings(kind, folder, given_encoder(config, kind))
+            for kind, folder in given.items()
+            if folder
+        ]
+        rest = dataclasses.replace(
+            config, conditions=[kind for kind in config.conditions if not given[kind]]
+        )
         told += told_of(args.data, encoders_of(rest, args.data), config, device)
         maker = TokenMaker(args.data, checkpoint.load_tokenizer(args.tokenizer), told, device)
         done = maker.run()
     except ValueError as e:
         parser.exit(2, f"{e}\n")
-    print(f"tokens of {done} shapes in {args.data / 'tokens'}; "
-          f"{len(maker.refused)} refused ({args.data / 'tokens' / 'refused.csv'})")
+    print(
+        f"tokens of {done} shapes in {args.data / 'tokens'}; "
+        f"{len(maker.refused)} refused ({args.data / 'tokens' / 'refused.csv'})"
+    )
     return 1 if maker.refused else 0
 
 

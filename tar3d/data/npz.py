@@ -34,11 +34,15 @@ def map_npz(path: Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} is not a readable .npz file ({e})") from e
 
 
-def _arrays(file: BinaryIO, content: bytes | mmap.mmap, keys: Iterable[str]) -> dict[str, np.ndarray]:
+def _arrays(
+    file: BinaryIO, content: bytes | mmap.mmap, keys: Iterable[str]
+) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(file) as archive:
             members = {info.filename: info for info in archive.infolist()}
-        return {key: _array(content, members[f"{key}.npy"]) for key in keys if f"{key}.npy" in members}
+        return {
+            key: _array(content, members[f"{key}.npy"]) for key in keys if f"{key}.npy" in members
+        }
     except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as e:
         raise ValueError(str(e)) from e
 
@@ -46,10 +50,12 @@ def _arrays(file: BinaryIO, content: bytes | mmap.mmap, keys: Iterable[str]) -> 
 def _array(content: bytes | mmap.mmap, info: zipfile.ZipInfo) -> np.ndarray:
     begin, view = info.header_offset, memoryview(content)
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError(f"{info.filename!r} is compressed by method {info.compress_type}; numpy writes none or deflate")
-    name, extra = (int.from_bytes(view[begin + at:begin + at + 2], "little") for at in (26, 28))
+        raise ValueError(
+            f"{info.filename!r} is compressed by method {info.compress_type}; numpy writes none or deflate"
+        )
+    name, extra = (int.from_bytes(view[begin + at : begin + at + 2], "little") for at in (26, 28))
     start = begin + _LOCAL_HEADER + name + extra
-    data = view[start:start + info.compress_size]
+    data = view[start : start + info.compress_size]
     inflated = info.compress_type == zipfile.ZIP_DEFLATED
     if inflated:
         data = memoryview(zlib.decompress(data, -zlib.MAX_WBITS, info.file_size))
@@ -59,7 +65,9 @@ def _array(content: bytes | mmap.mmap, info: zipfile.ZipInfo) -> np.ndarray:
         raise ValueError(f"Bad CRC-32 for file {info.filename!r}")
     length = 10 + int.from_bytes(data[8:10], "little")
     shape, fortran, dtype = _parse_header(bytes(data[:length]))
-    return np.frombuffer(data, dtype, math.prod(shape), length).reshape(shape, order="F" if fortran else "C")
+    return np.frombuffer(data, dtype, math.prod(shape), length).reshape(
+        shape, order="F" if fortran else "C"
+    )
 
 
 @functools.lru_cache(64)
@@ -74,4 +82,6 @@ def _parse_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 def float32(stored: np.ndarray) -> np.ndarray:
     """Widened or narrowed; a copy, unless it is float32 and writable already."""
-    return torch.from_numpy(np.require(stored, requirements="W")).float().numpy()  # six times as fast as numpy's astype
+    return (
+        torch.from_numpy(np.require(stored, requirements="W")).float().numpy()
+    )  # six times as fast as numpy's astype

@@ -19,12 +19,23 @@ class TrainingOrder(Sampler[list[tuple[int, int]]]):
     random about an item (views, subsets of points) is to be drawn from (seed, position).
     """
 
-    def __init__(self, num_items: int, batch_size: int, *, seed: int, start: int, stop: int, rank: int = 0,
-                 world: int = 1) -> None:
+    def __init__(
+        self,
+        num_items: int,
+        batch_size: int,
+        *,
+        seed: int,
+        start: int,
+        stop: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
         if num_items < 1:
             raise ValueError("there is nothing to train on: the training split is empty")
         if batch_size % world:
-            raise ValueError(f"a global batch of {batch_size} does not divide over {world} processes")
+            raise ValueError(
+                f"a global batch of {batch_size} does not divide over {world} processes"
+            )
         self.num_items, self.batch_size, self.seed = num_items, batch_size, seed
         self.start, self.stop, self.rank, self.world = start, stop, rank, world
         self._epoch, self._permutation = -1, np.empty(0, dtype=np.int64)
@@ -34,12 +45,18 @@ class TrainingOrder(Sampler[list[tuple[int, int]]]):
 
     def of_step(self, step: int) -> list[tuple[int, int]]:
         """The global batch of a step: that of all processes."""
-        return [(position, self._index(position)) for position in range(step * self.batch_size, (step + 1) * self.batch_size)]
+        return [
+            (position, self._index(position))
+            for position in range(step * self.batch_size, (step + 1) * self.batch_size)
+        ]
 
     def _index(self, position: int) -> int:
         epoch = position // self.num_items
         if epoch != self._epoch:
-            self._epoch, self._permutation = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.num_items)
+            self._epoch, self._permutation = (
+                epoch,
+                np.random.default_rng([self.seed, epoch]).permutation(self.num_items),
+            )
         return int(self._permutation[position % self.num_items])
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:

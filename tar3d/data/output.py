@@ -13,15 +13,22 @@ from pathlib import Path
 from tar3d.data.folder import atomic_write, write_csv
 from tar3d.data.store import write_shard
 
-KINDS = ("views", "samples")  # the larger last: of shards that a kill left without rows there is then hardly ever a large one
+KINDS = (
+    "views",
+    "samples",
+)  # the larger last: of shards that a kill left without rows there is then hardly ever a large one
 
 
 class Output:
     """Used in a `with` block. `rows` are those of earlier runs that still hold, by id; `shard_size` 0 writes loose files."""
 
-    def __init__(self, folder: Path, fields: list[str], rows: dict[str, dict], shard_size: int = 0) -> None:
+    def __init__(
+        self, folder: Path, fields: list[str], rows: dict[str, dict], shard_size: int = 0
+    ) -> None:
         if shard_size < 0:
-            raise ValueError(f"the shard size must be positive, or 0 for loose files, got {shard_size}")
+            raise ValueError(
+                f"the shard size must be positive, or 0 for loose files, got {shard_size}"
+            )
         self.folder, self.fields, self.rows, self.shard_size = folder, fields, rows, shard_size
         self._waiting: list[dict] = []  # rows of the shapes of the next shard
         self._files: dict[str, bytes] = {}
@@ -55,14 +62,24 @@ class Output:
 
     def _write_waiting(self) -> None:
         """A pair of shards: samples/<number>.tar and views/<number>.tar have the same shapes, as far as they were wanted."""
-        taken = [int(p.stem) for kind in KINDS for p in (self.folder / kind).glob("*.tar") if p.stem.isdigit()]
+        taken = [
+            int(p.stem)
+            for kind in KINDS
+            for p in (self.folder / kind).glob("*.tar")
+            if p.stem.isdigit()
+        ]
         for kind in KINDS:
-            members = {name.removeprefix(f"{kind}/"): content for name, content in self._files.items()
-                       if name.startswith(f"{kind}/")}
+            members = {
+                name.removeprefix(f"{kind}/"): content
+                for name, content in self._files.items()
+                if name.startswith(f"{kind}/")
+            }
             if members:
                 write_shard(self.folder / kind / f"{max(taken, default=-1) + 1:05d}.tar", members)
             for name in members:
-                (self.folder / kind / name).unlink(missing_ok=True)  # an older loose file would go before the packed one
+                (self.folder / kind / name).unlink(
+                    missing_ok=True
+                )  # an older loose file would go before the packed one
         self._add_rows(self._waiting)
         self._waiting, self._files = [], {}
 
@@ -74,7 +91,9 @@ class Output:
         self.rows |= {row["id"]: row for row in rows}
 
     def _write_sorted(self) -> None:
-        write_csv(self.folder / "report.csv", self.fields, [self.rows[i] for i in sorted(self.rows)])
+        write_csv(
+            self.folder / "report.csv", self.fields, [self.rows[i] for i in sorted(self.rows)]
+        )
 
     def _remove_leftovers(self) -> None:
         """Unfinished files of a run that was killed."""
@@ -92,4 +111,8 @@ def read_report(folder: Path, fields: list[str]) -> dict[str, dict]:
     rows = list(csv.DictReader(io.StringIO(text, newline="")))
     if not text.endswith("\n"):
         del rows[-1:]
-    return {row["id"]: {name: row.get(name) or "" for name in fields} for row in rows if "id" in row and None not in row.values()}
+    return {
+        row["id"]: {name: row.get(name) or "" for name in fields}
+        for row in rows
+        if "id" in row and None not in row.values()
+    }

@@ -16,7 +16,10 @@ from tar3d.condition.image import find_foreground
 from tar3d.contracts import ShapeSamples
 from tar3d.mesh.render import Camera
 
-INSIDE, OUTSIDE = (213, 94, 0, 255), (0, 114, 178, 60)  # vermilion and blue: told apart by every kind of colour vision
+INSIDE, OUTSIDE = (
+    (213, 94, 0, 255),
+    (0, 114, 178, 60),
+)  # vermilion and blue: told apart by every kind of colour vision
 _ON, _OFF = (0, 114, 178), (213, 94, 0)
 OVERLAY_SIDE = 320  # of an overlay, pixels
 _DRAWN_POINTS = 1500
@@ -59,7 +62,9 @@ def draw_overlay(view: View, places: np.ndarray) -> Image.Image:
     height, width = view.mask.shape if view.mask is not None else view.picture.size[::-1]
     scale = OVERLAY_SIDE / max(height, width)
     size = (round(width * scale), round(height * scale))
-    overlay = Image.blend(view.picture, Image.new("RGB", view.picture.size, "white"), 0.35).resize(size, Image.Resampling.LANCZOS)
+    overlay = Image.blend(view.picture, Image.new("RGB", view.picture.size, "white"), 0.35).resize(
+        size, Image.Resampling.LANCZOS
+    )
     draw = ImageDraw.Draw(overlay)
     places = places[:_DRAWN_POINTS]  # surface points are stored in random order
     on = seen_at(places, view.mask) if view.mask is not None else np.ones(len(places), bool)
@@ -74,14 +79,22 @@ def query_cloud(samples: ShapeSamples) -> bytes:
 
     The properties `inside` and `near` (1 or 0) let a viewer filter, for the outside points of the volume hide the rest.
     """
-    cloud = np.empty(len(samples.points), [("xyz", "<f4", 3), ("rgba", "u1", 4), ("inside", "u1"), ("near", "u1")])
+    cloud = np.empty(
+        len(samples.points),
+        [("xyz", "<f4", 3), ("rgba", "u1", 4), ("inside", "u1"), ("near", "u1")],
+    )
     cloud["xyz"] = samples.points
     cloud["rgba"] = np.where(samples.inside[:, None], np.uint8(INSIDE), np.uint8(OUTSIDE))
     cloud["inside"], cloud["near"] = samples.inside, samples.is_near
     properties = [f"float {axis}" for axis in "xyz"]
     properties += [f"uchar {name}" for name in ("red", "green", "blue", "alpha", "inside", "near")]
-    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(cloud)}",
-              *(f"property {p}" for p in properties), "end_header"]
+    header = [
+        "ply",
+        "format binary_little_endian 1.0",
+        f"element vertex {len(cloud)}",
+        *(f"property {p}" for p in properties),
+        "end_header",
+    ]
     return "\n".join(header).encode() + b"\n" + cloud.tobytes()
 
 

@@ -28,9 +28,19 @@ from tar3d.metrics.summary import histograms, markdown_table
 SHEET_SHAPES, LISTED_SHAPES, NAMED_IDS = 64, 10, 8
 LEAST_CONFIDENT_SHAPES = 16
 TEXT_COLUMNS = ("id", "file", "status", "reason")
-QUANTILES = {"least": 0.0, "1 %": 0.01, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "99 %": 0.99, "most": 1.0}
+QUANTILES = {
+    "least": 0.0,
+    "1 %": 0.01,
+    "5 %": 0.05,
+    "median": 0.5,
+    "95 %": 0.95,
+    "99 %": 0.99,
+    "most": 1.0,
+}
 CONFIDENCE, SECONDS = "label_confidence", "seconds"
-HEAVY_TAIL = 50  # times the median: a histogram of a column that reaches further has a logarithmic axis
+HEAVY_TAIL = (
+    50  # times the median: a histogram of a column that reaches further has a logarithmic axis
+)
 
 
 @dataclass
@@ -58,18 +68,42 @@ def write_report(out: Path) -> None:
     ok = np.flatnonzero(scan.ok)
     shown = [int(ok[k]) for k in spread(len(ok), SHEET_SHAPES)]
     uncertain = _first(scan.columns.get(CONFIDENCE), scan.ok, LEAST_CONFIDENT_SHAPES)
-    slowest = _first(-scan.columns[SECONDS] if SECONDS in scan.columns else None, np.ones_like(scan.ok), LISTED_SHAPES)
+    slowest = _first(
+        -scan.columns[SECONDS] if SECONDS in scan.columns else None,
+        np.ones_like(scan.ok),
+        LISTED_SHAPES,
+    )
     wanted = {*shown, *uncertain, *slowest}
     rows = {k: row for k, row in enumerate(_rows(out / "report.csv")) if k in wanted}
 
     drawn = {name: values[scan.ok & ~np.isnan(values)] for name, values in scan.columns.items()}
     drawn = {name: values for name, values in drawn.items() if len(values)}
     if drawn:
-        histograms(drawn, out / "report.png", logarithmic=[n for n, values in drawn.items() if _has_heavy_tail(values)])
+        histograms(
+            drawn,
+            out / "report.png",
+            logarithmic=[n for n, values in drawn.items() if _has_heavy_tail(values)],
+        )
     else:
         (out / "report.png").unlink(missing_ok=True)
-    _write_sheets(out, {"contact_sheet.png": [rows[k] for k in shown], "least_confident.png": [rows[k] for k in uncertain]})
-    text = "\n".join(_text(scan, drawn, [rows[k] for k in uncertain[:LISTED_SHAPES]], [rows[k] for k in slowest])) + "\n"
+    _write_sheets(
+        out,
+        {
+            "contact_sheet.png": [rows[k] for k in shown],
+            "least_confident.png": [rows[k] for k in uncertain],
+        },
+    )
+    text = (
+        "\n".join(
+            _text(
+                scan,
+                drawn,
+                [rows[k] for k in uncertain[:LISTED_SHAPES]],
+                [rows[k] for k in slowest],
+            )
+        )
+        + "\n"
+    )
     with atomic_write(out / "report.md", "w", encoding="utf-8") as f:
         f.write(text)
 
@@ -112,8 +146,18 @@ def quantile_table(columns: dict[str, np.ndarray]) -> list[str]:
     for name, values in columns.items():
         if len(values):
             whole = bool((values == np.floor(values)).all())
-            ends = [number(v, whole) for v in np.quantile(values, list(QUANTILES.values()), method="nearest")]
-            rows.append([name, f"{len(values):,}", *ends, number(float(values.mean(dtype=np.float64)), False)])
+            ends = [
+                number(v, whole)
+                for v in np.quantile(values, list(QUANTILES.values()), method="nearest")
+            ]
+            rows.append(
+                [
+                    name,
+                    f"{len(values):,}",
+                    *ends,
+                    number(float(values.mean(dtype=np.float64)), False),
+                ]
+            )
     return markdown_table(["", "shapes", *QUANTILES, "mean"], rows)
 
 
@@ -134,7 +178,9 @@ def _rows(path: Path) -> Iterator[dict[str, str]]:
         reader = csv.DictReader(f)
         missing = [name for name in TEXT_COLUMNS if name not in (reader.fieldnames or [])]
         if missing:
-            raise ValueError(f"{path} has no column {missing[0]!r}; a report has {', '.join(TEXT_COLUMNS)}")
+            raise ValueError(
+                f"{path} has no column {missing[0]!r}; a report has {', '.join(TEXT_COLUMNS)}"
+            )
         yield from tqdm(reader, desc="report", unit="row", delay=5, leave=False)
 
 
@@ -156,50 +202,105 @@ def _write_sheets(out: Path, sheets: dict[str, list[dict[str, str]]]) -> None:
     views = Files(out / "views")
     names = view_names(views, wanted)
     pictures = {}
-    with tqdm(total=len(wanted), unit="picture", desc="contact sheets", delay=2, leave=False) as bar:
+    with tqdm(
+        total=len(wanted), unit="picture", desc="contact sheets", delay=2, leave=False
+    ) as bar:
         for name, rows in sheets.items():
             for row in rows:
                 if row["id"] not in pictures:
-                    pictures[row["id"]] = shape_picture(views, names.get(row["id"], []), row["file"])
+                    pictures[row["id"]] = shape_picture(
+                        views, names.get(row["id"], []), row["file"]
+                    )
                     bar.update()
             if not rows:
                 (out / name).unlink(missing_ok=True)
                 continue
-            tiles = [tile(pictures[row["id"]], row["id"], f"confidence {row[CONFIDENCE]}" if row.get(CONFIDENCE) else "")
-                     for row in rows]
+            tiles = [
+                tile(
+                    pictures[row["id"]],
+                    row["id"],
+                    f"confidence {row[CONFIDENCE]}" if row.get(CONFIDENCE) else "",
+                )
+                for row in rows
+            ]
             with atomic_write(out / name) as f:
                 sheet(tiles).save(f, format="PNG")
 
 
-def _text(scan: Scan, drawn: dict[str, np.ndarray], uncertain: list[dict[str, str]],
-          slowest: list[dict[str, str]]) -> Iterator[str]:
+def _text(
+    scan: Scan,
+    drawn: dict[str, np.ndarray],
+    uncertain: list[dict[str, str]],
+    slowest: list[dict[str, str]],
+) -> Iterator[str]:
     total, good = len(scan.ok), int(scan.ok.sum())
-    yield from ("# What became of the meshes", "", f"{good:,} of {total:,} meshes were sampled. " + ", ".join(
-        f"{count:,} {status}" for status, count in sorted(scan.statuses.items())) + ".")
+    yield from (
+        "# What became of the meshes",
+        "",
+        f"{good:,} of {total:,} meshes were sampled. "
+        + ", ".join(f"{count:,} {status}" for status, count in sorted(scan.statuses.items()))
+        + ".",
+    )
     if SECONDS in scan.columns:
         seconds = float(np.nansum(scan.columns[SECONDS], dtype=np.float64))
         yield f"They took {seconds:,.0f} s of one process together, {seconds / max(total, 1):.3g} s each."
     if scan.refused:
-        yield from ("", "## Refused, by reason", "", "A … stands for numbers and names; report.csv has each reason in full.", "")
+        yield from (
+            "",
+            "## Refused, by reason",
+            "",
+            "A … stands for numbers and names; report.csv has each reason in full.",
+            "",
+        )
         kinds = sorted(scan.refused.items(), key=lambda item: (-item[1].count, item[0]))
-        yield from markdown_table(["meshes", "reason", "ids"], [[f"{r.count:,}", escaped(kind), _ids(r)] for kind, r in kinds])
+        yield from markdown_table(
+            ["meshes", "reason", "ids"],
+            [[f"{r.count:,}", escaped(kind), _ids(r)] for kind, r in kinds],
+        )
     if drawn:
-        yield from ("", "## Numbers", "", "Of the sampled shapes, each value one that occurs.", "", *quantile_table(drawn), "",
-                    "![histograms](report.png)")
+        yield from (
+            "",
+            "## Numbers",
+            "",
+            "Of the sampled shapes, each value one that occurs.",
+            "",
+            *quantile_table(drawn),
+            "",
+            "![histograms](report.png)",
+        )
     if uncertain:
-        yield from ("", "## Least certain labels", "", *_listed(uncertain, scan), "", "![the least certain](least_confident.png)")
+        yield from (
+            "",
+            "## Least certain labels",
+            "",
+            *_listed(uncertain, scan),
+            "",
+            "![the least certain](least_confident.png)",
+        )
     if slowest:
         yield from ("", "## Slowest", "", *_listed(slowest, scan))
     if good:
-        yield from ("", "## Shapes spread evenly over the ids", "", "![contact sheet](contact_sheet.png)")
+        yield from (
+            "",
+            "## Shapes spread evenly over the ids",
+            "",
+            "![contact sheet](contact_sheet.png)",
+        )
 
 
 def _ids(refusal: Refusal) -> str:
     more = refusal.count - len(refusal.ids)
-    return ", ".join(f"`{escaped(i)}`" for i in refusal.ids) + (f" and {more:,} more" if more else "")
+    return ", ".join(f"`{escaped(i)}`" for i in refusal.ids) + (
+        f" and {more:,} more" if more else ""
+    )
 
 
 def _listed(rows: Sequence[dict[str, str]], scan: Scan) -> list[str]:
     names = list(scan.columns)
-    return markdown_table(["id", "status", *names], [[f"`{escaped(row['id'])}`", row["status"], *(row[n] or "" for n in names)]
-                                                     for row in rows])
+    return markdown_table(
+        ["id", "status", *names],
+        [
+            [f"`{escaped(row['id'])}`", row["status"], *(row[n] or "" for n in names)]
+            for row in rows
+        ],
+    )

@@ -13,6 +13,12 @@ from tar3d.contracts import ShapeSamples
 def sample_bytes(samples: ShapeSamples) -> bytes:
     """The same samples give the same bytes."""
     content = io.BytesIO()
-    np.savez(content, surface=samples.surface.astype(np.float16), points=samples.points.astype(np.float16),
-             inside=np.packbits(samples.inside), is_near=np.packbits(samples.is_near), transform=samples.to_source)
+    np.savez(
+        content,
+        surface=samples.surface.astype(np.float16),
+        points=samples.points.astype(np.float16),
+        inside=np.packbits(samples.inside),
+        is_near=np.packbits(samples.is_near),
+        transform=samples.to_source,
+    )
     return content.getvalue()

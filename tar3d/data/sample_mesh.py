@@ -49,7 +49,10 @@ def sample_mesh(job: MeshJob, *, config: SampleConfig, seed: int, views: ViewCon
         if "samples" in job.parts:
             samples, facts = sample_shape(mesh, config, entropy)
             files[f"samples/{job.id}.npz"] = sample_bytes(samples)
-            row |= {name: f"{value:.5f}" if isinstance(value, float) else value for name, value in facts.items()}
+            row |= {
+                name: f"{value:.5f}" if isinstance(value, float) else value
+                for name, value in facts.items()
+            }
         if "views" in job.parts:
             pictures, left_out = picture_files(job.pictures)
             if not pictures and views is not None:

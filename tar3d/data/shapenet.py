@@ -28,7 +28,9 @@ from tar3d.data.npz import float32, map_npz
 POINTS = "ShapeNetV2_point"
 SURFACES = ("surface", "ShapeNetV2_watertight", "ShapeNetV2_surface")
 OUTSIDE = 1e-3  # coordinates leave the cube by rounding; up to this far they are clipped
-NORMAL_LENGTH = 0.05  # how far the mean length of normals may be from 1: a few of degenerate faces are zero
+NORMAL_LENGTH = (
+    0.05  # how far the mean length of normals may be from 1: a few of degenerate faces are zero
+)
 
 Choose = Callable[[str, int], "slice | np.ndarray"]
 
@@ -44,20 +46,29 @@ class ShapeNetV2:
         self.folder = Path(folder).parent if Path(folder).name == POINTS else Path(folder)
         surfaces = [name for name in SURFACES if (self.folder / name).is_dir()]
         if not surfaces:
-            raise ValueError(f"{self.folder} holds {POINTS}/ but no surface points: they lie beside it in {', '.join(SURFACES)}")
+            raise ValueError(
+                f"{self.folder} holds {POINTS}/ but no surface points: they lie beside it in {', '.join(SURFACES)}"
+            )
         self.surfaces = self.folder / surfaces[0]
         self.advice = f"its files {POINTS}/<cat>/*.lst name no shape whose .npz, .npy and surface points are all there"
         self._places: dict[str, tuple[str, str]] = {}  # shape id -> category, name of its files
         self._listed: dict[str, list[str]] = {split: [] for split in SPLITS}
-        for category in sorted(p.name for p in (self.folder / POINTS).iterdir() if p.is_dir() and any(p.glob("*.lst"))):
+        for category in sorted(
+            p.name for p in (self.folder / POINTS).iterdir() if p.is_dir() and any(p.glob("*.lst"))
+        ):
             self._read_lists(category)
 
     def _read_lists(self, category: str) -> None:
         for split in SPLITS:
             path = self.folder / POINTS / category / f"{split}.lst"
             if not path.is_file():
-                raise ValueError(f"{path} is missing: it names the shapes of this split, one a line; it may be empty")
-            lines = (line.strip().removesuffix(".npz") for line in path.read_text(encoding="utf-8").splitlines())
+                raise ValueError(
+                    f"{path} is missing: it names the shapes of this split, one a line; it may be empty"
+                )
+            lines = (
+                line.strip().removesuffix(".npz")
+                for line in path.read_text(encoding="utf-8").splitlines()
+            )
             for name in dict.fromkeys(filter(None, lines)):
                 shape_id = f"{category}_{name}"
                 if shape_id in self._places:
@@ -75,8 +86,11 @@ class ShapeNetV2:
         kept = [i for i in self._listed[split] if self._places[i][1] in names[self._places[i][0]]]
         if kept and len(kept) < len(self._listed[split]):
             first = next(i for i in self._listed[split] if i not in set(kept))
-            warnings.warn(f"{len(self._listed[split]) - len(kept)} of {len(self._listed[split])} shapes of split {split!r} under "
-                          f"{self.folder} lack one of their files and are left out; the first is {first}", stacklevel=2)
+            warnings.warn(
+                f"{len(self._listed[split]) - len(kept)} of {len(self._listed[split])} shapes of split {split!r} under "
+                f"{self.folder} lack one of their files and are left out; the first is {first}",
+                stacklevel=2,
+            )
         return kept
 
     def _complete(self, category: str) -> set[str]:
@@ -103,45 +117,71 @@ class ShapeNetV2:
         surface, transform = self._surface(shape_id, lambda stored: choose("surface", stored))
         path = self._points(shape_id, ".npz")
         stored = map_npz(path, ("vol_points", "vol_label", "near_points", "near_label"))
-        pools = [_pool(stored, path, prefix, lambda count, kind=kind: choose(kind, count))
-                 for kind, prefix in (("volume", "vol"), ("near", "near"))]
+        pools = [
+            _pool(stored, path, prefix, lambda count, kind=kind: choose(kind, count))
+            for kind, prefix in (("volume", "vol"), ("near", "near"))
+        ]
         (volume, _), (near, _) = pools
-        return {"surface": surface.half().numpy(), "points": np.concatenate([volume, near]),
-                "inside": np.concatenate([labels for _, labels in pools]),
-                "is_near": np.arange(len(volume) + len(near)) >= len(volume), "transform": transform}
+        return {
+            "surface": surface.half().numpy(),
+            "points": np.concatenate([volume, near]),
+            "inside": np.concatenate([labels for _, labels in pools]),
+            "is_near": np.arange(len(volume) + len(near)) >= len(volume),
+            "transform": transform,
+        }
 
     def surface(self, shape_id: str) -> np.ndarray:
         """All surface points and normals, (N, 6) float32, in the frame of the query points."""
         return self._surface(shape_id, lambda stored: slice(None))[0].numpy()
 
-    def _surface(self, shape_id: str, choose: Callable[[int], slice | np.ndarray]) -> tuple[torch.Tensor, np.ndarray]:
+    def _surface(
+        self, shape_id: str, choose: Callable[[int], slice | np.ndarray]
+    ) -> tuple[torch.Tensor, np.ndarray]:
         """Chosen points and normals (N, 6) float32, joined by torch: numpy takes ten times as long; and their transform."""
         category, name = self._places[shape_id]
         path = self.surfaces / category / "4_pointcloud" / f"{name}.npz"
         stored = map_npz(path, ("points", "normals", "loc", "scale"))
         if "points" in stored and "normals" not in stored:
-            raise ValueError(f"{path} has points without normals, which the tokenizer's encoder needs: use TAR3D's surface/, "
-                             "or make samples of the meshes with python -m tar3d.data.make_samples")
-        points, normals, loc, scale = (_take(stored, path, key) for key in ("points", "normals", "loc", "scale"))
+            raise ValueError(
+                f"{path} has points without normals, which the tokenizer's encoder needs: use TAR3D's surface/, "
+                "or make samples of the meshes with python -m tar3d.data.make_samples"
+            )
+        points, normals, loc, scale = (
+            _take(stored, path, key) for key in ("points", "normals", "loc", "scale")
+        )
         _expect_rows(points, path, "points")
         if normals.shape != points.shape:
-            raise ValueError(f"{path}: normals must be {points.shape} like the points, got {normals.shape}")
-        if loc.shape != (3,) or scale.size != 1 or not (np.isfinite(loc).all() and float(scale.reshape(())) > 0):
-            raise ValueError(f"{path}: loc must be three numbers and scale a positive one, "
-                             f"got {loc.tolist()} and {scale.tolist()}")
+            raise ValueError(
+                f"{path}: normals must be {points.shape} like the points, got {normals.shape}"
+            )
+        if (
+            loc.shape != (3,)
+            or scale.size != 1
+            or not (np.isfinite(loc).all() and float(scale.reshape(())) > 0)
+        ):
+            raise ValueError(
+                f"{path}: loc must be three numbers and scale a positive one, "
+                f"got {loc.tolist()} and {scale.tolist()}"
+            )
         factor, rows = _read_number(self._points(shape_id, ".npy")), choose(len(points))
-        points = _in_cube(float32(_rows(points, rows)) * np.float32(factor), path, f"points times {factor:g}")
+        points = _in_cube(
+            float32(_rows(points, rows)) * np.float32(factor), path, f"points times {factor:g}"
+        )
         normals = float32(_rows(normals, rows))
         length = float(np.sqrt(np.einsum("ij,ij->i", normals, normals)).mean())
         if not abs(length - 1) <= NORMAL_LENGTH:
-            raise ValueError(f"{path}: normals must be unit vectors, got a mean length of {length:.4g}")
+            raise ValueError(
+                f"{path}: normals must be unit vectors, got a mean length of {length:.4g}"
+            )
         transform = np.diag([float(scale.reshape(())) / factor] * 3 + [1.0])
         transform[:3, 3] = loc
         return torch.cat([torch.from_numpy(points), torch.from_numpy(normals)], dim=1), transform
 
 
 def _rows(array: np.ndarray, rows: slice | np.ndarray) -> np.ndarray:
-    return array[rows] if isinstance(rows, slice) else array.take(rows, axis=0)  # three times as fast as array[rows]
+    return (
+        array[rows] if isinstance(rows, slice) else array.take(rows, axis=0)
+    )  # three times as fast as array[rows]
 
 
 def _take(stored: dict[str, np.ndarray], path: Path, key: str) -> np.ndarray:
@@ -151,20 +191,32 @@ def _take(stored: dict[str, np.ndarray], path: Path, key: str) -> np.ndarray:
 
 
 def _expect_rows(points: np.ndarray, path: Path, key: str) -> None:
-    if points.ndim != 2 or points.shape[1] != 3 or points.dtype not in (np.float16, np.float32, np.float64):
-        raise ValueError(f"{path}: {key} must be (rows, 3) of float16, 32 or 64, got {points.shape} {points.dtype}")
+    if (
+        points.ndim != 2
+        or points.shape[1] != 3
+        or points.dtype not in (np.float16, np.float32, np.float64)
+    ):
+        raise ValueError(
+            f"{path}: {key} must be (rows, 3) of float16, 32 or 64, got {points.shape} {points.dtype}"
+        )
 
 
-def _pool(stored: dict[str, np.ndarray], path: Path, prefix: str,
-          choose: Callable[[int], slice | np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _pool(
+    stored: dict[str, np.ndarray],
+    path: Path,
+    prefix: str,
+    choose: Callable[[int], slice | np.ndarray],
+) -> tuple[np.ndarray, np.ndarray]:
     """Chosen query points (m, 3) float32 of one kind, and whether they are inside (m,) bool."""
     points, labels = (_take(stored, path, f"{prefix}_{what}") for what in ("points", "label"))
     _expect_rows(points, path, f"{prefix}_points")
     count = len(points)
     packed = labels.dtype == np.uint8 and labels.shape == (-(-count // 8),) != (count,)
     if not packed and labels.shape != (count,):
-        raise ValueError(f"{path}: {prefix}_label must be ({count},), one for each point, or {-(-count // 8)} bytes of packed "
-                         f"bits, got {labels.shape} {labels.dtype}")
+        raise ValueError(
+            f"{path}: {prefix}_label must be ({count},), one for each point, or {-(-count // 8)} bytes of packed "
+            f"bits, got {labels.shape} {labels.dtype}"
+        )
     rows = choose(count)
     if packed:
         rows = np.arange(count)[rows]
@@ -173,7 +225,9 @@ def _pool(stored: dict[str, np.ndarray], path: Path, prefix: str,
         values = labels[rows]
         inside = values == 1
         if not (inside | (values == 0)).all():
-            raise ValueError(f"{path}: {prefix}_label must hold 0 and 1, got {values[~(inside | (values == 0))][0]}")
+            raise ValueError(
+                f"{path}: {prefix}_label must hold 0 and 1, got {values[~(inside | (values == 0))][0]}"
+            )
     return _in_cube(float32(_rows(points, rows)), path, f"{prefix}_points"), inside
 
 
@@ -181,7 +235,9 @@ def _in_cube(points: np.ndarray, path: Path, key: str) -> np.ndarray:
     """`points` clipped to the cube, in place."""
     largest = float(max(points.max(initial=0.0), -points.min(initial=0.0)))
     if not largest <= 1 + OUTSIDE:  # NaN is none of the two
-        raise ValueError(f"{path}: {key} must lie in the cube [-1, 1]^3, got a coordinate of magnitude {largest:.6g}")
+        raise ValueError(
+            f"{path}: {key} must lie in the cube [-1, 1]^3, got a coordinate of magnitude {largest:.6g}"
+        )
     return points if largest <= 1 else points.clip(-1, 1, out=points)
 
 
@@ -190,6 +246,12 @@ def _read_number(path: Path) -> float:
         number = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as e:
         raise ValueError(f"{path} is not a readable .npy file ({e})") from e
-    if number.size != 1 or number.dtype.kind not in "fiu" or not 0 < float(number.reshape(())) < np.inf:
-        raise ValueError(f"{path} must hold one positive number, the surface's scale, got {number.dtype} {number.shape}")
+    if (
+        number.size != 1
+        or number.dtype.kind not in "fiu"
+        or not 0 < float(number.reshape(())) < np.inf
+    ):
+        raise ValueError(
+            f"{path} must hold one positive number, the surface's scale, got {number.dtype} {number.shape}"
+        )
     return float(number.reshape(()))

@@ -23,8 +23,13 @@ from tar3d.data.sample_file import sample_bytes
 from tar3d.data.shapenet import ShapeNetV2, holds_shapenet
 from tar3d.data.store import Files
 
-_SHAPES = {"surface": (np.float16, 2), "points": (np.float16, 2), "inside": (np.uint8, 1), "is_near": (np.uint8, 1),
-           "transform": (np.float64, 2)}
+_SHAPES = {
+    "surface": (np.float16, 2),
+    "points": (np.float16, 2),
+    "inside": (np.uint8, 1),
+    "is_near": (np.uint8, 1),
+    "transform": (np.float64, 2),
+}
 
 
 def save_samples(samples: ShapeSamples, path: Path) -> None:
@@ -38,15 +43,22 @@ def load_samples(path: str | Path, content: bytes | None = None) -> ShapeSamples
     try:
         content = Path(path).read_bytes() if content is None else content
     except OSError as e:
-        raise ValueError(f"{path} is not a readable sample file ({e}); make it again with tar3d.data.make_samples") from e
+        raise ValueError(
+            f"{path} is not a readable sample file ({e}); make it again with tar3d.data.make_samples"
+        ) from e
     return to_samples(_parse(content, str(path)), str(path))
 
 
 def to_samples(arrays: dict[str, np.ndarray], where: str) -> ShapeSamples:
     """Coordinates widened, and all checked."""
     try:
-        return ShapeSamples(float32(arrays["surface"]), float32(arrays["points"]), arrays["inside"], arrays["is_near"],
-                            arrays["transform"].copy())
+        return ShapeSamples(
+            float32(arrays["surface"]),
+            float32(arrays["points"]),
+            arrays["inside"],
+            arrays["is_near"],
+            arrays["transform"].copy(),
+        )
     except ValueError as e:
         raise ValueError(f"{where}: {e}") from e
 
@@ -56,17 +68,23 @@ def _parse(content: bytes, where: str) -> dict[str, np.ndarray]:
     try:
         arrays = read_npz(content, _SHAPES)
     except ValueError as e:
-        raise ValueError(f"{where} is not a readable sample file ({e}); make it again with tar3d.data.make_samples") from e
+        raise ValueError(
+            f"{where} is not a readable sample file ({e}); make it again with tar3d.data.make_samples"
+        ) from e
     for key, (dtype, ndim) in _SHAPES.items():
         if key not in arrays:
             raise ValueError(f"{where} has no key {key!r}; a sample file has {', '.join(_SHAPES)}")
         if arrays[key].dtype != dtype or arrays[key].ndim != ndim:
-            raise ValueError(f"{where}: {key} must be {np.dtype(dtype)} with {ndim} axes, "
-                             f"got {arrays[key].dtype} {arrays[key].shape}")
+            raise ValueError(
+                f"{where}: {key} must be {np.dtype(dtype)} with {ndim} axes, "
+                f"got {arrays[key].dtype} {arrays[key].shape}"
+            )
     count = len(arrays["points"])
     for key in ("inside", "is_near"):
         if len(arrays[key]) != -(-count // 8):
-            raise ValueError(f"{where}: {key} must be {-(-count // 8)} bytes, one bit a point, got {len(arrays[key])}")
+            raise ValueError(
+                f"{where}: {key} must be {-(-count // 8)} bytes, one bit a point, got {len(arrays[key])}"
+            )
         arrays[key] = np.unpackbits(arrays[key], count=count).view(bool)
     return arrays
 
@@ -76,7 +94,9 @@ class SampleFolder:
 
     def __init__(self, folder: str | Path) -> None:
         self.root, self.folder = Path(folder), Path(folder) / "samples"
-        self.advice = f"make them with python -m tar3d.data.make_samples {folder}"  # for who finds none
+        self.advice = (
+            f"make them with python -m tar3d.data.make_samples {folder}"  # for who finds none
+        )
         self.files = Files(self.folder, ".npz")
 
     def listed(self, split: str) -> list[str]:
@@ -94,20 +114,35 @@ class SampleFolder:
         """For messages."""
         return self.files.where(f"{shape_id}.npz")
 
-    def arrays(self, shape_id: str, choose: Callable[[str, int], slice | np.ndarray]) -> dict[str, np.ndarray]:
+    def arrays(
+        self, shape_id: str, choose: Callable[[str, int], slice | np.ndarray]
+    ) -> dict[str, np.ndarray]:
         """Chosen rows of a shape's surface (N, 6), points (M, 3), inside and is_near (M,), volume points first, and its transform
         (4, 4), as they are stored: nothing is checked but that the file is whole. `choose` is told a kind (surface, volume, near)
         and how many rows are stored of it, in this order."""
         arrays = _parse(self.files.read(f"{shape_id}.npz"), self.where(shape_id))
         near = arrays["is_near"]
         surface = arrays["surface"][choose("surface", len(arrays["surface"]))]
-        chosen = np.concatenate([rows[choose(kind, len(rows))]
-                                 for kind, rows in (("volume", np.flatnonzero(~near)), ("near", np.flatnonzero(near)))])
-        return arrays | {"surface": surface} | {name: arrays[name][chosen] for name in ("points", "inside", "is_near")}
+        chosen = np.concatenate(
+            [
+                rows[choose(kind, len(rows))]
+                for kind, rows in (
+                    ("volume", np.flatnonzero(~near)),
+                    ("near", np.flatnonzero(near)),
+                )
+            ]
+        )
+        return (
+            arrays
+            | {"surface": surface}
+            | {name: arrays[name][chosen] for name in ("points", "inside", "is_near")}
+        )
 
     def surface(self, shape_id: str) -> np.ndarray:
         """All surface points and normals, (N, 6) float32, checked."""
-        return to_samples(_parse(self.files.read(f"{shape_id}.npz"), self.where(shape_id)), self.where(shape_id)).surface
+        return to_samples(
+            _parse(self.files.read(f"{shape_id}.npz"), self.where(shape_id)), self.where(shape_id)
+        ).surface
 
 
 def open_samples(folder: str | Path) -> SampleFolder | ShapeNetV2:
@@ -124,8 +159,18 @@ class ShapeDataset(Dataset):
     shapes are changed (`augment_as`), which takes all of them.
     """
 
-    def __init__(self, folder: str | Path, split: str, *, surface_points: int, volume_points: int, near_points: int,
-                 seed: int, augment_as: AugmentConfig | None = None, limit: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        split: str,
+        *,
+        surface_points: int,
+        volume_points: int,
+        near_points: int,
+        seed: int,
+        augment_as: AugmentConfig | None = None,
+        limit: int | None = None,
+    ) -> None:
         self.augment_as = augment_as if augment_as and augment_as.active else None
         self.source = open_samples(folder)
         self.counts = {"surface": surface_points, "volume": volume_points, "near": near_points}
@@ -134,7 +179,9 @@ class ShapeDataset(Dataset):
         if limit is not None:  # evenly spread
             self.ids = [self.ids[i] for i in spread(len(self.ids), limit)] if self.ids else []
         if not self.ids:
-            raise ValueError(f"no samples for split {split!r} under {self.source.folder}: {self.source.advice}")
+            raise ValueError(
+                f"no samples for split {split!r} under {self.source.folder}: {self.source.advice}"
+            )
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -147,23 +194,41 @@ class ShapeDataset(Dataset):
             """Different rows in no particular order; all of them as they are where all are wanted."""
             count = self.counts[kind]
             if count > stored:
-                raise ValueError(f"{count} {kind} points are wanted, but {self.source.where(shape_id)} holds {stored}: "
-                                 f"lower train.{kind}_points or make more samples")
-            return slice(None) if count == stored else rng.choice(stored, count, replace=False, shuffle=False)
+                raise ValueError(
+                    f"{count} {kind} points are wanted, but {self.source.where(shape_id)} holds {stored}: "
+                    f"lower train.{kind}_points or make more samples"
+                )
+            return (
+                slice(None)
+                if count == stored
+                else rng.choice(stored, count, replace=False, shuffle=False)
+            )
 
         if self.augment_as is None:
             arrays = self.source.arrays(shape_id, draw)
         else:
-            arrays = augment(self.source.arrays(shape_id, lambda kind, stored: slice(None)),
-                             random_matrix(self.augment_as, rng), self.counts["volume"], rng)
-            volume, near = (np.flatnonzero(kind) for kind in (~arrays["is_near"], arrays["is_near"]))
+            arrays = augment(
+                self.source.arrays(shape_id, lambda kind, stored: slice(None)),
+                random_matrix(self.augment_as, rng),
+                self.counts["volume"],
+                rng,
+            )
+            volume, near = (
+                np.flatnonzero(kind) for kind in (~arrays["is_near"], arrays["is_near"])
+            )
             chosen = np.concatenate([volume, near[draw("near", len(near))]])
             arrays |= {name: arrays[name][chosen] for name in ("points", "inside", "is_near")}
             arrays["surface"] = arrays["surface"][draw("surface", len(arrays["surface"]))]
         samples = to_samples(arrays, self.source.where(shape_id))
-        surface = np.require(arrays["surface"], requirements="W")  # a copy, if it still lies in the file's bytes
-        return {"surface": torch.from_numpy(surface), "points": torch.from_numpy(samples.points),
-                "inside": torch.from_numpy(samples.inside), "is_near": torch.from_numpy(samples.is_near)}
+        surface = np.require(
+            arrays["surface"], requirements="W"
+        )  # a copy, if it still lies in the file's bytes
+        return {
+            "surface": torch.from_numpy(surface),
+            "points": torch.from_numpy(samples.points),
+            "inside": torch.from_numpy(samples.inside),
+            "is_near": torch.from_numpy(samples.is_near),
+        }
 
 
 class MixedShapes(Dataset):
@@ -171,7 +236,9 @@ class MixedShapes(Dataset):
 
     def __init__(self, parts: list[ShapeDataset], repeats: list[int]) -> None:
         self.parts = parts
-        self.ends = np.cumsum([len(part) * times for part, times in zip(parts, repeats, strict=True)])
+        self.ends = np.cumsum(
+            [len(part) * times for part, times in zip(parts, repeats, strict=True)]
+        )
 
     def __len__(self) -> int:
         return int(self.ends[-1])

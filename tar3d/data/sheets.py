@@ -23,11 +23,21 @@ def shape_picture(views: Files, names: list[str], mesh_file: str) -> Image.Image
         if names:
             return Image.open(io.BytesIO(views.read(names[0]))).convert("RGBA")
         return Image.fromarray(picture(load_mesh(mesh_file), TILE))
-    except (ValueError, OSError):  # a damaged file, or one that is gone: the tile stays blank and the sheet is made
+    except (
+        ValueError,
+        OSError,
+    ):  # a damaged file, or one that is gone: the tile stays blank and the sheet is made
         return None
 
 
-def tile(image: Image.Image | None, title: str, note: str = "", *, side: int = TILE, flagged: bool = False) -> np.ndarray:
+def tile(
+    image: Image.Image | None,
+    title: str,
+    note: str = "",
+    *,
+    side: int = TILE,
+    flagged: bool = False,
+) -> np.ndarray:
     """`image` within a square of `side` on white, below it a title of at most two lines, cut in its middle to fit, and a note.
 
     A flagged tile has a frame. (side + 52, side, 3) uint8.
@@ -45,7 +55,9 @@ def tile(image: Image.Image | None, title: str, note: str = "", *, side: int = T
         draw.text((side / 2, side / 2), "no picture", fill=_GREY, font=font, anchor="mm")
     if flagged:
         draw.rectangle((0, 0, side - 1, side - 1), outline=_FLAG, width=3)
-    lines = [(text, _INK) for text in _two_lines(title, font, side - 2)] + [(note, _FLAG if flagged else _GREY)]
+    lines = [(text, _INK) for text in _two_lines(title, font, side - 2)] + [
+        (note, _FLAG if flagged else _GREY)
+    ]
     for line, (text, colour) in enumerate(lines):
         draw.text((1, side + 2 + line * _LINE), text, fill=colour, font=font)
     return np.asarray(canvas)
@@ -67,4 +79,6 @@ def _two_lines(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[st
 def sheet(tiles: Iterable[np.ndarray], columns: int = 8) -> Image.Image:
     """Tiles of one size, row by row; a ValueError without any."""
     tiles = list(tiles)
-    return contact_sheet([tiles[first:first + columns] for first in range(0, len(tiles), columns)])
+    return contact_sheet(
+        [tiles[first : first + columns] for first in range(0, len(tiles), columns)]
+    )

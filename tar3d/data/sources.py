@@ -41,7 +41,9 @@ class _Source:
     table: Path | None  # that names the meshes; None where their paths do
     meshes: dict[str, Path]
     names: dict[str, list[str]]  # of the mesh's file and of the folders around it, innermost first
-    rows: dict[str, tuple[int, dict[str, str]]]  # line and row of the table, or of a manifest.csv without files, by id
+    rows: dict[
+        str, tuple[int, dict[str, str]]
+    ]  # line and row of the table, or of a manifest.csv without files, by id
 
 
 def mesh_ids(source: Path) -> dict[str, Path]:
@@ -60,15 +62,25 @@ def find_shapes(source: Path) -> dict[str, Shape]:
     captions, pictures = _given_captions(read, check=True), _given_pictures(read)
     shapes = {}
     for shape_id, path in read.meshes.items():
-        category = read.rows[shape_id][1].get("category", "").strip() if shape_id in read.rows else ""
+        category = (
+            read.rows[shape_id][1].get("category", "").strip() if shape_id in read.rows else ""
+        )
         file, *folders = read.names[shape_id]
         made = clean_name(file) or category or next(filter(None, map(folder_name, folders)), "")
-        shapes[shape_id] = Shape(path, pictures.get(shape_id, ()), captions.get(shape_id, [made])[0], category)
-    if read.table is not None and read.table != source:  # a manifest.csv, which a new mesh may have been forgotten in
+        shapes[shape_id] = Shape(
+            path, pictures.get(shape_id, ()), captions.get(shape_id, [made])[0], category
+        )
+    if (
+        read.table is not None and read.table != source
+    ):  # a manifest.csv, which a new mesh may have been forgotten in
         listed = {os.path.normpath(path) for path in read.meshes.values()}
-        others = [p for p in list_meshes(_mesh_root(read.base)) if os.path.normpath(p) not in listed]
+        others = [
+            p for p in list_meshes(_mesh_root(read.base)) if os.path.normpath(p) not in listed
+        ]
         if others:
-            _say(f"{len(others)} meshes under {read.base} are not in {read.table} and left out, as {others[0]}")
+            _say(
+                f"{len(others)} meshes under {read.base} are not in {read.table} and left out, as {others[0]}"
+            )
     return shapes
 
 
@@ -89,8 +101,12 @@ def _read(source: Path) -> _Source:
     if source.is_file() and source.suffix.lower() == ".csv":
         base, table = source.parent, source
     elif not source.is_dir():
-        raise ValueError(f"{source} is not a folder of meshes, nor a .csv table with the columns id and file")
-    elif (source / "manifest.csv").is_file() and {"id", "file"} <= set(_header(source / "manifest.csv")):
+        raise ValueError(
+            f"{source} is not a folder of meshes, nor a .csv table with the columns id and file"
+        )
+    elif (source / "manifest.csv").is_file() and {"id", "file"} <= set(
+        _header(source / "manifest.csv")
+    ):
         table = source / "manifest.csv"
     if table is not None:
         return _read_table(base, table, all_have_files=table == source)
@@ -98,7 +114,13 @@ def _read(source: Path) -> _Source:
     meshes = _path_ids(root)
     names = {i: _names(path.relative_to(root)) for i, path in meshes.items()}
     known = about.is_file() and "id" in _header(about)
-    return _Source(base, None, meshes, names, {row["id"]: (n, row) for n, row in read_rows(about, "id")} if known else {})
+    return _Source(
+        base,
+        None,
+        meshes,
+        names,
+        {row["id"]: (n, row) for n, row in read_rows(about, "id")} if known else {},
+    )
 
 
 def _mesh_root(base: Path) -> Path:
@@ -127,18 +149,24 @@ def _read_table(base: Path, table: Path, *, all_have_files: bool) -> _Source:
         if not shape_id or not file:
             raise ValueError(f"{table}, line {line}: the {'file' if shape_id else 'id'} is empty")
         if shape_id[0] == "." or any(c in "/\\" or not c.isprintable() for c in shape_id):
-            raise ValueError(f"{table}, line {line}: the id {shape_id!r} names files, so it must not begin with a dot, nor hold "
-                             "/, \\ or a line break")
+            raise ValueError(
+                f"{table}, line {line}: the id {shape_id!r} names files, so it must not begin with a dot, nor hold "
+                "/, \\ or a line break"
+            )
         if shape_id in rows:
-            raise ValueError(f"{table}, line {line}: the id {shape_id!r} stands in line {rows[shape_id][0]} already")
+            raise ValueError(
+                f"{table}, line {line}: the id {shape_id!r} stands in line {rows[shape_id][0]} already"
+            )
         meshes[shape_id], rows[shape_id] = base / file, (line, row)
         inside = not Path(file).is_absolute() and ".." not in Path(file).parts
         names[shape_id] = _names(Path(file) if inside else Path(Path(file).name))
     if not meshes:
         raise ValueError(f"{table} lists no meshes")
     if not any(path.is_file() for path in meshes.values()):
-        raise ValueError(f"of the {len(meshes):,} files that {table} lists none is there, the first is "
-                         f"{next(iter(meshes.values()))}; its column file is relative to the table")
+        raise ValueError(
+            f"of the {len(meshes):,} files that {table} lists none is there, the first is "
+            f"{next(iter(meshes.values()))}; its column file is relative to the table"
+        )
     return _Source(base, table, meshes, names, rows)
 
 
@@ -154,7 +182,9 @@ def _header(path: Path) -> list[str]:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[csv.DictReader]:
     try:
-        with open(path, encoding="utf-8-sig", newline="") as f:  # spreadsheets put a byte order mark first
+        with open(
+            path, encoding="utf-8-sig", newline=""
+        ) as f:  # spreadsheets put a byte order mark first
             yield csv.DictReader(f)
     except (UnicodeDecodeError, csv.Error) as e:
         raise ValueError(f"{path} is not a CSV file in UTF-8 ({e}); save it as one") from e
@@ -165,11 +195,15 @@ def read_rows(path: Path, *needed: str) -> Iterator[tuple[int, dict[str, str]]]:
     with _opened(path) as reader:
         lacking = [name for name in needed if name not in (reader.fieldnames or [])]
         if lacking:
-            raise ValueError(f"{path} has no column {' or '.join(lacking)}; its columns are {', '.join(reader.fieldnames or [])}")
+            raise ValueError(
+                f"{path} has no column {' or '.join(lacking)}; its columns are {', '.join(reader.fieldnames or [])}"
+            )
         for row in reader:
             if None in row:
-                raise ValueError(f"{path}, line {reader.line_num}: more cells than the header has columns; text that holds a "
-                                 "comma needs quotes around it")
+                raise ValueError(
+                    f"{path}, line {reader.line_num}: more cells than the header has columns; text that holds a "
+                    "comma needs quotes around it"
+                )
             yield reader.line_num, {name: cell or "" for name, cell in row.items()}
 
 
@@ -180,10 +214,14 @@ def read_captions(path: Path) -> dict[str, list[str]]:
     captions: dict[str, list[str]] = {}
     for line, row in read_rows(path, "id", "caption"):
         if not row["caption"].strip():
-            raise ValueError(f"{path}, line {line}: there is no caption for the id {row['id']!r}; leave the row out")
+            raise ValueError(
+                f"{path}, line {line}: there is no caption for the id {row['id']!r}; leave the row out"
+            )
         captions.setdefault(row["id"], []).append(" ".join(row["caption"].split()))
     if not captions:
-        raise ValueError(f"{path} lists no captions: it needs a header with id and caption, and a row for each caption")
+        raise ValueError(
+            f"{path} lists no captions: it needs a header with id and caption, and a row for each caption"
+        )
     return captions
 
 
@@ -217,7 +255,9 @@ def _given_pictures(read: _Source) -> dict[str, tuple[Path, ...]]:
         unmatched = []
         for path in _image_files(read.base / name):
             parts = path.relative_to(read.base / name).with_suffix("").parts
-            owner = next((i for i in ("__".join(parts[:-1]), "__".join(parts)) if i in read.meshes), None)
+            owner = next(
+                (i for i in ("__".join(parts[:-1]), "__".join(parts)) if i in read.meshes), None
+            )
             if owner is None:
                 unmatched.append(str(path))
             else:
@@ -229,18 +269,29 @@ def _given_pictures(read: _Source) -> dict[str, tuple[Path, ...]]:
         file = next((row[c].strip() for c in PICTURE_COLUMNS if row.get(c, "").strip()), "")
         if file and shape_id in read.meshes:
             pictures.setdefault(shape_id, [read.base / file])
-    return {i: tuple(sorted(paths, key=lambda p: (len(p.stem), p.stem, p))) for i, paths in pictures.items()}
+    return {
+        i: tuple(sorted(paths, key=lambda p: (len(p.stem), p.stem, p)))
+        for i, paths in pictures.items()
+    }
 
 
 def _image_files(folder: Path) -> Iterator[Path]:
     for base, _, files in os.walk(folder):
-        yield from (Path(base, f) for f in sorted(files) if f.lower().endswith(IMAGE_SUFFIXES) and f[0] != ".")
+        yield from (
+            Path(base, f)
+            for f in sorted(files)
+            if f.lower().endswith(IMAGE_SUFFIXES) and f[0] != "."
+        )
 
 
-def _check_match(where: str, what: str, unmatched: list[str], matched: bool, ids: Collection[str]) -> None:
+def _check_match(
+    where: str, what: str, unmatched: list[str], matched: bool, ids: Collection[str]
+) -> None:
     if unmatched and not matched:
-        raise ValueError(f"none of the {len(unmatched):,} {what} of {where} belongs to a mesh: the first is {unmatched[0]}, an "
-                         f"id of a mesh is {next(iter(ids))!r}; name them by ids, or move {where} away")
+        raise ValueError(
+            f"none of the {len(unmatched):,} {what} of {where} belongs to a mesh: the first is {unmatched[0]}, an "
+            f"id of a mesh is {next(iter(ids))!r}; name them by ids, or move {where} away"
+        )
     if unmatched:
         _say(f"{len(unmatched):,} {what} of {where} belong to no mesh, the first is {unmatched[0]}")
 
@@ -255,19 +306,31 @@ def _given_splits(read: _Source, out: Path) -> dict[str, str]:
         return {i: name for name, ids in read_splits(read.base).items() for i in ids}
     path = read.base / "split.csv"
     if path.is_file():
-        rows = [(path, line, row["id"].strip(), row["split"].strip()) for line, row in read_rows(path, "id", "split")]
+        rows = [
+            (path, line, row["id"].strip(), row["split"].strip())
+            for line, row in read_rows(path, "id", "split")
+        ]
     else:
         table = read.table or read.base / "manifest.csv"
-        rows = [(table, line, shape_id, next(row[c].strip() for c in SPLIT_COLUMNS if c in row))
-                for shape_id, (line, row) in read.rows.items() if set(SPLIT_COLUMNS) & row.keys() and shape_id in read.meshes]
+        rows = [
+            (table, line, shape_id, next(row[c].strip() for c in SPLIT_COLUMNS if c in row))
+            for shape_id, (line, row) in read.rows.items()
+            if set(SPLIT_COLUMNS) & row.keys() and shape_id in read.meshes
+        ]
     splits: dict[str, str] = {}
     for where, line, shape_id, name in rows:
         if shape_id not in read.meshes:
-            raise ValueError(f"{where}, line {line}: {shape_id!r} is the id of no mesh; an id is {next(iter(read.meshes))!r}")
+            raise ValueError(
+                f"{where}, line {line}: {shape_id!r} is the id of no mesh; an id is {next(iter(read.meshes))!r}"
+            )
         if name not in SPLITS and (name or where == path):
-            raise ValueError(f"{where}, line {line}: the split of {shape_id!r} is {name!r}, allowed are {', '.join(SPLITS)}")
+            raise ValueError(
+                f"{where}, line {line}: the split of {shape_id!r} is {name!r}, allowed are {', '.join(SPLITS)}"
+            )
         if splits.setdefault(shape_id, name) != name:
-            raise ValueError(f"{where}, line {line}: {shape_id!r} is in {splits[shape_id]!r} already")
+            raise ValueError(
+                f"{where}, line {line}: {shape_id!r} is in {splits[shape_id]!r} already"
+            )
     return {shape_id: name for shape_id, name in splits.items() if name}
 
 
@@ -283,7 +346,11 @@ def _merge_captions(path: Path, shapes: dict[str, Shape], given: dict[str, list[
     for shape_id, shape in shapes.items():
         made = [shape.caption] if shape.caption and shape_id not in rows else []
         texts = given.get(shape_id, made)
-        if texts and [" ".join(row.get("caption", "").split()) for row in rows.get(shape_id, [])] != texts:
+        if (
+            texts
+            and [" ".join(row.get("caption", "").split()) for row in rows.get(shape_id, [])]
+            != texts
+        ):
             rows[shape_id] = [{"id": shape_id, "caption": text} for text in texts]
     _write_changed(path, fields, old, [row for of_one in rows.values() for row in of_one])
 
@@ -306,7 +373,9 @@ def _existing(path: Path, fields: list[str]) -> tuple[list[str], list[dict]]:
     if not path.is_file():
         return fields, []
     header = _header(path)
-    return [*header, *(name for name in fields if name not in header)], [row for _, row in read_rows(path, fields[0])]
+    return [*header, *(name for name in fields if name not in header)], [
+        row for _, row in read_rows(path, fields[0])
+    ]
 
 
 def _write_changed(path: Path, fields: list[str], old: list[dict], rows: list[dict]) -> None:
@@ -322,12 +391,17 @@ def _merge_splits(out: Path, given: dict[str, str], ids: set[str]) -> None:
     known = {i: name for name, members in there.items() for i in members}
     moved = [i for i, name in given.items() if known.get(i, name) != name]
     if moved:
-        _say(f"{out / 'splits.json'} stays as it is: {len(moved):,} ids are in another split there than the source says, the "
-             f"first is {moved[0]!r}; delete it to have it made again")
+        _say(
+            f"{out / 'splits.json'} stays as it is: {len(moved):,} ids are in another split there than the source says, the "
+            f"first is {moved[0]!r}; delete it to have it made again"
+        )
         return
     added = [i for i in given if i not in known]
     if added:
-        joined = {name: members + [i for i in added if given[i] == name] for name, members in there.items()}
+        joined = {
+            name: members + [i for i in added if given[i] == name]
+            for name, members in there.items()
+        }
         write_json(out / "splits.json", joined)
     if nowhere := len(ids - known.keys() - given.keys()):
         _say(f"{nowhere:,} of {len(ids):,} shapes are in no split, and will not be used")

@@ -34,7 +34,9 @@ class Files:
                 name = Path(base, file).relative_to(self.folder).as_posix()
                 if not file.startswith(".") and not name.endswith((".tar", ".tar.json")):
                     self._place[name] = LOOSE
-        self._place = {name: self._place[name] for name in sorted(self._place) if name.endswith(suffix)}
+        self._place = {
+            name: self._place[name] for name in sorted(self._place) if name.endswith(suffix)
+        }
 
     def __contains__(self, name: str) -> bool:
         return name in self._place
@@ -48,7 +50,9 @@ class Files:
     def read(self, name: str) -> bytes:
         """The content; a ValueError if there is no such file, or the shard is shorter than its index says."""
         if name not in self._place:
-            raise ValueError(f"{self.folder} holds no {name}, neither as a file nor in a .tar shard")
+            raise ValueError(
+                f"{self.folder} holds no {name}, neither as a file nor in a .tar shard"
+            )
         place = self._place[name]
         if place is LOOSE:
             return (self.folder / name).read_bytes()
@@ -57,7 +61,9 @@ class Files:
             f.seek(offset)
             content = f.read(size)
         if len(content) != size:
-            raise ValueError(f"{self.folder / shard} ends inside {name}: it was cut off; make it again")
+            raise ValueError(
+                f"{self.folder / shard} ends inside {name}: it was cut off; make it again"
+            )
         return content
 
     def where(self, name: str) -> str:
@@ -68,7 +74,10 @@ class Files:
 
 def write_shard(path: Path, files: dict[str, bytes]) -> None:
     """Packs `files`, sorted by name, into the tar `path`. The same files give the same bytes: no time, no owner."""
-    with atomic_write(path) as f, tarfile.open(fileobj=f, mode="w", format=tarfile.PAX_FORMAT) as tar:
+    with (
+        atomic_write(path) as f,
+        tarfile.open(fileobj=f, mode="w", format=tarfile.PAX_FORMAT) as tar,
+    ):
         for name in sorted(files):
             member = tarfile.TarInfo(name)
             member.size = len(files[name])

@@ -57,13 +57,26 @@ class TokenFiles:
         """Its fingerprint, which takes going through all of its weights."""
         return token_fingerprint(self.vqvae)
 
-    def save(self, output: Path, name: str, ids: torch.Tensor, *, to_source: np.ndarray | None = None, sampled: bool) -> Path:
+    def save(
+        self,
+        output: Path,
+        name: str,
+        ids: torch.Tensor,
+        *,
+        to_source: np.ndarray | None = None,
+        sampled: bool,
+    ) -> Path:
         """The ids (T,) of one shape in a folder of outputs, written atomically; returns the file. Without `to_source`: the
         project's frame."""
         path = output / FOLDER / f"{name}{SUFFIX}"
         with atomic_write(path) as f:
-            np.savez(f, tokens=ids.cpu().numpy().astype(token_dtype(self.config.codebook_size)), tokenizer=self.tokenizer,
-                     transform=np.eye(4) if to_source is None else to_source.astype(np.float64), sampled=sampled)
+            np.savez(
+                f,
+                tokens=ids.cpu().numpy().astype(token_dtype(self.config.codebook_size)),
+                tokenizer=self.tokenizer,
+                transform=np.eye(4) if to_source is None else to_source.astype(np.float64),
+                sampled=sampled,
+            )
         return path
 
     def load(self, path: Path) -> StoredTokens:
@@ -75,18 +88,43 @@ class TokenFiles:
         except (OSError, ValueError) as e:
             raise ValueError(f"{path} is not a readable file of tokens ({e})") from e
         if absent := [key for key in KEYS if key not in arrays]:
-            raise ValueError(f"{path} has no {' and no '.join(absent)}, as a file that --save-tokens wrote does")
-        ids, to_source, tokenizer, sampled = arrays["tokens"], arrays["transform"], str(arrays["tokenizer"]), arrays["sampled"]
+            raise ValueError(
+                f"{path} has no {' and no '.join(absent)}, as a file that --save-tokens wrote does"
+            )
+        ids, to_source, tokenizer, sampled = (
+            arrays["tokens"],
+            arrays["transform"],
+            str(arrays["tokenizer"]),
+            arrays["sampled"],
+        )
         if tokenizer != self.tokenizer:
-            raise ValueError(f"{path} has tokens of tokenizer {tokenizer}, but the one given is {self.tokenizer}: give the model "
-                             "that made them (--model)")
+            raise ValueError(
+                f"{path} has tokens of tokenizer {tokenizer}, but the one given is {self.tokenizer}: give the model "
+                "that made them (--model)"
+            )
         T, V = self.config.num_tokens, self.config.codebook_size
         if ids.shape != (T,) or ids.dtype.kind not in "iu":
-            raise ValueError(f"{path}: tokens must be ({T},) whole numbers, got {ids.shape} {ids.dtype}")
+            raise ValueError(
+                f"{path}: tokens must be ({T},) whole numbers, got {ids.shape} {ids.dtype}"
+            )
         if ids.min() < 0 or ids.max() >= V:
-            raise ValueError(f"{path}: tokens must lie in 0 to {V - 1}, got {ids.min()} to {ids.max()}")
-        if to_source.shape != (4, 4) or to_source.dtype.kind != "f" or not np.isfinite(to_source).all():
-            raise ValueError(f"{path}: transform must be a finite (4, 4) matrix, got {to_source.shape} {to_source.dtype}")
+            raise ValueError(
+                f"{path}: tokens must lie in 0 to {V - 1}, got {ids.min()} to {ids.max()}"
+            )
+        if (
+            to_source.shape != (4, 4)
+            or to_source.dtype.kind != "f"
+            or not np.isfinite(to_source).all()
+        ):
+            raise ValueError(
+                f"{path}: transform must be a finite (4, 4) matrix, got {to_source.shape} {to_source.dtype}"
+            )
         if sampled.shape != () or sampled.dtype != bool:
-            raise ValueError(f"{path}: sampled must be one bool, got {sampled.shape} {sampled.dtype}")
-        return StoredTokens(Tokens(torch.from_numpy(ids.astype(np.int64))[None]), to_source.astype(np.float64), bool(sampled))
+            raise ValueError(
+                f"{path}: sampled must be one bool, got {sampled.shape} {sampled.dtype}"
+            )
+        return StoredTokens(
+            Tokens(torch.from_numpy(ids.astype(np.int64))[None]),
+            to_source.astype(np.float64),
+            bool(sampled),
+        )

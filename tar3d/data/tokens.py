@@ -31,8 +31,10 @@ def read_json(path: Path) -> dict:
 def read_stamp(folder: Path) -> dict:
     path = folder / "stamp.json"
     if not path.is_file():
-        raise ValueError(f"{folder} has no stamp.json, so what made its tokens is unknown: "
-                         f"make it with python -m tar3d.data.make_tokens {folder.parent}")
+        raise ValueError(
+            f"{folder} has no stamp.json, so what made its tokens is unknown: "
+            f"make it with python -m tar3d.data.make_tokens {folder.parent}"
+        )
     return read_json(path)
 
 
@@ -47,19 +49,39 @@ class TokenDataset(Dataset):
     one of the conditions are left out.
     """
 
-    def __init__(self, data: str | Path, split: str, *, seed: int, wanted: dict[str, object], conditions: list[str],
-                 caption_tokens: int = 0, token_noise: float = 0.0, word_dropout: float = 0.0, limit: int | None = None) -> None:
+    def __init__(
+        self,
+        data: str | Path,
+        split: str,
+        *,
+        seed: int,
+        wanted: dict[str, object],
+        conditions: list[str],
+        caption_tokens: int = 0,
+        token_noise: float = 0.0,
+        word_dropout: float = 0.0,
+        limit: int | None = None,
+    ) -> None:
         folder = Path(data) / "tokens"
-        self.seed, self.stamp, self.token_noise, self.word_dropout = seed, read_stamp(folder), token_noise, word_dropout
+        self.seed, self.stamp, self.token_noise, self.word_dropout = (
+            seed,
+            read_stamp(folder),
+            token_noise,
+            word_dropout,
+        )
         self.kinds, self.caption_tokens = tuple(conditions), caption_tokens
         again = f"delete {folder} and run python -m tar3d.data.make_tokens {data} again"
         for key, value in wanted.items():
             if self.stamp.get(key) != value:
-                raise ValueError(f"{folder} was made with {key} {self.stamp.get(key)!r}, but this training uses {value!r}: "
-                                 f"{again}")
+                raise ValueError(
+                    f"{folder} was made with {key} {self.stamp.get(key)!r}, but this training uses {value!r}: "
+                    f"{again}"
+                )
         self.ids: list[str] = []
         self._shards: list[Path] = []
-        self._items: dict[str, list[np.ndarray]] = {kind: [] for kind in self.kinds}  # (items, 2) of each shard: first row, rows
+        self._items: dict[str, list[np.ndarray]] = {
+            kind: [] for kind in self.kinds
+        }  # (items, 2) of each shard: first row, rows
         places: list[tuple[int, ...]] = []
         for shard in sorted(folder.glob(f"{split}-*")):
             index = self._checked(shard, "tokens", "index", again)
@@ -68,30 +90,42 @@ class TokenDataset(Dataset):
             for row, shape_id in enumerate(index["ids"]):
                 if all(of_kind[row] for of_kind in counts):
                     self.ids.append(shape_id)
-                    items = [int(of_kind[row]) for pair in zip(before, counts, strict=True) for of_kind in pair]
+                    items = [
+                        int(of_kind[row])
+                        for pair in zip(before, counts, strict=True)
+                        for of_kind in pair
+                    ]
                     places.append((len(self._shards), row, *items))
             self._shards.append(shard)
         if not self.ids:
-            raise ValueError(f"{folder} holds no tokens of split {split!r}: "
-                             f"make them with python -m tar3d.data.make_tokens {data}")
+            raise ValueError(
+                f"{folder} holds no tokens of split {split!r}: "
+                f"make them with python -m tar3d.data.make_tokens {data}"
+            )
         chosen = spread(len(self.ids), limit if limit is not None else len(self.ids))
         self.ids = [self.ids[i] for i in chosen]
-        self._places = np.array(places, dtype=np.int64)[chosen]  # (n, 2 + 2 kinds): shard, row, (first item, items) of each kind
+        self._places = np.array(places, dtype=np.int64)[
+            chosen
+        ]  # (n, 2 + 2 kinds): shard, row, (first item, items) of each kind
         self._arrays = self._map()
 
     @staticmethod
     def _checked(shard: Path, array: str, index: str, again: str) -> dict:
         values = read_json(shard / f"{index}.json")
         if values["sha256"] and sha256(shard / f"{array}.npy") != values["sha256"]:
-            raise ValueError(f"{shard / array}.npy is damaged: it is not what was written (SHA-256 differs): {again}, "
-                             f"or delete {shard} alone")
+            raise ValueError(
+                f"{shard / array}.npy is damaged: it is not what was written (SHA-256 differs): {again}, "
+                f"or delete {shard} alone"
+            )
         return values
 
     def _read_items(self, shard: Path, kind: str, again: str) -> list[int]:
         """How many items each shape of a shard has; notes where in the file they lie."""
         if not (shard / f"{kind}.json").is_file():
-            raise ValueError(f"{shard} says nothing of the condition {kind!r}: run python -m tar3d.data.make_tokens "
-                             f"{shard.parent.parent} with a --gpt-type that is told of it")
+            raise ValueError(
+                f"{shard} says nothing of the condition {kind!r}: run python -m tar3d.data.make_tokens "
+                f"{shard.parent.parent} with a --gpt-type that is told of it"
+            )
         values = self._checked(shard, kind, kind, again)
         lengths = np.array(values.get("lengths", [1] * sum(values["counts"])), dtype=np.int64)
         self._items[kind].append(np.stack([np.cumsum(lengths) - lengths, lengths], axis=1))
@@ -99,8 +133,14 @@ class TokenDataset(Dataset):
 
     def _map(self) -> list[dict[str, np.ndarray]]:
         """The arrays of each shard, read from disk as rows are asked for."""
-        return [{name: np.asarray(np.load(shard / f"{name}.npy", mmap_mode="r")) for name in ("tokens", *self.kinds)
-                 if (shard / f"{name}.npy").is_file()} for shard in self._shards]
+        return [
+            {
+                name: np.asarray(np.load(shard / f"{name}.npy", mmap_mode="r"))
+                for name in ("tokens", *self.kinds)
+                if (shard / f"{name}.npy").is_file()
+            }
+            for shard in self._shards
+        ]
 
     def __getstate__(self) -> dict[str, object]:
         """For a worker that is not forked: without the arrays, of which pickle would send all that is on disk."""
@@ -117,7 +157,9 @@ class TokenDataset(Dataset):
         position, index = key
         rng = np.random.default_rng([self.seed, position])
         row = self.row(index, *(int(rng.integers(count)) for count in self._places[index, 3::2]))
-        inputs = corrupt(row["tokens"][:-1].numpy(), self.token_noise, self.stamp["codebook_size"], rng)
+        inputs = corrupt(
+            row["tokens"][:-1].numpy(), self.token_noise, self.stamp["codebook_size"], rng
+        )
         text = row["source"].get("text")
         if self.word_dropout and text is not None and not text.is_floating_point():
             row["source"]["text"] = drop_words(text, self.word_dropout, rng)
@@ -128,11 +170,21 @@ class TokenDataset(Dataset):
         each without."""
         shard, row, *places = self._places[index]
         arrays, source = self._arrays[shard], {}
-        for kind, first, item in zip(self.kinds, places[::2], items or [0] * len(self.kinds), strict=True):
+        for kind, first, item in zip(
+            self.kinds, places[::2], items or [0] * len(self.kinds), strict=True
+        ):
             start, rows = self._items[kind][shard][first + item]
-            source[kind] = torch.from_numpy(np.array(arrays[kind][start] if kind == "image" else
-                                                     self._padded(arrays[kind][start : start + rows])))
-        return {"tokens": torch.from_numpy(arrays["tokens"][row].astype(np.int64)), "source": source}
+            source[kind] = torch.from_numpy(
+                np.array(
+                    arrays[kind][start]
+                    if kind == "image"
+                    else self._padded(arrays[kind][start : start + rows])
+                )
+            )
+        return {
+            "tokens": torch.from_numpy(arrays["tokens"][row].astype(np.int64)),
+            "source": source,
+        }
 
     def _padded(self, caption: np.ndarray) -> np.ndarray:
         ids = caption.ndim == 1
@@ -140,7 +192,9 @@ class TokenDataset(Dataset):
         return np.pad(caption, padding, constant_values=PADDING if ids else 0)
 
 
-def corrupt(tokens: np.ndarray, largest_share: float, codebook_size: int, rng: np.random.Generator) -> np.ndarray:
+def corrupt(
+    tokens: np.ndarray, largest_share: float, codebook_size: int, rng: np.random.Generator
+) -> np.ndarray:
     """Replaces tokens (t,) by random ones; what share of them is uniform below `largest_share`.
 
     True context tells nearly everything about the next token, so a GPT that only ever sees true context learns to overlook

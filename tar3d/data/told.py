@@ -20,7 +20,12 @@ from tar3d.condition.image import ImageError, preprocess
 from tar3d.condition.text import TextEncoder
 from tar3d.config import ImageEncoderConfig
 from tar3d.data.sources import read_captions
-from tar3d.data.ulip import EmbeddingError, read_caption_embeddings, read_pairs, read_view_embeddings
+from tar3d.data.ulip import (
+    EmbeddingError,
+    read_caption_embeddings,
+    read_pairs,
+    read_view_embeddings,
+)
 from tar3d.data.views import Views
 
 
@@ -28,7 +33,11 @@ class CaptionError(ValueError):
     """A shape whose captions cannot be used; the message is one sentence."""
 
 
-UNUSABLE = (ImageError, CaptionError, EmbeddingError)  # what `read` raises for one shape; anything else ends the work
+UNUSABLE = (
+    ImageError,
+    CaptionError,
+    EmbeddingError,
+)  # what `read` raises for one shape; anything else ends the work
 
 
 class Told(Protocol):
@@ -46,25 +55,46 @@ class Told(Protocol):
 class ToldByViews:
     kind = "image"
 
-    def __init__(self, data: Path, encoder: ImageEncoder, config: ImageEncoderConfig, device: torch.device) -> None:
-        self.views, self.encoder, self.config, self.device = Views(data), encoder.to(device), config, device
-        self.identity, self.items = encoder.identity, "float16 embeddings" if encoder.frozen else "uint8 pixels"
+    def __init__(
+        self, data: Path, encoder: ImageEncoder, config: ImageEncoderConfig, device: torch.device
+    ) -> None:
+        self.views, self.encoder, self.config, self.device = (
+            Views(data),
+            encoder.to(device),
+            config,
+            device,
+        )
+        self.identity, self.items = (
+            encoder.identity,
+            "float16 embeddings" if encoder.frozen else "uint8 pixels",
+        )
 
     def read(self, shape_id: str) -> list[np.ndarray]:
         names = self.views.names(shape_id)
         if not names:
-            raise ImageError(f"{self.views.folder / shape_id} holds no .png view: "
-                             "render some with python -m tar3d.data.make_samples views.count=4")
+            raise ImageError(
+                f"{self.views.folder / shape_id} holds no .png view: "
+                "render some with python -m tar3d.data.make_samples views.count=4"
+            )
         pixels = [preprocess(self.views.load(name), self.config).pixels for name in names]
         if not self.encoder.frozen:
             return pixels
-        return list(self.encoder(torch.from_numpy(np.stack(pixels)).to(self.device)).embeddings.half().cpu().numpy())
+        return list(
+            self.encoder(torch.from_numpy(np.stack(pixels)).to(self.device))
+            .embeddings.half()
+            .cpu()
+            .numpy()
+        )
 
 
 def captions_of(data: Path) -> dict[str, list[str]]:
     """The captions of a data set by id: its captions.csv, or ULIP's uid2conds.json."""
     if not (data / "captions.csv").is_file() and (data / "uid2conds.json").is_file():
-        return {uid: [caption for _, caption in pairs] for uid, pairs in read_pairs(data / "uid2conds.json").items() if pairs}
+        return {
+            uid: [caption for _, caption in pairs]
+            for uid, pairs in read_pairs(data / "uid2conds.json").items()
+            if pairs
+        }
     return read_captions(data / "captions.csv")
 
 
@@ -73,11 +103,16 @@ class ToldByCaptions:
 
     def __init__(self, data: Path, encoder: TextEncoder, device: torch.device) -> None:
         self.captions, self.encoder, self.device = captions_of(data), encoder.to(device), device
-        self.identity, self.items = encoder.identity, "float16 embeddings" if encoder.frozen else "int32 token ids"
+        self.identity, self.items = (
+            encoder.identity,
+            "float16 embeddings" if encoder.frozen else "int32 token ids",
+        )
 
     def read(self, shape_id: str) -> list[np.ndarray]:
         if shape_id not in self.captions:
-            raise CaptionError(f"there is no caption of {shape_id!r}: add a row for it to captions.csv")
+            raise CaptionError(
+                f"there is no caption of {shape_id!r}: add a row for it to captions.csv"
+            )
         found = []
         for caption in self.captions[shape_id]:
             ids = self.encoder.words.prepare(caption).ids
@@ -86,7 +121,13 @@ class ToldByCaptions:
         return found
 
     def _embed(self, ids: np.ndarray, shape_id: str) -> np.ndarray:
-        embeddings = self.encoder(torch.from_numpy(ids)[None].to(self.device)).embeddings[0].half().cpu().numpy()
+        embeddings = (
+            self.encoder(torch.from_numpy(ids)[None].to(self.device))
+            .embeddings[0]
+            .half()
+            .cpu()
+            .numpy()
+        )
         if not np.isfinite(embeddings).all():
             raise CaptionError(f"a caption of {shape_id!r} has embeddings that float16 cannot hold")
         return embeddings
@@ -100,7 +141,12 @@ class ToldByEmbeddings:
     def __init__(self, kind: str, folder: Path, encoder: GivenEmbeddings) -> None:
         if not folder.is_dir():
             raise ValueError(f"{folder} is not a folder of embeddings <id>.npz")
-        self.kind, self.folder, self.encoder, self.identity = kind, folder, encoder, encoder.identity
+        self.kind, self.folder, self.encoder, self.identity = (
+            kind,
+            folder,
+            encoder,
+            encoder.identity,
+        )
 
     def read(self, shape_id: str) -> list[np.ndarray]:
         read = read_view_embeddings if self.kind == "image" else read_caption_embeddings

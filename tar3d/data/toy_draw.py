@@ -42,7 +42,10 @@ class Draw:
         """
         sides = [float(self._rng.uniform(*r)) for r in ranges.values()]
         scale = 2 * CUBE_FILL / max(sides)
-        return tuple(self._keep(name, round(side * scale, 4)) for name, side in zip(ranges, sides, strict=True))
+        return tuple(
+            self._keep(name, round(side * scale, 4))
+            for name, side in zip(ranges, sides, strict=True)
+        )
 
     def _keep(self, name: str, value: T | float) -> T | float:
         assert name not in self.parameters, f"the parameter {name} is drawn twice"
@@ -61,7 +64,13 @@ class Words:
     def fewer(self, rng: np.random.Generator) -> Words:
         """Some of the words, from next to none to nearly all, as people who ask for a shape would say."""
         share = rng.random()
-        return Words(self.noun, *([w for w in words if rng.random() < share] for words in (self.adjectives, self.features)))
+        return Words(
+            self.noun,
+            *(
+                [w for w in words if rng.random() < share]
+                for words in (self.adjectives, self.features)
+            ),
+        )
 
     def caption(self, rng: np.random.Generator) -> str:
         """One of four forms, the features in any order."""

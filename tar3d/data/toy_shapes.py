@@ -32,7 +32,22 @@ Family = Callable[[Draw], tuple["Manifold", Words]]
 # the order is part of the data: a seed names the same shapes only as long as it stays
 _FAMILIES: dict[str, Family] = {
     family.__name__: family
-    for family in (chair, stool, table, lamp, mug, bottle, vase, bed, shelf, car, plane, boat, sofa, house)
+    for family in (
+        chair,
+        stool,
+        table,
+        lamp,
+        mug,
+        bottle,
+        vase,
+        bed,
+        shelf,
+        car,
+        plane,
+        boat,
+        sofa,
+        house,
+    )
 }
 CATEGORIES: tuple[str, ...] = tuple(_FAMILIES)
 
@@ -56,4 +71,10 @@ def generate(index: int, seed: int) -> ToyShape:
     mesh = normalize(pieces.vert_properties[:, :3], pieces.tri_verts)
     captions, further = [words.caption(rng)], np.random.default_rng([seed, index, 2])
     captions += [words.fewer(further).caption(further) for _ in range(FURTHER_CAPTIONS)]
-    return ToyShape(f"{category}_{seed}_{index:06d}", category, tuple(dict.fromkeys(captions)), draw.parameters, mesh)
+    return ToyShape(
+        f"{category}_{seed}_{index:06d}",
+        category,
+        tuple(dict.fromkeys(captions)),
+        draw.parameters,
+        mesh,
+    )

@@ -25,7 +25,9 @@ def rectangle(width: float, depth: float, x: float = 0.0, z: float = 0.0) -> Rin
     return np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * [width / 2, depth / 2] + [x, z]
 
 
-def ellipse(radius_x: float, radius_z: float, x: float = 0.0, z: float = 0.0, segments: int = SEGMENTS) -> Ring:
+def ellipse(
+    radius_x: float, radius_z: float, x: float = 0.0, z: float = 0.0, segments: int = SEGMENTS
+) -> Ring:
     return _circle(segments) * [radius_x, radius_z] + [x, z]
 
 
@@ -42,7 +44,9 @@ def hull(points: np.ndarray) -> Manifold:
 
 def loft(y: Span, bottom: Ring, top: Ring | None = None) -> Manifold:
     """Hull of a ring at y[0] and one at y[1]: a prism when `top` is left out, else a cone, a leaning leg, a cabin ..."""
-    return hull(np.concatenate([_at_height(bottom, y[0]), _at_height(bottom if top is None else top, y[1])]))
+    return hull(
+        np.concatenate([_at_height(bottom, y[0]), _at_height(bottom if top is None else top, y[1])])
+    )
 
 
 def cylinder(radius: float, y: Span, x: float = 0.0, z: float = 0.0) -> Manifold:
@@ -52,8 +56,12 @@ def cylinder(radius: float, y: Span, x: float = 0.0, z: float = 0.0) -> Manifold
 def box(x: Span, y: Span, z: Span, rounding: float = 0.0) -> Manifold:
     """An axis-aligned box; `rounding` is the radius of its edges and corners, at most half the shortest side."""
     low, high = np.array([x, y, z], dtype=np.float64).T
-    rounding = min(rounding, (high - low).min() / 2 - 1e-4)  # the hull of an exact half sphere degenerates
-    signs = np.stack(np.meshgrid([-1, 1], [-1, 1], [-1, 1], indexing="ij"), axis=-1).reshape(-1, 1, 3)
+    rounding = min(
+        rounding, (high - low).min() / 2 - 1e-4
+    )  # the hull of an exact half sphere degenerates
+    signs = np.stack(np.meshgrid([-1, 1], [-1, 1], [-1, 1], indexing="ij"), axis=-1).reshape(
+        -1, 1, 3
+    )
     octant = np.zeros((1, 3)) if rounding <= 0 else _octant(_CORNER) * rounding
     half = (high - low) / 2 - max(rounding, 0)
     return hull(((half + octant) * signs).reshape(-1, 3) + (low + high) / 2)
@@ -98,15 +106,25 @@ def tube(path: np.ndarray, thickness: float) -> Manifold:
     along = np.gradient(path, axis=0)
     side = np.cross((0, 0, 1), along)
     side /= np.linalg.norm(side, axis=1, keepdims=True)
-    rings = path[:, None] + circle[:, :1] * side[:, None] + circle[:, 1:] * np.array([0, 0, 1])  # (K, S, 3)
+    rings = (
+        path[:, None] + circle[:, :1] * side[:, None] + circle[:, 1:] * np.array([0, 0, 1])
+    )  # (K, S, 3)
     rings_n, s = rings.shape[:2]
     here = np.arange((rings_n - 1) * s).reshape(-1, s)
-    a, b, c, d = (q.ravel() for q in (here, np.roll(here, -1, axis=1), here + s, np.roll(here, -1, axis=1) + s))
+    a, b, c, d = (
+        q.ravel()
+        for q in (here, np.roll(here, -1, axis=1), here + s, np.roll(here, -1, axis=1) + s)
+    )
     start, end = rings_n * s, rings_n * s + 1
     rim, last = here[0], here[-1] + s
     faces = [
         np.stack(t, axis=1)
-        for t in ((a, b, d), (a, d, c), (np.full(s, start), np.roll(rim, -1), rim), (np.full(s, end), last, np.roll(last, -1)))
+        for t in (
+            (a, b, d),
+            (a, d, c),
+            (np.full(s, start), np.roll(rim, -1), rim),
+            (np.full(s, end), last, np.roll(last, -1)),
+        )
     ]
     vertices = np.concatenate([rings.reshape(-1, 3), path[:1], path[-1:]])
     return Manifold(Mesh(vertices.astype(np.float32), np.concatenate(faces).astype(np.uint32)))
@@ -147,5 +165,7 @@ def _at_height(ring: Ring, y: float) -> np.ndarray:
 
 def _octant(n: int) -> np.ndarray:
     """Unit vectors with non-negative coordinates, on a regular subdivision."""
-    corners = np.array([(i, j, n - i - j) for i in range(n + 1) for j in range(n + 1 - i)], dtype=np.float64)
+    corners = np.array(
+        [(i, j, n - i - j) for i in range(n + 1) for j in range(n + 1 - i)], dtype=np.float64
+    )
     return corners / np.linalg.norm(corners, axis=1, keepdims=True)

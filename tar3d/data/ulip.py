@@ -27,18 +27,24 @@ def read_view_embeddings(folder: Path, uid: str, num_tokens: int, width: int) ->
     arrays = _read(folder / f"{uid}.npz")
     for key, (rows, columns) in ((key, array.shape) for key, array in arrays.items()):
         if (rows, columns) != (num_tokens, width):
-            raise ValueError(f"{folder / uid}.npz: {key} is {rows} x {columns}, but gpt.condition_tokens x gpt.condition_width "
-                             f"is {num_tokens} x {width}: write gpt.condition_tokens={rows} gpt.condition_width={columns}")
+            raise ValueError(
+                f"{folder / uid}.npz: {key} is {rows} x {columns}, but gpt.condition_tokens x gpt.condition_width "
+                f"is {num_tokens} x {width}: write gpt.condition_tokens={rows} gpt.condition_width={columns}"
+            )
     return list(arrays.values())
 
 
-def read_caption_embeddings(folder: Path, uid: str, num_tokens: int, width: int) -> list[np.ndarray]:
+def read_caption_embeddings(
+    folder: Path, uid: str, num_tokens: int, width: int
+) -> list[np.ndarray]:
     """The captions of a shape, each (l, E) float16, l at most `num_tokens`: longer ones are cut."""
     arrays = _read(folder / f"{uid}.npz")
     for key, array in arrays.items():
         if array.shape[1] != width:
-            raise ValueError(f"{folder / uid}.npz: {key} is {array.shape[1]} wide, but gpt.condition_width is {width}: "
-                             f"write gpt.condition_width={array.shape[1]}")
+            raise ValueError(
+                f"{folder / uid}.npz: {key} is {array.shape[1]} wide, but gpt.condition_width is {width}: "
+                f"write gpt.condition_width={array.shape[1]}"
+            )
     return [array[:num_tokens] for array in arrays.values()]
 
 
@@ -51,8 +57,13 @@ def read_pairs(path: Path) -> dict[str, list[tuple[str, str]]]:
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold an object by uid, got a {type(values).__name__}")
     for uid, pairs in values.items():
-        if not (isinstance(pairs, list) and all(isinstance(p, list) and list(map(type, p)) == [str, str] for p in pairs)):
-            raise ValueError(f"{path}: {uid!r} must have a list of [picture, caption], got {str(pairs)[:80]}")
+        if not (
+            isinstance(pairs, list)
+            and all(isinstance(p, list) and list(map(type, p)) == [str, str] for p in pairs)
+        ):
+            raise ValueError(
+                f"{path}: {uid!r} must have a list of [picture, caption], got {str(pairs)[:80]}"
+            )
     return {uid: [tuple(pair) for pair in pairs] for uid, pairs in values.items()}
 
 
@@ -62,8 +73,18 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in sorted(archive, key=lambda key: (len(key), key))}
     except FileNotFoundError as e:
-        raise EmbeddingError(f"{path} is not there, so no embeddings are given for this shape") from e
-    except (OSError, ValueError, EOFError, RuntimeError, AttributeError, zipfile.BadZipFile, zlib.error) as e:
+        raise EmbeddingError(
+            f"{path} is not there, so no embeddings are given for this shape"
+        ) from e
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        RuntimeError,
+        AttributeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as e:
         raise EmbeddingError(f"{path} is not a readable .npz file ({e})") from e
     if not arrays:
         raise EmbeddingError(f"{path} holds no array")
@@ -71,8 +92,10 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         if array.ndim == 3 and len(array) == 1:
             array = array[0]
         if array.ndim != 2 or array.dtype.kind != "f" or 0 in array.shape:
-            raise EmbeddingError(f"{path}: {key} must be (1, rows, width) or (rows, width) of floats, "
-                                 f"got {array.shape} {array.dtype}")
+            raise EmbeddingError(
+                f"{path}: {key} must be (1, rows, width) or (rows, width) of floats, "
+                f"got {array.shape} {array.dtype}"
+            )
         with np.errstate(over="ignore"):
             arrays[key] = array.astype(np.float16)
         if not np.isfinite(arrays[key]).all():

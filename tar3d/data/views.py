@@ -30,7 +30,10 @@ def write_views(mesh: Mesh, folder: Path, config: ViewConfig, rng: np.random.Gen
 def view_files(mesh: Mesh, config: ViewConfig, rng: np.random.Generator) -> dict[str, bytes]:
     """Rendered views by the names of their files, and cameras.json."""
     cameras, renderer = orbit_cameras(config, rng), Renderer(mesh)
-    files = {f"{k}.png": _png(Image.fromarray(_pixels(renderer, camera, config))) for k, camera in enumerate(cameras)}
+    files = {
+        f"{k}.png": _png(Image.fromarray(_pixels(renderer, camera, config)))
+        for k, camera in enumerate(cameras)
+    }
     return files | {"cameras.json": json_bytes([camera.to_json() for camera in cameras])}
 
 
@@ -45,7 +48,9 @@ def picture_files(pictures: Sequence[Path]) -> tuple[dict[str, bytes], list[str]
         except ImageError as e:
             left_out.append(str(e))
         else:
-            files[f"{len(files)}.png"] = path.read_bytes() if path.suffix.lower() == ".png" else _png(image)
+            files[f"{len(files)}.png"] = (
+                path.read_bytes() if path.suffix.lower() == ".png" else _png(image)
+            )
     folders = {path.parent for path in pictures}
     if len(folders) == 1 and not left_out:
         cameras = folders.pop() / "cameras.json"

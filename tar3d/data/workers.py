@@ -29,7 +29,9 @@ _NO_JOB = object()
 _BEGUN = b""  # what a process says before it begins a job; anything else is a pickled (result, exception)
 _NO_MEMORY = 77  # exit status of a process that met its memory limit
 _STARTS = 3  # processes that may end before they begin a job until that is taken for an error
-_GRACE = 10  # seconds after which a process that should have been ended ends itself: its parent is gone
+_GRACE = (
+    10  # seconds after which a process that should have been ended ends itself: its parent is gone
+)
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,14 @@ class Lost:
     reason: str
 
 
-def parallel(function: Callable[[T], R], jobs: Iterable[T], workers: int, *, seconds: float | None = None,
-             gigabytes: float | None = None) -> Iterator[tuple[T, R | Lost]]:
+def parallel(
+    function: Callable[[T], R],
+    jobs: Iterable[T],
+    workers: int,
+    *,
+    seconds: float | None = None,
+    gigabytes: float | None = None,
+) -> Iterator[tuple[T, R | Lost]]:
     """Each job and its result, in the order in which they are ready.
 
     A job may take `seconds`, and `gigabytes` of memory beyond what a process has when it starts (Linux alone can limit that).
@@ -69,14 +77,25 @@ def check_limits(seconds: float | None, gigabytes: float | None) -> None:
             raise ValueError(f"{name} must be positive, got {value}")
 
 
-def _in_processes(function: Callable[[T], R], jobs: Iterable[T], workers: int, seconds: float | None,
-                  gigabytes: float | None) -> Iterator[tuple[T, R | Lost]]:
+def _in_processes(
+    function: Callable[[T], R],
+    jobs: Iterable[T],
+    workers: int,
+    seconds: float | None,
+    gigabytes: float | None,
+) -> Iterator[tuple[T, R | Lost]]:
     jobs = iter(jobs)
     idle, busy, finished = [], [], []
     with contextlib.ExitStack() as stack:
         while True:
             while len(busy) < workers and (job := next(jobs, _NO_JOB)) is not _NO_JOB:
-                worker = idle.pop() if idle else stack.enter_context(contextlib.closing(Worker(function, seconds, gigabytes)))
+                worker = (
+                    idle.pop()
+                    if idle
+                    else stack.enter_context(
+                        contextlib.closing(Worker(function, seconds, gigabytes))
+                    )
+                )
                 worker.give(job)
                 busy.append(worker)
             yield from finished  # only now, so that no process waits for what is done with results
@@ -95,7 +114,9 @@ class Worker:
     `give` it a job; when `connection` is readable or `deadline` (by time.monotonic) has passed, there may be an `outcome`.
     """
 
-    def __init__(self, function: Callable, seconds: float | None = None, gigabytes: float | None = None) -> None:
+    def __init__(
+        self, function: Callable, seconds: float | None = None, gigabytes: float | None = None
+    ) -> None:
         self._function, self._seconds, self._gigabytes = function, seconds, gigabytes
         self._process: multiprocessing.process.BaseProcess | None = None
 
@@ -141,13 +162,21 @@ class Worker:
 
     def _send(self) -> None:
         if self._process is None:
-            context = multiprocessing.get_context("spawn")  # a fork of a process in which threads already run can hang
+            context = multiprocessing.get_context(
+                "spawn"
+            )  # a fork of a process in which threads already run can hang
             self.connection, theirs = context.Pipe()
-            self._process = context.Process(target=_serve, args=(theirs, self._function, self._seconds, self._gigabytes),
-                                            daemon=True)
+            self._process = context.Process(
+                target=_serve,
+                args=(theirs, self._function, self._seconds, self._gigabytes),
+                daemon=True,
+            )
             self._process.start()
             theirs.close()
-        self._begun, self.deadline = False, math.inf  # the start of a process is not part of its job
+        self._begun, self.deadline = (
+            False,
+            math.inf,
+        )  # the start of a process is not part of its job
         with contextlib.suppress(OSError):  # it ended meanwhile: `outcome` will find out
             self.connection.send(self.job)
 
@@ -159,20 +188,29 @@ class Worker:
             return Lost(self._reason(code))
         self._starts += 1
         if self._starts == _STARTS:
-            raise RuntimeError(f"{_STARTS} processes ended before they could begin with {self.job}, the last one with exit "
-                               f"status {code}; what they printed says why")
+            raise RuntimeError(
+                f"{_STARTS} processes ended before they could begin with {self.job}, the last one with exit "
+                f"status {code}; what they printed says why"
+            )
         self._send()
         return PENDING
 
     def _reason(self, code: int | None) -> str:
         if code == _NO_MEMORY:
-            return "it needs more memory than there is" if self._gigabytes is None else \
-                f"it needs more than {self._gigabytes:g} GB of memory"
-        if hasattr(signal, "SIGALRM") and code == -signal.SIGALRM:  # its own clock was first: this process did not run meanwhile
+            return (
+                "it needs more memory than there is"
+                if self._gigabytes is None
+                else f"it needs more than {self._gigabytes:g} GB of memory"
+            )
+        if (
+            hasattr(signal, "SIGALRM") and code == -signal.SIGALRM
+        ):  # its own clock was first: this process did not run meanwhile
             return f"it took longer than {self._seconds:g} s"
         if code is not None and code < 0:
             name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-            return f"its process was ended by {name}" + (", probably for want of memory" if name == "SIGKILL" else "")
+            return f"its process was ended by {name}" + (
+                ", probably for want of memory" if name == "SIGKILL" else ""
+            )
         return f"its process ended with exit status {code}"
 
 
@@ -182,12 +220,20 @@ def _wait(workers: list[Worker]) -> None:
     wait([w.connection for w in workers], min(max(left, 0.0), 60.0))
 
 
-def _serve(connection: Connection, function: Callable, seconds: float | None, gigabytes: float | None) -> None:
+def _serve(
+    connection: Connection, function: Callable, seconds: float | None, gigabytes: float | None
+) -> None:
     """What a `Worker`'s process does until its parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes at once, and the parent ends its workers
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches all processes at once, and the parent ends its workers
     with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")  # the machine's memory is used up: a worker goes, not the run
-    os.environ.setdefault("IGL_NUM_THREADS", "1")  # libigl would start a thread a core in each process
+        Path("/proc/self/oom_score_adj").write_text(
+            "1000"
+        )  # the machine's memory is used up: a worker goes, not the run
+    os.environ.setdefault(
+        "IGL_NUM_THREADS", "1"
+    )  # libigl would start a thread a core in each process
     if gigabytes is not None:
         _limit_memory(gigabytes)
     with contextlib.suppress(EOFError, OSError):
@@ -221,7 +267,10 @@ def _limit_memory(gigabytes: float) -> None:
         status = Path("/proc/self/status").read_text()
     except (ImportError, OSError):
         return  # not Linux
-    used = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmData:")) * 1024
+    used = (
+        next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmData:"))
+        * 1024
+    )
     limit = used + int(gigabytes * 1e9)
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     if hard == resource.RLIM_INFINITY or limit < hard:

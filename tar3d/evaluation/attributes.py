@@ -34,7 +34,11 @@ from tar3d.mesh.points import inside
 from tar3d.pipeline import reconstruct
 
 # What is measured of a category. "legs" counts what stands on the floor: 1 is a pedestal, 2 are side panels.
-ATTRIBUTES: dict[str, tuple[str, ...]] = {"chair": ("legs", "top", "arms"), "stool": ("legs", "top"), "table": ("legs", "top")}
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "chair": ("legs", "top", "arms"),
+    "stool": ("legs", "top"),
+    "table": ("legs", "top"),
+}
 Value = int | str | bool
 
 # Heights are shares of the object's own, counted from its lowest cells.
@@ -42,16 +46,24 @@ CELLS = 96  # along a side of the cube [-1, 1]^3: the thinnest leg of the proced
 SPECK = 0.005  # connected pieces of less than this share of the largest one are dropped
 FEET = (0.04, 0.16)  # between which legs are counted: above uneven feet, below rungs and shelves
 FOOT = 0.15  # share of its slice's largest piece that a leg has at least
-TOP = {"chair": (0.25, 0.65), "stool": (0.6, 1.0), "table": (0.6, 1.0)}  # between which the seat or top is the widest slice
+TOP = {
+    "chair": (0.25, 0.65),
+    "stool": (0.6, 1.0),
+    "table": (0.6, 1.0),
+}  # between which the seat or top is the widest slice
 PLATE = 0.9  # share of the widest slice's area that the other slices of the same plate have
 ROUND = 0.93  # share of its bounding rectangle that a round top fills at most: an ellipse fills pi / 4, a rectangle all
 ABOVE_SEAT = (0.06, 0.28)  # over the seat, between which arms are searched
 ARM = 0.012  # share of the seat's area that lies over its front half, on either side, in some slice where there are arms
 EIGHT = np.ones((3, 3), dtype=bool)  # neighbours in a slice
 
-NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6} | {str(n): n for n in range(1, 7)}
+NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6} | {
+    str(n): n for n in range(1, 7)
+}
 _NUMBER = "|".join(NUMBERS)
-_LEGS = re.compile(rf"\b({_NUMBER})(?:[\s-]+(?!(?:and|with|{_NUMBER})\b)\w+){{0,3}}?[\s-]+(?:legs?|legged)\b")
+_LEGS = re.compile(
+    rf"\b({_NUMBER})(?:[\s-]+(?!(?:and|with|{_NUMBER})\b)\w+){{0,3}}?[\s-]+(?:legs?|legged)\b"
+)
 _BASES = {"three legs": 3, "four legs": 4, "pedestal": 1, "panels": 2}  # as manifests name them
 _BASE = re.compile(r"\b(pedestal|panels)\b")
 _SEAT = re.compile(r"\b(round|square)\s+(?:\w+\s+)?(?:seat|top)\b")
@@ -70,7 +82,7 @@ def measure(mesh: Mesh, category: str) -> dict[str, Value | None]:
     rows = np.flatnonzero(solid.any(axis=(1, 2)))
     if len(rows) == 0:
         return dict.fromkeys(names)
-    solid = solid[rows[0]:rows[-1] + 1]
+    solid = solid[rows[0] : rows[-1] + 1]
     plate = find_plate(solid, *TOP[category])
     found = {"legs": count_legs(solid), "top": outline(solid[plate].any(axis=0))}
     if "arms" in names:
@@ -86,13 +98,19 @@ def stated(said: str | Mapping[str, Value], category: str) -> dict[str, Value]:
     """
     names = _names(category)
     if not isinstance(said, str):
-        values = {"legs": said.get("legs", _BASES.get(said.get("base"))), "top": said.get("top", said.get("seat")),
-                  "arms": said.get("arms")}
+        values = {
+            "legs": said.get("legs", _BASES.get(said.get("base"))),
+            "top": said.get("top", said.get("seat")),
+            "arms": said.get("arms"),
+        }
         return {name: values[name] for name in names if values[name] is not None}
     text = said.lower()
-    words = {"legs": {NUMBERS[n] for n in _LEGS.findall(text)} | {_BASES[b] for b in _BASE.findall(text)},
-             "top": set(_SEAT.findall(text) or ([] if category == "chair" else _SHAPE.findall(text))),
-             "arms": {_NO_ARMS.search(text) is None} if _ARMS.search(text) else set()}
+    words = {
+        "legs": {NUMBERS[n] for n in _LEGS.findall(text)}
+        | {_BASES[b] for b in _BASE.findall(text)},
+        "top": set(_SEAT.findall(text) or ([] if category == "chair" else _SHAPE.findall(text))),
+        "arms": {_NO_ARMS.search(text) is None} if _ARMS.search(text) else set(),
+    }
     return {name: next(iter(words[name])) for name in names if len(words[name]) == 1}
 
 
@@ -130,7 +148,7 @@ def count_legs(solid: np.ndarray) -> int | None:
 def find_plate(solid: np.ndarray, low: float, high: float) -> slice:
     """The layers of the seat or table top: the widest slice between the two heights, and those around it that are as wide."""
     area, start = solid.sum(axis=(1, 2)), int(low * len(solid))
-    widest = start + int(area[start:max(int(high * len(solid)), start + 1)].argmax())
+    widest = start + int(area[start : max(int(high * len(solid)), start + 1)].argmax())
     wide = area >= PLATE * area[widest]
     first = last = widest
     while first > 0 and wide[first - 1]:
@@ -141,7 +159,7 @@ def find_plate(solid: np.ndarray, low: float, high: float) -> slice:
 
 
 def outline(layer: np.ndarray) -> str | None:
-    """"round" or "square": by the share of its bounding rectangle that the largest piece of a slice (Z, X) fills."""
+    """ "round" or "square": by the share of its bounding rectangle that the largest piece of a slice (Z, X) fills."""
     filled = fill(layer)
     return None if filled is None else "round" if filled < ROUND else "square"
 
@@ -169,12 +187,16 @@ def arm_share(solid: np.ndarray, seat: slice) -> float:
     front, middle = int(np.ceil((z.min() + z.max() + 1) / 2)), (x.min() + x.max() + 1) / 2
     low, high = (seat.stop + int(share * len(solid)) for share in ABOVE_SEAT)
     above = solid[low:high, front:]
-    left, right = above[:, :, :int(middle)].sum(axis=(1, 2)), above[:, :, int(np.ceil(middle)):].sum(axis=(1, 2))
+    left, right = (
+        above[:, :, : int(middle)].sum(axis=(1, 2)),
+        above[:, :, int(np.ceil(middle)) :].sum(axis=(1, 2)),
+    )
     return float(np.minimum(left, right).max(initial=0) / plate.sum())
 
 
-def agreement(data: Path, splits: list[str], tokenizer: Path | None, count: int | None,
-              resolution: int) -> dict[str, dict[tuple[str, str], list[bool]]]:
+def agreement(
+    data: Path, splits: list[str], tokenizer: Path | None, count: int | None, resolution: int
+) -> dict[str, dict[tuple[str, str], list[bool]]]:
     """Of the shapes of a procedural set with attributes: by kind of mesh ("truth", "reconstruction"), category and value
     ("legs 3"), for each shape whether what is measured is what manifest.csv says. Without a tokenizer only truths."""
     with open(data / "manifest.csv", encoding="utf-8", newline="") as f:
@@ -189,7 +211,9 @@ def agreement(data: Path, splits: list[str], tokenizer: Path | None, count: int 
         meshes: dict[str, Mesh | None] = {"truth": load_mesh(mesh_path(data, shape_id))}
         if vqvae is not None:
             try:
-                meshes["reconstruction"] = reconstruct(vqvae, samples.surface(shape_id), resolution)[0]
+                meshes["reconstruction"] = reconstruct(
+                    vqvae, samples.surface(shape_id), resolution
+                )[0]
             except EmptyFieldError:
                 meshes["reconstruction"] = None
         for kind, mesh in meshes.items():
@@ -200,12 +224,23 @@ def agreement(data: Path, splits: list[str], tokenizer: Path | None, count: int 
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=Path, help="procedural data set with meshes and manifest.csv")
-    parser.add_argument("--split", nargs="+", choices=SPLITS, default=list(SPLITS), help="default: all")
+    parser.add_argument(
+        "--split", nargs="+", choices=SPLITS, default=list(SPLITS), help="default: all"
+    )
     parser.add_argument("--count", type=int, help="shapes, drawn at random (default: all)")
-    parser.add_argument("--tokenizer", type=Path, help="model directory whose reconstructions are measured as well")
-    parser.add_argument("--resolution", type=int, default=128, help="cells of these along an axis (default: %(default)s)")
+    parser.add_argument(
+        "--tokenizer", type=Path, help="model directory whose reconstructions are measured as well"
+    )
+    parser.add_argument(
+        "--resolution",
+        type=int,
+        default=128,
+        help="cells of these along an axis (default: %(default)s)",
+    )
     args = parser.parse_args(argv)
     try:
         found = agreement(args.data, args.split, args.tokenizer, args.count, args.resolution)
@@ -213,20 +248,29 @@ def main(argv: list[str] | None = None) -> int:
         parser.exit(2, f"{e}\n")
     for kind, groups in found.items():
         for (category, name), right in sorted(groups.items()):
-            print(f"{kind:<14} {category:<5} {name:<10} {sum(right):>4} of {len(right):>4}  {np.mean(right):6.1%}")
+            print(
+                f"{kind:<14} {category:<5} {name:<10} {sum(right):>4} of {len(right):>4}  {np.mean(right):6.1%}"
+            )
         every = [r for right in groups.values() for r in right]
-        print(f"{kind:<14} all   {'':<10} {sum(every):>4} of {len(every):>4}  {np.mean(every):6.1%}")
+        print(
+            f"{kind:<14} all   {'':<10} {sum(every):>4} of {len(every):>4}  {np.mean(every):6.1%}"
+        )
     return 0
 
 
 def _between(solid: np.ndarray, low: float, high: float) -> np.ndarray:
-    return solid[int(np.ceil(low * len(solid))):max(int(high * len(solid)), int(np.ceil(low * len(solid)))) + 1]
+    return solid[
+        int(np.ceil(low * len(solid))) : max(int(high * len(solid)), int(np.ceil(low * len(solid))))
+        + 1
+    ]
 
 
 def _names(category: str) -> tuple[str, ...]:
     if category not in ATTRIBUTES:
-        raise ValueError(f"attributes are measured of {', '.join(ATTRIBUTES)}, got the category {category!r}: "
-                         "leave such shapes out")
+        raise ValueError(
+            f"attributes are measured of {', '.join(ATTRIBUTES)}, got the category {category!r}: "
+            "leave such shapes out"
+        )
     return ATTRIBUTES[category]
 
 

@@ -54,8 +54,10 @@ TITLES = {
 }
 EMPTY = "the field is empty: no surface"
 GRID_ROWS, GRID_SIZE = 12, 160
-GRID_COLUMNS = {"image": ("truth", "reconstruction", "generation", "pixels", "category"),
-                "text": ("truth", "reconstruction", "generation", "shuffled", "caption", "category")}
+GRID_COLUMNS = {
+    "image": ("truth", "reconstruction", "generation", "pixels", "category"),
+    "text": ("truth", "reconstruction", "generation", "shuffled", "caption", "category"),
+}
 FREE_COLUMNS, FREE_SHOWN = 6, 24
 FEATURE_BATCH = 64
 
@@ -82,8 +84,18 @@ class Generations:
     told: Told
 
 
-def evaluate_model(pipeline: Pipeline, kind: str, test: Path, train: Path, out: Path, *, shapes: int, resolution: int, batch: int,
-                   seed: int) -> Generations:
+def evaluate_model(
+    pipeline: Pipeline,
+    kind: str,
+    test: Path,
+    train: Path,
+    out: Path,
+    *,
+    shapes: int,
+    resolution: int,
+    batch: int,
+    seed: int,
+) -> Generations:
     """Writes out/generation and out/reconstruction (a .glb a shape; for text also out/shuffled) and finds the baselines. `kind`
     is "image" or "text". Everything is decided by `seed`."""
     device, samples = pipeline.device, open_samples(test)
@@ -91,7 +103,11 @@ def evaluate_model(pipeline: Pipeline, kind: str, test: Path, train: Path, out: 
     told = (told_by_views if kind == "image" else told_by_captions)(pipeline, test, train, ids)
     categories, train_categories = samples.categories(), open_samples(train).categories()
     rng, library = np.random.default_rng([seed, 1]), training_ids(train, kind)
-    copied = told.copied | {"category": [same_category(categories.get(i, ""), library, train_categories, rng) for i in ids]}
+    copied = told.copied | {
+        "category": [
+            same_category(categories.get(i, ""), library, train_categories, rng) for i in ids
+        ]
+    }
 
     seeds = [seed + k for k in range(len(ids))]
     made = {"generation": generate_all(pipeline, told.source, seeds, resolution, batch)}
@@ -101,23 +117,40 @@ def evaluate_model(pipeline: Pipeline, kind: str, test: Path, train: Path, out: 
     tokens, made["reconstruction"] = [], []
     for shape_id in tqdm(ids, unit="shape", desc="reconstruct"):
         surface = samples.surface(shape_id)
-        tokens.append(pipeline.vqvae.tokenize(torch.from_numpy(surface)[None].to(device)).ids[0].cpu())
-        made["reconstruction"].append(or_none(lambda s=surface: reconstruct(pipeline.vqvae, s, resolution)[0]))
+        tokens.append(
+            pipeline.vqvae.tokenize(torch.from_numpy(surface)[None].to(device)).ids[0].cpu()
+        )
+        made["reconstruction"].append(
+            or_none(lambda s=surface: reconstruct(pipeline.vqvae, s, resolution)[0])
+        )
     nll = condition_nll(pipeline.model, torch.stack(tokens), told.source)
 
     pairs: dict[str, list[Pair]] = {name: [] for name in TITLES[kind]}
     for k, shape_id in enumerate(ids):
         truth, category = mesh_path(test, shape_id), categories.get(shape_id, "")
-        to_source = load_mesh(truth).to_source  # a model works in the unit cube: its meshes go back to the truth's frame
+        to_source = load_mesh(
+            truth
+        ).to_source  # a model works in the unit cube: its meshes go back to the truth's frame
         for name, meshes in made.items():
             mesh = meshes[k]
-            path = None if mesh is None else save_mesh(Mesh(mesh.vertices, mesh.faces, to_source),
-                                                       out / name / f"{shape_id}.glb", frame="source")
+            path = (
+                None
+                if mesh is None
+                else save_mesh(
+                    Mesh(mesh.vertices, mesh.faces, to_source),
+                    out / name / f"{shape_id}.glb",
+                    frame="source",
+                )
+            )
             pairs[name].append(Pair(shape_id, path, truth, category, EMPTY if mesh is None else ""))
         for name, chosen in copied.items():
             pairs[name].append(Pair(shape_id, mesh_path(train, chosen[k]), truth, category))
     _grid(pairs, told.pictures, kind, ids).save(out / "grid.png")
-    return Generations(pairs, {name: dict(zip(ids, rows.mean(1).tolist(), strict=True)) for name, rows in nll.items()}, told)
+    return Generations(
+        pairs,
+        {name: dict(zip(ids, rows.mean(1).tolist(), strict=True)) for name, rows in nll.items()},
+        told,
+    )
 
 
 def describable(folder: Path, kind: str) -> set[str]:
@@ -134,8 +167,10 @@ def choose_shapes(test: Path, train: Path, kind: str, count: int, seed: int) -> 
     splits = ("test",) if test.resolve() == train.resolve() else SPLITS
     ids = sorted(i for split in splits for i in samples.ids(split) if i in known)
     if not ids:
-        raise ValueError(f"{test} holds no test shape with samples{TOLD_BY[kind]}: make them with "
-                         f"python -m tar3d.data.make_samples {test} views.count=4")
+        raise ValueError(
+            f"{test} holds no test shape with samples{TOLD_BY[kind]}: make them with "
+            f"python -m tar3d.data.make_samples {test} views.count=4"
+        )
     return [ids[i] for i in np.random.default_rng(seed).permutation(len(ids))[:count]]
 
 
@@ -143,14 +178,20 @@ def training_ids(train: Path, kind: str) -> list[str]:
     known = describable(train, kind)
     ids = [i for i in open_samples(train).listed("train") if i in known]
     if not ids:
-        raise ValueError(f"{train} holds no training shape{TOLD_BY[kind].replace(' and', ' with')}, so there is nothing to "
-                         "compare with")
+        raise ValueError(
+            f"{train} holds no training shape{TOLD_BY[kind].replace(' and', ' with')}, so there is nothing to "
+            "compare with"
+        )
     return ids
 
 
 def told_by_views(pipeline: Pipeline, test: Path, train: Path, ids: list[str]) -> Told:
     """The first view of each shape; copied is the training shape that owns the nearest of all views."""
-    config, encoder, device = pipeline.model.config.image_encoder, pipeline.model.conditioner.encoder("image"), pipeline.device
+    config, encoder, device = (
+        pipeline.model.config.image_encoder,
+        pipeline.model.conditioner.encoder("image"),
+        pipeline.device,
+    )
     views = Views(test)
     source = pipeline.source([views.load(views.names(i)[0]) for i in ids])
     pixels = source["image"].numpy()
@@ -162,10 +203,16 @@ def told_by_views(pipeline: Pipeline, test: Path, train: Path, ids: list[str]) -
     stacked = np.stack(known)
     by_pixels, distance = nearest(pixels, stacked)
     by_features, _ = nearest(features(encoder, pixels, device), features(encoder, stacked, device))
-    seen = [np.asarray(Image.fromarray(p).resize((GRID_SIZE, GRID_SIZE), Image.Resampling.NEAREST)) for p in pixels]
-    return Told(source, seen,
-                {"pixels": [owner[k] for k in by_pixels], "features": [owner[k] for k in by_features]},
-                views_in_training=int((distance == 0).sum()))
+    seen = [
+        np.asarray(Image.fromarray(p).resize((GRID_SIZE, GRID_SIZE), Image.Resampling.NEAREST))
+        for p in pixels
+    ]
+    return Told(
+        source,
+        seen,
+        {"pixels": [owner[k] for k in by_pixels], "features": [owner[k] for k in by_features]},
+        views_in_training=int((distance == 0).sum()),
+    )
 
 
 def told_by_captions(pipeline: Pipeline, test: Path, train: Path, ids: list[str]) -> Told:
@@ -174,38 +221,53 @@ def told_by_captions(pipeline: Pipeline, test: Path, train: Path, ids: list[str]
     captions = [asked[i][0] for i in ids]
     library = [(i, caption) for i in training_ids(train, "text") for caption in known[i]]
     chosen = nearest_captions(captions, [caption for _, caption in library])
-    return Told(pipeline.source(captions), [text_picture(caption, GRID_SIZE) for caption in captions],
-                {"caption": [library[k][0] for k in chosen]}, captions)
+    return Told(
+        pipeline.source(captions),
+        [text_picture(caption, GRID_SIZE) for caption in captions],
+        {"caption": [library[k][0] for k in chosen]},
+        captions,
+    )
 
 
 def nearest_captions(queries: list[str], candidates: list[str]) -> list[int]:
     """For each query the candidate with the largest share of words in common (intersection over union); the first of equals."""
     known = [set(re.findall(r"\w+", caption.lower())) for caption in candidates]
     asked = [set(re.findall(r"\w+", caption.lower())) for caption in queries]
-    return [max(range(len(known)), key=lambda k: len(words & known[k]) / max(1, len(words | known[k]))) for words in asked]
+    return [
+        max(range(len(known)), key=lambda k: len(words & known[k]) / max(1, len(words | known[k])))
+        for words in asked
+    ]
 
 
 @torch.inference_mode()
 def features(encoder: ImageEncoder, pixels: np.ndarray, device: torch.device) -> np.ndarray:
     """Unit vectors (K, E): the encoder's embeddings, averaged over the picture. Their L2 order is that of the cosine."""
     parts = []
-    for start in tqdm(range(0, len(pixels), FEATURE_BATCH), unit="batch", desc="features", leave=False):
-        embeddings = encoder(torch.from_numpy(pixels[start:start + FEATURE_BATCH]).to(device)).embeddings.float()
+    for start in tqdm(
+        range(0, len(pixels), FEATURE_BATCH), unit="batch", desc="features", leave=False
+    ):
+        embeddings = encoder(
+            torch.from_numpy(pixels[start : start + FEATURE_BATCH]).to(device)
+        ).embeddings.float()
         parts.append(torch.nn.functional.normalize(embeddings.mean(1), dim=-1).cpu().numpy())
     return np.concatenate(parts)
 
 
-def nearest(queries: np.ndarray, candidates: np.ndarray, *, chunk: int = 1024) -> tuple[np.ndarray, np.ndarray]:
+def nearest(
+    queries: np.ndarray, candidates: np.ndarray, *, chunk: int = 1024
+) -> tuple[np.ndarray, np.ndarray]:
     """For each of (Q, ...) queries the index of the candidate (N, ...) at the least L2 distance, and that distance, (Q,) each.
 
     In float64, so that distances between uint8 pictures are exact: 0 means identical. The first of equals is taken.
     """
     if len(candidates) == 0 or queries.shape[1:] != candidates.shape[1:]:
-        raise ValueError(f"nearest needs candidates of the queries' shape, got {queries.shape} and {candidates.shape}")
+        raise ValueError(
+            f"nearest needs candidates of the queries' shape, got {queries.shape} and {candidates.shape}"
+        )
     q = queries.reshape(len(queries), -1).astype(np.float64)
     best, index = np.full(len(q), np.inf), np.zeros(len(q), dtype=np.int64)
     for start in range(0, len(candidates), chunk):
-        c = candidates[start:start + chunk].reshape(-1, q.shape[1]).astype(np.float64)
+        c = candidates[start : start + chunk].reshape(-1, q.shape[1]).astype(np.float64)
         squared = (q**2).sum(1)[:, None] + (c**2).sum(1) - 2 * q @ c.T  # (Q, chunk)
         found = squared.argmin(1)
         value = squared[np.arange(len(q)), found]
@@ -214,20 +276,31 @@ def nearest(queries: np.ndarray, candidates: np.ndarray, *, chunk: int = 1024) -
     return index, np.sqrt(best.clip(0))
 
 
-def same_category(category: str, ids: list[str], categories: dict[str, str], rng: np.random.Generator) -> str:
+def same_category(
+    category: str, ids: list[str], categories: dict[str, str], rng: np.random.Generator
+) -> str:
     same = [i for i in ids if categories.get(i, "") == category]
     if not same:
-        raise ValueError(f"no training shape has the category {category!r}; both manifest.csv must use the same names")
+        raise ValueError(
+            f"no training shape has the category {category!r}; both manifest.csv must use the same names"
+        )
     return same[int(rng.integers(len(same)))]
 
 
-def generate_all(pipeline: Pipeline, source: Source, seeds: list[int], resolution: int, batch: int) -> list[Mesh | None]:
+def generate_all(
+    pipeline: Pipeline, source: Source, seeds: list[int], resolution: int, batch: int
+) -> list[Mesh | None]:
     """A mesh for each seed and its row of the source, None where the field is empty."""
     meshes: list[Mesh | None] = []
     with tqdm(total=len(seeds), unit="shape", desc="generate") as bar:
         for start in range(0, len(seeds), batch):
             rows = slice(start, start + batch)
-            meshes += [g.mesh for g in pipeline.generate(rows_of(source, rows), seeds[rows], resolution=resolution)]
+            meshes += [
+                g.mesh
+                for g in pipeline.generate(
+                    rows_of(source, rows), seeds[rows], resolution=resolution
+                )
+            ]
             bar.update(len(seeds[rows]))
     return meshes
 
@@ -239,17 +312,24 @@ def or_none(make: Callable[[], Mesh]) -> Mesh | None:
         return None
 
 
-def _grid(pairs: dict[str, list[Pair]], told: list[np.ndarray], kind: str, ids: list[str]) -> Image.Image:
+def _grid(
+    pairs: dict[str, list[Pair]], told: list[np.ndarray], kind: str, ids: list[str]
+) -> Image.Image:
     """One row a shape: what was told, the truth, and what each set has in its place."""
     sheet, columns = [], GRID_COLUMNS[kind]
     for k in range(min(GRID_ROWS, len(ids))):
-        paths = [pairs[name][k].pred if name != "truth" else pairs["generation"][k].truth for name in columns]
+        paths = [
+            pairs[name][k].pred if name != "truth" else pairs["generation"][k].truth
+            for name in columns
+        ]
         sheet.append([told[k], *(picture(path and load_mesh(path), GRID_SIZE) for path in paths)])
     titles = ["nearest caption" if name == "caption" else name for name in columns]
     return contact_sheet(sheet, ["view" if kind == "image" else "caption", *titles])
 
 
-def generate_freely(pipeline: Pipeline, out: Path, *, shapes: int, resolution: int, batch: int, seed: int) -> list[str]:
+def generate_freely(
+    pipeline: Pipeline, out: Path, *, shapes: int, resolution: int, batch: int, seed: int
+) -> list[str]:
     """Writes out/generation with so many shapes that the model was told nothing of, and grid.png; returns the names of those
     whose field is empty."""
     meshes = generate_all(pipeline, {}, [seed + k for k in range(shapes)], resolution, batch)
@@ -257,5 +337,7 @@ def generate_freely(pipeline: Pipeline, out: Path, *, shapes: int, resolution: i
         if mesh is not None:
             save_mesh(mesh, out / "generation" / f"{k:05d}.glb")
     shown = [picture(mesh, GRID_SIZE) for mesh in meshes[:FREE_SHOWN]]
-    contact_sheet([shown[k:k + FREE_COLUMNS] for k in range(0, len(shown), FREE_COLUMNS)]).save(out / "grid.png")
+    contact_sheet([shown[k : k + FREE_COLUMNS] for k in range(0, len(shown), FREE_COLUMNS)]).save(
+        out / "grid.png"
+    )
     return [f"{k:05d}" for k, mesh in enumerate(meshes) if mesh is None]

@@ -61,7 +61,9 @@ def surface(mesh: Mesh, seed: int, count: int = POINTS) -> np.ndarray:
     return sample_surface(mesh, count, np.random.default_rng(seed))
 
 
-def retrieval(judge: Judge, surfaces: Sequence[np.ndarray | None], captions: Sequence[str]) -> dict[str, float]:
+def retrieval(
+    judge: Judge, surfaces: Sequence[np.ndarray | None], captions: Sequence[str]
+) -> dict[str, float]:
     """How often a shape's own caption is the one that fits it best, or among the best five, of the captions of all (the
     R-precision of Dream Fields, arXiv 2112.01455, with this judge in place of CLIP and surfaces in place of renders).
 
@@ -70,17 +72,28 @@ def retrieval(judge: Judge, surfaces: Sequence[np.ndarray | None], captions: Seq
     -> "r@1", "r@5" in [0, 1], and "captions", how many different ones there are: guessing scores min(k, captions) / captions.
     """
     place = ranks(judge, surfaces, captions)
-    return {"r@1": float((place <= 1).mean()), "r@5": float((place <= 5).mean()), "captions": len(set(captions))}
+    return {
+        "r@1": float((place <= 1).mean()),
+        "r@5": float((place <= 5).mean()),
+        "captions": len(set(captions)),
+    }
 
 
-def ranks(judge: Judge, surfaces: Sequence[np.ndarray | None], captions: Sequence[str]) -> np.ndarray:
+def ranks(
+    judge: Judge, surfaces: Sequence[np.ndarray | None], captions: Sequence[str]
+) -> np.ndarray:
     """The place (B,) of each shape's own caption among the different ones, 1 the best; infinite for a shape that is None."""
     if len(surfaces) != len(captions) or len(captions) == 0:
-        raise ValueError(f"retrieval needs a caption for each of one or more shapes, got {len(surfaces)} shapes and "
-                         f"{len(captions)} captions")
+        raise ValueError(
+            f"retrieval needs a caption for each of one or more shapes, got {len(surfaces)} shapes and "
+            f"{len(captions)} captions"
+        )
     different = list(dict.fromkeys(captions))
     own = np.array([different.index(c) for c in captions])
-    place, made = np.full(len(captions), np.inf), [k for k, s in enumerate(surfaces) if s is not None]
+    place, made = (
+        np.full(len(captions), np.inf),
+        [k for k, s in enumerate(surfaces) if s is not None],
+    )
     if made:
         points = torch.from_numpy(np.stack([surfaces[k] for k in made]).astype(np.float32))
         cosine = (judge.embed_shapes(points) @ judge.embed_captions(different).T).numpy()
@@ -95,11 +108,21 @@ class Shapes:
     def __init__(self, folder: Path, splits: Sequence[str]) -> None:
         self.source, captions = open_samples(folder), captions_of(folder)
         categories = self.source.categories()
-        self.ids = [i for split in splits for i in self.source.ids(split) if captions.get(i) and categories.get(i)]
+        self.ids = [
+            i
+            for split in splits
+            for i in self.source.ids(split)
+            if captions.get(i) and categories.get(i)
+        ]
         if not self.ids:
-            raise ValueError(f"{folder} has no shape in {' or '.join(splits)} with samples, a caption and a category: "
-                             f"{self.source.advice}, and write captions.csv and manifest.csv")
-        self.captions, self.categories = [captions[i] for i in self.ids], [categories[i] for i in self.ids]
+            raise ValueError(
+                f"{folder} has no shape in {' or '.join(splits)} with samples, a caption and a category: "
+                f"{self.source.advice}, and write captions.csv and manifest.csv"
+            )
+        self.captions, self.categories = (
+            [captions[i] for i in self.ids],
+            [categories[i] for i in self.ids],
+        )
         rng = np.random.default_rng(0)
         self.surfaces = [self._read(i, rng) for i in tqdm(self.ids, unit="shape", desc="surfaces")]
 
@@ -115,23 +138,40 @@ class Shapes:
 def train(shapes: Shapes, config: JudgeConfig) -> Judge:
     """A judge of the categories and words of `shapes`; the same seed gives the same weights on the same machine."""
     config.categories = sorted(set(shapes.categories))
-    config.terms = vocabulary((c for captions in shapes.captions for c in captions), config.rarest_term)
-    rng, number = np.random.default_rng(config.seed), {name: k for k, name in enumerate(config.categories)}
+    config.terms = vocabulary(
+        (c for captions in shapes.captions for c in captions), config.rarest_term
+    )
+    rng, number = (
+        np.random.default_rng(config.seed),
+        {name: k for k, name in enumerate(config.categories)},
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         judge = Judge(config)
-    optimizer = torch.optim.AdamW(judge.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / config.warmup, (
-        1 + math.cos(math.pi * step / config.steps)) / 2))
+    optimizer = torch.optim.AdamW(
+        judge.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min(
+            (step + 1) / config.warmup, (1 + math.cos(math.pi * step / config.steps)) / 2
+        ),
+    )
     order: list[int] = []
     with tqdm(total=config.steps, unit="step", desc="judge") as bar:
         for step in range(config.steps):
             while len(order) < min(config.batch_size, len(shapes.ids)):
                 order += rng.permutation(len(shapes.ids)).tolist()
-            chosen, order = order[:config.batch_size], order[config.batch_size:]
-            captions = [shapes.captions[k][int(rng.integers(len(shapes.captions[k])))] for k in chosen]
+            chosen, order = order[: config.batch_size], order[config.batch_size :]
+            captions = [
+                shapes.captions[k][int(rng.integers(len(shapes.captions[k])))] for k in chosen
+            ]
             points = np.stack([roughened(shapes.surfaces[k], config, rng) for k in chosen])
-            loss = judge.loss(torch.from_numpy(points), captions, torch.tensor([number[shapes.categories[k]] for k in chosen]))
+            loss = judge.loss(
+                torch.from_numpy(points),
+                captions,
+                torch.tensor([number[shapes.categories[k]] for k in chosen]),
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -146,21 +186,35 @@ def roughened(points: np.ndarray, config: JudgeConfig, rng: np.random.Generator)
     """Some of the points (N, 6), moved a little, as those of generated surfaces are."""
     drawn = points[rng.integers(len(points), size=config.points)].astype(np.float32)
     sigma = config.noise * rng.random()
-    drawn += rng.standard_normal(drawn.shape, dtype=np.float32) * np.repeat([sigma, 10 * sigma], 3).astype(np.float32)
+    drawn += rng.standard_normal(drawn.shape, dtype=np.float32) * np.repeat(
+        [sigma, 10 * sigma], 3
+    ).astype(np.float32)
     drawn[:, 3:] /= np.linalg.norm(drawn[:, 3:], axis=1, keepdims=True).clip(1e-6)
     return drawn
 
 
-def measured(judge: Judge, surfaces: Sequence[np.ndarray | None], captions: Sequence[str],
-             categories: Sequence[str]) -> dict[str, float]:
+def measured(
+    judge: Judge,
+    surfaces: Sequence[np.ndarray | None],
+    captions: Sequence[str],
+    categories: Sequence[str],
+) -> dict[str, float]:
     """Share of shapes whose category is told, and `retrieval`; a shape that is None has no category."""
     made = [k for k, s in enumerate(surfaces) if s is not None]
-    told = judge.categories_of(torch.from_numpy(np.stack([surfaces[k] for k in made]))) if made else []
+    told = (
+        judge.categories_of(torch.from_numpy(np.stack([surfaces[k] for k in made]))) if made else []
+    )
     right = sum(name == categories[k] for name, k in zip(told, made, strict=True))
-    return {"shapes": len(surfaces), "category": right / len(surfaces), **retrieval(judge, surfaces, captions)}
+    return {
+        "shapes": len(surfaces),
+        "category": right / len(surfaces),
+        **retrieval(judge, surfaces, captions),
+    }
 
 
-def measure_set(judge: Judge, shapes: Shapes, tokenizer: Path | None, resolution: int, seed: int) -> dict[str, dict[str, float]]:
+def measure_set(
+    judge: Judge, shapes: Shapes, tokenizer: Path | None, resolution: int, seed: int
+) -> dict[str, dict[str, float]]:
     """`measured` of the true shapes, of their reconstructions by a tokenizer if there is one, and of the true shapes with the
     captions shuffled among them."""
     first, points = [c[0] for c in shapes.captions], shapes.judged()
@@ -169,7 +223,11 @@ def measure_set(judge: Judge, shapes: Shapes, tokenizer: Path | None, resolution
         vqvae, rebuilt = load_tokenizer(tokenizer), []
         for shape_id in tqdm(shapes.ids, unit="shape", desc="reconstruct"):
             try:
-                rebuilt.append(surface(reconstruct(vqvae, shapes.source.surface(shape_id), resolution)[0], seed))
+                rebuilt.append(
+                    surface(
+                        reconstruct(vqvae, shapes.source.surface(shape_id), resolution)[0], seed
+                    )
+                )
             except EmptyFieldError:
                 rebuilt.append(None)
         result["reconstruction"] = measured(judge, rebuilt, first, shapes.categories)
@@ -179,16 +237,33 @@ def measure_set(judge: Judge, shapes: Shapes, tokenizer: Path | None, resolution
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="data set folder with samples, captions.csv and manifest.csv")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "data", type=Path, help="data set folder with samples, captions.csv and manifest.csv"
+    )
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("--out", type=Path, help="train, and write this model directory")
     task.add_argument("--judge", type=Path, help="measure the judge of this model directory")
-    parser.add_argument("--split", nargs="+", choices=SPLITS, help="with --judge: of these (default: all)")
-    parser.add_argument("--tokenizer", type=Path, help="with --judge: model directory whose reconstructions are measured as well")
-    parser.add_argument("--resolution", type=int, default=128, help="of those, cells along an axis (default: %(default)s)")
+    parser.add_argument(
+        "--split", nargs="+", choices=SPLITS, help="with --judge: of these (default: all)"
+    )
+    parser.add_argument(
+        "--tokenizer",
+        type=Path,
+        help="with --judge: model directory whose reconstructions are measured as well",
+    )
+    parser.add_argument(
+        "--resolution",
+        type=int,
+        default=128,
+        help="of those, cells along an axis (default: %(default)s)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of JudgeConfig, as in steps=500")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings of JudgeConfig, as in steps=500"
+    )
     args = parser.parse_intermixed_args(argv)
     try:
         if args.judge:
@@ -196,13 +271,25 @@ def main(argv: list[str] | None = None) -> int:
             rows = measure_set(judge, shapes, args.tokenizer, args.resolution, args.seed)
         else:
             config = configuration.load(JudgeConfig, None, [*args.overrides, f"seed={args.seed}"])
-            command = shlex.join(["python", "-m", "tar3d.evaluation.judge", *(sys.argv[1:] if argv is None else argv)])
+            command = shlex.join(
+                [
+                    "python",
+                    "-m",
+                    "tar3d.evaluation.judge",
+                    *(sys.argv[1:] if argv is None else argv),
+                ]
+            )
             rows = {"val": _train_and_save(args.data, args.out, config, command)}
     except (ValueError, OSError) as e:
         parser.exit(2, f"{e}\n")
     for name, scores in rows.items():
-        print(f"{name:<18}", *(f"{key} {value:.3f}" if isinstance(value, float) else f"{key} {value}"
-                               for key, value in scores.items()))
+        print(
+            f"{name:<18}",
+            *(
+                f"{key} {value:.3f}" if isinstance(value, float) else f"{key} {value}"
+                for key, value in scores.items()
+            ),
+        )
     return 0
 
 
@@ -213,8 +300,13 @@ def _train_and_save(data: Path, out: Path, config: JudgeConfig, command: str) ->
     hours = (time.perf_counter() - start) / 3600
     held = Shapes(data, ["val"])
     scores = measured(judge, held.judged(), [c[0] for c in held.captions], held.categories)
-    made = {"command": command, "step": config.steps, "hours": round(hours, 3),
-            "date": datetime.now(UTC).date().isoformat(), **describe_machine(torch.device("cpu"))}
+    made = {
+        "command": command,
+        "step": config.steps,
+        "hours": round(hours, 3),
+        "date": datetime.now(UTC).date().isoformat(),
+        **describe_machine(torch.device("cpu")),
+    }
     readme = README.format(**made, **scores, r1=scores["r@1"], r5=scores["r@5"])
     save_model(out, judge, config, {**made, "val": scores}, readme, torch.float16)
     return scores

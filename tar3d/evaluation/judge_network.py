@@ -44,9 +44,15 @@ class JudgeConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        low = [name for name in ("width", "pooled", "embedding", "points", "batch_size", "steps") if getattr(self, name) < 1]
+        low = [
+            name
+            for name in ("width", "pooled", "embedding", "points", "batch_size", "steps")
+            if getattr(self, name) < 1
+        ]
         if low:
-            raise ValueError(f"{low[0]} of the judge must be at least 1, got {getattr(self, low[0])}")
+            raise ValueError(
+                f"{low[0]} of the judge must be at least 1, got {getattr(self, low[0])}"
+            )
 
 
 class Judge(nn.Module):
@@ -57,26 +63,44 @@ class Judge(nn.Module):
         self.config = config
         self.index = {term: k for k, term in enumerate(config.terms)}
         wide = config.width
-        self.each_point = nn.Sequential(nn.Linear(6 + 6 * FREQUENCIES, wide // 2), nn.ReLU(),
-                                        nn.Linear(wide // 2, wide), nn.ReLU(), nn.Linear(wide, config.pooled), nn.ReLU())
-        self.all_points = nn.Sequential(nn.LayerNorm(2 * config.pooled), nn.Linear(2 * config.pooled, 2 * wide), nn.ReLU())
+        self.each_point = nn.Sequential(
+            nn.Linear(6 + 6 * FREQUENCIES, wide // 2),
+            nn.ReLU(),
+            nn.Linear(wide // 2, wide),
+            nn.ReLU(),
+            nn.Linear(wide, config.pooled),
+            nn.ReLU(),
+        )
+        self.all_points = nn.Sequential(
+            nn.LayerNorm(2 * config.pooled), nn.Linear(2 * config.pooled, 2 * wide), nn.ReLU()
+        )
         self.to_category = nn.Linear(2 * wide, len(config.categories))
         self.of_shape = nn.Linear(2 * wide, config.embedding)
-        self.of_terms = nn.EmbeddingBag(len(config.terms) + 1, wide, mode="sum")  # the last stands for the beginning
-        self.of_bag = nn.Sequential(nn.LayerNorm(wide), nn.Linear(wide, 2 * wide), nn.ReLU(),
-                                    nn.Linear(2 * wide, config.embedding))
+        self.of_terms = nn.EmbeddingBag(
+            len(config.terms) + 1, wide, mode="sum"
+        )  # the last stands for the beginning
+        self.of_bag = nn.Sequential(
+            nn.LayerNorm(wide),
+            nn.Linear(wide, 2 * wide),
+            nn.ReLU(),
+            nn.Linear(2 * wide, config.embedding),
+        )
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def features(self, points: Tensor) -> Tensor:
         """(B, N, 6) -> (B, 2 width), what both heads see."""
         if points.ndim != 3 or points.shape[-1] != 6 or points.shape[1] == 0:
-            raise ValueError(f"the judge takes points and normals (B, N, 6), got {tuple(points.shape)}: "
-                             "draw them with tar3d.evaluation.judge.surface")
+            raise ValueError(
+                f"the judge takes points and normals (B, N, 6), got {tuple(points.shape)}: "
+                "draw them with tar3d.evaluation.judge.surface"
+            )
         return self.all_points(torch.cat([self._pooled(part) for part in points.split(AT_ONCE)]))
 
     def _pooled(self, points: Tensor) -> Tensor:
         angles = torch.cat([points[..., :3] * math.pi * 2**k for k in range(FREQUENCIES)], dim=-1)
-        with torch.autocast(points.device.type, torch.bfloat16, enabled=self.training and self.config.bfloat16):
+        with torch.autocast(
+            points.device.type, torch.bfloat16, enabled=self.training and self.config.bfloat16
+        ):
             each = self.each_point(torch.cat([points, angles.sin(), angles.cos()], dim=-1))
         return torch.cat([each.amax(1), each.mean(1)], dim=-1).float()
 
@@ -92,7 +116,10 @@ class Judge(nn.Module):
     @torch.inference_mode()
     def categories_of(self, points: Tensor) -> list[str]:
         """(B, N, 6) -> the likeliest category of each."""
-        return [self.config.categories[k] for k in self.of_features(self.features(points))[1].argmax(-1).tolist()]
+        return [
+            self.config.categories[k]
+            for k in self.of_features(self.features(points))[1].argmax(-1).tolist()
+        ]
 
     @torch.inference_mode()
     def embed_captions(self, captions: Sequence[str]) -> Tensor:
@@ -100,7 +127,10 @@ class Judge(nn.Module):
         return self.of_captions(captions)
 
     def of_captions(self, captions: Sequence[str]) -> Tensor:
-        known = [[len(self.index), *(self.index[t] for t in terms_of(c) if t in self.index)] for c in captions]
+        known = [
+            [len(self.index), *(self.index[t] for t in terms_of(c) if t in self.index)]
+            for c in captions
+        ]
         starts = torch.tensor([0, *(len(k) for k in known[:-1])]).cumsum(0)
         device = self.log_scale.device
         bags = self.of_terms(torch.tensor(sum(known, []), device=device), starts.to(device))
@@ -110,7 +140,9 @@ class Judge(nn.Module):
         """CLIP's symmetric InfoNCE plus the cross-entropy of the categories (B,), in nats. Shapes with literally equal captions
         share a target: none is told to flee from the words that are its own."""
         shapes, logits = self.of_features(self.features(points))
-        scores = self.log_scale.exp().clamp(max=HIGHEST_SCALE) * shapes @ self.of_captions(captions).T
+        scores = (
+            self.log_scale.exp().clamp(max=HIGHEST_SCALE) * shapes @ self.of_captions(captions).T
+        )
         number = {caption: k for k, caption in enumerate(captions)}
         same = torch.tensor([number[c] for c in captions], device=points.device)
         targets = F.normalize((same[:, None] == same).float(), p=1, dim=-1)

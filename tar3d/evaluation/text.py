@@ -28,22 +28,34 @@ def text_scores(judge: Judge, made: Generations, seed: int) -> dict[str, dict]:
     are left out of what it says, and counted ("judged")."""
     captions = made.told.captions
     sets = {TRUTH: [(pair.truth, pair.category) for pair in made.pairs["generation"]]}
-    sets |= {name: [(pair.pred, pair.category) for pair in pairs] for name, pairs in made.pairs.items()}
-    known = [k for k, (_, category) in enumerate(sets[TRUTH]) if category in judge.config.categories]
+    sets |= {
+        name: [(pair.pred, pair.category) for pair in pairs] for name, pairs in made.pairs.items()
+    }
+    known = [
+        k for k, (_, category) in enumerate(sets[TRUTH]) if category in judge.config.categories
+    ]
     scores = {}
     for name, shapes in tqdm(sets.items(), unit="set", desc="attributes"):
         meshes = [_read(path) for path, _ in shapes]
         right: dict[str, list[float]] = {attribute: [] for attribute in NAMES}
         for mesh, (_, category), caption in zip(meshes, shapes, captions, strict=True):
-            for attribute, met in (score(mesh, caption, category) if category in ATTRIBUTES else {}).items():
+            for attribute, met in (
+                score(mesh, caption, category) if category in ATTRIBUTES else {}
+            ).items():
                 right[attribute].append(float(met))
         every = [value for values in right.values() for value in values]
         of_judge = {}
         if known:
             surfaces = [None if meshes[k] is None else surface(meshes[k], seed) for k in known]
-            of_judge = measured(judge, surfaces, [captions[k] for k in known], [shapes[k][1] for k in known])
-        scores[name] = {"attributes": aggregate(every, seed), **{a: aggregate(values, seed) for a, values in right.items()},
-                        "judged": len(known), **{k: of_judge[k] for k in ("category", "r@1", "r@5") if of_judge}}
+            of_judge = measured(
+                judge, surfaces, [captions[k] for k in known], [shapes[k][1] for k in known]
+            )
+        scores[name] = {
+            "attributes": aggregate(every, seed),
+            **{a: aggregate(values, seed) for a, values in right.items()},
+            "judged": len(known),
+            **{k: of_judge[k] for k in ("category", "r@1", "r@5") if of_judge},
+        }
     return scores
 
 
@@ -56,10 +68,21 @@ def text_report(scores: dict[str, dict], titles: dict[str, str]) -> list[str]:
     titles = {TRUTH: "the truth itself", **titles}
     truth = scores[TRUTH]
     counts = ", ".join(f"{truth[name]['count']} times {name}" for name in NAMES)
-    rows = [[titles[name], cell(values["attributes"]), *(cell(values[a]) for a in NAMES),
-             *(f"{values[k]:.3f}" if k in values else "none" for k in ("category", "r@1", "r@5"))]
-            for name, values in scores.items()]
-    return ["", "## Are they what the captions say?", "",
-            f"Attributes are measured from geometry where the captions state them ({counts}); the category, and the caption "
-            f"among those of all, are the judge's word on {truth['judged']} shapes (docs/evaluation.md).", "",
-            *markdown_table(["set", "attributes", *NAMES, "category", "R@1", "R@5"], rows)]
+    rows = [
+        [
+            titles[name],
+            cell(values["attributes"]),
+            *(cell(values[a]) for a in NAMES),
+            *(f"{values[k]:.3f}" if k in values else "none" for k in ("category", "r@1", "r@5")),
+        ]
+        for name, values in scores.items()
+    ]
+    return [
+        "",
+        "## Are they what the captions say?",
+        "",
+        f"Attributes are measured from geometry where the captions state them ({counts}); the category, and the caption "
+        f"among those of all, are the judge's word on {truth['judged']} shapes (docs/evaluation.md).",
+        "",
+        *markdown_table(["set", "attributes", *NAMES, "category", "R@1", "R@5"], rows),
+    ]

@@ -31,7 +31,9 @@ from tar3d.metrics.images import fid, kid, picture_scores
 from tar3d.metrics.perceptual import LPIPS, Clip, cosine, crop_to
 
 BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128)}
-FILTERS = {name: Image.Resampling[name.upper()] for name in ("bicubic", "lanczos", "bilinear", "box")}
+FILTERS = {
+    name: Image.Resampling[name.upper()] for name in ("bicubic", "lanczos", "bilinear", "box")
+}
 CLIP_SCORES = ("clip_image", "clip_image_fg")
 TEXT_SCORES = ("clip_text", "clip_text_fg")
 SET_SCORES = ("fid_clip", "kid_clip")
@@ -96,7 +98,9 @@ class Renders:
         for k, camera in enumerate(self.cameras):
             render = renderer.render(camera, self.size, background=self.background)
             cover = render.mask[..., None]
-            normal = (render.normal + 1) / 2 * 255 * cover + np.array(self.background, dtype=np.float32) * (1 - cover)
+            normal = (render.normal + 1) / 2 * 255 * cover + np.array(
+                self.background, dtype=np.float32
+            ) * (1 - cover)
             maps = {"shaded": render.color, "normal": np.rint(normal.clip(0, 255)).astype(np.uint8)}
             pictures.append(Picture(str(k), maps, render.mask * 255 >= VISIBLE_ALPHA, "coverage"))
         return pictures
@@ -131,9 +135,13 @@ class Folders:
         image.paste(rgba, mask=alpha)
         if self.size is not None and image.size != (self.size, self.size):
             if image.width != image.height:
-                raise ValueError(f"{path} has {image.width} x {image.height} pixels, and --size {self.size} would distort it: "
-                                 "crop or pad the pictures to squares first")
-            image, alpha = (x.resize((self.size, self.size), FILTERS[self.filter]) for x in (image, alpha))
+                raise ValueError(
+                    f"{path} has {image.width} x {image.height} pixels, and --size {self.size} would distort it: "
+                    "crop or pad the pictures to squares first"
+                )
+            image, alpha = (
+                x.resize((self.size, self.size), FILTERS[self.filter]) for x in (image, alpha)
+            )
         pixels = np.array(image)
         if cut:
             return Picture(name, {"image": pixels}, np.asarray(alpha) >= VISIBLE_ALPHA, "alpha")
@@ -148,8 +156,10 @@ def read_cameras(path: Path) -> tuple[Camera, ...]:
         values = json.loads(path.read_text(encoding="utf-8"))
         cameras = tuple(Camera.from_json(value) for value in values)
     except (KeyError, TypeError, ValueError, AttributeError) as e:
-        raise ValueError(f"{path} is no list of cameras, each with position, target, up (three numbers) and field_of_view in "
-                         f"degrees ({type(e).__name__}: {e})") from e
+        raise ValueError(
+            f"{path} is no list of cameras, each with position, target, up (three numbers) and field_of_view in "
+            f"degrees ({type(e).__name__}: {e})"
+        ) from e
     if not cameras:
         raise ValueError(f"{path} lists no camera; one or more are needed")
     return cameras
@@ -159,9 +169,15 @@ def files_by_stem(folder: Path) -> dict[str, Path]:
     """The pictures directly inside a folder by name without suffix; a ValueError when two share one."""
     named: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
+        if (
+            path.is_file()
+            and path.suffix.lower() in IMAGE_SUFFIXES
+            and not path.name.startswith(".")
+        ):
             if path.stem in named:
-                raise ValueError(f"{folder} has two pictures named {path.stem}: {named[path.stem].name} and {path.name}")
+                raise ValueError(
+                    f"{folder} has two pictures named {path.stem}: {named[path.stem].name} and {path.name}"
+                )
             named[path.stem] = path
     return named
 
@@ -174,10 +190,14 @@ def picture_ids(folder: Path) -> dict[str, Path]:
     for path in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
         if files_by_stem(path):
             if path.name in named:
-                raise ValueError(f"{folder} has both a picture and a sub-folder named {path.name}: which one is meant?")
+                raise ValueError(
+                    f"{folder} has both a picture and a sub-folder named {path.name}: which one is meant?"
+                )
             named[path.name] = path
     if not named:
-        raise ValueError(f"{folder} holds no pictures, and no sub-folders of pictures; looked for {', '.join(IMAGE_SUFFIXES)}")
+        raise ValueError(
+            f"{folder} holds no pictures, and no sub-folders of pictures; looked for {', '.join(IMAGE_SUFFIXES)}"
+        )
     return named
 
 
@@ -185,11 +205,16 @@ def picture_pairs(pred: Path, truth: Path) -> list[Pair]:
     """Pairs of two folders of pictures by id; an id that only one of them has is a pair with a reason."""
     predicted, true = picture_ids(pred), picture_ids(truth)
     if not predicted.keys() & true.keys():
-        raise ValueError(f"no id of {pred} is one of {truth}: ids are names of pictures without suffix or of sub-folders, e.g. "
-                         f"{min(predicted)!r} and {min(true)!r}")
+        raise ValueError(
+            f"no id of {pred} is one of {truth}: ids are names of pictures without suffix or of sub-folders, e.g. "
+            f"{min(predicted)!r} and {min(true)!r}"
+        )
     reasons = {i: f"{pred} holds no prediction for it" for i in true.keys() - predicted.keys()}
     reasons |= {i: f"{truth} holds no true picture for it" for i in predicted.keys() - true.keys()}
-    return [Pair(i, predicted.get(i), true.get(i), "", reasons.get(i, "")) for i in sorted(predicted.keys() | true.keys())]
+    return [
+        Pair(i, predicted.get(i), true.get(i), "", reasons.get(i, ""))
+        for i in sorted(predicted.keys() | true.keys())
+    ]
 
 
 @dataclass(frozen=True)
@@ -218,32 +243,47 @@ def score_job(job: Job, *, source: Source, keep_pictures: bool) -> list[Scored]:
             truth = truth or source.truth(pair)
             matched = matched_pictures(source.prediction(pair), truth, source.background)
             row |= pixel_scores(matched, source.maps)
-            row |= {"pictures": len(matched), "foreground": "+".join(sorted({told_by for *_, told_by in matched}))}
+            row |= {
+                "pictures": len(matched),
+                "foreground": "+".join(sorted({told_by for *_, told_by in matched})),
+            }
             pictures = [m[:3] for m in matched] if keep_pictures else []
-        except ValueError as e:  # a mesh or picture that cannot be used, or a score that is not defined
+        except (
+            ValueError
+        ) as e:  # a mesh or picture that cannot be used, or a score that is not defined
             row, pictures = row | {"status": "failed", "reason": str(e)}, []
         done.append(Scored(set_name, row, pictures))
     return done
 
 
-def matched_pictures(pred: list[Picture], truth: list[Picture],
-                     background: tuple[int, int, int]) -> list[tuple[Picture, Picture, np.ndarray, str]]:
+def matched_pictures(
+    pred: list[Picture], truth: list[Picture], background: tuple[int, int, int]
+) -> list[tuple[Picture, Picture, np.ndarray, str]]:
     """Pictures of one name beside each other, with the union of their foregrounds (H, W) bool and what it was told by."""
     others = {p.name: p for p in pred}
     if ("" in others) != (truth[0].name == ""):
-        raise ValueError("one of prediction and truth is a single picture and the other a folder of pictures")
+        raise ValueError(
+            "one of prediction and truth is a single picture and the other a folder of pictures"
+        )
     only = sorted({p.name for p in truth} ^ others.keys())
     if only:
         side = "prediction" if only[0] in others else "truth"
-        raise ValueError(f"only the {side} has the picture {only[0]!r} (of {len(pred)} predicted and {len(truth)} true ones): "
-                         "pictures of an id are paired by their names without suffix")
+        raise ValueError(
+            f"only the {side} has the picture {only[0]!r} (of {len(pred)} predicted and {len(truth)} true ones): "
+            "pictures of an id are paired by their names without suffix"
+        )
     matched = []
     for t in truth:
         p = others[t.name]
-        (a, b), named = (next(iter(x.maps.values())) for x in (p, t)), f"picture {t.name}: " if t.name else ""
+        (a, b), named = (
+            (next(iter(x.maps.values())) for x in (p, t)),
+            f"picture {t.name}: " if t.name else "",
+        )
         if a.shape != b.shape:
-            raise ValueError(f"{named}the prediction has {a.shape[1]} x {a.shape[0]} pixels and the truth {b.shape[1]} x "
-                             f"{b.shape[0]}; --size N --filter NAME resizes square pictures")
+            raise ValueError(
+                f"{named}the prediction has {a.shape[1]} x {a.shape[0]} pixels and the truth {b.shape[1]} x "
+                f"{b.shape[0]}; --size N --filter NAME resizes square pictures"
+            )
         if p.cutout is not None and t.cutout is not None:
             union, told_by = p.cutout | t.cutout, p.told_by
         else:
@@ -255,14 +295,19 @@ def matched_pictures(pred: list[Picture], truth: list[Picture],
 
 
 def _differs(picture: np.ndarray, background: tuple[int, int, int]) -> np.ndarray:
-    return (np.abs(picture.astype(np.int16) - np.array(background, dtype=np.int16)) > PLAIN_TOLERANCE).any(-1)
+    return (
+        np.abs(picture.astype(np.int16) - np.array(background, dtype=np.int16)) > PLAIN_TOLERANCE
+    ).any(-1)
 
 
 def pixel_scores(matched: Sequence[tuple], maps: Sequence[str]) -> dict[str, float]:
     """Means over the pictures of a pair: shaded_psnr, shaded_psnr_fg, shaded_ssim, ..."""
     scores: dict[str, float] = {}
     for name in maps:
-        each = [picture_scores(p.maps[name], t.maps[name], foreground) for p, t, foreground, _ in matched]
+        each = [
+            picture_scores(p.maps[name], t.maps[name], foreground)
+            for p, t, foreground, _ in matched
+        ]
         scores |= {f"{name}_{key}": float(np.mean([s[key] for s in each])) for key in each[0]}
     return scores
 
@@ -284,8 +329,9 @@ class SetFeatures:
     truth: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def score_sets(sets: dict[str, list[Pair]], source: Source, networks: Networks,
-               workers: int) -> tuple[dict[str, list[dict]], dict[str, dict]]:
+def score_sets(
+    sets: dict[str, list[Pair]], source: Source, networks: Networks, workers: int
+) -> tuple[dict[str, list[dict]], dict[str, dict]]:
     """Rows by set, in the order of its pairs, and the scores of whole sets (SET_SCORES, with the number of pictures)."""
     jobs: dict[tuple, list[tuple[str, Pair]]] = {}
     for name, pairs in sets.items():
@@ -302,26 +348,44 @@ def score_sets(sets: dict[str, list[Pair]], source: Source, networks: Networks,
     features = {name: SetFeatures() for name in sets}
     with tqdm(total=sum(map(len, sets.values())), unit="pair", desc="pictures") as bar:
         for start in range(0, len(grouped), window):
-            for done in results(run, grouped[start:start + window], workers):
+            for done in results(run, grouped[start : start + window], workers):
                 for scored in done:
-                    rows[scored.set_name][scored.row["id"]] = network_scores(scored, source, networks, features[scored.set_name])
+                    rows[scored.set_name][scored.row["id"]] = network_scores(
+                        scored, source, networks, features[scored.set_name]
+                    )
                     bar.update()
     ordered = {name: [rows[name][pair.id] for pair in pairs] for name, pairs in sets.items()}
-    return ordered, {name: set_scores(ordered[name], features[name], networks.clip is not None) for name in sets}
+    return ordered, {
+        name: set_scores(ordered[name], features[name], networks.clip is not None) for name in sets
+    }
 
 
-def network_scores(scored: Scored, source: Source, networks: Networks, features: SetFeatures) -> dict:
+def network_scores(
+    scored: Scored, source: Source, networks: Networks, features: SetFeatures
+) -> dict:
     """The row with LPIPS and CLIP, None where the network (or the caption) is not there."""
     row = scored.row
     if row["status"] != "ok":
         return row
-    scores: dict[str, float | None] = {f"{m}_lpips{end}": None for m in source.maps for end in ("", "_fg")}
-    scores |= dict.fromkeys(CLIP_SCORES) | (dict.fromkeys(TEXT_SCORES) if networks.texts is not None else {})
+    scores: dict[str, float | None] = {
+        f"{m}_lpips{end}": None for m in source.maps for end in ("", "_fg")
+    }
+    scores |= dict.fromkeys(CLIP_SCORES) | (
+        dict.fromkeys(TEXT_SCORES) if networks.texts is not None else {}
+    )
     try:
         if networks.lpips:
             for name in source.maps:
-                each = np.array([networks.lpips.compare(p.maps[name], t.maps[name], f) for p, t, f in scored.pictures])
-                scores |= {f"{name}_lpips": float(each[:, 0].mean()), f"{name}_lpips_fg": float(each[:, 1].mean())}
+                each = np.array(
+                    [
+                        networks.lpips.compare(p.maps[name], t.maps[name], f)
+                        for p, t, f in scored.pictures
+                    ]
+                )
+                scores |= {
+                    f"{name}_lpips": float(each[:, 0].mean()),
+                    f"{name}_lpips_fg": float(each[:, 1].mean()),
+                }
     except ValueError as e:
         return row | {"status": "failed", "reason": str(e)}
     if networks.clip:
@@ -329,8 +393,13 @@ def network_scores(scored: Scored, source: Source, networks: Networks, features:
 
         def embed(index: int) -> dict[str, np.ndarray]:
             whole = [m[index].maps[first] for m in scored.pictures]
-            squares = [crop_to(m[index].maps[first], m[2], source.background) for m in scored.pictures]
-            return {"": networks.clip.image_features(whole), "_fg": networks.clip.image_features(squares)}
+            squares = [
+                crop_to(m[index].maps[first], m[2], source.background) for m in scored.pictures
+            ]
+            return {
+                "": networks.clip.image_features(whole),
+                "_fg": networks.clip.image_features(squares),
+            }
 
         pred, truth = embed(0), embed(1)
         for end in ("", "_fg"):
@@ -348,12 +417,19 @@ def set_scores(rows: list[dict], features: SetFeatures, with_clip: bool) -> dict
     where there are too few; and how many pictures there are on either side."""
     ids = [row["id"] for row in rows if row["status"] == "ok"]
     pictures = sum(row["pictures"] for row in rows if row["status"] == "ok")
-    result: dict = {**dict.fromkeys(SET_SCORES), "pictures": pictures, "reference_pictures": pictures, "reasons": {}}
+    result: dict = {
+        **dict.fromkeys(SET_SCORES),
+        "pictures": pictures,
+        "reference_pictures": pictures,
+        "reasons": {},
+    }
     if not with_clip:
         return result | {"reasons": dict.fromkeys(SET_SCORES, NO_CLIP)}
     if not ids:
         return result | {"reasons": dict.fromkeys(SET_SCORES, "no pair was scored")}
-    pred, truth = (np.concatenate([by_id[i] for i in ids]) for by_id in (features.pred, features.truth))
+    pred, truth = (
+        np.concatenate([by_id[i] for i in ids]) for by_id in (features.pred, features.truth)
+    )
     for name, score in zip(SET_SCORES, (fid, kid), strict=True):
         try:
             result[name] = score(pred, truth)

@@ -11,8 +11,23 @@ from PIL import Image
 
 from tar3d.data.folder import write_json
 from tar3d.evaluation.pairs import ABOUT, Pair
-from tar3d.evaluation.report import compare_sets, details, gain_cell, score_names, summarise, versions, write_rows
-from tar3d.evaluation.views import CLIP_SCORES, FOREGROUNDS, NO_CLIP, SET_SCORES, TEXT_SCORES, Source
+from tar3d.evaluation.report import (
+    compare_sets,
+    details,
+    gain_cell,
+    score_names,
+    summarise,
+    versions,
+    write_rows,
+)
+from tar3d.evaluation.views import (
+    CLIP_SCORES,
+    FOREGROUNDS,
+    NO_CLIP,
+    SET_SCORES,
+    TEXT_SCORES,
+    Source,
+)
 from tar3d.mesh.render import contact_sheet
 from tar3d.metrics.images import IMAGE_FORMULAS, PSNR_CAP
 from tar3d.metrics.perceptual import PERCEPTUAL_FORMULAS
@@ -25,8 +40,18 @@ FORMULAS = IMAGE_FORMULAS | PERCEPTUAL_FORMULAS
 SHEET_ROWS, SHEET_SIZE = 8, 160
 
 
-def write_report(out: Path, sets: dict[str, list[dict]], set_scores: dict[str, dict], maps: tuple[str, ...], seed: int,
-                 settings: dict, about: dict, *, left_out: list[dict], titles: dict[str, str]) -> str:
+def write_report(
+    out: Path,
+    sets: dict[str, list[dict]],
+    set_scores: dict[str, dict],
+    maps: tuple[str, ...],
+    seed: int,
+    settings: dict,
+    about: dict,
+    *,
+    left_out: list[dict],
+    titles: dict[str, str],
+) -> str:
     """Writes summary.json, rows.csv and report.md for named sets of rows (the first one is what is evaluated); returns the
     Markdown text.
 
@@ -34,26 +59,51 @@ def write_report(out: Path, sets: dict[str, list[dict]], set_scores: dict[str, d
     the bootstrap; `titles` of sets are by name.
     """
     titles = {name: titles.get(name, name) for name in sets}
-    summaries = {name: summarise([_scores_only(row) for row in rows], seed) for name, rows in sets.items()}
+    summaries = {
+        name: summarise([_scores_only(row) for row in rows], seed) for name, rows in sets.items()
+    }
     for name, rows in sets.items():
         told_by = Counter(row["foreground"] for row in rows if row["status"] == "ok")
         summaries[name] |= {"set_scores": set_scores[name], "foreground": dict(told_by)}
     main = next(iter(sets))
     compared = (*_headline(maps), CLIP_SCORES[0])
-    comparisons = {other: {score: compare_sets(sets[main], rows, score, seed) for score in compared}
-                   for other, rows in sets.items() if other != main}
+    comparisons = {
+        other: {score: compare_sets(sets[main], rows, score, seed) for score in compared}
+        for other, rows in sets.items()
+        if other != main
+    }
     all_versions = versions() | {name: version(name) for name in LIBRARIES}
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "summary.json", {**about, "settings": settings, "left_out": left_out, "versions": all_versions,
-                                      "formulas": FORMULAS, "foregrounds": FOREGROUNDS, "sets": summaries,
-                                      "comparisons": comparisons})
+    write_json(
+        out / "summary.json",
+        {
+            **about,
+            "settings": settings,
+            "left_out": left_out,
+            "versions": all_versions,
+            "formulas": FORMULAS,
+            "foregrounds": FOREGROUNDS,
+            "sets": summaries,
+            "comparisons": comparisons,
+        },
+    )
     names = score_names([_scores_only(row) for rows in sets.values() for row in rows])
     write_rows(out / "rows.csv", sets, [*ABOUT, *INFO, *names])
     lines = _markdown(summaries, comparisons, maps, titles, left_out)
-    lines += ["", "## What was measured", "", *(f"- {key}: {_plain(value)}" for key, value in settings.items()),
-              *(f"- foreground: {FOREGROUNDS[k]}" for k in _used(summaries)), "",
-              *(f"{name} = {formula}  " for name, formula in FORMULAS.items()), "",
-              *(f"{key}: {_plain(value)}  " for key, value in {**about, "versions": all_versions}.items())]
+    lines += [
+        "",
+        "## What was measured",
+        "",
+        *(f"- {key}: {_plain(value)}" for key, value in settings.items()),
+        *(f"- foreground: {FOREGROUNDS[k]}" for k in _used(summaries)),
+        "",
+        *(f"{name} = {formula}  " for name, formula in FORMULAS.items()),
+        "",
+        *(
+            f"{key}: {_plain(value)}  "
+            for key, value in {**about, "versions": all_versions}.items()
+        ),
+    ]
     text = "\n".join(lines) + "\n"
     (out / "report.md").write_text(text, encoding="utf-8")
     return text
@@ -68,7 +118,9 @@ def _headline(maps: tuple[str, ...]) -> list[str]:
 
 
 def _used(summaries: dict) -> list[str]:
-    named = {kind for s in summaries.values() for value in s["foreground"] for kind in value.split("+")}
+    named = {
+        kind for s in summaries.values() for value in s["foreground"] for kind in value.split("+")
+    }
     return [kind for kind in FOREGROUNDS if kind in named]
 
 
@@ -84,35 +136,95 @@ def _cell(summary: dict, score: str) -> str:
     return cell(summary["scores"][score], ".2f" if "psnr" in score else ".3f")
 
 
-def _markdown(summaries: dict, comparisons: dict, maps: tuple[str, ...], titles: dict[str, str],
-              left_out: list[dict]) -> list[str]:
+def _markdown(
+    summaries: dict,
+    comparisons: dict,
+    maps: tuple[str, ...],
+    titles: dict[str, str],
+    left_out: list[dict],
+) -> list[str]:
     main, first = next(iter(summaries.items()))
     lines = ["# Pictures against the truth", ""]
     for name, summary in summaries.items():
-        lines += [f"{titles[name]}: {summary['scored']} of {summary['pairs']} pairs scored, "
-                  f"{summary['set_scores']['pictures']} pictures on either side.  "]
+        lines += [
+            f"{titles[name]}: {summary['scored']} of {summary['pairs']} pairs scored, "
+            f"{summary['set_scores']['pictures']} pictures on either side.  "
+        ]
         lines += [f"- failed: {f['id']}: {f['reason']}" for f in summary["failed"]]
     lines += [f"- left out: {', '.join(item['scores'])}: {item['reason']}" for item in left_out]
-    lines += ["", "Mean over pairs (a pair is the mean of its pictures) and 95 % bootstrap interval. `_fg`: over the foreground."]
+    lines += [
+        "",
+        "Mean over pairs (a pair is the mean of its pictures) and 95 % bootstrap interval. `_fg`: over the foreground.",
+    ]
     for name in maps:
         scores = [f"{name}_{kind}" for kind in KINDS]
-        lines += ["", f"## {name.capitalize()}", "", *markdown_table(["", "pairs", *KINDS], [
-            [titles[key], str(s["scored"]), *(_cell(s, score) for score in scores)] for key, s in summaries.items()])]
-    lines += ["", f"The truth itself scores PSNR {PSNR_CAP:g} (the cap), SSIM 1, LPIPS 0 and CLIP 1.", "", "## CLIP", ""]
-    scores = [score for score in (*CLIP_SCORES, *TEXT_SCORES) if score in first["scores"]] or list(CLIP_SCORES)
-    lines += markdown_table(["", *scores, *SET_SCORES, "pictures", "reference pictures"], [
-        [titles[key], *(_cell(s, score) for score in scores),
-         *("none" if s["set_scores"][score] is None else f"{s['set_scores'][score]:.4g}" for score in SET_SCORES),
-         str(s["set_scores"]["pictures"]), str(s["set_scores"]["reference_pictures"])] for key, s in summaries.items()])
-    lines += [f"- no {score} of {titles[key]}: {reason}" for key, s in summaries.items()
-              for score, reason in s["set_scores"]["reasons"].items() if reason != NO_CLIP]  # that one is said above
+        lines += [
+            "",
+            f"## {name.capitalize()}",
+            "",
+            *markdown_table(
+                ["", "pairs", *KINDS],
+                [
+                    [titles[key], str(s["scored"]), *(_cell(s, score) for score in scores)]
+                    for key, s in summaries.items()
+                ],
+            ),
+        ]
+    lines += [
+        "",
+        f"The truth itself scores PSNR {PSNR_CAP:g} (the cap), SSIM 1, LPIPS 0 and CLIP 1.",
+        "",
+        "## CLIP",
+        "",
+    ]
+    scores = [score for score in (*CLIP_SCORES, *TEXT_SCORES) if score in first["scores"]] or list(
+        CLIP_SCORES
+    )
+    lines += markdown_table(
+        ["", *scores, *SET_SCORES, "pictures", "reference pictures"],
+        [
+            [
+                titles[key],
+                *(_cell(s, score) for score in scores),
+                *(
+                    "none" if s["set_scores"][score] is None else f"{s['set_scores'][score]:.4g}"
+                    for score in SET_SCORES
+                ),
+                str(s["set_scores"]["pictures"]),
+                str(s["set_scores"]["reference_pictures"]),
+            ]
+            for key, s in summaries.items()
+        ],
+    )
+    lines += [
+        f"- no {score} of {titles[key]}: {reason}"
+        for key, s in summaries.items()
+        for score, reason in s["set_scores"]["reasons"].items()
+        if reason != NO_CLIP
+    ]  # that one is said above
     if comparisons:
-        shown = [score for score in next(iter(comparisons.values())) if any(by[score]["share"] is not None
-                                                                            for by in comparisons.values())]
-        lines += ["", f"Share of pairs in which {titles[main]} is better than the other, and mean gain (positive is better).", ""]
-        lines += markdown_table(["than the", *shown], [
-            [titles[other], *(gain_cell(by[score]) for score in shown)] for other, by in comparisons.items()])
-    shown = [name for name in _headline(maps) if any(g.get(name) is not None for g in first["by_category"].values())]
+        shown = [
+            score
+            for score in next(iter(comparisons.values()))
+            if any(by[score]["share"] is not None for by in comparisons.values())
+        ]
+        lines += [
+            "",
+            f"Share of pairs in which {titles[main]} is better than the other, and mean gain (positive is better).",
+            "",
+        ]
+        lines += markdown_table(
+            ["than the", *shown],
+            [
+                [titles[other], *(gain_cell(by[score]) for score in shown)]
+                for other, by in comparisons.items()
+            ],
+        )
+    shown = [
+        name
+        for name in _headline(maps)
+        if any(g.get(name) is not None for g in first["by_category"].values())
+    ]
     return [*lines, "", *details(first, titles[main], shown)]
 
 
@@ -120,24 +232,38 @@ def picture_sheet(rows: list[dict], pairs: list[Pair], source: Source) -> Image.
     """The first picture of up to SHEET_ROWS pairs, from the worst to the best by foreground PSNR: truth beside prediction for
     each map. None when no pair was scored."""
     score = f"{source.maps[0]}_psnr_fg"
-    ranked = sorted((row for row in rows if row["status"] == "ok"), key=lambda row: (row[score], row["id"]))
+    ranked = sorted(
+        (row for row in rows if row["status"] == "ok"), key=lambda row: (row[score], row["id"])
+    )
     if not ranked:
         return None
-    chosen = sorted({int(k) for k in np.linspace(0, len(ranked) - 1, min(SHEET_ROWS, len(ranked))).round()})
+    chosen = sorted(
+        {int(k) for k in np.linspace(0, len(ranked) - 1, min(SHEET_ROWS, len(ranked))).round()}
+    )
     by_id = {pair.id: pair for pair in pairs}
     sheet = []
     for k in chosen:
         pair = by_id[ranked[k]["id"]]
         truth, pred = source.truth(pair)[0], source.prediction(pair)[0]
-        sheet.append([_thumbnail(x.maps[name], source.background) for name in source.maps for x in (truth, pred)])
-    return contact_sheet(sheet, [title for name in source.maps for title in (f"{name}: truth", "prediction")])
+        sheet.append(
+            [
+                _thumbnail(x.maps[name], source.background)
+                for name in source.maps
+                for x in (truth, pred)
+            ]
+        )
+    return contact_sheet(
+        sheet, [title for name in source.maps for title in (f"{name}: truth", "prediction")]
+    )
 
 
 def _thumbnail(picture: np.ndarray, background: tuple[int, int, int]) -> np.ndarray:
     """(H, W, 3) -> (SHEET_SIZE, SHEET_SIZE, 3), whole and undistorted."""
     image = Image.fromarray(picture)
     scale = SHEET_SIZE / max(image.size)
-    image = image.resize(tuple(max(1, round(length * scale)) for length in image.size), Image.Resampling.BICUBIC)
+    image = image.resize(
+        tuple(max(1, round(length * scale)) for length in image.size), Image.Resampling.BICUBIC
+    )
     square = Image.new("RGB", (SHEET_SIZE, SHEET_SIZE), background)
     square.paste(image, ((SHEET_SIZE - image.width) // 2, (SHEET_SIZE - image.height) // 2))
     return np.array(square)

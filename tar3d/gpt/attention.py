@@ -83,7 +83,11 @@ class KVCache:
         self.keys[:, :, self.filled : end] = k
         self.values[:, :, self.filled : end] = v
         self.filled = end
-        return self.keys[:, :, :end], self.values[:, :, :end], None if self.valid is None else self.valid[..., :end]
+        return (
+            self.keys[:, :, :end],
+            self.values[:, :, :end],
+            None if self.valid is None else self.valid[..., :end],
+        )
 
 
 @dataclass
@@ -106,14 +110,20 @@ class _Projections(nn.Module):
         self.k = nn.Linear(config.width, config.width, bias=False)
         self.v = nn.Linear(config.width, config.width, bias=False)
         self.o = nn.Linear(config.width, config.width, bias=False)
-        self.qk_gain = nn.Parameter(torch.ones(2, 1, 1, 1, config.head_dim))  # of the norms of q and of k
+        self.qk_gain = nn.Parameter(
+            torch.ones(2, 1, 1, 1, config.head_dim)
+        )  # of the norms of q and of k
 
     def _qkv(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
         """(B, S, D) -> q, k, v, each (B, H, S, head_dim) in the dtype of v; q and k normalised, mapped and rotated."""
         B, S, _ = x.shape
         v = self.v(x).view(B, S, self.num_heads, self.head_dim).transpose(1, 2)
         # As one tensor q and k need half the small operations: that is what a decoded token costs.
-        qk = torch.stack([self.q(x), self.k(x)]).view(2, B, S, self.num_heads, self.head_dim).transpose(2, 3)
+        qk = (
+            torch.stack([self.q(x), self.k(x)])
+            .view(2, B, S, self.num_heads, self.head_dim)
+            .transpose(2, 3)
+        )
         qk = F.rms_norm(qk.to(self.qk_gain.dtype), (self.head_dim,), eps=NORM_EPS) * self.qk_gain
         q, k = rotate(self._feature_map(qk), *rotary).to(v.dtype).unbind()
         return q, k, v
@@ -161,7 +171,9 @@ class LinearAttention(_Projections):
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__(config)
-        self.gate = nn.Linear(config.width, config.width, bias=False) if config.linear_gate else None
+        self.gate = (
+            nn.Linear(config.width, config.width, bias=False) if config.linear_gate else None
+        )
         self.o_norm = RMSNorm(config.head_dim)
         self.attend = self.backend(config.linear_backend, config.head_dim, config.chunk_size)
         slopes = linear_attention.layer_slopes(config.num_heads, layer, config.num_layers)
@@ -212,7 +224,9 @@ class GatedLinearAttention(LinearAttention):
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__(config, layer)
         self.delta = config.linear == "delta"
-        self.forget = nn.Linear(config.width, (2 if self.delta else 1) * config.num_heads, bias=False)
+        self.forget = nn.Linear(
+            config.width, (2 if self.delta else 1) * config.num_heads, bias=False
+        )
         self.forget_bias = nn.Parameter(torch.full((config.num_heads,), FIRST_STEP_SIZE))
         self.log_rate = nn.Parameter(self.slopes.log())
 
@@ -228,10 +242,14 @@ class GatedLinearAttention(LinearAttention):
         o, state = self.attend(*self._gated(x, rotary), lengths=extent.lengths)
         return self._output(o, x), StateCache(state)
 
-    def _gated(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    def _gated(
+        self, x: Tensor, rotary: Rotary
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
         """q, k, v (B, H, S, head_dim), log_decay and beta (B, H, S) of rows (B, S, D)."""
         gates = self.forget(x).transpose(1, 2)
-        return *self._qkv(x, rotary), *head_gates(gates, self.forget_bias[:, None], self.log_rate[:, None])
+        return *self._qkv(x, rotary), *head_gates(
+            gates, self.forget_bias[:, None], self.log_rate[:, None]
+        )
 
     def _feature_map(self, qk: Tensor) -> Tensor:
         return unit_silu(qk) if self.delta else F.silu(qk)

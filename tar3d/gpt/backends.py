@@ -63,7 +63,9 @@ class Kernels:
 
 LINEAR = {
     "fla": Kernels("fla.ops.simple_gla", "chunk_simple_gla", (torch.float32, *HALF)),
-    "lightning_attn": Kernels("lightning_attn.ops", "lightning_attn_func", (torch.float32, *HALF), (32, 64, 128)),
+    "lightning_attn": Kernels(
+        "lightning_attn.ops", "lightning_attn_func", (torch.float32, *HALF), (32, 64, 128)
+    ),
 }
 FULL = {
     "flash_attn": Kernels("flash_attn", "flash_attn_func", HALF, range(1, 257)),
@@ -79,8 +81,17 @@ class LinearBackend:
         if name in LINEAR:
             _check_package("gpt.linear_backend", name, LINEAR[name], head_dim)
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, state: Tensor | None = None, *,
-                 lengths: Tensor | None = None, want_state: bool = True) -> tuple[Tensor, Tensor | None]:
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        slopes: Tensor,
+        state: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        want_state: bool = True,
+    ) -> tuple[Tensor, Tensor | None]:
         """(o, state). Training throws the state away: `want_state=False` lets a kernel leave it out, as None."""
         form = self.form_for(q, k, v)
         if form == "fla" and (lengths is None or not want_state):
@@ -89,7 +100,9 @@ class LinearBackend:
             return lightning_attn(q, k, v, slopes), None
         if form == "reference":
             return linear_attention.reference(q, k, v, slopes, state, lengths=lengths)
-        return linear_attention.chunked(q, k, v, slopes, state, lengths=lengths, chunk_size=self.chunk_size)
+        return linear_attention.chunked(
+            q, k, v, slopes, state, lengths=lengths, chunk_size=self.chunk_size
+        )
 
     def form_for(self, *inputs: Tensor) -> str:
         gradients = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
@@ -110,14 +123,28 @@ class LinearBackend:
 class GatedBackend(LinearBackend):
     """The same for the forms of tar3d/gpt/gated_attention.py."""
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor | None, state: Tensor | None = None, *,
-                 lengths: Tensor | None = None, want_state: bool = True) -> tuple[Tensor, Tensor | None]:
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        log_decay: Tensor,
+        beta: Tensor | None,
+        state: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        want_state: bool = True,
+    ) -> tuple[Tensor, Tensor | None]:
         form = self.form_for(q, k, v)
         if form == "fla":
-            return fla_gated(q, k, v, log_decay, beta, state, lengths=lengths, want_state=want_state)
+            return fla_gated(
+                q, k, v, log_decay, beta, state, lengths=lengths, want_state=want_state
+            )
         if form == "reference":
             return gated_attention.reference(q, k, v, log_decay, beta, state, lengths=lengths)
-        return gated_attention.chunked(q, k, v, log_decay, beta, state, lengths=lengths, chunk_size=self.chunk_size)
+        return gated_attention.chunked(
+            q, k, v, log_decay, beta, state, lengths=lengths, chunk_size=self.chunk_size
+        )
 
 
 class FullBackend:
@@ -135,25 +162,51 @@ class FullBackend:
         return flash_attn(q, k, v) if self.name == "flash_attn" else xformers(q, k, v)
 
 
-def fla(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, state: Tensor | None = None, *,
-        want_state: bool = True) -> tuple[Tensor, Tensor | None]:
+def fla(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    slopes: Tensor,
+    state: Tensor | None = None,
+    *,
+    want_state: bool = True,
+) -> tuple[Tensor, Tensor | None]:
     """fla-core's chunked kernels. Without gradient for `slopes`; `torch.compile` breaks its graph here."""
     from fla.ops.simple_gla import chunk_simple_gla
 
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, T, H, D)
-    o, final = chunk_simple_gla(q, k, v, g_gamma=-slopes.float(), scale=1.0, initial_state=state, output_final_state=want_state)
+    o, final = chunk_simple_gla(
+        q,
+        k,
+        v,
+        g_gamma=-slopes.float(),
+        scale=1.0,
+        initial_state=state,
+        output_final_state=want_state,
+    )
     return o.transpose(1, 2), final
 
 
-def fla_gated(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor | None, state: Tensor | None = None, *,
-              lengths: Tensor | None = None, want_state: bool = True) -> tuple[Tensor, Tensor | None]:
+def fla_gated(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    beta: Tensor | None,
+    state: Tensor | None = None,
+    *,
+    lengths: Tensor | None = None,
+    want_state: bool = True,
+) -> tuple[Tensor, Tensor | None]:
     """fla-core's chunked kernels of decays that depend on the data, or with beta of the gated delta rule. Padding neither enters
     nor decays a state, so the one at the end of all rows is that at each row's own."""
     from fla.ops.gated_delta_rule import chunk_gated_delta_rule
     from fla.ops.simple_gla import chunk_simple_gla
 
     k, log_decay, beta = gated_attention.without_padding(lengths, k, log_decay, beta)
-    rows = [x.transpose(1, 2) for x in (q, k, v, log_decay, beta) if x is not None]  # (B, T, H, D), (B, T, H)
+    rows = [
+        x.transpose(1, 2) for x in (q, k, v, log_decay, beta) if x is not None
+    ]  # (B, T, H, D), (B, T, H)
     kernels = chunk_simple_gla if beta is None else chunk_gated_delta_rule
     o, final = kernels(*rows, scale=1.0, initial_state=state, output_final_state=want_state)
     return o.transpose(1, 2), final
@@ -163,7 +216,9 @@ def lightning_attn(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
     """lightning-attn's kernels, compiled anew for every length and batch size."""
     from lightning_attn.ops import lightning_attn_func
 
-    with torch.cuda.device_of(q):  # Triton launches on the current device, whatever the inputs are on
+    with torch.cuda.device_of(
+        q
+    ):  # Triton launches on the current device, whatever the inputs are on
         return lightning_attn_func(q, k, v, slopes.float())
 
 
@@ -180,8 +235,10 @@ def xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     try:
         return memory_efficient_attention(q, k, v, attn_bias=LowerTriangularMask()).transpose(1, 2)
     except NotImplementedError as e:  # its message lists every operator with what that lacks
-        raise ValueError(f"gpt.attention_backend is xformers, but none of its operators takes {_name(q.dtype)} heads of "
-                         f"{q.shape[-1]} on this GPU: write gpt.attention_backend=auto") from e
+        raise ValueError(
+            f"gpt.attention_backend is xformers, but none of its operators takes {_name(q.dtype)} heads of "
+            f"{q.shape[-1]} on this GPU: write gpt.attention_backend=auto"
+        ) from e
 
 
 def refusals(device: torch.device, dtype: torch.dtype) -> dict[str, dict[str, str]]:
@@ -189,20 +246,32 @@ def refusals(device: torch.device, dtype: torch.dtype) -> dict[str, dict[str, st
     result: dict[str, dict[str, str]] = {"gpt.linear_backend": {}, "gpt.attention_backend": {}}
     for (option, reasons), packages in zip(result.items(), (LINEAR, FULL), strict=True):
         for name, kernels in packages.items():
-            reason = _import_error(kernels.module, kernels.function) or kernels.refusal(device, dtype)
-            reasons[name] = reason or (_fla_backward_fault() if (option, name) == ("gpt.linear_backend", "fla") else "")
+            reason = _import_error(kernels.module, kernels.function) or kernels.refusal(
+                device, dtype
+            )
+            reasons[name] = reason or (
+                _fla_backward_fault() if (option, name) == ("gpt.linear_backend", "fla") else ""
+            )
     return result
 
 
 def _check_package(option: str, name: str, kernels: Kernels, head_dim: int) -> None:
     reason = _import_error(kernels.module, kernels.function)
     if reason:
-        raise ValueError(f"{option} is {name}, but the package cannot be used here ({reason}): "
-                         f"install it as requirements-cuda.txt says, or write {option}=auto")
+        raise ValueError(
+            f"{option} is {name}, but the package cannot be used here ({reason}): "
+            f"install it as requirements-cuda.txt says, or write {option}=auto"
+        )
     if kernels.head_dims is not None and head_dim not in kernels.head_dims:
-        takes = "up to 256" if isinstance(kernels.head_dims, range) else " or ".join(map(str, kernels.head_dims))
-        raise ValueError(f"{option} is {name}, which takes heads of {takes}, but gpt.width / gpt.num_heads is {head_dim}: "
-                         f"write {option}=auto, or change one of the two")
+        takes = (
+            "up to 256"
+            if isinstance(kernels.head_dims, range)
+            else " or ".join(map(str, kernels.head_dims))
+        )
+        raise ValueError(
+            f"{option} is {name}, which takes heads of {takes}, but gpt.width / gpt.num_heads is {head_dim}: "
+            f"write {option}=auto, or change one of the two"
+        )
 
 
 def _check(option: str, name: str, reason: str) -> None:
@@ -237,13 +306,17 @@ def _fla_backward_fault() -> str:
 @_constant
 def _fastest_on_cuda(dtype: torch.dtype, gradients: bool) -> str:
     kernels = LINEAR["fla"]
-    reason = _import_error(kernels.module, kernels.function) or kernels.refusal(torch.device("cuda"), dtype)
+    reason = _import_error(kernels.module, kernels.function) or kernels.refusal(
+        torch.device("cuda"), dtype
+    )
     if not reason and gradients:
         reason = _fla_backward_fault()
     if not reason:
         return "fla"
-    _say_once(f"gpt.linear_backend=auto: linear attention is `chunked` PyTorch on this GPU instead of fla's kernels ({reason}). "
-              "requirements-cuda.txt says how to install those; gpt.linear_backend=chunked asks for the former and is silent")
+    _say_once(
+        f"gpt.linear_backend=auto: linear attention is `chunked` PyTorch on this GPU instead of fla's kernels ({reason}). "
+        "requirements-cuda.txt says how to install those; gpt.linear_backend=chunked asks for the former and is silent"
+    )
     return "chunked"
 
 
@@ -252,7 +325,12 @@ def _import_error(module: str, function: str) -> str:
     """Why `function` of an optional package cannot be had, or ""."""
     try:
         getattr(importlib.import_module(module), function)
-    except (ImportError, OSError, RuntimeError, AttributeError) as e:  # absent, or made for another torch, Triton or CUDA
+    except (
+        ImportError,
+        OSError,
+        RuntimeError,
+        AttributeError,
+    ) as e:  # absent, or made for another torch, Triton or CUDA
         return f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else 'no reason given'}"
     return ""
 

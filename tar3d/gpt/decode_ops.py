@@ -29,8 +29,12 @@ ONEDNN_ROWS = 2  # a hint; the layout serves any number of rows
 def pack(weight: Tensor) -> Tensor:
     """A weight (N, D) in the form in which these operations read it fastest on its device."""
     weight = weight.detach().contiguous()
-    if (weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.numel() >= ONEDNN_LEAST_WEIGHTS
-            and torch.backends.mkldnn.is_available()):
+    if (
+        weight.device.type == "cpu"
+        and weight.dtype == torch.float32
+        and weight.numel() >= ONEDNN_LEAST_WEIGHTS
+        and torch.backends.mkldnn.is_available()
+    ):
         return torch.ops.mkldnn._reorder_linear_weight(weight, ONEDNN_ROWS)
     return weight
 
@@ -51,8 +55,15 @@ def norm_swiglu(x: Tensor, gain: Tensor, weight: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
-def linear_attend(projected: Tensor, cos: Tensor, sin: Tensor, qk_gain: Tensor, decay: Tensor, o_gain: Tensor,
-                  state: Tensor) -> Tensor:
+def linear_attend(
+    projected: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    qk_gain: Tensor,
+    decay: Tensor,
+    o_gain: Tensor,
+    state: Tensor,
+) -> Tensor:
     """Lightning attention of one position: q, k, v and the gate, if there is one, as `projected` (B, 3 D or 4 D) -> (B, D).
 
     cos, sin (d,); qk_gain (2, d); decay (H,), exp(-slope) of each head; o_gain (d,); state (B, H, d, d) float32, updated.
@@ -68,8 +79,17 @@ def linear_attend(projected: Tensor, cos: Tensor, sin: Tensor, qk_gain: Tensor, 
     return o.to(projected.dtype)
 
 
-def gated_attend(projected: Tensor, cos: Tensor, sin: Tensor, qk_gain: Tensor, bias: Tensor, log_rate: Tensor, o_gain: Tensor,
-                 delta: bool, state: Tensor) -> Tensor:
+def gated_attend(
+    projected: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    qk_gain: Tensor,
+    bias: Tensor,
+    log_rate: Tensor,
+    o_gain: Tensor,
+    delta: bool,
+    state: Tensor,
+) -> Tensor:
     """Linear attention whose decay depends on the data, of one position: q, k, v, the gate if there is one, and what tells heads
     to forget as `projected` (B, 3 D or 4 D, and H or with the delta rule 2 H more) -> (B, D). bias and log_rate (H,); the rest as
     in `linear_attend`."""
@@ -88,8 +108,17 @@ def gated_attend(projected: Tensor, cos: Tensor, sin: Tensor, qk_gain: Tensor, b
     return o.to(projected.dtype)
 
 
-def full_attend(projected: Tensor, cos: Tensor, sin: Tensor, qk_gain: Tensor, keys: Tensor, values: Tensor, slot: Tensor,
-                valid: Tensor | None, window: int) -> Tensor:
+def full_attend(
+    projected: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    qk_gain: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    slot: Tensor,
+    valid: Tensor | None,
+    window: int,
+) -> Tensor:
     """Softmax attention of one position: q, k, v as `projected` (B, 3 D) -> (B, D).
 
     k and v go to `slot` (1,) int64 of keys, values (B, H, C, d). Attention sees the first `window` slots (more than `slot`), of
@@ -99,8 +128,12 @@ def full_attend(projected: Tensor, cos: Tensor, sin: Tensor, qk_gain: Tensor, ke
     q, k = _rotated(None, projected, cos, sin, qk_gain, H)
     keys.index_copy_(2, slot, k[:, :, None].to(keys.dtype))
     values.index_copy_(2, slot, projected[:, 2 * H * d :].view(B, H, 1, d))
-    o = F.scaled_dot_product_attention(q[:, :, None].to(keys.dtype), keys[:, :, :window], values[:, :, :window],
-                                       attn_mask=None if valid is None else valid[..., :window])
+    o = F.scaled_dot_product_attention(
+        q[:, :, None].to(keys.dtype),
+        keys[:, :, :window],
+        values[:, :, :window],
+        attn_mask=None if valid is None else valid[..., :window],
+    )
     return o.reshape(B, H * d)
 
 
@@ -108,7 +141,9 @@ def _normalise(x: Tensor) -> Tensor:
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + NORM_EPS)
 
 
-def _rotated(feature_map, projected: Tensor, cos: Tensor, sin: Tensor, qk_gain: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
+def _rotated(
+    feature_map, projected: Tensor, cos: Tensor, sin: Tensor, qk_gain: Tensor, num_heads: int
+) -> tuple[Tensor, Tensor]:
     """q and k (B, H, d) float32 out of `projected`: normalised, mapped and rotated."""
     d = qk_gain.shape[1]
     qk = projected[:, : 2 * num_heads * d].view(-1, 2, num_heads, d).float()

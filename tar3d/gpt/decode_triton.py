@@ -45,7 +45,9 @@ DOT_OUTPUTS, DOT_OUTPUTS_MANY, DOT_MANY = 16, 32, 2048
 # Attention: slots that a program takes at once, and the number of programs to aim at: 132 SMs hold 3 each of 150 registers. Where
 # that is not enough for the heads, a few splits keep the last programs from running alone.
 ATTEND_SLOTS, ATTEND_PROGRAMS, ATTEND_LEAST_SPLITS, ATTEND_STAGES = 64, 384, 4, 3
-OPTIONS = {"enable_fp_fusion": True}  # a product and its sum as one instruction; no longer Triton's default from 3.10 on
+OPTIONS = {
+    "enable_fp_fusion": True
+}  # a product and its sum as one instruction; no longer Triton's default from 3.10 on
 
 
 def norm_linear(x: Tensor, gain: Tensor, weight: Tensor) -> Tensor:
@@ -65,8 +67,15 @@ def norm_swiglu(x: Tensor, gain: Tensor, weight: Tensor) -> Tensor:
     return _linear(x, gain, weight, None, out, swiglu=True)
 
 
-def linear_attend(projected: Tensor, cos: Tensor, sin: Tensor, qk_gain: Tensor, decay: Tensor, o_gain: Tensor,
-                  state: Tensor) -> Tensor:
+def linear_attend(
+    projected: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    qk_gain: Tensor,
+    decay: Tensor,
+    o_gain: Tensor,
+    state: Tensor,
+) -> Tensor:
     """Lightning attention of one position: q, k, v and the gate, if there is one, as `projected` (B, 3 D or 4 D) -> (B, D).
 
     cos, sin (d,); qk_gain (2, d); decay (H,), exp(-slope) of each head; o_gain (d,); state (B, H, d, d) float32, updated.
@@ -78,14 +87,37 @@ def linear_attend(projected: Tensor, cos: Tensor, sin: Tensor, qk_gain: Tensor, 
         raise ValueError(f"the state must be float32, got {state.dtype}")
     out = torch.empty(B, H * d, dtype=projected.dtype, device=projected.device)
     block = triton.next_power_of_2(d)
-    _linear_attend_kernel[B * H,](projected, cos, sin, qk_gain, decay, o_gain, state, out, H, HEAD_DIM=d, BLOCK_D=block,
-                                  GATE=projected.shape[1] == 4 * H * d, EPS=NORM_EPS, num_warps=4 if block <= 64 else 8,
-                                  **OPTIONS)
+    _linear_attend_kernel[B * H,](
+        projected,
+        cos,
+        sin,
+        qk_gain,
+        decay,
+        o_gain,
+        state,
+        out,
+        H,
+        HEAD_DIM=d,
+        BLOCK_D=block,
+        GATE=projected.shape[1] == 4 * H * d,
+        EPS=NORM_EPS,
+        num_warps=4 if block <= 64 else 8,
+        **OPTIONS,
+    )
     return out
 
 
-def full_attend(projected: Tensor, cos: Tensor, sin: Tensor, qk_gain: Tensor, keys: Tensor, values: Tensor, slot: Tensor,
-                valid: Tensor | None, window: int) -> Tensor:
+def full_attend(
+    projected: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    qk_gain: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    slot: Tensor,
+    valid: Tensor | None,
+    window: int,
+) -> Tensor:
     """Softmax attention of one position: q, k, v as `projected` (B, 3 D) -> (B, D).
 
     k and v go to `slot` (1,) int64 of keys, values (B, H, C, d); attention sees the slots up to it, of those the ones in `valid`
@@ -96,49 +128,133 @@ def full_attend(projected: Tensor, cos: Tensor, sin: Tensor, qk_gain: Tensor, ke
     _check_heads(projected, d, B, (3 * H * d,))
     _check(projected, cos, sin, qk_gain, keys, values, slot)
     if not keys.dtype == values.dtype == projected.dtype:
-        raise ValueError(f"keys {keys.dtype}, values {values.dtype} and projected {projected.dtype} must have one dtype")
+        raise ValueError(
+            f"keys {keys.dtype}, values {values.dtype} and projected {projected.dtype} must have one dtype"
+        )
     if valid is not None:
         if valid.dtype != torch.bool or valid.shape not in ((B, 1, 1, C), (1, 1, 1, C)):
-            raise ValueError(f"valid must be ({B} or 1, 1, 1, {C}) bool, got {tuple(valid.shape)} {valid.dtype}")
+            raise ValueError(
+                f"valid must be ({B} or 1, 1, 1, {C}) bool, got {tuple(valid.shape)} {valid.dtype}"
+            )
         _check(valid)
-    splits = min(triton.cdiv(window, ATTEND_SLOTS), max(ATTEND_LEAST_SPLITS, ATTEND_PROGRAMS // (B * H)))
+    splits = min(
+        triton.cdiv(window, ATTEND_SLOTS), max(ATTEND_LEAST_SPLITS, ATTEND_PROGRAMS // (B * H))
+    )
     partial = torch.empty(B * H, splits, d, dtype=torch.float32, device=keys.device)
-    scores = torch.empty(B * H, splits, 2, dtype=torch.float32, device=keys.device)  # the highest, sum of the weights
+    scores = torch.empty(
+        B * H, splits, 2, dtype=torch.float32, device=keys.device
+    )  # the highest, sum of the weights
     out = torch.empty(B, H * d, dtype=keys.dtype, device=keys.device)
     block = triton.next_power_of_2(d)
     sizes = {"HEAD_DIM": d, "SPLITS": splits, "BLOCK_D": block, "BLOCK_S": ATTEND_SLOTS}
     stride = 0 if valid is None or len(valid) == 1 else C
-    _attend_kernel[B * H, splits](projected, cos, sin, qk_gain, keys, values, slot, valid, stride, partial, scores, H, C,
-                                  EPS=NORM_EPS, STAGES=ATTEND_STAGES, **sizes, num_warps=4 if block <= 64 else 8, **OPTIONS)
-    _combine_kernel[B * H,](partial, scores, slot, out, BLOCK_SPLITS=triton.next_power_of_2(splits), **sizes, num_warps=1,
-                            **OPTIONS)
+    _attend_kernel[B * H, splits](
+        projected,
+        cos,
+        sin,
+        qk_gain,
+        keys,
+        values,
+        slot,
+        valid,
+        stride,
+        partial,
+        scores,
+        H,
+        C,
+        EPS=NORM_EPS,
+        STAGES=ATTEND_STAGES,
+        **sizes,
+        num_warps=4 if block <= 64 else 8,
+        **OPTIONS,
+    )
+    _combine_kernel[B * H,](
+        partial,
+        scores,
+        slot,
+        out,
+        BLOCK_SPLITS=triton.next_power_of_2(splits),
+        **sizes,
+        num_warps=1,
+        **OPTIONS,
+    )
     return out
 
 
-def _linear(x: Tensor, gain: Tensor | None, weight: Tensor, residual: Tensor | None, out: Tensor, *,
-            swiglu: bool = False) -> Tensor:
+def _linear(
+    x: Tensor,
+    gain: Tensor | None,
+    weight: Tensor,
+    residual: Tensor | None,
+    out: Tensor,
+    *,
+    swiglu: bool = False,
+) -> Tensor:
     _check(*(tensor for tensor in (x, gain, weight, residual) if tensor is not None))
     (B, D), N = x.shape, out.shape[1]
     if weight.shape != (N * (1 + swiglu), D) or len(out) != B:
-        raise ValueError(f"x {tuple(x.shape)}, weight {tuple(weight.shape)} and result {tuple(out.shape)} do not belong together")
-    vector = 16 // max(x.element_size(), weight.element_size())  # columns of the wider one in a load of 16 bytes
+        raise ValueError(
+            f"x {tuple(x.shape)}, weight {tuple(weight.shape)} and result {tuple(out.shape)} do not belong together"
+        )
+    vector = 16 // max(
+        x.element_size(), weight.element_size()
+    )  # columns of the wider one in a load of 16 bytes
     dot = B > MOST_ROWS_SUMMED and weight.dtype != torch.float32
     if dot:
-        rows, outputs = min(DOT_MOST_ROWS, max(16, triton.next_power_of_2(B))), DOT_OUTPUTS if N < DOT_MANY else DOT_OUTPUTS_MANY
+        rows, outputs = (
+            min(DOT_MOST_ROWS, max(16, triton.next_power_of_2(B))),
+            DOT_OUTPUTS if N < DOT_MANY else DOT_OUTPUTS_MANY,
+        )
         width, warps = DOT_WIDTH, DOT_WARPS
     else:
-        rows, warps, width = min(MOST_ROWS_SUMMED, triton.next_power_of_2(B)), SUM_WARPS, 32 * SUM_WARPS * vector
+        rows, warps, width = (
+            min(MOST_ROWS_SUMMED, triton.next_power_of_2(B)),
+            SUM_WARPS,
+            32 * SUM_WARPS * vector,
+        )
         outputs = SUM_OUTPUTS // 2 if swiglu or rows == MOST_ROWS_SUMMED else SUM_OUTPUTS
     _linear_kernel[triton.cdiv(B, rows), triton.cdiv(N, outputs)](
-        x, gain, weight, residual, out, B, N, WIDTH=D, SWIGLU=swiglu, DOT=dot, EPS=NORM_EPS, BLOCK_B=rows, BLOCK_N=outputs,
-        BLOCK_K=width, VECTOR=vector, STAGES=DOT_STAGES, num_warps=warps, **OPTIONS)
+        x,
+        gain,
+        weight,
+        residual,
+        out,
+        B,
+        N,
+        WIDTH=D,
+        SWIGLU=swiglu,
+        DOT=dot,
+        EPS=NORM_EPS,
+        BLOCK_B=rows,
+        BLOCK_N=outputs,
+        BLOCK_K=width,
+        VECTOR=vector,
+        STAGES=DOT_STAGES,
+        num_warps=warps,
+        **OPTIONS,
+    )
     return out
 
 
 @triton.jit
-def _linear_kernel(x_ptr, gain_ptr, weight_ptr, residual_ptr, out_ptr, num_rows, num_outputs, WIDTH: tl.constexpr,
-                   SWIGLU: tl.constexpr, DOT: tl.constexpr, EPS: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr,
-                   BLOCK_K: tl.constexpr, VECTOR: tl.constexpr, STAGES: tl.constexpr):
+def _linear_kernel(
+    x_ptr,
+    gain_ptr,
+    weight_ptr,
+    residual_ptr,
+    out_ptr,
+    num_rows,
+    num_outputs,
+    WIDTH: tl.constexpr,
+    SWIGLU: tl.constexpr,
+    DOT: tl.constexpr,
+    EPS: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    VECTOR: tl.constexpr,
+    STAGES: tl.constexpr,
+):
     """BLOCK_N outputs of BLOCK_B rows: x, normed if there is a gain, times the weights; with SWIGLU both weights of an output."""
     first_row = tl.program_id(0) * BLOCK_B
     output = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -158,7 +274,9 @@ def _linear_kernel(x_ptr, gain_ptr, weight_ptr, residual_ptr, out_ptr, num_rows,
             square = tl.zeros((BLOCK_K, BLOCK_B), tl.float32)
             for start in tl.static_range(0, WIDTH, BLOCK_K):
                 k = start + column
-                x = tl.load(x_rows[None, :] + k[:, None], mask=(k < WIDTH)[:, None], other=0.0).to(tl.float32)
+                x = tl.load(x_rows[None, :] + k[:, None], mask=(k < WIDTH)[:, None], other=0.0).to(
+                    tl.float32
+                )
                 square += x * x
             scale = tl.rsqrt(tl.sum(square, 0) / WIDTH + EPS)
         sums = tl.zeros((BLOCK_N, BLOCK_B), tl.float32)
@@ -170,7 +288,9 @@ def _linear_kernel(x_ptr, gain_ptr, weight_ptr, residual_ptr, out_ptr, num_rows,
                 gain = tl.load(gain_ptr + k, mask=k < WIDTH, other=0.0).to(tl.float32)
                 part = part.to(tl.float32) * scale[None, :] * gain[:, None]
             part = part.to(dtype)
-            weight = tl.load(weight_rows[:, None] + k[None, :], mask=(k < WIDTH)[None, :], other=0.0)
+            weight = tl.load(
+                weight_rows[:, None] + k[None, :], mask=(k < WIDTH)[None, :], other=0.0
+            )
             sums = tl.dot(weight, part, sums)
             if SWIGLU:
                 up = tl.load(up_rows[:, None] + k[None, :], mask=(k < WIDTH)[None, :], other=0.0)
@@ -185,9 +305,13 @@ def _linear_kernel(x_ptr, gain_ptr, weight_ptr, residual_ptr, out_ptr, num_rows,
         # would go through shared memory, one block after the other.
         for start in tl.static_range(0, WIDTH, BLOCK_K):
             k = (start + column)[None, :]
-            weight = tl.load(tl.max_contiguous(weight_rows[:, None] + k, (1, VECTOR)), mask=k < WIDTH, other=0.0)
+            weight = tl.load(
+                tl.max_contiguous(weight_rows[:, None] + k, (1, VECTOR)), mask=k < WIDTH, other=0.0
+            )
             if SWIGLU:
-                up = tl.load(tl.max_contiguous(up_rows[:, None] + k, (1, VECTOR)), mask=k < WIDTH, other=0.0)
+                up = tl.load(
+                    tl.max_contiguous(up_rows[:, None] + k, (1, VECTOR)), mask=k < WIDTH, other=0.0
+                )
             xs = ()
             for r in tl.static_range(BLOCK_B):
                 x_row = x_ptr + tl.minimum(first_row + r, num_rows - 1) * WIDTH
@@ -234,8 +358,14 @@ def _head(x_ptr, gain_ptr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
     c = tl.arange(0, BLOCK_D)
     inside = c < HEAD_DIM
     other = tl.where(c < HEAD_DIM // 2, c + HEAD_DIM // 2, c - HEAD_DIM // 2)
-    x, gain = tl.load(x_ptr + c, mask=inside, other=0.0), tl.load(gain_ptr + c, mask=inside, other=0.0)
-    y, other_gain = tl.load(x_ptr + other, mask=inside, other=0.0), tl.load(gain_ptr + other, mask=inside, other=0.0)
+    x, gain = (
+        tl.load(x_ptr + c, mask=inside, other=0.0),
+        tl.load(gain_ptr + c, mask=inside, other=0.0),
+    )
+    y, other_gain = (
+        tl.load(x_ptr + other, mask=inside, other=0.0),
+        tl.load(gain_ptr + other, mask=inside, other=0.0),
+    )
     return x.to(tl.float32), gain.to(tl.float32), y.to(tl.float32), other_gain.to(tl.float32)
 
 
@@ -251,8 +381,21 @@ def _rotated(head, cos, sin, HEAD_DIM: tl.constexpr, EPS: tl.constexpr, SILU: tl
 
 
 @triton.jit
-def _linear_attend_kernel(projected_ptr, cos_ptr, sin_ptr, gain_ptr, decay_ptr, o_gain_ptr, state_ptr, out_ptr, num_heads,
-                          HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, GATE: tl.constexpr, EPS: tl.constexpr):
+def _linear_attend_kernel(
+    projected_ptr,
+    cos_ptr,
+    sin_ptr,
+    gain_ptr,
+    decay_ptr,
+    o_gain_ptr,
+    state_ptr,
+    out_ptr,
+    num_heads,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    GATE: tl.constexpr,
+    EPS: tl.constexpr,
+):
     """One head of one row: a program holds its whole state. All loads come first: none is moved over an exchange of threads."""
     pair = tl.program_id(0)
     row, head = pair // num_heads, pair % num_heads
@@ -260,10 +403,15 @@ def _linear_attend_kernel(projected_ptr, cos_ptr, sin_ptr, gain_ptr, decay_ptr, 
     c = tl.arange(0, BLOCK_D)
     inside = c < HEAD_DIM
     tile = inside[:, None] & inside[None, :]
-    state_block = state_ptr + pair.to(tl.int64) * HEAD_DIM * HEAD_DIM + c[:, None] * HEAD_DIM + c[None, :]
+    state_block = (
+        state_ptr + pair.to(tl.int64) * HEAD_DIM * HEAD_DIM + c[:, None] * HEAD_DIM + c[None, :]
+    )
     here = projected_ptr + row * width * (4 if GATE else 3) + head * HEAD_DIM
     state = tl.load(state_block, mask=tile, other=0.0)
-    q_head, k_head = _head(here, gain_ptr, HEAD_DIM, BLOCK_D), _head(here + width, gain_ptr + HEAD_DIM, HEAD_DIM, BLOCK_D)
+    q_head, k_head = (
+        _head(here, gain_ptr, HEAD_DIM, BLOCK_D),
+        _head(here + width, gain_ptr + HEAD_DIM, HEAD_DIM, BLOCK_D),
+    )
     cos = tl.load(cos_ptr + c, mask=inside, other=0.0).to(tl.float32)
     sin = tl.load(sin_ptr + c, mask=inside, other=0.0).to(tl.float32)
     v = tl.load(here + 2 * width + c, mask=inside, other=0.0).to(tl.float32)
@@ -271,20 +419,43 @@ def _linear_attend_kernel(projected_ptr, cos_ptr, sin_ptr, gain_ptr, decay_ptr, 
     o_gain = tl.load(o_gain_ptr + c, mask=inside, other=0.0).to(tl.float32)
     if GATE:
         gate = tl.load(here + 3 * width + c, mask=inside, other=0.0).to(tl.float32)
-    q, k = _rotated(q_head, cos, sin, HEAD_DIM, EPS, True), _rotated(k_head, cos, sin, HEAD_DIM, EPS, True)
+    q, k = (
+        _rotated(q_head, cos, sin, HEAD_DIM, EPS, True),
+        _rotated(k_head, cos, sin, HEAD_DIM, EPS, True),
+    )
     state = state * decay + k[:, None] * v[None, :]
     tl.store(state_block, state, mask=tile)
     o = tl.sum(q[:, None] * state, 0)
     o *= tl.rsqrt(tl.sum(o * o, 0) / HEAD_DIM + EPS) * o_gain
     if GATE:
         o *= tl.sigmoid(gate)
-    tl.store(out_ptr + row * width + head * HEAD_DIM + c, o.to(out_ptr.dtype.element_ty), mask=inside)
+    tl.store(
+        out_ptr + row * width + head * HEAD_DIM + c, o.to(out_ptr.dtype.element_ty), mask=inside
+    )
 
 
 @triton.jit
-def _attend_kernel(projected_ptr, cos_ptr, sin_ptr, gain_ptr, keys_ptr, values_ptr, slot_ptr, valid_ptr, valid_stride,
-                   partial_ptr, scores_ptr, num_heads, capacity, HEAD_DIM: tl.constexpr, SPLITS: tl.constexpr,
-                   BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr, EPS: tl.constexpr, STAGES: tl.constexpr):
+def _attend_kernel(
+    projected_ptr,
+    cos_ptr,
+    sin_ptr,
+    gain_ptr,
+    keys_ptr,
+    values_ptr,
+    slot_ptr,
+    valid_ptr,
+    valid_stride,
+    partial_ptr,
+    scores_ptr,
+    num_heads,
+    capacity,
+    HEAD_DIM: tl.constexpr,
+    SPLITS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    EPS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
     """One head of one row over every SPLITS-th block of slots: its weighted sum of values, highest score and sum of weights.
 
     The program whose block holds `slot` writes k and v there and takes its own; nobody reads that slot of the caches.
@@ -317,8 +488,12 @@ def _attend_kernel(projected_ptr, cos_ptr, sin_ptr, gain_ptr, keys_ptr, values_p
         tile = seen[:, None] & inside[None, :]
         if valid_ptr is not None:
             seen = seen & (tl.load(valid_ptr + row * valid_stride + s, mask=seen, other=0) != 0)
-        k = tl.load(keys_ptr + s[:, None] * HEAD_DIM + c[None, :], mask=tile, other=0.0).to(tl.float32)
-        v = tl.load(values_ptr + s[:, None] * HEAD_DIM + c[None, :], mask=tile, other=0.0).to(tl.float32)
+        k = tl.load(keys_ptr + s[:, None] * HEAD_DIM + c[None, :], mask=tile, other=0.0).to(
+            tl.float32
+        )
+        v = tl.load(values_ptr + s[:, None] * HEAD_DIM + c[None, :], mask=tile, other=0.0).to(
+            tl.float32
+        )
         score = tl.where(seen, tl.sum(k * q[None, :], 1), float("-inf"))
         higher = tl.maximum(highest, score)
         base = tl.where(higher == float("-inf"), 0.0, higher)  # -inf - -inf is NaN
@@ -336,20 +511,35 @@ def _attend_kernel(projected_ptr, cos_ptr, sin_ptr, gain_ptr, keys_ptr, values_p
         tl.store(values_ptr + slot * HEAD_DIM + c, v, mask=inside)
         own_score = tl.sum(q * k.to(tl.float32), 0)
         if valid_ptr is not None:
-            own_score = tl.where(tl.load(valid_ptr + row * valid_stride + slot) != 0, own_score, float("-inf"))
+            own_score = tl.where(
+                tl.load(valid_ptr + row * valid_stride + slot) != 0, own_score, float("-inf")
+            )
         own_v = v.to(tl.float32)
     top = tl.maximum(tl.max(highest, 0), own_score)
     base = tl.where(top == float("-inf"), 0.0, top)
     fade, own_weight = tl.exp2(highest - base), tl.exp2(own_score - base)
     place = pair * SPLITS + split
-    tl.store(partial_ptr + place * HEAD_DIM + c, tl.sum(sums * fade[:, None], 0) + own_weight * own_v, mask=inside)
+    tl.store(
+        partial_ptr + place * HEAD_DIM + c,
+        tl.sum(sums * fade[:, None], 0) + own_weight * own_v,
+        mask=inside,
+    )
     tl.store(scores_ptr + place * 2, top)
     tl.store(scores_ptr + place * 2 + 1, tl.sum(weights * fade, 0) + own_weight)
 
 
 @triton.jit
-def _combine_kernel(partial_ptr, scores_ptr, slot_ptr, out_ptr, HEAD_DIM: tl.constexpr, SPLITS: tl.constexpr,
-                    BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_SPLITS: tl.constexpr):
+def _combine_kernel(
+    partial_ptr,
+    scores_ptr,
+    slot_ptr,
+    out_ptr,
+    HEAD_DIM: tl.constexpr,
+    SPLITS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_SPLITS: tl.constexpr,
+):
     """What the splits of one head of one row come to together; 0 where no slot is valid."""
     pair = tl.program_id(0)
     c, split = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_SPLITS)
@@ -358,7 +548,11 @@ def _combine_kernel(partial_ptr, scores_ptr, slot_ptr, out_ptr, HEAD_DIM: tl.con
     place = pair * SPLITS + split
     highest = tl.load(scores_ptr + place * 2, mask=written, other=float("-inf"))
     weights = tl.load(scores_ptr + place * 2 + 1, mask=written, other=0.0)
-    sums = tl.load(partial_ptr + place[:, None] * HEAD_DIM + c[None, :], mask=written[:, None] & inside[None, :], other=0.0)
+    sums = tl.load(
+        partial_ptr + place[:, None] * HEAD_DIM + c[None, :],
+        mask=written[:, None] & inside[None, :],
+        other=0.0,
+    )
     top = tl.max(highest, 0)
     fade = tl.exp2(highest - tl.where(top == float("-inf"), 0.0, top))
     total = tl.sum(weights * fade, 0)
@@ -373,16 +567,26 @@ _INTERPRETED = not isinstance(_linear_kernel, triton.JITFunction)
 def _check(*tensors: Tensor) -> None:
     for tensor in tensors:
         if tensor.dtype not in (*DTYPES, torch.int64, torch.bool):
-            raise ValueError(f"decoding with Triton takes float32, bfloat16 and float16, got {tensor.dtype}")
+            raise ValueError(
+                f"decoding with Triton takes float32, bfloat16 and float16, got {tensor.dtype}"
+            )
         if not tensor.is_contiguous():
             shape, strides = tuple(tensor.shape), tensor.stride()
-            raise ValueError(f"decoding with Triton takes contiguous tensors, got {shape} with strides {strides}")
+            raise ValueError(
+                f"decoding with Triton takes contiguous tensors, got {shape} with strides {strides}"
+            )
         if not (tensor.is_cuda or _INTERPRETED):
-            raise ValueError(f"decoding with Triton needs tensors on a CUDA device, got one on {tensor.device}")
+            raise ValueError(
+                f"decoding with Triton needs tensors on a CUDA device, got one on {tensor.device}"
+            )
 
 
 def _check_heads(projected: Tensor, head_dim: int, rows: int, widths: tuple[int, ...]) -> None:
     if head_dim % 2 or head_dim > MOST_HEAD_DIM:
-        raise ValueError(f"decoding with Triton takes even head dimensions up to {MOST_HEAD_DIM}, got {head_dim}")
+        raise ValueError(
+            f"decoding with Triton takes even head dimensions up to {MOST_HEAD_DIM}, got {head_dim}"
+        )
     if len(projected) != rows or projected.shape[1] not in widths:
-        raise ValueError(f"projected must be ({rows}, {' or '.join(map(str, widths))}), got {tuple(projected.shape)}")
+        raise ValueError(
+            f"projected must be ({rows}, {' or '.join(map(str, widths))}), got {tuple(projected.shape)}"
+        )

@@ -40,7 +40,10 @@ from tar3d.gpt.model import GPT, Block, SwiGLU
 from tar3d.gpt.sampling import guide, sample
 
 BACKENDS = ("auto", "plain", "compiled", "triton")
-MIN_WINDOW, MAX_GRAPHS = 512, 8  # a captured step sees a multiple of so many slots, with at most so many graphs
+MIN_WINDOW, MAX_GRAPHS = (
+    512,
+    8,
+)  # a captured step sees a multiple of so many slots, with at most so many graphs
 WARMUPS = 3  # steps on a side stream before a capture, as torch.cuda.graph asks for
 REPORT_EVERY = 128  # steps between two reports of progress on CUDA: each waits for the device
 
@@ -81,8 +84,12 @@ class Buffers:
     hidden: Tensor  # (G, D) float32, the layers' last output
     step: Tensor  # (1,) int64, the last step whose tokens are known
     slot: Tensor  # (1,) int64, where its keys and values go
-    memories: list[tuple[Tensor, ...]]  # of each layer: the state (G, H, d, d) float32, or keys and values (G, H, C, d)
-    valid: Tensor | None  # (G, 1, 1, C) bool: slots that hold something; None: all before and at `slot`
+    memories: list[
+        tuple[Tensor, ...]
+    ]  # of each layer: the state (G, H, d, d) float32, or keys and values (G, H, C, d)
+    valid: (
+        Tensor | None
+    )  # (G, 1, 1, C) bool: slots that hold something; None: all before and at `slot`
     hints: Tensor | None  # (G, steps, D) float32
     guess: Tensor | None  # (B, T, K)
     codes: Tensor | None  # (K, V)
@@ -102,10 +109,14 @@ class Engine:
 
     def __init__(self, gpt: GPT, backend: str = "auto") -> None:
         if backend not in BACKENDS:
-            raise ValueError(f"the decoding backend is {backend!r}, allowed are {', '.join(BACKENDS)}")
+            raise ValueError(
+                f"the decoding backend is {backend!r}, allowed are {', '.join(BACKENDS)}"
+            )
         self.gpt, self.config, self.device = gpt, gpt.config, gpt.head.weight.device
         autocast = torch.is_autocast_enabled(self.device.type)
-        self.dtype = torch.get_autocast_dtype(self.device.type) if autocast else gpt.head.weight.dtype
+        self.dtype = (
+            torch.get_autocast_dtype(self.device.type) if autocast else gpt.head.weight.dtype
+        )
         self.backend = "plain" if backend == "auto" else backend
         self.capacity = self.config.condition_tokens + self.config.num_steps - 1
         # Exact windows cost a CPU nothing. A graph and a compiled layer are made for one window, so there they are few.
@@ -113,10 +124,14 @@ class Engine:
         self.static = self.graphed or backend == "compiled"
         self.window = max(MIN_WINDOW, -(-self.capacity // MAX_GRAPHS)) if self.static else 1
         if backend == "triton" and self.config.linear != "lightning":
-            raise ValueError("the decoding backend triton has lightning attention alone, but gpt.linear is "
-                             f"{self.config.linear}: choose plain or auto")
+            raise ValueError(
+                "the decoding backend triton has lightning attention alone, but gpt.linear is "
+                f"{self.config.linear}: choose plain or auto"
+            )
         if backend == "triton":
-            self.window = self.capacity  # its kernels look at what is filled, whatever the window: one graph does
+            self.window = (
+                self.capacity
+            )  # its kernels look at what is filled, whatever the window: one graph does
         self._ops = _operations(self.backend, self.device)
         layers = _layer_functions(self._ops)
         if backend == "compiled":
@@ -132,15 +147,26 @@ class Engine:
     def _pack(self) -> None:
         gpt, pack = self.gpt, partial(_packed, self.dtype, self.backend != "compiled")
         self._blocks = [_pack_block(block, pack) for block in gpt.blocks]
-        self._embedding, self._gain, self._head = gpt.token_embedding.weight, gpt.norm.weight, pack(gpt.head)
-        self._places = None if gpt.position_embedding is None else gpt.position_embedding(0, self.config.num_steps)  # (steps, D)
+        self._embedding, self._gain, self._head = (
+            gpt.token_embedding.weight,
+            gpt.norm.weight,
+            pack(gpt.head),
+        )
+        self._places = (
+            None
+            if gpt.position_embedding is None
+            else gpt.position_embedding(0, self.config.num_steps)
+        )  # (steps, D)
         self._offsets = torch.arange(self.config.tokens_per_step, device=self.device)
         self._merge = None if gpt.merge is None else pack(gpt.merge)
         self._cell_head = None
         if gpt.cell_head is not None:
             head = gpt.cell_head
-            self._cell_head = PackedCellHead(head.plane.weight, [pack(linear) for linear in head.before],
-                                             [_pack_mlp(n, m, pack) for n, m in zip(head.norms, head.mlps, strict=True)])
+            self._cell_head = PackedCellHead(
+                head.plane.weight,
+                [pack(linear) for linear in head.before],
+                [_pack_mlp(n, m, pack) for n, m in zip(head.norms, head.mlps, strict=True)],
+            )
 
     def prepare(self, batch: int, sampling: SamplingConfig, codes: Tensor | None = None) -> None:
         """Makes the buffers for `batch` shapes sampled in this way, and on CUDA warms up and captures; nothing if that is done.
@@ -152,7 +178,10 @@ class Engine:
         if key == self._prepared_for:
             return
         start = time.perf_counter()
-        self._graphs, self.buffers = {}, None  # gives their memory back before the new ones are made
+        self._graphs, self.buffers = (
+            {},
+            None,
+        )  # gives their memory back before the new ones are made
         self.sampling, self.guided = sampling, sampling.cfg_scale != 1
         self.buffers = self._new_buffers(batch, codes)
         if self.graphed:
@@ -160,8 +189,14 @@ class Engine:
         self._prepared_for, self.prepare_seconds = key, time.perf_counter() - start
 
     @torch.inference_mode()
-    def run(self, condition: Condition, sampling: SamplingConfig, draws: Tensor, codes: Tensor | None = None,
-            progress: Callable[[int, int], None] | None = None) -> Tensor:
+    def run(
+        self,
+        condition: Condition,
+        sampling: SamplingConfig,
+        draws: Tensor,
+        codes: Tensor | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
         """The tokens (B, T) int64 of each condition row. `draws` (B, T) in [0, 1) decide them.
 
         `codes` (V, K), the tokenizer's codebook, is needed for a sketch_scale above 0. `progress` is called with (tokens
@@ -209,16 +244,28 @@ class Engine:
             if block.o_gain is not None:
                 memories.append((torch.zeros(rows, heads, d, d, dtype=torch.float32, **make),))
             else:
-                memories.append(tuple(torch.zeros(2, rows, heads, self.capacity, d, dtype=self.dtype, **make)))
+                memories.append(
+                    tuple(torch.zeros(2, rows, heads, self.capacity, d, dtype=self.dtype, **make))
+                )
         sketched = codes is not None
         return Buffers(
             ids=torch.zeros(batch, config.num_tokens, dtype=torch.int64, **make),
-            draws=torch.zeros(batch, config.num_tokens, **make), hidden=torch.zeros(rows, config.width, **make),
-            step=torch.zeros(1, dtype=torch.int64, **make), slot=torch.zeros(1, dtype=torch.int64, **make), memories=memories,
-            valid=torch.zeros(rows, 1, 1, self.capacity, dtype=torch.bool, **make) if self.static else None,
-            hints=torch.zeros(rows, config.num_steps, config.width, **make) if config.sketch_dim else None,
-            guess=torch.zeros(batch, config.num_tokens, codes.shape[1], **make) if sketched else None,
-            codes=codes.float().T.contiguous() if sketched else None)
+            draws=torch.zeros(batch, config.num_tokens, **make),
+            hidden=torch.zeros(rows, config.width, **make),
+            step=torch.zeros(1, dtype=torch.int64, **make),
+            slot=torch.zeros(1, dtype=torch.int64, **make),
+            memories=memories,
+            valid=torch.zeros(rows, 1, 1, self.capacity, dtype=torch.bool, **make)
+            if self.static
+            else None,
+            hints=torch.zeros(rows, config.num_steps, config.width, **make)
+            if config.sketch_dim
+            else None,
+            guess=torch.zeros(batch, config.num_tokens, codes.shape[1], **make)
+            if sketched
+            else None,
+            codes=codes.float().T.contiguous() if sketched else None,
+        )
 
     def _capture(self) -> None:
         """One graph for each window. The steps that warm up and capture leave rubbish in the buffers; `_fill` replaces it."""
@@ -245,8 +292,11 @@ class Engine:
         null, source = None, torch.arange(batch, device=self.device)
         if self.guided:
             # One more row, whose condition the null prefix replaces.
-            condition = Condition(torch.cat([condition.embeddings, condition.embeddings[-1:]]),
-                                  torch.cat([condition.mask, condition.mask[-1:]]), condition.full)
+            condition = Condition(
+                torch.cat([condition.embeddings, condition.embeddings[-1:]]),
+                torch.cat([condition.mask, condition.mask[-1:]]),
+                condition.full,
+            )
             null = torch.arange(batch + 1, device=self.device) == batch
             source = torch.cat([source, source.new_full((batch,), batch)])
         _, cache = self.gpt.prefill(condition, null=null, room=0)
@@ -288,10 +338,14 @@ class Engine:
         x = self._embed(tokens)  # (G, n D)
         if self._merge is not None:
             zero = torch.zeros(len(x), self.config.width, device=self.device)
-            x = self._ops.linear_add(x.to(self.dtype), self._merge, zero if place is None else zero + place)
+            x = self._ops.linear_add(
+                x.to(self.dtype), self._merge, zero if place is None else zero + place
+            )
         elif place is not None:
             x = x + place
-        cos, sin = (table.index_select(0, after)[0] for table in (self.gpt.rope.cos, self.gpt.rope.sin))
+        cos, sin = (
+            table.index_select(0, after)[0] for table in (self.gpt.rope.cos, self.gpt.rope.sin)
+        )
         if self.static:
             b.valid.index_fill_(3, b.slot, True)
         for block, memory in zip(self._blocks, b.memories, strict=True):
@@ -307,16 +361,23 @@ class Engine:
     def _draw_step(self) -> None:
         """Draws the tokens of `step` from the layers' output for it."""
         b, n = self.buffers, self.config.tokens_per_step
-        known = None if self._cell_head is None else torch.zeros_like(b.hidden)  # what the cell's tokens so far add
+        known = (
+            None if self._cell_head is None else torch.zeros_like(b.hidden)
+        )  # what the cell's tokens so far add
         for plane in range(n):
             position = b.step * n + plane
             scores = self._scores(b.hidden, known, plane)
             if b.guess is not None:
-                scores = scores + self.sampling.sketch_scale * b.guess.index_select(1, position)[:, 0] @ b.codes
+                scores = (
+                    scores
+                    + self.sampling.sketch_scale * b.guess.index_select(1, position)[:, 0] @ b.codes
+                )
             token = sample(scores, self.sampling, b.draws.index_select(1, position)[:, 0])
             b.ids.index_copy_(1, position, token[:, None])
             if plane + 1 < n:
-                known = self._ops.linear_add(self._embed(token[:, None]).to(self.dtype), self._cell_head.before[plane], known)
+                known = self._ops.linear_add(
+                    self._embed(token[:, None]).to(self.dtype), self._cell_head.before[plane], known
+                )
 
     def _scores(self, hidden: Tensor, known: Tensor | None, plane: int) -> Tensor:
         """(B, V) float32. The head is linear, so guidance comes before it, and it sees one row a shape."""
@@ -327,7 +388,11 @@ class Engine:
         x = F.rms_norm(hidden, hidden.shape[-1:], self._gain, NORM_EPS)
         if self.guided:
             x = guide(*x.chunk(2), self.sampling.cfg_scale)
-        return self._ops.linear_add(x.to(self.dtype), self._head, torch.zeros(len(x), self.config.codebook_size, device=x.device))
+        return self._ops.linear_add(
+            x.to(self.dtype),
+            self._head,
+            torch.zeros(len(x), self.config.codebook_size, device=x.device),
+        )
 
     def _embed(self, tokens: Tensor) -> Tensor:
         """(B, m) -> (G, m D) float32: both rows of a shape get its tokens."""
@@ -341,16 +406,31 @@ def _layer_functions(ops: ModuleType) -> tuple[Callable, Callable, Callable]:
     def mlp_layer(x: Tensor, mlp: PackedMLP) -> Tensor:
         return ops.linear_add(ops.norm_swiglu(x, mlp.gain, mlp.gate_up), mlp.down, x)
 
-    def linear_layer(x: Tensor, block: PackedBlock, cos: Tensor, sin: Tensor, state: Tensor) -> Tensor:
+    def linear_layer(
+        x: Tensor, block: PackedBlock, cos: Tensor, sin: Tensor, state: Tensor
+    ) -> Tensor:
         projected = ops.norm_linear(x, block.gain, block.qkv)
         if block.forget is None:
-            o = ops.linear_attend(projected, cos, sin, block.qk_gain, block.decay, block.o_gain, state)
+            o = ops.linear_attend(
+                projected, cos, sin, block.qk_gain, block.decay, block.o_gain, state
+            )
         else:
-            o = ops.gated_attend(projected, cos, sin, block.qk_gain, *block.forget, block.o_gain, block.delta, state)
+            o = ops.gated_attend(
+                projected, cos, sin, block.qk_gain, *block.forget, block.o_gain, block.delta, state
+            )
         return mlp_layer(ops.linear_add(o, block.o, x), block.mlp)
 
-    def full_layer(x: Tensor, block: PackedBlock, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, slot: Tensor,
-                   valid: Tensor | None, window: int) -> Tensor:
+    def full_layer(
+        x: Tensor,
+        block: PackedBlock,
+        cos: Tensor,
+        sin: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        slot: Tensor,
+        valid: Tensor | None,
+        window: int,
+    ) -> Tensor:
         projected = ops.norm_linear(x, block.gain, block.qkv)
         o = ops.full_attend(projected, cos, sin, block.qk_gain, keys, values, slot, valid, window)
         return mlp_layer(ops.linear_add(o, block.o, x), block.mlp)
@@ -362,11 +442,15 @@ def _operations(backend: str, device: torch.device) -> ModuleType:
     if backend != "triton":
         return decode_ops
     if device.type != "cuda":
-        raise ValueError(f"the decoding backend triton needs a CUDA GPU, the model is on {device}: choose plain or auto")
+        raise ValueError(
+            f"the decoding backend triton needs a CUDA GPU, the model is on {device}: choose plain or auto"
+        )
     try:
         from tar3d.gpt import decode_triton
     except ImportError as e:
-        raise ValueError(f"the decoding backend triton needs the package triton ({e}): install it, or choose plain") from e
+        raise ValueError(
+            f"the decoding backend triton needs the package triton ({e}): install it, or choose plain"
+        ) from e
     return decode_triton
 
 
@@ -379,14 +463,23 @@ def _packed(dtype: torch.dtype, opaque: bool, *linears: nn.Linear) -> Tensor:
 
 def _pack_block(block: Block, pack: Callable[..., Tensor]) -> PackedBlock:
     attention = block.attention
-    linear, gated = isinstance(attention, LinearAttention), isinstance(attention, GatedLinearAttention)
+    linear, gated = (
+        isinstance(attention, LinearAttention),
+        isinstance(attention, GatedLinearAttention),
+    )
     gate = [attention.gate] if linear and attention.gate is not None else []
     gate += [attention.forget] if gated else []
-    return PackedBlock(block.attention_norm.weight, pack(attention.q, attention.k, attention.v, *gate),
-                       attention.qk_gain.reshape(2, -1), pack(attention.o), _pack_mlp(block.mlp_norm, block.mlp, pack),
-                       torch.exp(-attention.slopes) if linear and not gated else None,
-                       attention.o_norm.weight if linear else None,
-                       (attention.forget_bias, attention.log_rate) if gated else None, gated and attention.delta)
+    return PackedBlock(
+        block.attention_norm.weight,
+        pack(attention.q, attention.k, attention.v, *gate),
+        attention.qk_gain.reshape(2, -1),
+        pack(attention.o),
+        _pack_mlp(block.mlp_norm, block.mlp, pack),
+        torch.exp(-attention.slopes) if linear and not gated else None,
+        attention.o_norm.weight if linear else None,
+        (attention.forget_bias, attention.log_rate) if gated else None,
+        gated and attention.delta,
+    )
 
 
 def _pack_mlp(norm: RMSNorm, mlp: SwiGLU, pack: Callable[..., Tensor]) -> PackedMLP:

@@ -15,7 +15,9 @@ def of_others(source: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def condition_nll(model: nn.Module, tokens: Tensor, source: dict[str, Tensor], batch_size: int = 16) -> dict[str, Tensor]:
+def condition_nll(
+    model: nn.Module, tokens: Tensor, source: dict[str, Tensor], batch_size: int = 16
+) -> dict[str, Tensor]:
     """NLL in nats of every token, (N, T) float32 on the CPU, under "right", "shuffled" and "null"; with no source, "null" alone.
 
     `model.token_nll(tokens, source, dropped)` gives the NLL (B, T) of tokens (B, T) int64 under a source of tensors (B, ...), as
@@ -23,9 +25,13 @@ def condition_nll(model: nn.Module, tokens: Tensor, source: dict[str, Tensor], b
     """
     for kind, shown in source.items():
         if len(tokens) != len(shown):
-            raise ValueError(f"{len(tokens)} rows of tokens but {len(shown)} of the condition {kind}: give each row its own")
+            raise ValueError(
+                f"{len(tokens)} rows of tokens but {len(shown)} of the condition {kind}: give each row its own"
+            )
     device, was_training = next(model.parameters()).device, model.training
-    losses: dict[str, list[Tensor]] = {name: [] for name in (("right", "shuffled", "null") if source else ("null",))}
+    losses: dict[str, list[Tensor]] = {
+        name: [] for name in (("right", "shuffled", "null") if source else ("null",))
+    }
     shuffled = of_others(source)
     model.eval()
     try:
@@ -33,7 +39,10 @@ def condition_nll(model: nn.Module, tokens: Tensor, source: dict[str, Tensor], b
             part = slice(start, start + batch_size)
             targets = tokens[part].to(device)
             for name, parts in losses.items():
-                given = {kind: shown[part].to(device) for kind, shown in (shuffled if name == "shuffled" else source).items()}
+                given = {
+                    kind: shown[part].to(device)
+                    for kind, shown in (shuffled if name == "shuffled" else source).items()
+                }
                 dropped = torch.full((len(targets),), name == "null", device=device)
                 parts.append(model.token_nll(targets, given, dropped).cpu())
     finally:

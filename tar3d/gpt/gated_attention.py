@@ -23,8 +23,9 @@ def _precise(q: Tensor) -> torch.dtype:
     return torch.float64 if q.dtype == torch.float64 else torch.float32
 
 
-def without_padding(lengths: Tensor | None, k: Tensor, log_decay: Tensor,
-                    beta: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+def without_padding(
+    lengths: Tensor | None, k: Tensor, log_decay: Tensor, beta: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Padding that neither enters the state nor decays it."""
     if lengths is None:
         return k, log_decay, beta
@@ -32,11 +33,19 @@ def without_padding(lengths: Tensor | None, k: Tensor, log_decay: Tensor,
     return k * valid[..., None], log_decay * valid, None if beta is None else beta * valid
 
 
-def recurrent_step(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor | None,
-                   state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def recurrent_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    beta: Tensor | None,
+    state: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """One position: T must be 1. O(D^2), whatever came before."""
     if q.shape[2] != 1:
-        raise ValueError(f"recurrent_step takes one position, got {q.shape[2]}; use chunked for more")
+        raise ValueError(
+            f"recurrent_step takes one position, got {q.shape[2]}; use chunked for more"
+        )
     dtype = _precise(q)
     output_dtype, (q, k, v) = q.dtype, (x.to(dtype) for x in (q, k, v))
     state = q.new_zeros(*q.shape[:2], q.shape[3], v.shape[3]) if state is None else state.to(dtype)
@@ -47,22 +56,45 @@ def recurrent_step(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Ten
     return (q @ state).to(output_dtype), state
 
 
-def reference(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor | None, state: Tensor | None = None, *,
-              lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    beta: Tensor | None,
+    state: Tensor | None = None,
+    *,
+    lengths: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """The definition, one position after the other: what the other forms are tested against."""
     k, log_decay, beta = without_padding(lengths, k, log_decay, beta)
     outputs = []
     with torch.autocast(q.device.type, enabled=False):
         for t in range(q.shape[2]):
             at = slice(t, t + 1)
-            o, state = recurrent_step(q[:, :, at], k[:, :, at], v[:, :, at], log_decay[:, :, at],
-                                      None if beta is None else beta[:, :, at], state)
+            o, state = recurrent_step(
+                q[:, :, at],
+                k[:, :, at],
+                v[:, :, at],
+                log_decay[:, :, at],
+                None if beta is None else beta[:, :, at],
+                state,
+            )
             outputs.append(o)
     return torch.cat(outputs, dim=2), state
 
 
-def chunked(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor | None, state: Tensor | None = None, *,
-            lengths: Tensor | None = None, chunk_size: int = 64) -> tuple[Tensor, Tensor]:
+def chunked(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    beta: Tensor | None,
+    state: Tensor | None = None,
+    *,
+    lengths: Tensor | None = None,
+    chunk_size: int = 64,
+) -> tuple[Tensor, Tensor]:
     """Exact and O(T C + T D): quadratic inside a chunk, a carried state between chunks. Every exponent is <= 0.
 
     Products run in float32 with beta, whose inverse needs it, else in the inputs' dtype.
@@ -76,13 +108,19 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor | N
         padding = n * C - T
         if padding:
             q, k, v = (F.pad(x, (0, 0, 0, padding)) for x in (q, k, v))
-            log_decay, beta = (None if x is None else F.pad(x, (0, padding)) for x in (log_decay, beta))
+            log_decay, beta = (
+                None if x is None else F.pad(x, (0, padding)) for x in (log_decay, beta)
+            )
         if beta is not None:
             q, k, v, beta = (x.to(dtype) for x in (q, k, v, beta))
         q, k, v = (x.reshape(B, H, n, C, D) for x in (q, k, v))
-        total = log_decay.to(dtype).reshape(B, H, n, C).cumsum(-1)  # from the chunk's start to each position
+        total = (
+            log_decay.to(dtype).reshape(B, H, n, C).cumsum(-1)
+        )  # from the chunk's start to each position
         later = torch.ones(C, C, dtype=torch.bool, device=q.device).triu(1)
-        inside = (total[..., :, None] - total[..., None, :]).masked_fill(later, -torch.inf).exp()  # (B, H, n, C, C)
+        inside = (
+            (total[..., :, None] - total[..., None, :]).masked_fill(later, -torch.inf).exp()
+        )  # (B, H, n, C, C)
         from_start, to_end = total.exp()[..., None], (total[..., -1:] - total).exp()[..., None]
         q_start, k_end = q * from_start.to(q.dtype), k * to_end.to(q.dtype)
         known = None
@@ -90,8 +128,12 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor | N
             b = beta.reshape(B, H, n, C, 1)
             within = (b * k @ k.transpose(-1, -2)) * inside
             unit = torch.eye(C, dtype=dtype, device=q.device) + within.tril(-1)
-            v, known = torch.linalg.solve_triangular(unit, torch.cat([b * v, b * k * from_start], dim=-1), upper=False,
-                                                     unitriangular=True).split(D, dim=-1)
+            v, known = torch.linalg.solve_triangular(
+                unit,
+                torch.cat([b * v, b * k * from_start], dim=-1),
+                upper=False,
+                unitriangular=True,
+            ).split(D, dim=-1)
         scores = (q @ k.transpose(-1, -2)) * inside.to(q.dtype)
         state = q.new_zeros(B, H, D, D, dtype=dtype) if state is None else state.to(dtype)
         outputs = []
@@ -100,5 +142,7 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor | N
             if known is not None:
                 added = added - known[:, :, c] @ state
             outputs.append(q_start[:, :, c] @ state.to(q.dtype) + scores[:, :, c] @ added)
-            state = state * from_start[:, :, c, -1:] + (k_end[:, :, c].transpose(-1, -2) @ added).to(dtype)
+            state = state * from_start[:, :, c, -1:] + (
+                k_end[:, :, c].transpose(-1, -2) @ added
+            ).to(dtype)
     return torch.cat(outputs, dim=2)[:, :, :T].to(output_dtype), state

@@ -13,9 +13,15 @@ from tar3d.gpt.model import GPT
 from tar3d.gpt.sampling import uniform_draws
 
 
-def generate(gpt: GPT, condition: Condition, sampling: SamplingConfig, seeds: list[int],
-             progress: Callable[[int, int], None] | None = None, codes: Tensor | None = None,
-             engine: Engine | None = None) -> Tokens:
+def generate(
+    gpt: GPT,
+    condition: Condition,
+    sampling: SamplingConfig,
+    seeds: list[int],
+    progress: Callable[[int, int], None] | None = None,
+    codes: Tensor | None = None,
+    engine: Engine | None = None,
+) -> Tokens:
     """Samples the tokens of each condition row; row b is decided by `seeds[b]` and its own condition alone.
 
     Guidance (cfg_scale other than 1) adds a null row to each. `progress` is called with (tokens done, T). `codes` (V, K),
@@ -23,9 +29,21 @@ def generate(gpt: GPT, condition: Condition, sampling: SamplingConfig, seeds: li
     one copies the weights, so whoever calls often keeps it.
     """
     if sampling.sketch_scale and (gpt.sketch is None or codes is None):
-        raise ValueError(f"sketch_scale is {sampling.sketch_scale:g}, but "
-                         + ("this GPT has no sketch (gpt.sketch_dim): use 0" if gpt.sketch is None else "the codes are missing"))
+        raise ValueError(
+            f"sketch_scale is {sampling.sketch_scale:g}, but "
+            + (
+                "this GPT has no sketch (gpt.sketch_dim): use 0"
+                if gpt.sketch is None
+                else "the codes are missing"
+            )
+        )
     if len(seeds) != len(condition.embeddings):
-        raise ValueError(f"{len(seeds)} seeds for {len(condition.embeddings)} condition rows: give each row its own")
-    ids = (engine or Engine(gpt)).run(condition, sampling, uniform_draws(seeds, gpt.config.num_tokens), codes, progress)
-    return Tokens(gpt.reordered(ids).clone())  # a clone made out here is an ordinary tensor that training may use
+        raise ValueError(
+            f"{len(seeds)} seeds for {len(condition.embeddings)} condition rows: give each row its own"
+        )
+    ids = (engine or Engine(gpt)).run(
+        condition, sampling, uniform_draws(seeds, gpt.config.num_tokens), codes, progress
+    )
+    return Tokens(
+        gpt.reordered(ids).clone()
+    )  # a clone made out here is an ordinary tensor that training may use

@@ -51,8 +51,15 @@ def _decay(slopes: Tensor, age: Tensor) -> Tensor:
     return torch.where(age >= 0, torch.exp(-slopes * age.clamp_min(0)), 0.0)
 
 
-def reference(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, state: Tensor | None = None, *,
-              lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    slopes: Tensor,
+    state: Tensor | None = None,
+    *,
+    lengths: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """The definition, O(T^2): what the other forms are tested against."""
     dtype = _state_dtype(q)
     with torch.autocast(q.device.type, enabled=False):
@@ -72,8 +79,16 @@ def reference(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, state: Tensor | N
     return o.to(output_dtype), final
 
 
-def chunked(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, state: Tensor | None = None, *,
-            lengths: Tensor | None = None, chunk_size: int = 64) -> tuple[Tensor, Tensor]:
+def chunked(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    slopes: Tensor,
+    state: Tensor | None = None,
+    *,
+    lengths: Tensor | None = None,
+    chunk_size: int = 64,
+) -> tuple[Tensor, Tensor]:
     """Exact and O(T C + T D): quadratic inside a chunk, a carried state between chunks.
 
     Products run in the inputs' dtype, the carried states in float32. Every exponent is <= 0, so no slope overflows.
@@ -88,7 +103,9 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, state: Tensor | Non
             q, k, v = (F.pad(x, (0, 0, 0, n * C - T)) for x in (q, k, v))
         q, k, v = (x.reshape(B, H, n, C, D) for x in (q, k, v))
         position = torch.arange(C, device=q.device)
-        inside = _decay(slopes[:, None, None], position[:, None] - position).to(q.dtype)  # (H, C, C)
+        inside = _decay(slopes[:, None, None], position[:, None] - position).to(
+            q.dtype
+        )  # (H, C, C)
         from_start = _decay(slopes[:, None], position + 1).to(q.dtype)  # (H, C)
         to_end = _decay(slopes[:, None], C - 1 - position).to(q.dtype)  # (H, C)
 
@@ -98,7 +115,10 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, state: Tensor | Non
         between = _decay(slopes[:, None, None], C * (chunk[:, None] - 1 - chunk))  # (H, n, n)
         before = (between @ sums.reshape(B, H, n, D * D)).reshape(B, H, n, D, D)
         if state is not None:
-            before = before + state.to(dtype)[:, :, None] * _decay(slopes[:, None], C * chunk)[..., None, None]
+            before = (
+                before
+                + state.to(dtype)[:, :, None] * _decay(slopes[:, None], C * chunk)[..., None, None]
+            )
 
         scores = (q @ k.transpose(-1, -2)) * inside[:, None]  # (B, H, n, C, C)
         o = scores @ v + (q * from_start[:, None, :, None]) @ before.to(q.dtype)
@@ -106,7 +126,9 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, state: Tensor | Non
     return o.reshape(B, H, n * C, D)[:, :, :T], final
 
 
-def _state_at(k: Tensor, v: Tensor, slopes: Tensor, before: Tensor, lengths: Tensor | int) -> Tensor:
+def _state_at(
+    k: Tensor, v: Tensor, slopes: Tensor, before: Tensor, lengths: Tensor | int
+) -> Tensor:
     """The state (B, H, D, D) at `lengths`, from the one before the chunk that holds the last valid position.
 
     Going on from there at the chunk's true length avoids the exp(+slope padding) that undoing a padded tail would need.
@@ -117,15 +139,23 @@ def _state_at(k: Tensor, v: Tensor, slopes: Tensor, before: Tensor, lengths: Ten
     last = (lengths - 1).clamp_min(0) // C  # (B,)
     rest = lengths - last * C  # (B,) valid positions of that chunk
     row = torch.arange(B, device=k.device)
-    weight = _decay(slopes[:, None], rest[:, None, None] - 1 - torch.arange(C, device=k.device))  # (B, H, C)
-    added = (k[row, :, last].to(before.dtype) * weight[..., None]).transpose(-1, -2) @ v[row, :, last].to(before.dtype)
+    weight = _decay(
+        slopes[:, None], rest[:, None, None] - 1 - torch.arange(C, device=k.device)
+    )  # (B, H, C)
+    added = (k[row, :, last].to(before.dtype) * weight[..., None]).transpose(-1, -2) @ v[
+        row, :, last
+    ].to(before.dtype)
     return before[row, :, last] * _decay(slopes, rest[:, None])[..., None, None] + added
 
 
-def recurrent_step(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def recurrent_step(
+    q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """One position: T must be 1. O(D^2), whatever came before."""
     if q.shape[2] != 1:
-        raise ValueError(f"recurrent_step takes one position, got {q.shape[2]}; use chunked for more")
+        raise ValueError(
+            f"recurrent_step takes one position, got {q.shape[2]}; use chunked for more"
+        )
     dtype = _state_dtype(q)
     added = k.to(dtype).transpose(-1, -2) * v.to(dtype)  # (B, H, D, D)
     if state is not None:

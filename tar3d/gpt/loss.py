@@ -40,9 +40,16 @@ def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 def token_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """NLL of every token in nats: (...) float32, for arguments as those of `cross_entropy`. Without gradients."""
     _check(hidden, weight, targets)
-    flat, matrix, wanted = _in_compute_dtype(hidden.flatten(0, -2)), _in_compute_dtype(weight), targets.flatten()
+    flat, matrix, wanted = (
+        _in_compute_dtype(hidden.flatten(0, -2)),
+        _in_compute_dtype(weight),
+        targets.flatten(),
+    )
     with torch.autocast(weight.device.type, enabled=False):
-        parts = [F.cross_entropy(_wide(flat[part] @ matrix.T), wanted[part], reduction="none") for part in _parts(flat, matrix)]
+        parts = [
+            F.cross_entropy(_wide(flat[part] @ matrix.T), wanted[part], reduction="none")
+            for part in _parts(flat, matrix)
+        ]
     return torch.cat(parts).view(targets.shape)
 
 
@@ -75,7 +82,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, scale: Tensor) -> tuple[Tensor, Tensor, None]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
-        return hidden_gradient * scale.to(hidden_gradient.dtype), weight_gradient * scale.to(weight_gradient.dtype), None
+        return (
+            hidden_gradient * scale.to(hidden_gradient.dtype),
+            weight_gradient * scale.to(weight_gradient.dtype),
+            None,
+        )
 
 
 def _parts(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
@@ -88,7 +99,11 @@ def _parts(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
 def _in_compute_dtype(x: Tensor) -> Tensor:
     """x as a matrix product under autocast would read it."""
     kind = x.device.type
-    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) and x.dtype != torch.float64 else x
+    return (
+        x.to(torch.get_autocast_dtype(kind))
+        if torch.is_autocast_enabled(kind) and x.dtype != torch.float64
+        else x
+    )
 
 
 def _wide(logits: Tensor) -> Tensor:
@@ -96,6 +111,12 @@ def _wide(logits: Tensor) -> Tensor:
 
 
 def _check(hidden: Tensor, weight: Tensor, targets: Tensor) -> None:
-    if hidden.shape[:-1] != targets.shape or hidden.shape[-1] != weight.shape[1] or targets.numel() == 0:
-        raise ValueError("cross-entropy takes hidden states (..., D), a head's weight (V, D) and at least one target (...); got "
-                         f"{tuple(hidden.shape)}, {tuple(weight.shape)} and {tuple(targets.shape)}")
+    if (
+        hidden.shape[:-1] != targets.shape
+        or hidden.shape[-1] != weight.shape[1]
+        or targets.numel() == 0
+    ):
+        raise ValueError(
+            "cross-entropy takes hidden states (..., D), a head's weight (V, D) and at least one target (...); got "
+            f"{tuple(hidden.shape)}, {tuple(weight.shape)} and {tuple(targets.shape)}"
+        )

@@ -43,8 +43,15 @@ from tar3d.gpt.rope import TriPE
 from tar3d.token_order import NUM_PLANES, coordinates, num_tokens, places
 
 INIT_STD = 0.02
-LINEAR = {"lightning": LinearAttention, "gated": GatedLinearAttention, "delta": GatedLinearAttention}
-SKETCH_GUESS = ("sketch.guess.", "sketch.local")  # how the names of a GPT's parameters begin that make the sketch's guess
+LINEAR = {
+    "lightning": LinearAttention,
+    "gated": GatedLinearAttention,
+    "delta": GatedLinearAttention,
+}
+SKETCH_GUESS = (
+    "sketch.guess.",
+    "sketch.local",
+)  # how the names of a GPT's parameters begin that make the sketch's guess
 CELL_LAYERS = 2  # SwiGLU layers of the head that tells the tokens of a cell apart
 
 
@@ -122,9 +129,19 @@ class Sketch(nn.Module):
         if config.sketch_local:
             self.local_norm = RMSNorm(config.condition_width)
             self.local = nn.Linear(config.condition_width, config.sketch_local, bias=False)
-        self.guess = nn.Sequential(nn.Linear(seen, hidden), nn.GELU(), nn.Linear(hidden, config.num_tokens * config.sketch_dim))
-        self.project = nn.Linear(config.tokens_per_step * config.sketch_dim, config.width, bias=False)
-        self.condition_tokens, self.num_tokens, self.num_steps = config.condition_tokens, config.num_tokens, config.num_steps
+        self.guess = nn.Sequential(
+            nn.Linear(seen, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, config.num_tokens * config.sketch_dim),
+        )
+        self.project = nn.Linear(
+            config.tokens_per_step * config.sketch_dim, config.width, bias=False
+        )
+        self.condition_tokens, self.num_tokens, self.num_steps = (
+            config.condition_tokens,
+            config.num_tokens,
+            config.num_steps,
+        )
 
     def forward(self, embeddings: Tensor, mask: Tensor) -> Tensor:
         """Prefix (B, P, E) and its validity (B, P) -> guessed codes (B, T, K), float32 unit vectors: the loss does not see their
@@ -133,7 +150,9 @@ class Sketch(nn.Module):
         seen = x.sum(1) / mask.sum(1, keepdim=True)
         if self.local is not None:
             x = _gather(x, _valid_first(mask))
-            local = F.pad(self.local(self.local_norm(x)), (0, 0, 0, self.condition_tokens - x.shape[1]))
+            local = F.pad(
+                self.local(self.local_norm(x)), (0, 0, 0, self.condition_tokens - x.shape[1])
+            )
             seen = torch.cat([local.flatten(1), seen], dim=1)
         return F.normalize(self.guess(seen).unflatten(-1, (self.num_tokens, -1)).float(), dim=-1)
 
@@ -154,14 +173,18 @@ class CellHead(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.plane = nn.Embedding(NUM_PLANES, width)
-        self.before = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(NUM_PLANES - 1))
+        self.before = nn.ModuleList(
+            nn.Linear(width, width, bias=False) for _ in range(NUM_PLANES - 1)
+        )
         self.norms = nn.ModuleList(RMSNorm(width) for _ in range(CELL_LAYERS))
         self.mlps = nn.ModuleList(SwiGLU(width) for _ in range(CELL_LAYERS))
 
     def forward(self, hidden: Tensor, embedded: Tensor) -> Tensor:
         """Outputs of the layers (B, s, D) and embeddings (B, s, 2, D) of the first two tokens of each cell -> (B, s, 3, D);
         entry k heeds the tokens of planes before k only."""
-        known = torch.stack([linear(embedded[:, :, j]) for j, linear in enumerate(self.before)], dim=2).cumsum(2)
+        known = torch.stack(
+            [linear(embedded[:, :, j]) for j, linear in enumerate(self.before)], dim=2
+        ).cumsum(2)
         x = hidden[:, :, None] + self.plane.weight + F.pad(known, (0, 0, 1, 0))
         for norm, mlp in zip(self.norms, self.mlps, strict=True):
             x = x + mlp(norm(x))
@@ -174,7 +197,9 @@ class Block(nn.Module):
     def __init__(self, config: GPTConfig, layer: int, kind: str) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(config.width)
-        self.attention = FullAttention(config) if kind == "F" else LINEAR[config.linear](config, layer)
+        self.attention = (
+            FullAttention(config) if kind == "F" else LINEAR[config.linear](config, layer)
+        )
         self.mlp_norm = RMSNorm(config.width)
         self.mlp = SwiGLU(config.width)
 
@@ -225,16 +250,26 @@ class GPT(nn.Module):
         self.config = config
         self.token_embedding = nn.Embedding(config.codebook_size, config.width)
         self.condition_mlp = ConditionMLP(config.condition_width, config.width)
-        self.null_prefix = nn.Parameter(torch.empty(config.condition_tokens, config.condition_width))
+        self.null_prefix = nn.Parameter(
+            torch.empty(config.condition_tokens, config.condition_width)
+        )
         n = config.tokens_per_step
-        self.merge = nn.Linear(n * config.width, config.width, bias=False) if n > 1 else None  # the tokens of a cell -> a step
+        self.merge = (
+            nn.Linear(n * config.width, config.width, bias=False) if n > 1 else None
+        )  # the tokens of a cell -> a step
         self.cell_head = CellHead(config.width) if n > 1 else None
         self.position_embedding = PositionEmbedding(config) if config.absolute_positions else None
         self.sketch = Sketch(config) if config.sketch_dim else None
         self.rope = TriPE(config)
-        self.register_buffer("_places", places(torch.arange(config.num_tokens), config.grid_size, config.token_order),
-                             persistent=False)
-        kinds = [config.layer_pattern[layer % len(config.layer_pattern)] for layer in range(config.num_layers)]
+        self.register_buffer(
+            "_places",
+            places(torch.arange(config.num_tokens), config.grid_size, config.token_order),
+            persistent=False,
+        )
+        kinds = [
+            config.layer_pattern[layer % len(config.layer_pattern)]
+            for layer in range(config.num_layers)
+        ]
         self.blocks = nn.ModuleList(Block(config, layer, kind) for layer, kind in enumerate(kinds))
         self.norm = RMSNorm(config.width)
         self.head = nn.Linear(config.width, config.codebook_size, bias=False)
@@ -274,12 +309,18 @@ class GPT(nn.Module):
         """
         codes = F.normalize(codes.float().cpu(), dim=-1)
         for table in (self.token_embedding.weight, self.head.weight):
-            table.copy_(INIT_STD * codes @ torch.randn(codes.shape[1], table.shape[1], generator=generator))
+            table.copy_(
+                INIT_STD * codes @ torch.randn(codes.shape[1], table.shape[1], generator=generator)
+            )
 
     def num_parameters(self, *, embeddings: bool = True) -> int:
         """Trainable and frozen parameters; `embeddings=False` leaves out the tables, the head and the null prefix."""
         tables = ("token_embedding.", "position_embedding.", "head.", "null_prefix")
-        return sum(p.numel() for name, p in self.named_parameters() if embeddings or not name.startswith(tables))
+        return sum(
+            p.numel()
+            for name, p in self.named_parameters()
+            if embeddings or not name.startswith(tables)
+        )
 
     def flops(self, prefix_length: int, num_tokens: int) -> int:
         """Operations of `forward` for one row whose prefix has that many positions and which predicts `num_tokens` tokens, a
@@ -291,13 +332,19 @@ class GPT(nn.Module):
         """
         config, steps = self.config, -(-num_tokens // self.config.tokens_per_step)
         S, D = prefix_length + steps - 1, config.width
-        multiplications = prefix_length * _matrices(self.condition_mlp) + num_tokens * self.head.weight.numel()
+        multiplications = (
+            prefix_length * _matrices(self.condition_mlp) + num_tokens * self.head.weight.numel()
+        )
         for block in self.blocks:
             products = 3 if config.linear == "delta" else 2
-            attended = S + 1 if isinstance(block.attention, FullAttention) else products * config.head_dim
+            attended = (
+                S + 1 if isinstance(block.attention, FullAttention) else products * config.head_dim
+            )
             multiplications += S * (_matrices(block) + D * attended)
         if self.merge is not None:
-            multiplications += (steps - 1) * _matrices(self.merge) + steps * _matrices(self.cell_head.before)
+            multiplications += (steps - 1) * _matrices(self.merge) + steps * _matrices(
+                self.cell_head.before
+            )
             multiplications += num_tokens * _matrices(self.cell_head.mlps)
         if self.sketch is not None:
             local = 0 if self.sketch.local is None else prefix_length * _matrices(self.sketch.local)
@@ -318,7 +365,9 @@ class GPT(nn.Module):
         draws = torch.rand(batch_size, generator=generator, device=generator.device)
         return draws < self.config.condition_dropout
 
-    def forward(self, tokens: Tensor | None, condition: Condition, dropped: Tensor | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor | None, condition: Condition, dropped: Tensor | None = None
+    ) -> Tensor:
         """Logits (B, t + 1, V) of tokens (B, t) int64, 0 <= t < T (None is t = 0): entry i predicts token i.
 
         Rows where `dropped` (B,) bool is True see the null prefix instead of their condition. Pass it on every
@@ -326,7 +375,9 @@ class GPT(nn.Module):
         """
         return self.head(self.hidden(tokens, condition, dropped))
 
-    def hidden(self, tokens: Tensor | None, condition: Condition, dropped: Tensor | None = None) -> Tensor:
+    def hidden(
+        self, tokens: Tensor | None, condition: Condition, dropped: Tensor | None = None
+    ) -> Tensor:
         """(B, t + 1, D): what `forward` applies the head to. Training goes on from here (`tar3d/gpt/loss.py`), because the logits
         of a whole batch are larger than everything else it holds."""
         tokens = _given(tokens, condition)
@@ -338,7 +389,9 @@ class GPT(nn.Module):
         if isinstance(rows.prefix_lengths, int):
             x = x[:, rows.prefix_lengths - 1 :]
         else:
-            x = _gather(x, rows.prefix_lengths[:, None] - 1 + torch.arange(num_steps, device=x.device))
+            x = _gather(
+                x, rows.prefix_lengths[:, None] - 1 + torch.arange(num_steps, device=x.device)
+            )
         return self.norm(self._split_steps(x, tokens)[:, : given + 1])
 
     def _split_steps(self, hidden: Tensor, tokens: Tensor) -> Tensor:
@@ -352,8 +405,14 @@ class GPT(nn.Module):
         return self.cell_head(hidden, self.token_embedding(cells[..., :-1])).flatten(1, 2)
 
     @torch.no_grad()
-    def prefill(self, condition: Condition, tokens: Tensor | None = None, null: Tensor | None = None, *,
-                room: int | None = None) -> tuple[Tensor, Cache]:
+    def prefill(
+        self,
+        condition: Condition,
+        tokens: Tensor | None = None,
+        null: Tensor | None = None,
+        *,
+        room: int | None = None,
+    ) -> tuple[Tensor, Cache]:
         """Takes in whole rows; returns float32 logits (B, V) of the next token and the cache for `decode`.
 
         `tokens` (B, t) int64, t < T, go first (None: none); rows where `null` (B,) bool is True get the null prefix. The
@@ -369,15 +428,23 @@ class GPT(nn.Module):
             x, layer_cache = block.prefill(x, rows.rotary, extent)
             layers.append(layer_cache)
         hidden = x[:, -1] if ends is None else _gather(x, ends[:, None] - 1).squeeze(1)  # (B, D)
-        cache = Cache(layers, num_tokens, rows.hints, hidden, tokens[:, num_steps * self.config.tokens_per_step :])
+        cache = Cache(
+            layers,
+            num_tokens,
+            rows.hints,
+            hidden,
+            tokens[:, num_steps * self.config.tokens_per_step :],
+        )
         return self._next_logits(cache), cache
 
     @torch.no_grad()
     def decode(self, token: Tensor, cache: Cache) -> Tensor:
         """Takes in one token (B,) int64 per row, updates `cache` in place, returns float32 logits (B, V) of the next."""
         if cache.num_tokens >= self.config.num_tokens - 1:
-            raise ValueError(f"a triplane has {self.config.num_tokens} tokens; after {cache.num_tokens} inputs "
-                             "the last one is already predicted: start a new prefill")
+            raise ValueError(
+                f"a triplane has {self.config.num_tokens} tokens; after {cache.num_tokens} inputs "
+                "the last one is already predicted: start a new prefill"
+            )
         cache.pending = torch.cat([cache.pending, token[:, None]], dim=1)
         if cache.pending.shape[1] == self.config.tokens_per_step:
             step = cache.num_tokens // self.config.tokens_per_step
@@ -407,23 +474,31 @@ class GPT(nn.Module):
         config, (embeddings, mask, full) = self.config, self._with_null(condition, dropped)
         batch = len(embeddings)
         if tokens.ndim != 2 or len(tokens) != batch:
-            raise ValueError(f"tokens must be ({batch}, t), as many rows as the condition has; got {tuple(tokens.shape)}")
+            raise ValueError(
+                f"tokens must be ({batch}, t), as many rows as the condition has; got {tuple(tokens.shape)}"
+            )
         if tokens.shape[1] >= config.num_tokens:
-            raise ValueError(f"got {tokens.shape[1]} tokens, at most T - 1 = {config.num_tokens - 1} are inputs "
-                             f"(grid_size {config.grid_size}): pass tokens[:, :-1], the last is only predicted")
+            raise ValueError(
+                f"got {tokens.shape[1]} tokens, at most T - 1 = {config.num_tokens - 1} are inputs "
+                f"(grid_size {config.grid_size}): pass tokens[:, :-1], the last is only predicted"
+            )
         num_steps = tokens.shape[1] // config.tokens_per_step
         P, S = embeddings.shape[1], embeddings.shape[1] + num_steps
         lengths = mask.sum(1)  # (B,)
         shortest = P if full else int(lengths.min())
         if shortest == 0:
-            raise ValueError("a condition row has no valid prefix position; give it one, or pass the row as dropped")
+            raise ValueError(
+                "a condition row has no valid prefix position; give it one, or pass the row as dropped"
+            )
         hints = None if self.sketch is None else self.sketch.hints(embeddings, mask)
         embedded = self._embed(tokens[:, : num_steps * config.tokens_per_step], 0, hints)
         if shortest == P:
             prefix = self.condition_mlp(embeddings)
             if hints is not None:
                 prefix = torch.cat([prefix[:, :-1], prefix[:, -1:] + hints[:, :1]], dim=1)
-            return PackedRows(torch.cat([prefix, embedded], dim=1), P, self.rope.packed(P, S), hints)
+            return PackedRows(
+                torch.cat([prefix, embedded], dim=1), P, self.rope.packed(P, S), hints
+            )
         # Zeroed, because a NaN in padding would survive the zero weight that attention gives it.
         embeddings = embeddings.masked_fill(~mask[..., None], 0.0)
         prefix = self.condition_mlp(_gather(embeddings, _valid_first(mask)))
@@ -436,24 +511,34 @@ class GPT(nn.Module):
         source = torch.where(position < end, position, (position - end + P).clamp_max(S - 1))
         return PackedRows(_gather(x, source), lengths, self.rope.packed(lengths, S), hints)
 
-    def _with_null(self, condition: Condition, dropped: Tensor | None) -> tuple[Tensor, Tensor, bool]:
+    def _with_null(
+        self, condition: Condition, dropped: Tensor | None
+    ) -> tuple[Tensor, Tensor, bool]:
         """Embeddings (B, P, E) and mask (B, P), with the null prefix in the dropped rows, and whether all are surely valid."""
         config = self.config
         B, P, E = condition.embeddings.shape
         if E != config.condition_width:
-            raise ValueError(f"condition embeddings are {E} wide, this GPT takes {config.condition_width} "
-                             "(gpt.condition_width): use the encoder it was trained with")
+            raise ValueError(
+                f"condition embeddings are {E} wide, this GPT takes {config.condition_width} "
+                "(gpt.condition_width): use the encoder it was trained with"
+            )
         if P > config.condition_tokens:
-            raise ValueError(f"condition has {P} positions, this GPT takes at most {config.condition_tokens} "
-                             "(gpt.condition_tokens): shorten the prefix or train with a larger value")
+            raise ValueError(
+                f"condition has {P} positions, this GPT takes at most {config.condition_tokens} "
+                "(gpt.condition_tokens): shorten the prefix or train with a larger value"
+            )
         embeddings, mask = condition.embeddings.to(self.null_prefix.dtype), condition.mask
         if dropped is None:
             return embeddings, mask, condition.full
         if dropped.shape != (B,) or dropped.dtype != torch.bool:
-            raise ValueError(f"dropped rows must be ({B},) bool, got {tuple(dropped.shape)} {dropped.dtype}")
+            raise ValueError(
+                f"dropped rows must be ({B},) bool, got {tuple(dropped.shape)} {dropped.dtype}"
+            )
         dropped = dropped.to(mask.device)[:, None]
         padding = config.condition_tokens - P
-        embeddings = torch.where(dropped[..., None], self.null_prefix, F.pad(embeddings, (0, 0, 0, padding)))
+        embeddings = torch.where(
+            dropped[..., None], self.null_prefix, F.pad(embeddings, (0, 0, 0, padding))
+        )
         return embeddings, F.pad(mask, (0, padding)) | dropped, condition.full and padding == 0
 
 
@@ -464,7 +549,11 @@ def _matrices(module: nn.Module) -> int:
 
 def _given(tokens: Tensor | None, condition: Condition) -> Tensor:
     """The tokens (B, t); None is t = 0."""
-    return condition.mask.new_empty(len(condition.mask), 0, dtype=torch.int64) if tokens is None else tokens
+    return (
+        condition.mask.new_empty(len(condition.mask), 0, dtype=torch.int64)
+        if tokens is None
+        else tokens
+    )
 
 
 def _valid_first(mask: Tensor) -> Tensor:

@@ -35,8 +35,14 @@ def pair_shares(head_dim: int) -> tuple[int, int, int]:
     return spatial, spatial, pairs - 2 * spatial
 
 
-def tripe_tables(grid_size: int, head_dim: int, base: float, kind: str, prefix: str = "identity",
-                 order: str = "cells") -> tuple[Tensor, Tensor]:
+def tripe_tables(
+    grid_size: int,
+    head_dim: int,
+    base: float,
+    kind: str,
+    prefix: str = "identity",
+    order: str = "cells",
+) -> tuple[Tensor, Tensor]:
     """The (cos, sin) tables, each (1 + T, D) float32: entry 0 is for every prefix position, entry 1 + i for token i.
 
     A pair is made of the channels (c, c + D/2). `sin` carries the sign of the rotation in its first half, which is what
@@ -48,8 +54,14 @@ def tripe_tables(grid_size: int, head_dim: int, base: float, kind: str, prefix: 
         row_pairs, col_pairs, plane_pairs = pair_shares(head_dim)
         # Plane offsets are at most 2, so rope's small frequencies could not tell them apart: halve from 1 rad instead.
         plane_frequencies = 0.5 ** torch.arange(plane_pairs, dtype=torch.float64)
-        angles = torch.cat([_angles(row, _geometric(row_pairs, base)), _angles(col, _geometric(col_pairs, base)),
-                            _angles(plane, plane_frequencies)], dim=1)  # (T, D/2)
+        angles = torch.cat(
+            [
+                _angles(row, _geometric(row_pairs, base)),
+                _angles(col, _geometric(col_pairs, base)),
+                _angles(plane, plane_frequencies),
+            ],
+            dim=1,
+        )  # (T, D/2)
         cos, sin = angles.cos(), angles.sin()
     elif kind == "paper_sum":
         pairs = head_dim // 2
@@ -85,8 +97,14 @@ class TriPE(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        tables = tripe_tables(config.grid_size, config.head_dim, config.rope_base, config.rope, config.rope_prefix,
-                              config.token_order)
+        tables = tripe_tables(
+            config.grid_size,
+            config.head_dim,
+            config.rope_base,
+            config.rope,
+            config.rope_prefix,
+            config.token_order,
+        )
         cos, sin = (torch.cat([table[:1], table[1 :: config.tokens_per_step]]) for table in tables)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)

@@ -35,7 +35,9 @@ def filter_logits(logits: Tensor, config: SamplingConfig) -> Tensor:
     fraction of the best token's probability.
     """
     if config.temperature == 0:
-        raise ValueError("temperature 0 is greedy and has no distribution: use sample, or a temperature above 0")
+        raise ValueError(
+            "temperature 0 is greedy and has no distribution: use sample, or a temperature above 0"
+        )
     logits = logits.float() / config.temperature
     if config.top_k > 0 or config.top_p < 1:
         kept = min(config.top_k or logits.shape[-1], logits.shape[-1])
@@ -56,13 +58,17 @@ def filter_logits(logits: Tensor, config: SamplingConfig) -> Tensor:
 def probabilities(logits: Tensor, config: SamplingConfig) -> Tensor:
     """(B, V) float32 probabilities that `sample` draws from; at temperature 0 all mass is on the best token."""
     if config.temperature == 0:
-        return torch.zeros_like(logits, dtype=torch.float32).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
+        return torch.zeros_like(logits, dtype=torch.float32).scatter(
+            -1, logits.argmax(-1, keepdim=True), 1.0
+        )
     return filter_logits(logits, config).softmax(-1)
 
 
 def uniform_draws(seeds: list[int], count: int) -> Tensor:
     """(B, count) float32 in [0, 1): row b is decided by seeds[b] alone."""
-    return torch.stack([torch.rand(count, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    return torch.stack(
+        [torch.rand(count, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    )
 
 
 def sample(logits: Tensor, config: SamplingConfig, draws: Tensor) -> Tensor:
@@ -73,7 +79,11 @@ def sample(logits: Tensor, config: SamplingConfig, draws: Tensor) -> Tensor:
     if config.temperature == 0:
         return logits.argmax(-1)
     if draws.shape != logits.shape[:1]:
-        raise ValueError(f"draws are {tuple(draws.shape)} for {len(logits)} rows: each row needs one")
+        raise ValueError(
+            f"draws are {tuple(draws.shape)} for {len(logits)} rows: each row needs one"
+        )
     cumulative = probabilities(logits, config).double().cumsum(-1)  # (B, V)
     # float32 draws are at most 1 - 2^-24: in float64 they stay below the last sum, so no token of mass 0 is ever hit.
-    return torch.searchsorted(cumulative, draws.double()[:, None] * cumulative[:, -1:], right=True).squeeze(-1)
+    return torch.searchsorted(
+        cumulative, draws.double()[:, None] * cumulative[:, -1:], right=True
+    ).squeeze(-1)

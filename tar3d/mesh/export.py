@@ -18,11 +18,22 @@ from tar3d.contracts import Mesh
 
 FORMATS = (".glb", ".obj", ".ply", ".stl", ".off")
 # Without a material glTF means white metal, which viewers without surroundings to mirror draw black or washed out.
-GREY = PBRMaterial(name="grey", baseColorFactor=(96, 98, 102, 255), metallicFactor=0.0, roughnessFactor=0.8)
-_Y_UP_TO_Z_UP = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]])  # +90 degrees about x
+GREY = PBRMaterial(
+    name="grey", baseColorFactor=(96, 98, 102, 255), metallicFactor=0.0, roughnessFactor=0.8
+)
+_Y_UP_TO_Z_UP = np.array(
+    [[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]]
+)  # +90 degrees about x
 
 
-def save_mesh(mesh: Mesh, path: str | Path, *, frame: str = "normalized", up: str = "y", size: float | None = None) -> Path:
+def save_mesh(
+    mesh: Mesh,
+    path: str | Path,
+    *,
+    frame: str = "normalized",
+    up: str = "y",
+    size: float | None = None,
+) -> Path:
     """Writes `mesh` to `path` and returns it; missing folders are made.
 
     `frame`: "normalized" (the project's frame) or "source" (the frame and scale of the file the mesh came from).
@@ -32,9 +43,15 @@ def save_mesh(mesh: Mesh, path: str | Path, *, frame: str = "normalized", up: st
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    for name, value, allowed in (("suffix", suffix, FORMATS), ("frame", frame, ("normalized", "source")), ("up", up, ("y", "z"))):
+    for name, value, allowed in (
+        ("suffix", suffix, FORMATS),
+        ("frame", frame, ("normalized", "source")),
+        ("up", up, ("y", "z")),
+    ):
         if value not in allowed:
-            raise ValueError(f"cannot save {path}: {name} is {value!r}, allowed are {', '.join(allowed)}")
+            raise ValueError(
+                f"cannot save {path}: {name} is {value!r}, allowed are {', '.join(allowed)}"
+            )
     vertices = mesh.vertices.astype(np.float64)
     if frame == "source":
         vertices = vertices @ mesh.to_source[:3, :3].T + mesh.to_source[:3, 3]
@@ -43,7 +60,9 @@ def save_mesh(mesh: Mesh, path: str | Path, *, frame: str = "normalized", up: st
     if size is not None:
         extent = float(np.ptp(vertices, axis=0).max())
         if not 0 < size < np.inf or extent == 0:
-            raise ValueError(f"cannot save {path}, {extent:g} long, with a longest side of {size:g}: both must be positive")
+            raise ValueError(
+                f"cannot save {path}, {extent:g} long, with a longest side of {size:g}: both must be positive"
+            )
         vertices = vertices * (size / extent)
     payload = _encode(vertices.astype(np.float32), mesh.faces, suffix)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,9 +81,13 @@ def _encode(vertices: np.ndarray, faces: np.ndarray, suffix: str) -> bytes:
         return (_lines("v %.9g %.9g %.9g\n", vertices) + _lines("f %d %d %d\n", faces + 1)).encode()
     if suffix == ".off":
         header = f"OFF\n{len(vertices)} {len(faces)} 0\n"
-        return (header + _lines("%.9g %.9g %.9g\n", vertices) + _lines("3 %d %d %d\n", faces)).encode()
+        return (
+            header + _lines("%.9g %.9g %.9g\n", vertices) + _lines("3 %d %d %d\n", faces)
+        ).encode()
     visual = TextureVisuals(material=GREY) if suffix == ".glb" else None
-    return trimesh.Trimesh(vertices, faces, process=False, visual=visual).export(file_type=suffix[1:])
+    return trimesh.Trimesh(vertices, faces, process=False, visual=visual).export(
+        file_type=suffix[1:]
+    )
 
 
 def _lines(row_format: str, rows: np.ndarray) -> str:

@@ -31,7 +31,11 @@ from tar3d.mesh.marching_cubes import CORNERS, crossing, edge_corners, triangula
 
 COARSE = 48  # cells along an axis of the coarse lattice, at least: as many as the planes of the small tokenizer
 MARGIN = 0.75  # with 0.5, two of 37 test shapes miss a speck at 256^3, with 0.75 and 1 none (docs/speed.md)
-_FACES = tuple((axis, end, sum(1 << c for c in range(8) if CORNERS[c][axis] == end)) for axis in range(3) for end in (0, 1))
+_FACES = tuple(
+    (axis, end, sum(1 << c for c in range(8) if CORNERS[c][axis] == end))
+    for axis in range(3)
+    for end in (0, 1)
+)
 
 
 class EmptyFieldError(ValueError):
@@ -39,8 +43,16 @@ class EmptyFieldError(ValueError):
 
 
 @torch.no_grad()
-def extract(field: Callable[[Tensor], Tensor], resolution: int, *, level: float = 0.0, chunk: int = 65536, coarse: int = COARSE,
-            device: torch.device | str = "cpu", progress: Callable[[int, int], None] | None = None) -> Mesh:
+def extract(
+    field: Callable[[Tensor], Tensor],
+    resolution: int,
+    *,
+    level: float = 0.0,
+    chunk: int = 65536,
+    coarse: int = COARSE,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> Mesh:
     """The surface where `field` crosses `level`; larger values are inside.
 
     `field` maps (M, 3) float32 points on `device`, M <= `chunk`, to (M,) values. It is asked at points of the lattice
@@ -49,7 +61,9 @@ def extract(field: Callable[[Tensor], Tensor], resolution: int, *, level: float 
     `progress` is called with (cells done, cells in all) of each lattice in turn, the finest being most of the work.
     """
     if resolution < 1 or chunk < 1 or coarse < 1:
-        raise ValueError(f"extraction needs resolution, chunk and coarse >= 1, got {resolution}, {chunk} and {coarse}")
+        raise ValueError(
+            f"extraction needs resolution, chunk and coarse >= 1, got {resolution}, {chunk} and {coarse}"
+        )
     device = torch.device(device)
     halvings = 0
     while resolution >= coarse << (halvings + 1):
@@ -65,7 +79,12 @@ def extract(field: Callable[[Tensor], Tensor], resolution: int, *, level: float 
         raise EmptyFieldError(
             f"the field is empty: its largest value {'asked of' if halvings else 'on'} the {resolution + 1}^3 lattice is "
             f"{asker.highest + level:.4g}, not above the level {level:.4g}; the shape is missing or thinner than a cell"
-            + (f" of the {-(-resolution // (1 << halvings))}^3 that were looked at first" if halvings else ""))
+            + (
+                f" of the {-(-resolution // (1 << halvings))}^3 that were looked at first"
+                if halvings
+                else ""
+            )
+        )
     vertices, faces = _surface(lattice, cells, points)
     return Mesh(vertices.cpu().numpy(), faces.cpu().numpy())
 
@@ -82,7 +101,9 @@ def drop_small_components(mesh: Mesh, min_volume_share: float) -> Mesh:
     volume = np.zeros(piece.max() + 1)
     for part in blocks(len(faces), FACES_AT_ONCE):
         a, b, c = (mesh.vertices[faces[part, i]].astype(np.float64) for i in range(3))
-        volume += np.bincount(piece[part], np.einsum("ij,ij->i", a, np.cross(b, c)) / 6, minlength=len(volume))
+        volume += np.bincount(
+            piece[part], np.einsum("ij,ij->i", a, np.cross(b, c)) / 6, minlength=len(volume)
+        )
     volume = np.abs(volume)
     kept = volume[piece] >= min_volume_share * volume.max()
     if kept.all():
@@ -96,36 +117,57 @@ def drop_small_components(mesh: Mesh, min_volume_share: float) -> Mesh:
 class _Asker:
     """The field at lattice points: checked, relative to the level, -inf outside the cube."""
 
-    def __init__(self, field: Callable[[Tensor], Tensor], resolution: int, level: float, chunk: int,
-                 device: torch.device) -> None:
+    def __init__(
+        self,
+        field: Callable[[Tensor], Tensor],
+        resolution: int,
+        level: float,
+        chunk: int,
+        device: torch.device,
+    ) -> None:
         self.field, self.level, self.chunk, self.device = field, level, chunk, device
-        self.axis = (torch.arange(resolution + 1, dtype=torch.float64, device=device) * 2 / resolution - 1).float()
+        self.axis = (
+            torch.arange(resolution + 1, dtype=torch.float64, device=device) * 2 / resolution - 1
+        ).float()
         self.highest = float("-inf")
 
     def __call__(self, lattice: Lattice, keys: Tensor) -> Tensor:
         """(M,) keys -> (M,) float32"""
         index, there = lattice.fine_indices(keys)
         index = index[there]
-        answers = [self._ask(self.axis[index[start:start + self.chunk]]) for start in range(0, len(index), self.chunk)]
+        answers = [
+            self._ask(self.axis[index[start : start + self.chunk]])
+            for start in range(0, len(index), self.chunk)
+        ]
         values = torch.full(keys.shape, -torch.inf, device=self.device)
         if answers:
             answer = torch.cat(answers) - self.level
             self.highest = max(self.highest, float(answer.max()))
             if bad := int((~answer.isfinite()).sum()):
-                raise ValueError(f"the field has {bad:,} NaN or infinite values at {len(answer):,} lattice points")
+                raise ValueError(
+                    f"the field has {bad:,} NaN or infinite values at {len(answer):,} lattice points"
+                )
             values[there] = answer
         return values
 
     def _ask(self, points: Tensor) -> Tensor:
         answer = torch.as_tensor(self.field(points), device=self.device)
         if answer.shape != points.shape[:1]:
-            raise ValueError(f"the field must map {tuple(points.shape)} points to {tuple(points.shape[:1])} values, "
-                             f"got {tuple(answer.shape)}")
+            raise ValueError(
+                f"the field must map {tuple(points.shape)} points to {tuple(points.shape[:1])} values, "
+                f"got {tuple(answer.shape)}"
+            )
         return answer.float()
 
 
-def _survey(asker: _Asker, lattice: Lattice, parents: Tensor | None, known: Points | None, near: bool,
-            progress: Callable[[int, int], None] | None) -> tuple[Tensor, Points]:
+def _survey(
+    asker: _Asker,
+    lattice: Lattice,
+    parents: Tensor | None,
+    known: Points | None,
+    near: bool,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[Tensor, Points]:
     """Those halves of `parents`, ascending cells of the next coarser lattice (None: all cells), that the surface crosses or, with
     `near`, may cross, and those that it leads to from them, with the values at their corners. What is `known` of the lattice is
     not asked again."""
@@ -133,7 +175,9 @@ def _survey(asker: _Asker, lattice: Lattice, parents: Tensor | None, known: Poin
     kept, keys, values, missing, done = [], [], [], [], 0
     height = lattice.slab_height(device)
     slab = torch.empty((height + 1) * plane, device=device)
-    listed = torch.zeros((height + 2) * plane, dtype=torch.bool, device=device)  # cells, with a layer to either side
+    listed = torch.zeros(
+        (height + 2) * plane, dtype=torch.bool, device=device
+    )  # cells, with a layer to either side
     # Of the layer of points between two slabs: which values are there, and which of them are kept.
     shared, shared_kept = torch.zeros(2, plane, dtype=torch.bool, device=device)
     for first in range(0, lattice.cells, height):
@@ -141,7 +185,7 @@ def _survey(asker: _Asker, lattice: Lattice, parents: Tensor | None, known: Poin
         start, end = first * plane, last * plane
         listed.zero_()
         lattice.mark_halves(listed, parents, first - 1, last + 1)
-        here = nonzero(listed[plane:end - start + plane])
+        here = nonzero(listed[plane : end - start + plane])
         wanted = _corner_marks(here, lattice, end + plane - start)
         wanted[:plane] &= ~shared
         shared = wanted[-plane:].clone()
@@ -164,15 +208,22 @@ def _survey(asker: _Asker, lattice: Lattice, parents: Tensor | None, known: Poin
         kept.append(here + start)
         keys.append(corners + start)
         values.append(slab[corners])
-        slab[:plane] = slab[end - start:end - start + plane].clone()
+        slab[:plane] = slab[end - start : end - start + plane].clone()
         if progress is not None:
             progress(done, lattice.cells**3 if parents is None else 8 * len(parents))
     chosen, points = torch.cat(kept), Points(torch.cat(keys), torch.cat(values))
     return _follow(asker, lattice, parents, chosen, points, torch.cat(missing).unique(), near)
 
 
-def _follow(asker: _Asker, lattice: Lattice, parents: Tensor | None, chosen: Tensor, points: Points, ahead: Tensor,
-            near: bool) -> tuple[Tensor, Points]:
+def _follow(
+    asker: _Asker,
+    lattice: Lattice,
+    parents: Tensor | None,
+    chosen: Tensor,
+    points: Points,
+    ahead: Tensor,
+    near: bool,
+) -> tuple[Tensor, Points]:
     """`chosen` and `points` with what is found by walking on from the cells `ahead`, which are no halves of `parents`."""
     seen, more, found = ahead, Points(points.keys[:0], points.values[:0]), [chosen]
     while len(ahead) > 0:
@@ -213,7 +264,9 @@ def _ahead(cells: Tensor, case: Tensor, lattice: Lattice) -> Tensor:
     found = []
     for axis, end, mask in _FACES:
         of_face = case & mask
-        found.append(cells[(of_face != 0) & (of_face != mask)] + (2 * end - 1) * lattice.steps[axis])
+        found.append(
+            cells[(of_face != 0) & (of_face != mask)] + (2 * end - 1) * lattice.steps[axis]
+        )
     return torch.cat(found)
 
 
@@ -234,20 +287,33 @@ def _surface(lattice: Lattice, cells: Tensor, points: Points) -> tuple[Tensor, T
     # For each axis and point the number of the vertex on the edge between the point and the next one.
     number = torch.empty(3, (height + 1) * plane, dtype=torch.int32, device=device)
     is_new = torch.empty(3, (height + 1) * plane, dtype=torch.bool, device=device)
-    shared = torch.full((2, plane), -1, dtype=torch.int32, device=device)  # numbers for y and z on the layer between two slabs
+    shared = torch.full(
+        (2, plane), -1, dtype=torch.int32, device=device
+    )  # numbers for y and z on the layer between two slabs
     for first in range(0, lattice.cells, height):
         start, end = first * plane, (first + height) * plane
-        here, there = cells[between(cells, start, end)] - start, between(points.keys, start, end + plane)
+        here, there = (
+            cells[between(cells, start, end)] - start,
+            between(points.keys, start, end + plane),
+        )
         slab = torch.full(number.shape[1:], -torch.inf, device=device)
         slab[points.keys[there] - start] = points.values[there]
-        cell, edges = triangulate(torch.stack([slab[here + step] for step in lattice.corner_steps], dim=1))
+        cell, edges = triangulate(
+            torch.stack([slab[here + step] for step in lattice.corner_steps], dim=1)
+        )
         corner, axis = edge_corners(edges)
-        edges = axis * len(slab) + here[cell, None] + torch.tensor(lattice.corner_steps, device=device)[corner]  # (F, 3)
+        edges = (
+            axis * len(slab)
+            + here[cell, None]
+            + torch.tensor(lattice.corner_steps, device=device)[corner]
+        )  # (F, 3)
         is_new.zero_().view(-1)[edges] = True
         number[1:, :plane] = shared
         is_new[1:, :plane] &= shared < 0
         new = nonzero(is_new.view(-1))
-        number.view(-1)[new] = torch.arange(count, count + len(new), dtype=torch.int32, device=device)
+        number.view(-1)[new] = torch.arange(
+            count, count + len(new), dtype=torch.int32, device=device
+        )
         shared = torch.where(is_new[1:, -plane:], number[1:, -plane:], -1)
         count += len(new)
         vertices.append(_vertices(lattice, slab, new // len(slab), new % len(slab), start))

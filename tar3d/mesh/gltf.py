@@ -19,10 +19,24 @@ import numpy as np
 
 MAX_NODE_DEPTH = 256  # real scenes stay below 50; a longer chain is a broken or hostile exporter
 MAX_NODES = 1_000_000
-_COMPONENTS = {5120: np.int8, 5121: np.uint8, 5122: np.int16, 5123: np.uint16, 5125: np.uint32, 5126: np.float32}
+_COMPONENTS = {
+    5120: np.int8,
+    5121: np.uint8,
+    5122: np.int16,
+    5123: np.uint16,
+    5125: np.uint32,
+    5126: np.float32,
+}
 _WIDTHS = {"SCALAR": 1, "VEC3": 3}
 _DRACO = "KHR_draco_mesh_compression"
-_HARMLESS = ("KHR_materials_", "KHR_texture_", "EXT_texture_", "KHR_lights_", "KHR_mesh_quantization", "KHR_animation_")
+_HARMLESS = (
+    "KHR_materials_",
+    "KHR_texture_",
+    "EXT_texture_",
+    "KHR_lights_",
+    "KHR_mesh_quantization",
+    "KHR_animation_",
+)
 _TRIANGLES, _STRIP, _FAN = 4, 5, 6
 
 
@@ -32,7 +46,9 @@ def read_gltf(path: Path, max_vertices: int, max_faces: int) -> tuple[np.ndarray
     The limits hold for the scene with its instances. A mesh under a mirroring node keeps its outward side.
     """
     try:
-        with np.errstate(over="ignore", invalid="ignore"):  # coordinates that are not finite are the caller's to judge
+        with np.errstate(
+            over="ignore", invalid="ignore"
+        ):  # coordinates that are not finite are the caller's to judge
             return _Document(path, max_vertices, max_faces).triangles()
     except (KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as e:
         raise ValueError(f"its glTF structure is malformed ({type(e).__name__}: {e})") from e
@@ -67,15 +83,21 @@ class _Document:
         if content[:4] != b"glTF":
             raise ValueError("it does not start with the glTF magic, so it is not a GLB file")
         if len(content) < 20:
-            raise ValueError(f"it is truncated: {len(content)} bytes hold no GLB header and JSON chunk")
+            raise ValueError(
+                f"it is truncated: {len(content)} bytes hold no GLB header and JSON chunk"
+            )
         length = struct.unpack_from("<I", content, 8)[0]
         if length != len(content):
-            raise ValueError(f"its GLB header declares {length:,} bytes, but the file has {len(content):,}")
+            raise ValueError(
+                f"its GLB header declares {length:,} bytes, but the file has {len(content):,}"
+            )
         chunks, start = [], 12
         while start + 8 <= len(content):
             size, kind = struct.unpack_from("<I4s", content, start)
             if start + 8 + size > len(content):
-                raise ValueError(f"its GLB chunk {len(chunks)} declares {size:,} bytes and runs past the end of the file")
+                raise ValueError(
+                    f"its GLB chunk {len(chunks)} declares {size:,} bytes and runs past the end of the file"
+                )
             chunks.append((kind, content[start + 8 : start + 8 + size]))
             start += 8 + size
         if chunks[0][0] != b"JSON":
@@ -97,7 +119,9 @@ class _Document:
             self._buffers[index] = self._read_uri(uri, index)
         content, length = self._buffers[index], _natural(declared["byteLength"], "buffer length")
         if len(content) < length:
-            raise ValueError(f"its buffer {index} declares {length:,} bytes, but only {len(content):,} are present")
+            raise ValueError(
+                f"its buffer {index} declares {length:,} bytes, but only {len(content):,} are present"
+            )
         return content
 
     def _read_uri(self, uri: str | None, index: int) -> bytes:
@@ -110,18 +134,27 @@ class _Document:
         if not target.is_relative_to(self._folder.resolve()):
             raise ValueError(f"its buffer {index} is {name[:80]!r}, outside the file's folder")
         if not target.is_file():
-            raise ValueError(f"its buffer file {name[:80]!r} is missing beside it; keep the two together or use .glb")
+            raise ValueError(
+                f"its buffer file {name[:80]!r} is missing beside it; keep the two together or use .glb"
+            )
         return target.read_bytes()
 
     def _view(self, index: object) -> tuple[memoryview, int | None]:
         """The bytes of a buffer view and its stride."""
         view = self._item("bufferViews", index)
-        start, length = _natural(view.get("byteOffset", 0), "byteOffset"), _natural(view["byteLength"], "byteLength")
+        start, length = (
+            _natural(view.get("byteOffset", 0), "byteOffset"),
+            _natural(view["byteLength"], "byteLength"),
+        )
         content = self._buffer(_natural(view["buffer"], "buffer index"))
         if start + length > len(content):
-            raise ValueError(f"its bufferView {index} ends at byte {start + length:,} of a buffer of {len(content):,}")
+            raise ValueError(
+                f"its bufferView {index} ends at byte {start + length:,} of a buffer of {len(content):,}"
+            )
         stride = view.get("byteStride")
-        return memoryview(content)[start : start + length], None if stride is None else _natural(stride, "byteStride")
+        return memoryview(content)[start : start + length], None if stride is None else _natural(
+            stride, "byteStride"
+        )
 
     def _elements(self, source: dict, count: int, width: int, component: int) -> np.ndarray:
         """`count` elements of `width` components at a bufferView and byteOffset, (count, width)."""
@@ -131,7 +164,9 @@ class _Document:
         stride = stride or width * dtype.itemsize
         end = offset + (count - 1) * stride + width * dtype.itemsize
         if end > len(content):
-            raise ValueError(f"its accessor of {count:,} elements needs {end:,} bytes, but its bufferView has {len(content):,}")
+            raise ValueError(
+                f"its accessor of {count:,} elements needs {end:,} bytes, but its bufferView has {len(content):,}"
+            )
         return np.ndarray((count, width), dtype, content, offset, (stride, dtype.itemsize))
 
     def _declared(self, index: object, limit: int) -> tuple[dict, int]:
@@ -139,7 +174,9 @@ class _Document:
         accessor = self._item("accessors", index)
         count = _natural(accessor["count"], "accessor count")
         if not 0 < count <= limit:
-            raise ValueError(f"its accessor {index} declares {count:,} elements, allowed are 1 to {limit:,}")
+            raise ValueError(
+                f"its accessor {index} declares {count:,} elements, allowed are 1 to {limit:,}"
+            )
         return accessor, count
 
     def _accessor(self, index: object, limit: int) -> np.ndarray:
@@ -147,7 +184,9 @@ class _Document:
         accessor, count = self._declared(index, limit)
         component, width = accessor["componentType"], _WIDTHS.get(accessor["type"])
         if component not in _COMPONENTS or width is None:
-            raise ValueError(f"its accessor {index} is {accessor['type']} of component type {component}, which no mesh uses")
+            raise ValueError(
+                f"its accessor {index} is {accessor['type']} of component type {component}, which no mesh uses"
+            )
         if "bufferView" in accessor:
             values = self._elements(accessor, count, width, component)
         elif "sparse" in accessor:
@@ -158,12 +197,16 @@ class _Document:
             values = values.copy()
             sparse = accessor["sparse"]
             changed = _natural(sparse["count"], "sparse count")
-            places = self._elements(sparse["indices"], changed, 1, sparse["indices"]["componentType"]).ravel()
+            places = self._elements(
+                sparse["indices"], changed, 1, sparse["indices"]["componentType"]
+            ).ravel()
             if changed > count or (changed and places.max() >= count):
                 raise ValueError(f"its sparse accessor {index} changes elements that do not exist")
             values[places] = self._elements(sparse["values"], changed, width, component)
         if accessor.get("normalized") and component != 5126:
-            return np.maximum(values.astype(np.float64) / np.iinfo(_COMPONENTS[component]).max, -1.0)
+            return np.maximum(
+                values.astype(np.float64) / np.iinfo(_COMPONENTS[component]).max, -1.0
+            )
         return values.astype(np.float64 if component == 5126 else np.int64)
 
     def _primitive(self, primitive: dict) -> tuple[np.ndarray, np.ndarray] | None:
@@ -173,14 +216,18 @@ class _Document:
             return None
         if _DRACO in primitive.get("extensions", {}):
             return self._draco(primitive)
-        vertices = self._accessor(primitive["attributes"]["POSITION"], self._max_vertices).astype(np.float64)
+        vertices = self._accessor(primitive["attributes"]["POSITION"], self._max_vertices).astype(
+            np.float64
+        )
         if vertices.shape[1] != 3:
             raise ValueError("its positions are not three-dimensional")
         index = np.arange(len(vertices))
         if "indices" in primitive:
             index = self._accessor(primitive["indices"], 3 * self._max_faces).ravel()
             if index.dtype != np.int64 or index.min() < 0 or index.max() >= len(vertices):
-                raise ValueError(f"its faces index vertices up to {index.max()}, but a primitive has {len(vertices):,}")
+                raise ValueError(
+                    f"its faces index vertices up to {index.max()}, but a primitive has {len(vertices):,}"
+                )
         if mode == _TRIANGLES:
             return vertices, index[: len(index) // 3 * 3].reshape(-1, 3)
         first, second, third = index[:-2].copy(), index[1:-1].copy(), index[2:].copy()
@@ -194,7 +241,9 @@ class _Document:
         try:
             import DracoPy
         except ImportError as e:
-            raise ValueError("it is compressed with Draco, which needs the package DracoPy (pip install DracoPy)") from e
+            raise ValueError(
+                "it is compressed with Draco, which needs the package DracoPy (pip install DracoPy)"
+            ) from e
         extension = primitive["extensions"][_DRACO]
         _, count = self._declared(primitive["attributes"]["POSITION"], self._max_vertices)
         self._declared(primitive["indices"], 3 * self._max_faces)
@@ -202,9 +251,15 @@ class _Document:
             decoded = DracoPy.decode(bytes(self._view(extension["bufferView"])[0]))
         except (DracoPy.FileTypeException, DracoPy.EncodingFailedException) as e:
             raise ValueError(f"its Draco data cannot be decoded ({e})") from e
-        positions = [a["data"] for a in decoded.attributes if a["unique_id"] == extension["attributes"]["POSITION"]]
+        positions = [
+            a["data"]
+            for a in decoded.attributes
+            if a["unique_id"] == extension["attributes"]["POSITION"]
+        ]
         if len(positions) != 1 or positions[0].shape != (count, 3):
-            raise ValueError(f"its Draco data does not hold the {count:,} positions that the glTF declares")
+            raise ValueError(
+                f"its Draco data does not hold the {count:,} positions that the glTF declares"
+            )
         return positions[0].astype(np.float64), np.asarray(decoded.faces, dtype=np.int64)
 
     def _transform(self, index: int, node: dict) -> np.ndarray:
@@ -212,11 +267,13 @@ class _Document:
             matrix = np.array(node["matrix"], dtype=np.float64).reshape(4, 4).T
         else:
             x, y, z, w = np.array(node.get("rotation", (0, 0, 0, 1)), dtype=np.float64)
-            rotation = np.array([
-                [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-                [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-                [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-            ])
+            rotation = np.array(
+                [
+                    [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+                    [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+                    [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+                ]
+            )
             matrix = np.eye(4)
             matrix[:3, :3] = rotation * np.array(node.get("scale", (1, 1, 1)), dtype=np.float64)
             matrix[:3, 3] = node.get("translation", (0, 0, 0))
@@ -238,16 +295,25 @@ class _Document:
     def triangles(self) -> tuple[np.ndarray, np.ndarray]:
         """The scene flattened, see `read_gltf`."""
         meshes: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
-        vertices, faces, num_vertices, num_faces = [np.empty((0, 3))], [np.empty((0, 3), dtype=np.int64)], 0, 0
+        vertices, faces, num_vertices, num_faces = (
+            [np.empty((0, 3))],
+            [np.empty((0, 3), dtype=np.int64)],
+            0,
+            0,
+        )
         seen: set[int] = set()
         stack = [(index, np.eye(4), 1) for index in reversed(self._roots())]
         while stack:
             index, parent, depth = stack.pop()
             node = self._item("nodes", index)
             if index in seen:
-                raise ValueError(f"its node {index} is reached twice: the nodes form a loop or share a child")
+                raise ValueError(
+                    f"its node {index} is reached twice: the nodes form a loop or share a child"
+                )
             if depth > MAX_NODE_DEPTH or len(seen) >= MAX_NODES:
-                raise ValueError(f"its nodes are nested deeper than {MAX_NODE_DEPTH} or number more than {MAX_NODES:,}")
+                raise ValueError(
+                    f"its nodes are nested deeper than {MAX_NODE_DEPTH} or number more than {MAX_NODES:,}"
+                )
             seen.add(index)
             world = parent @ self._transform(index, node)
             stack += [(child, world, depth + 1) for child in reversed(node.get("children", []))]
@@ -255,12 +321,16 @@ class _Document:
                 continue
             if node["mesh"] not in meshes:
                 primitives = self._item("meshes", node["mesh"])["primitives"]
-                meshes[node["mesh"]] = [part for part in map(self._primitive, primitives) if part is not None]
+                meshes[node["mesh"]] = [
+                    part for part in map(self._primitive, primitives) if part is not None
+                ]
             mirrored = np.linalg.det(world[:3, :3]) < 0
             for local, triangles in meshes[node["mesh"]]:
                 faces.append((triangles[:, ::-1] if mirrored else triangles) + num_vertices)
                 vertices.append(local @ world[:3, :3].T + world[:3, 3])
                 num_vertices, num_faces = num_vertices + len(local), num_faces + len(triangles)
                 if num_vertices > self._max_vertices or num_faces > self._max_faces:
-                    raise ValueError(f"its scene has more than {self._max_vertices:,} vertices or {self._max_faces:,} faces")
+                    raise ValueError(
+                        f"its scene has more than {self._max_vertices:,} vertices or {self._max_faces:,} faces"
+                    )
         return np.concatenate(vertices), np.concatenate(faces)

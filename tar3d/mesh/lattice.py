@@ -13,7 +13,10 @@ from torch import Tensor
 
 from tar3d.mesh.marching_cubes import CORNERS
 
-SLAB_POINTS = {"cpu": 1 << 23, "cuda": 1 << 25}  # lattice points that a slab of cells touches, about
+SLAB_POINTS = {
+    "cpu": 1 << 23,
+    "cuda": 1 << 25,
+}  # lattice points that a slab of cells touches, about
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,9 @@ class Lattice:
         self.cells = -(-(resolution + 1) // stride) + 1
         self.side = self.cells + 1
         self.steps = (self.side**2, self.side, 1)  # between keys of neighbours
-        self.corner_steps = tuple(sum(a * b for a, b in zip(corner, self.steps, strict=True)) for corner in CORNERS)
+        self.corner_steps = tuple(
+            sum(a * b for a, b in zip(corner, self.steps, strict=True)) for corner in CORNERS
+        )
 
     def corners(self, cells: Tensor) -> Tensor:
         """(M,) -> (M, 8) keys"""
@@ -61,7 +66,7 @@ class Lattice:
         next coarser lattice; None: all cells."""
         if parents is None:
             layers = marks.view(-1, self.side, self.side)
-            layers[max(-first, 0):self.cells - first, :-1, :-1] = True
+            layers[max(-first, 0) : self.cells - first, :-1, :-1] = True
             return
         coarser = self.coarser()
         plane = coarser.side**2
@@ -69,7 +74,14 @@ class Lattice:
         index = [2 * i - 1 for i in coarser.unravel(parents)]
         for offset in CORNERS:
             x, y, z = (i + o for i, o in zip(index, offset, strict=True))
-            there = (x >= max(first, 0)) & (x < min(last, self.cells)) & (y >= 0) & (y < self.cells) & (z >= 0) & (z < self.cells)
+            there = (
+                (x >= max(first, 0))
+                & (x < min(last, self.cells))
+                & (y >= 0)
+                & (y < self.cells)
+                & (z >= 0)
+                & (z < self.cells)
+            )
             marks[(self.ravel(x, y, z) - first * self.side**2)[there]] = True
 
     def parents(self, cells: Tensor) -> Tensor:
@@ -97,7 +109,13 @@ def nonzero(marks: Tensor) -> Tensor:
     words = marks[head:tail].view(-1, 8)
     word = words.view(torch.int64)[:, 0].nonzero()[:, 0]
     row, place = words[word].nonzero(as_tuple=True)
-    return torch.cat([marks[:head].nonzero()[:, 0], word[row] * 8 + place + head, marks[tail:].nonzero()[:, 0] + tail])
+    return torch.cat(
+        [
+            marks[:head].nonzero()[:, 0],
+            word[row] * 8 + place + head,
+            marks[tail:].nonzero()[:, 0] + tail,
+        ]
+    )
 
 
 def between(keys: Tensor, start: int, end: int) -> slice:

@@ -42,13 +42,17 @@ def load_mesh(path: str | Path) -> Mesh:
         else:
             vertices, faces = _read_plain(path)
         if len(vertices) > MAX_VERTICES or len(faces) > MAX_FACES:
-            raise ValueError(f"it has {len(faces):,} faces and {len(vertices):,} vertices, allowed are {MAX_FACES:,} and "
-                             f"{MAX_VERTICES:,}; simplify it first")
+            raise ValueError(
+                f"it has {len(faces):,} faces and {len(vertices):,} vertices, allowed are {MAX_FACES:,} and "
+                f"{MAX_VERTICES:,}; simplify it first"
+            )
         mesh = normalize(vertices, faces)
     except (ValueError, OSError) as e:
         raise MeshError(f"{path}: {one_line(e)}") from e
     if len(mesh.faces) < MIN_FACES:
-        raise MeshError(f"{path}: a shape needs at least {MIN_FACES} usable triangles, it has {len(mesh.faces)}")
+        raise MeshError(
+            f"{path}: a shape needs at least {MIN_FACES} usable triangles, it has {len(mesh.faces)}"
+        )
     return mesh
 
 
@@ -56,7 +60,11 @@ def list_meshes(path: str | Path) -> list[Path]:
     """`path` itself if it is a file, else the files of `SUPPORTED` suffix below the folder, sorted; hidden ones left out."""
     path = Path(path)
     if path.is_dir():
-        found = (p for p in path.rglob("*") if p.suffix.lower() in SUPPORTED and not p.name.startswith("."))
+        found = (
+            p
+            for p in path.rglob("*")
+            if p.suffix.lower() in SUPPORTED and not p.name.startswith(".")
+        )
         return sorted(p for p in found if p.is_file())
     _check_suffix(path, SUPPORTED)
     if not path.is_file():
@@ -73,7 +81,9 @@ def normalize(vertices: np.ndarray, faces: np.ndarray) -> Mesh:
     if len(faces) == 0:
         raise MeshError("it has no triangles (points and lines are not meshes)")
     if faces.min() < 0 or faces.max() >= len(vertices):
-        raise MeshError(f"its faces index vertices {faces.min()}..{faces.max()}, but there are {len(vertices):,}")
+        raise MeshError(
+            f"its faces index vertices {faces.min()}..{faces.max()}, but there are {len(vertices):,}"
+        )
     if not np.isfinite(vertices[faces]).all():
         raise MeshError("its vertices hold NaN or infinite coordinates")
     vertices, faces = weld(vertices, faces)
@@ -104,9 +114,13 @@ def weld(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarra
     """
     first, inverse = _unique_rows(vertices + 0.0)  # which makes -0 a 0
     faces = first[inverse][faces]
-    faces = faces[(faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])]
+    faces = faces[
+        (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])
+    ]
     if len(faces) > 0:
-        turned = (faces.argmin(axis=1)[:, None] + np.arange(3)) % 3  # smallest index first, direction kept
+        turned = (
+            faces.argmin(axis=1)[:, None] + np.arange(3)
+        ) % 3  # smallest index first, direction kept
         faces = faces[np.sort(_unique_rows(np.take_along_axis(faces, turned, axis=1))[0])]
         first, inverse = _unique_rows(np.sort(faces, axis=1))
         piece = face_components(faces, len(vertices))
@@ -125,9 +139,16 @@ def blocks(count: int, most: int) -> list[slice]:
 
 def face_components(faces: np.ndarray, num_vertices: int) -> np.ndarray:
     """For each face (F,) the number of its connected piece; faces that share a vertex are connected."""
-    index = np.int32 if num_vertices <= np.iinfo(np.int32).max else np.int64  # half the memory, which counts at 10^7 faces
-    starts, ends = (np.concatenate([faces[:, i], faces[:, i + 1]], dtype=index, casting="same_kind") for i in (0, 1))
-    graph = coo_array((np.ones(len(starts), dtype=bool), (starts, ends)), shape=(num_vertices, num_vertices))
+    index = (
+        np.int32 if num_vertices <= np.iinfo(np.int32).max else np.int64
+    )  # half the memory, which counts at 10^7 faces
+    starts, ends = (
+        np.concatenate([faces[:, i], faces[:, i + 1]], dtype=index, casting="same_kind")
+        for i in (0, 1)
+    )
+    graph = coo_array(
+        (np.ones(len(starts), dtype=bool), (starts, ends)), shape=(num_vertices, num_vertices)
+    )
     return connected_components(graph, directed=False)[1][faces[:, 0]]
 
 
@@ -145,14 +166,21 @@ def _read_plain(path: Path) -> tuple[np.ndarray, np.ndarray]:
     with path.open("rb") as file:
         head = file.read(_PLY_HEADER_BYTES)
         if head.startswith(b"version https://git-lfs"):
-            raise ValueError("it is a Git LFS pointer, not the mesh itself; fetch it with git lfs pull")
+            raise ValueError(
+                "it is a Git LFS pointer, not the mesh itself; fetch it with git lfs pull"
+            )
         if suffix == ".ply":
             _check_ply_header(head, path.stat().st_size)
         file.seek(0)
         logger = logging.getLogger("trimesh")
-        was_disabled, logger.disabled = logger.disabled, True  # it reports on normals and materials, which are not read
+        was_disabled, logger.disabled = (
+            logger.disabled,
+            True,
+        )  # it reports on normals and materials, which are not read
         try:
-            scene = trimesh.load_scene(file, file_type=suffix[1:], process=False, skip_materials=True)
+            scene = trimesh.load_scene(
+                file, file_type=suffix[1:], process=False, skip_materials=True
+            )
         except Exception as e:  # a parser given arbitrary bytes may fail in any way, and all of them are the file's fault
             raise ValueError(f"it cannot be read as {suffix} ({type(e).__name__}: {e})") from e
         finally:
@@ -173,7 +201,9 @@ def _check_ply_header(head: bytes, size: int) -> None:
         raise ValueError(f"its PLY header does not end within {_PLY_HEADER_BYTES:,} bytes")
     declared = sum(int(count) for count in re.findall(rb"element\s+\S+\s+(\d+)", header))
     if declared > size:
-        raise ValueError(f"its PLY header declares {declared:,} elements, but the file has {size:,} bytes")
+        raise ValueError(
+            f"its PLY header declares {declared:,} elements, but the file has {size:,} bytes"
+        )
 
 
 def check_file(path: Path, suffixes: tuple[str, ...]) -> None:
@@ -188,7 +218,9 @@ def check_file(path: Path, suffixes: tuple[str, ...]) -> None:
 
 def _check_suffix(path: Path, suffixes: tuple[str, ...]) -> None:
     if path.suffix.lower() not in suffixes and not path.is_dir():
-        raise MeshError(f"{path}: the suffix {path.suffix!r} is not supported, allowed are {', '.join(suffixes)}")
+        raise MeshError(
+            f"{path}: the suffix {path.suffix!r} is not supported, allowed are {', '.join(suffixes)}"
+        )
 
 
 def one_line(error: Exception) -> str:

@@ -17,14 +17,19 @@ import torch
 from torch import Tensor
 
 CORNERS = tuple((x, y, z) for x in (0, 1) for y in (0, 1) for z in (0, 1))
-EDGES = tuple((corner, axis) for axis in range(3) for corner in range(8) if not CORNERS[corner][axis])
+EDGES = tuple(
+    (corner, axis) for axis in range(3) for corner in range(8) if not CORNERS[corner][axis]
+)
 _STEP = (4, 2, 1)  # from a corner's number to that of its neighbour along each axis
 
 
 @functools.cache
 def case_table() -> tuple[tuple[tuple[int, int, int], ...], ...]:
     """For each case (bit c is set if corner c is inside) its triangles, as numbers of EDGES, wound so that they look outward."""
-    return tuple(tuple(triangle for loop in _loops(case) for triangle in _triangulate(loop)) for case in range(256))
+    return tuple(
+        tuple(triangle for loop in _loops(case) for triangle in _triangulate(loop))
+        for case in range(256)
+    )
 
 
 def _faces() -> Iterator[tuple[int, ...]]:
@@ -44,7 +49,11 @@ def _loops(case: int) -> Iterator[tuple[int, ...]]:
         edges = [_edge_between(face[i], face[(i + 1) % 4]) for i in range(4)]
         for start in range(4):
             if inside[(start + 1) % 4] > inside[start]:
-                end = next(i % 4 for i in range(start + 1, start + 4) if inside[i % 4] > inside[(i + 1) % 4])
+                end = next(
+                    i % 4
+                    for i in range(start + 1, start + 4)
+                    if inside[i % 4] > inside[(i + 1) % 4]
+                )
                 follows[edges[start]] = edges[end]
     while follows:
         first, edge = follows.popitem()
@@ -90,8 +99,12 @@ def _tables(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def triangulate(values: Tensor) -> tuple[Tensor, Tensor]:
     """(M, 8) corner values of cells -> for each triangle its cell (F,) and the edges of that cell, (F, 3) numbers of EDGES."""
     triangles, count, _, _ = _tables(values.device)
-    case = ((values > 0) << torch.arange(8, device=values.device)).sum(dim=1)  # a value of 0 is outside
-    cell, place = torch.nonzero(torch.arange(triangles.shape[1], device=values.device) < count[case][:, None], as_tuple=True)
+    case = ((values > 0) << torch.arange(8, device=values.device)).sum(
+        dim=1
+    )  # a value of 0 is outside
+    cell, place = torch.nonzero(
+        torch.arange(triangles.shape[1], device=values.device) < count[case][:, None], as_tuple=True
+    )
     return cell, triangles[case[cell], place]
 
 

@@ -25,21 +25,44 @@ from tar3d.contracts import Mesh
 from tar3d.mesh.load import MAX_FILE_BYTES, MAX_VERTICES, MeshError, check_file, one_line, to_frame
 from tar3d.mesh.point_normals import estimate_normals, outward_share, unevenness
 
-ONLY_POINTS = (".xyz", ".npz", ".npy")  # what a folder is searched for; a .txt in one is more often a licence
+ONLY_POINTS = (
+    ".xyz",
+    ".npz",
+    ".npy",
+)  # what a folder is searched for; a .txt in one is more often a licence
 CLOUD_SUFFIXES = (".ply", ".txt", *ONLY_POINTS)
 MIN_POINTS = 100
 ESTIMATED = "normals estimated and oriented"
-UNEVEN = ("its points are spread unevenly, as the vertices of a mesh are, but the encoder expects them uniform over the surface: "
-          "give the mesh itself, or points sampled from it")
+UNEVEN = (
+    "its points are spread unevenly, as the vertices of a mesh are, but the encoder expects them uniform over the surface: "
+    "give the mesh itself, or points sampled from it"
+)
 MAX_ESTIMATED = 200_000  # they take 10 s, and more say no more about a normal
 # Of the meshes in the development set, the vertices of 66 % are above, uniform points (200 to 8,192 on each mesh) in 1 of 100.
 MAX_UNEVENNESS = 0.36
 MIN_OUTWARD = 0.3  # the true normals of 214 real meshes have at least 0.49, and their opposites at most 0.3 in 98 of 100
-MAX_MISSING = 0.01  # share of points without a usable normal that are left out, instead of estimating all
+MAX_MISSING = (
+    0.01  # share of points without a usable normal that are left out, instead of estimating all
+)
 _PLY_HEADER_BYTES = 1 << 16
-_PLY_TYPES = {"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4", "float": "f4",
-              "double": "f8", "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4",
-              "float32": "f4", "float64": "f8"}
+_PLY_TYPES = {
+    "char": "i1",
+    "uchar": "u1",
+    "short": "i2",
+    "ushort": "u2",
+    "int": "i4",
+    "uint": "u4",
+    "float": "f4",
+    "double": "f8",
+    "int8": "i1",
+    "uint8": "u1",
+    "int16": "i2",
+    "uint16": "u2",
+    "int32": "i4",
+    "uint32": "u4",
+    "float32": "f4",
+    "float64": "f8",
+}
 _PLY_ORDERS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
 
 
@@ -57,7 +80,11 @@ class PointCloud:
     def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """`count` different points with their normals, (count, 6) float32; all of them in their order if there are no more."""
         surface = np.concatenate([self.points, self.normals], axis=1)
-        return surface if count >= len(surface) else surface[rng.choice(len(surface), count, replace=False)]
+        return (
+            surface
+            if count >= len(surface)
+            else surface[rng.choice(len(surface), count, replace=False)]
+        )
 
 
 def is_cloud(path: str | Path) -> bool:
@@ -76,11 +103,15 @@ def load_points(path: str | Path) -> PointCloud:
     """Reads a file of `CLOUD_SUFFIXES` (in any case). Points that occur twice are merged; the others keep their order."""
     path = Path(path)
     check_file(path, CLOUD_SUFFIXES)
-    read = {".ply": _read_ply, ".npz": _read_numpy, ".npy": _read_numpy}.get(path.suffix.lower(), _read_text)
+    read = {".ply": _read_ply, ".npz": _read_numpy, ".npy": _read_numpy}.get(
+        path.suffix.lower(), _read_text
+    )
     try:
         points, normals, to_source = read(path.read_bytes())
         if len(points) > MAX_VERTICES:
-            raise ValueError(f"it has {len(points):,} points, allowed are {MAX_VERTICES:,}; thin it out first")
+            raise ValueError(
+                f"it has {len(points):,} points, allowed are {MAX_VERTICES:,}; thin it out first"
+            )
         return _prepare(points, normals, to_source)
     except (ValueError, OSError) as e:
         raise MeshError(f"{path}: {one_line(e)}") from e
@@ -92,12 +123,16 @@ def splats(surface: np.ndarray, radius: float = 0.02) -> Mesh:
     across = np.cross(normals, np.eye(3)[np.abs(normals).argmin(axis=1)])
     across *= radius / np.linalg.norm(across, axis=1, keepdims=True)
     up = np.cross(normals, across)
-    corners = np.stack([points + across, points + up, points - across, points - up], axis=1)  # (N, 4, 3)
+    corners = np.stack(
+        [points + across, points + up, points - across, points - up], axis=1
+    )  # (N, 4, 3)
     faces = np.array([[0, 1, 2], [0, 2, 3]]) + 4 * np.arange(len(points))[:, None, None]
     return Mesh(corners.reshape(-1, 3), faces.reshape(-1, 3))
 
 
-def _prepare(points: np.ndarray, normals: np.ndarray | None, to_source: np.ndarray | None) -> PointCloud:
+def _prepare(
+    points: np.ndarray, normals: np.ndarray | None, to_source: np.ndarray | None
+) -> PointCloud:
     """Checks; `to_source` is given where the points are in the project's frame."""
     notes = []
     if bad := int((~np.isfinite(points)).any(axis=1).sum()):
@@ -112,7 +147,9 @@ def _prepare(points: np.ndarray, normals: np.ndarray | None, to_source: np.ndarr
             normals = None
         else:
             if not usable.all():
-                notes.append(f"{int((~usable).sum()):,} points whose normal has no length were left out")
+                notes.append(
+                    f"{int((~usable).sum()):,} points whose normal has no length were left out"
+                )
             # those that are unit as far as float16 goes stay as they are
             length = np.where(np.abs(length - 1) < 2e-3, 1.0, length)
             points, normals = points[usable], normals[usable] / length[usable, None]
@@ -121,26 +158,36 @@ def _prepare(points: np.ndarray, normals: np.ndarray | None, to_source: np.ndarr
     if len(first) < len(points):
         notes.append(f"{len(points) - len(first):,} repeated points were merged")
         points, normals = points[first], None if normals is None else normals[first]
-    places = np.unique(points, axis=0, return_index=True)[1]  # fewer where one point has two normals
+    places = np.unique(points, axis=0, return_index=True)[
+        1
+    ]  # fewer where one point has two normals
     if len(places) < MIN_POINTS:
-        raise ValueError(f"it has {len(places)} different points, a shape needs at least {MIN_POINTS}")
+        raise ValueError(
+            f"it has {len(places)} different points, a shape needs at least {MIN_POINTS}"
+        )
     if to_source is None:
         points, to_source = to_frame(points)
     elif np.abs(points).max() > 1:
-        raise ValueError("its surface leaves the cube [-1, 1]^3, in which sample files are: name the array points instead")
+        raise ValueError(
+            "its surface leaves the cube [-1, 1]^3, in which sample files are: name the array points instead"
+        )
     if unevenness(points[places]) > MAX_UNEVENNESS:
         notes.append(UNEVEN)
     estimated = normals is None
     if estimated:
         if len(points) > MAX_ESTIMATED:
-            points = points[np.sort(np.random.default_rng(0).choice(len(points), MAX_ESTIMATED, replace=False))]
+            points = points[
+                np.sort(np.random.default_rng(0).choice(len(points), MAX_ESTIMATED, replace=False))
+            ]
             notes.append(f"thinned out to {MAX_ESTIMATED:,} points")
         normals = estimate_normals(points)
         notes.append(ESTIMATED)
     elif outward_share(points, normals) < MIN_OUTWARD:
         normals = -normals
         notes.append("normals looked inward and were turned")
-    return PointCloud(points.astype(np.float32), normals.astype(np.float32), to_source, estimated, tuple(notes))
+    return PointCloud(
+        points.astype(np.float32), normals.astype(np.float32), to_source, estimated, tuple(notes)
+    )
 
 
 Parts = tuple[np.ndarray, np.ndarray | None, np.ndarray | None]  # points, normals, to_source
@@ -150,15 +197,19 @@ def _columns(rows: np.ndarray, name: str) -> Parts:
     """(N, 3) or (N, 6) -> its parts; `name` says what the rows are."""
     rows = np.asarray(rows)
     if rows.ndim != 2 or rows.shape[1] not in (3, 6) or rows.dtype.kind not in "fiu":
-        raise ValueError(f"{name} must be numbers, (N, 3) or with normals (N, 6), but is {rows.dtype} {rows.shape}")
+        raise ValueError(
+            f"{name} must be numbers, (N, 3) or with normals (N, 6), but is {rows.dtype} {rows.shape}"
+        )
     rows = rows.astype(np.float64)
     if rows.shape[1] == 3:
         return rows, None, None
     with np.errstate(over="ignore"):
         length = np.linalg.norm(rows[:, 3:], axis=1)
     if len(rows) and 0 < (typical := float(np.median(length))) and not 0.5 < typical < 1.5:
-        raise ValueError(f"columns 4 to 6 of {name} should be unit normals, but have a typical length of {typical:.3g}: "
-                         "if they are colours, leave them out")
+        raise ValueError(
+            f"columns 4 to 6 of {name} should be unit normals, but have a typical length of {typical:.3g}: "
+            "if they are colours, leave them out"
+        )
     return rows[:, :3], rows[:, 3:], None
 
 
@@ -190,9 +241,15 @@ def _table(lines: list[str], number: int, widths: tuple[int, ...]) -> np.ndarray
                 raise ValueError(f"line {n} holds {field[:40]!r}, which is no number") from None
         first = first or (len(fields) if fields else None)
         if fields and (len(fields) not in widths or len(fields) != first):
-            allowed = f"as many as before ({first})" if len(fields) in widths else " or ".join(map(str, widths))
-            raise ValueError(f"line {n} has {len(fields)} numbers, allowed are {allowed}" + (
-                ": x y z, or x y z nx ny nz" if widths == (3, 6) else ""))
+            allowed = (
+                f"as many as before ({first})"
+                if len(fields) in widths
+                else " or ".join(map(str, widths))
+            )
+            raise ValueError(
+                f"line {n} has {len(fields)} numbers, allowed are {allowed}"
+                + (": x y z, or x y z nx ny nz" if widths == (3, 6) else "")
+            )
     raise problem
 
 
@@ -209,16 +266,22 @@ def _read_numpy(content: bytes) -> Parts:
         if normals is not None and "transform" in arrays:
             to_source = np.asarray(arrays["transform"], dtype=np.float64)
             if to_source.shape != (4, 4) or not np.isfinite(to_source).all():
-                raise ValueError(f"transform must be a finite (4, 4) matrix, but is {to_source.shape}")
+                raise ValueError(
+                    f"transform must be a finite (4, 4) matrix, but is {to_source.shape}"
+                )
             return points, normals, to_source
         return points, normals, None
     if "points" not in arrays:
-        raise ValueError(f"it has no array points or surface, only {', '.join(arrays) or 'nothing'}")
+        raise ValueError(
+            f"it has no array points or surface, only {', '.join(arrays) or 'nothing'}"
+        )
     points, normals, _ = _columns(arrays["points"], "points")
     if "normals" in arrays:
         normals = np.asarray(arrays["normals"])
         if normals.shape != points.shape or normals.dtype.kind not in "fiu":
-            raise ValueError(f"normals must be numbers, {points.shape} as points, but are {normals.dtype} {normals.shape}")
+            raise ValueError(
+                f"normals must be numbers, {points.shape} as points, but are {normals.dtype} {normals.shape}"
+            )
         normals = normals.astype(np.float64)
     return points, normals, None
 
@@ -232,12 +295,16 @@ def _from_numpy(content: bytes) -> np.ndarray | dict[str, np.ndarray | None]:
         if not zipfile.is_zipfile(io.BytesIO(content)):
             return np.load(io.BytesIO(content), allow_pickle=False)
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            size = sum(archive.zip.getinfo(f"{key}.npy").file_size for key in _KEYS if key in archive.files)
+            size = sum(
+                archive.zip.getinfo(f"{key}.npy").file_size for key in _KEYS if key in archive.files
+            )
             if size > MAX_FILE_BYTES:
                 raise ValueError(f"its arrays have {size:,} bytes, allowed are {MAX_FILE_BYTES:,}")
             return {key: archive[key] if key in _KEYS else None for key in archive.files}
     except Exception as e:  # a parser given arbitrary bytes may fail in any way, and all of them are the file's fault
-        raise ValueError(f"it cannot be read as a file of numpy arrays ({type(e).__name__}: {e})") from e
+        raise ValueError(
+            f"it cannot be read as a file of numpy arrays ({type(e).__name__}: {e})"
+        ) from e
 
 
 def _read_ply(content: bytes) -> Parts:
@@ -247,14 +314,20 @@ def _read_ply(content: bytes) -> Parts:
     rows = {}
     for name, count, properties in elements:
         if count > len(content):
-            raise ValueError(f"its PLY header declares {count:,} of {name}, but the file has {len(content):,} bytes")
+            raise ValueError(
+                f"its PLY header declares {count:,} of {name}, but the file has {len(content):,} bytes"
+            )
         if name == "vertex" and any(kind is None for _, kind in properties):
-            raise ValueError("its vertices have properties that are lists, which no point cloud has")
+            raise ValueError(
+                "its vertices have properties that are lists, which no point cloud has"
+            )
         if name == "vertex":
             rows = _ply_rows(content, start, order, count, properties)
             break
         if any(kind is None for _, kind in properties):
-            raise ValueError(f"its {name} come before the vertices and have lists, so that these are not found")
+            raise ValueError(
+                f"its {name} come before the vertices and have lists, so that these are not found"
+            )
         if order:
             start += count * np.dtype([(p, order + kind) for p, kind in properties]).itemsize
         else:
@@ -268,8 +341,9 @@ def _read_ply(content: bytes) -> Parts:
     return points, np.stack([rows[f"n{axis}"] for axis in "xyz"], axis=1), None
 
 
-def _ply_rows(content: bytes, start: int, order: str, count: int,
-              properties: list[tuple[str, str | None]]) -> dict[str, np.ndarray]:
+def _ply_rows(
+    content: bytes, start: int, order: str, count: int, properties: list[tuple[str, str | None]]
+) -> dict[str, np.ndarray]:
     """The `count` rows that begin at byte `start`, as a column (N,) float64 for each property."""
     names = [name for name, _ in properties]
     if order:
@@ -287,7 +361,9 @@ def _ply_rows(content: bytes, start: int, order: str, count: int,
     return {name: table[:, i] for i, name in enumerate(names)}
 
 
-Elements = list[tuple[str, int, list[tuple[str, str | None]]]]  # name, count, and of each property name and type, None for a list
+Elements = list[
+    tuple[str, int, list[tuple[str, str | None]]]
+]  # name, count, and of each property name and type, None for a list
 
 
 def _ply_header(head: bytes) -> tuple[str, Elements, int]:
@@ -296,7 +372,7 @@ def _ply_header(head: bytes) -> tuple[str, Elements, int]:
     if not head.startswith(b"ply") or not end:
         raise ValueError(f"it has no complete PLY header within {_PLY_HEADER_BYTES:,} bytes")
     order, elements = None, []
-    for line in head[:end.start()].decode("latin-1").splitlines()[1:]:
+    for line in head[: end.start()].decode("latin-1").splitlines()[1:]:
         match line.split():
             case ["format", form, "1.0"] if form in _PLY_ORDERS:
                 order = _PLY_ORDERS[form]

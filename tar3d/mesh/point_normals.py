@@ -38,7 +38,9 @@ def estimate_normals(points: np.ndarray) -> np.ndarray:
     points = np.asarray(points, dtype=np.float64)
     distance, nearest = cKDTree(points).query(points, NEIGHBOURS + 1)
     nearest = nearest[:, 1:]
-    normals = np.concatenate([_least_spread(points[nearest[part]]) for part in blocks(len(points), _POINTS_AT_ONCE)])
+    normals = np.concatenate(
+        [_least_spread(points[nearest[part]]) for part in blocks(len(points), _POINTS_AT_ONCE)]
+    )
     links = _links(points, normals, nearest)
     votes = _votes_of_all(points, normals, links, _pixel(distance[:, 5]))
     total = np.asarray(abs(links).sum(axis=1)).ravel()
@@ -61,7 +63,9 @@ def outward_share(points: np.ndarray, normals: np.ndarray) -> float:
 def unevenness(points: np.ndarray) -> float:
     """Standard deviation of the logarithm of the distance to the eighth nearest point: 0.2 for points uniform over a surface."""
     step = -(-len(points) // _POINTS_CHECKED)
-    return float(np.log(cKDTree(points).query(points[::step], 9)[0][:, 8].clip(np.finfo(float).tiny)).std())
+    return float(
+        np.log(cKDTree(points).query(points[::step], 9)[0][:, 8].clip(np.finfo(float).tiny)).std()
+    )
 
 
 def _least_spread(around: np.ndarray) -> np.ndarray:
@@ -82,14 +86,18 @@ def _links(points: np.ndarray, normals: np.ndarray, nearest: np.ndarray) -> csr_
     along = points[end] - points[start]
     along /= np.maximum(np.linalg.norm(along, axis=1, keepdims=True), np.finfo(float).tiny)
     cosine = np.einsum("ij,ij->i", normals[start], normals[end])
-    out_of_plane = np.maximum(*(np.abs(np.einsum("ij,ij->i", along, normals[of])) for of in (start, end)))
+    out_of_plane = np.maximum(
+        *(np.abs(np.einsum("ij,ij->i", along, normals[of])) for of in (start, end))
+    )
     weight = np.sign(cosine) * cosine**4 * np.exp(-((out_of_plane / _LINK_SINE) ** 2))
     kept = np.abs(weight) > _LEAST_LINK
     links = coo_array((weight[kept], (start[kept], end[kept])), shape=(count, count)).tocsr()
     return (links + links.T) / 2
 
 
-def _votes_of_all(points: np.ndarray, normals: np.ndarray, links: csr_array, pixel: float) -> np.ndarray:
+def _votes_of_all(
+    points: np.ndarray, normals: np.ndarray, links: csr_array, pixel: float
+) -> np.ndarray:
     """`_votes`; pieces of which nothing is seen are looked at again without those that hide them."""
     piece = connected_components(abs(links), directed=False)[1]
     size = np.bincount(piece)
@@ -113,7 +121,10 @@ def _votes(points: np.ndarray, normals: np.ndarray, pixel: float) -> np.ndarray:
     for view in _directions(VIEWS):
         right = np.cross(view, np.eye(3)[np.abs(view).argmin()])
         right /= np.linalg.norm(right)
-        plane, depth = points @ np.stack([right, np.cross(view, right)], axis=1), points @ view  # larger depth is nearer
+        plane, depth = (
+            points @ np.stack([right, np.cross(view, right)], axis=1),
+            points @ view,
+        )  # larger depth is nearer
         place = ((plane - plane.min(axis=0)) / pixel).astype(np.int64)
         place = place[:, 0] * (place[:, 1].max() + 1) + place[:, 1]
         order = depth.argsort()
@@ -122,7 +133,9 @@ def _votes(points: np.ndarray, normals: np.ndarray, pixel: float) -> np.ndarray:
         before = foremost[place]
         cosine = normals @ view
         tangent = np.sqrt((1 - cosine**2).clip(0)) / np.maximum(np.abs(cosine), 1e-6)
-        reach = tangent * np.linalg.norm(plane[before] - plane, axis=1)  # how much nearer its own plane may come in the pixel
+        reach = tangent * np.linalg.norm(
+            plane[before] - plane, axis=1
+        )  # how much nearer its own plane may come in the pixel
         seen = (depth[before] - depth <= reach + _DEPTH * pixel) & (np.abs(cosine) > _FACING)
         votes += np.where(seen, cosine, 0)
     return votes / VIEWS

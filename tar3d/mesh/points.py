@@ -30,8 +30,12 @@ INSIDE_OUT = 0.1  # share of a piece's surface with w = -1 below it, from which 
 _TURNS = 8  # how often pieces are turned and looked at again
 _PIECE_SAMPLES = 8192  # of a mesh, by which its pieces are judged
 _ROUNDS = 20  # of drawing surface points, each as many as are still missing: for meshes that are nearly all buried
-_OFF_THE_WALL = 1e-4  # where a ray through a wall starts, and how far beyond it is looked for the outside
-_CROSSING_SHARE = 50  # partners of a crossing are within a fiftieth of the surface along the axis they share
+_OFF_THE_WALL = (
+    1e-4  # where a ray through a wall starts, and how far beyond it is looked for the outside
+)
+_CROSSING_SHARE = (
+    50  # partners of a crossing are within a fiftieth of the surface along the axis they share
+)
 _NEIGHBOURS = 5  # thin faces that a point's distance is taken to: the nearest sample may lie on the other side of the wall
 
 
@@ -63,18 +67,26 @@ def sample_surface(mesh: Mesh, count: int, rng: np.random.Generator) -> np.ndarr
 
 def _double_areas(mesh: Mesh) -> np.ndarray:
     """(F,); a MeshError if all are zero."""
-    areas = np.concatenate([np.linalg.norm(np.cross(*_edges(mesh, mesh.faces[part])[1:]), axis=1)
-                            for part in blocks(len(mesh.faces), FACES_AT_ONCE)])
+    areas = np.concatenate(
+        [
+            np.linalg.norm(np.cross(*_edges(mesh, mesh.faces[part])[1:]), axis=1)
+            for part in blocks(len(mesh.faces), FACES_AT_ONCE)
+        ]
+    )
     if not areas.sum() > 0:
         raise MeshError("the mesh has no surface area")
     return areas
 
 
-def _draw(mesh: Mesh, double_areas: np.ndarray, count: int,
-          rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _draw(
+    mesh: Mesh, double_areas: np.ndarray, count: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Points (N, 3) uniform over the area, the normals (N, 3) and numbers (N,) of their faces."""
     face = rng.choice(len(double_areas), size=count, p=double_areas / double_areas.sum())
-    root, along = np.sqrt(rng.random(count))[:, None], rng.random(count)[:, None]  # uniform over a triangle
+    root, along = (
+        np.sqrt(rng.random(count))[:, None],
+        rng.random(count)[:, None],
+    )  # uniform over a triangle
     corner, edge_b, edge_c = _edges(mesh, mesh.faces[face])
     points = corner + root * ((1 - along) * edge_b + along * edge_c)
     return points, np.cross(edge_b, edge_c) / double_areas[face, None], face
@@ -113,7 +125,11 @@ def solid_winding(mesh: Mesh, rng: np.random.Generator) -> WindingNumber:
         faces = np.where(turned[piece][:, None], faces[:, ::-1], faces)
         winding = WindingNumber(Mesh(mesh.vertices, faces, mesh.to_source))
         above, below = winding.sides(points, normals)
-    return WindingNumber(Mesh(mesh.vertices, faces, mesh.to_source), ~loose[piece]) if loose.any() else winding
+    return (
+        WindingNumber(Mesh(mesh.vertices, faces, mesh.to_source), ~loose[piece])
+        if loose.any()
+        else winding
+    )
 
 
 @dataclass(frozen=True)
@@ -130,11 +146,20 @@ class Skin:
     spacing: float
 
 
-def sample_skin(mesh: Mesh, winding: WindingNumber, count: int, rng: np.random.Generator, *, min_thickness: float = 0.0) -> Skin:
+def sample_skin(
+    mesh: Mesh,
+    winding: WindingNumber,
+    count: int,
+    rng: np.random.Generator,
+    *,
+    min_thickness: float = 0.0,
+) -> Skin:
     """Draws `count` points uniform over what is not buried; a MeshError where hardly anything is not."""
     areas, kept, drawn, found = _double_areas(mesh), [], 0, 0
     for _ in range(_ROUNDS):
-        points, normals, face = _draw(mesh, areas, count - found if drawn == 0 else min(2 * (count - found) + 100, count), rng)
+        points, normals, face = _draw(
+            mesh, areas, count - found if drawn == 0 else min(2 * (count - found) + 100, count), rng
+        )
         above, below = (np.abs(w) > INSIDE for w in winding.sides(points, normals))
         keep = ~(above & below)
         normals[above] *= -1.0
@@ -145,15 +170,33 @@ def sample_skin(mesh: Mesh, winding: WindingNumber, count: int, rng: np.random.G
         if found >= count:
             break
     else:
-        raise MeshError(f"only {found:,} of {drawn:,} points of its surface see the outside: it is nearly all buried in itself")
-    points, normals, face, sheet = (np.concatenate(values)[:count] for values in zip(*kept, strict=True))
+        raise MeshError(
+            f"only {found:,} of {drawn:,} points of its surface see the outside: it is nearly all buried in itself"
+        )
+    points, normals, face, sheet = (
+        np.concatenate(values)[:count] for values in zip(*kept, strict=True)
+    )
     padding = np.zeros(count)
     if min_thickness > 0:
         padding = np.where(sheet, min_thickness / 2, 0.0)
         wall = np.flatnonzero(~sheet)
-        padding[wall] = np.maximum(min_thickness - _thickness(mesh, winding, points[wall], normals[wall], min_thickness), 0) / 2
+        padding[wall] = (
+            np.maximum(
+                min_thickness
+                - _thickness(mesh, winding, points[wall], normals[wall], min_thickness),
+                0,
+            )
+            / 2
+        )
     buried = 1 - found / drawn
-    return Skin(points, normals, face, padding, buried, float(np.sqrt(areas.sum() / 2 * (1 - buried) / count)))
+    return Skin(
+        points,
+        normals,
+        face,
+        padding,
+        buried,
+        float(np.sqrt(areas.sum() / 2 * (1 - buried) / count)),
+    )
 
 
 def outer_surface(mesh: Mesh, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -162,7 +205,9 @@ def outer_surface(mesh: Mesh, count: int, rng: np.random.Generator) -> np.ndarra
     return np.concatenate([skin.points, skin.normals], axis=1).astype(np.float32)
 
 
-def _thickness(mesh: Mesh, winding: WindingNumber, points: np.ndarray, normals: np.ndarray, most: float) -> np.ndarray:
+def _thickness(
+    mesh: Mesh, winding: WindingNumber, points: np.ndarray, normals: np.ndarray, most: float
+) -> np.ndarray:
     """How thick the solid is below each of `points`, (N,), up to `most`."""
     from embreex.mesh_construction import TriangleMesh
     from embreex.rtcore_scene import EmbreeScene
@@ -170,7 +215,9 @@ def _thickness(mesh: Mesh, winding: WindingNumber, points: np.ndarray, normals: 
     scene = EmbreeScene()
     TriangleMesh(scene, mesh.vertices, mesh.faces.astype(np.int32))
     start = (points - _OFF_THE_WALL * normals).astype(np.float32)
-    hits = scene.run(start, np.ascontiguousarray(-normals, dtype=np.float32), query="INTERSECT", output=True)
+    hits = scene.run(
+        start, np.ascontiguousarray(-normals, dtype=np.float32), query="INTERSECT", output=True
+    )
     depth = np.where(hits["primID"] >= 0, hits["tfar"], np.inf) + _OFF_THE_WALL
     thin = np.flatnonzero(depth < most)
     beyond = points[thin] - (depth[thin] + _OFF_THE_WALL)[:, None] * normals[thin]
@@ -180,7 +227,9 @@ def _thickness(mesh: Mesh, winding: WindingNumber, points: np.ndarray, normals: 
     return result
 
 
-def label(mesh: Mesh, winding: WindingNumber, skin: Skin, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def label(
+    mesh: Mesh, winding: WindingNumber, skin: Skin, points: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Whether each of `points` (M, 3) is inside, (M,) bool, thin walls padded; and how far |w| is from deciding otherwise."""
     magnitude = np.abs(winding(points))
     labels = magnitude > INSIDE
@@ -188,7 +237,9 @@ def label(mesh: Mesh, winding: WindingNumber, skin: Skin, points: np.ndarray) ->
     thin = np.flatnonzero(skin.padding > 0)
     if len(thin) and not labels.all():
         outside = np.flatnonzero(~labels)
-        reach = skin.padding[thin].max() + 2 * skin.spacing  # a sample of the nearest face is hardly ever further
+        reach = (
+            skin.padding[thin].max() + 2 * skin.spacing
+        )  # a sample of the nearest face is hardly ever further
         tree = cKDTree(skin.points[thin])
         k = min(_NEIGHBOURS, len(thin))
         _, nearest = tree.query(points[outside], k=np.arange(1, k + 1), distance_upper_bound=reach)
@@ -196,7 +247,9 @@ def label(mesh: Mesh, winding: WindingNumber, skin: Skin, points: np.ndarray) ->
         outside, nearest = outside[close], thin[np.minimum(nearest[close], len(thin) - 1)]
         triangles = mesh.vertices[mesh.faces[skin.face[nearest]]].astype(np.float64)  # (m, k, 3, 3)
         queries = np.repeat(points[outside].astype(np.float64), k, axis=0)
-        away = np.linalg.norm(closest_point(triangles.reshape(-1, 3, 3), queries) - queries, axis=1).reshape(-1, k)
+        away = np.linalg.norm(
+            closest_point(triangles.reshape(-1, 3, 3), queries) - queries, axis=1
+        ).reshape(-1, k)
         padded = (away < skin.padding[nearest]).any(axis=1)
         labels[outside[padded]] = True
         margin[outside[padded]] = INSIDE
@@ -216,14 +269,20 @@ def crossings(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if len(mine) < 2:
             continue
         mine = mine[np.argsort(points[mine, shared], kind="stable")]
-        reach = max(1, len(mine) // _CROSSING_SHARE)  # partners are within so many places in the order along the axis
-        other = np.clip(np.arange(len(mine)) + rng.integers(-reach, reach + 1, size=len(mine)), 0, len(mine) - 1)
+        reach = max(
+            1, len(mine) // _CROSSING_SHARE
+        )  # partners are within so many places in the order along the axis
+        other = np.clip(
+            np.arange(len(mine)) + rng.integers(-reach, reach + 1, size=len(mine)), 0, len(mine) - 1
+        )
         moved = (shared + 1 + rng.integers(2, size=len(mine))) % 3
         result[mine, moved] = points[mine[other], moved]
     return result
 
 
-def sample_shape(mesh: Mesh, config: SampleConfig, seed: int) -> tuple[ShapeSamples, dict[str, float]]:
+def sample_shape(
+    mesh: Mesh, config: SampleConfig, seed: int
+) -> tuple[ShapeSamples, dict[str, float]]:
     """Draws what the tokenizer trains on, and says what the mesh is like; the same `seed` gives the same bits.
 
     Volume points are uniform in the cube [-1, 1]^3. Near points are points of the surface, a `config.crossing_share` of them
@@ -234,24 +293,44 @@ def sample_shape(mesh: Mesh, config: SampleConfig, seed: int) -> tuple[ShapeSamp
     """
     rng = np.random.default_rng(seed)
     winding = solid_winding(mesh, rng) if config.min_thickness > 0 else WindingNumber(mesh)
-    skin = sample_skin(mesh, winding, max(config.surface_points, config.near_points), rng, min_thickness=config.min_thickness)
+    skin = sample_skin(
+        mesh,
+        winding,
+        max(config.surface_points, config.near_points),
+        rng,
+        min_thickness=config.min_thickness,
+    )
     volume = rng.uniform(-1.0, 1.0, size=(config.volume_points, 3))
-    base = rng.permutation(len(skin.points))[:config.near_points]
+    base = rng.permutation(len(skin.points))[: config.near_points]
     share = np.arange(config.near_points) * len(config.near_sigmas) // config.near_points
     near = skin.points[base]
     if config.crossing_share > 0:
         crossed = rng.random(len(near)) < config.crossing_share
         near[crossed] = crossings(near[crossed], rng)
-    near = near + rng.standard_normal((config.near_points, 3)) * np.asarray(config.near_sigmas)[share, None]
+    near = (
+        near
+        + rng.standard_normal((config.near_points, 3)) * np.asarray(config.near_sigmas)[share, None]
+    )
     # rounded before they are labelled, because float16 is how they are stored: a label is then right for its stored point
-    points = np.concatenate([volume, near.clip(-1.0, 1.0)]).astype(np.float16).astype(np.float32)  # (M, 3)
+    points = (
+        np.concatenate([volume, near.clip(-1.0, 1.0)]).astype(np.float16).astype(np.float32)
+    )  # (M, 3)
     labels, margin = label(mesh, winding, skin, points)
     if not labels.any():
-        raise MeshError(f"the mesh encloses no volume: none of {len(points):,} sampled points is inside")
+        raise MeshError(
+            f"the mesh encloses no volume: none of {len(points):,} sampled points is inside"
+        )
     is_near = np.arange(len(points)) >= config.volume_points
-    surface = np.concatenate([skin.points, skin.normals], axis=1)[:config.surface_points].astype(np.float32)
-    facts = {"faces": len(mesh.faces), "components": int(face_components(mesh.faces, len(mesh.vertices)).max()) + 1,
-             "watertight": int(len(unbalanced_edges(mesh.faces)[0]) == 0),
-             "buried_share": skin.buried, "thin_share": float((skin.padding > 0).mean()),
-             "inside_share": float(labels[~is_near].mean()), "label_confidence": float((margin > 0.25).mean())}
+    surface = np.concatenate([skin.points, skin.normals], axis=1)[: config.surface_points].astype(
+        np.float32
+    )
+    facts = {
+        "faces": len(mesh.faces),
+        "components": int(face_components(mesh.faces, len(mesh.vertices)).max()) + 1,
+        "watertight": int(len(unbalanced_edges(mesh.faces)[0]) == 0),
+        "buried_share": skin.buried,
+        "thin_share": float((skin.padding > 0).mean()),
+        "inside_share": float(labels[~is_near].mean()),
+        "label_confidence": float((margin > 0.25).mean()),
+    }
     return ShapeSamples(surface, points, labels, is_near, mesh.to_source), facts

@@ -36,14 +36,19 @@ class WindingNumber:
     holes. What does not depend on the points is prepared once. `chosen` (F,) bool: of these faces alone."""
 
     def __init__(self, mesh: Mesh, chosen: np.ndarray | None = None) -> None:
-        vertices, faces = mesh.vertices.astype(np.float64), mesh.faces if chosen is None else mesh.faces[chosen]
+        vertices, faces = (
+            mesh.vertices.astype(np.float64),
+            mesh.faces if chosen is None else mesh.faces[chosen],
+        )
         edges, excess = unbalanced_edges(faces)
         self.closed = len(edges) == 0
         self._summed = len(faces) == 0 or excess.sum() > LARGEST_BOUNDARY * len(faces)
         if self._summed:
             self._vertices, self._lids = vertices, faces
         else:
-            self._vertices, self._lids = _lids(vertices, edges, excess) if len(edges) else (vertices, faces[:0])
+            self._vertices, self._lids = (
+                _lids(vertices, edges, excess) if len(edges) else (vertices, faces[:0])
+            )
             self._rays = Rays(self._vertices, np.concatenate([faces, self._lids]))
 
     def __call__(self, points: np.ndarray) -> np.ndarray:
@@ -57,23 +62,35 @@ class WindingNumber:
         """Of `points` (M, 3) on the surface with `normals` (M, 3): the winding number right above and right below, (M,) each."""
         points = np.ascontiguousarray(points, dtype=np.float64)
         if self._summed:
-            return self._of_lids(points + BESIDE * normals), self._of_lids(points - BESIDE * normals)
+            return self._of_lids(points + BESIDE * normals), self._of_lids(
+                points - BESIDE * normals
+            )
         after, before = self._rays.crossings(points, BESIDE)
         up = normals @ RAY >= 0
         lids = self._of_lids(points)
         return np.where(up, after, before) - lids, np.where(up, before, after) - lids
 
     def _of_lids(self, points: np.ndarray) -> np.ndarray:
-        return tree_sum(self._vertices, self._lids, points) if len(self._lids) else np.zeros(len(points))
+        return (
+            tree_sum(self._vertices, self._lids, points)
+            if len(self._lids)
+            else np.zeros(len(points))
+        )
 
 
-def _lids(vertices: np.ndarray, edges: np.ndarray, excess: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _lids(
+    vertices: np.ndarray, edges: np.ndarray, excess: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """The vertices and one more in the middle of each loop of `edges`; and faces from there that balance the edges."""
     ends, place = np.unique(edges, return_inverse=True)
     place = place.reshape(-1, 2)
-    graph = coo_array((np.ones(len(edges), dtype=bool), (place[:, 0], place[:, 1])), shape=(len(ends), len(ends)))
+    graph = coo_array(
+        (np.ones(len(edges), dtype=bool), (place[:, 0], place[:, 1])), shape=(len(ends), len(ends))
+    )
     loops, loop = connected_components(graph, directed=False)
-    middle = np.stack([np.bincount(loop, vertices[ends, k], minlength=loops) for k in range(3)], axis=1)
+    middle = np.stack(
+        [np.bincount(loop, vertices[ends, k], minlength=loops) for k in range(3)], axis=1
+    )
     middle /= np.bincount(loop, minlength=loops)[:, None]
     apex = len(vertices) + loop[place[:, :1]]
     lids = np.repeat(np.concatenate([edges[:, ::-1], apex], axis=1), excess, axis=0)
@@ -118,7 +135,9 @@ class Rays:
         self._side = int(np.clip(2 * np.sqrt(len(faces)), 128, 1024))
         self._scale = self._side / (flat.max(axis=0) - self._low).max()
         self._top = height.max()
-        self._begin, self._listed = _faces_of_squares((flat - self._low) * self._scale, faces, self._side)
+        self._begin, self._listed = _faces_of_squares(
+            (flat - self._low) * self._scale, faces, self._side
+        )
         self._edges, self._turned = _edge_lines(flat, faces)
         self._planes = _planes(np.concatenate([flat, height[:, None]], axis=1)[faces])
 
@@ -127,7 +146,9 @@ class Rays:
         start `beside` after the point and for rays that start as much before it."""
         seen = points @ _TURN
         square = np.floor((seen[:, :2] - self._low) * self._scale).astype(np.int64)
-        met = np.flatnonzero(((square >= 0) & (square < self._side)).all(axis=1) & (seen[:, 2] - beside < self._top))
+        met = np.flatnonzero(
+            ((square >= 0) & (square < self._side)).all(axis=1) & (seen[:, 2] - beside < self._top)
+        )
         square = square[met, 0] * self._side + square[met, 1]
         by_square = np.argsort(square, kind="stable")
         met, square = met[by_square], square[by_square]
@@ -137,9 +158,14 @@ class Rays:
         after, before = np.zeros(len(points), dtype=np.int64), np.zeros(len(points), dtype=np.int64)
         for start, stop in _groups(pairs):
             point = np.repeat(np.arange(start, stop), many[start:stop])
-            face = self._listed[np.arange(pairs[start], pairs[stop]) - pairs[point] + self._begin[square[point]]]
+            face = self._listed[
+                np.arange(pairs[start], pairs[stop]) - pairs[point] + self._begin[square[point]]
+            ]
             left = self._left(0, face, x[point], y[point])
-            for k in (1, 2):  # a face is met where all its edges are on one side; most fail at the second
+            for k in (
+                1,
+                2,
+            ):  # a face is met where all its edges are on one side; most fail at the second
                 same = np.flatnonzero(left == self._left(k, face, x[point], y[point]))
                 point, face, left = point[same], face[same], left[same]
             a, b, c = self._planes[:, face]
@@ -160,7 +186,9 @@ def _groups(ends: np.ndarray) -> Iterator[tuple[int, int]]:
     """Runs start..stop of items of which item i has pairs ends[i]..ends[i + 1], each run of about PAIRS_AT_ONCE pairs."""
     start, last = 0, len(ends) - 1
     while start < last:
-        stop = max(start + 1, int(np.searchsorted(ends, ends[start] + PAIRS_AT_ONCE, side="right")) - 1)
+        stop = max(
+            start + 1, int(np.searchsorted(ends, ends[start] + PAIRS_AT_ONCE, side="right")) - 1
+        )
         yield start, stop
         start = stop
 
@@ -170,7 +198,9 @@ def _edge_lines(flat: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.nda
     first, last = faces.T, np.roll(faces.T, -1, axis=0)  # (3, F)
     a, b = flat[np.minimum(first, last)], flat[np.maximum(first, last)]  # (3, F, 2)
     d = b - a
-    return np.stack([d[..., 0], d[..., 1], d[..., 1] * a[..., 0] - d[..., 0] * a[..., 1]], axis=1), first > last
+    return np.stack(
+        [d[..., 0], d[..., 1], d[..., 1] * a[..., 0] - d[..., 0] * a[..., 1]], axis=1
+    ), first > last
 
 
 def _planes(corners: np.ndarray) -> np.ndarray:
@@ -181,7 +211,9 @@ def _planes(corners: np.ndarray) -> np.ndarray:
     return np.stack([a, b, corners[:, 0, 2] - a * corners[:, 0, 0] - b * corners[:, 0, 1]])
 
 
-def _faces_of_squares(flat: np.ndarray, faces: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
+def _faces_of_squares(
+    flat: np.ndarray, faces: np.ndarray, side: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Where the faces of each square begin (side^2 + 1,), and the faces of all squares one after the other.
 
     `flat` (V, 2) in units of a square. A face is listed in squares that it may touch."""
@@ -197,11 +229,17 @@ def _faces_of_squares(flat: np.ndarray, faces: np.ndarray, side: int) -> tuple[n
     for start, stop in _groups(ends):
         face = np.repeat(np.arange(start, stop), (ends[1:] - ends[:-1])[start:stop])
         place = np.arange(ends[start], ends[stop]) - ends[face]
-        column, row = first[face, 0] + place // size[face, 1], first[face, 1] + place % size[face, 1]
+        column, row = (
+            first[face, 0] + place // size[face, 1],
+            first[face, 1] + place % size[face, 1],
+        )
         touched = np.ones(len(face), dtype=bool)
         for k in range(3):
             d, a = edge[face, k], corner[face, k]
-            touched &= d[:, 0] * (row + 0.5 - a[:, 1]) - d[:, 1] * (column + 0.5 - a[:, 0]) >= -reach[face, k]
+            touched &= (
+                d[:, 0] * (row + 0.5 - a[:, 1]) - d[:, 1] * (column + 0.5 - a[:, 0])
+                >= -reach[face, k]
+            )
         squares.append((column * side + row)[touched])
         owners.append(face[touched])
     square, owner = np.concatenate(squares), np.concatenate(owners)

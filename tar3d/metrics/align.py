@@ -1,10 +1,10 @@
 """Moves a prediction onto the truth before it is scored, and says how. Nothing is aligned unless asked for.
 
-    none        the prediction stays where it is
-    bbox        translation and one scale factor: bounding boxes share centre and longest side
-    icp         rotation and translation: iterative closest point from where it is (Besl and McKay 1992)
-    rot24+icp   bbox after each of the 24 rotations that map a cube onto itself, the one with the least Chamfer, then icp
-                that may also scale, because the box of a shape that is turned a little is no measure of its size
+none        the prediction stays where it is
+bbox        translation and one scale factor: bounding boxes share centre and longest side
+icp         rotation and translation: iterative closest point from where it is (Besl and McKay 1992)
+rot24+icp   bbox after each of the 24 rotations that map a cube onto itself, the one with the least Chamfer, then icp
+            that may also scale, because the box of a shape that is turned a little is no measure of its size
 """
 
 from __future__ import annotations
@@ -39,13 +39,18 @@ def alignment(pred: Mesh, truth: Mesh, method: str, seed: int = 0) -> np.ndarray
 
 def cube_rotations() -> list[np.ndarray]:
     """The 24 rotations (3, 3) that map a cube onto itself, the identity first."""
-    signed = [np.eye(3)[list(order)] * np.array(signs)[:, None]
-              for order in itertools.permutations(range(3)) for signs in itertools.product((1, -1), repeat=3)]
+    signed = [
+        np.eye(3)[list(order)] * np.array(signs)[:, None]
+        for order in itertools.permutations(range(3))
+        for signs in itertools.product((1, -1), repeat=3)
+    ]
     return [matrix for matrix in signed if np.linalg.det(matrix) > 0]
 
 
 def _box_onto_box(pred: Mesh, truth: Mesh) -> np.ndarray:
-    (low_p, high_p), (low_t, high_t) = ((v.min(axis=0), v.max(axis=0)) for v in (_used(pred), _used(truth)))
+    (low_p, high_p), (low_t, high_t) = (
+        (v.min(axis=0), v.max(axis=0)) for v in (_used(pred), _used(truth))
+    )
     matrix = np.eye(4)
     matrix[:3, :3] *= (high_t - low_t).max() / (high_p - low_p).max()
     matrix[:3, 3] = (low_t + high_t) / 2 - matrix[:3, :3] @ (low_p + high_p) / 2
@@ -53,7 +58,9 @@ def _box_onto_box(pred: Mesh, truth: Mesh) -> np.ndarray:
 
 
 def _best_rotation(pred: Mesh, truth: Mesh, seed: int) -> np.ndarray:
-    cloud_p, cloud_t = (surface_cloud(m, COARSE_POINTS, (seed, k))[:, :3] for k, m in enumerate((pred, truth)))
+    cloud_p, cloud_t = (
+        surface_cloud(m, COARSE_POINTS, (seed, k))[:, :3] for k, m in enumerate((pred, truth))
+    )
     tree_t, best, least = cKDTree(cloud_t), np.eye(4), np.inf
     for rotation in cube_rotations():
         turn = np.eye(4)
@@ -67,8 +74,12 @@ def _best_rotation(pred: Mesh, truth: Mesh, seed: int) -> np.ndarray:
 
 
 def _icp(pred: Mesh, truth: Mesh, seed: int, scale: bool) -> np.ndarray:
-    cloud_p, cloud_t = (surface_cloud(m, ICP_POINTS, (seed, k))[:, :3] for k, m in enumerate((pred, truth)))
-    return trimesh.registration.icp(cloud_p, cloud_t, threshold=1e-7, max_iterations=100, reflection=False, scale=scale)[0]
+    cloud_p, cloud_t = (
+        surface_cloud(m, ICP_POINTS, (seed, k))[:, :3] for k, m in enumerate((pred, truth))
+    )
+    return trimesh.registration.icp(
+        cloud_p, cloud_t, threshold=1e-7, max_iterations=100, reflection=False, scale=scale
+    )[0]
 
 
 def _used(mesh: Mesh) -> np.ndarray:

@@ -37,7 +37,7 @@ FORMULAS = {
     "hausdorff95": "the larger of the 95th percentiles of d(p, T) and of d(t, P)",
     "surface_*": "the same with d the exact distance to the nearest point of the other mesh's triangles: no sampling floor",
     "iou": "|inside both| / |inside either| over uniform points in the box that holds both meshes; inside means |generalised "
-           "winding number| > 0.5, which also answers for open meshes (marked by pred_closed, truth_closed)",
+    "winding number| > 0.5, which also answers for open meshes (marked by pred_closed, truth_closed)",
     "iou_near": "the same over points near the true surface",
     "aligned_*": "the same after the alignment named",
     "floor_*": "the true mesh against a second sampling of itself: no prediction can be expected to score better",
@@ -52,15 +52,17 @@ def describe(protocol: EvalProtocol) -> str:
         "source": "the coordinates of the files, as they are",
     }
     thresholds = ", ".join(f"{tau:g}" for tau in protocol.thresholds)
-    return "\n".join([
-        f"convention   {protocol.source}; headline {', '.join(protocol.headline)}",
-        f"frame, unit  {frames[protocol.frame]}; distances and thresholds are in that unit",
-        f"points       P (predicted) and T (true) drawn independently and uniformly by area, {protocol.points:,} each",
-        f"tau          {thresholds}",
-        f"iou          {protocol.iou_points:,} points; near: {protocol.near_points:,}, Gaussian noise of {protocol.near_sigma:g}",
-        f"seed         {protocol.seed}",
-        *(f"{name:<22} = {formula}" for name, formula in FORMULAS.items()),
-    ])
+    return "\n".join(
+        [
+            f"convention   {protocol.source}; headline {', '.join(protocol.headline)}",
+            f"frame, unit  {frames[protocol.frame]}; distances and thresholds are in that unit",
+            f"points       P (predicted) and T (true) drawn independently and uniformly by area, {protocol.points:,} each",
+            f"tau          {thresholds}",
+            f"iou          {protocol.iou_points:,} points; near: {protocol.near_points:,}, Gaussian noise of {protocol.near_sigma:g}",
+            f"seed         {protocol.seed}",
+            *(f"{name:<22} = {formula}" for name, formula in FORMULAS.items()),
+        ]
+    )
 
 
 def in_frame(pred: Mesh, truth: Mesh, frame: str) -> tuple[Mesh, Mesh]:
@@ -69,7 +71,9 @@ def in_frame(pred: Mesh, truth: Mesh, frame: str) -> tuple[Mesh, Mesh]:
     to_frame = {"truth": unit @ np.linalg.inv(truth.to_source), "source": np.eye(4)}
     if frame == "each":
         return transformed(pred, unit), transformed(truth, unit)
-    return transformed(pred, to_frame[frame] @ pred.to_source), transformed(truth, to_frame[frame] @ truth.to_source)
+    return transformed(pred, to_frame[frame] @ pred.to_source), transformed(
+        truth, to_frame[frame] @ truth.to_source
+    )
 
 
 def transformed(mesh: Mesh, matrix: np.ndarray) -> Mesh:
@@ -82,7 +86,9 @@ def surface_cloud(mesh: Mesh, count: int, seed: int | Sequence[int]) -> np.ndarr
     return sample_surface(mesh, count, np.random.default_rng(seed)).astype(np.float64)
 
 
-def point_scores(pred: np.ndarray, truth: np.ndarray, thresholds: Sequence[float]) -> dict[str, float]:
+def point_scores(
+    pred: np.ndarray, truth: np.ndarray, thresholds: Sequence[float]
+) -> dict[str, float]:
     """Scores of (N, 3) predicted against (M, 3) true points as they are; with normals, (N, 6), also normal_consistency."""
     pred, truth = _points(pred, "predicted"), _points(truth, "true")
     p, t = pred[:, :3], truth[:, :3]
@@ -93,70 +99,105 @@ def point_scores(pred: np.ndarray, truth: np.ndarray, thresholds: Sequence[float
     manhattan = tree_t.query(p, p=1)[0].mean() + tree_p.query(t, p=1)[0].mean()
     scores |= {"chamfer_manhattan": float(manhattan) / 2, "chamfer_manhattan_sum": float(manhattan)}
     if pred.shape[1] == truth.shape[1] == 6:
-        scores["normal_consistency"] = _consistency(pred[:, 3:], truth[nearest_t, 3:], truth[:, 3:], pred[nearest_p, 3:])
+        scores["normal_consistency"] = _consistency(
+            pred[:, 3:], truth[nearest_t, 3:], truth[:, 3:], pred[nearest_p, 3:]
+        )
     return scores
 
 
-def surface_scores(pred: Mesh, truth: Mesh, pred_cloud: np.ndarray, true_cloud: np.ndarray,
-                   thresholds: Sequence[float]) -> dict[str, float]:
+def surface_scores(
+    pred: Mesh,
+    truth: Mesh,
+    pred_cloud: np.ndarray,
+    true_cloud: np.ndarray,
+    thresholds: Sequence[float],
+) -> dict[str, float]:
     """`point_scores` with exact distances from each cloud (N, 6), (M, 6) to the other mesh's triangles, named surface_*."""
     to_truth, normals_t = _to_triangles(pred_cloud[:, :3], truth)
     to_pred, normals_p = _to_triangles(true_cloud[:, :3], pred)
     scores = _distance_scores(to_truth, to_pred, thresholds)
-    scores["normal_consistency"] = _consistency(pred_cloud[:, 3:], normals_t, true_cloud[:, 3:], normals_p)
+    scores["normal_consistency"] = _consistency(
+        pred_cloud[:, 3:], normals_t, true_cloud[:, 3:], normals_p
+    )
     return {f"surface_{name}": value for name, value in scores.items()}
 
 
 def _to_triangles(points: np.ndarray, mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
     """Distances (N,) of `points` (N, 3) to `mesh`, and the unit normals (N, 3) of the triangles they are nearest to."""
     vertices = mesh.vertices.astype(np.float64)
-    squared, face, _ = igl.point_mesh_squared_distance(np.ascontiguousarray(points), vertices, mesh.faces)
+    squared, face, _ = igl.point_mesh_squared_distance(
+        np.ascontiguousarray(points), vertices, mesh.faces
+    )
     a, b, c = (vertices[mesh.faces[face, i]] for i in range(3))
     cross = np.cross(b - a, c - a)
     length = np.linalg.norm(cross, axis=1, keepdims=True)
     return np.sqrt(squared), cross / np.where(length > 0, length, 1)
 
 
-def _distance_scores(to_truth: np.ndarray, to_pred: np.ndarray, thresholds: Sequence[float]) -> dict[str, float]:
+def _distance_scores(
+    to_truth: np.ndarray, to_pred: np.ndarray, thresholds: Sequence[float]
+) -> dict[str, float]:
     if any(not tau > 0 for tau in thresholds):
         raise ValueError(f"F-score thresholds must be positive, got {tuple(thresholds)}")
     accuracy, completeness = float(to_truth.mean()), float(to_pred.mean())
     squared = float((to_truth**2).mean() + (to_pred**2).mean())
-    scores = {"chamfer": (accuracy + completeness) / 2, "chamfer_sum": accuracy + completeness, "chamfer_squared": squared / 2,
-              "chamfer_squared_sum": squared, "accuracy": accuracy, "completeness": completeness}
+    scores = {
+        "chamfer": (accuracy + completeness) / 2,
+        "chamfer_sum": accuracy + completeness,
+        "chamfer_squared": squared / 2,
+        "chamfer_squared_sum": squared,
+        "accuracy": accuracy,
+        "completeness": completeness,
+    }
     for tau in thresholds:
         precision, recall = float((to_truth < tau).mean()), float((to_pred < tau).mean())
         both = precision + recall
-        scores |= {f"precision@{tau:g}": precision, f"recall@{tau:g}": recall,
-                   f"fscore@{tau:g}": 2 * precision * recall / both if both > 0 else 0.0}
+        scores |= {
+            f"precision@{tau:g}": precision,
+            f"recall@{tau:g}": recall,
+            f"fscore@{tau:g}": 2 * precision * recall / both if both > 0 else 0.0,
+        }
     scores["hausdorff"] = float(max(to_truth.max(), to_pred.max()))
     scores["hausdorff95"] = float(max(np.quantile(to_truth, 0.95), np.quantile(to_pred, 0.95)))
     return scores
 
 
-def _consistency(pred: np.ndarray, at_truth: np.ndarray, truth: np.ndarray, at_pred: np.ndarray) -> float:
-    forward, back = (np.abs(np.einsum("ij,ij->i", a, b)).mean() for a, b in ((pred, at_truth), (truth, at_pred)))
+def _consistency(
+    pred: np.ndarray, at_truth: np.ndarray, truth: np.ndarray, at_pred: np.ndarray
+) -> float:
+    forward, back = (
+        np.abs(np.einsum("ij,ij->i", a, b)).mean() for a, b in ((pred, at_truth), (truth, at_pred))
+    )
     return float(forward + back) / 2
 
 
 def floor_scores(truth: Mesh, protocol: EvalProtocol) -> dict[str, float]:
     """What a perfect prediction would score by `point_scores`, named floor_*: the truth, sampled in the prediction's place."""
-    scores = point_scores(_cloud(truth, 0, protocol), _cloud(truth, 1, protocol), protocol.thresholds)
+    scores = point_scores(
+        _cloud(truth, 0, protocol), _cloud(truth, 1, protocol), protocol.thresholds
+    )
     return {f"floor_{name}": value for name, value in scores.items()}
 
 
 def compare_points(pred: Mesh, truth: Mesh, protocol: EvalProtocol) -> dict[str, float]:
     """`point_scores` of two meshes in one frame, by independent samples; and those of the floor."""
-    scores = point_scores(_cloud(pred, 0, protocol), _cloud(truth, 1, protocol), protocol.thresholds)
+    scores = point_scores(
+        _cloud(pred, 0, protocol), _cloud(truth, 1, protocol), protocol.thresholds
+    )
     return scores | floor_scores(truth, protocol)
 
 
-def compare_meshes(pred: Mesh, truth: Mesh, protocol: EvalProtocol) -> dict[str, float | bool | None]:
+def compare_meshes(
+    pred: Mesh, truth: Mesh, protocol: EvalProtocol
+) -> dict[str, float | bool | None]:
     """All scores of FORMULAS but those of the floor and of an alignment, of two meshes that stand in one frame; repeats for the
     same seed."""
     pred_cloud, true_cloud = _cloud(pred, 0, protocol), _cloud(truth, 1, protocol)
-    return (point_scores(pred_cloud, true_cloud, protocol.thresholds)
-            | surface_scores(pred, truth, pred_cloud, true_cloud, protocol.thresholds) | volume_scores(pred, truth, protocol))
+    return (
+        point_scores(pred_cloud, true_cloud, protocol.thresholds)
+        | surface_scores(pred, truth, pred_cloud, true_cloud, protocol.thresholds)
+        | volume_scores(pred, truth, protocol)
+    )
 
 
 def _cloud(mesh: Mesh, stream: int, protocol: EvalProtocol) -> np.ndarray:
@@ -164,19 +205,31 @@ def _cloud(mesh: Mesh, stream: int, protocol: EvalProtocol) -> np.ndarray:
     return surface_cloud(mesh, protocol.points, (protocol.seed, stream))
 
 
-def volume_scores(pred: Mesh, truth: Mesh, protocol: EvalProtocol) -> dict[str, float | bool | None]:
+def volume_scores(
+    pred: Mesh, truth: Mesh, protocol: EvalProtocol
+) -> dict[str, float | bool | None]:
     """iou, iou_near, and whether the two meshes are closed. An IoU is None where no point is inside either mesh."""
     near = surface_cloud(truth, protocol.near_points, (protocol.seed, 3))[:, :3]
-    near += np.random.default_rng((protocol.seed, 4)).normal(scale=protocol.near_sigma, size=near.shape)
+    near += np.random.default_rng((protocol.seed, 4)).normal(
+        scale=protocol.near_sigma, size=near.shape
+    )
     points = np.concatenate([_points_around(pred, truth, protocol.iou_points, protocol.seed), near])
-    inside_pred, inside_true = inside(pred, points), inside(truth, points)  # at once: each call builds a search tree
+    inside_pred, inside_true = (
+        inside(pred, points),
+        inside(truth, points),
+    )  # at once: each call builds a search tree
     uniform, close = slice(None, protocol.iou_points), slice(protocol.iou_points, None)
-    return {"iou": label_iou(inside_pred[uniform], inside_true[uniform]),
-            "iou_near": label_iou(inside_pred[close], inside_true[close]),
-            "pred_closed": is_closed(pred), "truth_closed": is_closed(truth)}
+    return {
+        "iou": label_iou(inside_pred[uniform], inside_true[uniform]),
+        "iou_near": label_iou(inside_pred[close], inside_true[close]),
+        "pred_closed": is_closed(pred),
+        "truth_closed": is_closed(truth),
+    }
 
 
-def volume_iou(pred: Mesh, truth: Mesh, count: int = EvalProtocol.iou_points, seed: int = 0) -> float | None:
+def volume_iou(
+    pred: Mesh, truth: Mesh, count: int = EvalProtocol.iou_points, seed: int = 0
+) -> float | None:
     """Volume IoU of two meshes in one frame, estimated on `count` uniform points in the box that holds both; None if they
     enclose none of them.
 
@@ -188,8 +241,12 @@ def volume_iou(pred: Mesh, truth: Mesh, count: int = EvalProtocol.iou_points, se
 
 def _points_around(pred: Mesh, truth: Mesh, count: int, seed: int) -> np.ndarray:
     """(count, 3) uniform points in the box that holds both meshes."""
-    corners = np.concatenate([mesh.vertices[np.unique(mesh.faces)] for mesh in (pred, truth)]).astype(np.float64)
-    return np.random.default_rng(seed).uniform(corners.min(axis=0), corners.max(axis=0), size=(count, 3))
+    corners = np.concatenate(
+        [mesh.vertices[np.unique(mesh.faces)] for mesh in (pred, truth)]
+    ).astype(np.float64)
+    return np.random.default_rng(seed).uniform(
+        corners.min(axis=0), corners.max(axis=0), size=(count, 3)
+    )
 
 
 def label_iou(inside_pred: np.ndarray, inside_true: np.ndarray) -> float | None:
@@ -197,7 +254,9 @@ def label_iou(inside_pred: np.ndarray, inside_true: np.ndarray) -> float | None:
     shape, for then the ratio says nothing."""
     pred, true = np.asarray(inside_pred), np.asarray(inside_true)
     if pred.shape != true.shape or pred.ndim != 1 or pred.dtype != bool or true.dtype != bool:
-        raise ValueError(f"an IoU needs two (M,) bool arrays, got {pred.shape} {pred.dtype} and {true.shape} {true.dtype}")
+        raise ValueError(
+            f"an IoU needs two (M,) bool arrays, got {pred.shape} {pred.dtype} and {true.shape} {true.dtype}"
+        )
     union = int((pred | true).sum())
     return int((pred & true).sum()) / union if union else None
 
@@ -212,14 +271,21 @@ def is_closed(mesh: Mesh) -> bool:
 
 def mesh_facts(mesh: Mesh) -> dict[str, int]:
     """Counts of a prediction; components are pieces that share no vertex."""
-    return {"pred_vertices": len(mesh.vertices), "pred_faces": len(mesh.faces),
-            "pred_components": int(face_components(mesh.faces, len(mesh.vertices)).max()) + 1}
+    return {
+        "pred_vertices": len(mesh.vertices),
+        "pred_faces": len(mesh.faces),
+        "pred_components": int(face_components(mesh.faces, len(mesh.vertices)).max()) + 1,
+    }
 
 
 def _points(points: np.ndarray, name: str) -> np.ndarray:
     points = np.asarray(points, dtype=np.float64)
     if points.ndim != 2 or points.shape[1] not in (3, 6) or len(points) == 0:
-        raise ValueError(f"{name} points must be (N, 3), or (N, 6) with normals, with N > 0, got {points.shape}")
+        raise ValueError(
+            f"{name} points must be (N, 3), or (N, 6) with normals, with N > 0, got {points.shape}"
+        )
     if not np.isfinite(points).all():
-        raise ValueError(f"{int((~np.isfinite(points)).any(axis=1).sum())} of {len(points)} {name} points are NaN or infinite")
+        raise ValueError(
+            f"{int((~np.isfinite(points)).any(axis=1).sum())} of {len(points)} {name} points are NaN or infinite"
+        )
     return points

@@ -11,32 +11,44 @@ import numpy as np
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 PSNR_CAP = 100.0  # dB; a single step of 1 in one channel of a 224 x 224 picture is 99.9
-SSIM_SETTINGS = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "K1": 0.01, "K2": 0.03}
+SSIM_SETTINGS = {
+    "gaussian_weights": True,
+    "sigma": 1.5,
+    "use_sample_covariance": False,
+    "K1": 0.01,
+    "K2": 0.03,
+}
 SSIM_WINDOW = 11  # pixels, of a Gaussian cut at 3.5 sigma
 _KID_ROWS = 1024  # of the kernel matrix at once
 
 IMAGE_FORMULAS = {
     "psnr": f"10 log10(255^2 / mean squared difference of the 8-bit values), in dB, at most {PSNR_CAP:g} (identical pictures)",
     "ssim": f"Wang et al. 2004: Gaussian window of {SSIM_WINDOW} px, sigma 1.5, K1 0.01, K2 0.03, mean of the three channels; "
-            "scikit-image's structural_similarity",
+    "scikit-image's structural_similarity",
     "*_fg": "the same over the foreground: the pixels of the object in either picture. SSIM is the mean of its map there, PSNR "
-            "uses those pixels only, LPIPS is the mean of its map there, CLIP sees the square around them",
+    "uses those pixels only, LPIPS is the mean of its map there, CLIP sees the square around them",
     "fid": "|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), m mean and C covariance (n - 1) of features; Heusel et al., 1706.08500",
     "kid": "unbiased estimate of the squared MMD with the kernel (x . y / E + 1)^3 of features; Binkowski et al., 1801.01401; "
-           "over all pictures, no subsets; it can be below 0",
+    "over all pictures, no subsets; it can be below 0",
 }
 
 
 def picture_scores(pred: np.ndarray, truth: np.ndarray, foreground: np.ndarray) -> dict[str, float]:
     """psnr, psnr_fg, ssim and ssim_fg of two (H, W, 3) uint8 pictures; `foreground` (H, W) bool holds at least one pixel."""
     if pred.shape != truth.shape or pred.shape[:2] != foreground.shape:
-        raise ValueError(f"pictures of different size cannot be compared: {_size(pred)} and {_size(truth)}, foreground "
-                         f"{_size(foreground)}")
+        raise ValueError(
+            f"pictures of different size cannot be compared: {_size(pred)} and {_size(truth)}, foreground "
+            f"{_size(foreground)}"
+        )
     if not foreground.any():
         raise ValueError("there is no foreground: no pixel of either picture shows an object")
     mean, local = ssim(pred, truth)
-    return {"psnr": psnr(pred, truth), "psnr_fg": psnr(pred[foreground], truth[foreground]),
-            "ssim": mean, "ssim_fg": float(local[foreground].mean())}
+    return {
+        "psnr": psnr(pred, truth),
+        "psnr_fg": psnr(pred[foreground], truth[foreground]),
+        "ssim": mean,
+        "ssim_fg": float(local[foreground].mean()),
+    }
 
 
 def psnr(pred: np.ndarray, truth: np.ndarray) -> float:
@@ -52,8 +64,12 @@ def ssim(pred: np.ndarray, truth: np.ndarray) -> tuple[float, np.ndarray]:
     The mean leaves out the border where the window is not whole, as scikit-image's does; the map has it, mirrored.
     """
     if min(pred.shape[:2]) < SSIM_WINDOW:
-        raise ValueError(f"SSIM needs pictures of at least {SSIM_WINDOW} x {SSIM_WINDOW} pixels, got {_size(pred)}")
-    mean, local = structural_similarity(truth, pred, channel_axis=-1, data_range=255, full=True, **SSIM_SETTINGS)
+        raise ValueError(
+            f"SSIM needs pictures of at least {SSIM_WINDOW} x {SSIM_WINDOW} pixels, got {_size(pred)}"
+        )
+    mean, local = structural_similarity(
+        truth, pred, channel_axis=-1, data_range=255, full=True, **SSIM_SETTINGS
+    )
     return float(mean), local.mean(axis=-1)
 
 
@@ -69,8 +85,12 @@ def fid(features: np.ndarray, reference: np.ndarray) -> float:
     x, y = _feature_sets(features, reference)
     least = x.shape[1] + 1
     if min(len(x), len(y)) < least:
-        raise ValueError(f"FID over {x.shape[1]} features needs at least {least} pictures in each set, got {len(x)} and {len(y)}")
-    (mean_x, cov_x), (mean_y, cov_y) = ((s.mean(0), np.atleast_2d(np.cov(s, rowvar=False))) for s in (x, y))
+        raise ValueError(
+            f"FID over {x.shape[1]} features needs at least {least} pictures in each set, got {len(x)} and {len(y)}"
+        )
+    (mean_x, cov_x), (mean_y, cov_y) = (
+        (s.mean(0), np.atleast_2d(np.cov(s, rowvar=False))) for s in (x, y)
+    )
     values, vectors = np.linalg.eigh(cov_x)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
     # C1 C2 has the eigenvalues of the symmetric root C2 root, whose square roots are real
@@ -91,7 +111,7 @@ def kid(features: np.ndarray, reference: np.ndarray) -> float:
 def _kernel_sum(x: np.ndarray, y: np.ndarray, *, without_diagonal: bool = False) -> float:
     total = 0.0
     for start in range(0, len(x), _KID_ROWS):
-        kernel = (x[start:start + _KID_ROWS] @ y.T / x.shape[1] + 1) ** 3
+        kernel = (x[start : start + _KID_ROWS] @ y.T / x.shape[1] + 1) ** 3
         total += float(kernel.sum())
     if without_diagonal:
         total -= float((((x**2).sum(1) / x.shape[1] + 1) ** 3).sum())

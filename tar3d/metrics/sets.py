@@ -20,19 +20,28 @@ SET_FORMULAS = {
 }
 
 
-def set_scores(generated: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> dict[str, float]:
+def set_scores(
+    generated: Sequence[np.ndarray], reference: Sequence[np.ndarray]
+) -> dict[str, float]:
     """Scores of two sets of point clouds (N, 3), with the sizes of the sets."""
     if len(generated) == 0 or len(reference) == 0:
-        raise ValueError(f"set scores need shapes in both sets, got {len(generated)} generated and {len(reference)} of the "
-                         "reference")
+        raise ValueError(
+            f"set scores need shapes in both sets, got {len(generated)} generated and {len(reference)} of the "
+            "reference"
+        )
     distance = chamfer_matrix([*generated, *reference])
     G = len(generated)
     between = distance[:G, G:]
     others = distance + np.diag(np.full(len(distance), np.inf))
     is_generated = np.arange(len(distance)) < G
     same = is_generated[others.argmin(1)] == is_generated
-    return {"coverage": len(set(between.argmin(1).tolist())) / len(reference), "mmd": float(between.min(0).mean()),
-            "one_nn_accuracy": float(same.mean()), "generated_shapes": G, "reference_shapes": len(reference)}
+    return {
+        "coverage": len(set(between.argmin(1).tolist())) / len(reference),
+        "mmd": float(between.min(0).mean()),
+        "one_nn_accuracy": float(same.mean()),
+        "generated_shapes": G,
+        "reference_shapes": len(reference),
+    }
 
 
 def chamfer_matrix(clouds: Sequence[np.ndarray]) -> np.ndarray:
@@ -40,7 +49,12 @@ def chamfer_matrix(clouds: Sequence[np.ndarray]) -> np.ndarray:
     trees = [cKDTree(cloud) for cloud in clouds]
     result = np.zeros((len(clouds), len(clouds)))
     pairs: Iterable[tuple[int, int]] = ((i, j) for i in range(len(clouds)) for j in range(i))
-    for i, j in tqdm(pairs, total=len(clouds) * (len(clouds) - 1) // 2, unit="pair", desc="Chamfer between all shapes"):
+    for i, j in tqdm(
+        pairs,
+        total=len(clouds) * (len(clouds) - 1) // 2,
+        unit="pair",
+        desc="Chamfer between all shapes",
+    ):
         forward, back = (a.query(b)[0] for a, b in ((trees[i], clouds[j]), (trees[j], clouds[i])))
         result[i, j] = result[j, i] = (forward**2).mean() + (back**2).mean()
     return result

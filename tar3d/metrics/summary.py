@@ -13,14 +13,24 @@ RESAMPLES = 10_000
 _RESAMPLES_AT_ONCE = 1000
 
 
-def bootstrap_interval(values: np.ndarray, rng: np.random.Generator, *, coverage: float = 0.95,
-                       resamples: int = RESAMPLES) -> tuple[float, float]:
+def bootstrap_interval(
+    values: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    coverage: float = 0.95,
+    resamples: int = RESAMPLES,
+) -> tuple[float, float]:
     """Percentile interval of the mean of (n,) values, n > 0, over draws with replacement (Efron 1979)."""
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or len(values) == 0:
         raise ValueError(f"a bootstrap needs (n,) values with n > 0, got {values.shape}")
-    parts = [min(_RESAMPLES_AT_ONCE, resamples - start) for start in range(0, resamples, _RESAMPLES_AT_ONCE)]
-    means = np.concatenate([values[rng.integers(len(values), size=(part, len(values)))].mean(1) for part in parts])
+    parts = [
+        min(_RESAMPLES_AT_ONCE, resamples - start)
+        for start in range(0, resamples, _RESAMPLES_AT_ONCE)
+    ]
+    means = np.concatenate(
+        [values[rng.integers(len(values), size=(part, len(values)))].mean(1) for part in parts]
+    )
     low, high = np.quantile(means, [(1 - coverage) / 2, (1 + coverage) / 2])
     return float(low), float(high)
 
@@ -32,13 +42,22 @@ def aggregate(values: Sequence[float | None], seed: int = 0) -> dict[str, float 
     """
     present = np.array([v for v in values if v is not None], dtype=np.float64)
     if not np.isfinite(present).all():
-        raise ValueError(f"{int((~np.isfinite(present)).sum())} of {len(present)} values to aggregate are NaN or infinite")
+        raise ValueError(
+            f"{int((~np.isfinite(present)).sum())} of {len(present)} values to aggregate are NaN or infinite"
+        )
     counts = {"count": len(present), "missing": len(values) - len(present)}
     if len(present) == 0:
         return counts | dict.fromkeys(("mean", "low", "high", "median", "p5", "p95"))
     low, high = bootstrap_interval(present, np.random.default_rng(seed))
     p5, median, p95 = np.quantile(present, [0.05, 0.5, 0.95]).tolist()
-    return counts | {"mean": float(present.mean()), "low": low, "high": high, "median": median, "p5": p5, "p95": p95}
+    return counts | {
+        "mean": float(present.mean()),
+        "low": low,
+        "high": high,
+        "median": median,
+        "p5": p5,
+        "p95": p95,
+    }
 
 
 def cell(value: dict, form: str = ".3f") -> str:
@@ -52,9 +71,16 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[s
     return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
 
 
-def histograms(values: dict[str, Sequence[float]], path: Path, bins: int = 30, logarithmic: Collection[str] = ()) -> None:
+def histograms(
+    values: dict[str, Sequence[float]],
+    path: Path,
+    bins: int = 30,
+    logarithmic: Collection[str] = (),
+) -> None:
     """A picture with one histogram for each named list of values, the mean marked; `logarithmic` names have such an axis."""
-    from matplotlib.figure import Figure  # without pyplot: needs no display and keeps no global state
+    from matplotlib.figure import (
+        Figure,
+    )  # without pyplot: needs no display and keeps no global state
 
     columns = min(3, len(values))
     rows = math.ceil(len(values) / columns)
@@ -69,7 +95,7 @@ def histograms(values: dict[str, Sequence[float]], path: Path, bins: int = 30, l
         axis.axvline(np.mean(numbers), color="#c44e52", label=f"mean {np.mean(numbers):.4g}")
         axis.set(title=f"{name}, {len(numbers):,} shapes", ylabel="shapes")
         axis.legend()
-    for axis in axes[len(values):]:
+    for axis in axes[len(values) :]:
         axis.set_axis_off()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

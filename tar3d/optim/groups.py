@@ -27,8 +27,17 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from tar3d.config import OptimConfig
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-STACKED = 1 << 25  # entries of matrices that go through Newton-Schulz together: 32 of 1,024 x 1,024, 64 MiB in bfloat16
+CONVOLUTIONS = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+STACKED = (
+    1 << 25
+)  # entries of matrices that go through Newton-Schulz together: 32 of 1,024 x 1,024, 64 MiB in bfloat16
 KINDS = ("muon", "matrix", "vector")  # from the boldest update to the most careful
 
 
@@ -40,9 +49,17 @@ class Muon(optim.Muon):
     The state is torch's: either can go on from the other's.
     """
 
-    def __init__(self, params: Iterable, *, lr: float, weight_decay: float, momentum: float) -> None:
-        super().__init__(params, lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=True,
-                         adjust_lr_fn="match_rms_adamw")
+    def __init__(
+        self, params: Iterable, *, lr: float, weight_decay: float, momentum: float
+    ) -> None:
+        super().__init__(
+            params,
+            lr=lr,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            nesterov=True,
+            adjust_lr_fn="match_rms_adamw",
+        )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
@@ -63,13 +80,24 @@ class Muon(optim.Muon):
             directions = torch._foreach_lerp(gradients, momenta, group["momentum"])
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
             for members in _batches(parameters):
-                update = orthogonalise(torch.stack([_whole(directions[i]) for i in members])
-                                       .to(_product_dtype(parameters[0].device)),
-                                       group["ns_coefficients"], group["ns_steps"], group["eps"])
-                scale = 0.2 * math.sqrt(max(update.shape[1:]))  # arXiv 2502.16982, "match_rms_adamw"
-                updates = [held_part(u, parameters[i])
-                           for i, u in zip(members, update.to(parameters[0].dtype).unbind(), strict=True)]
-                torch._foreach_add_([parameters[i] for i in members], updates, alpha=-group["lr"] * scale)
+                update = orthogonalise(
+                    torch.stack([_whole(directions[i]) for i in members]).to(
+                        _product_dtype(parameters[0].device)
+                    ),
+                    group["ns_coefficients"],
+                    group["ns_steps"],
+                    group["eps"],
+                )
+                scale = 0.2 * math.sqrt(
+                    max(update.shape[1:])
+                )  # arXiv 2502.16982, "match_rms_adamw"
+                updates = [
+                    held_part(u, parameters[i])
+                    for i, u in zip(members, update.to(parameters[0].dtype).unbind(), strict=True)
+                ]
+                torch._foreach_add_(
+                    [parameters[i] for i in members], updates, alpha=-group["lr"] * scale
+                )
         return loss
 
 
@@ -82,7 +110,9 @@ def held_part(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     """What this process holds of a whole `tensor` that is shaped and spread as `parameter` is; all of it where that is whole."""
     if not isinstance(parameter, DTensor):
         return tensor
-    return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return distribute_tensor(
+        tensor.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
+    )
 
 
 def _batches(parameters: list[nn.Parameter]) -> Iterator[list[int]]:
@@ -100,7 +130,9 @@ def _product_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if emulated else torch.bfloat16
 
 
-def orthogonalise(matrices: torch.Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> torch.Tensor:
+def orthogonalise(
+    matrices: torch.Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
+) -> torch.Tensor:
     """Newton-Schulz with Muon's quintic on matrices (n, rows, columns): the same singular vectors, singular values near 1. In
     their dtype."""
     a, b, c = coefficients
@@ -168,7 +200,9 @@ def _walk(modules: nn.Module | list[nn.Module]) -> Iterator[tuple[str, nn.Parame
                     continue
                 name = f"{path}.{own_name}" if path else own_name
                 kind = parameter_kind(module, own_name)
-                if kind == "muon" and any(name == entry or name.startswith(entry + ".") for entry in listed):
+                if kind == "muon" and any(
+                    name == entry or name.startswith(entry + ".") for entry in listed
+                ):
                     kind = "matrix"
                 yield prefix + name, parameter, kind
 
@@ -179,13 +213,16 @@ def _listed_names(root: nn.Module) -> list[str]:
         names = [name for name, _ in module.named_parameters()]
         for entry in getattr(module, "adamw_parameters", ()):
             if not any(name == entry or name.startswith(entry + ".") for name in names):
-                raise ValueError(f"{type(module).__name__}.adamw_parameters lists {entry!r}, which has no parameter")
+                raise ValueError(
+                    f"{type(module).__name__}.adamw_parameters lists {entry!r}, which has no parameter"
+                )
             listed.append(f"{path}.{entry}" if path else entry)
     return listed
 
 
-def build_optimizers(modules: nn.Module | list[nn.Module],
-                     config: OptimConfig) -> tuple[Muon | None, optim.AdamW | None]:
+def build_optimizers(
+    modules: nn.Module | list[nn.Module], config: OptimConfig
+) -> tuple[Muon | None, optim.AdamW | None]:
     """(Muon, AdamW) over all trainable parameters; an optimizer that would have none is None.
 
     Each group keeps its base rate as "initial_lr" (see `schedule`) and its kind as "kind". Raises ValueError when
@@ -199,11 +236,26 @@ def build_optimizers(modules: nn.Module | list[nn.Module],
     muon = adamw = None
     if by_kind["muon"]:
         group = {"params": by_kind["muon"], "initial_lr": config.muon_lr, "kind": "muon"}
-        muon = Muon([group], lr=config.muon_lr, weight_decay=config.weight_decay, momentum=config.muon_momentum)
-    groups = [{"params": by_kind[kind], "weight_decay": decay, "initial_lr": config.adamw_lr, "kind": kind}
-              for kind, decay in (("matrix", config.weight_decay), ("vector", 0.0)) if by_kind[kind]]
+        muon = Muon(
+            [group],
+            lr=config.muon_lr,
+            weight_decay=config.weight_decay,
+            momentum=config.muon_momentum,
+        )
+    groups = [
+        {
+            "params": by_kind[kind],
+            "weight_decay": decay,
+            "initial_lr": config.adamw_lr,
+            "kind": kind,
+        }
+        for kind, decay in (("matrix", config.weight_decay), ("vector", 0.0))
+        if by_kind[kind]
+    ]
     if groups:
-        adamw = optim.AdamW(groups, lr=config.adamw_lr, betas=(config.beta1, config.beta2), fused=True)
+        adamw = optim.AdamW(
+            groups, lr=config.adamw_lr, betas=(config.beta1, config.beta2), fused=True
+        )
     return muon, adamw
 
 
@@ -212,7 +264,9 @@ def routing_table(modules: nn.Module | list[nn.Module], config: OptimConfig) -> 
     lines = [f"{'parameter':<56} {'shape':<18} {'optimizer':<9} {'lr':>9} {'decay':>7}"]
     counts = {"Muon": 0, "AdamW": 0}
     for route in _routes(modules, config):
-        optimizer, rate = ("Muon", config.muon_lr) if route.kind == "muon" else ("AdamW", config.adamw_lr)
+        optimizer, rate = (
+            ("Muon", config.muon_lr) if route.kind == "muon" else ("AdamW", config.adamw_lr)
+        )
         decay = 0.0 if route.kind == "vector" else config.weight_decay
         shape = "x".join(str(n) for n in route.parameter.shape) or "scalar"
         lines.append(f"{route.name:<56} {shape:<18} {optimizer:<9} {rate:>9.2e} {decay:>7.3g}")

@@ -21,14 +21,20 @@ def learning_rate_factor(step: int, total: int, config: OptimConfig) -> float:
     """
     warmup = config.warmup_steps
     if total <= 0 or warmup < 0 or step < 0:
-        raise ValueError(f"a schedule needs total > 0, warmup >= 0 and step >= 0, got {total}, {warmup} and {step}")
+        raise ValueError(
+            f"a schedule needs total > 0, warmup >= 0 and step >= 0, got {total}, {warmup} and {step}"
+        )
     if step < warmup:
         return (step + 1) / warmup
     start = max(warmup - 1, 0)  # the step at which the factor is 1
     if config.schedule == "wsd":
         start = max(start, total - 1 - round(config.decay_fraction * total))
     progress = min(1.0, max(0.0, step - start) / max(1, total - 1 - start))
-    left = 1.0 - math.sqrt(progress) if config.schedule == "wsd" else 0.5 * (1.0 + math.cos(math.pi * progress))
+    left = (
+        1.0 - math.sqrt(progress)
+        if config.schedule == "wsd"
+        else 0.5 * (1.0 + math.cos(math.pi * progress))
+    )
     return config.final_lr_fraction + (1.0 - config.final_lr_fraction) * left
 
 

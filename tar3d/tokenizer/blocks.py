@@ -19,7 +19,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     256 keys of a small triplane take 2 to 9 times longer than the plain form in bfloat16.
     """
     if q.device.type == "cpu" and k.shape[-2] <= SHORT:
-        return torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), dim=-1).to(v.dtype) @ v
+        return (
+            torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), dim=-1).to(v.dtype) @ v
+        )
     return F.scaled_dot_product_attention(q, k, v)
 
 
@@ -43,7 +45,9 @@ class FourierFeatures(nn.Module):
     def __init__(self, num_frequencies: int) -> None:
         super().__init__()
         self.width = 3 + 6 * num_frequencies
-        self.register_buffer("frequencies", torch.pi * 2.0 ** torch.arange(num_frequencies), persistent=False)
+        self.register_buffer(
+            "frequencies", torch.pi * 2.0 ** torch.arange(num_frequencies), persistent=False
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         angles = (x[..., None] * self.frequencies).flatten(-2)
@@ -56,13 +60,17 @@ class Attention(nn.Module):
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.query, self.key, self.value, self.out = (nn.Linear(width, width, bias=False) for _ in range(4))
+        self.query, self.key, self.value, self.out = (
+            nn.Linear(width, width, bias=False) for _ in range(4)
+        )
 
     def heads(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         split = "b l (h d) -> b h l d"
-        return (rearrange(self.query(x), split, h=self.num_heads),
-                rearrange(self.key(context), split, h=self.num_heads),
-                rearrange(self.value(context), split, h=self.num_heads))
+        return (
+            rearrange(self.query(x), split, h=self.num_heads),
+            rearrange(self.key(context), split, h=self.num_heads),
+            rearrange(self.value(context), split, h=self.num_heads),
+        )
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         q, k, v = self.heads(x, x if context is None else context)
@@ -71,7 +79,9 @@ class Attention(nn.Module):
 
 class MLP(nn.Sequential):
     def __init__(self, width: int, expansion: int = 4) -> None:
-        super().__init__(nn.Linear(width, expansion * width), nn.GELU(), nn.Linear(expansion * width, width))
+        super().__init__(
+            nn.Linear(width, expansion * width), nn.GELU(), nn.Linear(expansion * width, width)
+        )
 
 
 class SelfAttentionBlock(nn.Module):
@@ -87,7 +97,9 @@ class SelfAttentionBlock(nn.Module):
         return x + self.mlp(self.norm_mlp(x))
 
     def flops(self, length: int) -> int:
-        return linear_flops(self, length) + attention_flops(length, length, self.norm_mlp.weight.numel())
+        return linear_flops(self, length) + attention_flops(
+            length, length, self.norm_mlp.weight.numel()
+        )
 
 
 class SharedAxisAttention(Attention):
@@ -102,7 +114,9 @@ class SharedAxisAttention(Attention):
     def forward(self, x: Tensor) -> Tensor:  # (B, 3, R, R, D)
         B, _, R, _, _ = x.shape
         groups = [_to_axis_groups(t) for t in (self.query(x), self.key(x), self.value(x))]
-        q, k, v = (rearrange(g, "b r a l (h d) -> (b r a) h l d", h=self.num_heads) for g in groups)  # l = 2R
+        q, k, v = (
+            rearrange(g, "b r a l (h d) -> (b r a) h l d", h=self.num_heads) for g in groups
+        )  # l = 2R
         out = rearrange(attend(q, k, v), "(b r a) h l d -> b r a l (h d)", a=3, b=B, r=R)
         return self.out(_from_axis_groups(out))
 
@@ -110,9 +124,14 @@ class SharedAxisAttention(Attention):
 def _to_axis_groups(x: Tensor) -> Tensor:
     """(B, 3, R, R, D) -> (B, R coordinate on the axis, 3 axes, 2R tokens, D): in this order, one copy makes all the groups."""
     xy, xz, yz = x.unbind(1)  # rows, columns: xy is (y, x), xz is (z, x), yz is (z, y)
-    halves = [xy.transpose(1, 2), xz.transpose(1, 2),  # they share x
-              xy, yz.transpose(1, 2),  # y
-              xz, yz]  # z
+    halves = [
+        xy.transpose(1, 2),
+        xz.transpose(1, 2),  # they share x
+        xy,
+        yz.transpose(1, 2),  # y
+        xz,
+        yz,
+    ]  # z
     return rearrange(torch.stack(halves, dim=2), "b r (a half) l d -> b r a (half l) d", a=3)
 
 
@@ -145,5 +164,8 @@ class TriplaneBlock(nn.Module):
 
     def flops(self, grid_size: int) -> int:
         R, D = grid_size, self.norm_mlp.weight.numel()
-        return (linear_flops(self, 3 * R * R) + 3 * attention_flops(R * R, R * R, D)
-                + 3 * R * attention_flops(2 * R, 2 * R, D))
+        return (
+            linear_flops(self, 3 * R * R)
+            + 3 * attention_flops(R * R, R * R, D)
+            + 3 * R * attention_flops(2 * R, 2 * R, D)
+        )

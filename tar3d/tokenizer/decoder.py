@@ -21,10 +21,16 @@ class TriplaneDecoder(nn.Module):
         R, D = config.grid_size, config.width
         self.code_in = nn.Linear(config.code_dim, D)
         self.positions = nn.Parameter(torch.randn(3, R, R, D) * 0.02)
-        self.blocks = nn.ModuleList(TriplaneBlock(D, config.num_heads) for _ in range(config.decoder_layers))
+        self.blocks = nn.ModuleList(
+            TriplaneBlock(D, config.num_heads) for _ in range(config.decoder_layers)
+        )
         self.norm_out = nn.LayerNorm(D)
-        widths = [max(config.plane_channels, D // 2**i) for i in range(1, config.upsample_stages)] + [config.plane_channels]
-        self.upsample = nn.Sequential(*(Upsample(a, b) for a, b in zip([D, *widths], widths, strict=False)))
+        widths = [
+            max(config.plane_channels, D // 2**i) for i in range(1, config.upsample_stages)
+        ] + [config.plane_channels]
+        self.upsample = nn.Sequential(
+            *(Upsample(a, b) for a, b in zip([D, *widths], widths, strict=False))
+        )
 
     def forward(self, codes: Tensor) -> Tensor:
         x = self.code_in(codes) + self.positions  # (B, 3, R, R, D)
@@ -36,7 +42,11 @@ class TriplaneDecoder(nn.Module):
     def flops(self) -> int:
         R = self.positions.shape[1]
         stages = sum(stage.flops(3 * (R * 2**i) ** 2) for i, stage in enumerate(self.upsample))
-        return linear_flops(self.code_in, 3 * R * R) + sum(block.flops(R) for block in self.blocks) + stages
+        return (
+            linear_flops(self.code_in, 3 * R * R)
+            + sum(block.flops(R) for block in self.blocks)
+            + stages
+        )
 
 
 class Upsample(nn.Module):
@@ -63,8 +73,14 @@ class OccupancyHead(nn.Module):
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
-        widths = [3 * config.plane_channels] + [config.occupancy_width] * (config.occupancy_layers - 1)
-        hidden = [layer for a, b in zip(widths, widths[1:], strict=False) for layer in (nn.Linear(a, b), nn.GELU())]
+        widths = [3 * config.plane_channels] + [config.occupancy_width] * (
+            config.occupancy_layers - 1
+        )
+        hidden = [
+            layer
+            for a, b in zip(widths, widths[1:], strict=False)
+            for layer in (nn.Linear(a, b), nn.GELU())
+        ]
         self.mlp = nn.Sequential(*hidden)
         self.logit = nn.Linear(widths[-1], 1)
 

@@ -28,7 +28,9 @@ POOL_FACTOR = 4  # points are pooled on a grid 4 times finer than the tokens, th
 
 
 def build_encoder(config: TokenizerConfig) -> nn.Module:
-    return {"cross_attention": CrossAttentionEncoder, "plane_pool": PlanePoolEncoder}[config.encoder](config)
+    return {"cross_attention": CrossAttentionEncoder, "plane_pool": PlanePoolEncoder}[
+        config.encoder
+    ](config)
 
 
 class CrossAttentionEncoder(nn.Module):
@@ -42,7 +44,9 @@ class CrossAttentionEncoder(nn.Module):
         self.point_projection = nn.Linear(self.fourier.width + 3, config.width)
         self.norm_queries, self.norm_points = nn.LayerNorm(config.width), nn.LayerNorm(config.width)
         self.cross_attention = Attention(config.width, config.num_heads)
-        self.blocks = nn.ModuleList(SelfAttentionBlock(config.width, config.num_heads) for _ in range(config.encoder_layers))
+        self.blocks = nn.ModuleList(
+            SelfAttentionBlock(config.width, config.num_heads) for _ in range(config.encoder_layers)
+        )
         self.norm_out = nn.LayerNorm(config.width)
 
     def forward(self, surface: Tensor) -> Tensor:
@@ -57,9 +61,15 @@ class CrossAttentionEncoder(nn.Module):
     def flops(self, num_points: int) -> int:
         T, D = self.queries.shape
         rows = {"query": T, "key": num_points, "value": num_points, "out": T}
-        cross = sum(linear_flops(getattr(self.cross_attention, name), count) for name, count in rows.items())
-        return (linear_flops(self.point_projection, num_points) + cross + attention_flops(T, num_points, D)
-                + sum(block.flops(T) for block in self.blocks))
+        cross = sum(
+            linear_flops(getattr(self.cross_attention, name), count) for name, count in rows.items()
+        )
+        return (
+            linear_flops(self.point_projection, num_points)
+            + cross
+            + attention_flops(T, num_points, D)
+            + sum(block.flops(T) for block in self.blocks)
+        )
 
 
 class PlanePoolEncoder(nn.Module):
@@ -70,22 +80,33 @@ class PlanePoolEncoder(nn.Module):
         R, C, D = config.grid_size, config.point_width, config.width
         self.pool_size = POOL_FACTOR * R
         self.fourier = FourierFeatures(config.num_frequencies)
-        self.point_in = nn.Sequential(nn.Linear(self.fourier.width + 3, C), nn.GELU(), nn.Linear(C, C))
+        self.point_in = nn.Sequential(
+            nn.Linear(self.fourier.width + 3, C), nn.GELU(), nn.Linear(C, C)
+        )
         self.point_local = nn.Sequential(nn.Linear(2 * C, C), nn.GELU(), nn.Linear(C, C))
         self.to_plane = nn.Linear(C, 3 * C)  # a point looks different from each plane
-        self.reduce = nn.Sequential(nn.Conv2d(C + 1, C, 3, stride=2, padding=1), nn.GELU(),
-                                    nn.Conv2d(C, D, 3, stride=2, padding=1))
+        self.reduce = nn.Sequential(
+            nn.Conv2d(C + 1, C, 3, stride=2, padding=1),
+            nn.GELU(),
+            nn.Conv2d(C, D, 3, stride=2, padding=1),
+        )
         self.positions = nn.Parameter(torch.randn(3, R, R, D) * 0.02)
-        self.blocks = nn.ModuleList(TriplaneBlock(D, config.num_heads) for _ in range(config.encoder_layers))
+        self.blocks = nn.ModuleList(
+            TriplaneBlock(D, config.num_heads) for _ in range(config.encoder_layers)
+        )
         self.norm_out = nn.LayerNorm(D)
 
     def forward(self, surface: Tensor) -> Tensor:
         B, G = len(surface), self.pool_size
         cells = PlaneCells(surface[..., :3], G)
-        x = self.point_in(torch.cat([self.fourier(surface[..., :3]), surface[..., 3:]], dim=-1))  # (B, N, C)
+        x = self.point_in(
+            torch.cat([self.fourier(surface[..., :3]), surface[..., 3:]], dim=-1)
+        )  # (B, N, C)
         neighbourhood = cells.read(cells.mean(x)) / 3
         x = x + self.point_local(torch.cat([x, neighbourhood.to(x.dtype)], dim=-1))
-        planes = torch.cat([self._look(cells.mean(x), cells.count), cells.count.log1p()], dim=-1)  # (B, 3, G^2, C + 1)
+        planes = torch.cat(
+            [self._look(cells.mean(x), cells.count), cells.count.log1p()], dim=-1
+        )  # (B, 3, G^2, C + 1)
         planes = rearrange(planes, "b p (r c) d -> (b p) d r c", r=G)
         x = rearrange(self.reduce(planes), "(b p) d r c -> b p r c d", b=B) + self.positions
         for block in self.blocks:
@@ -103,14 +124,21 @@ class PlanePoolEncoder(nn.Module):
         cells, R = self.pool_size**2, self.positions.shape[1]
         first, last = self.reduce[0].weight.numel(), self.reduce[2].weight.numel()
         convolutions = 2 * 3 * (cells // 4 * first + cells // 16 * last)
-        return (linear_flops(self.point_in, num_points) + linear_flops(self.point_local, num_points)
-                + linear_flops(self.to_plane, cells) + convolutions + sum(block.flops(R) for block in self.blocks))
+        return (
+            linear_flops(self.point_in, num_points)
+            + linear_flops(self.point_local, num_points)
+            + linear_flops(self.to_plane, cells)
+            + convolutions
+            + sum(block.flops(R) for block in self.blocks)
+        )
 
 
 def plane_cells(points: Tensor, grid_size: int) -> Tensor:
     """(B, N, 3) in [-1, 1] -> (3, B, N) flat cell indices row * grid_size + column on the planes xy, xz, yz."""
     index = ((points.float() + 1) / 2 * grid_size).long().clamp_(0, grid_size - 1)
-    return torch.stack([index[..., row] * grid_size + index[..., column] for column, row in PLANE_AXES])
+    return torch.stack(
+        [index[..., row] * grid_size + index[..., column] for column, row in PLANE_AXES]
+    )
 
 
 class PlaneCells:
@@ -125,11 +153,15 @@ class PlaneCells:
         B, N, _ = points.shape
         self.shape = (B, 3, grid_size**2)
         tables = torch.arange(3 * B, device=points.device).view(B, 3).T[..., None]  # (3, B, 1)
-        cells = plane_cells(points, grid_size) + tables * grid_size**2  # rows of all tables, (3, B, N)
+        cells = (
+            plane_cells(points, grid_size) + tables * grid_size**2
+        )  # rows of all tables, (3, B, N)
         self._of_points = rearrange(cells, "p b n -> (b n) p").contiguous()
         ordered, slots = self._of_points.flatten().sort(stable=True)
         # not torch.bincount: it makes the processor wait for a GPU
-        edges = torch.searchsorted(ordered, torch.arange(3 * B * grid_size**2 + 1, device=points.device))
+        edges = torch.searchsorted(
+            ordered, torch.arange(3 * B * grid_size**2 + 1, device=points.device)
+        )
         self._of_cells, self._starts = slots // 3, edges[:-1]
         self.count = edges.diff().to(torch.float32).view(*self.shape, 1)  # (B, 3, G^2, 1)
 
@@ -141,7 +173,9 @@ class PlaneCells:
 
     def read(self, table: Tensor) -> Tensor:
         """(B, 3, G^2, C) -> the sum of its three cells for each point (B, N, C)."""
-        total = _BagSum.apply(table.flatten(0, 2).float(), self._of_points, None, self._of_cells, self._starts)
+        total = _BagSum.apply(
+            table.flatten(0, 2).float(), self._of_points, None, self._of_cells, self._starts
+        )
         return total.view(self.shape[0], -1, table.shape[-1])
 
 
@@ -150,14 +184,27 @@ class _BagSum(torch.autograd.Function):
     PyTorch's own gradient of an embedding bag sorts all indices again."""
 
     @staticmethod
-    def forward(ctx, rows: Tensor, bags: Tensor, starts: Tensor | None, back: Tensor, back_starts: Tensor | None) -> Tensor:
+    def forward(
+        ctx,
+        rows: Tensor,
+        bags: Tensor,
+        starts: Tensor | None,
+        back: Tensor,
+        back_starts: Tensor | None,
+    ) -> Tensor:
         ctx.back = back, back_starts
         return F.embedding_bag(bags, rows.detach(), starts, mode="sum")
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         bags, starts = ctx.back
-        return F.embedding_bag(bags, gradient.contiguous(), starts, mode="sum"), None, None, None, None
+        return (
+            F.embedding_bag(bags, gradient.contiguous(), starts, mode="sum"),
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 def sample_planes(planes: Tensor, points: Tensor) -> Tensor:
@@ -173,7 +220,9 @@ def sample_planes(planes: Tensor, points: Tensor) -> Tensor:
     if torch.are_deterministic_algorithms_enabled() and planes.is_cuda:
         sampled = sample_by_gathering(tables, grids)
     else:
-        sampled = F.grid_sample(tables, grids[:, None], mode="bilinear", padding_mode="border", align_corners=False)[:, :, 0]
+        sampled = F.grid_sample(
+            tables, grids[:, None], mode="bilinear", padding_mode="border", align_corners=False
+        )[:, :, 0]
     return rearrange(sampled, "(b p) c m -> b m (p c)", p=3).to(planes.dtype)
 
 

@@ -38,9 +38,18 @@ class OccupancyField:
             corner = (plane * S + low[:, row]) * S + low[:, column]
             right, down = high_share[:, column], high_share[:, row]
             index += [corner, corner + 1, corner + S, corner + S + 1]
-            share += [(1 - right) * (1 - down), right * (1 - down), (1 - right) * down, right * down]
-        x = F.embedding_bag(torch.stack(index, dim=1), self._rows, mode="sum",
-                            per_sample_weights=torch.stack(share, dim=1).to(self._rows.dtype))  # (M, W)
+            share += [
+                (1 - right) * (1 - down),
+                right * (1 - down),
+                (1 - right) * down,
+                right * down,
+            ]
+        x = F.embedding_bag(
+            torch.stack(index, dim=1),
+            self._rows,
+            mode="sum",
+            per_sample_weights=torch.stack(share, dim=1).to(self._rows.dtype),
+        )  # (M, W)
         x = x.float()
         for layer in self._rest:
             x = layer(x)

@@ -15,8 +15,15 @@ class TokenizerLoss:
     commitment: Tensor
 
 
-def tokenizer_loss(logits: Tensor, inside: Tensor, is_near: Tensor, commitment: Tensor, *,
-                   near_weight: float, commitment_weight: float) -> TokenizerLoss:
+def tokenizer_loss(
+    logits: Tensor,
+    inside: Tensor,
+    is_near: Tensor,
+    commitment: Tensor,
+    *,
+    near_weight: float,
+    commitment_weight: float,
+) -> TokenizerLoss:
     """logits, inside (bool), is_near (bool) all (B, M). total = volume + near_weight near + commitment_weight commitment."""
     bce = F.binary_cross_entropy_with_logits(logits.float(), inside.float(), reduction="none")
     near_share = is_near.float()
@@ -32,4 +39,8 @@ def intersection_over_union(logits: Tensor, inside: Tensor, chosen: Tensor) -> T
     predicted = (logits > 0) & chosen
     true = inside & chosen
     union = (predicted | true).sum(-1)
-    return torch.where(union > 0, (predicted & true).sum(-1) / union.clamp_min(1), torch.ones_like(union, dtype=torch.float32))
+    return torch.where(
+        union > 0,
+        (predicted & true).sum(-1) / union.clamp_min(1),
+        torch.ones_like(union, dtype=torch.float32),
+    )

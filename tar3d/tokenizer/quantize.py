@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 EMA_DECAY = 0.99
-DEAD_BELOW = 0.02  # a code is dead when its averaged count falls below this share of an evenly used code's
+DEAD_BELOW = (
+    0.02  # a code is dead when its averaged count falls below this share of an evenly used code's
+)
 CANDIDATES = 256  # latents kept of each shape and step, from which dead codes are revived
 CHUNK = 16_384  # latents compared with the codebook at a time: bounds the (L, V) similarity matrix
 
@@ -58,8 +60,10 @@ class Quantizer(nn.Module):
     def lookup(self, ids: Tensor) -> Tensor:
         """(...) int64 -> (..., K) codes; a ValueError when an id is outside the codebook."""
         if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= self.codebook_size):
-            raise ValueError(f"token ids {int(ids.min())}..{int(ids.max())} leave the codebook 0..{self.codebook_size - 1}: "
-                             "the tokens come from another tokenizer")
+            raise ValueError(
+                f"token ids {int(ids.min())}..{int(ids.max())} leave the codebook 0..{self.codebook_size - 1}: "
+                "the tokens come from another tokenizer"
+            )
         return self.codebook[ids]
 
     def _collect(self, z: Tensor, ids: Tensor) -> None:
@@ -68,10 +72,14 @@ class Quantizer(nn.Module):
         total = torch.zeros_like(self.codebook).index_add_(0, ids, flat)
         rows = z.reshape(len(z), -1, self.code_dim)
         stride = max(1, rows.shape[1] // CANDIDATES)
-        self._pending.append((count, total, rows[:, ::stride][:, :CANDIDATES].reshape(-1, self.code_dim)))
+        self._pending.append(
+            (count, total, rows[:, ::stride][:, :CANDIDATES].reshape(-1, self.code_dim))
+        )
 
     @torch.no_grad()
-    def step(self, generator: torch.Generator, gather: Callable[[Tensor], Tensor] = lambda t: t) -> int:
+    def step(
+        self, generator: torch.Generator, gather: Callable[[Tensor], Tensor] = lambda t: t
+    ) -> int:
         """Moves the codebook by what `forward` saw since the last call and revives dead codes; returns how many.
 
         `gather` stacks a tensor of all W processes, (W, ...), or returns that of the only one as it is; so the codebook does not
@@ -79,7 +87,9 @@ class Quantizer(nn.Module):
         to where it died.
         """
         if not self._pending:
-            raise RuntimeError("Quantizer.step() needs a forward pass in training mode since the last step")
+            raise RuntimeError(
+                "Quantizer.step() needs a forward pass in training mode since the last step"
+            )
         counts, totals, candidates = zip(*self._pending, strict=True)
         self._pending = []
         count = gather(torch.stack(counts).sum(0)).view(-1, self.codebook_size).sum(0)
@@ -91,7 +101,9 @@ class Quantizer(nn.Module):
         dead = (self.ema_count < DEAD_BELOW * even).nonzero()[:, 0]
         if len(dead):
             pool = gather(torch.cat(candidates)).view(-1, self.code_dim)
-            chosen = pool[torch.randint(len(pool), (len(dead),), generator=generator).to(pool.device)]
+            chosen = pool[
+                torch.randint(len(pool), (len(dead),), generator=generator).to(pool.device)
+            ]
             self.codebook[dead] = chosen
             self.ema_count[dead] = even
             self.ema_sum[dead] = chosen * even
@@ -106,8 +118,10 @@ class Quantizer(nn.Module):
         """Spherical k-means over latents (L, K), L >= V: the codebook starts where the autoencoder's latents are."""
         flat = normalize(latents.float()).reshape(-1, self.code_dim)
         if len(flat) < self.codebook_size:
-            raise ValueError(f"k-means needs at least {self.codebook_size} latents (one per code), got {len(flat)}: "
-                             "use more shapes or a smaller tokenizer.codebook_size")
+            raise ValueError(
+                f"k-means needs at least {self.codebook_size} latents (one per code), got {len(flat)}: "
+                "use more shapes or a smaller tokenizer.codebook_size"
+            )
         pick = torch.randperm(len(flat), generator=generator).to(flat.device)
         self.codebook.copy_(flat[pick[: self.codebook_size]])
         for _ in range(iterations):
@@ -115,7 +129,9 @@ class Quantizer(nn.Module):
             count = torch.bincount(ids, minlength=self.codebook_size).float()
             total = torch.zeros_like(self.codebook).index_add_(0, ids, flat)
             empty = (count == 0).nonzero()[:, 0]
-            refill = flat[torch.randint(len(flat), (len(empty),), generator=generator).to(flat.device)]
+            refill = flat[
+                torch.randint(len(flat), (len(empty),), generator=generator).to(flat.device)
+            ]
             total[empty], count[empty] = refill, 1.0
             self.codebook.copy_(normalize(total))
         share = count / count.sum() * self.codebook_size

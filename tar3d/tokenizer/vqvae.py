@@ -54,8 +54,10 @@ class VQVAE(nn.Module):
 
     def decode(self, tokens: Tokens) -> Triplane:
         if tokens.ids.shape[1] != self.config.num_tokens:
-            raise ValueError(f"this tokenizer decodes {self.config.num_tokens} tokens (R = {self.config.grid_size}), "
-                             f"got {tokens.ids.shape[1]}")
+            raise ValueError(
+                f"this tokenizer decodes {self.config.num_tokens} tokens (R = {self.config.grid_size}), "
+                f"got {tokens.ids.shape[1]}"
+            )
         codes = self.quantizer.lookup(to_planes(tokens.ids, self.config.grid_size))
         return Triplane(self.decoder(codes))
 
@@ -79,5 +81,10 @@ class VQVAE(nn.Module):
         (0.2 % at the paper's size), which has no backward."""
         T, K = self.config.num_tokens, self.config.code_dim
         comparison = 2 * T * self.config.codebook_size * K
-        return (self.encoder.flops(surface_points) + linear_flops(self.to_code, T) + comparison + self.decoder.flops()
-                + self.occupancy.flops(query_points))
+        return (
+            self.encoder.flops(surface_points)
+            + linear_flops(self.to_code, T)
+            + comparison
+            + self.decoder.flops()
+            + self.occupancy.flops(query_points)
+        )

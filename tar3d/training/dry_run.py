@@ -33,8 +33,11 @@ def shortened(config: VQVAEConfig | GPTRunConfig) -> VQVAEConfig | GPTRunConfig:
     return short
 
 
-def dry_run(train: Callable[[VQVAEConfig | GPTRunConfig, Path], object], config: VQVAEConfig | GPTRunConfig,
-            fabric: Fabric) -> None:
+def dry_run(
+    train: Callable[[VQVAEConfig | GPTRunConfig, Path], object],
+    config: VQVAEConfig | GPTRunConfig,
+    fabric: Fabric,
+) -> None:
     """Calls `train` with a shortened `config` and a run folder of its own, then prints what the whole would need."""
     with tempfile.TemporaryDirectory() as name:
         folder = fabric.broadcast(Path(name))
@@ -48,12 +51,18 @@ def dry_run(train: Callable[[VQVAEConfig | GPTRunConfig, Path], object], config:
         model = sum(p.stat().st_size for p in (folder / "model").rglob("*") if p.is_file())
     t = config.train
     if isinstance(config, VQVAEConfig) and t.stage == "both" and t.autoencoder_steps:
-        parts = [("autoencoder", t.autoencoder_steps, seconds[min(STEPS, t.autoencoder_steps) - 1]),
-                 ("codebook", t.codebook_steps, seconds[-1])]
+        parts = [
+            ("autoencoder", t.autoencoder_steps, seconds[min(STEPS, t.autoencoder_steps) - 1]),
+            ("codebook", t.codebook_steps, seconds[-1]),
+        ]
     else:
         parts = [("", t.steps, seconds[-1])]
     total = sum(steps * each for _, steps, each in parts)
-    steps = " and ".join(f"{steps:,} {kind} steps of {each:.2f} s".replace("  ", " ") for kind, steps, each in parts)
-    print(f"\ndry run: nothing was kept. {steps}: {clock(total)} in all, by the last of {STEPS} steps each, without validation\n"
-          f"  memory so far: {peak_memory(fabric.device)}; python -m tar3d.doctor says what steps of other sizes need\n"
-          f"  disk: {state / 2**20:,.1f} MiB a state, {KEPT} are kept; {model / 2**20:,.1f} MiB a model")
+    steps = " and ".join(
+        f"{steps:,} {kind} steps of {each:.2f} s".replace("  ", " ") for kind, steps, each in parts
+    )
+    print(
+        f"\ndry run: nothing was kept. {steps}: {clock(total)} in all, by the last of {STEPS} steps each, without validation\n"
+        f"  memory so far: {peak_memory(fabric.device)}; python -m tar3d.doctor says what steps of other sizes need\n"
+        f"  disk: {state / 2**20:,.1f} MiB a state, {KEPT} are kept; {model / 2**20:,.1f} MiB a model"
+    )

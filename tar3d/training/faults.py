@@ -17,15 +17,19 @@ import torch
 from tar3d.training.state import SaveError
 
 # Slurm sends SIGTERM, or what --signal names (USR1 by custom), before it takes the node away; Ctrl-C is SIGINT.
-STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
+STOPPING = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
+)
 
 
 class Stopped(Exception):
     """The run was asked to stop and has saved its state."""
 
     def __init__(self, signum: int, step: int, folder: object) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name} after step {step}; the state is saved in {folder}: "
-                         "the same command with --resume auto goes on from there")
+        super().__init__(
+            f"stopped by {signal.Signals(signum).name} after step {step}; the state is saved in {folder}: "
+            "the same command with --resume auto goes on from there"
+        )
         self.exit_status = 128 + signum
 
 
@@ -45,8 +49,11 @@ def listening() -> Iterator[list[int]]:
         if received and signum == signal.SIGINT:
             raise KeyboardInterrupt
         received.append(signum)
-        print(f"\n{signal.Signals(signum).name}: saving after this step, then stopping (Ctrl-C stops at once, without saving)",
-              file=sys.stderr, flush=True)
+        print(
+            f"\n{signal.Signals(signum).name}: saving after this step, then stopping (Ctrl-C stops at once, without saving)",
+            file=sys.stderr,
+            flush=True,
+        )
 
     if threading.current_thread() is not threading.main_thread():
         yield received
@@ -74,27 +81,42 @@ def explain(error: BaseException) -> str | None:
         return whole
     kept = "The last saved state is as it was: continue with --resume auto"
     if isinstance(error, torch.OutOfMemoryError):
-        return (f"the GPU ran out of memory ({text}). Lower train.micro_batch_size (the result stays the same), set "
-                f"train.recompute=cheap or blocks, or choose a smaller model; --dry-run says what a step needs. {kept}")
+        return (
+            f"the GPU ran out of memory ({text}). Lower train.micro_batch_size (the result stays the same), set "
+            f"train.recompute=cheap or blocks, or choose a smaller model; --dry-run says what a step needs. {kept}"
+        )
     if isinstance(error, MemoryError) or "can't allocate memory" in whole:
-        return (f"this machine ran out of memory ({text}). Lower train.micro_batch_size (the result stays the same) or "
-                f"train.num_workers, or set train.recompute=cheap or blocks. {kept}")
+        return (
+            f"this machine ran out of memory ({text}). Lower train.micro_batch_size (the result stays the same) or "
+            f"train.num_workers, or set train.recompute=cheap or blocks. {kept}"
+        )
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     if "DataLoader worker" in whole or (alone and isinstance(error, (ConnectionError, EOFError))):
-        return (f"a process that reads data died ({text}). Often memory ran out, so try fewer train.num_workers; with "
-                f"train.num_workers=0 its error is shown where it happens. {kept}")
+        return (
+            f"a process that reads data died ({text}). Often memory ran out, so try fewer train.num_workers; with "
+            f"train.num_workers=0 its error is shown where it happens. {kept}"
+        )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"{error.filename or 'a file of the run'} could not be written ({error.strerror}). Free space on that disk. {kept}"
     if isinstance(error, OSError):
         return f"{error}. {kept}"
-    if isinstance(error, torch.distributed.DistBackendError) or any(sign in whole for sign in _LOST_PEER):
-        return (f"process {os.environ.get('RANK', '0')} lost another process of this job ({text}). Its own message, further up "
-                f"or in its log, says why it ended. {kept}")
+    if isinstance(error, torch.distributed.DistBackendError) or any(
+        sign in whole for sign in _LOST_PEER
+    ):
+        return (
+            f"process {os.environ.get('RANK', '0')} lost another process of this job ({text}). Its own message, further up "
+            f"or in its log, says why it ended. {kept}"
+        )
     return None
 
 
-_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "Broken pipe",
-              "Application timeout caused pair closure")
+_LOST_PEER = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Timed out waiting",
+    "Broken pipe",
+    "Application timeout caused pair closure",
+)
 
 
 def report(error: Exception) -> int:

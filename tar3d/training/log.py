@@ -16,12 +16,20 @@ class RunLog:
     A resumed run drops the rows after the step it resumes from, so no step stands twice, and a row that a kill cut short.
     """
 
-    def __init__(self, folder: Path, start_step: int, wandb_project: str | None = None, config: dict | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        start_step: int,
+        wandb_project: str | None = None,
+        config: dict | None = None,
+    ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.folder = folder
         self._columns: dict[str, list[str]] = {}  # of the file of each kind
-        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step or None)
+        self._tensorboard = SummaryWriter(
+            str(folder / "tensorboard"), purge_step=start_step or None
+        )
         self._wandb = _start_wandb(wandb_project, folder, config or {}) if wandb_project else None
         for path in folder.glob("*.csv"):
             _drop_after(path, start_step)
@@ -47,7 +55,9 @@ class RunLog:
         if not path.is_file():  # nothing was asked to be shown
             return
         with Image.open(path) as image:
-            self._tensorboard.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+            self._tensorboard.add_image(
+                name, np.asarray(image.convert("RGB")), step, dataformats="HWC"
+            )
         if self._wandb:
             import wandb
 
@@ -64,15 +74,26 @@ def _start_wandb(project: str, folder: Path, config: dict):
     try:
         import wandb
     except ImportError as e:
-        raise ValueError("--wandb needs the package wandb: python -m pip install wandb, or leave the flag out "
-                         "(CSV files and TensorBoard are always written)") from e
+        raise ValueError(
+            "--wandb needs the package wandb: python -m pip install wandb, or leave the flag out "
+            "(CSV files and TensorBoard are always written)"
+        ) from e
     record = folder / "wandb.json"
     known = json.loads(record.read_text(encoding="utf-8"))["id"] if record.is_file() else None
     try:
-        run = wandb.init(project=project, name=folder.name, dir=str(folder), config=config, id=known, resume="allow")
+        run = wandb.init(
+            project=project,
+            name=folder.name,
+            dir=str(folder),
+            config=config,
+            id=known,
+            resume="allow",
+        )
     except wandb.Error as e:  # not logged in, no network, no such project
-        raise ValueError(f"Weights & Biases did not start ({str(e).splitlines()[0]}). Log in with: wandb login, or write on this "
-                         "disk alone with the environment variable WANDB_MODE=offline and upload later with: wandb sync") from e
+        raise ValueError(
+            f"Weights & Biases did not start ({str(e).splitlines()[0]}). Log in with: wandb login, or write on this "
+            "disk alone with the environment variable WANDB_MODE=offline and upload later with: wandb sync"
+        ) from e
     record.write_text(json.dumps({"project": project, "id": run.id}) + "\n", encoding="utf-8")
     return run
 
@@ -96,7 +117,11 @@ def _drop_after(path: Path, step: int) -> None:
     text = path.read_text(encoding="utf-8")
     complete = text[: text.rfind("\n") + 1]
     lines = complete.splitlines(keepends=True)
-    kept = lines[:1] + [line for line in lines[1:] if line.split(",", 1)[0].isdigit() and int(line.split(",", 1)[0]) <= step]
+    kept = lines[:1] + [
+        line
+        for line in lines[1:]
+        if line.split(",", 1)[0].isdigit() and int(line.split(",", 1)[0]) <= step
+    ]
     if "".join(kept) != text:
         with atomic_write(path, "w", encoding="utf-8") as f:
             f.write("".join(kept))

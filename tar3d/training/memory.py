@@ -45,7 +45,9 @@ class LiveTensors(TorchDispatchMode):
         self.now -= size
 
 
-def step_bytes(make: Callable[[], tuple[nn.Module, Callable[[], Tensor]]], optim: OptimConfig, recompute: str) -> int:
+def step_bytes(
+    make: Callable[[], tuple[nn.Module, Callable[[], Tensor]]], optim: OptimConfig, recompute: str
+) -> int:
     """Most bytes alive in a step in bfloat16 autocast: weights, gradients, states of the optimizers and what is kept for the
     backward pass. `make` gives a module and what computes its loss; both are made of tensors without data."""
     with FakeTensorMode(allow_non_fake_inputs=True), LiveTensors() as live:

@@ -54,7 +54,9 @@ class _Hashing:
         self.file.flush()
 
 
-def save_state(folder: str | Path, step: int, state: dict, about: dict | None = None, keep: int = KEPT) -> Path:
+def save_state(
+    folder: str | Path, step: int, state: dict, about: dict | None = None, keep: int = KEPT
+) -> Path:
     """Writes the state of a step into `folder`, then deletes all but the `keep` newest up to that step; later ones are of a run
     that was given up. `about` goes into the .json.
 
@@ -71,13 +73,20 @@ def save_state(folder: str | Path, step: int, state: dict, about: dict | None = 
             torch.save(state, written)
             f.flush()
             os.fsync(f.fileno())
-        record = {"step": step, "bytes": written.bytes, "sha256": written.sha256.hexdigest(),
-                  "saved": datetime.now().astimezone().isoformat(timespec="seconds"), **(about or {})}
+        record = {
+            "step": step,
+            "bytes": written.bytes,
+            "sha256": written.sha256.hexdigest(),
+            "saved": datetime.now().astimezone().isoformat(timespec="seconds"),
+            **(about or {}),
+        }
         with open(parts[1], "w", encoding="utf-8") as f:
             f.write(json.dumps(record, indent=1) + "\n")
             f.flush()
             os.fsync(f.fileno())
-        path.with_suffix(".json").unlink(missing_ok=True)  # of a state of this step that was there: it would not fit the new one
+        path.with_suffix(".json").unlink(
+            missing_ok=True
+        )  # of a state of this step that was there: it would not fit the new one
         os.replace(parts[0], path)
         os.replace(parts[1], path.with_suffix(".json"))
         _sync_folder(folder)
@@ -86,11 +95,21 @@ def save_state(folder: str | Path, step: int, state: dict, about: dict | None = 
             part.unlink(missing_ok=True)
         reason = written.error if written is not None and written.error is not None else e
         before = saved_steps(folder)
-        there = f"the last good state is that of step {before[-1]}" if before else "no state was saved before"
-        raise SaveError(f"the training state of step {step} could not be written to {folder} ({str(reason).splitlines()[0]}); "
-                        f"{there}. Free space on that disk, then continue with --resume auto") from e
+        there = (
+            f"the last good state is that of step {before[-1]}"
+            if before
+            else "no state was saved before"
+        )
+        raise SaveError(
+            f"the training state of step {step} could not be written to {folder} ({str(reason).splitlines()[0]}); "
+            f"{there}. Free space on that disk, then continue with --resume auto"
+        ) from e
     kept = {f"{s:08d}" for s in [s for s in saved_steps(folder) if s <= step][-keep:]}
-    for suffix in (".json", ".pt", ".part"):  # without its .json a state is none, so that goes first; parts are of killed saves
+    for suffix in (
+        ".json",
+        ".pt",
+        ".part",
+    ):  # without its .json a state is none, so that goes first; parts are of killed saves
         for old in folder.glob(f"*{suffix}"):
             if old.stem not in kept:
                 old.unlink(missing_ok=True)
@@ -109,7 +128,11 @@ def _sync_folder(folder: Path) -> None:
 
 def saved_steps(folder: str | Path) -> list[int]:
     """Steps whose states were completely written to `folder`, from old to new."""
-    return sorted(int(p.stem) for p in Path(folder).glob("*.json") if p.stem.isdigit() and p.with_suffix(".pt").is_file())
+    return sorted(
+        int(p.stem)
+        for p in Path(folder).glob("*.json")
+        if p.stem.isdigit() and p.with_suffix(".pt").is_file()
+    )
 
 
 def newest_state(folder: str | Path) -> tuple[Path | None, list[str]]:
@@ -126,8 +149,10 @@ def newest_state(folder: str | Path) -> tuple[Path | None, list[str]]:
         except ValueError as e:
             passed.append(str(e))
     if passed:
-        raise ValueError(f"no state in {folder} is good: {'; '.join(passed)}. Begin anew in another --out, with --init and the "
-                         "last model of this run if there is one")
+        raise ValueError(
+            f"no state in {folder} is good: {'; '.join(passed)}. Begin anew in another --out, with --init and the "
+            "last model of this run if there is one"
+        )
     return None, []
 
 
@@ -142,7 +167,9 @@ def check_state(path: Path) -> None:
     with open(path, "rb") as f:
         found = hashlib.file_digest(f, "sha256").hexdigest()
     if (path.stat().st_size, found) != (size, digest):
-        raise ValueError(f"{path} is damaged: it is not what was saved at {saved} (size or SHA-256 differ)")
+        raise ValueError(
+            f"{path} is damaged: it is not what was saved at {saved} (size or SHA-256 differ)"
+        )
 
 
 def load_state(path: str | Path) -> dict:
@@ -154,8 +181,10 @@ def load_state(path: str | Path) -> dict:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as e:
-        raise ValueError(f"{path} is not a readable training state ({type(e).__name__}: "
-                         f"{(str(e) or 'no content').splitlines()[0]})") from e
+        raise ValueError(
+            f"{path} is not a readable training state ({type(e).__name__}: "
+            f"{(str(e) or 'no content').splitlines()[0]})"
+        ) from e
 
 
 def gathered(tree: T) -> T:
@@ -181,9 +210,14 @@ def restore(state: dict, module: nn.Module, optimizers: Sequence[Optimizer]) -> 
         load_module(module, state["model"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            values = {index: {name: _sharded(value, parameters[index]) for name, value in of_one.items()}
-                      for index, of_one in saved["state"].items() if index < len(parameters)}
+            values = {
+                index: {name: _sharded(value, parameters[index]) for name, value in of_one.items()}
+                for index, of_one in saved["state"].items()
+                if index < len(parameters)
+            }
             optimizer.load_state_dict(saved | {"state": values})
     except (RuntimeError, ValueError) as e:
-        raise ValueError(f"the saved training state is that of another model or optimizer: {str(e).splitlines()[0]} "
-                         "Resume with the configuration the run was started with (run.json beside it)") from e
+        raise ValueError(
+            f"the saved training state is that of another model or optimizer: {str(e).splitlines()[0]} "
+            "Resume with the configuration the run was started with (run.json beside it)"
+        ) from e

@@ -30,16 +30,33 @@ from tar3d.condition.encoders import (
 from tar3d.config import ImageEncoderConfig
 from tar3d.optim.groups import routes
 
-TINY = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8)
-TRAINED = ImageEncoderConfig(source="trained", image_size=32, patch_size=8, width=48, num_layers=2, num_heads=3)
+TINY = dict(
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=64,
+    image_size=32,
+    patch_size=8,
+)
+TRAINED = ImageEncoderConfig(
+    source="trained", image_size=32, patch_size=8, width=48, num_layers=2, num_heads=3
+)
 
 
 def pixels(count: int = 2, size: int = 32) -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8))
+    return torch.from_numpy(
+        np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    )
 
 
 def clip() -> CLIPModel:
-    text = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=50)
+    text = dict(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        vocab_size=50,
+    )
     return CLIPModel(CLIPConfig(text_config=text, vision_config=TINY, projection_dim=16))
 
 
@@ -82,7 +99,7 @@ def test_frozen_encoders_give_the_last_hidden_state(directories, name):
     assert (encoder.num_tokens, encoder.width, encoder.frozen) == (17, 32, True)
     assert condition.embeddings.shape == (2, 17, 32) and condition.mask.all()
     model = AutoModel.from_pretrained(directories / name).eval()
-    values = (pixels().permute(0, 3, 1, 2).float() / 255 - torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
+    values = pixels().permute(0, 3, 1, 2).float() / 255 - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)
     values = values / torch.tensor(IMAGENET_STD).view(3, 1, 1)
     with torch.no_grad():
         expected = getattr(model, "vision_model", model)(pixel_values=values).last_hidden_state
@@ -109,11 +126,18 @@ def test_frozen_features_ignore_autocast_and_batch(directories):
     torch.testing.assert_close(encoder(pixels()[1:]).embeddings, plain[1:])
 
 
-@pytest.mark.parametrize("values, mean, std", [
-    ({"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)),
-    ({"do_normalize": False, "image_mean": [0.5, 0.5, 0.5]}, (0, 0, 0), (1, 1, 1)),
-    ({"do_resize": True}, IMAGENET_MEAN, IMAGENET_STD),
-])
+@pytest.mark.parametrize(
+    "values, mean, std",
+    [
+        (
+            {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]},
+            (0.5, 0.4, 0.3),
+            (0.2, 0.3, 0.4),
+        ),
+        ({"do_normalize": False, "image_mean": [0.5, 0.5, 0.5]}, (0, 0, 0), (1, 1, 1)),
+        ({"do_resize": True}, IMAGENET_MEAN, IMAGENET_STD),
+    ],
+)
 def test_pixel_statistics_come_from_the_directory(directories, tmp_path, values, mean, std):
     copy = shutil.copytree(directories / "vit", tmp_path / "copy")
     (copy / "preprocessor_config.json").write_text(json.dumps(values))
@@ -122,7 +146,9 @@ def test_pixel_statistics_come_from_the_directory(directories, tmp_path, values,
     torch.testing.assert_close(encoder.std.flatten(), torch.tensor(std, dtype=torch.float32))
 
 
-@pytest.mark.parametrize("values", [{"image_mean": [0.5]}, {"image_std": [0.2] * 4}, {"image_std": [0.2, 0.2, 0.0]}])
+@pytest.mark.parametrize(
+    "values", [{"image_mean": [0.5]}, {"image_std": [0.2] * 4}, {"image_std": [0.2, 0.2, 0.0]}]
+)
 def test_broken_pixel_statistics_are_refused(directories, tmp_path, values):
     copy = shutil.copytree(directories / "vit", tmp_path / "copy")
     (copy / "preprocessor_config.json").write_text(json.dumps(values))
@@ -142,11 +168,15 @@ def test_identity_follows_what_changes_the_features_and_not_the_path(directories
     assert len(others) == 6
 
 
-@pytest.mark.parametrize("source", ["no-such-owner/no-such-model", "/no/such/directory", "./models/absent"])
+@pytest.mark.parametrize(
+    "source", ["no-such-owner/no-such-model", "/no/such/directory", "./models/absent"]
+)
 def test_missing_models_are_explained(source, offline):
     with pytest.raises(ValueError, match="HF_HUB_OFFLINE") as error:
         frozen(source)
-    assert source in str(error.value) and "Hub id" in str(error.value) and "\n" not in str(error.value)
+    assert (
+        source in str(error.value) and "Hub id" in str(error.value) and "\n" not in str(error.value)
+    )
 
 
 def test_unfit_directories_are_refused(directories, tmp_path):
@@ -168,19 +198,31 @@ def test_unfit_directories_are_refused(directories, tmp_path):
 def test_text_models_are_refused(tmp_path):
     from transformers import BertConfig, BertModel
 
-    bert = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=50)
+    bert = BertConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        vocab_size=50,
+    )
     BertModel(bert).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="choose a vision transformer"):
         frozen(tmp_path)
 
 
 def test_given_embeddings_stand_for_an_encoder_that_is_not_there():
-    given = GivenEmbeddings(ImageEncoderConfig(source="no-such-owner/no-such-model", image_size=32), 5, 12)
+    given = GivenEmbeddings(
+        ImageEncoderConfig(source="no-such-owner/no-such-model", image_size=32), 5, 12
+    )
     assert given.identity == "embeddings given: no-such-owner/no-such-model, 5 x 12"
-    assert given.frozen and (given.num_tokens, given.width) == (5, 12) and not list(given.parameters())
+    assert (
+        given.frozen and (given.num_tokens, given.width) == (5, 12) and not list(given.parameters())
+    )
     with pytest.raises(ValueError, match="no-such-model were given, so that it was not loaded"):
         given(pixels())
-    with pytest.raises(ValueError, match="those of a frozen encoder, but image_encoder.source is 'trained'"):
+    with pytest.raises(
+        ValueError, match="those of a frozen encoder, but image_encoder.source is 'trained'"
+    ):
         GivenEmbeddings(TRAINED, 5, 12)
 
 
@@ -197,7 +239,11 @@ def test_trained_vit_learns_and_keeps_its_promises():
 
 
 def test_trained_vit_embeds_patches_row_by_row():
-    encoder = TrainedViT(ImageEncoderConfig(source="trained", image_size=32, patch_size=8, width=48, num_layers=0, num_heads=3))
+    encoder = TrainedViT(
+        ImageEncoderConfig(
+            source="trained", image_size=32, patch_size=8, width=48, num_layers=0, num_heads=3
+        )
+    )
     image = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
     changed = image.clone()
     changed[0, 9, 17, 1] = 255  # row 1, column 2 of the patches
@@ -212,10 +258,14 @@ def test_trained_vit_attention_is_the_plain_formula():
     y = block.attention_norm(x)
     heads = []
     for h in range(3):
-        q, k, v = (y @ getattr(block, name).weight[16 * h:16 * h + 16].T for name in "qkv")
+        q, k, v = (y @ getattr(block, name).weight[16 * h : 16 * h + 16].T for name in "qkv")
         heads.append(torch.softmax(q @ k.transpose(1, 2) / 4, dim=-1) @ v)
     z = x + torch.cat(heads, dim=-1) @ block.attention_out.weight.T
-    expected = z + torch.nn.functional.gelu(block.mlp_norm(z) @ block.mlp_in.weight.T) @ block.mlp_out.weight.T
+    expected = (
+        z
+        + torch.nn.functional.gelu(block.mlp_norm(z) @ block.mlp_in.weight.T)
+        @ block.mlp_out.weight.T
+    )
     torch.testing.assert_close(block(x), expected)
 
 
@@ -226,17 +276,30 @@ def test_muon_gets_q_k_v_apart_and_no_embedding():
     assert {name for name, kind in kinds.items() if kind == "muon"} == expected
 
 
-@pytest.mark.parametrize("bad", [torch.zeros(2, 32, 32, 3), torch.zeros(2, 3, 32, 32, dtype=torch.uint8),
-                                 torch.zeros(32, 32, 3, dtype=torch.uint8), torch.zeros(2, 16, 16, 3, dtype=torch.uint8)])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        torch.zeros(2, 32, 32, 3),
+        torch.zeros(2, 3, 32, 32, dtype=torch.uint8),
+        torch.zeros(32, 32, 3, dtype=torch.uint8),
+        torch.zeros(2, 16, 16, 3, dtype=torch.uint8),
+    ],
+)
 def test_pixels_of_another_shape_or_type_are_refused(bad):
     with pytest.raises(ValueError, match="uint8 pixels"):
         TrainedViT(TRAINED)(bad)
 
 
-@pytest.mark.parametrize("values, word", [
-    ({"image_size": 30}, "patch_size"), ({"width": 50, "num_heads": 3}, "num_heads"), ({"source": ""}, "source"),
-    ({"foreground_fill": 0.0}, "foreground_fill"), ({"foreground_fill": 1.5}, "foreground_fill"),
-])
+@pytest.mark.parametrize(
+    "values, word",
+    [
+        ({"image_size": 30}, "patch_size"),
+        ({"width": 50, "num_heads": 3}, "num_heads"),
+        ({"source": ""}, "source"),
+        ({"foreground_fill": 0.0}, "foreground_fill"),
+        ({"foreground_fill": 1.5}, "foreground_fill"),
+    ],
+)
 def test_contradictory_configs_are_refused(values, word):
     with pytest.raises(ValueError, match=word):
         ImageEncoderConfig(**({"source": "trained", "image_size": 32} | values))

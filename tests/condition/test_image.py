@@ -8,14 +8,23 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from tar3d.condition.image import MAX_PIXELS, ImageError, list_images, load_image, preprocess, to_rgba
+from tar3d.condition.image import (
+    MAX_PIXELS,
+    ImageError,
+    list_images,
+    load_image,
+    preprocess,
+    to_rgba,
+)
 from tar3d.config import ImageEncoderConfig
 
 CONFIG = ImageEncoderConfig(source="trained", image_size=64, foreground_fill=0.75, patch_size=8)
 RED, GREEN = (200, 30, 30), (20, 160, 60)
 
 
-def picture_with_box(background=(255, 255, 255), size=(100, 80), box=(20, 30, 60, 50), colour=RED) -> Image.Image:
+def picture_with_box(
+    background=(255, 255, 255), size=(100, 80), box=(20, 30, 60, 50), colour=RED
+) -> Image.Image:
     image = Image.new("RGB", size, background)
     image.paste(colour, box)
     return image
@@ -46,9 +55,14 @@ def test_object_is_centred_and_fills_the_stated_share():
     assert (pixels[rows, columns] == RED).all()
 
 
-@pytest.mark.parametrize("image", [picture_with_box(), picture_with_box((130, 130, 130)), picture_with_box((0, 0, 0)), cut_out()])
+@pytest.mark.parametrize(
+    "image",
+    [picture_with_box(), picture_with_box((130, 130, 130)), picture_with_box((0, 0, 0)), cut_out()],
+)
 def test_same_object_on_any_plain_or_transparent_background_gives_the_same_pixels(image):
-    np.testing.assert_array_equal(preprocess(image, CONFIG).pixels, preprocess(cut_out(), CONFIG).pixels)
+    np.testing.assert_array_equal(
+        preprocess(image, CONFIG).pixels, preprocess(cut_out(), CONFIG).pixels
+    )
 
 
 @pytest.mark.parametrize("background", [(255, 255, 255), (130, 130, 130), (0, 0, 0)])
@@ -85,7 +99,9 @@ def test_white_background_keeps_the_lightest_parts_of_the_object():
 def test_hidden_colour_of_transparent_pixels_does_not_bleed_into_the_edge():
     """The defect is a dark fringe: straight-alpha resizing mixes the black behind alpha 0 into the object's edge."""
     odd = CONFIG.image_size - 1  # an uneven scale, so that edges fall between pixels
-    config = ImageEncoderConfig(source="trained", image_size=odd, foreground_fill=0.73, patch_size=1)
+    config = ImageEncoderConfig(
+        source="trained", image_size=odd, foreground_fill=0.73, patch_size=1
+    )
     disc = np.zeros((101, 101, 4), np.uint8)
     y, x = np.mgrid[:101, :101] - 50
     disc[..., 3] = np.clip(45 - np.hypot(x, y), 0, 1) * 255
@@ -99,7 +115,9 @@ def test_hidden_colour_of_transparent_pixels_does_not_bleed_into_the_edge():
 @pytest.mark.parametrize("background", [(255, 255, 255), (90, 120, 200), None])
 def test_opaque_alpha_and_rgb_twins_are_the_same(background):
     if background is None:
-        rgb = Image.fromarray(np.random.default_rng(1).integers(0, 255, (50, 70, 3), dtype=np.uint8))
+        rgb = Image.fromarray(
+            np.random.default_rng(1).integers(0, 255, (50, 70, 3), dtype=np.uint8)
+        )
     else:
         rgb = picture_with_box(background)
     one, other = preprocess(rgb, CONFIG), preprocess(rgb.convert("RGBA"), CONFIG)
@@ -110,7 +128,13 @@ def test_opaque_alpha_and_rgb_twins_are_the_same(background):
 def test_grey_twins_of_every_mode_are_the_same(tmp_path):
     grey = picture_with_box(colour=(77, 77, 77)).convert("L")
     wide = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
-    twins = {"L": grey, "LA": grey.convert("LA"), "RGB": grey.convert("RGB"), "P": grey.convert("RGB").quantize(4), "I;16": wide}
+    twins = {
+        "L": grey,
+        "LA": grey.convert("LA"),
+        "RGB": grey.convert("RGB"),
+        "P": grey.convert("RGB").quantize(4),
+        "I;16": wide,
+    }
     expected = np.asarray(to_rgba(grey))
     for mode, image in twins.items():
         assert image.mode == mode
@@ -130,14 +154,21 @@ def test_palette_with_transparency_becomes_alpha(tmp_path):
     palette = Image.new("P", (100, 80), 0)
     palette.putpalette([9, 9, 9, *RED, *GREEN])
     palette.paste(1, (20, 30, 60, 50))
-    for name, options in (("index", {"transparency": 0}), ("table", {"transparency": bytes([0, 255, 255])})):
+    for name, options in (
+        ("index", {"transparency": 0}),
+        ("table", {"transparency": bytes([0, 255, 255])}),
+    ):
         loaded = load_image(save(palette, tmp_path / f"{name}.png", **options))
         assert loaded.getpixel((0, 0))[3] == 0 and loaded.getpixel((30, 40)) == (*RED, 255)
-        np.testing.assert_array_equal(preprocess(loaded, CONFIG).pixels, preprocess(cut_out(), CONFIG).pixels)
+        np.testing.assert_array_equal(
+            preprocess(loaded, CONFIG).pixels, preprocess(cut_out(), CONFIG).pixels
+        )
 
 
 def test_colour_keys_become_alpha(tmp_path):
-    rgb = load_image(save(picture_with_box((1, 2, 3)), tmp_path / "rgb.png", transparency=(1, 2, 3)))
+    rgb = load_image(
+        save(picture_with_box((1, 2, 3)), tmp_path / "rgb.png", transparency=(1, 2, 3))
+    )
     assert rgb.getpixel((0, 0))[3] == 0 and rgb.getpixel((30, 40)) == (*RED, 255)
     wide = np.full((80, 100), 1000, np.uint16)
     wide[30:50, 20:60] = 40_000
@@ -159,12 +190,18 @@ def test_cmyk_is_converted(tmp_path):
     image = picture_with_box().convert("CMYK")
     loaded = load_image(save(image, tmp_path / "print.tif"))
     np.testing.assert_array_equal(np.asarray(loaded)[..., :3], np.asarray(picture_with_box()))
-    jpeg = np.asarray(load_image(save(image, tmp_path / "print.jpg", quality=95)))[40, 40, :3].astype(int)
+    jpeg = np.asarray(load_image(save(image, tmp_path / "print.jpg", quality=95)))[
+        40, 40, :3
+    ].astype(int)
     assert np.abs(jpeg - RED).max() < 8
 
 
 def test_jpeg_noise_does_not_move_the_frame(tmp_path):
-    path = save(picture_with_box((250, 250, 252), size=(400, 320), box=(80, 120, 240, 200)), tmp_path / "shop.jpg", quality=80)
+    path = save(
+        picture_with_box((250, 250, 252), size=(400, 320), box=(80, 120, 240, 200)),
+        tmp_path / "shop.jpg",
+        quality=80,
+    )
     prepared = preprocess(load_image(path), CONFIG)
     clean = preprocess(picture_with_box(size=(400, 320), box=(80, 120, 240, 200)), CONFIG)
     assert prepared.foreground == "plain background"
@@ -202,13 +239,18 @@ def test_truncated_files_are_refused(tmp_path, suffix):
 
 def test_noise_on_a_plain_background_is_background():
     noise = np.random.default_rng(3).integers(-4, 5, (80, 100, 3))
-    grainy = Image.fromarray((np.asarray(picture_with_box((120, 130, 140))) + noise).astype(np.uint8))
+    grainy = Image.fromarray(
+        (np.asarray(picture_with_box((120, 130, 140))) + noise).astype(np.uint8)
+    )
     prepared = preprocess(grainy, CONFIG)
     assert prepared.foreground == "plain background"
     assert np.abs(prepared.pixels.astype(int) - preprocess(cut_out(), CONFIG).pixels).max() <= 8
 
 
-@pytest.mark.parametrize("error", [OSError, SyntaxError, EOFError, IndexError, TypeError, RuntimeError, struct.error, zlib.error])
+@pytest.mark.parametrize(
+    "error",
+    [OSError, SyntaxError, EOFError, IndexError, TypeError, RuntimeError, struct.error, zlib.error],
+)
 def test_whatever_a_decoder_raises_becomes_one_sentence(tmp_path, monkeypatch, error):
     path = save(picture_with_box(), tmp_path / "strange.png")
 
@@ -240,7 +282,9 @@ def test_animations_and_pages_are_refused_with_the_remedy(tmp_path, suffix):
 def test_still_gif_and_phone_mpo_are_read(tmp_path):
     assert load_image(save(picture_with_box(), tmp_path / "still.gif")).size == (100, 80)
     frames = [picture_with_box(), picture_with_box((0, 0, 0))]
-    mpo = load_image(save(frames[0], tmp_path / "phone.mpo", save_all=True, append_images=frames[1:]))
+    mpo = load_image(
+        save(frames[0], tmp_path / "phone.mpo", save_all=True, append_images=frames[1:])
+    )
     assert min(mpo.getpixel((0, 0))) > 250  # the first frame is the picture
 
 

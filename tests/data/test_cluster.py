@@ -25,7 +25,9 @@ def running_workers(parent: int) -> list[int]:
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
             if entry.name.isdigit():
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                parents[int(entry.name)] = int(
+                    (entry / "stat").read_text().rpartition(")")[2].split()[1]
+                )
                 if (entry / "cmdline").read_bytes().startswith(b"ray::_task"):
                     busy.add(int(entry.name))
 
@@ -37,16 +39,26 @@ def running_workers(parent: int) -> list[int]:
 
 def test_a_lost_worker_costs_its_task_alone(meshes, tmp_path):
     """Two workers, of which one is killed in the middle; a mesh over the limits is refused as it is without Ray."""
-    config = SampleConfig(surface_points=20_000, volume_points=150_000, near_points=50_000)  # half a second a mesh
+    config = SampleConfig(
+        surface_points=20_000, volume_points=150_000, near_points=50_000
+    )  # half a second a mesh
     for k in range(8):
         (meshes / f"copy{k}.stl").write_bytes((meshes / "more" / "pill.stl").read_bytes())
     (meshes / "points.obj").write_text("v 0 0 0\nv 1 1 1\n")  # refused
     make_samples(meshes, tmp_path / "one", config)
     out = tmp_path / "out"
-    numbers = [f"{name}={getattr(config, name)}" for name in ("surface_points", "volume_points", "near_points")]
+    numbers = [
+        f"{name}={getattr(config, name)}"
+        for name in ("surface_points", "volume_points", "near_points")
+    ]
     flags = ["--out", str(out), "--ray", "local", "--workers", "2", "views.count=0"]
-    run = subprocess.Popen([sys.executable, "-m", "tar3d.data.make_samples", str(meshes), *flags, *numbers], cwd=ROOT,
-                           stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    run = subprocess.Popen(
+        [sys.executable, "-m", "tar3d.data.make_samples", str(meshes), *flags, *numbers],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
     try:
         killed = None
         while killed is None and run.poll() is None:
@@ -65,5 +77,7 @@ def test_a_lost_worker_costs_its_task_alone(meshes, tmp_path):
 
 
 def test_no_cluster_is_a_sentence(meshes, tmp_path):
-    with pytest.raises(ValueError, match="no Ray cluster answers at 127.0.0.1:1 .*ray start --head"):
+    with pytest.raises(
+        ValueError, match="no Ray cluster answers at 127.0.0.1:1 .*ray start --head"
+    ):
         make_samples(meshes, tmp_path / "out", SampleConfig(), ray="127.0.0.1:1", workers=None)

@@ -2,7 +2,15 @@ import json
 
 import pytest
 
-from tar3d.data.folder import atomic_write, complete_splits, mesh_path, read_splits, split_ids, split_of, write_csv
+from tar3d.data.folder import (
+    atomic_write,
+    complete_splits,
+    mesh_path,
+    read_splits,
+    split_ids,
+    split_of,
+    write_csv,
+)
 
 IDS = [f"shape{k}" for k in range(1000)]
 
@@ -15,7 +23,11 @@ def test_split_of_an_id_never_changes():
 def test_splits_are_disjoint_complete_and_near_their_shares():
     splits = split_ids(IDS)
     assert sorted(sum(splits.values(), [])) == sorted(IDS)
-    assert 860 < len(splits["train"]) < 940 and 25 < len(splits["val"]) < 80 and 25 < len(splits["test"]) < 80
+    assert (
+        860 < len(splits["train"]) < 940
+        and 25 < len(splits["val"]) < 80
+        and 25 < len(splits["test"]) < 80
+    )
     assert split_ids(IDS[::-1]) == splits
 
 
@@ -39,13 +51,22 @@ def test_own_splits_stay_as_they_are(tmp_path):
     assert read_splits(tmp_path) == own
 
 
-@pytest.mark.parametrize("text, message", [
-    ('{"train": ["a", "b"], "val": ["c"], "test": ["b"]}', "1 ids stand in both train and test, the first is 'b'"),
-    ('{"train": ["a"], "val": ["c", "d"], "test": ["d", "c"]}', "2 ids stand in both val and test, the first is 'c'"),
-    ('{"train": ["a"], "val": []}', "must hold the lists train, val and test, got train, val"),
-    ("{}", "got nothing"),
-    ("{", "not JSON"),
-])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (
+            '{"train": ["a", "b"], "val": ["c"], "test": ["b"]}',
+            "1 ids stand in both train and test, the first is 'b'",
+        ),
+        (
+            '{"train": ["a"], "val": ["c", "d"], "test": ["d", "c"]}',
+            "2 ids stand in both val and test, the first is 'c'",
+        ),
+        ('{"train": ["a"], "val": []}', "must hold the lists train, val and test, got train, val"),
+        ("{}", "got nothing"),
+        ("{", "not JSON"),
+    ],
+)
 def test_splits_that_leak_or_lack_something_are_refused(tmp_path, text, message):
     (tmp_path / "splits.json").write_text(text)
     with pytest.raises(ValueError, match=message):
@@ -69,10 +90,15 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
 
 def test_mesh_of_an_id(tmp_path):
     (tmp_path / "a,b.glb").touch()
-    rows = [{"id": "a,b", "file": str(tmp_path / "a,b.glb")}, {"id": "gone", "file": "meshes/gone.glb"}]
+    rows = [
+        {"id": "a,b", "file": str(tmp_path / "a,b.glb")},
+        {"id": "gone", "file": "meshes/gone.glb"},
+    ]
     write_csv(tmp_path / "report.csv", ["id", "file"], rows)
     assert mesh_path(tmp_path, "a,b") == tmp_path / "a,b.glb"
-    with pytest.raises(ValueError, match=r"meshes/gone\.glb, the mesh that 'gone' was sampled from, is not there"):
+    with pytest.raises(
+        ValueError, match=r"meshes/gone\.glb, the mesh that 'gone' was sampled from, is not there"
+    ):
         mesh_path(tmp_path, "gone")
     with pytest.raises(ValueError, match="no row for 'c'"):
         mesh_path(tmp_path, "c")

@@ -22,7 +22,9 @@ def list_views(folder, shape_id) -> list:
     return sorted((folder / "views" / shape_id).glob("*.png"))
 
 
-SMALL = SampleConfig(surface_points=200, volume_points=300, near_points=100)  # as in the `samples` fixture
+SMALL = SampleConfig(
+    surface_points=200, volume_points=300, near_points=100
+)  # as in the `samples` fixture
 IDS = ["ball", "ball.obj", "box", "more__deep__ring", "more__pill", "more__tube"]
 FLAGS = ["surface_points=200", "volume_points=300", "near_points=100", "views.count=0"]
 
@@ -36,7 +38,10 @@ def report(folder) -> dict[str, dict]:
         return {row["id"]: row for row in csv.DictReader(f)}
 
 
-@pytest.mark.parametrize("make, message", [(False, "is not a folder of meshes"), (True, "holds no meshes; looked for .glb")])
+@pytest.mark.parametrize(
+    "make, message",
+    [(False, "is not a folder of meshes"), (True, "holds no meshes; looked for .glb")],
+)
 def test_nothing_to_sample_is_an_error(tmp_path, capsys, make, message):
     if make:
         (tmp_path / "none").mkdir()
@@ -58,7 +63,12 @@ def test_bytes_do_not_depend_on_order_or_workers(meshes, samples, tmp_path):
 
 def test_seed_changes_every_shape(meshes, samples, tmp_path):
     make_samples(meshes, tmp_path / "other", SMALL, seed=1)
-    assert all(a != b for a, b in zip(contents(tmp_path / "other").values(), contents(samples).values(), strict=True))
+    assert all(
+        a != b
+        for a, b in zip(
+            contents(tmp_path / "other").values(), contents(samples).values(), strict=True
+        )
+    )
 
 
 def test_labels_hold_for_the_stored_points(samples):
@@ -95,7 +105,9 @@ def test_a_second_run_redoes_only_what_is_missing(meshes, samples, tmp_path):
     times = {p.name: p.stat().st_mtime_ns for p in (out / "samples").glob("*.npz")}
     make_samples(meshes, out, SMALL)
     assert contents(out) == contents(samples)
-    assert {p.name for p in (out / "samples").glob("*.npz") if times.get(p.name) != p.stat().st_mtime_ns} == {"box.npz"}
+    assert {
+        p.name for p in (out / "samples").glob("*.npz") if times.get(p.name) != p.stat().st_mtime_ns
+    } == {"box.npz"}
 
 
 def test_another_file_under_a_known_id_is_sampled_again(meshes, tmp_path):
@@ -136,7 +148,10 @@ def test_other_settings_are_refused(meshes, tmp_path, capsys):
     for flags in ([*FLAGS, "near_points=101"], [*FLAGS, "--seed", "1"]):
         with pytest.raises(SystemExit) as stop:
             main([str(meshes), "--out", str(tmp_path / "out"), "--workers", "1", *flags])
-        assert stop.value.code == 2 and "use another --out, or delete that folder" in capsys.readouterr().err
+        assert (
+            stop.value.code == 2
+            and "use another --out, or delete that folder" in capsys.readouterr().err
+        )
     assert contents(tmp_path / "out") == before
 
 
@@ -164,7 +179,11 @@ def test_splits_and_captions_of_the_source_are_taken_over(meshes, tmp_path):
     (meshes / "captions.csv").write_text("id,caption\nbox,a box\n")
     make_samples(meshes, tmp_path / "out", SMALL)
     assert read_splits(tmp_path / "out") == own
-    assert (tmp_path / "out" / "captions.csv").read_text().startswith("id,caption\nball,ball\nball.obj,ball\nbox,a box\n")
+    assert (
+        (tmp_path / "out" / "captions.csv")
+        .read_text()
+        .startswith("id,caption\nball,ball\nball.obj,ball\nbox,a box\n")
+    )
 
 
 def test_leaking_splits_of_the_source_are_refused(meshes, tmp_path):
@@ -178,14 +197,34 @@ def test_views_are_rendered_unless_told_otherwise(meshes, tmp_path, capsys):
     assert main([*command, "views.count=2", "views.size=16", "views.background=white"]) == 0
     for shape_id in IDS:
         image = Image.open(tmp_path / "out" / "views" / shape_id / "1.png")
-        assert image.mode == "RGB" and image.size == (16, 16) and image.getpixel((0, 0)) == (255, 255, 255)
+        assert (
+            image.mode == "RGB"
+            and image.size == (16, 16)
+            and image.getpixel((0, 0)) == (255, 255, 255)
+        )
         assert image.getextrema()[0][0] < 250, "nothing is drawn"
     with pytest.raises(SystemExit):
         main([*command, "views.count=3"])
     assert "was made with views" in capsys.readouterr().err
     assert main([*command, "views.count=0"]) == 0
-    assert main([str(meshes), "--out", str(tmp_path / "four"), "--workers", "1", *FLAGS[:3], "views.size=16"]) == 0
-    assert len(list_views(tmp_path / "four", "box")) == 4 and Image.open(list_views(tmp_path / "four", "box")[0]).mode == "RGBA"
+    assert (
+        main(
+            [
+                str(meshes),
+                "--out",
+                str(tmp_path / "four"),
+                "--workers",
+                "1",
+                *FLAGS[:3],
+                "views.size=16",
+            ]
+        )
+        == 0
+    )
+    assert (
+        len(list_views(tmp_path / "four", "box")) == 4
+        and Image.open(list_views(tmp_path / "four", "box")[0]).mode == "RGBA"
+    )
 
 
 def test_settings_from_before_a_key_was_known_still_fit(meshes, tmp_path):
@@ -197,7 +236,9 @@ def test_settings_from_before_a_key_was_known_still_fit(meshes, tmp_path):
     path.write_text(json.dumps(values))
     make_samples(meshes, tmp_path / "out", SMALL, views=views)
     with pytest.raises(ValueError, match="was made with views"):
-        make_samples(meshes, tmp_path / "out", SMALL, views=ViewConfig(count=1, size=16, background="white"))
+        make_samples(
+            meshes, tmp_path / "out", SMALL, views=ViewConfig(count=1, size=16, background="white")
+        )
 
 
 def picture(path, color="red"):
@@ -208,17 +249,41 @@ def picture(path, color="red"):
 
 def test_given_pictures_become_views_and_the_others_are_rendered(meshes, tmp_path, capsys):
     source, out = meshes.parent, tmp_path / "out"
-    given = [picture(source / "images" / "box" / "2.png"), picture(source / "images" / "box" / "10.png", "blue")]
+    given = [
+        picture(source / "images" / "box" / "2.png"),
+        picture(source / "images" / "box" / "10.png", "blue"),
+    ]
     picture(source / "images" / "ball.jpg")
     (source / "images" / "more__pill.png").write_bytes(b"no picture")
     picture(out / "views" / "more__tube" / "mine.png")
-    command = [str(source), "--out", str(out), "--workers", "1", *FLAGS[:3], "views.count=2", "views.size=16"]
+    command = [
+        str(source),
+        "--out",
+        str(out),
+        "--workers",
+        "1",
+        *FLAGS[:3],
+        "views.count=2",
+        "views.size=16",
+    ]
     assert main(command) == 1
-    assert {p.name: p.read_bytes() for p in list_views(out, "box")} == {"0.png": given[0], "1.png": given[1]}
-    assert Image.open(out / "views" / "ball" / "0.png").format == "PNG" and len(list_views(out, "ball")) == 1
-    assert [p.name for p in list_views(out, "more__tube")] == ["mine.png"], "pictures that somebody put there were replaced"
+    assert {p.name: p.read_bytes() for p in list_views(out, "box")} == {
+        "0.png": given[0],
+        "1.png": given[1],
+    }
+    assert (
+        Image.open(out / "views" / "ball" / "0.png").format == "PNG"
+        and len(list_views(out, "ball")) == 1
+    )
+    assert [p.name for p in list_views(out, "more__tube")] == ["mine.png"], (
+        "pictures that somebody put there were replaced"
+    )
     for shape_id in ("ball.obj", "more__pill", "more__deep__ring"):
-        assert sorted(p.name for p in (out / "views" / shape_id).iterdir()) == ["0.png", "1.png", "cameras.json"]
+        assert sorted(p.name for p in (out / "views" / shape_id).iterdir()) == [
+            "0.png",
+            "1.png",
+            "cameras.json",
+        ]
     row = report(out)["more__pill"]
     assert row["status"] == "ok" and "more__pill.png is not an image" in row["reason"]
     assert "pictures of 1 shapes were left out, the first: " in capsys.readouterr().out
@@ -243,7 +308,9 @@ def test_rendered_views_of_a_set_keep_their_cameras(samples, tmp_path):
 
 
 def test_a_table_is_sampled_beside_itself(meshes, tmp_path):
-    (tmp_path / "list.csv").write_text("id,file,caption,split\none,meshes/box.obj,a box,train\ntwo,meshes/none.obj,,val\n")
+    (tmp_path / "list.csv").write_text(
+        "id,file,caption,split\none,meshes/box.obj,a box,train\ntwo,meshes/none.obj,,val\n"
+    )
     assert main([str(tmp_path / "list.csv"), "--workers", "1", *FLAGS]) == 1
     rows = report(tmp_path)
     assert rows["one"]["status"] == "ok" and "there is no such file" in rows["two"]["reason"]
@@ -251,12 +318,20 @@ def test_a_table_is_sampled_beside_itself(meshes, tmp_path):
     assert (tmp_path / "captions.csv").read_text() == "id,caption\none,a box\ntwo,none\n"
 
 
-@pytest.mark.parametrize("flags, message",
-                         [(["--views", "3"], "views"), (["views.colour=red"], "colour"),
-                          (["views.background=red"], "transparent, white"), (["points=3"], "points"),
-                          (["surface_points=0"], "surface_points"), (["--workers", "0"], "workers"),
-                          (["--seconds", "0"], "seconds"), (["--gigabytes", "-1"], "gigabytes"),
-                          (["--shard-size", "-1"], "shard size")])
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--views", "3"], "views"),
+        (["views.colour=red"], "colour"),
+        (["views.background=red"], "transparent, white"),
+        (["points=3"], "points"),
+        (["surface_points=0"], "surface_points"),
+        (["--workers", "0"], "workers"),
+        (["--seconds", "0"], "seconds"),
+        (["--gigabytes", "-1"], "gigabytes"),
+        (["--shard-size", "-1"], "shard size"),
+    ],
+)
 def test_wrong_settings_are_named(meshes, tmp_path, capsys, flags, message):
     with pytest.raises(SystemExit) as stop:
         main([str(meshes), "--out", str(tmp_path / "out"), *flags])
@@ -271,9 +346,17 @@ def test_shards_hold_what_loose_files_hold(meshes, samples, tmp_path):
     assert everything(tmp_path / "four") == everything(tmp_path / "one")
     assert facts(tmp_path / "four") == facts(tmp_path / "one") and len(facts(tmp_path / "one")) == 6
     for kind in ("samples", "views"):
-        assert sorted(p.name for p in (tmp_path / "four" / kind).glob("*.tar")) == ["00000.tar", "00001.tar"]
-    packed = [{name.split("/")[0].removesuffix(".npz") for name in read_index(tmp_path / "four" / kind / "00000.tar")}
-              for kind in ("samples", "views")]
+        assert sorted(p.name for p in (tmp_path / "four" / kind).glob("*.tar")) == [
+            "00000.tar",
+            "00001.tar",
+        ]
+    packed = [
+        {
+            name.split("/")[0].removesuffix(".npz")
+            for name in read_index(tmp_path / "four" / kind / "00000.tar")
+        }
+        for kind in ("samples", "views")
+    ]
     assert packed[0] == packed[1] and len(packed[0]) == 4  # the same shapes in both
 
 
@@ -285,11 +368,17 @@ def test_shards_are_continued_with_what_is_missing(meshes, samples, tmp_path):
     before = {p.name: p.read_bytes() for p in (out / "samples").glob("*.tar")}
     (meshes / "more" / "tube.ply").write_bytes(tube)
     make_samples(meshes, out, SMALL, shard_size=3, views=views)
-    assert {p.name: p.read_bytes() for p in (out / "samples").glob("*.tar")}.items() > before.items()
+    assert {
+        p.name: p.read_bytes() for p in (out / "samples").glob("*.tar")
+    }.items() > before.items()
     made = [name for p in (out / "samples").glob("*.tar") for name in read_index(p)]
-    assert sorted(made) == [f"{i}.npz" for i in IDS]  # those that only lacked views were not sampled again
+    assert sorted(made) == [
+        f"{i}.npz" for i in IDS
+    ]  # those that only lacked views were not sampled again
     make_samples(meshes, tmp_path / "loose", SMALL, views=views)
-    assert everything(out) == everything(tmp_path / "loose") and facts(out) == facts(tmp_path / "loose")
+    assert everything(out) == everything(tmp_path / "loose") and facts(out) == facts(
+        tmp_path / "loose"
+    )
 
 
 def test_a_new_shard_goes_before_older_loose_files(meshes, tmp_path):
@@ -307,7 +396,7 @@ def test_a_report_that_was_cut_off_or_lost_is_completed(meshes, samples, tmp_pat
     out = tmp_path / "out"
     make_samples(meshes, out, SMALL)
     whole, rows = (out / "report.csv").read_bytes(), facts(out)
-    for cut in (whole[:-1], whole[:-40], whole[:len(whole) // 2], whole[:10], b""):
+    for cut in (whole[:-1], whole[:-40], whole[: len(whole) // 2], whole[:10], b""):
         (out / "report.csv").write_bytes(cut)
         make_samples(meshes, out, SMALL)
         assert facts(out) == rows and contents(out) == contents(samples)

@@ -5,8 +5,13 @@ import pytest
 
 from tar3d.data.npz import map_npz, read_npz
 
-ARRAYS = {"a": np.arange(12.0).reshape(4, 3), "fortran": np.asfortranarray(np.arange(12, dtype=np.float16).reshape(4, 3)),
-          "number": np.array(2.5), "none": np.empty((0, 3), np.float32), "flags": np.array([True, False])}
+ARRAYS = {
+    "a": np.arange(12.0).reshape(4, 3),
+    "fortran": np.asfortranarray(np.arange(12, dtype=np.float16).reshape(4, 3)),
+    "number": np.array(2.5),
+    "none": np.empty((0, 3), np.float32),
+    "flags": np.array([True, False]),
+}
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -46,8 +51,14 @@ def test_a_flipped_bit_is_noticed_where_all_is_read(tmp_path, save, noticed):
         assert len(map_npz(path, ["a"])["a"]) == 1000
 
 
-@pytest.mark.parametrize("content, message", [
-    (b"", "cannot mmap an empty file"), (b"no archive" * 10, "not a zip file"), (None, "No such file")])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "cannot mmap an empty file"),
+        (b"no archive" * 10, "not a zip file"),
+        (None, "No such file"),
+    ],
+)
 def test_no_archive_is_a_sentence_that_names_it(tmp_path, content, message):
     if content is not None:
         (tmp_path / "b.npz").write_bytes(content)

@@ -3,13 +3,17 @@ import pytest
 from tar3d.data.order import JoinedOrder, TrainingOrder
 
 
-def batches(num_items=7, batch_size=4, *, seed=3, start=0, stop=14, **kwargs) -> list[list[tuple[int, int]]]:
+def batches(
+    num_items=7, batch_size=4, *, seed=3, start=0, stop=14, **kwargs
+) -> list[list[tuple[int, int]]]:
     return list(TrainingOrder(num_items, batch_size, seed=seed, start=start, stop=stop, **kwargs))
 
 
 def test_every_item_once_an_epoch_and_epochs_differ():
-    items = [index for batch in batches() for _, index in batch]  # 56 = 8 epochs of 7, batches straddle them
-    epochs = [items[k:k + 7] for k in range(0, 56, 7)]
+    items = [
+        index for batch in batches() for _, index in batch
+    ]  # 56 = 8 epochs of 7, batches straddle them
+    epochs = [items[k : k + 7] for k in range(0, 56, 7)]
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 4
 

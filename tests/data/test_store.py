@@ -6,7 +6,12 @@ import pytest
 
 from tar3d.data.store import Files, read_index, write_shard
 
-CONTENT = {"a.npz": b"first", "deep/b.npz": b"", "ünï 椅子.npz": b"x" * 2000, "long/" + "n" * 150 + ".npz": b"y"}
+CONTENT = {
+    "a.npz": b"first",
+    "deep/b.npz": b"",
+    "ünï 椅子.npz": b"x" * 2000,
+    "long/" + "n" * 150 + ".npz": b"y",
+}
 
 
 def test_a_shard_reads_like_the_files_in_it(tmp_path):
@@ -17,7 +22,9 @@ def test_a_shard_reads_like_the_files_in_it(tmp_path):
     assert list(packed) == list(loose) == sorted(CONTENT)
     for name, content in CONTENT.items():
         assert packed.read(name) == loose.read(name) == content
-    assert "00000.tar:a.npz" in packed.where("a.npz") and loose.where("a.npz").endswith("loose/a.npz")
+    assert "00000.tar:a.npz" in packed.where("a.npz") and loose.where("a.npz").endswith(
+        "loose/a.npz"
+    )
 
 
 def test_a_loose_file_goes_before_a_packed_one(tmp_path):

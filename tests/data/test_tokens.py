@@ -21,11 +21,28 @@ from tar3d.data.tokens import TokenDataset, drop_words, read_json, read_stamp, s
 from tar3d.data.told import ToldByCaptions, ToldByViews
 from tar3d.tokenizer.vqvae import VQVAE
 
-ENCODER = ImageEncoderConfig(source="trained", image_size=16, patch_size=8, width=8, num_layers=1, num_heads=2)
-TEXT = TextEncoderConfig(source="trained", max_tokens=9, vocabulary=16, width=8, num_layers=1, num_heads=2)
-TOKENIZER = TokenizerConfig(grid_size=2, width=8, num_heads=2, num_frequencies=2, encoder="plane_pool", encoder_layers=0,
-                            point_width=8, codebook_size=16, code_dim=4, decoder_layers=0, plane_channels=4, upsample_stages=1,
-                            occupancy_width=8, occupancy_layers=2)
+ENCODER = ImageEncoderConfig(
+    source="trained", image_size=16, patch_size=8, width=8, num_layers=1, num_heads=2
+)
+TEXT = TextEncoderConfig(
+    source="trained", max_tokens=9, vocabulary=16, width=8, num_layers=1, num_heads=2
+)
+TOKENIZER = TokenizerConfig(
+    grid_size=2,
+    width=8,
+    num_heads=2,
+    num_frequencies=2,
+    encoder="plane_pool",
+    encoder_layers=0,
+    point_width=8,
+    codebook_size=16,
+    code_dim=4,
+    decoder_layers=0,
+    plane_channels=4,
+    upsample_stages=1,
+    occupancy_width=8,
+    occupancy_layers=2,
+)
 
 
 def vqvae(seed: int = 0) -> VQVAE:
@@ -36,10 +53,14 @@ def vqvae(seed: int = 0) -> VQVAE:
 CPU = torch.device("cpu")
 
 
-def maker(data, seed: int = 0, encoder: ImageEncoderConfig = ENCODER, captions: bool = False) -> TokenMaker:
+def maker(
+    data, seed: int = 0, encoder: ImageEncoderConfig = ENCODER, captions: bool = False
+) -> TokenMaker:
     told = [ToldByViews(data, build_image_encoder(encoder), encoder, CPU)]
     if captions:
-        told.append(ToldByCaptions(data, build_text_encoder(TEXT, words_of(data, TEXT.vocabulary)), CPU))
+        told.append(
+            ToldByCaptions(data, build_text_encoder(TEXT, words_of(data, TEXT.vocabulary)), CPU)
+        )
     return TokenMaker(data, vqvae(seed), told, CPU)
 
 
@@ -50,7 +71,9 @@ def data(samples, tmp_path, monkeypatch):
     folder = tmp_path / "set"
     shutil.copytree(samples, folder)
     ids = sorted(sum(read_splits(folder).values(), []))
-    (folder / "splits.json").write_text(json.dumps({"train": ids[:4], "val": ids[4:5], "test": ids[5:]}))
+    (folder / "splits.json").write_text(
+        json.dumps({"train": ids[:4], "val": ids[4:5], "test": ids[5:]})
+    )
     return folder
 
 
@@ -71,7 +94,11 @@ def test_rows_hold_the_tokens_and_views_of_their_shape(data):
         surface = torch.from_numpy(load_samples(data / "samples" / f"{shape_id}.npz").surface)
         views = [rows.row(index, k) for k in range(2)]
         assert torch.equal(views[0]["tokens"], model.tokenize(surface[None]).ids[0])
-        assert views[0]["tokens"].dtype == torch.int64 and views[0]["source"]["image"].shape == (16, 16, 3)
+        assert views[0]["tokens"].dtype == torch.int64 and views[0]["source"]["image"].shape == (
+            16,
+            16,
+            3,
+        )
         pixels = [view["source"]["image"] for view in views]
         assert pixels[0].dtype == torch.uint8 and not torch.equal(*pixels)
 
@@ -89,17 +116,26 @@ def test_shards_are_mapped_and_stay_on_disk_when_a_worker_gets_the_set(data):
     maker(data).run()
     rows = dataset(data)
     before = pickle.dumps(rows)
-    for shard in (data / "tokens").glob("train-*"):  # what is sent does not grow with what is stored
+    for shard in (data / "tokens").glob(
+        "train-*"
+    ):  # what is sent does not grow with what is stored
         views = np.load(shard / "image.npy")
-        np.save(shard / "image.npy", np.concatenate([views, np.zeros((2000, *views.shape[1:]), views.dtype)]))
-        (shard / "image.json").write_text(json.dumps(read_json(shard / "image.json") | {"sha256": sha256(shard / "image.npy")}))
+        np.save(
+            shard / "image.npy",
+            np.concatenate([views, np.zeros((2000, *views.shape[1:]), views.dtype)]),
+        )
+        (shard / "image.json").write_text(
+            json.dumps(read_json(shard / "image.json") | {"sha256": sha256(shard / "image.npy")})
+        )
     rows = dataset(data)
     assert len(pickle.dumps(rows)) == len(before)
     assert all(isinstance(a.base, np.memmap) for arrays in rows._arrays for a in arrays.values())
     again = pickle.loads(pickle.dumps(rows))
     for position in range(8):
         mine, theirs = rows[(position, position % 4)], again[(position, position % 4)]
-        assert torch.equal(mine["tokens"], theirs["tokens"]) and torch.equal(mine["source"]["image"], theirs["source"]["image"])
+        assert torch.equal(mine["tokens"], theirs["tokens"]) and torch.equal(
+            mine["source"]["image"], theirs["source"]["image"]
+        )
 
 
 def test_an_interrupted_run_continues(data):
@@ -115,17 +151,25 @@ def test_an_interrupted_run_continues(data):
 def test_pixels_serve_a_trained_encoder_of_any_size(data):
     maker(data).run()
     before = shards(data)
-    wide = ImageEncoderConfig(source="trained", image_size=16, patch_size=4, width=16, num_layers=2, num_heads=4)
+    wide = ImageEncoderConfig(
+        source="trained", image_size=16, patch_size=4, width=16, num_layers=2, num_heads=4
+    )
     maker(data, encoder=wide).run()
     assert shards(data) == before
 
 
 def test_tokens_of_another_tokenizer_or_encoder_are_refused(data):
     maker(data).run()
-    with pytest.raises(ValueError, match="was made with tokenizer .* instead of .*; delete that folder"):
+    with pytest.raises(
+        ValueError, match="was made with tokenizer .* instead of .*; delete that folder"
+    ):
         maker(data, seed=1).run()
-    larger = ImageEncoderConfig(source="trained", image_size=24, patch_size=8, width=8, num_layers=1, num_heads=2)
-    with pytest.raises(ValueError, match="was made with image 'trained ViT, 16 px.* instead of 'trained ViT, 24 px"):
+    larger = ImageEncoderConfig(
+        source="trained", image_size=24, patch_size=8, width=8, num_layers=1, num_heads=2
+    )
+    with pytest.raises(
+        ValueError, match="was made with image 'trained ViT, 16 px.* instead of 'trained ViT, 24 px"
+    ):
         maker(data, encoder=larger).run()
     assert dataset(data, tokenizer=checkpoint.token_fingerprint(vqvae())).ids
     with pytest.raises(ValueError, match="was made with tokenizer .* but this training uses 'abc'"):
@@ -137,8 +181,11 @@ def test_shards_follow_changed_splits(data):
     maker(data).run()
     splits = read_splits(data)
     held_out = splits["train"][2:]
-    (data / "splits.json").write_text(json.dumps({"train": splits["train"][:2], "val": splits["val"] + held_out,
-                                                  "test": splits["test"]}))
+    (data / "splits.json").write_text(
+        json.dumps(
+            {"train": splits["train"][:2], "val": splits["val"] + held_out, "test": splits["test"]}
+        )
+    )
     assert maker(data).run() == 6
     assert dataset(data).ids == splits["train"][:2] and not set(held_out) & set(dataset(data).ids)
     assert sorted(dataset(data, "val").ids) == sorted(splits["val"] + held_out)
@@ -160,7 +207,9 @@ def test_a_bad_view_is_listed_every_time_until_it_is_repaired(data):
         again = maker(data)
         assert again.run() == 4
         assert list(refused(data)) == [r["id"] for r in again.refused] == train[1:3]
-        assert str(bad) in refused(data)[train[1]] and "holds no .png view" in refused(data)[train[2]]
+        assert (
+            str(bad) in refused(data)[train[1]] and "holds no .png view" in refused(data)[train[2]]
+        )
         assert dataset(data).ids == [train[0], train[3]]
     bad.write_bytes(good)
     assert maker(data).run() == 5
@@ -169,8 +218,14 @@ def test_a_bad_view_is_listed_every_time_until_it_is_repaired(data):
 
 def test_command_line(data, tmp_path, capsys):
     checkpoint.save_model(tmp_path / "model", vqvae(), VQVAEConfig(tokenizer=TOKENIZER), {}, "")
-    flags = [str(data), "--tokenizer", str(tmp_path / "model"), "image_encoder.source=trained", "image_encoder.image_size=16",
-             "image_encoder.patch_size=8"]
+    flags = [
+        str(data),
+        "--tokenizer",
+        str(tmp_path / "model"),
+        "image_encoder.source=trained",
+        "image_encoder.image_size=16",
+        "image_encoder.patch_size=8",
+    ]
     assert make_tokens.main(flags) == 0
     assert "tokens of 6 shapes" in capsys.readouterr().out
     assert read_stamp(data / "tokens")["tokenizer"] == checkpoint.token_fingerprint(vqvae())
@@ -201,9 +256,17 @@ def test_ids_above_uint16_are_stored_whole(data):
 def test_frozen_encoder_stores_its_embeddings(data, tmp_path):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    vit = transformers.ViTModel(transformers.ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
-                                                       intermediate_size=16,
-                                                       image_size=16, patch_size=8), add_pooling_layer=False)
+    vit = transformers.ViTModel(
+        transformers.ViTConfig(
+            hidden_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            image_size=16,
+            patch_size=8,
+        ),
+        add_pooling_layer=False,
+    )
     vit.save_pretrained(tmp_path / "vit")
     frozen = maker(data, encoder=ImageEncoderConfig(source=str(tmp_path / "vit"), image_size=16))
     frozen.run()
@@ -214,7 +277,10 @@ def test_frozen_encoder_stores_its_embeddings(data, tmp_path):
 def captioned(data) -> dict[str, list[str]]:
     """Captions for all but the second training shape, which is left without."""
     ids = sorted(sum(read_splits(data).values(), []))
-    captions = {i: [f"a mug number {k}", "a mug"] if k % 2 else [f"a thing number {k}"] for k, i in enumerate(ids)}
+    captions = {
+        i: [f"a mug number {k}", "a mug"] if k % 2 else [f"a thing number {k}"]
+        for k, i in enumerate(ids)
+    }
     captions.pop(read_splits(data)["train"][1])
     rows = [f"{i},{caption}" for i, of_one in captions.items() for caption in of_one]
     (data / "captions.csv").write_text("\n".join(["id,caption", *rows]) + "\n")
@@ -222,28 +288,51 @@ def captioned(data) -> dict[str, list[str]]:
 
 
 def read_both(data, **more) -> TokenDataset:
-    return TokenDataset(data, "train", seed=0, wanted={}, conditions=["image", "text"], caption_tokens=TEXT.max_tokens, **more)
+    return TokenDataset(
+        data,
+        "train",
+        seed=0,
+        wanted={},
+        conditions=["image", "text"],
+        caption_tokens=TEXT.max_tokens,
+        **more,
+    )
 
 
 def test_captions_are_added_to_shards_that_have_views(data):
     captions = captioned(data)
     maker(data).run()
     before = {p: p.stat().st_mtime_ns for p in (data / "tokens").glob("*/*.npy")}
-    with pytest.raises(ValueError, match="says nothing of the condition 'text': run python -m tar3d.data.make_tokens"):
+    with pytest.raises(
+        ValueError,
+        match="says nothing of the condition 'text': run python -m tar3d.data.make_tokens",
+    ):
         read_both(data)
     again = maker(data, captions=True)
     assert again.run() == 5, "the shape without a caption is not one of them"
-    assert [(r["id"], r["kind"]) for r in again.refused] == [(read_splits(data)["train"][1], "text")]
-    assert all(p.stat().st_mtime_ns == t for p, t in before.items()), "nothing that was there is made again"
+    assert [(r["id"], r["kind"]) for r in again.refused] == [
+        (read_splits(data)["train"][1], "text")
+    ]
+    assert all(p.stat().st_mtime_ns == t for p, t in before.items()), (
+        "nothing that was there is made again"
+    )
     rows, words = read_both(data), again.told[1].encoder.words
     assert rows.ids == [i for i in read_splits(data)["train"] if i in captions]
-    assert dataset(data).ids == read_splits(data)["train"], "an image-only training keeps the shape without a caption"
+    assert dataset(data).ids == read_splits(data)["train"], (
+        "an image-only training keeps the shape without a caption"
+    )
     for index, shape_id in enumerate(rows.ids):
         for item, caption in enumerate(captions[shape_id]):
             source = rows.row(index, 1, item)["source"]
-            assert np.array_equal(source["text"], words.prepare(caption).ids) and source["image"].shape == (16, 16, 3)
-    drawn = {tuple(rows[(p, rows.ids.index(i))]["source"]["text"].tolist()) for p in range(30)
-             for i in rows.ids if len(captions[i]) == 2}
+            assert np.array_equal(source["text"], words.prepare(caption).ids) and source[
+                "image"
+            ].shape == (16, 16, 3)
+    drawn = {
+        tuple(rows[(p, rows.ids.index(i))]["source"]["text"].tolist())
+        for p in range(30)
+        for i in rows.ids
+        if len(captions[i]) == 2
+    }
     assert len(drawn) == 2, "both captions of a shape are drawn; their numbers are unknown words"
 
 
@@ -266,10 +355,16 @@ def test_dropped_words_are_unknown_ones(data):
     rows, dropped = read_both(data), read_both(data, word_dropout=0.5)
     seen = [(rows[(p, 0)]["source"]["text"], dropped[(p, 0)]["source"]["text"]) for p in range(40)]
     for a, b in seen:
-        assert torch.equal((a == PADDING), (b == PADDING)) and bool(((a == b) | (b == UNKNOWN_ID)).all())
-    changed = torch.stack([(a != b)[: int((a != PADDING).sum()) - 1].float().mean() for a, b in seen])
+        assert torch.equal((a == PADDING), (b == PADDING)) and bool(
+            ((a == b) | (b == UNKNOWN_ID)).all()
+        )
+    changed = torch.stack(
+        [(a != b)[: int((a != PADDING).sum()) - 1].float().mean() for a, b in seen]
+    )
     assert 0.3 < changed.mean() < 0.7
-    end = build_text_encoder(TEXT, words_of(data, TEXT.vocabulary)).words.tokenizer.convert_tokens_to_ids(END)
+    end = build_text_encoder(
+        TEXT, words_of(data, TEXT.vocabulary)
+    ).words.tokenizer.convert_tokens_to_ids(END)
     assert all(int(b[int((b != PADDING).sum()) - 1]) == end for _, b in seen), "the end mark stays"
     only_end = torch.tensor([end, PADDING, PADDING])
     assert torch.equal(drop_words(only_end, 0.99, np.random.default_rng(0)), only_end)
@@ -279,17 +374,33 @@ def test_text_embeddings_keep_their_own_lengths(data, tmp_path):
     transformers = pytest.importorskip("transformers")
     captioned(data)
     torch.manual_seed(0)
-    config = transformers.T5Config(vocab_size=64, d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
+    config = transformers.T5Config(
+        vocab_size=64, d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2
+    )
     transformers.T5EncoderModel(config).save_pretrained(tmp_path / "t5")
     words_of(data, 32).save_pretrained(tmp_path / "t5")
-    encoder = build_text_encoder(TextEncoderConfig(source=str(tmp_path / "t5"), max_tokens=9, dtype="float32"))
+    encoder = build_text_encoder(
+        TextEncoderConfig(source=str(tmp_path / "t5"), max_tokens=9, dtype="float32")
+    )
     TokenMaker(data, vqvae(), [ToldByCaptions(data, encoder, CPU)], CPU).run()
-    rows = TokenDataset(data, "train", seed=0, wanted={"text": encoder.identity}, conditions=["text"], caption_tokens=9)
-    text, words = rows.row(0)["source"]["text"], encoder.words.prepare(captioned(data)[rows.ids[0]][0])
+    rows = TokenDataset(
+        data,
+        "train",
+        seed=0,
+        wanted={"text": encoder.identity},
+        conditions=["text"],
+        caption_tokens=9,
+    )
+    text, words = (
+        rows.row(0)["source"]["text"],
+        encoder.words.prepare(captioned(data)[rows.ids[0]][0]),
+    )
     condition = encoder(torch.from_numpy(words.ids)[None])
     length = int(condition.mask.sum())
     assert text.dtype == torch.float16 and text.shape == (9, 8) and bool((text[length:] == 0).all())
-    torch.testing.assert_close(text[:length].float(), condition.embeddings[0, :length], atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(
+        text[:length].float(), condition.embeddings[0, :length], atol=2e-3, rtol=2e-3
+    )
 
 
 def test_tokens_of_an_earlier_version_are_refused(data):

@@ -46,7 +46,9 @@ def solid(shape: ToyShape) -> trimesh.Trimesh:
 
 def bytes_of(folder: Path) -> dict[str, str]:
     files = sorted(p for p in folder.rglob("*") if p.is_file())
-    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+    return {
+        p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files
+    }
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
@@ -76,7 +78,9 @@ def thickness(mesh: trimesh.Trimesh, count: int = 300) -> np.ndarray:
     """Lengths of the rays that leave a surface point inwards and meet the solid's opposite side head on."""
     points, face = trimesh.sample.sample_surface(mesh, count, seed=0)
     inward = -mesh.face_normals[face]
-    hit, ray, other = mesh.ray.intersects_location(points + 1e-4 * inward, inward, multiple_hits=False)
+    hit, ray, other = mesh.ray.intersects_location(
+        points + 1e-4 * inward, inward, multiple_hits=False
+    )
     parallel = np.einsum("ij,ij->i", mesh.face_normals[other], inward[ray]) > 0.99
     return np.linalg.norm(hit - points[ray], axis=1)[parallel]
 
@@ -85,7 +89,10 @@ def thickness(mesh: trimesh.Trimesh, count: int = 300) -> np.ndarray:
 def test_nothing_is_thinner_than_the_limit(shapes, category):
     for shape in shapes[category]:
         measured = thickness(solid(shape))
-        assert len(measured) > 0 and measured.min() >= MIN_THICKNESS - 1e-3, (shape.id, measured.min())
+        assert len(measured) > 0 and measured.min() >= MIN_THICKNESS - 1e-3, (
+            shape.id,
+            measured.min(),
+        )
 
 
 def test_thickness_is_measured():
@@ -103,7 +110,9 @@ def test_vessels_are_hollow_and_open_above(shapes, category):
         axis_x, axis_z = (rim[:, [0, 2]].min(axis=0) + rim[:, [0, 2]].max(axis=0)) / 2
         column = np.array([[axis_x, y, axis_z] for y in np.linspace(top - 0.3, top + 0.04, 9)])
         assert np.allclose(WindingNumber(shape.mesh)(column), 0, atol=0.05), shape.id
-        assert inside(shape.mesh, np.array([[axis_x, vertices[:, 1].min() + 0.04, axis_z]])).all(), f"{shape.id} has no floor"
+        assert inside(
+            shape.mesh, np.array([[axis_x, vertices[:, 1].min() + 0.04, axis_z]])
+        ).all(), f"{shape.id} has no floor"
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
@@ -111,7 +120,11 @@ def test_parameters_vary(shapes, category):
     drawn = [shape.parameters for shape in shapes[category]]
     always = set.intersection(*(set(p) for p in drawn))
     continuous = [k for k in always if type(drawn[0][k]) is float]
-    discrete = [k for k in {k for p in drawn for k in p} if any(type(p[k]) is not float for p in drawn if k in p)]
+    discrete = [
+        k
+        for k in {k for p in drawn for k in p}
+        if any(type(p[k]) is not float for p in drawn if k in p)
+    ]
     assert len(continuous) >= 5 and len(discrete) >= 2, (continuous, discrete)
     for name in continuous:
         assert len({p[name] for p in drawn}) > PER_CATEGORY // 2, f"{category}.{name} hardly varies"
@@ -123,7 +136,11 @@ def test_parameters_vary(shapes, category):
 def test_captions_read_well(shapes, category):
     for caption in (caption for shape in shapes[category] for caption in shape.captions):
         words = caption.replace(",", "").replace(";", "").split()
-        assert "  " not in caption and caption == caption.strip() and not caption.endswith((",", "with", "and")), caption
+        assert (
+            "  " not in caption
+            and caption == caption.strip()
+            and not caption.endswith((",", "with", "and"))
+        ), caption
         assert "None" not in caption and "True" not in caption and "_" not in caption, caption
         for a, b in zip(words, words[1:], strict=False):
             assert a != "a" or b[0] not in "aeiou" or b.startswith("one"), caption
@@ -138,29 +155,44 @@ def test_further_captions_say_less_of_the_same_shape(shapes):
     lengths = []
     for shape in (shape for of_one in shapes.values() for shape in of_one):
         full, *further = map(said, shape.captions)
-        assert len(shape.captions) == len(set(shape.captions)) and all(words <= full for words in further), shape.captions
+        assert len(shape.captions) == len(set(shape.captions)) and all(
+            words <= full for words in further
+        ), shape.captions
         lengths += [len(words) / len(full) for words in further]
-    assert 0.5 < np.mean(lengths) < 0.8 and min(lengths) < 0.3, "from next to nothing to everything in another form"
+    assert 0.5 < np.mean(lengths) < 0.8 and min(lengths) < 0.3, (
+        "from next to nothing to everything in another form"
+    )
 
 
 def test_captions_tell_discrete_choices_apart():
     """Of many shapes, those with a choice say its word and the others do not."""
-    words = {"mug": ("handle", {"round": "round handle", "square": "square handle"}),
-             "sofa": ("arms", {"round": "round arms", "square": "square arms", "no": "no arms"})}
+    words = {
+        "mug": ("handle", {"round": "round handle", "square": "square handle"}),
+        "sofa": ("arms", {"round": "round arms", "square": "square arms", "no": "no arms"}),
+    }
     checked = 0
     for shape in (generate(index, 3) for index in range(120)):
         if shape.category in words:
             key, said = words[shape.category]
             for value, phrase in said.items():
-                assert (phrase in shape.captions[0]) == (shape.parameters[key] == value), shape.captions[0]
+                assert (phrase in shape.captions[0]) == (shape.parameters[key] == value), (
+                    shape.captions[0]
+                )
                 checked += 1
     assert checked > 10
 
 
 def test_one_index_and_seed_is_one_shape():
     a, b, other, next_one = generate(5, 7), generate(5, 7), generate(5, 8), generate(6, 7)
-    assert a.id == b.id == f"{a.category}_7_000005" and a.captions == b.captions and a.parameters == b.parameters
-    assert a.mesh.vertices.tobytes() == b.mesh.vertices.tobytes() and a.mesh.faces.tobytes() == b.mesh.faces.tobytes()
+    assert (
+        a.id == b.id == f"{a.category}_7_000005"
+        and a.captions == b.captions
+        and a.parameters == b.parameters
+    )
+    assert (
+        a.mesh.vertices.tobytes() == b.mesh.vertices.tobytes()
+        and a.mesh.faces.tobytes() == b.mesh.faces.tobytes()
+    )
     assert a.parameters != other.parameters and a.parameters != next_one.parameters
 
 
@@ -183,10 +215,17 @@ def test_files_belong_together(folder):
     assert sorted(sum(splits.values(), [])) == sorted(captions) == sorted(r["id"] for r in manifest)
     for i, row in enumerate(manifest):
         shape, mesh = generate(i, 4), load_mesh(folder / "meshes" / f"{row['id']}.glb")
-        assert json.loads(row["parameters"]) == shape.parameters and captions[row["id"]] == list(shape.captions)
+        assert json.loads(row["parameters"]) == shape.parameters and captions[row["id"]] == list(
+            shape.captions
+        )
         assert trimesh.Trimesh(mesh.vertices, mesh.faces, process=False).is_watertight
-        assert float(row["volume"]) == pytest.approx(solid(shape).volume, rel=1e-4) and int(row["faces"]) == len(shape.mesh.faces)
-        assert len(json.loads((folder / "views" / row["id"] / "cameras.json").read_text())) == VIEWS.count
+        assert float(row["volume"]) == pytest.approx(solid(shape).volume, rel=1e-4) and int(
+            row["faces"]
+        ) == len(shape.mesh.faces)
+        assert (
+            len(json.loads((folder / "views" / row["id"] / "cameras.json").read_text()))
+            == VIEWS.count
+        )
         assert len(list((folder / "views" / row["id"]).glob("*.png"))) == VIEWS.count
     assert not list(folder.rglob("*.part"))
 
@@ -210,14 +249,28 @@ def test_other_settings_are_refused(folder):
 
 
 def test_a_set_from_before_a_setting_was_known_is_completed(folder, tmp_path, capsys):
-    command = ["--out", str(tmp_path), "--num", "2", "--seed", "4", "--workers", "1", "views.count=2", "views.size=32"]
+    command = [
+        "--out",
+        str(tmp_path),
+        "--num",
+        "2",
+        "--seed",
+        "4",
+        "--workers",
+        "1",
+        "views.count=2",
+        "views.size=32",
+    ]
     assert main(command) == 0
     stamp = json.loads((tmp_path / "toy.json").read_text())
     del stamp["views"]["background"]
     (tmp_path / "toy.json").write_text(json.dumps(stamp))
     assert main(command) == 0
-    assert all((folder / name).read_bytes() == (tmp_path / name).read_bytes()
-               for name in bytes_of(tmp_path) if name.startswith("views/"))
+    assert all(
+        (folder / name).read_bytes() == (tmp_path / name).read_bytes()
+        for name in bytes_of(tmp_path)
+        if name.startswith("views/")
+    )
     with pytest.raises(SystemExit):
         main([*command, "views.background=white"])
     assert "delete" in capsys.readouterr().err

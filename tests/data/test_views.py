@@ -17,7 +17,11 @@ def png(grey: int) -> bytes:
     return stream.getvalue()
 
 
-CONTENT = {f"a/{k}.png": png(k) for k in (0, 1, 2, 10)} | {"b/0.png": png(50), "a/deeper/0.png": png(60), "a/cameras.json": b"[]"}
+CONTENT = {f"a/{k}.png": png(k) for k in (0, 1, 2, 10)} | {
+    "b/0.png": png(50),
+    "a/deeper/0.png": png(60),
+    "a/cameras.json": b"[]",
+}
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -31,7 +35,9 @@ def test_pictures_are_those_of_the_shape_in_order(tmp_path, packed):
     views = Views(tmp_path)
     assert views.names("a") == ["a/0.png", "a/1.png", "a/2.png", "a/10.png"]
     assert views.names("b") == ["b/0.png"] and views.names("c") == []
-    assert [np.asarray(views.load(name))[0, 0].tolist() for name in views.names("a")] == [[k, k, k, 255] for k in (0, 1, 2, 10)]
+    assert [np.asarray(views.load(name))[0, 0].tolist() for name in views.names("a")] == [
+        [k, k, k, 255] for k in (0, 1, 2, 10)
+    ]
 
 
 def test_a_bad_picture_in_a_shard_is_named(tmp_path):

@@ -32,7 +32,9 @@ def explode(job: str) -> str:
         case "sleep":
             time.sleep(600)
         case "allocate":
-            return str(len([np.empty(1 << 24) for _ in range(20)]))  # 128 MB each, untouched: it is quick
+            return str(
+                len([np.empty(1 << 24) for _ in range(20)])
+            )  # 128 MB each, untouched: it is quick
         case "abort":
             os.abort()
         case "exit":
@@ -62,14 +64,23 @@ class Unstartable:
         return job
 
 
-REASONS = {"sleep": "it took longer than 4 s", "allocate": "it needs more than 1 GB of memory",
-           "exit": "its process ended with exit status 3", "abort": "its process was ended by SIGABRT",
-           "kill": "its process was ended by SIGKILL, probably for want of memory"}
+REASONS = {
+    "sleep": "it took longer than 4 s",
+    "allocate": "it needs more than 1 GB of memory",
+    "exit": "its process ended with exit status 3",
+    "abort": "its process was ended by SIGABRT",
+    "kill": "its process was ended by SIGKILL, probably for want of memory",
+}
 
 
 @needs_linux
-@pytest.mark.parametrize("workers, jobs", [(1, ["a", "abort", "b", "allocate", "c"]),
-                                           (3, ["a", "sleep", "b", "allocate", "c", "exit", "abort", "d", "kill", "e", "f"])])
+@pytest.mark.parametrize(
+    "workers, jobs",
+    [
+        (1, ["a", "abort", "b", "allocate", "c"]),
+        (3, ["a", "sleep", "b", "allocate", "c", "exit", "abort", "d", "kill", "e", "f"]),
+    ],
+)
 def test_a_bomb_costs_itself_alone(workers, jobs):
     done = dict(parallel(explode, jobs, workers, seconds=4, gigabytes=1))
     assert done == {j: Lost(REASONS[j]) if j in REASONS else j.upper() for j in jobs}
@@ -78,7 +89,7 @@ def test_a_bomb_costs_itself_alone(workers, jobs):
 
 @needs_linux
 def test_memory_is_limited_outside_of_numpy_too():
-    (_, result), = parallel(fail_as_lost, ["allocate in C"], 1, gigabytes=1)
+    ((_, result),) = parallel(fail_as_lost, ["allocate in C"], 1, gigabytes=1)
     assert result == "Cannot allocate memory"
 
 
@@ -110,7 +121,7 @@ def test_a_process_does_many_jobs_and_is_this_one_only_without_limits():
     assert dict(parallel(process_id, range(3), 1)) == dict.fromkeys(range(3), os.getpid())
     ids = set(dict(parallel(process_id, range(6), 2)).values())
     assert len(ids) <= 2 and os.getpid() not in ids
-    (_, other), = parallel(process_id, [0], 1, seconds=100)
+    ((_, other),) = parallel(process_id, [0], 1, seconds=100)
     assert other != os.getpid()
 
 
@@ -129,7 +140,9 @@ def test_a_lost_job_is_an_error_where_none_is_expected():
 
 @pytest.mark.parametrize("function, jobs", [(Unstartable(), [1]), (square, [Unstartable()])])
 def test_processes_that_never_begin_are_not_started_forever(function, jobs):
-    with pytest.raises(RuntimeError, match="3 processes ended before they could begin.*exit status 5"):
+    with pytest.raises(
+        RuntimeError, match="3 processes ended before they could begin.*exit status 5"
+    ):
         list(parallel(function, jobs, 1, seconds=100))
 
 
@@ -142,7 +155,9 @@ def test_a_process_that_ended_between_jobs_is_replaced():
     worker.close()
 
 
-@pytest.mark.parametrize("wrong", [{"workers": 0}, {"seconds": 0}, {"gigabytes": -1}, {"seconds": float("nan")}])
+@pytest.mark.parametrize(
+    "wrong", [{"workers": 0}, {"seconds": 0}, {"gigabytes": -1}, {"seconds": float("nan")}]
+)
 def test_wrong_limits_are_named(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         parallel(square, [1], **{"workers": 1} | wrong)
@@ -158,21 +173,29 @@ def touch_and_sleep(job: int, folder: Path) -> None:
 def test_processes_end_with_the_run(tmp_path, how):
     """After a kill as soon as their job is done: a process notices that nobody is there to take the result."""
     script = tmp_path / "script.py"
-    script.write_text(textwrap.dedent(f"""
+    script.write_text(
+        textwrap.dedent(f"""
         import functools, pathlib, signal, sys
         sys.path[:0] = {sys.path!r}
         from test_workers import parallel, touch_and_sleep
         signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores for what it begins with &
         if __name__ == "__main__":
             list(parallel(functools.partial(touch_and_sleep, folder=pathlib.Path({str(tmp_path / "ids")!r})), range(100), 2))
-    """))
+    """)
+    )
     (tmp_path / "ids").mkdir()
-    run = subprocess.Popen([sys.executable, script], start_new_session=True, stderr=subprocess.DEVNULL)
+    run = subprocess.Popen(
+        [sys.executable, script], start_new_session=True, stderr=subprocess.DEVNULL
+    )
     try:
         wait_for(lambda: len(list((tmp_path / "ids").iterdir())) == 2)
-        os.killpg(run.pid, how) if how == signal.SIGINT else run.send_signal(how)  # as a terminal does, to all
+        os.killpg(run.pid, how) if how == signal.SIGINT else run.send_signal(
+            how
+        )  # as a terminal does, to all
         run.wait(10)
-        wait_for(lambda: not any(Path("/proc", p.name).exists() for p in (tmp_path / "ids").iterdir()))
+        wait_for(
+            lambda: not any(Path("/proc", p.name).exists() for p in (tmp_path / "ids").iterdir())
+        )
     finally:
         run.kill()
 

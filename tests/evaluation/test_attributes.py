@@ -13,12 +13,20 @@ from tar3d.evaluation.attributes import ATTRIBUTES, measure, score, stated
 from tar3d.mesh.export import save_mesh
 from tar3d.mesh.load import normalize
 
-PLACES = {1: [(0, 0)], 2: [(-0.4, 0), (0.4, 0)], 3: [(0, 0.45), (-0.4, -0.4), (0.4, -0.4)],
-          4: [(-0.4, -0.4), (0.4, -0.4), (-0.4, 0.4), (0.4, 0.4)]}
+PLACES = {
+    1: [(0, 0)],
+    2: [(-0.4, 0), (0.4, 0)],
+    3: [(0, 0.45), (-0.4, -0.4), (0.4, -0.4)],
+    4: [(-0.4, -0.4), (0.4, -0.4), (-0.4, 0.4), (0.4, 0.4)],
+}
 
 
 def plate(shape: str) -> list:
-    return [cylinder(0.8, (0.4, 0.52)) if shape == "round" else box((-0.8, 0.8), (0.4, 0.52), (-0.6, 0.6))]
+    return [
+        cylinder(0.8, (0.4, 0.52))
+        if shape == "round"
+        else box((-0.8, 0.8), (0.4, 0.52), (-0.6, 0.6))
+    ]
 
 
 def back() -> list:
@@ -26,7 +34,10 @@ def back() -> list:
 
 
 def arms() -> list:
-    rest, post = box((0.66, 0.8), (0.75, 0.87), (-0.6, 0.4)), box((0.66, 0.8), (0.45, 0.8), (0.28, 0.4))
+    rest, post = (
+        box((0.66, 0.8), (0.75, 0.87), (-0.6, 0.4)),
+        box((0.66, 0.8), (0.45, 0.8), (0.28, 0.4)),
+    )
     return [*both_sides(rest), *both_sides(post)]
 
 
@@ -75,7 +86,9 @@ def test_procedural_shapes_have_what_they_were_made_with():
     made = [shape for shape in (generate(i, 3) for i in range(60)) if shape.category in ATTRIBUTES]
     assert len(made) > 8
     for shape in made:
-        assert measure(shape.mesh, shape.category) == stated(shape.parameters, shape.category), shape.parameters
+        assert measure(shape.mesh, shape.category) == stated(shape.parameters, shape.category), (
+            shape.parameters
+        )
         assert all(score(shape.mesh, shape.captions[0], shape.category).values()), shape.captions[0]
 
 
@@ -95,33 +108,48 @@ def test_a_mesh_with_nothing_in_it_is_not_measured():
 
 def test_a_category_without_attributes_is_refused():
     for ask in (lambda: measure(mesh_of(plate("round")), "boat"), lambda: stated("a boat", "boat")):
-        with pytest.raises(ValueError, match="measured of chair, stool, table, got the category 'boat'"):
+        with pytest.raises(
+            ValueError, match="measured of chair, stool, table, got the category 'boat'"
+        ):
             ask()
 
 
-@pytest.mark.parametrize("caption, category, said", [
-    ("a 3D model of a low chair with a solid back, a round seat, three thin square legs and arms", "chair",
-     {"legs": 3, "top": "round", "arms": True}),
-    ("a chair with four thick round legs", "chair", {"legs": 4}),
-    ("A chair with no arms and a square seat", "chair", {"top": "square", "arms": False}),
-    ("an armless chair", "chair", {"arms": False}),
-    ("a stool with a pedestal and a thin seat, low and round", "stool", {"legs": 1, "top": "round"}),
-    ("a stool with one seat and four legs", "stool", {"legs": 4}),
-    ("a three-legged stool", "stool", {"legs": 3}),
-    ("a table with 4 square legs", "table", {"legs": 4}),
-    ("a table with a square top and three round legs", "table", {"legs": 3, "top": "square"}),
-    ("a long square table; it has two side panels", "table", {"legs": 2, "top": "square"}),
-    ("a round square table", "table", {}),
-    ("a table", "table", {}),
-    ("", "chair", {}),
-])
+@pytest.mark.parametrize(
+    "caption, category, said",
+    [
+        (
+            "a 3D model of a low chair with a solid back, a round seat, three thin square legs and arms",
+            "chair",
+            {"legs": 3, "top": "round", "arms": True},
+        ),
+        ("a chair with four thick round legs", "chair", {"legs": 4}),
+        ("A chair with no arms and a square seat", "chair", {"top": "square", "arms": False}),
+        ("an armless chair", "chair", {"arms": False}),
+        (
+            "a stool with a pedestal and a thin seat, low and round",
+            "stool",
+            {"legs": 1, "top": "round"},
+        ),
+        ("a stool with one seat and four legs", "stool", {"legs": 4}),
+        ("a three-legged stool", "stool", {"legs": 3}),
+        ("a table with 4 square legs", "table", {"legs": 4}),
+        ("a table with a square top and three round legs", "table", {"legs": 3, "top": "square"}),
+        ("a long square table; it has two side panels", "table", {"legs": 2, "top": "square"}),
+        ("a round square table", "table", {}),
+        ("a table", "table", {}),
+        ("", "chair", {}),
+    ],
+)
 def test_captions_say_what_they_say(caption, category, said):
     assert stated(caption, category) == said
 
 
 def test_parameters_say_everything():
     assert stated({"legs": 3, "seat": "round", "arms": False, "half_width": 0.5}, "chair") == {
-        "legs": 3, "top": "round", "arms": False}
+        "legs": 3,
+        "top": "round",
+        "arms": False,
+    }
     assert stated({"base": "panels", "top": "square"}, "table") == {"legs": 2, "top": "square"}
 
 
@@ -131,11 +159,16 @@ def test_the_command_compares_with_the_manifest(tmp_path, capsys):
     rows, files = ["id,category,parameters"], ["id,file"]
     for name, mesh in zip("ab", made, strict=True):
         files.append(f"{name},{save_mesh(mesh, tmp_path / f'{name}.glb')}")
-        rows.append(f'{name},table,"{{""base"": ""three legs"", ""top"": ""round""}}"')  # of b that is a lie
+        rows.append(
+            f'{name},table,"{{""base"": ""three legs"", ""top"": ""round""}}"'
+        )  # of b that is a lie
     (tmp_path / "manifest.csv").write_text("\n".join(rows))
     (tmp_path / "report.csv").write_text("\n".join(files))
     (tmp_path / "splits.json").write_text(json.dumps({"train": ["a"], "val": ["b"], "test": []}))
     assert attributes.main([str(tmp_path)]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert lines == [["truth", "table", "legs", "3", "1", "of", "2", "50.0%"], ["truth", "table", "top", "round", "2", "of", "2",
-                     "100.0%"], ["truth", "all", "3", "of", "4", "75.0%"]]
+    assert lines == [
+        ["truth", "table", "legs", "3", "1", "of", "2", "50.0%"],
+        ["truth", "table", "top", "round", "2", "of", "2", "100.0%"],
+        ["truth", "all", "3", "of", "4", "75.0%"],
+    ]

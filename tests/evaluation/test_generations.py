@@ -36,7 +36,9 @@ def test_an_empty_field_costs_its_own_shape_only():
 
 def test_a_random_shape_is_of_the_category_and_a_category_must_be_there():
     categories = {"a": "mug", "b": "car", "c": "mug"}
-    drawn = {same_category("mug", list("abc"), categories, np.random.default_rng(k)) for k in range(20)}
+    drawn = {
+        same_category("mug", list("abc"), categories, np.random.default_rng(k)) for k in range(20)
+    }
     assert drawn == {"a", "c"}
     with pytest.raises(ValueError, match="no training shape has the category 'boat'"):
         same_category("boat", list("abc"), categories, np.random.default_rng(0))

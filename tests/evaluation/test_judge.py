@@ -31,11 +31,23 @@ def folder(tmp_path_factory) -> Path:
     rng = np.random.default_rng(0)
     for k, shape in enumerate(shapes):
         nothing = np.zeros(4, dtype=bool)
-        samples = ShapeSamples(surface(shape.mesh, k, 600), rng.uniform(-1, 1, (4, 3)).astype(np.float32), nothing, nothing)
+        samples = ShapeSamples(
+            surface(shape.mesh, k, 600),
+            rng.uniform(-1, 1, (4, 3)).astype(np.float32),
+            nothing,
+            nothing,
+        )
         save_samples(samples, root / "samples" / f"{shape.id}.npz")
-    write_csv(root / "captions.csv", ["id", "caption"],
-              [{"id": s.id, "caption": c} for s in shapes for c in (s.captions[0], f"a {s.category}")])
-    write_csv(root / "manifest.csv", ["id", "category"], [{"id": s.id, "category": s.category} for s in shapes])
+    write_csv(
+        root / "captions.csv",
+        ["id", "caption"],
+        [{"id": s.id, "caption": c} for s in shapes for c in (s.captions[0], f"a {s.category}")],
+    )
+    write_csv(
+        root / "manifest.csv",
+        ["id", "category"],
+        [{"id": s.id, "category": s.category} for s in shapes],
+    )
     ids = [s.id for s in shapes]
     write_json(root / "splits.json", {"train": ids, "val": ids[:0], "test": ids[:0]})
     return root
@@ -63,7 +75,10 @@ def test_a_handful_of_shapes_is_learnt_by_heart(folder):
     judge = train(shapes, JudgeConfig(**TINY, steps=150, learning_rate=5e-3))
     scores = measured(judge, shapes.judged(), [c[0] for c in shapes.captions], shapes.categories)
     assert scores["category"] == 1 and scores["r@1"] == 1 and scores["captions"] == 12
-    assert measured(judge, [None] * 12, [c[0] for c in shapes.captions], shapes.categories)["category"] == 0
+    assert (
+        measured(judge, [None] * 12, [c[0] for c in shapes.captions], shapes.categories)["category"]
+        == 0
+    )
 
 
 def test_the_same_seed_gives_the_same_weights(folder):
@@ -77,7 +92,11 @@ def test_retrieval_counts_the_captions_that_fit_better():
     judge = Given({"east": [1.0, 0.0], "north": [0.0, 1.0], "between": [0.6, 0.8]})
     surfaces = [shape_at(1, 0), shape_at(1, 0), shape_at(0.6, 0.8)]
     assert ranks(judge, surfaces, captions).tolist() == [1, 3, 1]
-    assert retrieval(judge, surfaces, captions) == {"r@1": pytest.approx(2 / 3), "r@5": 1.0, "captions": 3}
+    assert retrieval(judge, surfaces, captions) == {
+        "r@1": pytest.approx(2 / 3),
+        "r@5": 1.0,
+        "captions": 3,
+    }
 
 
 def test_equal_captions_are_one_caption():
@@ -92,31 +111,46 @@ def test_ties_count_against_and_what_is_not_there_is_a_miss():
     judge = Given({"east": [1.0, 0.0], "north": [0.0, 1.0]})
     assert ranks(judge, [None, shape_at(0, 1)], ["east", "north"]).tolist() == [np.inf, 1]
     assert retrieval(judge, [None, None], ["east", "north"])["r@5"] == 0
-    with pytest.raises(ValueError, match="a caption for each of one or more shapes, got 1 shapes and 2 captions"):
+    with pytest.raises(
+        ValueError, match="a caption for each of one or more shapes, got 1 shapes and 2 captions"
+    ):
         retrieval(judge, [None], ["east", "north"])
 
 
 def test_saved_and_loaded_it_judges_alike(folder, tmp_path, capsys):
     tiny = [f"{name}={value}" for name, value in TINY.items()]
     splits = json.loads((folder / "splits.json").read_text())
-    write_json(tmp_path / "splits.json", {"train": splits["train"][:9], "val": splits["train"][9:], "test": []})
+    write_json(
+        tmp_path / "splits.json",
+        {"train": splits["train"][:9], "val": splits["train"][9:], "test": []},
+    )
     for name in ("samples", "captions.csv", "manifest.csv"):
         (tmp_path / name).symlink_to(folder / name)
     assert judging.main([str(tmp_path), "--out", str(tmp_path / "judge"), *tiny, "steps=5"]) == 0
     assert "val" in capsys.readouterr().out
     record = json.loads((tmp_path / "judge" / "metrics.json").read_text())
-    assert record["command"] in (tmp_path / "judge" / "README.md").read_text() and record["val"]["shapes"] == 3
+    assert (
+        record["command"] in (tmp_path / "judge" / "README.md").read_text()
+        and record["val"]["shapes"] == 3
+    )
     judge, shapes = load_judge(tmp_path / "judge"), Shapes(tmp_path, ["train"])
     fresh = train(shapes, JudgeConfig(**TINY, steps=5))
     points = torch.from_numpy(shapes.judged())
-    assert torch.allclose(judge.embed_shapes(points), fresh.embed_shapes(points), atol=0.01), "but for float16"
+    assert torch.allclose(judge.embed_shapes(points), fresh.embed_shapes(points), atol=0.01), (
+        "but for float16"
+    )
     assert judge.config.terms == fresh.config.terms
     assert judging.main([str(folder), "--judge", str(tmp_path / "judge")]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["truth", "shuffled"]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
+        "truth",
+        "shuffled",
+    ]
 
 
 def test_captions_of_unknown_words_have_a_place_too():
-    judge = Judge(JudgeConfig(**TINY, categories=["mug", "boat"], terms=vocabulary(FEW, at_least=1))).eval()
+    judge = Judge(
+        JudgeConfig(**TINY, categories=["mug", "boat"], terms=vocabulary(FEW, at_least=1))
+    ).eval()
     embedded = judge.embed_captions(["", "qwertz 東京", "a boat", "A boat!", "a round boat"])
     assert torch.isfinite(embedded).all() and torch.allclose(embedded.norm(dim=-1), torch.ones(5))
     assert torch.equal(embedded[0], embedded[1]) and torch.equal(embedded[2], embedded[3])
@@ -124,7 +158,15 @@ def test_captions_of_unknown_words_have_a_place_too():
 
 
 def test_terms_are_words_and_their_pairs():
-    assert terms_of("A T-tail, 2 wings") == ["a", "t-tail", "2", "wings", "a t-tail", "t-tail 2", "2 wings"]
+    assert terms_of("A T-tail, 2 wings") == [
+        "a",
+        "t-tail",
+        "2",
+        "wings",
+        "a t-tail",
+        "t-tail 2",
+        "2 wings",
+    ]
     assert vocabulary(["a boat", "a mug"], at_least=2) == ["a"]
 
 
@@ -133,14 +175,18 @@ def test_shapes_with_equal_captions_are_no_rivals():
     torch.manual_seed(0)
     judge = Judge(JudgeConfig(**TINY, categories=["mug"], terms=vocabulary(FEW, at_least=1))).eval()
     points, category = torch.rand(1, 50, 6).expand(2, -1, -1), torch.zeros(2, dtype=torch.long)
-    assert judge.loss(points, ["a boat", "a boat"], category).item() == pytest.approx(np.log(2), abs=1e-5)
+    assert judge.loss(points, ["a boat", "a boat"], category).item() == pytest.approx(
+        np.log(2), abs=1e-5
+    )
     assert judge.loss(points, FEW[:2], category).item() > np.log(2)
 
 
 def test_points_may_come_in_any_order_and_must_be_points():
     judge = Judge(JudgeConfig(**TINY, categories=["mug"], terms=["a"])).eval()
     points = torch.rand(2, 100, 6)
-    assert torch.allclose(judge.embed_shapes(points), judge.embed_shapes(points[:, torch.randperm(100)]), atol=1e-5)
+    assert torch.allclose(
+        judge.embed_shapes(points), judge.embed_shapes(points[:, torch.randperm(100)]), atol=1e-5
+    )
     with pytest.raises(ValueError, match=r"points and normals \(B, N, 6\), got \(2, 100, 3\)"):
         judge.embed_shapes(points[..., :3])
     with pytest.raises(ValueError, match="steps of the judge must be at least 1, got 0"):
@@ -170,12 +216,17 @@ def test_the_shipped_judge_knows_procedural_shapes():
 
 def test_the_shipped_judge_reads_how_many_legs_a_caption_has():
     judge, other = load_judge(SHIPPED), {"three": "four", "four": "three"}
-    shapes = [shape for shape in (generate(i, seed=78) for i in range(150))
-              if shape.category in ATTRIBUTES and set(other) & set(shape.captions[0].split())]
+    shapes = [
+        shape
+        for shape in (generate(i, seed=78) for i in range(150))
+        if shape.category in ATTRIBUTES and set(other) & set(shape.captions[0].split())
+    ]
     points = torch.from_numpy(np.stack([surface(shape.mesh, seed=0) for shape in shapes]))
     true = [shape.captions[0] for shape in shapes]
     false = [" ".join(other.get(word, word) for word in caption.split()) for caption in true]
-    gain = (judge.embed_shapes(points) * (judge.embed_captions(true) - judge.embed_captions(false))).sum(-1)
+    gain = (
+        judge.embed_shapes(points) * (judge.embed_captions(true) - judge.embed_captions(false))
+    ).sum(-1)
     assert len(shapes) >= 10 and (gain > 0).float().mean() >= 0.9
 
 

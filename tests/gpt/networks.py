@@ -13,5 +13,7 @@ def draw_large_weights(gpt: GPT) -> GPT:
         if parameter.ndim == 2:
             parameter.normal_(0.0, 0.3, generator=generator)
         else:
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+            parameter.add_(
+                0.2 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            )
     return gpt

@@ -31,6 +31,7 @@ MODULES = {name: kernels.module for name, kernels in {**backends.LINEAR, **backe
 @pytest.fixture
 def packages(monkeypatch):
     """`packages(fla=module)` installs a stand-in, `packages(fla=None)` takes the package away."""
+
     def put(**modules: types.ModuleType | None) -> None:
         for name, module in modules.items():
             monkeypatch.setitem(sys.modules, MODULES[name], module)
@@ -50,58 +51,107 @@ def stand_in(name: str, function=None) -> types.ModuleType:
 
 
 def config(**changes) -> GPTConfig:
-    return GPTConfig(**{"num_layers": 4, "width": 64, "num_heads": 2, "grid_size": 2, "codebook_size": 11, "condition_tokens": 6,
-                        "condition_width": 5, **changes})
+    return GPTConfig(
+        **{
+            "num_layers": 4,
+            "width": 64,
+            "num_heads": 2,
+            "grid_size": 2,
+            "codebook_size": 11,
+            "condition_tokens": 6,
+            "condition_width": 5,
+            **changes,
+        }
+    )
 
 
 # the choice and its messages -----------------------------------------------------------------------------------------
 
 
 def test_the_names_of_the_config_are_those_of_the_backends():
-    for option, kernels, plain in (("linear_backend", backends.LINEAR, {"auto", "chunked", "reference"}),
-                                   ("attention_backend", backends.FULL, {"auto", "sdpa"})):
+    for option, kernels, plain in (
+        ("linear_backend", backends.LINEAR, {"auto", "chunked", "reference"}),
+        ("attention_backend", backends.FULL, {"auto", "sdpa"}),
+    ):
         with pytest.raises(ValueError, match=f"gpt.{option} is 'fastest', allowed are") as error:
             config(**{option: "fastest"})
         assert set(str(error.value).split("allowed are ")[1].split(", ")) == plain | set(kernels)
         assert getattr(load(GPTConfig, None), option) == "auto"
 
 
-@pytest.mark.parametrize("option, name", [("linear_backend", "fla"), ("linear_backend", "lightning_attn"),
-                                          ("attention_backend", "flash_attn"), ("attention_backend", "xformers")])
+@pytest.mark.parametrize(
+    "option, name",
+    [
+        ("linear_backend", "fla"),
+        ("linear_backend", "lightning_attn"),
+        ("attention_backend", "flash_attn"),
+        ("attention_backend", "xformers"),
+    ],
+)
 def test_a_missing_package_is_refused_when_the_model_is_built(packages, option, name):
     packages(**{name: None})
-    with pytest.raises(ValueError, match=rf"gpt\.{option} is {name}.*Error.*requirements-cuda\.txt.*gpt\.{option}=auto"):
+    with pytest.raises(
+        ValueError,
+        match=rf"gpt\.{option} is {name}.*Error.*requirements-cuda\.txt.*gpt\.{option}=auto",
+    ):
         GPT(config(**{option: name}))
 
 
 def test_a_package_without_its_function_is_refused_too(packages):
     packages(flash_attn=types.ModuleType("flash_attn"))
-    with pytest.raises(ValueError, match="gpt.attention_backend is flash_attn.*AttributeError.*flash_attn_func"):
+    with pytest.raises(
+        ValueError, match="gpt.attention_backend is flash_attn.*AttributeError.*flash_attn_func"
+    ):
         GPT(config(attention_backend="flash_attn"))
 
 
-@pytest.mark.parametrize("option, name", [("linear_backend", "fla"), ("linear_backend", "lightning_attn"),
-                                          ("attention_backend", "flash_attn"), ("attention_backend", "xformers")])
+@pytest.mark.parametrize(
+    "option, name",
+    [
+        ("linear_backend", "fla"),
+        ("linear_backend", "lightning_attn"),
+        ("attention_backend", "flash_attn"),
+        ("attention_backend", "xformers"),
+    ],
+)
 def test_a_wrong_device_is_refused_at_the_first_forward(packages, option, name):
     packages(**{name: stand_in(name)})
     gpt = GPT(config(**{option: name}))
-    tokens, condition = torch.zeros(1, 3, dtype=torch.int64), Condition(torch.ones(1, 6, 5), torch.ones(1, 6, dtype=torch.bool))
-    with pytest.raises(ValueError, match=rf"gpt\.{option} is {name}.*runs on CUDA only.*on cpu.*gpt\.{option}=auto"):
+    tokens, condition = (
+        torch.zeros(1, 3, dtype=torch.int64),
+        Condition(torch.ones(1, 6, 5), torch.ones(1, 6, dtype=torch.bool)),
+    )
+    with pytest.raises(
+        ValueError, match=rf"gpt\.{option} is {name}.*runs on CUDA only.*on cpu.*gpt\.{option}=auto"
+    ):
         gpt(tokens, condition)
     with pytest.raises(ValueError, match="runs on CUDA only"):
         gpt.prefill(condition)
 
 
 def test_dtypes_and_head_dims_that_a_kernel_lacks_are_named(packages):
-    packages(fla=stand_in("fla"), lightning_attn=stand_in("lightning_attn"), flash_attn=stand_in("flash_attn"))
-    with pytest.raises(ValueError, match="lightning_attn, which takes heads of 32 or 64 or 128, but .* is 24"):
+    packages(
+        fla=stand_in("fla"),
+        lightning_attn=stand_in("lightning_attn"),
+        flash_attn=stand_in("flash_attn"),
+    )
+    with pytest.raises(
+        ValueError, match="lightning_attn, which takes heads of 32 or 64 or 128, but .* is 24"
+    ):
         GPT(config(linear_backend="lightning_attn", width=48))
-    with pytest.raises(ValueError, match="flash_attn, which takes heads of up to 256, but .* is 512"):
+    with pytest.raises(
+        ValueError, match="flash_attn, which takes heads of up to 256, but .* is 512"
+    ):
         GPT(config(attention_backend="flash_attn", width=1024))
-    with pytest.raises(ValueError, match="fla, but it takes float32 or float16 or bfloat16, and the inputs are float64"):
+    with pytest.raises(
+        ValueError,
+        match="fla, but it takes float32 or float16 or bfloat16, and the inputs are float64",
+    ):
         LinearBackend("fla", 64, 64).choose(CUDA, torch.float64, gradients=False)
-    assert backends.FULL["flash_attn"].refusal(CUDA, torch.float32) == \
-        "it takes float16 or bfloat16, and the inputs are float32"
+    assert (
+        backends.FULL["flash_attn"].refusal(CUDA, torch.float32)
+        == "it takes float16 or bfloat16, and the inputs are float32"
+    )
 
 
 def test_auto_on_a_cpu_is_chunked_and_says_nothing(packages):
@@ -119,23 +169,38 @@ def test_auto_on_cuda_is_fla_where_it_can_run(packages):
             assert LinearBackend("auto", 64, 64).choose(CUDA, dtype, gradients=False) == "fla"
 
 
-@pytest.mark.parametrize("module, dtype, reason", [(None, torch.bfloat16, "Error: .*fla"),
-                                                   ("stand-in", torch.float64, "inputs are float64")])
+@pytest.mark.parametrize(
+    "module, dtype, reason",
+    [(None, torch.bfloat16, "Error: .*fla"), ("stand-in", torch.float64, "inputs are float64")],
+)
 def test_auto_on_cuda_says_once_what_it_falls_back_to_and_why(packages, module, dtype, reason):
     packages(fla=module and stand_in("fla"))
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         for _ in range(3):  # three layers, each with its own backend, each asked twice
             backend = LinearBackend("auto", 64, 64)
-            assert [backend.choose(CUDA, dtype, gradients=grad) for grad in (True, False)] == ["chunked"] * 2
+            assert [backend.choose(CUDA, dtype, gradients=grad) for grad in (True, False)] == [
+                "chunked"
+            ] * 2
     assert len(said) == 1
     with pytest.raises(UserWarning, match=f"gpt.linear_backend=auto.*`chunked`.*{reason}"):
         raise said[0].message
 
 
-@pytest.mark.parametrize("triton, capability, wrong", [("3.6.0", 9, True), ("3.7.0", 9, True), ("3.7.1", 9, False),
-                                                       ("3.8.0+git1234", 9, False), ("3.3.1", 9, False), ("3.6.0", 8, False)])
-def test_fla_is_not_trained_with_where_triton_spoils_its_gradients(packages, monkeypatch, triton, capability, wrong):
+@pytest.mark.parametrize(
+    "triton, capability, wrong",
+    [
+        ("3.6.0", 9, True),
+        ("3.7.0", 9, True),
+        ("3.7.1", 9, False),
+        ("3.8.0+git1234", 9, False),
+        ("3.3.1", 9, False),
+        ("3.6.0", 8, False),
+    ],
+)
+def test_fla_is_not_trained_with_where_triton_spoils_its_gradients(
+    packages, monkeypatch, triton, capability, wrong
+):
     packages(fla=stand_in("fla"))
     module = types.ModuleType("triton")
     module.__version__ = triton
@@ -143,13 +208,25 @@ def test_fla_is_not_trained_with_where_triton_spoils_its_gradients(packages, mon
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (capability, 0))
     auto, explicit = LinearBackend("auto", 64, 64), LinearBackend("fla", 64, 64)
-    assert auto.choose(CUDA, torch.bfloat16, gradients=False) == explicit.choose(CUDA, torch.bfloat16, gradients=False) == "fla"
+    assert (
+        auto.choose(CUDA, torch.bfloat16, gradients=False)
+        == explicit.choose(CUDA, torch.bfloat16, gradients=False)
+        == "fla"
+    )
     if not wrong:
-        assert auto.choose(CUDA, torch.bfloat16, gradients=True) == explicit.choose(CUDA, torch.bfloat16, gradients=True) == "fla"
+        assert (
+            auto.choose(CUDA, torch.bfloat16, gradients=True)
+            == explicit.choose(CUDA, torch.bfloat16, gradients=True)
+            == "fla"
+        )
         return
-    with pytest.warns(UserWarning, match=f"`chunked` PyTorch.*Triton {triton} compiles its backward wrongly"):
+    with pytest.warns(
+        UserWarning, match=f"`chunked` PyTorch.*Triton {triton} compiles its backward wrongly"
+    ):
         assert auto.choose(CUDA, torch.bfloat16, gradients=True) == "chunked"
-    with pytest.raises(ValueError, match=f"fla, but Triton {triton}.*Hopper.*gpt.linear_backend=auto"):
+    with pytest.raises(
+        ValueError, match=f"fla, but Triton {triton}.*Hopper.*gpt.linear_backend=auto"
+    ):
         explicit.choose(CUDA, torch.bfloat16, gradients=True)
 
 
@@ -186,7 +263,10 @@ def anywhere(packages, monkeypatch):
         calls.append("lightning_attn")
         return reference(q, k, v, s)[0]
 
-    packages(fla=stand_in("fla", chunk_simple_gla), lightning_attn=stand_in("lightning_attn", lightning_attn_func))
+    packages(
+        fla=stand_in("fla", chunk_simple_gla),
+        lightning_attn=stand_in("lightning_attn", lightning_attn_func),
+    )
     monkeypatch.setattr(backends.Kernels, "refusal", lambda self, device, dtype: "")
     return calls
 
@@ -197,21 +277,38 @@ def anywhere(packages, monkeypatch):
 def test_every_linear_backend_has_one_meaning(anywhere, name, case, want_state):
     q, k, v = torch.randn(3, 2, 3, 21, 32, generator=torch.Generator().manual_seed(0))
     slopes = alibi_slopes(3)
-    state = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)) if case in ("state", "both") else None
+    state = (
+        torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+        if case in ("state", "both")
+        else None
+    )
     lengths = torch.tensor([21, 5]) if case in ("lengths", "both") else None
     expected, expected_state = reference(q, k, v, slopes, state, lengths=lengths)
-    o, final = LinearBackend(name, 32, 8)(q, k, v, slopes, state, lengths=lengths, want_state=want_state)
+    o, final = LinearBackend(name, 32, 8)(
+        q, k, v, slopes, state, lengths=lengths, want_state=want_state
+    )
     for row, length in enumerate([21, 21] if lengths is None else lengths.tolist()):
-        torch.testing.assert_close(o[row, :, :length], expected[row, :, :length], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            o[row, :, :length], expected[row, :, :length], rtol=1e-4, atol=1e-4
+        )
     if want_state:
         torch.testing.assert_close(final, expected_state, rtol=1e-4, atol=1e-4)
-    runs_kernel = {"fla": lengths is None or not want_state, "lightning_attn": state is None and not want_state}
+    runs_kernel = {
+        "fla": lengths is None or not want_state,
+        "lightning_attn": state is None and not want_state,
+    }
     assert anywhere == ([name] if runs_kernel.get(name) else [])
 
 
 def test_layers_ask_for_a_state_only_where_it_is_kept(anywhere):
-    x, rotary = torch.randn(2, 9, 64, generator=torch.Generator().manual_seed(0)), (torch.ones(9, 32), torch.zeros(9, 32))
-    for name, of_forward, of_prefill in (("fla", ["fla"], ["fla"]), ("lightning_attn", ["lightning_attn"], [])):
+    x, rotary = (
+        torch.randn(2, 9, 64, generator=torch.Generator().manual_seed(0)),
+        (torch.ones(9, 32), torch.zeros(9, 32)),
+    )
+    for name, of_forward, of_prefill in (
+        ("fla", ["fla"], ["fla"]),
+        ("lightning_attn", ["lightning_attn"], []),
+    ):
         layer = LinearAttention(config(linear_backend=name), 0)
         layer(x, rotary).sum().backward()
         assert anywhere == of_forward
@@ -242,7 +339,9 @@ def test_every_gated_backend_has_one_meaning(packages, monkeypatch, rule, short)
     for name in ("auto", "chunked", "reference", "fla"):
         backend = GatedBackend(name, 32, 8)
         for carried in (False, True):
-            errors = gated_errors(backend, 21, 32, torch.float32, delta=rule == "delta", carried=carried, short=short)
+            errors = gated_errors(
+                backend, 21, 32, torch.float32, delta=rule == "delta", carried=carried, short=short
+            )
             assert max(errors.values()) < 1e-5, (name, errors)
         assert calls == ([rule, rule] if name == "fla" else [])
     layer = GatedLinearAttention(config(linear=rule, linear_backend="fla"), 0)
@@ -255,12 +354,17 @@ def test_every_gated_backend_has_one_meaning(packages, monkeypatch, rule, short)
 
 def test_full_backends_get_their_layout_and_a_causal_mask(packages, monkeypatch):
     def sdpa(q, k, v, causal):
-        return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), is_causal=causal).transpose(1, 2)
+        return F.scaled_dot_product_attention(
+            *(x.transpose(1, 2) for x in (q, k, v)), is_causal=causal
+        ).transpose(1, 2)
 
     class LowerTriangularMask:
         pass
 
-    xformers = stand_in("xformers", lambda q, k, v, attn_bias: sdpa(q, k, v, isinstance(attn_bias, LowerTriangularMask)))
+    xformers = stand_in(
+        "xformers",
+        lambda q, k, v, attn_bias: sdpa(q, k, v, isinstance(attn_bias, LowerTriangularMask)),
+    )
     xformers.LowerTriangularMask = LowerTriangularMask
     packages(flash_attn=stand_in("flash_attn", sdpa), xformers=xformers)
     monkeypatch.setattr(backends.Kernels, "refusal", lambda self, device, dtype: "")
@@ -279,7 +383,10 @@ def test_xformers_without_an_operator_for_the_inputs_is_a_clear_error(packages, 
     packages(xformers=module)
     monkeypatch.setattr(backends.Kernels, "refusal", lambda self, device, dtype: "")
     q = torch.zeros(1, 1, 4, 6)
-    with pytest.raises(ValueError, match="none of its operators takes float32 heads of 6.*gpt.attention_backend=auto"):
+    with pytest.raises(
+        ValueError,
+        match="none of its operators takes float32 heads of 6.*gpt.attention_backend=auto",
+    ):
         FullBackend("xformers", 6)(q, q, q)
 
 
@@ -290,38 +397,76 @@ def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
     return float((got.detach().double() - expected.detach()).norm() / expected.detach().norm())
 
 
-def linear_errors(form, T: int, head_dim: int, dtype: torch.dtype, device: torch.device = CPU, *, carried: bool = True,
-                  batch: int = 2, heads: int = 3, state_out: bool = True) -> dict[str, float]:
+def linear_errors(
+    form,
+    T: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    device: torch.device = CPU,
+    *,
+    carried: bool = True,
+    batch: int = 2,
+    heads: int = 3,
+    state_out: bool = True,
+) -> dict[str, float]:
     """Relative errors, in the worst head, of a form's output, final state and gradients against `reference` in float64.
 
     `state_out=False`: the form gives no state, and the loss has none. The heads forget within two positions, within a
     hundred, and not at all.
     """
     generator = torch.Generator().manual_seed(T)
-    q, k, v, weights = torch.randn(4, batch, heads, T, head_dim, generator=generator).to(device, dtype)
+    q, k, v, weights = torch.randn(4, batch, heads, T, head_dim, generator=generator).to(
+        device, dtype
+    )
     state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     leaves = [q, k, v]
     if carried:
-        leaves.append(torch.randn(batch, heads, head_dim, head_dim, generator=generator).to(device, state_dtype))
+        leaves.append(
+            torch.randn(batch, heads, head_dim, head_dim, generator=generator).to(
+                device, state_dtype
+            )
+        )
     slopes = torch.tensor([0.5, 0.01, 1e-5], device=device)[:heads]
     results = []
     for function, precise in ((reference, True), (form, False)):
-        inputs = [x.to(torch.float64 if precise else x.dtype, copy=True).requires_grad_() for x in leaves]
+        inputs = [
+            x.to(torch.float64 if precise else x.dtype, copy=True).requires_grad_() for x in leaves
+        ]
         o, final = function(*inputs[:3], slopes.double() if precise else slopes, *inputs[3:])
         loss = (o * weights.to(o.dtype)).sum()
         if state_out:
             loss = loss + final.square().sum()
         loss.backward()
-        results.append({"o": o.detach(), **({"state": final.detach()} if state_out else {}),
-                        **{f"d{name}": x.grad for name, x in zip(("q", "k", "v", "state"), inputs, strict=False)}})
+        results.append(
+            {
+                "o": o.detach(),
+                **({"state": final.detach()} if state_out else {}),
+                **{
+                    f"d{name}": x.grad
+                    for name, x in zip(("q", "k", "v", "state"), inputs, strict=False)
+                },
+            }
+        )
     expected, got = results
     assert got["o"].dtype == dtype
     assert not state_out or got["state"].dtype == state_dtype
-    return {name: max(relative_error(got[name][:, h], expected[name][:, h]) for h in range(heads)) for name in expected}
+    return {
+        name: max(relative_error(got[name][:, h], expected[name][:, h]) for h in range(heads))
+        for name in expected
+    }
 
 
-def gated_errors(form, T: int, head_dim: int, dtype: torch.dtype, device: torch.device = CPU, *, delta: bool,
-                 carried: bool = True, short: int | None = None) -> dict[str, float]:
+def gated_errors(
+    form,
+    T: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    device: torch.device = CPU,
+    *,
+    delta: bool,
+    carried: bool = True,
+    short: int | None = None,
+) -> dict[str, float]:
     """The same of the forms of tar3d/gpt/gated_attention.py, over all heads; with `short` the second of two rows has that many
     positions and then padding. Gates are float32, as in the layers."""
     generator = torch.Generator().manual_seed(T)
@@ -331,16 +476,38 @@ def gated_errors(form, T: int, head_dim: int, dtype: torch.dtype, device: torch.
     lengths = None if short is None else torch.tensor([T, short], device=device)
     if short is not None:
         weights[1, :, short:] = 0.0
-    leaves = {"q": q.to(dtype), "k": F.normalize(k, dim=-1).to(dtype), "v": v.to(dtype), "log_decay": gates[0].log(),
-              "beta": gates[1] if delta else None, "state": state}
+    leaves = {
+        "q": q.to(dtype),
+        "k": F.normalize(k, dim=-1).to(dtype),
+        "v": v.to(dtype),
+        "log_decay": gates[0].log(),
+        "beta": gates[1] if delta else None,
+        "state": state,
+    }
     results = []
     for function, precise in ((gated_attention.reference, True), (form, False)):
-        inputs = {name: x if x is None else x.to(device, torch.float64 if precise else x.dtype, copy=True).requires_grad_()
-                  for name, x in leaves.items()}
+        inputs = {
+            name: x
+            if x is None
+            else x.to(device, torch.float64 if precise else x.dtype, copy=True).requires_grad_()
+            for name, x in leaves.items()
+        }
         o, final = function(*inputs.values(), lengths=lengths)
         ((o * weights.to(o)).sum() + final.square().sum()).backward()
-        counted = torch.cat([row[:, :length] for row, length in zip(o, [T, T if short is None else short], strict=True)], dim=1)
-        results.append({"o": counted, "state": final, **{f"d{name}": x.grad for name, x in inputs.items() if x is not None}})
+        counted = torch.cat(
+            [
+                row[:, :length]
+                for row, length in zip(o, [T, T if short is None else short], strict=True)
+            ],
+            dim=1,
+        )
+        results.append(
+            {
+                "o": counted,
+                "state": final,
+                **{f"d{name}": x.grad for name, x in inputs.items() if x is not None},
+            }
+        )
     expected, got = results
     assert got["o"].dtype == dtype and got["state"].dtype == torch.float32
     return {name: relative_error(got[name], expected[name]) for name in expected}
@@ -355,7 +522,13 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2}
 def test_the_measure_itself_on_the_chunked_form(T, carried, dtype):
     errors = linear_errors(chunked, T, 64, dtype, carried=carried)
     assert max(errors.values()) < TOLERANCE[dtype], errors
-    wrong = linear_errors(lambda q, k, v, slopes, *state: chunked(q, k, v, 1.2 * slopes, *state), T, 64, dtype, carried=carried)
+    wrong = linear_errors(
+        lambda q, k, v, slopes, *state: chunked(q, k, v, 1.2 * slopes, *state),
+        T,
+        64,
+        dtype,
+        carried=carried,
+    )
     assert T == 1 and not carried or max(wrong.values()) > 2 * TOLERANCE[dtype], wrong
 
 
@@ -417,25 +590,49 @@ def test_triton_kernels_are_the_reference_in_the_interpreter(name):
     for package in ("triton", "packaging", "fla" if name in GATED else name):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
-    env = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}"}
-    done = subprocess.run([sys.executable, "-c", IN_THE_INTERPRETER, name], env=env, capture_output=True, text=True, timeout=200,
-                          check=False)
+    env = os.environ | {
+        "TRITON_INTERPRET": "1",
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", IN_THE_INTERPRETER, name],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("'dq'") == {"fla": 6, "lightning_attn": 5}.get(name, 15)
 
 
-def compare_gpts(linear: str, full: str, device: torch.device, ragged: bool, half: bool, rule: str = "lightning") -> None:
+def compare_gpts(
+    linear: str, full: str, device: torch.device, ragged: bool, half: bool, rule: str = "lightning"
+) -> None:
     """Logits, gradients, prefill and decoding of a small hybrid GPT: with these backends no further from float64 than thrice
     the chunked form and SDPA are in the same precision, or than TF32 allows."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(64, (3, 192), generator=generator).to(device)
-    mask = torch.arange(40) < torch.tensor([[40], [7], [25]]) if ragged else torch.ones(3, 40, dtype=torch.bool)
+    mask = (
+        torch.arange(40) < torch.tensor([[40], [7], [25]])
+        if ragged
+        else torch.ones(3, 40, dtype=torch.bool)
+    )
     condition = Condition(torch.randn(3, 40, 5, generator=generator).to(device), mask.to(device))
     null = torch.tensor([False, False, True], device=device)
 
     def run(names: tuple[str, str], dtype: torch.dtype, half: bool) -> dict[str, torch.Tensor]:
-        gpt = GPT(config(linear_backend=names[0], attention_backend=names[1], linear=rule, width=128, grid_size=8,
-                         condition_tokens=40, codebook_size=64))
+        gpt = GPT(
+            config(
+                linear_backend=names[0],
+                attention_backend=names[1],
+                linear=rule,
+                width=128,
+                grid_size=8,
+                condition_tokens=40,
+                codebook_size=64,
+            )
+        )
         gpt.init_weights(torch.Generator().manual_seed(1))
         gpt.to(device, dtype)
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
@@ -445,12 +642,21 @@ def compare_gpts(linear: str, full: str, device: torch.device, ragged: bool, hal
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             step, cache = gpt.prefill(condition, tokens[:, :100], null)
             steps = [step, *(gpt.decode(tokens[:, i], cache) for i in range(100, 104))]
-        return {"logits": logits.detach(), "decoded": torch.stack(steps, 1), **{n: p.grad for n, p in gpt.named_parameters()}}
+        return {
+            "logits": logits.detach(),
+            "decoded": torch.stack(steps, 1),
+            **{n: p.grad for n, p in gpt.named_parameters()},
+        }
 
     exact = run(("chunked", "sdpa"), torch.float64, False)
-    plain, got = (run(names, torch.float32, half) for names in (("chunked", "sdpa"), (linear, full)))
+    plain, got = (
+        run(names, torch.float32, half) for names in (("chunked", "sdpa"), (linear, full))
+    )
     for name, expected in exact.items():
-        error, allowed = relative_error(got[name], expected), 3 * relative_error(plain[name], expected)
+        error, allowed = (
+            relative_error(got[name], expected),
+            3 * relative_error(plain[name], expected),
+        )
         assert error < max(allowed, 2e-2), (name, error, allowed)
 
 
@@ -493,7 +699,15 @@ def test_linear_kernels_on_a_gpu(name, T, dtype):
     """Without a state, which is training; then with states in and out."""
     _package(name)
     backend = LinearBackend(name, 64, 64)
-    training = linear_errors(lambda *args: backend(*args, want_state=False), T, 64, dtype, CUDA, carried=False, state_out=False)
+    training = linear_errors(
+        lambda *args: backend(*args, want_state=False),
+        T,
+        64,
+        dtype,
+        CUDA,
+        carried=False,
+        state_out=False,
+    )
     assert max(training.values()) < KERNEL_TOLERANCE[dtype], training
     for carried in (False, True):
         prefill = linear_errors(backend, T, 64, dtype, CUDA, carried=carried)
@@ -508,7 +722,9 @@ def test_linear_kernels_on_a_gpu(name, T, dtype):
 def test_gated_forms_on_a_gpu(name, rule, T, dtype):
     _package(name)
     for short in (None, T // 3):
-        errors = gated_errors(GatedBackend(name, 64, 64), T, 64, dtype, CUDA, delta=rule == "delta", short=short)
+        errors = gated_errors(
+            GatedBackend(name, 64, 64), T, 64, dtype, CUDA, delta=rule == "delta", short=short
+        )
         assert max(errors.values()) < KERNEL_TOLERANCE[dtype], errors
 
 
@@ -521,8 +737,13 @@ def test_fla_itself_on_a_gpu(T, dtype):
     for carried in (False, True):
         errors = linear_errors(backends.fla, T, 64, dtype, CUDA, carried=carried)
         spoilt = ("dq", "dk", "dv", "dstate") if backends._fla_backward_fault() else ()
-        assert max(error for key, error in errors.items() if key not in spoilt) < KERNEL_TOLERANCE[dtype], errors
-        print(f"T {T}, {dtype}, carried {carried}: {errors}")  # with -s: whether the guard is needed
+        assert (
+            max(error for key, error in errors.items() if key not in spoilt)
+            < KERNEL_TOLERANCE[dtype]
+        ), errors
+        print(
+            f"T {T}, {dtype}, carried {carried}: {errors}"
+        )  # with -s: whether the guard is needed
 
 
 @gpu
@@ -531,17 +752,26 @@ def test_ragged_rows_and_layers_of_any_depth_on_a_gpu(name):
     """The state at each row's own length, and the slopes of every layer of GPT-B."""
     _package(name, gradients=False)
     backend, T = LinearBackend(name, 64, 64), 777
-    q, k, v = torch.randn(3, 3, 12, T, 64, generator=torch.Generator().manual_seed(0)).to(CUDA, torch.bfloat16)
+    q, k, v = torch.randn(3, 3, 12, T, 64, generator=torch.Generator().manual_seed(0)).to(
+        CUDA, torch.bfloat16
+    )
     lengths = torch.tensor([T, 1, 130], device=CUDA)
     for layer in range(12):
         slopes = layer_slopes(12, layer, 12).to(CUDA)
-        expected, expected_state = reference(q.double(), k.double(), v.double(), slopes, lengths=lengths)
+        expected, expected_state = reference(
+            q.double(), k.double(), v.double(), slopes, lengths=lengths
+        )
         o, state = backend(q, k, v, slopes, lengths=lengths)
         trained, _ = backend(q, k, v, slopes, want_state=False)
         for row, length in enumerate(lengths.tolist()):
             for got in (o, trained):
-                assert relative_error(got[row, :, :length], expected[row, :, :length]) < KERNEL_TOLERANCE[torch.bfloat16]
-            assert relative_error(state[row], expected_state[row]) < KERNEL_TOLERANCE[torch.bfloat16]
+                assert (
+                    relative_error(got[row, :, :length], expected[row, :, :length])
+                    < KERNEL_TOLERANCE[torch.bfloat16]
+                )
+            assert (
+                relative_error(state[row], expected_state[row]) < KERNEL_TOLERANCE[torch.bfloat16]
+            )
 
 
 @gpu
@@ -553,9 +783,16 @@ def test_full_backends_on_a_gpu(name, T, dtype):
     _package(name)
     if name in backends.FULL and backends.FULL[name].refusal(CUDA, dtype):
         pytest.skip(backends.FULL[name].refusal(CUDA, dtype))
-    leaves = torch.randn(4, 2, 3, T, 64, generator=torch.Generator().manual_seed(T)).to(CUDA, dtype).unbind()
+    leaves = (
+        torch.randn(4, 2, 3, T, 64, generator=torch.Generator().manual_seed(T))
+        .to(CUDA, dtype)
+        .unbind()
+    )
     results = []
-    for backend, precision in ((FullBackend("sdpa", 64), torch.float64), (FullBackend(name, 64), dtype)):
+    for backend, precision in (
+        (FullBackend("sdpa", 64), torch.float64),
+        (FullBackend(name, 64), dtype),
+    ):
         q, k, v = (x.to(precision, copy=True).requires_grad_() for x in leaves[:3])
         o = backend(q, k, v)
         (o * leaves[3].to(precision)).sum().backward()
@@ -570,8 +807,17 @@ def test_full_backends_on_a_gpu(name, T, dtype):
 @gpu
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("ragged", [False, True], ids=["full", "ragged"])
-@pytest.mark.parametrize("linear, full", [("auto", "auto"), ("fla", "sdpa"), ("lightning_attn", "sdpa"), ("chunked", "xformers"),
-                                          ("chunked", "flash_attn"), ("fla", "flash_attn")])
+@pytest.mark.parametrize(
+    "linear, full",
+    [
+        ("auto", "auto"),
+        ("fla", "sdpa"),
+        ("lightning_attn", "sdpa"),
+        ("chunked", "xformers"),
+        ("chunked", "flash_attn"),
+        ("fla", "flash_attn"),
+    ],
+)
 def test_the_hybrid_gpt_on_a_gpu(linear, full, ragged, precision):
     for name in (linear, full):
         _package(name)

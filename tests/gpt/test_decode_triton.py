@@ -71,14 +71,19 @@ def linear_errors(ops, drawn: Drawn, B: int, D: int, N: int) -> list[float]:
     x, gain = 30 * drawn.residual(B, D), drawn.positive(D)
     weight, wide = drawn.normal(N, D) / math.sqrt(D), drawn.normal(2 * N, D) / math.sqrt(D)
     narrow, residual = drawn.normal(B, D), drawn.residual(B, N)
-    calls: list[Callable] = [lambda o: o.norm_linear(x, gain, weight), lambda o: o.linear_add(narrow, weight, residual),
-             lambda o: o.norm_swiglu(x, gain, wide)]
+    calls: list[Callable] = [
+        lambda o: o.norm_linear(x, gain, weight),
+        lambda o: o.linear_add(narrow, weight, residual),
+        lambda o: o.norm_swiglu(x, gain, wide),
+    ]
     with poisoned():
         found = [call(ops) for call in calls]
     return [error(ours, call(decode_ops)) for ours, call in zip(found, calls, strict=True)]
 
 
-def linear_attend_errors(ops, drawn: Drawn, B: int, H: int, d: int, gate: bool, steps: int) -> list[float]:
+def linear_attend_errors(
+    ops, drawn: Drawn, B: int, H: int, d: int, gate: bool, steps: int
+) -> list[float]:
     """Of the outputs of a few steps and of the state after them."""
     ours, theirs = (drawn.residual(B, H, d, d),) * 2
     ours = ours.clone()
@@ -92,16 +97,27 @@ def linear_attend_errors(ops, drawn: Drawn, B: int, H: int, d: int, gate: bool, 
     return [*errors, error(ours, theirs)]
 
 
-def full_attend_errors(ops, drawn: Drawn, B: int, H: int, C: int, d: int, first: int, steps: int, ragged: bool) -> list[float]:
+def full_attend_errors(
+    ops, drawn: Drawn, B: int, H: int, C: int, d: int, first: int, steps: int, ragged: bool
+) -> list[float]:
     """Of the outputs of a few steps and of the slots that they leave; ours are NaN behind them and must stay so.
 
     Ragged rows have padding before slot `first`. What is behind `slot` is then hidden from `decode_ops` by the mask, else by
     the window.
     """
     keys, values = drawn.normal(B, H, C, d), drawn.normal(B, H, C, d)
-    ours = [cache.clone().index_fill_(2, torch.arange(first, C, device=drawn.device), float("nan")) for cache in (keys, values)]
-    gain, place, slot = drawn.positive(2, d), torch.arange(C, device=drawn.device), torch.tensor([first], device=drawn.device)
-    lengths = torch.randint(first // 2, first + 1, (B, 1, 1, 1), generator=drawn.generator, device=drawn.device)
+    ours = [
+        cache.clone().index_fill_(2, torch.arange(first, C, device=drawn.device), float("nan"))
+        for cache in (keys, values)
+    ]
+    gain, place, slot = (
+        drawn.positive(2, d),
+        torch.arange(C, device=drawn.device),
+        torch.tensor([first], device=drawn.device),
+    )
+    lengths = torch.randint(
+        first // 2, first + 1, (B, 1, 1, 1), generator=drawn.generator, device=drawn.device
+    )
     errors = []
     for step in range(first, first + steps):
         projected, rotary = drawn.normal(B, 3 * H * d), drawn.rotary(d)
@@ -109,11 +125,19 @@ def full_attend_errors(ops, drawn: Drawn, B: int, H: int, C: int, d: int, first:
         window = C if ragged else step + 1
         with poisoned():
             found = ops.full_attend(projected, *rotary, gain, *ours, slot, valid, window)
-        errors.append(error(found, decode_ops.full_attend(projected, *rotary, gain, keys, values, slot, valid, window)))
+        errors.append(
+            error(
+                found,
+                decode_ops.full_attend(projected, *rotary, gain, keys, values, slot, valid, window),
+            )
+        )
         slot += 1
     end = first + steps
     assert all(cache[:, :, end:].isnan().all() for cache in ours)
-    return errors + [error(cache[:, :, :end], other[:, :, :end]) for cache, other in zip(ours, (keys, values), strict=True)]
+    return errors + [
+        error(cache[:, :, :end], other[:, :, :end])
+        for cache, other in zip(ours, (keys, values), strict=True)
+    ]
 
 
 INTERPRETED = {
@@ -121,16 +145,50 @@ INTERPRETED = {
     "linear, 3 rows, two blocks": (linear_errors, torch.float32, (3, 600, 10)),
     "linear, 2 rows of bfloat16": (linear_errors, torch.bfloat16, (2, 1040, 10)),
     # Tensor cores. bfloat16 is left to the GPU: the interpreter multiplies its bits as integers.
-    **{f"linear, {B} rows of float16": (linear_errors, torch.float16, (B, 200, 20)) for B in (5, 16, 33, 65)},
-    **{f"linear attention, {d} channels{', gate' * gate}": (linear_attend_errors, torch.float32, (B, 2, d, gate, 2))
-       for B, d, gate in ((1, 64, True), (3, 64, False), (2, 48, True), (2, 100, False), (1, 80, True))},
+    **{
+        f"linear, {B} rows of float16": (linear_errors, torch.float16, (B, 200, 20))
+        for B in (5, 16, 33, 65)
+    },
+    **{
+        f"linear attention, {d} channels{', gate' * gate}": (
+            linear_attend_errors,
+            torch.float32,
+            (B, 2, d, gate, 2),
+        )
+        for B, d, gate in (
+            (1, 64, True),
+            (3, 64, False),
+            (2, 48, True),
+            (2, 100, False),
+            (1, 80, True),
+        )
+    },
     "linear attention, bfloat16": (linear_attend_errors, torch.bfloat16, (2, 2, 64, True, 2)),
     "linear attention, float16": (linear_attend_errors, torch.float16, (2, 2, 64, True, 2)),
-    **{f"full attention from slot {first}": (full_attend_errors, torch.float32, (2, 2, 54, 64, first, 2, False))
-       for first in (0, 15, 52)},
-    **{f"full attention from slot {first}, ragged": (full_attend_errors, torch.float32, (2, 2, 54, 64, first, 2, True))
-       for first in (1, 31, 40, 52)},
-    **{f"full attention, {d} channels": (full_attend_errors, torch.float32, (2, 1, 37, d, 15, 2, True)) for d in (48, 100, 128)},
+    **{
+        f"full attention from slot {first}": (
+            full_attend_errors,
+            torch.float32,
+            (2, 2, 54, 64, first, 2, False),
+        )
+        for first in (0, 15, 52)
+    },
+    **{
+        f"full attention from slot {first}, ragged": (
+            full_attend_errors,
+            torch.float32,
+            (2, 2, 54, 64, first, 2, True),
+        )
+        for first in (1, 31, 40, 52)
+    },
+    **{
+        f"full attention, {d} channels": (
+            full_attend_errors,
+            torch.float32,
+            (2, 1, 37, d, 15, 2, True),
+        )
+        for d in (48, 100, 128)
+    },
     "full attention, one row": (full_attend_errors, torch.float32, (1, 2, 37, 64, 35, 2, True)),
     "full attention, bfloat16": (full_attend_errors, torch.bfloat16, (2, 1, 37, 64, 20, 2, True)),
     "full attention, float16": (full_attend_errors, torch.float16, (2, 1, 37, 64, 20, 2, True)),
@@ -140,8 +198,15 @@ INTERPRETED = {
 def interpret() -> dict[str, list[float]]:
     from tar3d.gpt import decode_triton
 
-    decode_triton.ATTEND_SLOTS, decode_triton.ATTEND_LEAST_SPLITS, decode_triton.ATTEND_PROGRAMS = 16, 1, 8  # two splits or more
-    return {name: errors(decode_triton, Drawn(dtype), *sizes) for name, (errors, dtype, sizes) in INTERPRETED.items()}
+    decode_triton.ATTEND_SLOTS, decode_triton.ATTEND_LEAST_SPLITS, decode_triton.ATTEND_PROGRAMS = (
+        16,
+        1,
+        8,
+    )  # two splits or more
+    return {
+        name: errors(decode_triton, Drawn(dtype), *sizes)
+        for name, (errors, dtype, sizes) in INTERPRETED.items()
+    }
 
 
 def version(text: str) -> tuple[int, ...]:
@@ -152,9 +217,18 @@ def version(text: str) -> tuple[int, ...]:
 def interpreted() -> dict[str, list[float]]:
     triton = pytest.importorskip("triton")
     if version(triton.__version__) < (3, 7) and version(numpy.__version__) >= (2, 4):
-        pytest.skip("the interpreter of this Triton cannot take the end of a loop from memory with this numpy")
+        pytest.skip(
+            "the interpreter of this Triton cannot take the end of a loop from memory with this numpy"
+        )
     env = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    result = subprocess.run([sys.executable, __file__], env=env, capture_output=True, text=True, timeout=200, check=False)
+    result = subprocess.run(
+        [sys.executable, __file__],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
 
@@ -176,15 +250,26 @@ def kernels():
     return decode_triton
 
 
-def layers(ops, make: Callable[..., Tensor], dtype: torch.dtype, B: int, D: int, F: int, H: int, C: int) -> None:
+def layers(
+    ops, make: Callable[..., Tensor], dtype: torch.dtype, B: int, D: int, F: int, H: int, C: int
+) -> None:
     """One call of each operation, as the two kinds of layer make them."""
     d = D // H
     rotary = make(d), make(d)
     ops.norm_linear(make(B, D), make(D), make(4 * D, D, dtype=dtype))
-    ops.linear_attend(make(B, 4 * D, dtype=dtype), *rotary, make(2, d), make(H), make(d), make(B, H, d, d))
+    ops.linear_attend(
+        make(B, 4 * D, dtype=dtype), *rotary, make(2, d), make(H), make(d), make(B, H, d, d)
+    )
     caches = make(B, H, C, d, dtype=dtype), make(B, H, C, d, dtype=dtype)
-    ops.full_attend(make(B, 3 * D, dtype=dtype), *rotary, make(2, d), *caches, make(1, dtype=torch.int64),
-                    make(B, 1, 1, C, dtype=torch.bool), C)
+    ops.full_attend(
+        make(B, 3 * D, dtype=dtype),
+        *rotary,
+        make(2, d),
+        *caches,
+        make(1, dtype=torch.int64),
+        make(B, 1, 1, C, dtype=torch.bool),
+        C,
+    )
     ops.norm_swiglu(make(B, D), make(D), make(2 * F, D, dtype=dtype))
     ops.linear_add(make(B, F, dtype=dtype), make(D, F, dtype=dtype), make(B, D))
 
@@ -196,7 +281,9 @@ class Recorder:
         self.kernel, self.launches = kernel, launches
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        return lambda *arguments, **constants: self.launches.append((self.kernel, arguments, constants))
+        return lambda *arguments, **constants: self.launches.append(
+            (self.kernel, arguments, constants)
+        )
 
 
 def compile_for_hopper(kernel, arguments: tuple, constants: dict):
@@ -204,7 +291,13 @@ def compile_for_hopper(kernel, arguments: tuple, constants: dict):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    types = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int64: "*i64", torch.bool: "*i1"}
+    types = {
+        torch.float32: "*fp32",
+        torch.bfloat16: "*bf16",
+        torch.float16: "*fp16",
+        torch.int64: "*i64",
+        torch.bool: "*i1",
+    }
     constants = dict(constants)
     options = {name: constants.pop(name) for name in ("num_warps", "enable_fp_fusion")}
     given = dict(zip(kernel.arg_names, arguments, strict=False)) | constants
@@ -217,7 +310,9 @@ def compile_for_hopper(kernel, arguments: tuple, constants: dict):
         signature[name] = types[value.dtype] if isinstance(value, Tensor) else "i32"
         if isinstance(value, Tensor) or value % 16 == 0:
             attributes[place,] = [["tt.divisibility", 16]]
-    return triton.compile(ASTSource(kernel, signature, values, attributes), GPUTarget("cuda", 90, 32), options)
+    return triton.compile(
+        ASTSource(kernel, signature, values, attributes), GPUTarget("cuda", 90, 32), options
+    )
 
 
 def resources(compiled, folder: Path) -> dict[str, int]:
@@ -226,12 +321,22 @@ def resources(compiled, folder: Path) -> dict[str, int]:
 
     (folder / "kernel.cubin").write_bytes(compiled.asm["cubin"])
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    report = subprocess.run([tool, "--dump-resource-usage", folder / "kernel.cubin"], capture_output=True, text=True, check=True)
+    report = subprocess.run(
+        [tool, "--dump-resource-usage", folder / "kernel.cubin"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return {name: int(value) for name, value in re.findall(r"(REG|STACK):(\d+)", report.stdout)}
 
 
-@pytest.mark.parametrize("B, names", [(2, {"_linear_kernel", "_linear_attend_kernel", "_attend_kernel", "_combine_kernel"}),
-                                      (32, {"_linear_kernel"})])
+@pytest.mark.parametrize(
+    "B, names",
+    [
+        (2, {"_linear_kernel", "_linear_attend_kernel", "_attend_kernel", "_combine_kernel"}),
+        (32, {"_linear_kernel"}),
+    ],
+)
 def test_kernels_compile_for_hopper(kernels, monkeypatch, tmp_path, B, names):
     """GPT-L in bfloat16: they fit the registers and the shared memory, and weights go straight from memory to the sums."""
     launches: list = []
@@ -268,9 +373,24 @@ def test_what_is_not_supported_is_refused(kernels):
         kernels.norm_linear(x.T.contiguous().T, gain, weight)
     for d in (65, 130):
         with pytest.raises(ValueError, match=f"up to 128, got {d}"):
-            kernels.linear_attend(drawn.normal(1, 3 * d), *drawn.rotary(d), gain, gain, gain, drawn.residual(1, 1, d, d))
+            kernels.linear_attend(
+                drawn.normal(1, 3 * d),
+                *drawn.rotary(d),
+                gain,
+                gain,
+                gain,
+                drawn.residual(1, 1, d, d),
+            )
     with pytest.raises(ValueError, match="projected"):
-        kernels.full_attend(drawn.normal(1, 32), *drawn.rotary(8), gain, *drawn.normal(2, 1, 1, 4, 8), torch.tensor([0]), None, 4)
+        kernels.full_attend(
+            drawn.normal(1, 32),
+            *drawn.rotary(8),
+            gain,
+            *drawn.normal(2, 1, 1, 4, 8),
+            torch.tensor([0]),
+            None,
+            4,
+        )
 
 
 GPU_BOUNDS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -292,9 +412,15 @@ def test_on_a_gpu_linear(kernels, dtype, B):
 @pytest.mark.parametrize("dtype", GPU_BOUNDS, ids=str)
 def test_on_a_gpu_attention(kernels, dtype, d, B):
     drawn = Drawn(dtype, "cuda")
-    errors = [found for gate in (True, False) for found in linear_attend_errors(kernels, drawn, B, 16, d, gate, 3)]
+    errors = [
+        found
+        for gate in (True, False)
+        for found in linear_attend_errors(kernels, drawn, B, 16, d, gate, 3)
+    ]
     for first in (0, 1, 63, 64, 1000, 1087, 3265):
-        errors += full_attend_errors(kernels, drawn, B, 16, 3269, d, first, 3, ragged=first % 2 == 0)
+        errors += full_attend_errors(
+            kernels, drawn, B, 16, 3269, d, first, 3, ragged=first % 2 == 0
+        )
     assert all(found <= GPU_BOUNDS[dtype] for found in errors), errors
 
 
@@ -309,8 +435,17 @@ def test_on_a_gpu_in_a_graph(kernels, dtype, B):
     def matrix(rows: int, columns: int) -> Tensor:
         return drawn.normal(rows, columns) / math.sqrt(columns)
 
-    weights = [(drawn.positive(D), matrix((3 + gate) * D, D), matrix(D, D), drawn.positive(D), matrix(2 * F, D), matrix(D, F))
-               for gate in (True, False)]
+    weights = [
+        (
+            drawn.positive(D),
+            matrix((3 + gate) * D, D),
+            matrix(D, D),
+            drawn.positive(D),
+            matrix(2 * F, D),
+            matrix(D, F),
+        )
+        for gate in (True, False)
+    ]
     qk_gain, o_gain, decay = drawn.positive(2, d), drawn.positive(d), drawn.positive(H) - 0.5
     cos, sin = (table.clone() for table in drawn.rotary(d))
     x, slot = drawn.residual(B, D), torch.tensor([first], device="cuda")
@@ -318,10 +453,15 @@ def test_on_a_gpu_in_a_graph(kernels, dtype, B):
     start = drawn.residual(B, H, d, d), drawn.normal(B, H, C, d), drawn.normal(B, H, C, d)
 
     def run(ops, x: Tensor, state: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        for (norm, qkv, o, mlp_norm, gate_up, down), linear in zip(weights, (True, False), strict=True):
+        for (norm, qkv, o, mlp_norm, gate_up, down), linear in zip(
+            weights, (True, False), strict=True
+        ):
             projected = ops.norm_linear(x, norm, qkv)
-            attended = (ops.linear_attend(projected, cos, sin, qk_gain, decay, o_gain, state) if linear else
-                        ops.full_attend(projected, cos, sin, qk_gain, keys, values, slot, valid, C))
+            attended = (
+                ops.linear_attend(projected, cos, sin, qk_gain, decay, o_gain, state)
+                if linear
+                else ops.full_attend(projected, cos, sin, qk_gain, keys, values, slot, valid, C)
+            )
             x = ops.linear_add(attended, o, x)
             x = ops.linear_add(ops.norm_swiglu(x, mlp_norm, gate_up), down, x)
         return x
@@ -346,8 +486,13 @@ def test_on_a_gpu_in_a_graph(kernels, dtype, B):
         out.fill_(float("nan"))
         graph.replay()
         expected = run(decode_ops, x, *theirs)
-        errors = [error(out, expected), *(error(cache, other) for cache, other in zip(ours, theirs, strict=True))]
-        assert all(found <= 3 * GPU_BOUNDS[dtype] for found in errors), errors  # two layers, one on the other
+        errors = [
+            error(out, expected),
+            *(error(cache, other) for cache, other in zip(ours, theirs, strict=True)),
+        ]
+        assert all(found <= 3 * GPU_BOUNDS[dtype] for found in errors), (
+            errors
+        )  # two layers, one on the other
 
 
 if __name__ == "__main__":

@@ -23,8 +23,21 @@ RAGGED = (P, 2, 4)
 
 def _gpt(**changes) -> GPT:
     """Weights large enough that every path shows in the tokens."""
-    gpt = GPT(GPTConfig(**{"num_layers": 4, "width": 32, "num_heads": 2, "grid_size": GRID, "codebook_size": V, "chunk_size": 4,
-                           "condition_tokens": P, "condition_width": E, **changes}))
+    gpt = GPT(
+        GPTConfig(
+            **{
+                "num_layers": 4,
+                "width": 32,
+                "num_heads": 2,
+                "grid_size": GRID,
+                "codebook_size": V,
+                "chunk_size": 4,
+                "condition_tokens": P,
+                "condition_width": E,
+                **changes,
+            }
+        )
+    )
     return draw_large_weights(gpt).eval()
 
 
@@ -33,7 +46,13 @@ def _condition(lengths: tuple[int, ...], width: int = P) -> Condition:
     return Condition(embeddings, torch.arange(width) < torch.tensor(lengths)[:, None])
 
 
-def _plain(gpt: GPT, condition: Condition, sampling: SamplingConfig, draws: torch.Tensor, codes: torch.Tensor | None = None):
+def _plain(
+    gpt: GPT,
+    condition: Condition,
+    sampling: SamplingConfig,
+    draws: torch.Tensor,
+    codes: torch.Tensor | None = None,
+):
     """Tokens, scores (B, T, V) and cache by the plain calls."""
     batch, guided = len(draws), sampling.cfg_scale != 1
     guess = None
@@ -69,15 +88,23 @@ def _assert_same(gpt, condition, sampling, codes=None, backend="auto", engine=No
         ids, scores, cache = _plain(gpt, condition, sampling, draws, codes)
         patch.setattr("tar3d.gpt.engine.sample", watched)
         got = engine.run(condition, sampling, draws, codes)
-    torch.testing.assert_close(torch.stack(seen[-T:], 1), scores, rtol=2e-4, atol=2e-4)  # before them: those of a warm-up
+    torch.testing.assert_close(
+        torch.stack(seen[-T:], 1), scores, rtol=2e-4, atol=2e-4
+    )  # before them: those of a warm-up
     assert torch.equal(got, ids)
     slots = cache.layers[-1].filled if isinstance(cache.layers[-1], KVCache) else 0
     for memory, layer in zip(engine.buffers.memories, cache.layers, strict=True):
         if isinstance(layer, KVCache):
-            held = layer.valid[..., :slots, None] if layer.valid is not None else torch.ones(1, 1, slots, 1, dtype=torch.bool)
+            held = (
+                layer.valid[..., :slots, None]
+                if layer.valid is not None
+                else torch.ones(1, 1, slots, 1, dtype=torch.bool)
+            )
             held = held.reshape(-1, 1, slots, 1)
             for mine, theirs in zip(memory, (layer.keys, layer.values), strict=True):
-                torch.testing.assert_close(mine[:, :, :slots] * held, theirs[:, :, :slots] * held, rtol=1e-4, atol=1e-4)
+                torch.testing.assert_close(
+                    mine[:, :, :slots] * held, theirs[:, :, :slots] * held, rtol=1e-4, atol=1e-4
+                )
         else:
             torch.testing.assert_close(memory[0], layer.state, rtol=1e-4, atol=1e-4)
 
@@ -91,19 +118,36 @@ def test_the_engine_is_the_plain_decoding_in_tokens_scores_and_memory(pattern, l
     _assert_same(gpt, _condition(lengths), SamplingConfig(top_p=0.9, cfg_scale=scale))
 
 
-@pytest.mark.parametrize("options", [
-    {"sketch_dim": 3}, {"sketch_dim": 3, "sketch_local": 2, "sketch_hidden": 20},
-    {"sketch_dim": 3, "tokens_per_step": 3}, {"linear_gate": False}, {"absolute_positions": False},
-    {"absolute_positions": False, "tokens_per_step": 3}, {"rope": "paper_sum", "rope_prefix": "zero"},
-    {"rope": "sequence"}, {"token_order": "planes"}, {"num_heads": 4}, {"linear": "gated"}, {"linear": "delta"},
-    {"linear": "delta", "linear_gate": False}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sketch_dim": 3},
+        {"sketch_dim": 3, "sketch_local": 2, "sketch_hidden": 20},
+        {"sketch_dim": 3, "tokens_per_step": 3},
+        {"linear_gate": False},
+        {"absolute_positions": False},
+        {"absolute_positions": False, "tokens_per_step": 3},
+        {"rope": "paper_sum", "rope_prefix": "zero"},
+        {"rope": "sequence"},
+        {"token_order": "planes"},
+        {"num_heads": 4},
+        {"linear": "gated"},
+        {"linear": "delta"},
+        {"linear": "delta", "linear_gate": False},
+    ],
+)
 @pytest.mark.parametrize("scale", [1.0, 2.5])
 def test_every_option_of_the_model_is_decoded(options, scale):
     gpt, codes = _gpt(**options), None
     if gpt.sketch is not None:
         codes = F.normalize(torch.randn(V, 3, generator=torch.Generator().manual_seed(4)), dim=-1)
     for sketch_scale in (0.0, 3.0) if codes is not None else (0.0,):
-        _assert_same(gpt, _condition(RAGGED), SamplingConfig(cfg_scale=scale, sketch_scale=sketch_scale), codes)
+        _assert_same(
+            gpt,
+            _condition(RAGGED),
+            SamplingConfig(cfg_scale=scale, sketch_scale=sketch_scale),
+            codes,
+        )
 
 
 def test_a_prefix_shorter_than_the_longest():
@@ -115,8 +159,13 @@ def test_one_engine_serves_one_call_after_another_and_nothing_is_left_of_the_one
     gpt = _gpt(sketch_dim=3)
     engine = Engine(gpt)
     guided = SamplingConfig(cfg_scale=2.0)
-    for lengths, sampling in (((P, P), SamplingConfig()), (RAGGED, guided), ((P,), guided), (RAGGED, SamplingConfig(top_k=3)),
-                              ((P, P), SamplingConfig())):
+    for lengths, sampling in (
+        ((P, P), SamplingConfig()),
+        (RAGGED, guided),
+        ((P,), guided),
+        (RAGGED, SamplingConfig(top_k=3)),
+        ((P, P), SamplingConfig()),
+    ):
         _assert_same(gpt, _condition(lengths), sampling, engine=engine)
 
 
@@ -134,7 +183,12 @@ def test_the_cache_is_a_quarter_of_full_attention():
     def slots(pattern: str) -> int:
         engine = Engine(_gpt(layer_pattern=pattern))
         engine.prepare(2, SamplingConfig())
-        return sum(m.numel() for memory in engine.buffers.memories for m in memory if m.shape[2] == engine.capacity)
+        return sum(
+            m.numel()
+            for memory in engine.buffers.memories
+            for m in memory
+            if m.shape[2] == engine.capacity
+        )
 
     assert slots("LLLF") * 4 == slots("F") > 0 == slots("L")
 
@@ -157,7 +211,10 @@ def test_bfloat16_scores_stay_close_to_float32_over_a_whole_sequence():
     sampling, draws = SamplingConfig(temperature=0), uniform_draws([0, 1], T)
     hidden = []
     for dtype in (torch.float32, torch.bfloat16):
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16), torch.inference_mode():
+        with (
+            torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16),
+            torch.inference_mode(),
+        ):
             engine = Engine(gpt)
             engine.prepare(2, sampling)
             prefix = engine._fill(_condition((P, P)), draws)
@@ -182,13 +239,19 @@ def _static(gpt: GPT, backend: str = "plain") -> Engine:
 def test_windows_of_few_sizes_are_the_plain_decoding(n, lengths):
     gpt = _gpt(tokens_per_step=n)
     engine = _static(gpt)
-    assert {engine.window_for(i) for i in range(1, engine.capacity + 1)} == ({8, 16, 24, 31} if n == 1 else {8, 13})
+    assert {engine.window_for(i) for i in range(1, engine.capacity + 1)} == (
+        {8, 16, 24, 31} if n == 1 else {8, 13}
+    )
     _assert_same(gpt, _condition(lengths), SamplingConfig(cfg_scale=2.0), engine=engine)
 
 
 def test_compiled_layers_are_the_plain_decoding():
-    gpt = _gpt(num_layers=2, layer_pattern="LF", width=128)  # wide enough for the packing of eager operations
-    _assert_same(gpt, _condition(RAGGED), SamplingConfig(cfg_scale=2.0), engine=_static(gpt, "compiled"))
+    gpt = _gpt(
+        num_layers=2, layer_pattern="LF", width=128
+    )  # wide enough for the packing of eager operations
+    _assert_same(
+        gpt, _condition(RAGGED), SamplingConfig(cfg_scale=2.0), engine=_static(gpt, "compiled")
+    )
 
 
 class _NoHostReads(TorchDispatchMode):
@@ -196,7 +259,15 @@ class _NoHostReads(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.overloadpacket.__name__
-        assert name not in ("_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero", "masked_select", "unique"), name
+        assert name not in (
+            "_local_scalar_dense",
+            "item",
+            "nonzero",
+            "equal",
+            "is_nonzero",
+            "masked_select",
+            "unique",
+        ), name
         return function(*args, **(kwargs or {}))
 
 
@@ -241,15 +312,23 @@ def fake_graphs(monkeypatch):
         capturing.pop()
 
     stream = SimpleNamespace(wait_stream=lambda other: None)
-    for name, fake in (("Stream", lambda device: stream), ("current_stream", lambda device: stream), ("graph", graph),
-                       ("stream", lambda stream: nullcontext()), ("graph_pool_handle", lambda: 0), ("CUDAGraph", _FakeGraph),
-                       ("synchronize", lambda device: None)):
+    for name, fake in (
+        ("Stream", lambda device: stream),
+        ("current_stream", lambda device: stream),
+        ("graph", graph),
+        ("stream", lambda stream: nullcontext()),
+        ("graph_pool_handle", lambda: 0),
+        ("CUDAGraph", _FakeGraph),
+        ("synchronize", lambda device: None),
+    ):
         monkeypatch.setattr(torch.cuda, name, fake)
     monkeypatch.setattr(Engine, "take_step", step)
 
 
 @pytest.mark.parametrize("lengths", [(P, P), RAGGED], ids=["full", "ragged"])
-def test_graphs_are_captured_once_for_each_window_and_leave_nothing_of_their_warm_up(fake_graphs, lengths):
+def test_graphs_are_captured_once_for_each_window_and_leave_nothing_of_their_warm_up(
+    fake_graphs, lengths
+):
     gpt, sampling = _gpt(sketch_dim=3), SamplingConfig(cfg_scale=2.0)
     engine = _static(gpt)
     engine.graphed = True
@@ -260,14 +339,21 @@ def test_graphs_are_captured_once_for_each_window_and_leave_nothing_of_their_war
     _assert_same(gpt, _condition(lengths), sampling, engine=engine)
     assert engine._graphs is graphs and engine.prepare_seconds > 0
     reports = []
-    engine.run(_condition(lengths), sampling, uniform_draws(list(range(len(lengths))), T), progress=lambda *r: reports.append(r))
+    engine.run(
+        _condition(lengths),
+        sampling,
+        uniform_draws(list(range(len(lengths))), T),
+        progress=lambda *r: reports.append(r),
+    )
     assert reports == [(1, T), (T, T)]  # a report waits for the device, so there are few
     engine.prepare(1, sampling)
     assert engine._graphs is not graphs
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="backend is 'fast', allowed are auto, plain, compiled, triton"):
+    with pytest.raises(
+        ValueError, match="backend is 'fast', allowed are auto, plain, compiled, triton"
+    ):
         Engine(_gpt(), "fast")
     with pytest.raises(ValueError, match="needs a CUDA GPU, the model is on cpu"):
         Engine(_gpt(), "triton")
@@ -279,7 +365,11 @@ def test_refusals():
 @pytest.mark.parametrize("backend", ["plain", "compiled", "triton"])
 def test_graphs_on_a_gpu_are_the_plain_decoding_on_a_cpu(backend, scale, n, monkeypatch):
     monkeypatch.setattr("tar3d.gpt.engine.MIN_WINDOW", 8)
-    gpt, condition, draws = _gpt(tokens_per_step=n, width=128), _condition(RAGGED), uniform_draws([0, 1, 2], T)
+    gpt, condition, draws = (
+        _gpt(tokens_per_step=n, width=128),
+        _condition(RAGGED),
+        uniform_draws([0, 1, 2], T),
+    )
     sampling = SamplingConfig(top_p=0.9, cfg_scale=scale)
     with torch.inference_mode():
         expected, _, _ = _plain(gpt, condition, sampling, draws)

@@ -33,14 +33,20 @@ def test_each_kind_sees_its_own_condition(batch_size):
     nll = condition_nll(model, answers, {"row": torch.arange(3)}, batch_size)
     right = -math.log(math.exp(8) / (math.exp(8) + V - 1))
     torch.testing.assert_close(nll["right"], torch.full((3, 3), right), atol=1e-6, rtol=1e-4)
-    torch.testing.assert_close(nll["shuffled"], torch.full((3, 3), right + 8.0))  # the next row's tokens differ everywhere
+    torch.testing.assert_close(
+        nll["shuffled"], torch.full((3, 3), right + 8.0)
+    )  # the next row's tokens differ everywhere
     torch.testing.assert_close(nll["null"], torch.full((3, 3), math.log(V)))
     assert not any(model.modes) and model.training
 
 
 def test_rows_must_match():
     with pytest.raises(ValueError, match="2 rows of tokens but 3 of the condition row"):
-        condition_nll(Told(torch.zeros(2, 3, dtype=torch.int64)), torch.zeros(2, 3, dtype=torch.int64), {"row": torch.arange(3)})
+        condition_nll(
+            Told(torch.zeros(2, 3, dtype=torch.int64)),
+            torch.zeros(2, 3, dtype=torch.int64),
+            {"row": torch.arange(3)},
+        )
 
 
 def test_without_a_source_there_is_only_the_null_condition():

@@ -16,7 +16,10 @@ def _inputs(T: int, delta: bool, dtype: torch.dtype = torch.float64) -> list[tor
     random = torch.Generator().manual_seed(0)
     q, k, v = torch.randn(3, B, H, T, D, generator=random, dtype=torch.float64)
     decay, beta = torch.rand(2, B, H, T, generator=random, dtype=torch.float64)
-    return [x if x is None else x.to(dtype) for x in (q, F.normalize(k, dim=-1), v, decay.log(), beta if delta else None)]
+    return [
+        x if x is None else x.to(dtype)
+        for x in (q, F.normalize(k, dim=-1), v, decay.log(), beta if delta else None)
+    ]
 
 
 def _state() -> torch.Tensor:
@@ -29,7 +32,9 @@ def _by_definition(q, k, v, log_decay, beta, state):
     for t in range(q.shape[2]):
         column, a = k[:, :, t, :, None], log_decay[:, :, t].exp()[..., None, None]
         b = 1.0 if beta is None else beta[:, :, t][..., None, None]
-        forget = torch.eye(D, dtype=q.dtype) - (0.0 if beta is None else b * column @ column.transpose(-1, -2))
+        forget = torch.eye(D, dtype=q.dtype) - (
+            0.0 if beta is None else b * column @ column.transpose(-1, -2)
+        )
         state = a * forget @ state + b * column * v[:, :, t, None]
         outputs.append(q[:, :, t, None] @ state)
     return torch.cat(outputs, 2), state
@@ -42,7 +47,9 @@ def _chunked(*args, **kwargs):
 @with_delta
 def test_reference_is_the_definition(delta):
     inputs = _inputs(7, delta)
-    for got, expected in zip(reference(*inputs, _state()), _by_definition(*inputs, _state()), strict=True):
+    for got, expected in zip(
+        reference(*inputs, _state()), _by_definition(*inputs, _state()), strict=True
+    ):
         torch.testing.assert_close(got, expected)
 
 
@@ -50,7 +57,9 @@ def test_reference_is_the_definition(delta):
 @pytest.mark.parametrize("carried", [False, True])
 @pytest.mark.parametrize("T", LENGTHS)
 def test_chunks_are_the_reference_in_outputs_states_and_gradients(T, carried, delta):
-    weights = torch.randn(B, H, T, D, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    weights = torch.randn(
+        B, H, T, D, generator=torch.Generator().manual_seed(2), dtype=torch.float64
+    )
     results = []
     for function in (reference, _chunked):
         leaves = [x if x is None else x.clone().requires_grad_() for x in _inputs(T, delta)]
@@ -72,7 +81,9 @@ def test_padding_neither_enters_nor_decays_the_state(function, delta):
         if short == 0:
             torch.testing.assert_close(final[0], _state()[0])
             continue
-        expected, state = reference(*(x if x is None else x[:1, :, :short] for x in inputs), _state()[:1])
+        expected, state = reference(
+            *(x if x is None else x[:1, :, :short] for x in inputs), _state()[:1]
+        )
         torch.testing.assert_close(o[:1, :, :short], expected)
         torch.testing.assert_close(final[:1], state)
 
@@ -91,14 +102,20 @@ def test_fixed_decays_are_lightning_attention():
     q, k, v, _, _ = _inputs(3 * C + 7, False)
     slopes = linear_attention.alibi_slopes(H).double()
     fixed = -slopes[:, None].expand(B, H, q.shape[2])
-    for got, expected in zip(_chunked(q, k, v, fixed, None), linear_attention.reference(q, k, v, slopes), strict=True):
+    for got, expected in zip(
+        _chunked(q, k, v, fixed, None), linear_attention.reference(q, k, v, slopes), strict=True
+    ):
         torch.testing.assert_close(got, expected)
 
 
 @with_delta
 def test_extreme_decays_and_bfloat16_stay_finite_with_states_in_float32(delta):
     q, k, v, decay, beta = _inputs(3 * C + 7, delta, torch.bfloat16)
-    for log_decay in (decay.float(), torch.full_like(decay, -1e4).float(), torch.zeros_like(decay).float()):
+    for log_decay in (
+        decay.float(),
+        torch.full_like(decay, -1e4).float(),
+        torch.zeros_like(decay).float(),
+    ):
         leaves = [x.clone().requires_grad_() for x in (q, k, v, log_decay)]
         with torch.autocast("cpu", torch.bfloat16):
             o, state = _chunked(*leaves, beta)

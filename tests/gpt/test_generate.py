@@ -16,8 +16,19 @@ GREEDY = SamplingConfig(temperature=0)
 
 
 def _gpt(seed: int = 0, **options) -> GPT:
-    gpt = GPT(GPTConfig(num_layers=4, width=32, num_heads=2, grid_size=GRID, codebook_size=V, condition_tokens=P,
-                        condition_width=E, chunk_size=4, **options))
+    gpt = GPT(
+        GPTConfig(
+            num_layers=4,
+            width=32,
+            num_heads=2,
+            grid_size=GRID,
+            codebook_size=V,
+            condition_tokens=P,
+            condition_width=E,
+            chunk_size=4,
+            **options,
+        )
+    )
     gpt.init_weights(torch.Generator().manual_seed(seed))
     return gpt
 
@@ -32,7 +43,11 @@ def overfitted() -> tuple[GPT, Condition, torch.Tensor]:
     """A GPT that has seen four random sequences, each with its own condition, and the null prefix in between."""
     gpt, condition = _gpt(), _condition()
     tokens = torch.randint(V, (4, T), generator=torch.Generator().manual_seed(2))
-    optimizers = [o for o in build_optimizers(gpt, OptimConfig(muon_lr=5e-3, adamw_lr=5e-3, weight_decay=0.0)) if o]
+    optimizers = [
+        o
+        for o in build_optimizers(gpt, OptimConfig(muon_lr=5e-3, adamw_lr=5e-3, weight_decay=0.0))
+        if o
+    ]
     generator = torch.Generator().manual_seed(3)
     for _ in range(150):
         logits = gpt(tokens[:, :-1], condition, gpt.drop_rows(4, generator))
@@ -44,8 +59,12 @@ def overfitted() -> tuple[GPT, Condition, torch.Tensor]:
 
 
 @torch.no_grad()
-def _nll(gpt: GPT, tokens: torch.Tensor, condition: Condition, dropped: torch.Tensor | None = None) -> float:
-    return float(F.cross_entropy(gpt(tokens[:, :-1], condition, dropped).flatten(0, 1), tokens.flatten()))
+def _nll(
+    gpt: GPT, tokens: torch.Tensor, condition: Condition, dropped: torch.Tensor | None = None
+) -> float:
+    return float(
+        F.cross_entropy(gpt(tokens[:, :-1], condition, dropped).flatten(0, 1), tokens.flatten())
+    )
 
 
 def test_overfits_four_sequences_and_regenerates_them_greedily(overfitted):
@@ -60,7 +79,9 @@ def test_the_condition_matters_after_training(overfitted):
     right, wrong = _nll(gpt, tokens, condition), _nll(gpt, tokens, shuffled)
     null = _nll(gpt, tokens, condition, torch.ones(4, dtype=torch.bool))
     assert right + 0.5 < wrong
-    assert math.log(4) / T < null < wrong  # without a condition four sequences cost at least ln 4 in all
+    assert (
+        math.log(4) / T < null < wrong
+    )  # without a condition four sequences cost at least ln 4 in all
     assert not torch.equal(generate(gpt, shuffled, GREEDY, [0] * 4).ids, tokens)
 
 
@@ -74,7 +95,9 @@ def test_guidance_equals_full_forwards_without_a_cache(overfitted, scale):
             conditional, free = gpt(ids, condition)[:, -1], gpt(ids, condition, null)[:, -1]
             logits = free + scale * (conditional - free)
             ids = torch.cat([ids, logits.argmax(-1, keepdim=True)], 1)
-    assert torch.equal(generate(gpt, condition, SamplingConfig(temperature=0, cfg_scale=scale), [0] * 4).ids, ids)
+    assert torch.equal(
+        generate(gpt, condition, SamplingConfig(temperature=0, cfg_scale=scale), [0] * 4).ids, ids
+    )
 
 
 def test_without_guidance_the_null_prefix_plays_no_part():
@@ -93,14 +116,21 @@ def test_an_item_depends_on_its_seed_and_condition_alone(scale):
     for row in (1, 3):
         alone = Condition(condition.embeddings[row : row + 1], condition.mask[row : row + 1])
         assert torch.equal(generate(gpt, alone, sampling, [5 + row]).ids, together[row : row + 1])
-        assert not torch.equal(generate(gpt, alone, sampling, [50 + row]).ids, together[row : row + 1])
+        assert not torch.equal(
+            generate(gpt, alone, sampling, [50 + row]).ids, together[row : row + 1]
+        )
 
 
 def test_makes_exactly_all_tokens_and_reports_them():
     for n in (1, 3):
         reports = []
-        tokens = generate(_gpt(tokens_per_step=n), _condition((3,)), SamplingConfig(), [0],
-                          progress=lambda done, total, to=reports: to.append((done, total)))
+        tokens = generate(
+            _gpt(tokens_per_step=n),
+            _condition((3,)),
+            SamplingConfig(),
+            [0],
+            progress=lambda done, total, to=reports: to.append((done, total)),
+        )
         assert tokens.ids.shape == (1, T) and 0 <= tokens.ids.min() and tokens.ids.max() < V
         assert reports == [(i, T) for i in range(n, T + 1, n)]
 
@@ -121,8 +151,19 @@ def test_the_sketch_scale_moves_tokens_towards_the_codes_that_the_sketch_guesses
     gpt, condition = _gpt(sketch_dim=3), _condition()
     codes = F.normalize(torch.randn(V, 3, generator=torch.Generator().manual_seed(4)), dim=-1)
     nearest = (gpt.sketch(condition.embeddings, condition.mask) @ codes.T).argmax(-1)
-    agreement = [float((generate(gpt, condition, SamplingConfig(sketch_scale=scale), [0] * 4, codes=codes).ids == nearest)
-                       .float().mean()) for scale in (0.0, 5.0, 1e6)]
+    agreement = [
+        float(
+            (
+                generate(
+                    gpt, condition, SamplingConfig(sketch_scale=scale), [0] * 4, codes=codes
+                ).ids
+                == nearest
+            )
+            .float()
+            .mean()
+        )
+        for scale in (0.0, 5.0, 1e6)
+    ]
     assert agreement[0] < agreement[1] < agreement[2] == 1.0
     guided = SamplingConfig(sketch_scale=1e6, cfg_scale=3.0)
     assert torch.equal(generate(gpt, condition, guided, [0] * 4, codes=codes).ids, nearest)
@@ -130,6 +171,8 @@ def test_the_sketch_scale_moves_tokens_towards_the_codes_that_the_sketch_guesses
 
 def test_a_sketch_scale_needs_a_sketch_and_its_codes():
     with pytest.raises(ValueError, match="sketch_scale is 2, but this GPT has no sketch"):
-        generate(_gpt(), _condition(), SamplingConfig(sketch_scale=2.0), [0] * 4, codes=torch.randn(V, 3))
+        generate(
+            _gpt(), _condition(), SamplingConfig(sketch_scale=2.0), [0] * 4, codes=torch.randn(V, 3)
+        )
     with pytest.raises(ValueError, match="sketch_scale is 2, but the codes are missing"):
         generate(_gpt(sketch_dim=3), _condition(), SamplingConfig(sketch_scale=2.0), [0] * 4)

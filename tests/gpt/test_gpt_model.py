@@ -4,7 +4,13 @@ from networks import draw_large_weights
 
 from tar3d.config import GPT_SIZES, GPTConfig, gpt_config
 from tar3d.contracts import Condition
-from tar3d.gpt.attention import GatedLinearAttention, KVCache, LinearAttention, StateCache, head_gates
+from tar3d.gpt.attention import (
+    GatedLinearAttention,
+    KVCache,
+    LinearAttention,
+    StateCache,
+    head_gates,
+)
 from tar3d.gpt.model import GPT, INIT_STD, mlp_width
 
 P, E, V, T = 6, 5, 11, 12  # R = 2
@@ -14,8 +20,17 @@ GATED = ["gated", "delta"]  # gpt.linear, besides lightning attention
 
 def _gpt(**changes) -> GPT:
     """A small float64 GPT with weights large enough that every path shows in the logits."""
-    options = {"num_layers": 4, "width": 24, "num_heads": 2, "grid_size": 2, "codebook_size": V, "condition_tokens": P,
-               "condition_width": E, "chunk_size": 4, **changes}
+    options = {
+        "num_layers": 4,
+        "width": 24,
+        "num_heads": 2,
+        "grid_size": 2,
+        "codebook_size": V,
+        "condition_tokens": P,
+        "condition_width": E,
+        "chunk_size": 4,
+        **changes,
+    }
     return draw_large_weights(GPT(GPTConfig(**options)).double())
 
 
@@ -25,7 +40,13 @@ def _tokens(batch: int = 3) -> torch.Tensor:
 
 def _condition(mask: list[str] = ("xx....", ".xx.xx", "xxxxxx"), seed: int = 2) -> Condition:
     """Right padding, left padding with a hole, and a full row."""
-    embeddings = torch.randn(len(mask), len(mask[0]), E, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    embeddings = torch.randn(
+        len(mask),
+        len(mask[0]),
+        E,
+        generator=torch.Generator().manual_seed(seed),
+        dtype=torch.float64,
+    )
     return Condition(embeddings, torch.tensor([[c == "x" for c in row] for row in mask]))
 
 
@@ -35,11 +56,19 @@ token_or_cell = pytest.mark.parametrize("n", [1, 3], ids=["token", "cell"])
 
 @token_or_cell
 @pytest.mark.parametrize("sketch", [0, 3], ids=["plain", "sketch"])
-@pytest.mark.parametrize("rope", [("rotation", "identity"), ("paper_sum", "zero"), ("sequence", "identity")])
+@pytest.mark.parametrize(
+    "rope", [("rotation", "identity"), ("paper_sum", "zero"), ("sequence", "identity")]
+)
 @pytest.mark.parametrize("pattern", KINDS)
 @pytest.mark.parametrize("mask", [FULL, ("xx....", ".xx.xx", "xxxxxx")], ids=["full", "ragged"])
 def test_prefill_and_decode_are_the_full_forward_for_every_split(pattern, mask, rope, sketch, n):
-    gpt = _gpt(layer_pattern=pattern, rope=rope[0], rope_prefix=rope[1], sketch_dim=sketch, tokens_per_step=n)
+    gpt = _gpt(
+        layer_pattern=pattern,
+        rope=rope[0],
+        rope_prefix=rope[1],
+        sketch_dim=sketch,
+        tokens_per_step=n,
+    )
     tokens, condition = _tokens(), _condition(mask)
     null = torch.tensor([False, False, True])
     full = gpt(tokens[:, :-1], condition, null)
@@ -67,11 +96,18 @@ def test_layers_that_read_their_decay_decode_as_they_train(mask, linear):
 
 @pytest.mark.parametrize("linear", GATED)
 def test_layers_that_read_their_decay_begin_as_lightning_attention_forgets(linear):
-    gpt = GPT(GPTConfig(num_layers=4, width=24, num_heads=2, grid_size=2, codebook_size=V, linear=linear))
+    gpt = GPT(
+        GPTConfig(num_layers=4, width=24, num_heads=2, grid_size=2, codebook_size=V, linear=linear)
+    )
     for block in gpt.blocks:
         if isinstance(block.attention, GatedLinearAttention):
-            attention, at_rest = block.attention, torch.zeros(1, block.attention.forget.out_features, 1)
-            log_decay, _ = head_gates(at_rest, attention.forget_bias[:, None], attention.log_rate[:, None])
+            attention, at_rest = (
+                block.attention,
+                torch.zeros(1, block.attention.forget.out_features, 1),
+            )
+            log_decay, _ = head_gates(
+                at_rest, attention.forget_bias[:, None], attention.log_rate[:, None]
+            )
             torch.testing.assert_close(-log_decay[0, :, 0], attention.slopes)
 
 
@@ -82,27 +118,46 @@ def test_chunks_and_reference_of_such_layers_agree_in_every_gradient(linear):
         gpt = _gpt(linear=linear, linear_backend=backend)
         gpt(_tokens()[:, :-1], _condition()).square().mean().backward()
         gradients.append({name: p.grad for name, p in gpt.named_parameters() if p.grad is not None})
-    assert any("forget" in name for name in gradients[0]) and gradients[0].keys() == gradients[1].keys()
+    assert (
+        any("forget" in name for name in gradients[0])
+        and gradients[0].keys() == gradients[1].keys()
+    )
     for name, grad in gradients[0].items():
         torch.testing.assert_close(grad, gradients[1][name], rtol=1e-6, atol=1e-8)
 
 
 @token_or_cell
-@pytest.mark.parametrize("sketch", [{}, {"sketch_dim": 3}, {"sketch_dim": 3, "sketch_local": 2}], ids=["none", "mean", "local"])
+@pytest.mark.parametrize(
+    "sketch",
+    [{}, {"sketch_dim": 3}, {"sketch_dim": 3, "sketch_local": 2}],
+    ids=["none", "mean", "local"],
+)
 @pytest.mark.parametrize("pattern", KINDS)
 def test_a_row_in_a_padded_batch_is_the_row_alone(pattern, sketch, n):
-    gpt, tokens, condition = _gpt(layer_pattern=pattern, tokens_per_step=n, **sketch), _tokens(), _condition()
+    gpt, tokens, condition = (
+        _gpt(layer_pattern=pattern, tokens_per_step=n, **sketch),
+        _tokens(),
+        _condition(),
+    )
     together = gpt(tokens[:, :-1], condition)
     for row in range(3):
         valid = condition.mask[row]
-        alone = Condition(condition.embeddings[row : row + 1, valid], condition.mask[row : row + 1, valid])
+        alone = Condition(
+            condition.embeddings[row : row + 1, valid], condition.mask[row : row + 1, valid]
+        )
         torch.testing.assert_close(gpt(tokens[row : row + 1, :-1], alone), together[row : row + 1])
 
 
 @pytest.mark.parametrize("pattern", KINDS)
 def test_what_lies_in_the_padding_changes_nothing(pattern):
-    gpt, tokens, condition = _gpt(layer_pattern=pattern, sketch_dim=3, sketch_local=2), _tokens(), _condition()
-    garbage = Condition(condition.embeddings.masked_fill(~condition.mask[..., None], torch.nan), condition.mask)
+    gpt, tokens, condition = (
+        _gpt(layer_pattern=pattern, sketch_dim=3, sketch_local=2),
+        _tokens(),
+        _condition(),
+    )
+    garbage = Condition(
+        condition.embeddings.masked_fill(~condition.mask[..., None], torch.nan), condition.mask
+    )
     assert torch.equal(gpt(tokens[:, :-1], garbage), gpt(tokens[:, :-1], condition))
     assert torch.equal(gpt.prefill(garbage)[0], gpt.prefill(condition)[0])
 
@@ -142,15 +197,21 @@ def test_the_condition_reaches_linear_layers_unless_the_prefix_is_zero():
     tokens, one, other = _tokens(), _condition(FULL, seed=3), _condition(FULL, seed=4)
     for prefix, reaches in (("identity", True), ("zero", False)):
         gpt = _gpt(layer_pattern="L", rope_prefix=prefix)
-        difference = (gpt(tokens[:, :-1], one) - gpt(tokens[:, :-1], other)).abs().amax(-1)  # (B, T)
-        assert (difference[:, 0] > 1e-3).all()  # the last prefix position predicts the first token, through its residual
+        difference = (
+            (gpt(tokens[:, :-1], one) - gpt(tokens[:, :-1], other)).abs().amax(-1)
+        )  # (B, T)
+        assert (
+            difference[:, 0] > 1e-3
+        ).all()  # the last prefix position predicts the first token, through its residual
         assert (difference[:, 1:] > 1e-3).all() if reaches else (difference[:, 1:] == 0).all()
 
 
 def test_reference_and_chunked_backends_agree():
     tokens, condition = _tokens(), _condition()
     chunked, reference = _gpt(), _gpt(linear_backend="reference")
-    torch.testing.assert_close(chunked(tokens[:, :-1], condition), reference(tokens[:, :-1], condition))
+    torch.testing.assert_close(
+        chunked(tokens[:, :-1], condition), reference(tokens[:, :-1], condition)
+    )
 
 
 def test_null_rows_ignore_their_condition_and_a_shorter_batch_gets_the_whole_null_prefix():
@@ -159,8 +220,12 @@ def test_null_rows_ignore_their_condition_and_a_shorter_batch_gets_the_whole_nul
     long, short = _condition(("xxxxxx", "xxx...")), _condition(("x..", "xxx"))
     short = Condition(torch.cat([short.embeddings[:1], long.embeddings[1:, :3]]), short.mask)
     torch.testing.assert_close(gpt(tokens[:, :-1], long, null), gpt(tokens[:, :-1], short, null))
-    as_condition = Condition(gpt.null_prefix.detach().expand(2, P, E), torch.ones(2, P, dtype=torch.bool))
-    torch.testing.assert_close(gpt(tokens[:, :-1], as_condition)[0], gpt(tokens[:, :-1], long, null)[0])
+    as_condition = Condition(
+        gpt.null_prefix.detach().expand(2, P, E), torch.ones(2, P, dtype=torch.bool)
+    )
+    torch.testing.assert_close(
+        gpt(tokens[:, :-1], as_condition)[0], gpt(tokens[:, :-1], long, null)[0]
+    )
 
 
 def test_dropout_rate_is_observed_and_repeats_with_the_generator():
@@ -195,8 +260,17 @@ def test_bfloat16_autocast_is_close_and_keeps_the_state_in_float32():
 
 
 def test_init_follows_its_table():
-    gpt = GPT(GPTConfig(num_layers=8, width=192, num_heads=4, grid_size=2, codebook_size=256, condition_tokens=8,
-                        condition_width=64))
+    gpt = GPT(
+        GPTConfig(
+            num_layers=8,
+            width=192,
+            num_heads=4,
+            grid_size=2,
+            codebook_size=256,
+            condition_tokens=8,
+            condition_width=64,
+        )
+    )
     gpt.init_weights(torch.Generator().manual_seed(0))
     for name, parameter in gpt.named_parameters():
         if "norm" in name or "gain" in name:
@@ -214,14 +288,24 @@ def test_init_follows_its_table():
 
 def test_parameter_count_and_layer_pattern():
     gpt = _gpt(layer_pattern="LLLF", num_layers=6)
-    assert [isinstance(b.attention, LinearAttention) for b in gpt.blocks] == [True, True, True, False, True, True]
+    assert [isinstance(b.attention, LinearAttention) for b in gpt.blocks] == [
+        True,
+        True,
+        True,
+        False,
+        True,
+        True,
+    ]
     w = 24
     block = 4 * w * w + 3 * w * mlp_width(w) + 2 * w + 2 * 12  # with q and k gains of head width 12
     inner = 6 * block + 5 * (w * w + 12) + E * w + w * w + w
     places = (2 + 2 + 3) * w  # rows, columns, planes
     assert gpt.num_parameters(embeddings=False) == inner
     assert gpt.num_parameters() == inner + 2 * V * w + P * E + places
-    assert _gpt(layer_pattern="LLLF", num_layers=6, absolute_positions=False).num_parameters() == inner + 2 * V * w + P * E
+    assert (
+        _gpt(layer_pattern="LLLF", num_layers=6, absolute_positions=False).num_parameters()
+        == inner + 2 * V * w + P * E
+    )
     assert all(s.is_floating_point() for s in gpt.state_dict().values())
 
 
@@ -231,12 +315,19 @@ def test_mlp_width(width, hidden):
 
 
 def test_without_a_gate_a_linear_layer_has_one_matrix_less():
-    assert _gpt(layer_pattern="L").num_parameters() - _gpt(layer_pattern="L", linear_gate=False).num_parameters() == 4 * 24**2
+    assert (
+        _gpt(layer_pattern="L").num_parameters()
+        - _gpt(layer_pattern="L", linear_gate=False).num_parameters()
+        == 4 * 24**2
+    )
 
 
 def test_cells_are_a_third_of_the_positions_and_of_the_cache():
     condition = _condition(FULL)
-    one, three = (_gpt(layer_pattern="F", tokens_per_step=n).prefill(condition)[1].layers[0].keys for n in (1, 3))
+    one, three = (
+        _gpt(layer_pattern="F", tokens_per_step=n).prefill(condition)[1].layers[0].keys
+        for n in (1, 3)
+    )
     assert (one.shape[2], three.shape[2]) == (P + T - 1, P + T // 3 - 1)
     with pytest.raises(ValueError, match="tokens_per_step is 2, allowed are 1 and 3"):
         GPTConfig(tokens_per_step=2)
@@ -250,16 +341,22 @@ def test_decoding_stops_at_the_last_token(n):
         gpt.decode(tokens[:, -1], cache)
 
 
-@pytest.mark.parametrize(("call", "message"), [
-    (lambda g: g(_tokens(), _condition()), r"pass tokens\[:, :-1\]"),
-    (lambda g: g(_tokens(2)[:, :-1], _condition()), "as many rows"),
-    (lambda g: g(_tokens(3)[:, 0], _condition()), "as many rows"),
-    (lambda g: g.prefill(_condition(), _tokens(3)[:, 0]), "as many rows"),
-    (lambda g: g(None, _condition(("xx....", "......"))), "no valid prefix position"),
-    (lambda g: g(None, _condition(("x" * 7,))), "at most 6"),
-    (lambda g: g(None, Condition(torch.zeros(1, 2, 9), torch.ones(1, 2, dtype=torch.bool))), "9 wide, this GPT takes 5"),
-    (lambda g: g(None, _condition(), torch.tensor([True])), r"\(3,\) bool"),
-])
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda g: g(_tokens(), _condition()), r"pass tokens\[:, :-1\]"),
+        (lambda g: g(_tokens(2)[:, :-1], _condition()), "as many rows"),
+        (lambda g: g(_tokens(3)[:, 0], _condition()), "as many rows"),
+        (lambda g: g.prefill(_condition(), _tokens(3)[:, 0]), "as many rows"),
+        (lambda g: g(None, _condition(("xx....", "......"))), "no valid prefix position"),
+        (lambda g: g(None, _condition(("x" * 7,))), "at most 6"),
+        (
+            lambda g: g(None, Condition(torch.zeros(1, 2, 9), torch.ones(1, 2, dtype=torch.bool))),
+            "9 wide, this GPT takes 5",
+        ),
+        (lambda g: g(None, _condition(), torch.tensor([True])), r"\(3,\) bool"),
+    ],
+)
 def test_bad_inputs_are_refused_with_a_remedy(call, message):
     with pytest.raises(ValueError, match=message):
         call(_gpt())
@@ -268,7 +365,12 @@ def test_bad_inputs_are_refused_with_a_remedy(call, message):
 def test_sizes_by_name():
     for name, (layers, width, heads) in GPT_SIZES.items():
         config = gpt_config(name, grid_size=8)
-        assert (config.num_layers, config.width, config.num_heads, config.num_tokens) == (layers, width, heads, 192)
+        assert (config.num_layers, config.width, config.num_heads, config.num_tokens) == (
+            layers,
+            width,
+            heads,
+            192,
+        )
     with pytest.raises(ValueError, match="GPT-tiny, GPT-B"):
         gpt_config("GPT-S")
     with pytest.raises(ValueError, match="gridsize: no such field"):
@@ -278,7 +380,17 @@ def test_sizes_by_name():
 
 
 def test_start_from_codes_gives_near_codes_near_embeddings_and_logits():
-    gpt = GPT(GPTConfig(num_layers=1, width=64, num_heads=2, grid_size=2, codebook_size=3, condition_tokens=1, condition_width=4))
+    gpt = GPT(
+        GPTConfig(
+            num_layers=1,
+            width=64,
+            num_heads=2,
+            grid_size=2,
+            codebook_size=3,
+            condition_tokens=1,
+            condition_width=4,
+        )
+    )
     codes = torch.tensor([[1.0, 0.0, 0.0], [0.99, 0.14, 0.0], [-1.0, 0.0, 0.0]])
     gpt.start_from_codes(codes, torch.Generator().manual_seed(0))
     for table in (gpt.token_embedding.weight, gpt.head.weight):
@@ -303,7 +415,10 @@ def test_how_long_a_guess_is_does_not_matter():
     """Its loss is a cosine: trained alone it grows to any length, and hints as long would drown the tokens."""
     tokens, condition, gpt = _tokens(), _condition(FULL), _gpt(layer_pattern="LF", sketch_dim=3)
     before = gpt(tokens[:, :-1], condition)
-    for longer, same in ((30.0, True), (-30.0, False)):  # turned round they are other guesses, and those matter
+    for longer, same in (
+        (30.0, True),
+        (-30.0, False),
+    ):  # turned round they are other guesses, and those matter
         with torch.no_grad():
             for parameter in gpt.sketch.guess[-1].parameters():
                 parameter *= longer

@@ -1,7 +1,13 @@
 import pytest
 import torch
 
-from tar3d.gpt.linear_attention import alibi_slopes, chunked, layer_slopes, recurrent_step, reference
+from tar3d.gpt.linear_attention import (
+    alibi_slopes,
+    chunked,
+    layer_slopes,
+    recurrent_step,
+    reference,
+)
 
 B, H, D, C = 2, 3, 5, 8
 LENGTHS = [1, C - 1, C, C + 1, 3 * C + 7]
@@ -14,7 +20,9 @@ def _inputs(T: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> tuple[
 
 
 def _state(seed: int = 1) -> torch.Tensor:
-    return torch.randn(B, H, D, D, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(
+        B, H, D, D, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 def _by_definition(q, k, v, slopes, state=None):
@@ -24,16 +32,24 @@ def _by_definition(q, k, v, slopes, state=None):
     for h in range(H):
         for t in range(T):
             for s in range(t + 1):
-                o[:, h, t] += torch.exp(-slopes[h] * (t - s)) * (q[:, h, t] * k[:, h, s]).sum(-1, keepdim=True) * v[:, h, s]
+                o[:, h, t] += (
+                    torch.exp(-slopes[h] * (t - s))
+                    * (q[:, h, t] * k[:, h, s]).sum(-1, keepdim=True)
+                    * v[:, h, s]
+                )
             if state is not None:
-                o[:, h, t] += torch.exp(-slopes[h] * (t + 1)) * torch.einsum("bd,bde->be", q[:, h, t], state[:, h])
+                o[:, h, t] += torch.exp(-slopes[h] * (t + 1)) * torch.einsum(
+                    "bd,bde->be", q[:, h, t], state[:, h]
+                )
     return o
 
 
 def _recurrent(q, k, v, slopes, state=None):
     outputs = []
     for t in range(q.shape[2]):
-        o, state = recurrent_step(q[:, :, t : t + 1], k[:, :, t : t + 1], v[:, :, t : t + 1], slopes, state)
+        o, state = recurrent_step(
+            q[:, :, t : t + 1], k[:, :, t : t + 1], v[:, :, t : t + 1], slopes, state
+        )
         outputs.append(o)
     return torch.cat(outputs, 2), state
 
@@ -48,7 +64,9 @@ def test_reference_is_the_definition(T, with_state):
     q, k, v = _inputs(T)
     state = _state() if with_state else None
     slopes = torch.tensor([0.0, 0.3, 2.0], dtype=torch.float64)
-    torch.testing.assert_close(reference(q, k, v, slopes, state)[0], _by_definition(q, k, v, slopes, state))
+    torch.testing.assert_close(
+        reference(q, k, v, slopes, state)[0], _by_definition(q, k, v, slopes, state)
+    )
 
 
 @pytest.mark.parametrize("with_state", [False, True])
@@ -56,10 +74,14 @@ def test_reference_is_the_definition(T, with_state):
 @pytest.mark.parametrize("form", [_chunked, _recurrent])
 def test_forms_agree_in_outputs_states_and_gradients(form, T, with_state):
     slopes = alibi_slopes(H).double()
-    weights = torch.randn(B, H, T, D, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    weights = torch.randn(
+        B, H, T, D, generator=torch.Generator().manual_seed(2), dtype=torch.float64
+    )
     results = []
     for function in (reference, form):
-        leaves = [x.clone().requires_grad_() for x in _inputs(T)] + ([_state().requires_grad_()] if with_state else [])
+        leaves = [x.clone().requires_grad_() for x in _inputs(T)] + (
+            [_state().requires_grad_()] if with_state else []
+        )
         o, final = function(*leaves[:3], slopes, *leaves[3:])
         ((o * weights).sum() + final.square().sum()).backward()
         results.append([o, final, *(x.grad for x in leaves)])
@@ -89,7 +111,11 @@ def test_a_carried_state_continues_the_sequence(function, split):
 
 
 def _with_lengths(function, *args, **kwargs):
-    return chunked(*args, chunk_size=C, **kwargs) if function is _chunked else function(*args, **kwargs)
+    return (
+        chunked(*args, chunk_size=C, **kwargs)
+        if function is _chunked
+        else function(*args, **kwargs)
+    )
 
 
 @pytest.mark.parametrize("function", [reference, _chunked])
@@ -103,7 +129,9 @@ def test_padding_neither_enters_nor_decays_the_state(function, with_state):
         for row, length in enumerate(lengths.tolist()):
             first = None if state is None else state[row : row + 1]
             if length == 0:
-                torch.testing.assert_close(final[row], torch.zeros_like(final[row]) if state is None else state[row])
+                torch.testing.assert_close(
+                    final[row], torch.zeros_like(final[row]) if state is None else state[row]
+                )
                 continue
             alone = [x[row : row + 1, :, :length] for x in (q, k, v)]
             expected, expected_state = reference(*alone, slopes, first)
@@ -149,8 +177,14 @@ def test_ten_thousand_tokens_stay_finite_in_bfloat16_and_close_to_float32():
         assert (state[:, h] - exact_state[:, h]).norm() < 0.02 * exact_state[:, h].norm()
 
 
-@pytest.mark.parametrize(("dtype", "expected"), [(torch.float32, torch.float32), (torch.float64, torch.float64),
-                                                 (torch.bfloat16, torch.float32)])
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+        (torch.bfloat16, torch.float32),
+    ],
+)
 def test_state_precision(dtype, expected):
     q, k, v = _inputs(C + 1, dtype)
     for function in (reference, _chunked, _recurrent):

@@ -24,7 +24,9 @@ def inputs(dtype=torch.float32, device="cpu"):
 
 def plain(hidden, weight, targets):
     logits = F.linear(hidden, weight)
-    return F.cross_entropy(logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32)), targets.flatten())
+    return F.cross_entropy(
+        logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32)), targets.flatten()
+    )
 
 
 @pytest.mark.parametrize("at_once", [1, 3 * V, 7 * V + 5, 1 << 24])
@@ -53,7 +55,12 @@ def test_under_autocast_it_is_as_exact_as_the_plain_form(monkeypatch, device):
         found = (value.detach(), hidden.grad, weight.grad)
         assert all(x.dtype == torch.float32 for x in found)
         exact = exact or found
-        results.append([float((mine - true).norm() / true.norm()) for mine, true in zip(found, exact, strict=True)])
+        results.append(
+            [
+                float((mine - true).norm() / true.norm())
+                for mine, true in zip(found, exact, strict=True)
+            ]
+        )
     for mine, theirs in zip(results[2], results[1], strict=True):
         assert mine < 1.3 * theirs + 1e-3
 
@@ -71,8 +78,17 @@ def test_each_gradient_alone():
 
 def test_in_a_gpt_it_is_the_loss_of_its_logits_and_no_tensor_holds_them_all(monkeypatch):
     positions, codes = 2 * 27, 1000
-    gpt = GPT(GPTConfig(num_layers=1, width=16, num_heads=2, grid_size=3, codebook_size=codes, condition_tokens=2,
-                        condition_width=4))
+    gpt = GPT(
+        GPTConfig(
+            num_layers=1,
+            width=16,
+            num_heads=2,
+            grid_size=3,
+            codebook_size=codes,
+            condition_tokens=2,
+            condition_width=4,
+        )
+    )
     condition, tokens = Condition.of(torch.randn(2, 2, 4)), torch.randint(codes, (2, 27))
     logits = gpt(tokens[:, :-1], condition)
     expected = F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
@@ -84,12 +100,16 @@ def test_in_a_gpt_it_is_the_loss_of_its_logits_and_no_tensor_holds_them_all(monk
         found = cross_entropy(gpt.hidden(tokens[:, :-1], condition), gpt.head.weight, tokens)
         found.backward()
     torch.testing.assert_close(found, expected)
-    for mine, theirs in zip((p.grad for p in gpt.parameters() if p.grad is not None), gradients, strict=True):
+    for mine, theirs in zip(
+        (p.grad for p in gpt.parameters() if p.grad is not None), gradients, strict=True
+    ):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
     assert made.largest < positions * codes * 4 / 2
 
 
-@pytest.mark.parametrize("shapes", [((2, 3, 4), (5, 4), (2, 4)), ((2, 3, 4), (5, 3), (2, 3)), ((0, 4), (5, 4), (0,))])
+@pytest.mark.parametrize(
+    "shapes", [((2, 3, 4), (5, 4), (2, 4)), ((2, 3, 4), (5, 3), (2, 3)), ((0, 4), (5, 4), (0,))]
+)
 def test_shapes_that_do_not_fit_are_refused(shapes):
     hidden, weight, targets = (torch.zeros(shape) for shape in shapes)
     for form in (cross_entropy, token_nll):

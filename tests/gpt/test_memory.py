@@ -44,15 +44,27 @@ class Tensors(TorchDispatchMode):
 
 
 def config(**changes) -> GPTConfig:
-    return GPTConfig(**{"num_layers": 4, "width": WIDTH, "num_heads": HEADS, "codebook_size": V, "condition_tokens": P,
-                        "condition_width": E, "layer_pattern": "LLLF", **changes})
+    return GPTConfig(
+        **{
+            "num_layers": 4,
+            "width": WIDTH,
+            "num_heads": HEADS,
+            "codebook_size": V,
+            "condition_tokens": P,
+            "condition_width": E,
+            "layer_pattern": "LLLF",
+            **changes,
+        }
+    )
 
 
 def run_layer(kind: str, grid_size: int) -> Tensors:
     """Forward and backward of one layer over whole rows, then prefill with rows of different length."""
     T = 3 * grid_size**2
     layer = LinearAttention(config(), 0) if kind == "L" else FullAttention(config())
-    rotary = TriPE(GPTConfig(grid_size=grid_size, width=WIDTH, num_heads=HEADS)).packed(P, P + T - 1)
+    rotary = TriPE(GPTConfig(grid_size=grid_size, width=WIDTH, num_heads=HEADS)).packed(
+        P, P + T - 1
+    )
     x = torch.randn(2, P + T - 1, WIDTH, requires_grad=True)
     with Tensors(T) as made:
         layer(x, rotary).square().sum().backward()
@@ -64,7 +76,9 @@ def run_gpt(grid_size: int) -> Tensors:
     """A training step and prefill with prefixes of different length."""
     gpt = GPT(config(grid_size=grid_size))
     T = gpt.config.num_tokens
-    mask = torch.tensor([[True] * P, [False, False, True, False, True, True], [True] + [False] * (P - 1)])
+    mask = torch.tensor(
+        [[True] * P, [False, False, True, False, True, True], [True] + [False] * (P - 1)]
+    )
     condition, tokens = Condition(torch.randn(3, P, E), mask), torch.randint(V, (3, T))
     with Tensors(T) as made:
         F.cross_entropy(gpt(tokens[:, :-1], condition).transpose(1, 2), tokens).backward()
@@ -76,10 +90,16 @@ def test_the_recorder_sees_forward_and_backward():
     x = torch.randn(50, 4, requires_grad=True)
     with Tensors(50) as made:
         (x @ x.T).softmax(-1).square().sum().backward()
-    assert any("softmax_backward" in name for name, _ in made.square) and made.largest == 50 * 50 * 4
+    assert (
+        any("softmax_backward" in name for name, _ in made.square) and made.largest == 50 * 50 * 4
+    )
 
 
-@pytest.mark.parametrize("run", [lambda R: run_layer("L", R), lambda R: run_layer("F", R), run_gpt], ids=["L", "F", "GPT"])
+@pytest.mark.parametrize(
+    "run",
+    [lambda R: run_layer("L", R), lambda R: run_layer("F", R), run_gpt],
+    ids=["L", "F", "GPT"],
+)
 def test_the_largest_tensor_grows_with_the_length(run: Callable[[int], Tensors]):
     """From T = 192 to 768 and 3,072: four times as much at each step, where T x T would be sixteen times."""
     small, middle, large = run(8), run(16), run(32)
@@ -110,13 +130,26 @@ for T in (4096, 8192, 16384):
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's high-water mark of memory")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="reads Linux's high-water mark of memory"
+)
 def test_peak_memory_of_a_linear_layer_grows_with_the_length():
     """Doubling T adds what the doubling before added, twice; growth with T^2 would add it four times. One T x T matrix of the
     last length alone would take 1 GiB."""
     # Blocks of 64 KiB and more go back to the system when they are freed: the mark is of what is alive at once.
-    env = os.environ | {"PYTHONPATH": str(ROOT), "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    done = subprocess.run([sys.executable, "-c", PEAKS], env=env, capture_output=True, text=True, timeout=120, check=False)
+    env = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "65536",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", PEAKS],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     first, second, third = (int(line) / 2**20 for line in done.stdout.split())  # MiB
     assert second - first > 16, "the mark does not show the layer's memory"

@@ -12,7 +12,12 @@ GRID, HEAD_DIM = 4, 16
 def places() -> list[tuple[int, int, int]]:
     """(row, col, plane) of each sequence position, read off the layout and not off `coordinates`."""
     laid_out = token_order.to_planes(torch.arange(3 * GRID**2)[None], GRID)[0]  # (3, R, R)
-    found = {int(laid_out[p, r, c]): (r, c, p) for p in range(3) for r in range(GRID) for c in range(GRID)}
+    found = {
+        int(laid_out[p, r, c]): (r, c, p)
+        for p in range(3)
+        for r in range(GRID)
+        for c in range(GRID)
+    }
     return [found[i] for i in range(3 * GRID**2)]
 
 
@@ -30,7 +35,9 @@ def _spread_by_offset(places: list[tuple[int, int, int]], kind: str) -> float:
     by_offset: dict[tuple[int, ...], list[float]] = {}
     for i, a in enumerate(places):
         for j, b in enumerate(places):
-            by_offset.setdefault(tuple(x - y for x, y in zip(a, b, strict=True)), []).append(float(dots[i, j]))
+            by_offset.setdefault(tuple(x - y for x, y in zip(a, b, strict=True)), []).append(
+                float(dots[i, j])
+            )
     assert len(by_offset) == (2 * GRID - 1) ** 2 * 5
     return max(max(v) - min(v) for v in by_offset.values())
 
@@ -76,9 +83,14 @@ def test_plain_positions_depend_on_the_distance_in_the_sequence_alone():
 
 def test_tables_follow_the_order_of_the_tokens():
     for kind in ("rotation", "paper_sum"):
-        cells, planes = (tripe_tables(GRID, HEAD_DIM, 10_000.0, kind, order=order) for order in ("cells", "planes"))
+        cells, planes = (
+            tripe_tables(GRID, HEAD_DIM, 10_000.0, kind, order=order)
+            for order in ("cells", "planes")
+        )
         for mine, theirs in zip(planes, cells, strict=True):
-            assert torch.equal(mine[1:], theirs[1:][token_order.places(torch.arange(3 * GRID**2), GRID, "planes")])
+            assert torch.equal(
+                mine[1:], theirs[1:][token_order.places(torch.arange(3 * GRID**2), GRID, "planes")]
+            )
 
 
 def test_positions_count_from_a_rows_own_first_token():

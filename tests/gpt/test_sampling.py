@@ -9,33 +9,38 @@ LOGITS = MASSES.log() + 3.0  # a constant changes nothing
 
 
 def _kept(logits: torch.Tensor, **options) -> list[int]:
-    return filter_logits(logits, SamplingConfig(**options)).isfinite()[0].nonzero().flatten().tolist()
+    return (
+        filter_logits(logits, SamplingConfig(**options)).isfinite()[0].nonzero().flatten().tolist()
+    )
 
 
 def _draws(*seeds: int) -> torch.Tensor:
     return uniform_draws(list(seeds), 1)[:, 0]
 
 
-@pytest.mark.parametrize(("options", "kept"), [
-    ({}, [0, 1, 2, 3]),
-    ({"top_k": 1}, [1]),
-    ({"top_k": 2}, [1, 3]),
-    ({"top_k": 99}, [0, 1, 2, 3]),
-    ({"top_p": 0.01}, [1]),
-    ({"top_p": 0.5}, [1]),
-    ({"top_p": 0.51}, [1, 3]),
-    ({"top_p": 0.8}, [1, 3]),
-    ({"top_p": 0.81}, [1, 2, 3]),
-    ({"top_p": 0.95}, [1, 2, 3]),
-    ({"top_p": 0.96}, [0, 1, 2, 3]),
-    ({"min_p": 0.05}, [0, 1, 2, 3]),
-    ({"min_p": 0.2}, [1, 2, 3]),
-    ({"min_p": 0.5}, [1, 3]),
-    ({"min_p": 0.9}, [1]),
-    ({"top_k": 3, "top_p": 0.83}, [1, 3]),  # masses over what top-k left: 0.526, 0.316, 0.158
-    ({"temperature": 0.5, "top_p": 0.9}, [1, 3]),  # masses 0.685, 0.247, 0.062, 0.007
-    ({"temperature": 0.5, "min_p": 0.2}, [1, 3]),  # ratios 1, 0.36, 0.09, 0.01
-])
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({}, [0, 1, 2, 3]),
+        ({"top_k": 1}, [1]),
+        ({"top_k": 2}, [1, 3]),
+        ({"top_k": 99}, [0, 1, 2, 3]),
+        ({"top_p": 0.01}, [1]),
+        ({"top_p": 0.5}, [1]),
+        ({"top_p": 0.51}, [1, 3]),
+        ({"top_p": 0.8}, [1, 3]),
+        ({"top_p": 0.81}, [1, 2, 3]),
+        ({"top_p": 0.95}, [1, 2, 3]),
+        ({"top_p": 0.96}, [0, 1, 2, 3]),
+        ({"min_p": 0.05}, [0, 1, 2, 3]),
+        ({"min_p": 0.2}, [1, 2, 3]),
+        ({"min_p": 0.5}, [1, 3]),
+        ({"min_p": 0.9}, [1]),
+        ({"top_k": 3, "top_p": 0.83}, [1, 3]),  # masses over what top-k left: 0.526, 0.316, 0.158
+        ({"temperature": 0.5, "top_p": 0.9}, [1, 3]),  # masses 0.685, 0.247, 0.062, 0.007
+        ({"temperature": 0.5, "min_p": 0.2}, [1, 3]),  # ratios 1, 0.36, 0.09, 0.01
+    ],
+)
 def test_filters_against_a_table_worked_by_hand(options, kept):
     assert _kept(LOGITS, **options) == kept
 
@@ -55,8 +60,12 @@ def test_ties_do_not_widen_top_k():
 
 def test_probabilities_are_renormalised():
     torch.testing.assert_close(probabilities(LOGITS, SamplingConfig()), MASSES)
-    torch.testing.assert_close(probabilities(LOGITS, SamplingConfig(top_k=2)), torch.tensor([[0, 0.625, 0, 0.375]]))
-    torch.testing.assert_close(probabilities(LOGITS, SamplingConfig(temperature=0)), torch.tensor([[0.0, 1.0, 0.0, 0.0]]))
+    torch.testing.assert_close(
+        probabilities(LOGITS, SamplingConfig(top_k=2)), torch.tensor([[0, 0.625, 0, 0.375]])
+    )
+    torch.testing.assert_close(
+        probabilities(LOGITS, SamplingConfig(temperature=0)), torch.tensor([[0.0, 1.0, 0.0, 0.0]])
+    )
 
 
 def test_frequencies_follow_the_probabilities():
@@ -78,19 +87,26 @@ def test_a_row_does_not_depend_on_its_batch_mates():
     logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(1))
     together = sample(logits, SamplingConfig(top_p=0.9), _draws(3, 1, 4, 15))
     for row, seed in enumerate((3, 1, 4, 15)):
-        assert sample(logits[row : row + 1], SamplingConfig(top_p=0.9), _draws(seed)) == together[row]
+        assert (
+            sample(logits[row : row + 1], SamplingConfig(top_p=0.9), _draws(seed)) == together[row]
+        )
 
 
 def test_temperature_zero_is_greedy_whatever_is_drawn():
     logits = torch.randn(2, 50, generator=torch.Generator().manual_seed(2))
     for draw in (0.0, 0.5, 0.999):
-        assert torch.equal(sample(logits, SamplingConfig(temperature=0, top_k=5), torch.full((2,), draw)), logits.argmax(-1))
+        assert torch.equal(
+            sample(logits, SamplingConfig(temperature=0, top_k=5), torch.full((2,), draw)),
+            logits.argmax(-1),
+        )
 
 
 def test_draws_of_a_row_depend_on_its_seed_alone():
     together = uniform_draws([3, 1, 4], 100)
     assert together.shape == (3, 100) and 0 <= together.min() and together.max() < 1
-    assert torch.equal(uniform_draws([1], 100)[0], together[1]) and torch.equal(uniform_draws([4], 20)[0], together[2, :20])
+    assert torch.equal(uniform_draws([1], 100)[0], together[1]) and torch.equal(
+        uniform_draws([4], 20)[0], together[2, :20]
+    )
     assert abs(uniform_draws([0], 10_000).mean() - 0.5) < 0.02
 
 

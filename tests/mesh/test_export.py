@@ -20,7 +20,9 @@ def one_armed() -> Mesh:
         extents[axis] = axis + 1
         place = np.zeros(3)
         place[axis] = extents[axis] / 2
-        parts.append(trimesh.creation.box(extents, trimesh.transformations.translation_matrix(place)))
+        parts.append(
+            trimesh.creation.box(extents, trimesh.transformations.translation_matrix(place))
+        )
     shape = trimesh.util.concatenate(parts)
     return normalize(shape.vertices * 25.4 + [100, -40, 7], shape.faces)
 
@@ -42,17 +44,28 @@ def test_export_and_load_return_to_the_source_frame(one_armed, suffix, tmp_path)
     loaded = load_mesh(path)
     assert len(loaded.vertices) == len(one_armed.vertices)
     assert np.allclose(loaded.to_source, one_armed.to_source, atol=1e-4)
-    assert np.allclose(corners(in_source(loaded), loaded.faces), corners(in_source(one_armed), one_armed.faces), atol=2e-3)
+    assert np.allclose(
+        corners(in_source(loaded), loaded.faces),
+        corners(in_source(one_armed), one_armed.faces),
+        atol=2e-3,
+    )
     written = trimesh.load_mesh(path, process=False)  # an independent reader
-    assert np.allclose(written.bounds[0], [100 - 0.25 * 25.4, -40 - 0.25 * 25.4, 7 - 0.25 * 25.4], atol=1e-4)
+    assert np.allclose(
+        written.bounds[0], [100 - 0.25 * 25.4, -40 - 0.25 * 25.4, 7 - 0.25 * 25.4], atol=1e-4
+    )
     assert np.allclose(written.bounds[1], [125.4, -40 + 50.8, 7 + 76.2], atol=1e-4)
     assert written.volume > 0
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_normalized_vertices_come_back_bit_for_bit(one_armed, suffix, tmp_path):
-    written = trimesh.load_mesh(save_mesh(one_armed, tmp_path / f"shape{suffix.upper()}"), process=False)
-    assert (np.asarray(written.vertices, dtype=np.float32)[written.faces] == one_armed.vertices[one_armed.faces]).all()
+    written = trimesh.load_mesh(
+        save_mesh(one_armed, tmp_path / f"shape{suffix.upper()}"), process=False
+    )
+    assert (
+        np.asarray(written.vertices, dtype=np.float32)[written.faces]
+        == one_armed.vertices[one_armed.faces]
+    ).all()
     if suffix != ".stl":
         assert len(written.vertices) == len(one_armed.vertices)
 
@@ -62,27 +75,37 @@ def test_normalized_vertices_come_back_bit_for_bit(one_armed, suffix, tmp_path):
 def test_tiny_and_huge_shapes_keep_their_digits(one_armed, suffix, scale, tmp_path):
     mesh = Mesh(one_armed.vertices, one_armed.faces, np.diag([scale, scale, scale, 1.0]))
     loaded = load_mesh(save_mesh(mesh, tmp_path / f"shape{suffix}", frame="source"))
-    assert np.allclose(loaded.vertices[loaded.faces], one_armed.vertices[one_armed.faces], atol=1e-6)
+    assert np.allclose(
+        loaded.vertices[loaded.faces], one_armed.vertices[one_armed.faces], atol=1e-6
+    )
 
 
 def test_z_up_turns_without_mirroring(one_armed, tmp_path):
     written = trimesh.load_mesh(save_mesh(one_armed, tmp_path / "shape.ply", up="z"), process=False)
     x, y, z = one_armed.vertices.T
     assert np.allclose(written.vertices, np.stack([x, -z, y], axis=1))
-    assert written.volume == pytest.approx(trimesh.Trimesh(one_armed.vertices, one_armed.faces, process=False).volume, rel=1e-5)
+    assert written.volume == pytest.approx(
+        trimesh.Trimesh(one_armed.vertices, one_armed.faces, process=False).volume, rel=1e-5
+    )
 
 
 def test_the_longest_side_is_what_is_asked_for(one_armed, tmp_path):
-    plain, sized = (trimesh.load_mesh(save_mesh(one_armed, tmp_path / "shape.stl", size=size)) for size in (None, 80.0))
+    plain, sized = (
+        trimesh.load_mesh(save_mesh(one_armed, tmp_path / "shape.stl", size=size))
+        for size in (None, 80.0)
+    )
     assert sized.extents.max() == pytest.approx(80.0, rel=1e-6)
-    assert np.allclose(sized.bounds, plain.bounds * 80 / plain.extents.max(), rtol=1e-5)  # about the origin
+    assert np.allclose(
+        sized.bounds, plain.bounds * 80 / plain.extents.max(), rtol=1e-5
+    )  # about the origin
     for size in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="with a longest side of .*: both must be positive"):
             save_mesh(one_armed, tmp_path / "shape.stl", size=size)
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("a.fbx", {}), ("a", {}), ("a.glb", {"frame": "world"}), ("a.glb", {"up": "x"})]
+    ("name", "options"),
+    [("a.fbx", {}), ("a", {}), ("a.glb", {"frame": "world"}), ("a.glb", {"up": "x"})],
 )
 def test_unknown_choices_are_refused_before_anything_is_written(one_armed, name, options, tmp_path):
     with pytest.raises(ValueError, match="allowed are"):
@@ -106,7 +129,11 @@ def test_a_failed_write_keeps_the_older_file(one_armed, tmp_path, monkeypatch):
 def test_a_glb_is_no_metal(one_armed, tmp_path):
     """Which is what glTF takes a mesh without a material for, and many viewers draw black."""
     content = save_mesh(one_armed, tmp_path / "shape.glb").read_bytes()
-    described = json.loads(content[20:20 + int.from_bytes(content[12:16], "little")])
+    described = json.loads(content[20 : 20 + int.from_bytes(content[12:16], "little")])
     (primitive,) = described["meshes"][0]["primitives"]
     surface = described["materials"][primitive["material"]]["pbrMetallicRoughness"]
-    assert surface["metallicFactor"] == 0 and 0 < min(surface["baseColorFactor"][:3]) and surface["baseColorFactor"][3] == 1
+    assert (
+        surface["metallicFactor"] == 0
+        and 0 < min(surface["baseColorFactor"][:3])
+        and surface["baseColorFactor"][3] == 1
+    )

@@ -60,7 +60,9 @@ def test_sphere_is_where_it_was(resolution):
 
 def test_a_plane_is_recovered_exactly_at_any_place():
     for place in (-0.83, 0.0101, 0.77):
-        mesh = extract(lambda p, place=place: torch.minimum(p[:, 0] - place, 0.9 - p.abs().amax(dim=1)), 20)
+        mesh = extract(
+            lambda p, place=place: torch.minimum(p[:, 0] - place, 0.9 - p.abs().amax(dim=1)), 20
+        )
         assert mesh.vertices[:, 0].min() == pytest.approx(place, abs=1e-5)
 
 
@@ -79,7 +81,9 @@ def test_the_field_is_asked_in_chunks_of_float32_points_on_the_lattice():
 
     extract(record, 8, chunk=100)
     assert all(p.dtype == torch.float32 and len(p) <= 100 for p in asked)
-    points = np.stack(np.meshgrid(*[np.linspace(-1, 1, 9)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+    points = np.stack(np.meshgrid(*[np.linspace(-1, 1, 9)] * 3, indexing="ij"), axis=-1).reshape(
+        -1, 3
+    )
     assert np.allclose(torch.cat(asked), points)
 
 
@@ -97,7 +101,9 @@ def test_handedness_and_axes_survive():
 
 
 def test_level_moves_the_surface():
-    assert np.linalg.norm(extract(sphere, 32, level=0.2).vertices - CENTER, axis=1).max() == pytest.approx(0.35, abs=0.02)
+    assert np.linalg.norm(
+        extract(sphere, 32, level=0.2).vertices - CENTER, axis=1
+    ).max() == pytest.approx(0.35, abs=0.02)
 
 
 @pytest.mark.parametrize("radius", [1.05, 1.4, 1.7])
@@ -115,7 +121,9 @@ def test_a_full_field_is_the_cube():
 
 def noise(values: list[float] | None) -> Callable[[Tensor], Tensor]:
     rng = np.random.default_rng(0)
-    return lambda p: torch.from_numpy(rng.standard_normal(len(p)) if values is None else rng.choice(values, len(p)))
+    return lambda p: torch.from_numpy(
+        rng.standard_normal(len(p)) if values is None else rng.choice(values, len(p))
+    )
 
 
 @pytest.mark.parametrize("values", [[-1.0, 1.0], [-1.0, 0.0, 1.0], None])
@@ -125,11 +133,15 @@ def test_any_field_is_closed_even_with_ties(values):
 
 @pytest.mark.parametrize("scale", [1e-20, 1e30])
 def test_the_scale_of_the_field_does_not_matter(scale):
-    assert np.allclose(extract(lambda p: sphere(p) * scale, 16).vertices, extract(sphere, 16).vertices, atol=1e-5)
+    assert np.allclose(
+        extract(lambda p: sphere(p) * scale, 16).vertices, extract(sphere, 16).vertices, atol=1e-5
+    )
 
 
 def test_an_empty_field_is_named():
-    with pytest.raises(EmptyFieldError, match=r"largest value on the 9\^3 lattice is -0\.5, not above the level 0"):
+    with pytest.raises(
+        EmptyFieldError, match=r"largest value on the 9\^3 lattice is -0\.5, not above the level 0"
+    ):
         extract(lambda p: torch.full((len(p),), -0.5), 8)
 
 
@@ -149,7 +161,11 @@ def test_small_components_are_dropped_by_volume(monkeypatch, at_once):
     monkeypatch.setattr("tar3d.mesh.extract.FACES_AT_ONCE", at_once)
 
     def three(points: Tensor) -> Tensor:
-        return union(sphere(points, (-0.4, 0, 0), 0.4), sphere(points, (0.5, 0, 0), 0.2), sphere(points, (0.2, 0.8, 0), 0.08))
+        return union(
+            sphere(points, (-0.4, 0, 0), 0.4),
+            sphere(points, (0.5, 0, 0), 0.2),
+            sphere(points, (0.2, 0.8, 0), 0.08),
+        )
 
     mesh = extract(three, 48)
     assert len(trimesh.Trimesh(mesh.vertices, mesh.faces, process=False).split()) == 3
@@ -167,14 +183,22 @@ def bumpy(points: Tensor) -> Tensor:
     return torch.minimum(union(bumps, plate), -sphere(points, (0.1, 0.3, 0), 0.1))
 
 
-@pytest.mark.parametrize("field, resolution", [
-    (sphere, 24), (bumpy, 47), (lambda p: sphere(p, (0, 0, 0), 1.3), 20),
-    (lambda p: torch.sin(40 * p @ torch.tensor([[1.0], [0.7], [0.4]]))[:, 0] + p[:, 2], 30)])
+@pytest.mark.parametrize(
+    "field, resolution",
+    [
+        (sphere, 24),
+        (bumpy, 47),
+        (lambda p: sphere(p, (0, 0, 0), 1.3), 20),
+        (lambda p: torch.sin(40 * p @ torch.tensor([[1.0], [0.7], [0.4]]))[:, 0] + p[:, 2], 30),
+    ],
+)
 def test_the_vertices_are_those_of_scikit_image(field, resolution):
     """One for each crossed edge of the lattice; where a face of a cell is ambiguous the triangles may differ."""
     mesh = extract(field, resolution)
     axis = torch.linspace(-1, 1, resolution + 1)
-    values = field(torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).reshape(-1, 3)).reshape((len(axis),) * 3)
+    values = field(
+        torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).reshape(-1, 3)
+    ).reshape((len(axis),) * 3)
     padded = np.pad(values.numpy() / values.abs().max().item(), 1, constant_values=-1e6)
     index, faces, _, _ = marching_cubes(padded, 0.0, gradient_direction="ascent", method="lorensen")
     reference = Mesh(((index.astype(np.float64) - 1) * 2 / resolution - 1).clip(-1, 1), faces)
@@ -210,7 +234,9 @@ def test_no_point_is_asked_twice():
     asked = []
     extract(lambda p: asked.append(p) or bumpy(p), 64, coarse=16)
     points = torch.cat(asked)
-    assert len(points.unique(dim=0)) > 0.97 * len(points), "but for a few where the surface is followed"
+    assert len(points.unique(dim=0)) > 0.97 * len(points), (
+        "but for a few where the surface is followed"
+    )
 
 
 def test_a_surface_is_followed_out_of_the_cells_where_it_was_expected():
@@ -230,7 +256,9 @@ def test_what_no_coarse_value_betrays_is_missed_and_said():
     def speck(points: Tensor) -> Tensor:
         return sphere(points, (0.0625, 0.0625, 0.0625), 0.02).clamp_min(-0.02)
 
-    with pytest.raises(EmptyFieldError, match=r"thinner than a cell of the 16\^3 that were looked at first"):
+    with pytest.raises(
+        EmptyFieldError, match=r"thinner than a cell of the 16\^3 that were looked at first"
+    ):
         extract(speck, 128, coarse=16)
     assert extract(speck, 128, coarse=64).faces.size
 
@@ -246,5 +274,9 @@ def test_progress_ends_at_what_was_announced():
 @pytest.mark.gpu
 @pytest.mark.parametrize("resolution", [64, 129])
 def test_a_gpu_finds_the_same_surface(resolution):
-    here, there = (extract(sphere, resolution, coarse=16, device=device) for device in ("cpu", "cuda"))
-    assert (here.faces == there.faces).all() and np.abs(here.vertices - there.vertices).max() < 1e-3 * 2 / resolution
+    here, there = (
+        extract(sphere, resolution, coarse=16, device=device) for device in ("cpu", "cuda")
+    )
+    assert (here.faces == there.faces).all() and np.abs(
+        here.vertices - there.vertices
+    ).max() < 1e-3 * 2 / resolution

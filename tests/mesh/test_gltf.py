@@ -13,7 +13,9 @@ import trimesh
 
 from tar3d.mesh.gltf import MAX_NODE_DEPTH, read_gltf
 
-DATASETS = Path(os.environ.get("TAR3D_DATASETS") or Path(__file__).parents[3] / "shared" / "datasets")
+DATASETS = Path(
+    os.environ.get("TAR3D_DATASETS") or Path(__file__).parents[3] / "shared" / "datasets"
+)
 LIMITS = (10_000, 10_000)
 CORNERS = np.array([[0, 0, 0], [1, 0, 0], [0, 2, 0], [0, 0, 3]], dtype=np.float32)
 TETRAHEDRON = np.array([[0, 2, 1], [0, 1, 3], [1, 2, 3], [2, 0, 3]], dtype=np.uint16)
@@ -32,8 +34,13 @@ def document(**changes: object) -> dict:
             {"bufferView": 0, "componentType": 5126, "count": 4, "type": "VEC3"},
             {"bufferView": 1, "componentType": 5123, "count": 12, "type": "SCALAR"},
         ],
-        "bufferViews": [{"buffer": 0, "byteLength": 48}, {"buffer": 0, "byteOffset": 48, "byteLength": 24}],
-        "buffers": [{"uri": "data:;base64," + base64.b64encode(data).decode(), "byteLength": len(data)}],
+        "bufferViews": [
+            {"buffer": 0, "byteLength": 48},
+            {"buffer": 0, "byteOffset": 48, "byteLength": 24},
+        ],
+        "buffers": [
+            {"uri": "data:;base64," + base64.b64encode(data).decode(), "byteLength": len(data)}
+        ],
     } | changes
 
 
@@ -72,7 +79,10 @@ def test_only_the_default_scene_is_read(tmp_path):
     scenes = [{"nodes": [0]}, {"nodes": [1]}]
     nodes = [{"mesh": 0}, {"mesh": 0, "translation": [5, 0, 0]}]
     for scene, start in ((0, 0), (1, 5)):
-        assert (read(tmp_path, document(scenes=scenes, nodes=nodes, scene=scene))[0] == CORNERS + [start, 0, 0]).all()
+        assert (
+            read(tmp_path, document(scenes=scenes, nodes=nodes, scene=scene))[0]
+            == CORNERS + [start, 0, 0]
+        ).all()
 
 
 @pytest.mark.parametrize("count", [3, 4, 5, 6])
@@ -97,27 +107,48 @@ def test_points_and_lines_are_left_out(tmp_path):
 
 
 def test_sparse_and_normalized_accessors(tmp_path):
-    data = np.array([1, 3], np.uint8).tobytes() + b"\0\0" + np.array([[0, 0, 0], [127, -128, 0]], np.int8).tobytes()
+    data = (
+        np.array([1, 3], np.uint8).tobytes()
+        + b"\0\0"
+        + np.array([[0, 0, 0], [127, -128, 0]], np.int8).tobytes()
+    )
     base = np.array([[64, 0, 0], [1, 1, 1], [0, 127, 0], [9, 9, 9]], np.int8).tobytes()
     sparse = {
         "count": 2,
         "indices": {"bufferView": 0, "componentType": 5121},
         "values": {"bufferView": 0, "byteOffset": 4},
     }
-    accessor = {"bufferView": 1, "componentType": 5120, "count": 4, "type": "VEC3", "normalized": True, "sparse": sparse}
-    vertices, _ = read(tmp_path, document(
-        accessors=[accessor],
-        meshes=[{"primitives": [{"attributes": {"POSITION": 0}}]}],
-        bufferViews=[{"buffer": 0, "byteLength": 10}, {"buffer": 0, "byteOffset": 10, "byteLength": 12}],
-        buffers=[{"uri": "data:;base64," + base64.b64encode(data + base).decode(), "byteLength": 22}],
-    ))
+    accessor = {
+        "bufferView": 1,
+        "componentType": 5120,
+        "count": 4,
+        "type": "VEC3",
+        "normalized": True,
+        "sparse": sparse,
+    }
+    vertices, _ = read(
+        tmp_path,
+        document(
+            accessors=[accessor],
+            meshes=[{"primitives": [{"attributes": {"POSITION": 0}}]}],
+            bufferViews=[
+                {"buffer": 0, "byteLength": 10},
+                {"buffer": 0, "byteOffset": 10, "byteLength": 12},
+            ],
+            buffers=[
+                {"uri": "data:;base64," + base64.b64encode(data + base).decode(), "byteLength": 22}
+            ],
+        ),
+    )
     assert np.allclose(vertices, [[64 / 127, 0, 0], [0, 0, 0], [0, 1, 0], [1, -1, 0]])
 
 
 def test_a_stride_skips_other_attributes(tmp_path):
     rows = np.concatenate([CORNERS, np.full((4, 3), 7, np.float32)], axis=1)
     content = document(meshes=[{"primitives": [{"attributes": {"POSITION": 0}}]}])
-    content["buffers"] = [{"uri": "data:;base64," + base64.b64encode(rows.tobytes()).decode(), "byteLength": 96}]
+    content["buffers"] = [
+        {"uri": "data:;base64," + base64.b64encode(rows.tobytes()).decode(), "byteLength": 96}
+    ]
     content["bufferViews"] = [{"buffer": 0, "byteLength": 96, "byteStride": 24}]
     assert (read(tmp_path, content)[0] == CORNERS).all()
 
@@ -148,17 +179,38 @@ def changed(group: str, index: int, **values: object) -> dict:
 
 
 LIES = {
-    "count past the bytes": (changed("accessors", 0, count=5), "needs 60 bytes, but its bufferView has 48"),
+    "count past the bytes": (
+        changed("accessors", 0, count=5),
+        "needs 60 bytes, but its bufferView has 48",
+    ),
     "offset past the bytes": (changed("accessors", 0, byteOffset=4), "needs 52 bytes"),
-    "count above the limit": (changed("accessors", 0, count=2_000_000_000), "declares 2,000,000,000 elements"),
-    "count without data": (document(accessors=[{"componentType": 5126, "count": 9, "type": "VEC3"}] * 2), "has no data"),
+    "count above the limit": (
+        changed("accessors", 0, count=2_000_000_000),
+        "declares 2,000,000,000 elements",
+    ),
+    "count without data": (
+        document(accessors=[{"componentType": 5126, "count": 9, "type": "VEC3"}] * 2),
+        "has no data",
+    ),
     "count of zero": (changed("accessors", 0, count=0), "declares 0 elements"),
     "negative offset": (changed("bufferViews", 1, byteOffset=-48), "not a whole number >= 0"),
     "offset that is text": (changed("bufferViews", 1, byteOffset="48"), "not a whole number >= 0"),
-    "view past the buffer": (changed("bufferViews", 1, byteLength=25), "ends at byte 73 of a buffer of 72"),
-    "buffer shorter than declared": (changed("buffers", 0, byteLength=73), "declares 73 bytes, but only 72"),
-    "index past the vertices": (changed("accessors", 1, byteOffset=0, bufferView=0), "index vertices up to"),
-    "missing accessor": (document(accessors=[]), "refers to number 0 of accessors, but there are 0"),
+    "view past the buffer": (
+        changed("bufferViews", 1, byteLength=25),
+        "ends at byte 73 of a buffer of 72",
+    ),
+    "buffer shorter than declared": (
+        changed("buffers", 0, byteLength=73),
+        "declares 73 bytes, but only 72",
+    ),
+    "index past the vertices": (
+        changed("accessors", 1, byteOffset=0, bufferView=0),
+        "index vertices up to",
+    ),
+    "missing accessor": (
+        document(accessors=[]),
+        "refers to number 0 of accessors, but there are 0",
+    ),
     "missing mesh": (document(nodes=[{"mesh": 3}]), "refers to number 3 of meshes"),
     "component type": (changed("accessors", 0, componentType=5130), "component type 5130"),
     "matrix": (document(nodes=[{"mesh": 0, "matrix": [1, 2]}]), "reshape|malformed"),
@@ -169,10 +221,14 @@ LIES = {
     "shared child": (document(nodes=[{"children": [1, 1]}, {"mesh": 0}]), "reached twice"),
     "deep chain": (document(nodes=chain(MAX_NODE_DEPTH + 1)), "nested deeper than"),
     "many instances": (
-        document(nodes=[{"mesh": 0}] * 3000, scenes=[{"nodes": list(range(3000))}]), "more than 10,000 vertices",
+        document(nodes=[{"mesh": 0}] * 3000, scenes=[{"nodes": list(range(3000))}]),
+        "more than 10,000 vertices",
     ),
     "version": (document(asset={"version": "1.0"}), "only version 2"),
-    "required extension": (document(extensionsRequired=["EXT_meshopt_compression"]), "EXT_meshopt_compression"),
+    "required extension": (
+        document(extensionsRequired=["EXT_meshopt_compression"]),
+        "EXT_meshopt_compression",
+    ),
 }
 
 
@@ -210,15 +266,26 @@ def draco_box() -> trimesh.Trimesh:
 def draco_file(tmp_path: Path) -> Path:
     draco = pytest.importorskip("DracoPy")
     box = draco_box()
-    data = draco.encode(box.vertices.astype(np.float32), faces=box.faces, quantization_bits=14, preserve_order=True)
+    data = draco.encode(
+        box.vertices.astype(np.float32), faces=box.faces, quantization_bits=14, preserve_order=True
+    )
     unique_id = draco.decode(data).attributes[0]["unique_id"]
-    extension = {"KHR_draco_mesh_compression": {"bufferView": 0, "attributes": {"POSITION": unique_id}}}
+    extension = {
+        "KHR_draco_mesh_compression": {"bufferView": 0, "attributes": {"POSITION": unique_id}}
+    }
     content = document(
         extensionsRequired=["KHR_draco_mesh_compression"],
-        meshes=[{"primitives": [{"attributes": {"POSITION": 0}, "indices": 1, "extensions": extension}]}],
-        accessors=[{"componentType": 5126, "count": 8, "type": "VEC3"}, {"componentType": 5125, "count": 36, "type": "SCALAR"}],
+        meshes=[
+            {"primitives": [{"attributes": {"POSITION": 0}, "indices": 1, "extensions": extension}]}
+        ],
+        accessors=[
+            {"componentType": 5126, "count": 8, "type": "VEC3"},
+            {"componentType": 5125, "count": 36, "type": "SCALAR"},
+        ],
         bufferViews=[{"buffer": 0, "byteLength": len(data)}],
-        buffers=[{"uri": "data:;base64," + base64.b64encode(data).decode(), "byteLength": len(data)}],
+        buffers=[
+            {"uri": "data:;base64," + base64.b64encode(data).decode(), "byteLength": len(data)}
+        ],
     )
     path = tmp_path / "box.gltf"
     path.write_text(json.dumps(content))
@@ -239,11 +306,18 @@ def test_draco_without_its_package_is_refused_by_name(tmp_path, monkeypatch):
 
 
 def real_files() -> list[Path]:
-    special = [DATASETS / "broken" / "files" / "triangle_strip.gltf", DATASETS / "dev" / "raw_formats" / "nested.glb"]
-    return sorted((DATASETS / "dev" / "meshes").rglob("*.glb"))[::40] + [path for path in special if path.is_file()]
+    special = [
+        DATASETS / "broken" / "files" / "triangle_strip.gltf",
+        DATASETS / "dev" / "raw_formats" / "nested.glb",
+    ]
+    return sorted((DATASETS / "dev" / "meshes").rglob("*.glb"))[::40] + [
+        path for path in special if path.is_file()
+    ]
 
 
-@pytest.mark.skipif(not real_files(), reason="no real meshes; TAR3D_DATASETS names the folder that holds them")
+@pytest.mark.skipif(
+    not real_files(), reason="no real meshes; TAR3D_DATASETS names the folder that holds them"
+)
 def test_real_files_are_read_as_trimesh_reads_them():
     def oriented(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
         corners = np.asarray(vertices)[np.asarray(faces)]

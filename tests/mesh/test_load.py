@@ -15,7 +15,9 @@ from tar3d.mesh import load
 from tar3d.mesh.load import SUPPORTED, MeshError, list_meshes, load_mesh, normalize, weld
 from tar3d.mesh.points import sample_shape
 
-DATASETS = Path(os.environ.get("TAR3D_DATASETS") or Path(__file__).parents[3] / "shared" / "datasets")
+DATASETS = Path(
+    os.environ.get("TAR3D_DATASETS") or Path(__file__).parents[3] / "shared" / "datasets"
+)
 BROKEN = DATASETS / "broken"
 
 
@@ -42,7 +44,11 @@ def test_broken_meshes_do_what_their_manifest_expects(row, capfd):
     assert peak < 64 << 20
     assert "Traceback" not in capfd.readouterr().err
     if refusal is not None:
-        assert refusal.startswith(f"{path}: ") and "\n" not in refusal and len(refusal) > len(str(path)) + 15
+        assert (
+            refusal.startswith(f"{path}: ")
+            and "\n" not in refusal
+            and len(refusal) > len(str(path)) + 15
+        )
 
     expected = row["suggested_expectation"]
     if "must load" in expected:
@@ -53,7 +59,9 @@ def test_broken_meshes_do_what_their_manifest_expects(row, capfd):
         return
     assert np.abs(mesh.vertices).max() == pytest.approx(CUBE_FILL, abs=1e-6)
     try:
-        samples, _ = sample_shape(mesh, SampleConfig(surface_points=200, volume_points=2000, near_points=200), 0)
+        samples, _ = sample_shape(
+            mesh, SampleConfig(surface_points=200, volume_points=2000, near_points=200), 0
+        )
     except MeshError as e:
         assert "flat" in row["problem"] + row["detail"] and "encloses no volume" in str(e)
     else:
@@ -61,7 +69,9 @@ def test_broken_meshes_do_what_their_manifest_expects(row, capfd):
 
 
 def test_normalisation_centres_scales_and_can_be_undone():
-    box = trimesh.creation.box((2.0, 8.0, 4.0), trimesh.transformations.translation_matrix((100.0, 5.0, -3.0)))
+    box = trimesh.creation.box(
+        (2.0, 8.0, 4.0), trimesh.transformations.translation_matrix((100.0, 5.0, -3.0))
+    )
     mesh = normalize(box.vertices, box.faces)
     assert np.allclose(mesh.vertices.max(axis=0), [0.2375, 0.95, 0.475], atol=1e-6)
     assert np.allclose(mesh.vertices.min(axis=0), [-0.2375, -0.95, -0.475], atol=1e-6)
@@ -111,8 +121,12 @@ def test_weld_keeps_one_side_of_a_double_sided_shell_but_both_sides_where_solids
     box = trimesh.creation.box()
     double = np.concatenate([box.faces, box.faces[:, ::-1]])
     assert (weld(box.vertices, double)[1] == box.faces).all()
-    corners = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [0.3, 0.3, -1]])  # two tetrahedra on one base
-    touching = np.array([[0, 2, 1], [0, 1, 3], [1, 2, 3], [2, 0, 3], [0, 1, 2], [0, 4, 1], [1, 4, 2], [2, 4, 0]])
+    corners = np.array(
+        [[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [0.3, 0.3, -1]]
+    )  # two tetrahedra on one base
+    touching = np.array(
+        [[0, 2, 1], [0, 1, 3], [1, 2, 3], [2, 0, 3], [0, 1, 2], [0, 4, 1], [1, 4, 2], [2, 4, 0]]
+    )
     assert (weld(corners, touching)[1] == touching).all()
 
 
@@ -126,7 +140,10 @@ def test_suffixes_are_read_in_any_case_and_others_are_named(tmp_path):
     trimesh.creation.box().export(tmp_path / "box.stl")
     (tmp_path / "box.stl").rename(path)
     assert len(load_mesh(path).faces) == 12
-    with pytest.raises(MeshError, match=r"a\.step: the suffix '\.step' is not supported, allowed are \.glb, \.gltf, \.obj"):
+    with pytest.raises(
+        MeshError,
+        match=r"a\.step: the suffix '\.step' is not supported, allowed are \.glb, \.gltf, \.obj",
+    ):
         load_mesh(tmp_path / "a.step")
     with pytest.raises(MeshError, match="no such file"):
         load_mesh(tmp_path / "missing.obj")
@@ -136,7 +153,11 @@ def test_list_meshes_is_recursive_sorted_and_leaves_out_the_rest(tmp_path):
     for name in ("b/z.OBJ", "a.ply", "b/a.glb", "notes.txt", "b/._z.obj"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert [str(p.relative_to(tmp_path)) for p in list_meshes(tmp_path)] == ["a.ply", "b/a.glb", "b/z.OBJ"]
+    assert [str(p.relative_to(tmp_path)) for p in list_meshes(tmp_path)] == [
+        "a.ply",
+        "b/a.glb",
+        "b/z.OBJ",
+    ]
     assert list_meshes(tmp_path / "a.ply") == [tmp_path / "a.ply"]
     with pytest.raises(MeshError, match="allowed are"):
         list_meshes(tmp_path / "notes.txt")
@@ -149,7 +170,9 @@ def test_limits_hold_for_every_format(tmp_path, monkeypatch):
     for suffix in SUPPORTED:
         path = tmp_path / f"ball{suffix}"
         if suffix == ".gltf":
-            for name, content in trimesh.exchange.gltf.export_gltf(trimesh.Scene(trimesh.creation.icosphere(2))).items():
+            for name, content in trimesh.exchange.gltf.export_gltf(
+                trimesh.Scene(trimesh.creation.icosphere(2))
+            ).items():
                 (tmp_path / name.replace("model", "ball")).write_bytes(content)
         else:
             trimesh.creation.icosphere(2).export(path)

@@ -13,7 +13,9 @@ from tar3d.mesh.point_cloud import MAX_UNEVENNESS, MIN_OUTWARD
 from tar3d.mesh.point_normals import estimate_normals, outward_share, unevenness
 from tar3d.mesh.points import sample_surface
 
-DATASETS = Path(os.environ.get("TAR3D_DATASETS") or Path(__file__).parents[3] / "shared" / "datasets")
+DATASETS = Path(
+    os.environ.get("TAR3D_DATASETS") or Path(__file__).parents[3] / "shared" / "datasets"
+)
 
 
 def of(shape: trimesh.Trimesh) -> Mesh:
@@ -28,17 +30,30 @@ def bowl() -> trimesh.Trimesh:
 
 def cup() -> trimesh.Trimesh:
     """Thick walls, seen from within through the opening alone."""
-    return trimesh.creation.revolve(np.array([[0, 0], [0.5, 0], [0.5, 1], [0.42, 1], [0.42, 0.08], [0, 0.08]]), sections=64)
+    return trimesh.creation.revolve(
+        np.array([[0, 0], [0.5, 0], [0.5, 1], [0.42, 1], [0.42, 0.08], [0, 0.08]]), sections=64
+    )
 
 
 def two_balls(inner: float = 1.0, shift: float = 3.0) -> trimesh.Trimesh:
-    return trimesh.util.concatenate([trimesh.creation.icosphere(4),
-                                     trimesh.creation.icosphere(4, inner).apply_translation((shift, 0, 0))])
+    return trimesh.util.concatenate(
+        [
+            trimesh.creation.icosphere(4),
+            trimesh.creation.icosphere(4, inner).apply_translation((shift, 0, 0)),
+        ]
+    )
 
 
-SHAPES = {"sphere": trimesh.creation.icosphere(4), "torus": trimesh.creation.torus(0.7, 0.25), "cube": trimesh.creation.box(),
-          "plate": trimesh.creation.box((1, 0.05, 1)), "cup": cup(), "bowl": bowl(), "two balls": two_balls(),
-          "ball in a ball": two_balls(0.5, 0.0)}
+SHAPES = {
+    "sphere": trimesh.creation.icosphere(4),
+    "torus": trimesh.creation.torus(0.7, 0.25),
+    "cube": trimesh.creation.box(),
+    "plate": trimesh.creation.box((1, 0.05, 1)),
+    "cup": cup(),
+    "bowl": bowl(),
+    "two balls": two_balls(),
+    "ball in a ball": two_balls(0.5, 0.0),
+}
 
 
 def right_share(estimated: np.ndarray, true: np.ndarray) -> float:
@@ -65,7 +80,9 @@ def test_estimated_normals_bear_noise():
 
 
 def test_estimated_normals_turn_with_the_points():
-    points = sample_surface(of(SHAPES["cube"]), 2000, np.random.default_rng(0))[:, :3].astype(np.float64)
+    points = sample_surface(of(SHAPES["cube"]), 2000, np.random.default_rng(0))[:, :3].astype(
+        np.float64
+    )
     turn = trimesh.transformations.rotation_matrix(1.0, (1, 2, 3))[:3, :3]
     both = estimate_normals(points @ turn.T), estimate_normals(points) @ turn.T
     assert (np.einsum("ij,ij->i", *both) > 0.99).mean() > 0.98
@@ -83,7 +100,9 @@ def test_estimated_normals_of_points_in_a_plane_or_on_a_line_are_finite():
 def test_inward_normals_are_told_from_outward_ones(name):
     surface = sample_surface(of(SHAPES[name]), 3000, np.random.default_rng(0))
     share = outward_share(surface[:, :3], surface[:, 3:])
-    assert share > 1 - MIN_OUTWARD and outward_share(surface[:, :3], -surface[:, 3:]) == pytest.approx(1 - share)
+    assert share > 1 - MIN_OUTWARD and outward_share(
+        surface[:, :3], -surface[:, 3:]
+    ) == pytest.approx(1 - share)
 
 
 def test_vertices_are_told_from_points_uniform_over_the_surface():
@@ -93,7 +112,10 @@ def test_vertices_are_told_from_points_uniform_over_the_surface():
         assert unevenness(sample_surface(of(shape), 1000, np.random.default_rng(0))[:, :3]) < 0.3
 
 
-@pytest.mark.skipif(not (DATASETS / "dev" / "meshes").is_dir(), reason="the development meshes are absent; TAR3D_DATASETS")
+@pytest.mark.skipif(
+    not (DATASETS / "dev" / "meshes").is_dir(),
+    reason="the development meshes are absent; TAR3D_DATASETS",
+)
 def test_real_meshes():
     """Over 75 of them the mean is 0.92; among these are thin plates and sides that no view reaches."""
     paths = sorted((DATASETS / "dev" / "meshes").rglob("*.glb"))[9::150]

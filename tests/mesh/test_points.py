@@ -9,10 +9,19 @@ import trimesh
 from tar3d.config import SampleConfig
 from tar3d.contracts import Mesh
 from tar3d.mesh.load import MeshError
-from tar3d.mesh.points import crossings, inside, outer_surface, sample_shape, sample_surface, signed_volume
+from tar3d.mesh.points import (
+    crossings,
+    inside,
+    outer_surface,
+    sample_shape,
+    sample_surface,
+    signed_volume,
+)
 from tar3d.mesh.winding import WindingNumber
 
-CONFIG = SampleConfig(surface_points=2000, volume_points=4000, near_points=3000, near_sigmas=[0.05, 0.02, 0.005])
+CONFIG = SampleConfig(
+    surface_points=2000, volume_points=4000, near_points=3000, near_sigmas=[0.05, 0.02, 0.005]
+)
 
 
 def as_mesh(shape: trimesh.Trimesh) -> Mesh:
@@ -65,7 +74,9 @@ def test_a_mesh_that_is_inside_out_has_the_same_inside(points):
 
 def test_an_open_sphere_keeps_its_inside(points):
     sphere = trimesh.creation.icosphere(4, 0.7)
-    open_sphere = Mesh(sphere.vertices, sphere.faces[sphere.triangles_center[:, 1] < 0.6])  # a hole in the top
+    open_sphere = Mesh(
+        sphere.vertices, sphere.faces[sphere.triangles_center[:, 1] < 0.6]
+    )  # a hole in the top
     radius = np.linalg.norm(points, axis=1)
     assert (inside(open_sphere, points) == (radius < 0.7)).mean() > 0.99
 
@@ -83,7 +94,9 @@ def test_surface_points_lie_on_the_faces_with_outward_normals():
 
 def test_surface_points_are_weighted_by_area_and_uniform_within_a_face():
     small, large = box((0.2, 0.2, 0.2), (-0.7, 0, 0)), box((0.8, 0.8, 0.8), (0.4, 0, 0))
-    sample = sample_surface(as_mesh(trimesh.util.concatenate([small, large])), 40_000, np.random.default_rng(2))
+    sample = sample_surface(
+        as_mesh(trimesh.util.concatenate([small, large])), 40_000, np.random.default_rng(2)
+    )
     assert (sample[:, 0] > -0.3).mean() == pytest.approx(16 / 17, abs=0.005)
     top = sample[(sample[:, 4] > 0.9) & (sample[:, 0] > -0.3)]
     counts = np.histogram2d(top[:, 0], top[:, 2], bins=4, range=[[0, 0.8], [-0.4, 0.4]])[0]
@@ -99,9 +112,14 @@ def test_normals_of_an_inverted_mesh_are_turned_outward():
 
 
 def test_near_points_have_the_asked_noise_in_equal_shares():
-    big = Mesh(np.array([[-0.9, 0, -0.9], [0.9, 0, -0.9], [0.9, 0, 0.9], [-0.9, 0, 0.9], [0, -0.9, 0]]) * 0.9,
-               [[0, 2, 1], [0, 3, 2], [0, 1, 4], [1, 2, 4], [2, 3, 4], [3, 0, 4]])
-    config = SampleConfig(surface_points=10, volume_points=10, near_points=6000, near_sigmas=[0.01, 0.0001])
+    big = Mesh(
+        np.array([[-0.9, 0, -0.9], [0.9, 0, -0.9], [0.9, 0, 0.9], [-0.9, 0, 0.9], [0, -0.9, 0]])
+        * 0.9,
+        [[0, 2, 1], [0, 3, 2], [0, 1, 4], [1, 2, 4], [2, 3, 4], [3, 0, 4]],
+    )
+    config = SampleConfig(
+        surface_points=10, volume_points=10, near_points=6000, near_sigmas=[0.01, 0.0001]
+    )
     samples, _ = sample_shape(big, config, 0)
     near = samples.points[samples.is_near]
     center = np.abs(near[:, [0, 2]]).max(axis=1) < 0.6
@@ -113,10 +131,18 @@ def test_near_points_have_the_asked_noise_in_equal_shares():
 def test_sample_shape_is_complete_and_repeats_by_seed():
     mesh = Mesh(box().vertices, box().faces, np.diag([2.0, 2.0, 2.0, 1.0]))
     first, second, other = (sample_shape(mesh, CONFIG, seed)[0] for seed in (7, 7, 8))
-    assert first.surface.shape == (2000, 6) and first.points.shape == (7000, 3) and first.points.dtype == np.float32
+    assert (
+        first.surface.shape == (2000, 6)
+        and first.points.shape == (7000, 3)
+        and first.points.dtype == np.float32
+    )
     assert first.is_near.sum() == 3000 and not first.is_near[:4000].any()
-    assert (first.points == first.points.astype(np.float16)).all()  # what is stored is what was labelled
-    inner, outer = (in_box(first.points, np.array([1.0, 0.8, 1.2]) + change) for change in (-1e-5, 1e-5))
+    assert (
+        first.points == first.points.astype(np.float16)
+    ).all()  # what is stored is what was labelled
+    inner, outer = (
+        in_box(first.points, np.array([1.0, 0.8, 1.2]) + change) for change in (-1e-5, 1e-5)
+    )
     clear = inner == outer  # a rounded point can lie on a face, where either label is right
     assert clear.mean() > 0.99 and (first.inside == inner)[clear].all()
     assert first.inside[:4000].mean() == pytest.approx(0.96 / 8, abs=0.02)
@@ -128,11 +154,16 @@ def test_sample_shape_is_complete_and_repeats_by_seed():
 
 def test_near_points_stay_in_the_cube():
     config = SampleConfig(surface_points=10, volume_points=10, near_points=2000, near_sigmas=[0.5])
-    assert np.abs(sample_shape(as_mesh(box((1.9, 1.9, 1.9), (0, 0, 0))), config, 0)[0].points).max() == 1.0
+    assert (
+        np.abs(sample_shape(as_mesh(box((1.9, 1.9, 1.9), (0, 0, 0))), config, 0)[0].points).max()
+        == 1.0
+    )
 
 
 def test_a_flat_sheet_encloses_no_volume():
-    sheet = Mesh([[-0.9, 0, -0.9], [0.9, 0, -0.9], [0.9, 0, 0.9], [-0.9, 0, 0.9]], [[0, 2, 1], [0, 3, 2]])
+    sheet = Mesh(
+        [[-0.9, 0, -0.9], [0.9, 0, -0.9], [0.9, 0, 0.9], [-0.9, 0, 0.9]], [[0, 2, 1], [0, 3, 2]]
+    )
     bare = SampleConfig(surface_points=2000, volume_points=4000, near_points=3000, min_thickness=0)
     with pytest.raises(MeshError, match="encloses no volume"):
         sample_shape(sheet, bare, 0)
@@ -140,35 +171,75 @@ def test_a_flat_sheet_encloses_no_volume():
 
 def test_a_sheet_becomes_a_plate():
     """Of the wanted thickness to both sides, rounded where it ends; its normals look to both."""
-    sheet = Mesh([[-0.9, 0, -0.9], [0.9, 0, -0.9], [0.9, 0, 0.9], [-0.9, 0, 0.9]], [[0, 2, 1], [0, 3, 2]])
-    config = SampleConfig(surface_points=20_000, volume_points=4000, near_points=20_000, near_sigmas=[0.02], min_thickness=0.03)
+    sheet = Mesh(
+        [[-0.9, 0, -0.9], [0.9, 0, -0.9], [0.9, 0, 0.9], [-0.9, 0, 0.9]], [[0, 2, 1], [0, 3, 2]]
+    )
+    config = SampleConfig(
+        surface_points=20_000,
+        volume_points=4000,
+        near_points=20_000,
+        near_sigmas=[0.02],
+        min_thickness=0.03,
+    )
     samples, facts = sample_shape(sheet, config, 0)
     x, y, z = np.abs(samples.points).T
     beyond = np.hypot(np.maximum(x - 0.9, 0), np.maximum(z - 0.9, 0))
     expected = np.hypot(y, beyond) < 0.015
     clear = np.abs(np.hypot(y, beyond) - 0.015) > 1e-4
-    assert (samples.inside == expected)[clear].all() and samples.inside[samples.is_near].mean() > 0.5
-    assert 0.45 < (samples.surface[:, 4] > 0).mean() < 0.55 and facts["thin_share"] == 1 and facts["watertight"] == 0
+    assert (samples.inside == expected)[clear].all() and samples.inside[
+        samples.is_near
+    ].mean() > 0.5
+    assert (
+        0.45 < (samples.surface[:, 4] > 0).mean() < 0.55
+        and facts["thin_share"] == 1
+        and facts["watertight"] == 0
+    )
 
 
 def test_a_thin_wall_is_padded_evenly_and_a_thick_one_is_not():
     wall, block = box((1.8, 0.01, 1.0), (0, 0.6, 0)), box((1.8, 0.5, 1.0), (0, -0.3, 0))
-    config = SampleConfig(surface_points=20_000, volume_points=4000, near_points=20_000, near_sigmas=[0.01], min_thickness=0.04)
+    config = SampleConfig(
+        surface_points=20_000,
+        volume_points=4000,
+        near_points=20_000,
+        near_sigmas=[0.01],
+        min_thickness=0.04,
+    )
     samples, facts = sample_shape(as_mesh(trimesh.util.concatenate([wall, block])), config, 0)
     middle = (np.abs(samples.points[:, 0]) < 0.8) & (np.abs(samples.points[:, 2]) < 0.4)
     height = samples.points[:, 1]
     expected = (np.abs(height - 0.6) < 0.02) | (np.abs(height + 0.3) < 0.25)
-    clear = middle & (np.abs(np.abs(height - 0.6) - 0.02) > 1e-3) & (np.abs(np.abs(height + 0.3) - 0.25) > 1e-3)
+    clear = (
+        middle
+        & (np.abs(np.abs(height - 0.6) - 0.02) > 1e-3)
+        & (np.abs(np.abs(height + 0.3) - 0.25) > 1e-3)
+    )
     assert (samples.inside == expected)[clear].mean() > 0.999
     assert 0.3 < facts["thin_share"] < 0.5
-    assert not sample_shape(as_mesh(wall), SampleConfig(surface_points=900, volume_points=9, near_points=9000, near_sigmas=[0.01],
-                                                        min_thickness=0), 0)[0].inside[9:].mean() > 0.5
+    assert (
+        not sample_shape(
+            as_mesh(wall),
+            SampleConfig(
+                surface_points=900,
+                volume_points=9,
+                near_points=9000,
+                near_sigmas=[0.01],
+                min_thickness=0,
+            ),
+            0,
+        )[0]
+        .inside[9:]
+        .mean()
+        > 0.5
+    )
 
 
 def test_a_bowl_stays_open_and_a_box_without_a_floor_is_solid():
     ball = trimesh.creation.icosphere(4, 0.9)
     bowl = Mesh(ball.vertices, ball.faces[ball.triangles_center[:, 1] < -0.5])
-    assert WindingNumber(bowl)(np.array([[0, -0.7, 0]]))[0] > 0.5  # which by itself counts as inside
+    assert (
+        WindingNumber(bowl)(np.array([[0, -0.7, 0]]))[0] > 0.5
+    )  # which by itself counts as inside
     config = SampleConfig(surface_points=4000, volume_points=20_000, near_points=100)
     samples, _ = sample_shape(bowl, config, 0)
     depth = np.linalg.norm(samples.points, axis=1)
@@ -183,10 +254,16 @@ def test_a_bowl_stays_open_and_a_box_without_a_floor_is_solid():
 
 def test_walls_that_only_together_enclose_something_are_solid():
     shape = box()
-    walls = trimesh.util.concatenate([shape.submesh([np.flatnonzero(np.abs(shape.face_normals - n).sum(axis=1) < 1e-6)])[0]
-                                      for n in np.concatenate([np.eye(3), -np.eye(3)])])
+    walls = trimesh.util.concatenate(
+        [
+            shape.submesh([np.flatnonzero(np.abs(shape.face_normals - n).sum(axis=1) < 1e-6)])[0]
+            for n in np.concatenate([np.eye(3), -np.eye(3)])
+        ]
+    )
     samples, facts = sample_shape(as_mesh(walls), CONFIG, 0)
-    assert facts["components"] == 6 and samples.inside[in_box(samples.points, (0.9, 0.7, 1.1))].all()
+    assert (
+        facts["components"] == 6 and samples.inside[in_box(samples.points, (0.9, 0.7, 1.1))].all()
+    )
 
 
 def test_what_is_buried_is_no_surface():
@@ -199,7 +276,10 @@ def test_what_is_buried_is_no_surface():
         surface = outer_surface(both, 4000, np.random.default_rng(0))
         outside = surface[:, :3] + 1e-3 * surface[:, 3:]
         within = surface[:, :3] - 1e-3 * surface[:, 3:]
-        solid, free = in_box(within) | in_box(within, **other), ~(in_box(outside) | in_box(outside, **other))
+        solid, free = (
+            in_box(within) | in_box(within, **other),
+            ~(in_box(outside) | in_box(outside, **other)),
+        )
         assert surface.shape == (4000, 6) and solid.mean() > 0.995 and free.mean() > 0.995
         samples, facts = sample_shape(both, CONFIG, 0)
         expected = in_box(samples.points) | in_box(samples.points, **other)
@@ -210,7 +290,10 @@ def test_a_hollow_stays_hollow():
     outer, inner = trimesh.creation.icosphere(3, 0.9), trimesh.creation.icosphere(3, 0.5)
     inner.invert()
     samples, facts = sample_shape(as_mesh(trimesh.util.concatenate([outer, inner])), CONFIG, 0)
-    assert not samples.inside[np.linalg.norm(samples.points, axis=1) < 0.48].any() and facts["buried_share"] == 0
+    assert (
+        not samples.inside[np.linalg.norm(samples.points, axis=1) < 0.48].any()
+        and facts["buried_share"] == 0
+    )
 
 
 def test_a_mesh_without_area_is_refused():
@@ -221,7 +304,11 @@ def test_a_mesh_without_area_is_refused():
 def test_large_meshes_are_worked_through_in_blocks(monkeypatch, points):
     """With blocks of a few faces: the same samples, volume and labels."""
     mesh = as_mesh(trimesh.creation.icosphere(2, 0.6))
-    sampled, volume, labels = sample_surface(mesh, 500, np.random.default_rng(1)), signed_volume(mesh), inside(mesh, points)
+    sampled, volume, labels = (
+        sample_surface(mesh, 500, np.random.default_rng(1)),
+        signed_volume(mesh),
+        inside(mesh, points),
+    )
     monkeypatch.setattr("tar3d.mesh.points.FACES_AT_ONCE", 7)
     assert (sample_surface(mesh, 500, np.random.default_rng(1)) == sampled).all()
     assert signed_volume(mesh) == pytest.approx(volume, rel=1e-12)
@@ -251,7 +338,13 @@ def test_a_share_of_the_near_points_are_crossings_with_labels_of_their_own():
         near = samples.points[samples.is_near]
         where[share] = (np.abs(near[:, [0, 2]] - 0.5) < 0.1).all(axis=1)
         assert not samples.inside[samples.is_near][where[share]].any()
-        truth = np.any([in_box(near, (0.1, 1.6, 0.1), (x, 0.0, z)) for x, z in ((-0.5, -0.5), (0.5, -0.5), (-0.5, 0.5))], axis=0)
+        truth = np.any(
+            [
+                in_box(near, (0.1, 1.6, 0.1), (x, 0.0, z))
+                for x, z in ((-0.5, -0.5), (0.5, -0.5), (-0.5, 0.5))
+            ],
+            axis=0,
+        )
         assert (samples.inside[samples.is_near] == truth).mean() > 0.99
         assert len(near) == CONFIG.near_points
     assert where[0.0].mean() < 0.002 < 0.01 < where[0.5].mean()

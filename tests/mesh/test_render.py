@@ -8,7 +8,16 @@ import trimesh
 
 from tar3d.config import ViewConfig
 from tar3d.contracts import Mesh
-from tar3d.mesh.render import Camera, Renderer, contact_sheet, orbit, orbit_cameras, picture, render, rgba
+from tar3d.mesh.render import (
+    Camera,
+    Renderer,
+    contact_sheet,
+    orbit,
+    orbit_cameras,
+    picture,
+    render,
+    rgba,
+)
 
 
 def ball(center=(0.0, 0.0, 0.0), radius=0.5, detail=4) -> Mesh:
@@ -19,12 +28,16 @@ def ball(center=(0.0, 0.0, 0.0), radius=0.5, detail=4) -> Mesh:
 def centroid(mask: np.ndarray) -> tuple[float, float]:
     """(column, row) relative to the middle of the picture, both in [-1, 1], row downwards."""
     axis = (np.arange(len(mask)) + 0.5) / len(mask) * 2 - 1
-    return float((mask.sum(axis=0) * axis).sum() / mask.sum()), float((mask.sum(axis=1) * axis).sum() / mask.sum())
+    return float((mask.sum(axis=0) * axis).sum() / mask.sum()), float(
+        (mask.sum(axis=1) * axis).sum() / mask.sum()
+    )
 
 
 def test_sphere_has_its_analytic_silhouette_and_depth():
     picture = render(ball(radius=0.8), orbit(35, 20, 4.0, 35.0), 129)
-    radius = 0.8 / np.sqrt(16 - 0.64) / np.tan(np.radians(17.5)) * 129 / 2  # tangent cone, in pixels
+    radius = (
+        0.8 / np.sqrt(16 - 0.64) / np.tan(np.radians(17.5)) * 129 / 2
+    )  # tangent cone, in pixels
     assert picture.mask.sum() == pytest.approx(np.pi * radius**2, rel=0.005)
     assert picture.depth[64, 64] == pytest.approx(3.2, abs=0.003)
     assert centroid(picture.mask) == pytest.approx((0, 0), abs=0.002)
@@ -40,7 +53,9 @@ def test_depth_is_along_the_view_direction():
 def test_nothing_hit_is_infinitely_far_and_fully_transparent():
     picture = render(ball(radius=0.2), orbit(0, 0, 4.0, 35.0), 64)
     empty = picture.mask == 0
-    assert empty.any() and np.isinf(picture.depth[empty]).all() and (picture.normal[empty] == 0).all()
+    assert (
+        empty.any() and np.isinf(picture.depth[empty]).all() and (picture.normal[empty] == 0).all()
+    )
     assert np.isfinite(picture.depth[~empty]).all()
     assert np.allclose(np.linalg.norm(picture.normal[~empty], axis=-1), 1, atol=1e-5)
 
@@ -67,7 +82,9 @@ def test_an_orbit_camera_is_where_its_angles_say():
     assert orbit(90, 0, 4, 35).position == pytest.approx((4, 0, 0))
     assert orbit(30, 40, 4, 35).position[1] == pytest.approx(4 * np.sin(np.radians(40)))
     axes = orbit(30, 40, 4, 35).axes()
-    assert np.allclose(axes @ axes.T, np.eye(3)) and np.linalg.det(axes) == pytest.approx(-1)  # right, up, forward
+    assert np.allclose(axes @ axes.T, np.eye(3)) and np.linalg.det(axes) == pytest.approx(
+        -1
+    )  # right, up, forward
 
 
 def test_winding_does_not_change_the_picture():
@@ -86,14 +103,21 @@ def test_normals_are_smooth_on_a_ball_and_sharp_on_a_box():
     assert np.abs(picture.normal[core, :2] - np.stack([x, y], axis=-1)[core] / 0.8).max() < 0.03
     box = trimesh.creation.box((1, 1, 1))
     normal = render(Mesh(box.vertices, box.faces), orbit(30, 30, 4, 35), 64, supersample=1).normal
-    assert set(map(tuple, np.round(normal.reshape(-1, 3), 3) + 0.0)) == {(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)}
+    assert set(map(tuple, np.round(normal.reshape(-1, 3), 3) + 0.0)) == {
+        (0, 0, 0),
+        (1, 0, 0),
+        (0, 1, 0),
+        (0, 0, 1),
+    }
 
 
 def test_coverage_is_antialiased_and_background_is_mixed_by_it():
     renderer, camera = Renderer(ball()), orbit(0, 0, 4, 35)
     plain, red = renderer.render(camera, 48), renderer.render(camera, 48, background=(255, 0, 0))
     assert set(np.unique(plain.mask)) == {0, 0.25, 0.5, 0.75, 1}
-    mixed = plain.color * plain.mask[..., None] + np.array([255, 0, 0]) * (1 - plain.mask[..., None])
+    mixed = plain.color * plain.mask[..., None] + np.array([255, 0, 0]) * (
+        1 - plain.mask[..., None]
+    )
     assert np.abs(red.color - mixed).max() <= 1
     assert set(np.unique(renderer.render(camera, 48, supersample=1).mask)) == {0, 1}
 
@@ -103,7 +127,9 @@ def test_rgba_is_straight_and_refuses_a_mixed_background():
     image = rgba(picture)
     assert image.shape == (48, 48, 4) and image.dtype == np.uint8
     edge = (picture.mask > 0) & (picture.mask < 1)
-    assert image[edge, :3].min() > 30  # the object's own colour, not darkened by the emptiness beside it
+    assert (
+        image[edge, :3].min() > 30
+    )  # the object's own colour, not darkened by the emptiness beside it
     with pytest.raises(ValueError, match="background"):
         rgba(render(ball(), orbit(0, 0, 4, 35), 48, background=(0, 0, 0)))
 

@@ -19,16 +19,25 @@ def sphere(*centre: float) -> trimesh.Trimesh:
     return ball
 
 
-@pytest.mark.parametrize("shape", [sphere(0, 0, 0), trimesh.creation.torus(0.6, 0.2, 96, 48),
-                                   trimesh.util.concatenate([sphere(-0.5, 0, 0), sphere(0.6, 0, 0)])],
-                         ids=["sphere", "torus", "two pieces"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        sphere(0, 0, 0),
+        trimesh.creation.torus(0.6, 0.2, 96, 48),
+        trimesh.util.concatenate([sphere(-0.5, 0, 0), sphere(0.6, 0, 0)]),
+    ],
+    ids=["sphere", "torus", "two pieces"],
+)
 def test_the_surface_stays_where_it_is_and_closed(shape):
     before = Mesh(shape.vertices, shape.faces, np.diag([2.0, 2.0, 2.0, 1.0]))
     after = simplify(before, 600)
     found = as_trimesh(after)
     assert len(after.faces) == 600 and found.is_watertight and found.is_winding_consistent
     assert found.euler_number == shape.euler_number and found.body_count == shape.body_count
-    assert found.volume == pytest.approx(shape.volume, rel=0.02) and (after.to_source == before.to_source).all()
+    assert (
+        found.volume == pytest.approx(shape.volume, rel=0.02)
+        and (after.to_source == before.to_source).all()
+    )
     clouds = [surface_cloud(mesh, 2000, seed) for seed, mesh in enumerate((after, before))]
     assert surface_scores(after, before, *clouds, thresholds=[0.01])["surface_hausdorff"] < 0.02
 
@@ -43,7 +52,9 @@ def test_a_hole_is_never_closed_and_a_mesh_of_few_faces_is_left_alone():
     ring = trimesh.creation.torus(0.6, 0.2, 24, 12)
     mesh = Mesh(ring.vertices, ring.faces)
     least = simplify(mesh, 4)
-    assert 14 <= len(least.faces) < 40 and as_trimesh(least).euler_number == 0  # no torus has fewer than 14
+    assert (
+        14 <= len(least.faces) < 40 and as_trimesh(least).euler_number == 0
+    )  # no torus has fewer than 14
     assert simplify(mesh, len(mesh.faces)) is mesh
 
 

@@ -13,8 +13,14 @@ rotation = trimesh.transformations.rotation_matrix
 
 def lamp() -> Mesh:
     """A shape that no turn maps onto itself: an L with a foot."""
-    parts = [trimesh.creation.box(bounds=b) for b in (((-1, -1, -0.3), (-0.6, 1, 0.3)), ((-1, 0.6, -0.3), (0.7, 1, 0.1)),
-                                                      ((-1, -1, -0.3), (0.1, -0.8, 0.7)))]
+    parts = [
+        trimesh.creation.box(bounds=b)
+        for b in (
+            ((-1, -1, -0.3), (-0.6, 1, 0.3)),
+            ((-1, 0.6, -0.3), (0.7, 1, 0.1)),
+            ((-1, -1, -0.3), (0.1, -0.8, 0.7)),
+        )
+    ]
     whole = trimesh.util.concatenate(parts)
     return Mesh(whole.vertices, whole.faces)
 
@@ -32,9 +38,17 @@ def motion(turn: np.ndarray, shift=(0.0, 0.0, 0.0), scale: float = 1.0) -> np.nd
 
 
 QUARTER, SMALL_TURN = rotation(np.pi / 2, (0, 1, 0)), rotation(0.12, (1, 2, 0.5))
-MOVED = {"shifted and scaled": motion(np.eye(4), (3, -2, 1), 4.0), "turned a little": motion(SMALL_TURN, (0.05, 0.02, -0.05)),
-         "quarter turn, shifted and scaled": motion(QUARTER @ SMALL_TURN, (3, -2, 1), 4.0)}
-UNDOES = {"none": (), "bbox": ("shifted and scaled",), "icp": ("turned a little",), "rot24+icp": tuple(MOVED)}
+MOVED = {
+    "shifted and scaled": motion(np.eye(4), (3, -2, 1), 4.0),
+    "turned a little": motion(SMALL_TURN, (0.05, 0.02, -0.05)),
+    "quarter turn, shifted and scaled": motion(QUARTER @ SMALL_TURN, (3, -2, 1), 4.0),
+}
+UNDOES = {
+    "none": (),
+    "bbox": ("shifted and scaled",),
+    "icp": ("turned a little",),
+    "rot24+icp": tuple(MOVED),
+}
 
 
 @pytest.mark.parametrize("name", MOVED)
@@ -56,13 +70,17 @@ def test_icp_keeps_the_scale_and_never_mirrors():
     for method in ("icp", "rot24+icp"):
         matrix = alignment(transformed(truth, MOVED["turned a little"]), truth, method)
         assert np.linalg.det(matrix[:3, :3]) > 0
-    assert np.linalg.det(alignment(transformed(truth, motion(np.eye(4), scale=1.5)), truth, "icp")[:3, :3]) == pytest.approx(1)
+    assert np.linalg.det(
+        alignment(transformed(truth, motion(np.eye(4), scale=1.5)), truth, "icp")[:3, :3]
+    ) == pytest.approx(1)
 
 
 def test_there_are_24_rotations_of_a_cube():
     rotations = cube_rotations()
     assert len({r.tobytes() for r in (np.round(m + 0.0) for m in rotations)}) == 24
-    assert np.array_equal(rotations[0], np.eye(3)) and all(np.linalg.det(m) == pytest.approx(1) for m in rotations)
+    assert np.array_equal(rotations[0], np.eye(3)) and all(
+        np.linalg.det(m) == pytest.approx(1) for m in rotations
+    )
 
 
 def test_the_seed_decides_and_an_unknown_method_is_refused():

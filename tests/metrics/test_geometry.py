@@ -58,14 +58,26 @@ def brute_force(pred: np.ndarray, truth: np.ndarray, tau: float) -> dict[str, fl
     dots = np.abs(pred[:, None, 3:] @ truth[:, 3:].T)[:, 0]
     p, r = np.mean(a < tau), np.mean(b < tau)
     nearest = manhattan.min(1).mean() + manhattan.min(0).mean()
-    return {"chamfer": (a.mean() + b.mean()) / 2, "chamfer_sum": a.mean() + b.mean(), "accuracy": a.mean(),
-            "completeness": b.mean(), "chamfer_squared": ((a**2).mean() + (b**2).mean()) / 2,
-            "chamfer_squared_sum": (a**2).mean() + (b**2).mean(), "chamfer_manhattan": nearest / 2,
-            "chamfer_manhattan_sum": nearest,
-            f"precision@{tau:g}": p, f"recall@{tau:g}": r, f"fscore@{tau:g}": 2 * p * r / (p + r),
-            "hausdorff": max(a.max(), b.max()), "hausdorff95": max(np.percentile(a, 95), np.percentile(b, 95)),
-            "normal_consistency": (dots[np.arange(len(a)), euclid.argmin(1)].mean()
-                                   + dots[euclid.argmin(0), np.arange(len(b))].mean()) / 2}
+    return {
+        "chamfer": (a.mean() + b.mean()) / 2,
+        "chamfer_sum": a.mean() + b.mean(),
+        "accuracy": a.mean(),
+        "completeness": b.mean(),
+        "chamfer_squared": ((a**2).mean() + (b**2).mean()) / 2,
+        "chamfer_squared_sum": (a**2).mean() + (b**2).mean(),
+        "chamfer_manhattan": nearest / 2,
+        "chamfer_manhattan_sum": nearest,
+        f"precision@{tau:g}": p,
+        f"recall@{tau:g}": r,
+        f"fscore@{tau:g}": 2 * p * r / (p + r),
+        "hausdorff": max(a.max(), b.max()),
+        "hausdorff95": max(np.percentile(a, 95), np.percentile(b, 95)),
+        "normal_consistency": (
+            dots[np.arange(len(a)), euclid.argmin(1)].mean()
+            + dots[euclid.argmin(0), np.arange(len(b))].mean()
+        )
+        / 2,
+    }
 
 
 def test_every_sampled_score_equals_brute_force():
@@ -79,8 +91,12 @@ def test_every_sampled_score_equals_brute_force():
 def test_surface_distances_equal_trimesh_s():
     pred, truth = ball(1.1), box()
     clouds = surface_cloud(pred, 300, 1), surface_cloud(truth, 300, 2)
-    distances = [trimesh.proximity.closest_point_naive(trimesh.Trimesh(m.vertices, m.faces, process=False), c[:, :3])[1]
-                 for m, c in ((truth, clouds[0]), (pred, clouds[1]))]
+    distances = [
+        trimesh.proximity.closest_point_naive(
+            trimesh.Trimesh(m.vertices, m.faces, process=False), c[:, :3]
+        )[1]
+        for m, c in ((truth, clouds[0]), (pred, clouds[1]))
+    ]
     scores = surface_scores(pred, truth, *clouds, (0.1,))
     assert scores["surface_accuracy"] == pytest.approx(distances[0].mean(), abs=1e-6)
     assert scores["surface_completeness"] == pytest.approx(distances[1].mean(), abs=1e-6)
@@ -89,8 +105,16 @@ def test_surface_distances_equal_trimesh_s():
 
 def test_translated_plane_gives_each_variant_what_arithmetic_says():
     scores = point_scores(grid_plane(0.0), grid_plane(0.03), (0.02, 0.04))
-    expected = {"chamfer": 0.03, "chamfer_sum": 0.06, "chamfer_squared": 0.03**2, "chamfer_squared_sum": 2 * 0.03**2,
-                "chamfer_manhattan": 0.03, "chamfer_manhattan_sum": 0.06, "hausdorff": 0.03, "hausdorff95": 0.03}
+    expected = {
+        "chamfer": 0.03,
+        "chamfer_sum": 0.06,
+        "chamfer_squared": 0.03**2,
+        "chamfer_squared_sum": 2 * 0.03**2,
+        "chamfer_manhattan": 0.03,
+        "chamfer_manhattan_sum": 0.06,
+        "hausdorff": 0.03,
+        "hausdorff95": 0.03,
+    }
     assert {name: scores[name] for name in expected} == pytest.approx(expected, abs=1e-9)
     assert [scores[f"{name}@0.02"] for name in ("precision", "recall", "fscore")] == [0, 0, 0]
     assert [scores[f"{name}@0.04"] for name in ("precision", "recall", "fscore")] == [1, 1, 1]
@@ -112,17 +136,24 @@ def test_turned_normals_are_right_angles():
 
 def test_directions_are_averaged_and_not_confused():
     true = grid_plane(0.0)
-    scores = point_scores(true[:1], true, (0.05,))  # one right point: all of it right, most of it missing
+    scores = point_scores(
+        true[:1], true, (0.05,)
+    )  # one right point: all of it right, most of it missing
     assert scores["precision@0.05"] == 1.0 and scores["recall@0.05"] == pytest.approx(1 / 900)
     assert scores["fscore@0.05"] == pytest.approx(2 * (1 / 900) / (1 + 1 / 900))
-    assert scores["accuracy"] == 0 and scores["completeness"] == pytest.approx(np.linalg.norm(true - true[0], axis=1).mean())
+    assert scores["accuracy"] == 0 and scores["completeness"] == pytest.approx(
+        np.linalg.norm(true - true[0], axis=1).mean()
+    )
 
 
 def test_scale_law_of_points():
     rng = np.random.default_rng(2)
     p, t = rng.random((50, 3)), rng.random((60, 3))
     one, two = point_scores(p, t, (0.1,)), point_scores(2 * p, 2 * t, (0.2,))
-    assert two["chamfer"] == pytest.approx(2 * one["chamfer"]) and two["fscore@0.2"] == one["fscore@0.1"]
+    assert (
+        two["chamfer"] == pytest.approx(2 * one["chamfer"])
+        and two["fscore@0.2"] == one["fscore@0.1"]
+    )
     assert two["chamfer_squared"] == pytest.approx(4 * one["chamfer_squared"])
 
 
@@ -138,7 +169,10 @@ def frames(scale: float, shift: tuple[float, ...]) -> tuple[Mesh, Mesh]:
 
 
 def test_the_truth_s_frame_makes_scores_independent_of_the_file_s_and_moves_both_alike():
-    one, other = (compare_points(*in_frame(*frames(*f), "truth"), SMALL) for f in ((1.0, (0, 0, 0)), (8.0, (16.0, -8.0, 4.0))))
+    one, other = (
+        compare_points(*in_frame(*frames(*f), "truth"), SMALL)
+        for f in ((1.0, (0, 0, 0)), (8.0, (16.0, -8.0, 4.0)))
+    )
     assert other == pytest.approx(one, rel=1e-4)
     pred, truth = in_frame(*frames(8.0, (16.0, -8.0, 4.0)), "truth")
     assert np.abs(truth.vertices).max() == pytest.approx(1)
@@ -153,27 +187,47 @@ def test_the_other_frames():
     pred, truth = in_frame(*meshes, "source")
     assert truth.vertices.max(0) == pytest.approx((24, 0, 12), abs=1e-4)
     smaller = normalize(0.5 * box().vertices, box().faces)
-    assert compare_points(*in_frame(smaller, normalize(box().vertices, box().faces), "truth"), SMALL)["chamfer"] > 0.45
-    assert compare_points(*in_frame(smaller, normalize(box().vertices, box().faces), "each"), SMALL)["chamfer"] < 0.06
+    assert (
+        compare_points(*in_frame(smaller, normalize(box().vertices, box().faces), "truth"), SMALL)[
+            "chamfer"
+        ]
+        > 0.45
+    )
+    assert (
+        compare_points(*in_frame(smaller, normalize(box().vertices, box().faces), "each"), SMALL)[
+            "chamfer"
+        ]
+        < 0.06
+    )
 
 
 def test_floor_is_what_a_perfect_prediction_scores():
     scores = compare_points(box(), box(), SMALL)
-    assert all(scores[f"floor_{name}"] == value for name, value in scores.items() if not name.startswith("floor_"))
+    assert all(
+        scores[f"floor_{name}"] == value
+        for name, value in scores.items()
+        if not name.startswith("floor_")
+    )
     assert 0 < scores["chamfer"] < 0.06 and 0 < scores["fscore@0.02"] < 1
     denser = compare_points(box(), box(), dataclasses.replace(SMALL, points=8000))
-    assert denser["chamfer"] == pytest.approx(scores["chamfer"] / 2, rel=0.1)  # spacing ~ 1 / sqrt(points)
+    assert denser["chamfer"] == pytest.approx(
+        scores["chamfer"] / 2, rel=0.1
+    )  # spacing ~ 1 / sqrt(points)
 
 
 def test_scores_repeat_for_a_seed():
-    one, again, other = (compare_meshes(ball(), box(), dataclasses.replace(SMALL, seed=s)) for s in (3, 3, 4))
+    one, again, other = (
+        compare_meshes(ball(), box(), dataclasses.replace(SMALL, seed=s)) for s in (3, 3, 4)
+    )
     assert one == again and one != other
 
 
 def test_a_common_rotation_changes_nothing_that_is_measured_exactly():
     turn = trimesh.transformations.rotation_matrix(0.7, (1, 2, 3))
     meshes = ball(1.05), ball()
-    plain, turned = (compare_meshes(*pair, SMALL) for pair in (meshes, [transformed(m, turn) for m in meshes]))
+    plain, turned = (
+        compare_meshes(*pair, SMALL) for pair in (meshes, [transformed(m, turn) for m in meshes])
+    )
     for name in ("surface_chamfer", "surface_hausdorff", "surface_chamfer_squared"):
         assert turned[name] == pytest.approx(plain[name], abs=2e-3)
 
@@ -189,7 +243,9 @@ def test_iou_of_known_boxes():
     assert volume_iou(pred, truth, count=40_000, seed=0) == pytest.approx(1 / 3, abs=0.01)
     assert volume_iou(truth, truth, count=1000, seed=0) == 1.0
     assert volume_iou(box((0, 0, 0), (1, 1, 1)), truth, count=1000, seed=0) == 0.0
-    assert label_iou(np.array([True, True, False, False]), np.array([False, True, True, False])) == pytest.approx(1 / 3)
+    assert label_iou(
+        np.array([True, True, False, False]), np.array([False, True, True, False])
+    ) == pytest.approx(1 / 3)
     assert label_iou(np.zeros(5, bool), np.zeros(5, bool)) is None
 
 
@@ -203,8 +259,13 @@ def test_closed_means_two_faces_on_every_edge_in_opposite_directions():
     shape = ball()
     turned = np.concatenate([shape.faces[:1, ::-1], shape.faces[1:]])  # one face looks inward
     doubled = np.concatenate([shape.faces, shape.faces])
-    cases = {"a ball": (shape.faces, True), "inside out": (shape.faces[:, ::-1], True), "a hole": (shape.faces[1:], False),
-             "one face turned": (turned, False), "every face twice": (doubled, False)}
+    cases = {
+        "a ball": (shape.faces, True),
+        "inside out": (shape.faces[:, ::-1], True),
+        "a hole": (shape.faces[1:], False),
+        "one face turned": (turned, False),
+        "every face twice": (doubled, False),
+    }
     for name, (faces, expected) in cases.items():
         assert is_closed(Mesh(shape.vertices, faces)) is expected, name
         solid = trimesh.Trimesh(shape.vertices, faces, process=False)
@@ -212,7 +273,10 @@ def test_closed_means_two_faces_on_every_edge_in_opposite_directions():
 
 
 def test_facts_of_a_prediction():
-    two = Mesh(np.concatenate([box().vertices, box().vertices + 5]), np.concatenate([box().faces, box().faces + 8]))
+    two = Mesh(
+        np.concatenate([box().vertices, box().vertices + 5]),
+        np.concatenate([box().faces, box().faces + 8]),
+    )
     assert mesh_facts(two) == {"pred_vertices": 16, "pred_faces": 24, "pred_components": 2}
 
 
@@ -238,7 +302,14 @@ def test_what_has_no_score_is_refused():
 
 def test_the_protocol_states_frame_unit_count_seed_and_every_formula():
     text = describe(EvalProtocol(points=12_345, seed=7))
-    for word in ("TRUE mesh", "longest side is 2", "12,345", "seed         7", "0.01, 0.02, 0.05", *FORMULAS.values()):
+    for word in (
+        "TRUE mesh",
+        "longest side is 2",
+        "12,345",
+        "seed         7",
+        "0.01, 0.02, 0.05",
+        *FORMULAS.values(),
+    ):
         assert word in text
 
 

@@ -4,10 +4,21 @@ import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from tar3d.metrics.images import PSNR_CAP, SSIM_SETTINGS, SSIM_WINDOW, fid, kid, picture_scores, psnr, ssim
+from tar3d.metrics.images import (
+    PSNR_CAP,
+    SSIM_SETTINGS,
+    SSIM_WINDOW,
+    fid,
+    kid,
+    picture_scores,
+    psnr,
+    ssim,
+)
 
 
-def pictures(seed: int = 0, height: int = 40, width: int = 50) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def pictures(
+    seed: int = 0, height: int = 40, width: int = 50
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A noisy copy, a picture, and a mask of its middle."""
     rng = np.random.default_rng(seed)
     truth = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -21,8 +32,15 @@ def test_whole_pictures_score_as_in_scikit_image():
     pred, truth, mask = pictures()
     scores = picture_scores(pred, truth, mask)
     assert scores["psnr"] == peak_signal_noise_ratio(truth, pred, data_range=255)
-    expected = structural_similarity(truth, pred, data_range=255, channel_axis=2, gaussian_weights=True, sigma=1.5,
-                                     use_sample_covariance=False)
+    expected = structural_similarity(
+        truth,
+        pred,
+        data_range=255,
+        channel_axis=2,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+    )
     assert scores["ssim"] == expected
 
 
@@ -31,7 +49,9 @@ def test_foreground_uses_the_masked_pixels_only():
     scores = picture_scores(pred, truth, mask)
     squared = ((pred[mask].astype(float) - truth[mask]) ** 2).mean()
     assert scores["psnr_fg"] == pytest.approx(10 * np.log10(255**2 / squared))
-    _, local = structural_similarity(truth, pred, data_range=255, channel_axis=2, full=True, **SSIM_SETTINGS)
+    _, local = structural_similarity(
+        truth, pred, data_range=255, channel_axis=2, full=True, **SSIM_SETTINGS
+    )
     assert scores["ssim_fg"] == pytest.approx(local[mask].mean())
     elsewhere = pred.copy()
     elsewhere[~mask] = 0
@@ -41,18 +61,29 @@ def test_foreground_uses_the_masked_pixels_only():
 def test_white_background_raises_psnr_but_not_that_of_the_foreground():
     pred, truth, mask = pictures()
     wide = [np.pad(x, ((40, 40), (50, 50), (0, 0)), constant_values=255) for x in (pred, truth)]
-    scores, padded = picture_scores(pred, truth, mask), picture_scores(*wide, np.pad(mask, ((40, 40), (50, 50))))
+    scores, padded = (
+        picture_scores(pred, truth, mask),
+        picture_scores(*wide, np.pad(mask, ((40, 40), (50, 50)))),
+    )
     assert padded["psnr"] > scores["psnr"] + 9  # 9.07 times the pixels: 9.6 dB
     assert padded["psnr_fg"] == scores["psnr_fg"]
 
 
 def test_identical_pictures_score_the_cap_and_one():
     _, truth, mask = pictures()
-    assert picture_scores(truth, truth.copy(), mask) == {"psnr": PSNR_CAP, "psnr_fg": PSNR_CAP, "ssim": 1.0, "ssim_fg": 1.0}
+    assert picture_scores(truth, truth.copy(), mask) == {
+        "psnr": PSNR_CAP,
+        "psnr_fg": PSNR_CAP,
+        "ssim": 1.0,
+        "ssim_fg": 1.0,
+    }
     nearly = np.zeros((224, 224, 3), dtype=np.uint8)
     nearly[0, 0, 0] = 1
     assert 99 < psnr(nearly, np.zeros_like(nearly)) < PSNR_CAP
-    assert psnr(np.pad(nearly, ((0, 900), (0, 0), (0, 0))), np.zeros((1124, 224, 3), dtype=np.uint8)) == PSNR_CAP
+    assert (
+        psnr(np.pad(nearly, ((0, 900), (0, 0), (0, 0))), np.zeros((1124, 224, 3), dtype=np.uint8))
+        == PSNR_CAP
+    )
 
 
 def test_scores_are_symmetric():
@@ -81,8 +112,14 @@ def with_moments(mean: np.ndarray, root: np.ndarray, count: int, seed: int) -> n
 
 
 def test_fid_of_gaussians_is_the_closed_form():
-    a, b = np.array([1.0, 2.0, 0.5]), np.array([0.3, 1.0, 2.5])  # commuting covariances: sum (m - n)^2 + (a - b)^2
-    x, y = with_moments(np.zeros(3), np.diag(a), 50, 0), with_moments(np.array([1.0, 0, -2]), np.diag(b), 80, 1)
+    a, b = (
+        np.array([1.0, 2.0, 0.5]),
+        np.array([0.3, 1.0, 2.5]),
+    )  # commuting covariances: sum (m - n)^2 + (a - b)^2
+    x, y = (
+        with_moments(np.zeros(3), np.diag(a), 50, 0),
+        with_moments(np.array([1.0, 0, -2]), np.diag(b), 80, 1),
+    )
     assert fid(x, y) == pytest.approx(5.0 + ((a - b) ** 2).sum())
     assert fid(x, x) == pytest.approx(0, abs=1e-9)
     assert fid(x, y) == pytest.approx(fid(y, x))
@@ -92,7 +129,10 @@ def test_fid_of_covariances_that_do_not_commute_is_the_matrix_root():
     from scipy.linalg import sqrtm
 
     rng = np.random.default_rng(2)
-    x, y = (with_moments(rng.normal(size=4), np.tril(rng.normal(size=(4, 4))) + 2 * np.eye(4), 60, s) for s in (3, 4))
+    x, y = (
+        with_moments(rng.normal(size=4), np.tril(rng.normal(size=(4, 4))) + 2 * np.eye(4), 60, s)
+        for s in (3, 4)
+    )
     c, d = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
     expected = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(c + d - 2 * sqrtm(c @ d).real)
     assert fid(x, y) == pytest.approx(expected)
@@ -123,7 +163,9 @@ def test_kid_is_computed_in_parts_and_averages_to_nothing_on_equal_sets(monkeypa
 
 def test_too_few_or_unusable_features_are_refused():
     x = np.zeros((5, 5))
-    with pytest.raises(ValueError, match="FID over 5 features needs at least 6 pictures in each set, got 5 and 9"):
+    with pytest.raises(
+        ValueError, match="FID over 5 features needs at least 6 pictures in each set, got 5 and 9"
+    ):
         fid(x, np.zeros((9, 5)))
     with pytest.raises(ValueError, match="KID needs at least 2 pictures in each set, got 1 and 5"):
         kid(x[:1], x)

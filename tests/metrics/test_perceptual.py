@@ -22,6 +22,7 @@ def picture(seed: int, side: int = 36) -> np.ndarray:
 
 # ---- LPIPS in loops
 
+
 def plain_convolution(x, weight, bias, stride, padding):
     """(C, h, w) -> (D, h', w'), ReLU included."""
     x, kernel = np.pad(x, ((0, 0), (padding, padding), (padding, padding))), weight.shape[-1]
@@ -29,7 +30,7 @@ def plain_convolution(x, weight, bias, stride, padding):
     y = np.zeros((len(weight), *size))
     for i in range(size[0]):
         for j in range(size[1]):
-            patch = x[:, i * stride:i * stride + kernel, j * stride:j * stride + kernel]
+            patch = x[:, i * stride : i * stride + kernel, j * stride : j * stride + kernel]
             y[:, i, j] = (weight * patch).sum((1, 2, 3)) + bias
     return y.clip(0)
 
@@ -39,7 +40,9 @@ def plain_pool(x, kernel, stride):
     y = np.zeros((len(x), *size))
     for i in range(size[0]):
         for j in range(size[1]):
-            y[:, i, j] = x[:, i * stride:i * stride + kernel, j * stride:j * stride + kernel].max((1, 2))
+            y[:, i, j] = x[
+                :, i * stride : i * stride + kernel, j * stride : j * stride + kernel
+            ].max((1, 2))
     return y
 
 
@@ -65,8 +68,12 @@ def plain_lpips(net, weights, a, b, mask):
         if k in stack.pooled:
             x, y = plain_pool(x, *stack.pool), plain_pool(y, *stack.pool)
         for index, stride, padding in stage:
-            x, y = (plain_convolution(z, w[f"features.{index}.weight"], w[f"features.{index}.bias"], stride, padding)
-                    for z in (x, y))
+            x, y = (
+                plain_convolution(
+                    z, w[f"features.{index}.weight"], w[f"features.{index}.bias"], stride, padding
+                )
+                for z in (x, y)
+            )
         f, g = (z / (np.sqrt((z**2).sum(0)) + 1e-10) for z in (x, y))
         layer = ((f - g) ** 2 * w[f"lin{k}.model.1.weight"][0]).sum(0)
         whole += layer.mean()
@@ -89,7 +96,10 @@ def test_lpips_is_the_plain_formula(net, side):
 
 
 def test_layers_stand_where_torchvision_has_them():
-    layout = {"vgg": "64 64 M 128 128 M 256 256 256 M 512 512 512 M 512 512 512 M", "alex": "64 M 192 M 384 256 256 M"}
+    layout = {
+        "vgg": "64 64 M 128 128 M 256 256 256 M 512 512 512 M 512 512 512 M",
+        "alex": "64 M 192 M 384 256 256 M",
+    }
     for net, layers in layout.items():
         index, convolutions, before_pool = 0, [], []
         for layer in layers.split():
@@ -99,7 +109,9 @@ def test_layers_stand_where_torchvision_has_them():
         stages = STACKS[net].stages
         assert [i for stage in stages for i, _, _ in stage] == convolutions
         starts = np.cumsum([0, *map(len, stages)])
-        assert [starts[k] for k in STACKS[net].pooled] == before_pool[:-1]  # the last pool comes after all stages
+        assert [starts[k] for k in STACKS[net].pooled] == before_pool[
+            :-1
+        ]  # the last pool comes after all stages
 
 
 @pytest.mark.parametrize("net", STACKS)
@@ -107,7 +119,9 @@ def test_smallest_picture(net):
     network, side = LPIPS(lpips_weights(net), CPU), STACKS[net].smallest
     mask = np.ones((side, side), dtype=bool)
     assert network.compare(picture(0, side), picture(1, side), mask)[0] > 0
-    with pytest.raises(ValueError, match=f"at least {side} pixels a side, got {side - 1} x {side - 1}"):
+    with pytest.raises(
+        ValueError, match=f"at least {side} pixels a side, got {side - 1} x {side - 1}"
+    ):
         network.compare(picture(0, side - 1), picture(1, side - 1), mask[1:, 1:])
 
 
@@ -118,15 +132,29 @@ def test_foreground_is_where_the_pictures_differ():
     corner, opposite = np.zeros((96, 96), dtype=bool), np.zeros((96, 96), dtype=bool)
     corner[:24, :24], opposite[-8:, -8:] = True, True
     whole, there = network.compare(b, a, corner)
-    assert there > 3 * whole > 9 * network.compare(b, a, opposite)[1]  # which the deep layers still see
+    assert (
+        there > 3 * whole > 9 * network.compare(b, a, opposite)[1]
+    )  # which the deep layers still see
 
 
 def lpips_names(weights: dict[str, torch.Tensor], net: str) -> dict[str, torch.Tensor]:
     """The state dict of the lpips package's LPIPS: slices, heads twice, scaling, under its own names."""
-    slices = {f"features.{i}": f"net.slice{k + 1}.{i}" for k, stage in enumerate(STACKS[net].stages) for i, _, _ in stage}
-    named = {name.replace(name.rsplit(".", 1)[0], slices.get(name.rsplit(".", 1)[0], name.rsplit(".", 1)[0])): value
-             for name, value in weights.items()}
-    named |= {name.replace("lin", "lins.", 1): value.clone() for name, value in weights.items() if name.startswith("lin")}
+    slices = {
+        f"features.{i}": f"net.slice{k + 1}.{i}"
+        for k, stage in enumerate(STACKS[net].stages)
+        for i, _, _ in stage
+    }
+    named = {
+        name.replace(
+            name.rsplit(".", 1)[0], slices.get(name.rsplit(".", 1)[0], name.rsplit(".", 1)[0])
+        ): value
+        for name, value in weights.items()
+    }
+    named |= {
+        name.replace("lin", "lins.", 1): value.clone()
+        for name, value in weights.items()
+        if name.startswith("lin")
+    }
     return named | {"scaling_layer.shift": torch.zeros(1, 3, 1, 1)}
 
 
@@ -137,13 +165,20 @@ def test_every_layout_of_files_gives_the_same_network(tmp_path):
     torch.save(lpips_names(weights, "alex"), tmp_path / "package.pth")
     folder = tmp_path / "two"
     folder.mkdir()
-    features = {k: v for k, v in weights.items() if k.startswith("features")} | {"classifier.1.weight": torch.zeros(4, 4)}
+    features = {k: v for k, v in weights.items() if k.startswith("features")} | {
+        "classifier.1.weight": torch.zeros(4, 4)
+    }
     torch.save(features, folder / "alexnet-owt-7be5be79.pth")
     torch.save({k: v for k, v in weights.items() if k.startswith("lin")}, folder / "alex.pth")
     (folder / "README.md").write_text("two files")
-    loaded = [load_lpips(tmp_path / name, CPU) for name in ("plain.pth", "plain.safetensors", "package.pth", "two")]
+    loaded = [
+        load_lpips(tmp_path / name, CPU)
+        for name in ("plain.pth", "plain.safetensors", "package.pth", "two")
+    ]
     mask = np.ones((36, 36), dtype=bool)
-    assert len({n.identity for n in loaded}) == 1 and loaded[0].identity.startswith("LPIPS alex, weights ")
+    assert len({n.identity for n in loaded}) == 1 and loaded[0].identity.startswith(
+        "LPIPS alex, weights "
+    )
     assert len({n.compare(picture(0), picture(1), mask) for n in loaded}) == 1
     torch.save(lpips_weights("vgg"), tmp_path / "vgg.pth")
     assert load_lpips(tmp_path / "vgg.pth", CPU).net == "vgg"
@@ -153,15 +188,30 @@ def without(weights, name):
     return {k: v for k, v in weights.items() if k != name}
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda w: without(w, "features.8.bias"), r"lacks 1 of the 15 weights of LPIPS alex, e.g. features.8.bias"),
-    (lambda w: without(w, "features.0.weight"), "features of an AlexNet or a VGG16"),
-    (lambda w: {k: v for k, v in w.items() if k.startswith("lin")}, "features of an AlexNet or a VGG16"),
-    (lambda w: w | {"lin1.model.1.weight": torch.zeros(1, 9, 1, 1)}, "heads are those of another network"),
-    (lambda w: w | {"features.3.weight": torch.zeros(4, 9, 5, 5)}, "but 3 channels come in"),
-    (lambda w: w | {"features.6.bias": torch.full((5,), torch.nan)}, "features.6.bias holds NaN"),
-    (lambda w: {"state": w}, "no plain table of tensors"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            lambda w: without(w, "features.8.bias"),
+            r"lacks 1 of the 15 weights of LPIPS alex, e.g. features.8.bias",
+        ),
+        (lambda w: without(w, "features.0.weight"), "features of an AlexNet or a VGG16"),
+        (
+            lambda w: {k: v for k, v in w.items() if k.startswith("lin")},
+            "features of an AlexNet or a VGG16",
+        ),
+        (
+            lambda w: w | {"lin1.model.1.weight": torch.zeros(1, 9, 1, 1)},
+            "heads are those of another network",
+        ),
+        (lambda w: w | {"features.3.weight": torch.zeros(4, 9, 5, 5)}, "but 3 channels come in"),
+        (
+            lambda w: w | {"features.6.bias": torch.full((5,), torch.nan)},
+            "features.6.bias holds NaN",
+        ),
+        (lambda w: {"state": w}, "no plain table of tensors"),
+    ],
+)
 def test_unfit_lpips_weights_say_what_is_wrong_and_how_to_get_them(tmp_path, change, message):
     torch.save(change(lpips_weights("alex")), tmp_path / "w.pth")
     with pytest.raises(ValueError, match=message) as error:
@@ -198,6 +248,7 @@ def test_a_folder_with_two_networks_is_refused(tmp_path):
 
 # ---- CLIP
 
+
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory) -> Path:
     return save_tiny_clip(tmp_path_factory.mktemp("clip"))
@@ -218,7 +269,9 @@ def test_pictures_are_prepared_as_transformers_does(clip_folder, height, width):
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     own = clip.prepare(pixels)
     assert own.shape == (32, 32, 3)
-    expected = CLIPImageProcessorPil.from_pretrained(clip_folder)(Image.fromarray(pixels), return_tensors="np")["pixel_values"][0]
+    expected = CLIPImageProcessorPil.from_pretrained(clip_folder)(
+        Image.fromarray(pixels), return_tensors="np"
+    )["pixel_values"][0]
     mine = ((own / 255 - clip.mean) / clip.std).transpose(2, 0, 1)
     np.testing.assert_allclose(mine, expected, atol=1e-5)
 
@@ -230,7 +283,9 @@ def test_features_are_the_models_and_do_not_depend_on_the_company(clip_folder):
     pixels = [picture(k, 32) for k in range(3)]
     found = clip.image_features(pixels)
     model = CLIPModel.from_pretrained(clip_folder).eval()
-    values = torch.tensor(np.stack([((p / 255 - clip.mean) / clip.std).transpose(2, 0, 1) for p in pixels])).float()
+    values = torch.tensor(
+        np.stack([((p / 255 - clip.mean) / clip.std).transpose(2, 0, 1) for p in pixels])
+    ).float()
     with torch.no_grad():
         expected = model.get_image_features(pixel_values=values).pooler_output.numpy()
     assert found.shape == (3, 6)
@@ -264,13 +319,24 @@ def test_identity_names_weights_size_and_filter(clip_folder, tmp_path):
 def test_a_missing_clip_says_how_to_get_one(source, offline):
     with pytest.raises(ValueError, match="not found here or on the Hub") as error:
         Clip.load(source, CPU)
-    assert source in str(error.value) and "--clip-path" in str(error.value) and "\n" not in str(error.value)
+    assert (
+        source in str(error.value)
+        and "--clip-path" in str(error.value)
+        and "\n" not in str(error.value)
+    )
 
 
 def test_unfit_clip_folders_are_refused(clip_folder, tmp_path):
     from transformers import ViTConfig, ViTModel
 
-    small = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8)
+    small = dict(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=32,
+        patch_size=8,
+    )
     ViTModel(ViTConfig(**small)).save_pretrained(tmp_path / "vit")
     with pytest.raises(ValueError, match="'vit' model, not CLIP"):
         Clip.load(str(tmp_path / "vit"), CPU)
@@ -281,18 +347,27 @@ def test_unfit_clip_folders_are_refused(clip_folder, tmp_path):
     with pytest.raises(ValueError, match="lacks .* of its weights"):
         Clip.load(str(deeper), CPU)
     truncated = shutil.copytree(clip_folder, tmp_path / "truncated")
-    (truncated / "model.safetensors").write_bytes((clip_folder / "model.safetensors").read_bytes()[:300])
+    (truncated / "model.safetensors").write_bytes(
+        (clip_folder / "model.safetensors").read_bytes()[:300]
+    )
     with pytest.raises(ValueError, match="cannot be loaded"):
         Clip.load(str(truncated), CPU)
 
 
-@pytest.mark.parametrize("values, message", [
-    ({"image_std": [0.2, 0.2, 0]}, "three numbers"), ({"crop_size": 224}, "crop_size is 224, but the model .* takes 32 px"),
-    ({"resample": 99}, "preprocessor_config.json.*99"), ("no JSON", "preprocessor_config.json"),
-])
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"image_std": [0.2, 0.2, 0]}, "three numbers"),
+        ({"crop_size": 224}, "crop_size is 224, but the model .* takes 32 px"),
+        ({"resample": 99}, "preprocessor_config.json.*99"),
+        ("no JSON", "preprocessor_config.json"),
+    ],
+)
 def test_broken_preparation_is_refused(clip_folder, tmp_path, values, message):
     copy = shutil.copytree(clip_folder, tmp_path / "copy")
-    (copy / "preprocessor_config.json").write_text(values if isinstance(values, str) else json.dumps(values))
+    (copy / "preprocessor_config.json").write_text(
+        values if isinstance(values, str) else json.dumps(values)
+    )
     with pytest.raises(ValueError, match=message):
         Clip.load(str(copy), CPU)
 

@@ -21,7 +21,9 @@ def test_scores_equal_plain_loops():
     between = np.array([[chamfer(g, r) for r in reference] for g in generated])
     everything, right = [*generated, *reference], 0
     for i, cloud in enumerate(everything):
-        distance, nearest = min((chamfer(cloud, other), j) for j, other in enumerate(everything) if j != i)
+        distance, nearest = min(
+            (chamfer(cloud, other), j) for j, other in enumerate(everything) if j != i
+        )
         right += (nearest < 5) == (i < 5)
     scores = set_scores(generated, reference)
     assert scores["coverage"] == len({int(row.argmin()) for row in between}) / 7
@@ -44,7 +46,11 @@ def test_one_shape_copied_covers_little():
 
 def test_the_matrix_is_symmetric_with_a_zero_diagonal():
     matrix = chamfer_matrix(clouds(4, 0.0, 0))
-    assert np.array_equal(matrix, matrix.T) and not matrix.diagonal().any() and (matrix + np.eye(4) > 0).all()
+    assert (
+        np.array_equal(matrix, matrix.T)
+        and not matrix.diagonal().any()
+        and (matrix + np.eye(4) > 0).all()
+    )
 
 
 def test_empty_sets_are_refused():

@@ -8,7 +8,9 @@ def test_bootstrap_interval_has_the_standard_error_of_the_mean():
     values = np.random.default_rng(0).normal(3.0, 2.0, 400)
     low, high = bootstrap_interval(values, np.random.default_rng(1))
     expected = 1.96 * values.std() / 20
-    assert (values.mean() - low, high - values.mean()) == pytest.approx((expected, expected), rel=0.1)
+    assert (values.mean() - low, high - values.mean()) == pytest.approx(
+        (expected, expected), rel=0.1
+    )
     assert bootstrap_interval(np.ones(5), np.random.default_rng(1)) == (1.0, 1.0)
     with pytest.raises(ValueError, match="n > 0"):
         bootstrap_interval(np.empty(0), np.random.default_rng(1))
@@ -17,13 +19,19 @@ def test_bootstrap_interval_has_the_standard_error_of_the_mean():
 def test_an_aggregate_says_over_how_many_values_it_is():
     a = aggregate([1.0, None, 3.0, 8.0, None])
     assert (a["count"], a["missing"], a["mean"], a["median"]) == (3, 2, 4.0, 3.0)
-    assert a["low"] < 4 < a["high"] and a["p5"] == pytest.approx(1.2) and a["p95"] == pytest.approx(7.5)
+    assert (
+        a["low"] < 4 < a["high"]
+        and a["p5"] == pytest.approx(1.2)
+        and a["p95"] == pytest.approx(7.5)
+    )
     assert aggregate([1.0, 3.0, 8.0]) == aggregate([1.0, 3.0, 8.0])
 
 
 def test_nothing_measured_is_none_and_never_zero():
     a = aggregate([None, None])
-    assert (a["count"], a["missing"], a["mean"], a["median"]) == (0, 2, None, None) and cell(a) == "none"
+    assert (a["count"], a["missing"], a["mean"], a["median"]) == (0, 2, None, None) and cell(
+        a
+    ) == "none"
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

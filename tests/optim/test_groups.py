@@ -26,14 +26,31 @@ class _Tokenizer(nn.Module):
 
 
 def _gpt() -> GPT:
-    return GPT(GPTConfig(num_layers=4, width=24, num_heads=2, grid_size=2, codebook_size=16, condition_tokens=4,
-                         condition_width=8))
+    return GPT(
+        GPTConfig(
+            num_layers=4,
+            width=24,
+            num_heads=2,
+            grid_size=2,
+            codebook_size=16,
+            condition_tokens=4,
+            condition_width=8,
+        )
+    )
 
 
 def _vit() -> nn.Module:
     transformers = pytest.importorskip("transformers")
-    return transformers.ViTModel(transformers.ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-                                                        intermediate_size=32, image_size=16, patch_size=8))
+    return transformers.ViTModel(
+        transformers.ViTConfig(
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
+            image_size=16,
+            patch_size=8,
+        )
+    )
 
 
 def _kinds(module: nn.Module) -> dict[str, str]:
@@ -43,19 +60,40 @@ def _kinds(module: nn.Module) -> dict[str, str]:
 def test_kinds_of_the_gpt():
     kinds = _kinds(_gpt())
     assert kinds["head.weight"] == "matrix"
-    for name in ("token_embedding.weight", "null_prefix", "norm.weight", "blocks.0.attention.qk_gain",
-                 "blocks.0.attention.o_norm.weight", "blocks.3.mlp_norm.weight"):
+    for name in (
+        "token_embedding.weight",
+        "null_prefix",
+        "norm.weight",
+        "blocks.0.attention.qk_gain",
+        "blocks.0.attention.o_norm.weight",
+        "blocks.3.mlp_norm.weight",
+    ):
         assert kinds[name] == "vector", name
-    for name in ("blocks.0.attention.q.weight", "blocks.0.attention.gate.weight", "blocks.3.attention.k.weight",
-                 "blocks.0.mlp.down.weight", "condition_mlp.fc1.weight"):
+    for name in (
+        "blocks.0.attention.q.weight",
+        "blocks.0.attention.gate.weight",
+        "blocks.3.attention.k.weight",
+        "blocks.0.mlp.down.weight",
+        "condition_mlp.fc1.weight",
+    ):
         assert kinds[name] == "muon", name
 
 
 def test_kinds_of_a_tokenizer():
     assert _kinds(_Tokenizer()) == {
-        "queries": "vector", "table.weight": "vector", "decode.0.weight": "muon", "decode.0.bias": "vector",
-        "decode.1.weight": "matrix", "decode.1.bias": "vector", "conv.weight": "matrix", "conv.bias": "vector",
-        "up.weight": "matrix", "up.bias": "vector", "norm.weight": "vector", "norm.bias": "vector"}
+        "queries": "vector",
+        "table.weight": "vector",
+        "decode.0.weight": "muon",
+        "decode.0.bias": "vector",
+        "decode.1.weight": "matrix",
+        "decode.1.bias": "vector",
+        "conv.weight": "matrix",
+        "conv.bias": "vector",
+        "up.weight": "matrix",
+        "up.bias": "vector",
+        "norm.weight": "vector",
+        "norm.bias": "vector",
+    }
 
 
 def test_kinds_of_a_vit():
@@ -72,7 +110,9 @@ def test_every_trainable_parameter_is_in_exactly_one_group(make):
     muon, adamw = build_optimizers(modules, OptimConfig())
     grouped = [id(p) for o in (muon, adamw) for g in o.param_groups for p in g["params"]]
     roots = modules if isinstance(modules, list) else [modules]
-    assert sorted(grouped) == sorted(id(p) for m in roots for p in m.parameters() if p.requires_grad)
+    assert sorted(grouped) == sorted(
+        id(p) for m in roots for p in m.parameters() if p.requires_grad
+    )
 
 
 def test_first_muon_update_is_near_orthogonal_and_of_the_promised_size():
@@ -81,7 +121,9 @@ def test_first_muon_update_is_near_orthogonal_and_of_the_promised_size():
     before = layer.weight.detach().clone()
     layer.weight.grad = torch.randn(32, 48, generator=torch.Generator().manual_seed(0))
     muon.step()
-    update = (before - layer.weight.detach()) / (0.1 * 0.2 * 48**0.5)  # match_rms_adamw: 0.2 sqrt(max(rows, cols))
+    update = (before - layer.weight.detach()) / (
+        0.1 * 0.2 * 48**0.5
+    )  # match_rms_adamw: 0.2 sqrt(max(rows, cols))
     singular = torch.linalg.svdvals(update)
     assert 0.6 < singular.min() and singular.max() < 1.3
 
@@ -96,12 +138,16 @@ def test_both_rates_and_the_decay_are_respected():
     adamw.step()
     for route in routes(module):
         shrink = {"muon": 1 - 0.02 * 0.5, "matrix": 1 - 0.005 * 0.5, "vector": 1.0}[route.kind]
-        torch.testing.assert_close(route.parameter.detach(), before[route.name] * shrink, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(
+            route.parameter.detach(), before[route.name] * shrink, rtol=1e-6, atol=1e-8
+        )
     module.queries.grad = torch.ones_like(module.queries)
     start = module.queries.detach().clone()
     muon, adamw = build_optimizers(module, config)
     adamw.step()
-    torch.testing.assert_close(start - module.queries.detach(), torch.full((12, 16), 0.005), rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        start - module.queries.detach(), torch.full((12, 16), 0.005), rtol=1e-3, atol=0
+    )
 
 
 def test_table_lists_every_parameter_with_its_optimizer():
@@ -132,19 +178,28 @@ def test_a_listed_name_that_does_not_exist_is_refused():
 
 def test_orthogonalise_brings_singular_values_near_one_and_keeps_the_singular_vectors():
     for shape in ((3, 12, 40), (2, 40, 12), (1, 16, 16)):
-        matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        matrices = torch.randn(
+            shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+        )
         results = orthogonalise(matrices, (3.4445, -4.775, 2.0315), 5, 1e-7)
         for matrix, result in zip(matrices, results, strict=True):
             u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
             singular = u.T @ result @ vh.T
             torch.testing.assert_close(singular, singular.diagonal().diag(), atol=1e-8, rtol=0)
-            assert result.dtype == torch.float64 and 0.3 < singular.diagonal().min() and singular.diagonal().max() < 1.3
+            assert (
+                result.dtype == torch.float64
+                and 0.3 < singular.diagonal().min()
+                and singular.diagonal().max() < 1.3
+            )
 
 
 SHAPES = ((12, 40), (40, 12), (12, 40), (16, 16), (12, 40))
 
 
-@pytest.mark.parametrize("device, native", [("cpu", False), ("cpu", True), pytest.param("cuda", True, marks=pytest.mark.gpu)])
+@pytest.mark.parametrize(
+    "device, native",
+    [("cpu", False), ("cpu", True), pytest.param("cuda", True, marks=pytest.mark.gpu)],
+)
 @pytest.mark.parametrize("stacked", [1, 1000, 1 << 25])
 def test_muon_in_batches_is_torch_muon_up_to_rounding(monkeypatch, device, native, stacked):
     """Steps, momentum and decay, whatever goes through Newton-Schulz together, and a state that either form goes on with."""
@@ -153,12 +208,16 @@ def test_muon_in_batches_is_torch_muon_up_to_rounding(monkeypatch, device, nativ
     options = {"lr": 1e-2, "weight_decay": 0.1, "momentum": 0.95}
 
     def torch_muon(parameters, **options):
-        return torch.optim.Muon(parameters, nesterov=True, adjust_lr_fn="match_rms_adamw", **options)
+        return torch.optim.Muon(
+            parameters, nesterov=True, adjust_lr_fn="match_rms_adamw", **options
+        )
 
     results = []
     for kinds in ((Muon, Muon), (torch_muon, torch_muon), (Muon, torch_muon), (torch_muon, Muon)):
         generator = torch.Generator().manual_seed(0)
-        parameters = [nn.Parameter(torch.randn(shape, generator=generator).to(device)) for shape in SHAPES]
+        parameters = [
+            nn.Parameter(torch.randn(shape, generator=generator).to(device)) for shape in SHAPES
+        ]
         starts, state = [p.detach().clone() for p in parameters], None
         for kind in kinds:
             optimizer = kind(parameters, **options)

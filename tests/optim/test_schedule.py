@@ -7,7 +7,10 @@ from tar3d.optim.schedule import learning_rate_factor, set_learning_rates
 
 
 def test_known_points():
-    factors = [learning_rate_factor(step, 101, OptimConfig(warmup_steps=11, final_lr_fraction=0.1)) for step in range(101)]
+    factors = [
+        learning_rate_factor(step, 101, OptimConfig(warmup_steps=11, final_lr_fraction=0.1))
+        for step in range(101)
+    ]
     assert factors[0] == pytest.approx(1 / 11)
     assert factors[10] == 1.0 == max(factors)
     assert factors[55] == pytest.approx(0.55)  # halfway down
@@ -16,14 +19,17 @@ def test_known_points():
     assert all(a > b for a, b in zip(factors[10:-1], factors[11:], strict=True))
 
 
-@pytest.mark.parametrize(("step", "total", "warmup", "factor"), [
-    (0, 1, 0, 1.0),
-    (0, 10, 0, 1.0),
-    (9, 10, 0, 0.25),
-    (99, 10, 0, 0.25),  # after the end it stays
-    (4, 5, 100, 0.05),  # a run shorter than its warm-up
-    (1, 2, 2, 1.0),
-])
+@pytest.mark.parametrize(
+    ("step", "total", "warmup", "factor"),
+    [
+        (0, 1, 0, 1.0),
+        (0, 10, 0, 1.0),
+        (9, 10, 0, 0.25),
+        (99, 10, 0, 0.25),  # after the end it stays
+        (4, 5, 100, 0.05),  # a run shorter than its warm-up
+        (1, 2, 2, 1.0),
+    ],
+)
 def test_edges(step, total, warmup, factor):
     for schedule in ("cosine", "wsd"):
         config = OptimConfig(warmup_steps=warmup, final_lr_fraction=0.25, schedule=schedule)
@@ -31,7 +37,9 @@ def test_edges(step, total, warmup, factor):
 
 
 def test_a_plateau_and_a_decay():
-    config = OptimConfig(warmup_steps=11, final_lr_fraction=0.1, schedule="wsd", decay_fraction=0.25)
+    config = OptimConfig(
+        warmup_steps=11, final_lr_fraction=0.1, schedule="wsd", decay_fraction=0.25
+    )
     factors = [learning_rate_factor(step, 101, config) for step in range(101)]
     assert factors[0] == pytest.approx(1 / 11) and factors[100] == pytest.approx(0.1)
     assert set(factors[10:76]) == {1.0}
@@ -48,7 +56,10 @@ def test_impossible_schedules_are_refused(step, total):
 
 
 def test_each_group_keeps_its_own_base_rate():
-    optimizers = build_optimizers(nn.Sequential(nn.Linear(4, 4), nn.Conv2d(1, 1, 1)), OptimConfig(muon_lr=0.02, adamw_lr=0.003))
+    optimizers = build_optimizers(
+        nn.Sequential(nn.Linear(4, 4), nn.Conv2d(1, 1, 1)),
+        OptimConfig(muon_lr=0.02, adamw_lr=0.003),
+    )
     for factor in (0.5, 0.1, 1.0):
         set_learning_rates(optimizers, factor)
         assert [g["lr"] for g in optimizers[0].param_groups] == pytest.approx([0.02 * factor])

@@ -42,7 +42,9 @@ def test_the_tokens_of_a_group_share_its_coordinate():
 
 
 @pytest.mark.parametrize("plane, row, column", [(0, 1, 3), (1, 0, 2), (2, 3, 1)])
-def test_attention_across_planes_connects_exactly_the_tokens_that_share_a_coordinate(plane, row, column):
+def test_attention_across_planes_connects_exactly_the_tokens_that_share_a_coordinate(
+    plane, row, column
+):
     torch.manual_seed(0)
     layer = SharedAxisAttention(8, 2).double()
     x = torch.randn(1, 3, R, R, 8, dtype=torch.float64)
@@ -62,7 +64,10 @@ def test_attention_across_planes_connects_exactly_the_tokens_that_share_a_coordi
 @pytest.mark.parametrize("keys", [1, 7, 64])
 def test_short_attention_equals_the_kernel(keys):
     generator = torch.Generator().manual_seed(keys)
-    q, k, v = (torch.randn(2, 3, n, 8, generator=generator, dtype=torch.float64, requires_grad=True) for n in (5, keys, keys))
+    q, k, v = (
+        torch.randn(2, 3, n, 8, generator=generator, dtype=torch.float64, requires_grad=True)
+        for n in (5, keys, keys)
+    )
     weight = torch.randn(2, 3, 5, 8, generator=generator, dtype=torch.float64)
     assert keys <= blocks.SHORT
     outputs, gradients = [], []

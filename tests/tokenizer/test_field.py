@@ -23,15 +23,29 @@ TINY = Path(__file__).resolve().parents[2] / "pretrained" / "tiny"
 @pytest.mark.parametrize("side", [2, 7])
 def test_it_is_the_query_of_the_tokenizer(layers, side):
     torch.manual_seed(0)
-    vqvae = VQVAE(TokenizerConfig(grid_size=2, width=8, num_heads=2, encoder="plane_pool", encoder_layers=0, point_width=8,
-                                  codebook_size=8, decoder_layers=1, plane_channels=5, occupancy_width=12,
-                                  occupancy_layers=layers)).eval()
+    vqvae = VQVAE(
+        TokenizerConfig(
+            grid_size=2,
+            width=8,
+            num_heads=2,
+            encoder="plane_pool",
+            encoder_layers=0,
+            point_width=8,
+            codebook_size=8,
+            decoder_layers=1,
+            plane_channels=5,
+            occupancy_width=12,
+            occupancy_layers=layers,
+        )
+    ).eval()
     planes = torch.randn(1, 3, 5, side, side)
     edges = torch.cartesian_prod(*[torch.tensor([-1.0, -0.999, 0.0, 1 - 1 / side, 1.0])] * 3)
     points = torch.cat([torch.rand(500, 3) * 2 - 1, edges])
     expected = vqvae.query(Triplane(planes), points[None])[0]
     assert torch.allclose(OccupancyField(vqvae.occupancy, planes[0])(points), expected, atol=2e-6)
-    assert torch.allclose(OccupancyField(vqvae.occupancy, planes[0].half())(points), expected, atol=1e-2)
+    assert torch.allclose(
+        OccupancyField(vqvae.occupancy, planes[0].half())(points), expected, atol=1e-2
+    )
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +74,9 @@ def test_planes_in_half_precision_move_the_surface_by_a_fraction_of_a_cell(shipp
     planes = triplane(vqvae, surface)
     mesh = mesh_from_triplane(vqvae, planes, 128)
     half = mesh_from_triplane(vqvae, Triplane(planes.planes.half()), 128)
-    distance = torch.cdist(torch.from_numpy(half.vertices[::20]), torch.from_numpy(mesh.vertices)).amin(dim=1)
+    distance = torch.cdist(
+        torch.from_numpy(half.vertices[::20]), torch.from_numpy(mesh.vertices)
+    ).amin(dim=1)
     assert distance.max() < 0.1 * 2 / 128 and abs(len(half.faces) / len(mesh.faces) - 1) < 0.01
 
 
@@ -68,11 +84,17 @@ def test_low_vram_moves_each_part_to_the_device_while_it_works(shipped, monkeypa
     vqvae, surface = shipped
     moves = []
     names = {module: name for name, module in vqvae.named_children()}
-    monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: moves.append((names[self], str(device))) or self)
-    placement = Placement(torch.device("cpu", 0), low_vram=True)  # by its number it is told from where the models rest
+    monkeypatch.setattr(
+        torch.nn.Module, "to", lambda self, device: moves.append((names[self], str(device))) or self
+    )
+    placement = Placement(
+        torch.device("cpu", 0), low_vram=True
+    )  # by its number it is told from where the models rest
     mesh, tokens = reconstruct(vqvae, surface, 32, placement=placement)
     works = [["encoder", "to_code", "quantizer"], ["quantizer", "decoder"], ["occupancy"]]
-    assert moves == [(name, device) for work in works for device in ("cpu:0", "cpu") for name in work]
+    assert moves == [
+        (name, device) for work in works for device in ("cpu:0", "cpu") for name in work
+    ]
     monkeypatch.undo()
     plain, same_tokens = reconstruct(vqvae, surface, 32)
     assert (tokens.ids == same_tokens.ids).all()
@@ -86,7 +108,10 @@ def test_a_part_comes_back_when_its_work_fails():
         def to(self, device):
             moves.append(str(device))
 
-    with pytest.raises(ZeroDivisionError), Placement(torch.device("cpu", 0), low_vram=True).working(Part()):
+    with (
+        pytest.raises(ZeroDivisionError),
+        Placement(torch.device("cpu", 0), low_vram=True).working(Part()),
+    ):
         raise ZeroDivisionError
     assert moves == ["cpu:0", "cpu"]
 

@@ -16,10 +16,27 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 @pytest.mark.parametrize("encoder", ["cross_attention", "plane_pool"])
 @pytest.mark.parametrize("layers, stages", [(0, 1), (2, 3)])
 def test_flops_are_those_that_pytorch_counts(monkeypatch, encoder, layers, stages):
-    monkeypatch.setattr(blocks, "SHORT", 10**6)  # PyTorch does not count its fused attention on a CPU; plain attention it does
-    model = VQVAE(TokenizerConfig(grid_size=4, width=16, num_heads=2, num_frequencies=3, encoder=encoder, encoder_layers=layers,
-                                  point_width=8, codebook_size=32, code_dim=4, decoder_layers=layers, plane_channels=4,
-                                  upsample_stages=stages, occupancy_width=16, occupancy_layers=3))
+    monkeypatch.setattr(
+        blocks, "SHORT", 10**6
+    )  # PyTorch does not count its fused attention on a CPU; plain attention it does
+    model = VQVAE(
+        TokenizerConfig(
+            grid_size=4,
+            width=16,
+            num_heads=2,
+            num_frequencies=3,
+            encoder=encoder,
+            encoder_layers=layers,
+            point_width=8,
+            codebook_size=32,
+            code_dim=4,
+            decoder_layers=layers,
+            plane_channels=4,
+            upsample_stages=stages,
+            occupancy_width=16,
+            occupancy_layers=3,
+        )
+    )
     with FlopCounterMode(display=False) as counter:
         model(torch.rand(1, 600, 6), torch.rand(1, 30, 3), quantize=True)
     assert model.flops(600, 30) == counter.get_total_flops()
@@ -31,7 +48,9 @@ def giga_flops(name: str) -> tuple[float, float]:
     t = config.train
     with torch.device("meta"):
         model = VQVAE(config.tokenizer)
-    return model.flops(t.surface_points, t.volume_points + t.near_points) / 1e9, model.encoder.flops(t.surface_points) / 1e9
+    return model.flops(
+        t.surface_points, t.volume_points + t.near_points
+    ) / 1e9, model.encoder.flops(t.surface_points) / 1e9
 
 
 def test_the_fast_config_costs_a_quarter():
@@ -39,4 +58,7 @@ def test_the_fast_config_costs_a_quarter():
     paper, paper_encoder = giga_flops("vqvae3d.yaml")
     assert 4 * whole < paper
     stated = " ".join((CONFIGS / "vqvae3d_fast.yaml").read_text().replace("#", " ").split())
-    assert f"{whole:.0f} GFLOP against {paper:,.0f}" in stated and f"{encoder:.0f} against {paper_encoder:,.0f}" in stated
+    assert (
+        f"{whole:.0f} GFLOP against {paper:,.0f}" in stated
+        and f"{encoder:.0f} against {paper_encoder:,.0f}" in stated
+    )

@@ -7,8 +7,15 @@ from benchmarks.tokenize import PlainPlanePoolEncoder
 from tar3d.config import TokenizerConfig
 from tar3d.tokenizer.encoder import PlaneCells, PlanePoolEncoder, plane_cells
 
-CONFIG = TokenizerConfig(grid_size=4, width=16, num_heads=2, num_frequencies=3, encoder="plane_pool", encoder_layers=1,
-                         point_width=8)
+CONFIG = TokenizerConfig(
+    grid_size=4,
+    width=16,
+    num_heads=2,
+    num_frequencies=3,
+    encoder="plane_pool",
+    encoder_layers=1,
+    point_width=8,
+)
 
 
 def points(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -20,7 +27,11 @@ def test_mean_and_count_of_each_cell():
     x, at = torch.randn(2, 50, 4, generator=torch.Generator().manual_seed(2)), points(2, 50)
     cells = PlaneCells(at, 6)
     mean, where = cells.mean(x), plane_cells(at, 6)
-    assert mean.shape == (2, 3, 36, 4) and cells.count.shape == (2, 3, 36, 1) and (cells.count == 0).any()
+    assert (
+        mean.shape == (2, 3, 36, 4)
+        and cells.count.shape == (2, 3, 36, 1)
+        and (cells.count == 0).any()
+    )
     for b in range(2):
         for plane in range(3):
             for cell in range(36):
@@ -34,7 +45,9 @@ def test_a_point_reads_the_sum_of_its_three_cells():
     at, table = points(2, 50), torch.randn(2, 3, 36, 4, generator=torch.Generator().manual_seed(3))
     read, where = PlaneCells(at, 6).read(table), plane_cells(at, 6)
     for b in range(2):
-        assert torch.allclose(read[b], sum(table[b, plane, where[plane, b]] for plane in range(3)), atol=1e-6)
+        assert torch.allclose(
+            read[b], sum(table[b, plane, where[plane, b]] for plane in range(3)), atol=1e-6
+        )
 
 
 def test_gradients_against_finite_differences(monkeypatch):
@@ -47,9 +60,16 @@ def test_gradients_against_finite_differences(monkeypatch):
 
 def test_sums_are_float32():
     """2,000 bfloat16 ones in one cell: a bfloat16 sum would stop at 256."""
-    cells, x = PlaneCells(torch.zeros(1, 2000, 3), 1), torch.ones(1, 2000, 1, dtype=torch.bfloat16, requires_grad=True)
+    cells, x = (
+        PlaneCells(torch.zeros(1, 2000, 3), 1),
+        torch.ones(1, 2000, 1, dtype=torch.bfloat16, requires_grad=True),
+    )
     mean = cells.mean(x)
-    assert mean.dtype == torch.float32 and mean.tolist() == [[[[1.0]]] * 3] and cells.count.flatten().tolist() == [2000.0] * 3
+    assert (
+        mean.dtype == torch.float32
+        and mean.tolist() == [[[[1.0]]] * 3]
+        and cells.count.flatten().tolist() == [2000.0] * 3
+    )
     table = torch.ones(1, 3, 1, 1, dtype=torch.bfloat16, requires_grad=True)
     cells.read(table).sum().backward()
     assert table.grad.tolist() == [[[[2000.0]]] * 3]
@@ -62,17 +82,29 @@ def pair(device: str = "cpu") -> tuple[PlainPlanePoolEncoder, PlanePoolEncoder]:
     return plain, encoder
 
 
-def run(encoder: PlanePoolEncoder, surface: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def run(
+    encoder: PlanePoolEncoder, surface: torch.Tensor
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
     out = encoder(surface)
     weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.device)
-    return out, list(torch.autograd.grad((out.float() * weights).sum(), [surface, *encoder.parameters()]))
+    return out, list(
+        torch.autograd.grad((out.float() * weights).sum(), [surface, *encoder.parameters()])
+    )
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-@pytest.mark.parametrize("batch, count", [(1, 1), (1, 30), (3, 500)], ids=["one point", "few", "many"])
+@pytest.mark.parametrize(
+    "batch, count", [(1, 1), (1, 30), (3, 500)], ids=["one point", "few", "many"]
+)
 def test_the_encoder_equals_its_plain_form(batch, count, device):
-    surface = torch.cat([points(batch, count), points(batch, count, seed=1)], dim=-1).to(device).requires_grad_()
-    (expected, expected_gradients), (out, gradients) = (run(encoder, surface) for encoder in pair(device))
+    surface = (
+        torch.cat([points(batch, count), points(batch, count, seed=1)], dim=-1)
+        .to(device)
+        .requires_grad_()
+    )
+    (expected, expected_gradients), (out, gradients) = (
+        run(encoder, surface) for encoder in pair(device)
+    )
     assert torch.allclose(out, expected, atol=1e-5)
     for gradient, true in zip(gradients, expected_gradients, strict=True):
         assert (gradient - true).norm() <= 1e-5 * true.norm() + 1e-6
@@ -86,7 +118,11 @@ def test_the_encoder_equals_its_plain_form_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         results = [run(e, surface) for e in (plain, encoder)]
     (plain_error, plain_errors), (error, errors) = (
-        ((out - exact).norm(), [(g - t).norm() for g, t in zip(gradients, exact_gradients, strict=True)])
-        for out, gradients in results)
+        (
+            (out - exact).norm(),
+            [(g - t).norm() for g, t in zip(gradients, exact_gradients, strict=True)],
+        )
+        for out, gradients in results
+    )
     assert error <= 1.5 * plain_error and plain_error < 0.05 * exact.norm()
     assert sum(errors) <= 1.5 * sum(plain_errors)

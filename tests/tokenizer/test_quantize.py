@@ -71,7 +71,9 @@ def test_eval_leaves_nothing_for_the_next_step():
 
 
 def test_a_step_moves_once_whatever_the_number_of_forwards(monkeypatch):
-    monkeypatch.setattr(quantize, "DEAD_BELOW", 0.0)  # what is revived depends on the draw, so nobody dies here
+    monkeypatch.setattr(
+        quantize, "DEAD_BELOW", 0.0
+    )  # what is revived depends on the draw, so nobody dies here
     z, whole, parts = latents(96, 4), quantizer(), quantizer()
     whole(z)
     for part in z.split(32):
@@ -103,7 +105,9 @@ def test_a_step_is_the_moving_average(monkeypatch):
 def test_processes_that_share_a_batch_get_the_codebook_of_one(monkeypatch, candidates):
     """Revived codes too: each process knows the candidates of all, in the order of the batch."""
     monkeypatch.setattr(quantize, "CANDIDATES", candidates)
-    z = normalize(latents(1, 4)).expand(6 * 16, 4) + 0.01 * latents(6 * 16, 4, seed=2)  # most codes are dead
+    z = normalize(latents(1, 4)).expand(6 * 16, 4) + 0.01 * latents(
+        6 * 16, 4, seed=2
+    )  # most codes are dead
     z = z.view(6, 16, 4)
     whole, halves, threads = quantizer(), [quantizer(), quantizer()], 2
     for q in (whole, *halves):
@@ -132,12 +136,16 @@ def test_processes_that_share_a_batch_get_the_codebook_of_one(monkeypatch, candi
         worker.join()
     assert revived >= 16 and [shared["revived", r] for r in range(threads)] == [revived] * 2
     for q in halves:
-        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(state(whole), state(q), strict=True))
+        assert all(
+            torch.allclose(a, b, atol=1e-5) for a, b in zip(state(whole), state(q), strict=True)
+        )
 
 
 def test_dead_codes_are_revived_with_a_fresh_count_and_sum():
     q = quantizer()
-    z = normalize(latents(1, 4)).expand(64, 4) + 0.01 * latents(64, 4, seed=2)  # all near one direction
+    z = normalize(latents(1, 4)).expand(64, 4) + 0.01 * latents(
+        64, 4, seed=2
+    )  # all near one direction
     dead = torch.zeros(32, dtype=torch.bool)
     dead[5:9] = True
     q.ema_count[dead], q.ema_sum[dead] = 1e-6, q.codebook[dead] * 1e-6
@@ -146,7 +154,10 @@ def test_dead_codes_are_revived_with_a_fresh_count_and_sum():
     q(z)
     assert q.step(generator()) == 4
     even = q.ema_count[survivors].sum() / 28  # of the codes that stayed
-    assert torch.allclose(q.ema_count[dead], q.ema_count[dead][:1].expand(4)) and q.ema_count[dead][0] > 0.5 * even
+    assert (
+        torch.allclose(q.ema_count[dead], q.ema_count[dead][:1].expand(4))
+        and q.ema_count[dead][0] > 0.5 * even
+    )
     assert torch.allclose(q.ema_sum[dead], q.codebook[dead] * q.ema_count[dead][:, None])
     distance = (normalize(z)[:, None] - q.codebook[dead][None]).norm(dim=-1).min(0).values
     assert distance.max() < 1e-6  # they sit on latents that were seen
@@ -154,7 +165,9 @@ def test_dead_codes_are_revived_with_a_fresh_count_and_sum():
     revived = q.codebook[dead].clone()
     q(z)
     q.step(generator())
-    assert (q.codebook[dead] - revived).norm(dim=-1).max() < 0.1  # the average does not drag them back
+    assert (q.codebook[dead] - revived).norm(
+        dim=-1
+    ).max() < 0.1  # the average does not drag them back
 
 
 def test_float32_under_autocast_and_finite_for_huge_latents():
@@ -176,7 +189,9 @@ def test_straight_through_gradient_is_the_identity():
     out = q(z)
     assert torch.allclose(out.codes, q.codebook[out.ids], atol=1e-6)
     weight = latents(20, 4, seed=3)
-    tangent = weight - (weight * z.detach()).sum(-1, keepdim=True) * z.detach()  # normalising a unit vector keeps only this
+    tangent = (
+        weight - (weight * z.detach()).sum(-1, keepdim=True) * z.detach()
+    )  # normalising a unit vector keeps only this
     (gradient,) = torch.autograd.grad((out.codes * weight).sum(), z)
     assert torch.allclose(gradient, tangent, atol=1e-5)
 
@@ -196,7 +211,10 @@ def error(q: Quantizer, z: torch.Tensor) -> float:
 
 
 def test_kmeans_start_improves_the_quantization_error():
-    q, z = quantizer(), normalize(latents(40, 4)[:, None] + 0.05 * latents(40, 30, 4, seed=2)).reshape(-1, 4)
+    q, z = (
+        quantizer(),
+        normalize(latents(40, 4)[:, None] + 0.05 * latents(40, 30, 4, seed=2)).reshape(-1, 4),
+    )
     at_random = error(q, z)
     q.start_from(z, generator(), iterations=1)
     once = error(q, z)

@@ -18,8 +18,21 @@ BALL, RADIUS = np.array([0.45, 0.3, 0.1]), 0.42
 
 def tiny(encoder: str, **changes: int) -> VQVAE:
     torch.manual_seed(0)
-    values = dict(grid_size=4, width=16, num_heads=2, num_frequencies=3, encoder_layers=1, point_width=8, codebook_size=32,
-                  code_dim=4, decoder_layers=1, plane_channels=4, upsample_stages=2, occupancy_width=16, occupancy_layers=2)
+    values = dict(
+        grid_size=4,
+        width=16,
+        num_heads=2,
+        num_frequencies=3,
+        encoder_layers=1,
+        point_width=8,
+        codebook_size=32,
+        code_dim=4,
+        decoder_layers=1,
+        plane_channels=4,
+        upsample_stages=2,
+        occupancy_width=16,
+        occupancy_layers=2,
+    )
     return VQVAE(TokenizerConfig(encoder=encoder, **values | changes))
 
 
@@ -84,7 +97,9 @@ def test_every_parameter_learns(encoder):
     model = tiny(encoder)
     output = model(cloud(2), torch.rand(2, 30, 3) * 2 - 1, quantize=True)
     (output.logits.square().mean() + output.commitment).backward()
-    still = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    still = [
+        name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0
+    ]
     assert still == []
 
 
@@ -99,7 +114,10 @@ def test_tokens_of_another_grid_or_codebook_are_refused():
 
 def test_tokens_are_the_same_under_autocast():
     """The comparison with the codebook stays float32, whoever calls it and where."""
-    model, codes = tiny("plane_pool").eval(), torch.nn.functional.normalize(torch.randn(1, 3, 4, 4, 4), dim=-1)
+    model, codes = (
+        tiny("plane_pool").eval(),
+        torch.nn.functional.normalize(torch.randn(1, 3, 4, 4, 4), dim=-1),
+    )
     model.encode = lambda surface: codes
     plain = model.tokenize(cloud(1)).ids
     with torch.autocast("cpu", torch.bfloat16):
@@ -130,7 +148,15 @@ def solid_surface(count: int, rng: np.random.Generator) -> np.ndarray:
 def test_it_overfits_one_shape_through_its_codebook():
     """A box and a ball, asymmetric in every axis: volume IoU of at least 0.95 on points that were never trained on."""
     rng = np.random.default_rng(0)
-    model = tiny("plane_pool", grid_size=8, width=32, codebook_size=64, plane_channels=8, occupancy_width=32, occupancy_layers=3)
+    model = tiny(
+        "plane_pool",
+        grid_size=8,
+        width=32,
+        codebook_size=64,
+        plane_channels=8,
+        occupancy_width=32,
+        occupancy_layers=3,
+    )
     optimizers = build_optimizers(model, OptimConfig(muon_lr=0.01, adamw_lr=0.005))
     revival = torch.Generator().manual_seed(0)
     surface = torch.from_numpy(solid_surface(1024, rng))[None]
@@ -141,8 +167,14 @@ def test_it_overfits_one_shape_through_its_codebook():
         points = rng.uniform(-1, 1, (1, 1024, 3)).astype(np.float32)
         inside = torch.from_numpy(solid(points))
         output = model(surface, torch.from_numpy(points), quantize=step >= first_codebook_step)
-        loss = tokenizer_loss(output.logits, inside, torch.zeros_like(inside), output.commitment, near_weight=0.0,
-                              commitment_weight=0.25)
+        loss = tokenizer_loss(
+            output.logits,
+            inside,
+            torch.zeros_like(inside),
+            output.commitment,
+            near_weight=0.0,
+            commitment_weight=0.25,
+        )
         loss.total.backward()
         for optimizer in optimizers:
             for group in optimizer.param_groups:

@@ -17,7 +17,9 @@ def data(samples, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("faults") / "set"
     shutil.copytree(samples, folder)
     ids = sorted(sum(read_splits(folder).values(), []))
-    (folder / "splits.json").write_text(json.dumps({"train": ids[:3], "val": ids[3:4], "test": ids[4:]}))
+    (folder / "splits.json").write_text(
+        json.dumps({"train": ids[:3], "val": ids[3:4], "test": ids[4:]})
+    )
     return folder
 
 
@@ -34,6 +36,15 @@ def commands(data, empty, tmp_path_factory) -> dict[str, list[str]]:
     vqvae = ["train_vqvae.py", "--base", str(empty), "--data", str(data), *VQVAE]
     out = tmp_path_factory.mktemp("whole") / "vqvae"
     finish([*vqvae, "--out", str(out)])
-    gpt = ["train_gpt.py", "--config", str(empty), "--data", str(data), "--vq-ckpt", str(out / "model"), *GPT]
+    gpt = [
+        "train_gpt.py",
+        "--config",
+        str(empty),
+        "--data",
+        str(data),
+        "--vq-ckpt",
+        str(out / "model"),
+        *GPT,
+    ]
     finish([*gpt, "--out", str(out.parent / "gpt")])
     return {"vqvae": vqvae, "gpt": gpt, "whole": out.parent}

@@ -17,12 +17,32 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 STORED = Path(__file__).with_name("curves.json")
 SHAPES = 40
-COMMON = ["train.precision=32-true", "train.num_workers=0", "train.log_every=1", "train.validate_every=1000",
-          "train.save_every=1000", "train.validation_shapes=1", "train.preview_shapes=0"]
-VQVAE = ["train.autoencoder_steps=10", "train.codebook_steps=10", "train.batch_size=4", "optim.warmup_steps=5", *COMMON]
+COMMON = [
+    "train.precision=32-true",
+    "train.num_workers=0",
+    "train.log_every=1",
+    "train.validate_every=1000",
+    "train.save_every=1000",
+    "train.validation_shapes=1",
+    "train.preview_shapes=0",
+]
+VQVAE = [
+    "train.autoencoder_steps=10",
+    "train.codebook_steps=10",
+    "train.batch_size=4",
+    "optim.warmup_steps=5",
+    *COMMON,
+]
 # At an eighth of the recipe's rates: at the full ones the sketch's loss jumps, and rounding decides by how much.
-GPT = ["train.steps=20", "train.global_batch_size=4", "train.sketch_rows=8", "optim.warmup_steps=5", "optim.muon_lr=5e-4",
-       "optim.adamw_lr=3.75e-4", *COMMON]
+GPT = [
+    "train.steps=20",
+    "train.global_batch_size=4",
+    "train.sketch_rows=8",
+    "optim.warmup_steps=5",
+    "optim.muon_lr=5e-4",
+    "optim.adamw_lr=3.75e-4",
+    *COMMON,
+]
 
 
 def curves(folder: Path) -> dict[str, list[float]]:
@@ -35,13 +55,23 @@ def curves(folder: Path) -> dict[str, list[float]]:
     from tar3d.optim import groups
 
     data = make_toy_data(folder / "toy", SHAPES, 0, ViewConfig(count=1, size=64), workers=1)
-    make_samples(data, data, SampleConfig(surface_points=4096, volume_points=1024, near_points=1024), views=ViewConfig(count=0))
-    with mock.patch.object(groups, "_product_dtype", lambda device: torch.float32):  # whatever the CPU has
+    make_samples(
+        data,
+        data,
+        SampleConfig(surface_points=4096, volume_points=1024, near_points=1024),
+        views=ViewConfig(count=0),
+    )
+    with mock.patch.object(
+        groups, "_product_dtype", lambda device: torch.float32
+    ):  # whatever the CPU has
         assert train_vqvae.main(["--data", str(data), "--out", str(folder / "vqvae"), *VQVAE]) == 0
         # The shipped tokenizer, so that a change of one training is not seen in the other.
         assert train_gpt.main(["--data", str(data), "--out", str(folder / "gpt"), *GPT]) == 0
-    return {"vqvae": column(folder / "vqvae", "loss"), "gpt": column(folder / "gpt", "nll"),
-            "sketch": column(folder / "gpt", "sketch")}
+    return {
+        "vqvae": column(folder / "vqvae", "loss"),
+        "gpt": column(folder / "gpt", "nll"),
+        "sketch": column(folder / "gpt", "sketch"),
+    }
 
 
 def column(run: Path, name: str) -> list[float]:

@@ -18,17 +18,25 @@ def test_on_a_cpu_it_changes_nothing(commands, tmp_path, name):
     assert is_the_same_run(tmp_path, commands["whole"] / name)
 
 
-def test_steps_are_deterministic_and_validation_may_do_as_it_likes(data, empty, tmp_path, monkeypatch):
+def test_steps_are_deterministic_and_validation_may_do_as_it_likes(
+    data, empty, tmp_path, monkeypatch
+):
     seen = {"train_step": set(), "validate": set()}
 
     def noting(name, function):
-        return lambda *given: (seen[name].add(torch.are_deterministic_algorithms_enabled()), function(*given))[1]
+        return lambda *given: (
+            seen[name].add(torch.are_deterministic_algorithms_enabled()),
+            function(*given),
+        )[1]
 
     for name in seen:
         monkeypatch.setattr(train_vqvae, name, noting(name, getattr(train_vqvae, name)))
     flags = ["--base", str(empty), "--data", str(data), *VQVAE, *FEW["vqvae"], ON]
     assert train_vqvae.main([*flags, "--out", str(tmp_path / "run")]) == 0
-    assert seen == {"train_step": {True}, "validate": {False}} and not torch.are_deterministic_algorithms_enabled()
+    assert (
+        seen == {"train_step": {True}, "validate": {False}}
+        and not torch.are_deterministic_algorithms_enabled()
+    )
 
 
 @pytest.mark.gpu

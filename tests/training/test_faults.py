@@ -20,11 +20,17 @@ from tar3d.training import faults
 from tar3d.training.state import SaveError, newest_state, saved_steps
 
 
-@pytest.mark.parametrize("name, signum, whole_group", [
-    ("vqvae", signal.SIGTERM, True),  # as Slurm sends it: to every process of the job
-    ("vqvae", signal.SIGINT, True),  # as a terminal does
-    ("gpt", signal.SIGUSR1, False)])
-def test_told_to_stop_it_saves_and_goes_on_later_as_if_nothing_had_been(commands, tmp_path, name, signum, whole_group):
+@pytest.mark.parametrize(
+    "name, signum, whole_group",
+    [
+        ("vqvae", signal.SIGTERM, True),  # as Slurm sends it: to every process of the job
+        ("vqvae", signal.SIGINT, True),  # as a terminal does
+        ("gpt", signal.SIGUSR1, False),
+    ],
+)
+def test_told_to_stop_it_saves_and_goes_on_later_as_if_nothing_had_been(
+    commands, tmp_path, name, signum, whole_group
+):
     out = tmp_path / "run"
     process = start([*commands[name], "--out", str(out), "--resume", "auto"])
     wait_for_step(process, out, 13)
@@ -32,16 +38,31 @@ def test_told_to_stop_it_saves_and_goes_on_later_as_if_nothing_had_been(commands
     sent = time.monotonic()
     output = process.communicate(timeout=60)[0]
     assert time.monotonic() - sent < 30 and process.returncode == 128 + signum, output[-2000:]
-    stopped = int(re.search(rf"stopped by {signal.Signals(signum).name} after step (\d+); the state is saved", output)[1])
+    stopped = int(
+        re.search(
+            rf"stopped by {signal.Signals(signum).name} after step (\d+); the state is saved",
+            output,
+        )[1]
+    )
     assert saved_steps(out / "states")[-1] == stopped == int(rows(out / "train.csv")[-1]["step"])
     assert "Traceback" not in output and "starts from the beginning" in output
-    assert f"continues from {out}" in finish([*commands[name], "--out", str(out), "--resume", "auto"])
+    assert f"continues from {out}" in finish(
+        [*commands[name], "--out", str(out), "--resume", "auto"]
+    )
     assert is_the_same_run(out, commands["whole"] / name)
 
 
 def test_a_second_interrupt_stops_at_once(commands, tmp_path):
     out = tmp_path / "run"
-    process = start([*commands["vqvae"], "--out", str(out), "train.validate_every=1", "train.validation_shapes=1"])
+    process = start(
+        [
+            *commands["vqvae"],
+            "--out",
+            str(out),
+            "train.validate_every=1",
+            "train.validation_shapes=1",
+        ]
+    )
     wait_for_step(process, out)
     for _ in range(2):
         os.kill(process.pid, signal.SIGINT)
@@ -57,7 +78,11 @@ def killed_again_and_again(command: list[str], out: Path, times: int, rng: rando
         if rng.random() < 0.8:  # else somewhere in its start
             wait_for_step(process, out)
         time.sleep(rng.random() * 2.0)
-        done = rows(out / "train.csv")[-1]["step"] if (out / "train.csv").is_file() and rows(out / "train.csv") else 0
+        done = (
+            rows(out / "train.csv")[-1]["step"]
+            if (out / "train.csv").is_file() and rows(out / "train.csv")
+            else 0
+        )
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         kept = saved_steps(out / "states")
@@ -67,7 +92,9 @@ def killed_again_and_again(command: list[str], out: Path, times: int, rng: rando
 
 
 @pytest.mark.parametrize("name", ["vqvae", "gpt"])
-def test_killed_at_random_it_loses_the_steps_since_the_last_save_and_nothing_else(commands, tmp_path, name):
+def test_killed_at_random_it_loses_the_steps_since_the_last_save_and_nothing_else(
+    commands, tmp_path, name
+):
     worst = killed_again_and_again(commands[name], tmp_path / "run", 3, random.Random(name))
     assert worst <= 10 + 1 and is_the_same_run(tmp_path / "run", commands["whole"] / name)
 
@@ -76,7 +103,9 @@ def test_killed_at_random_it_loses_the_steps_since_the_last_save_and_nothing_els
 @pytest.mark.parametrize("name", ["vqvae", "gpt"])
 @pytest.mark.parametrize("chain", range(5))
 def test_killed_fifty_times(commands, tmp_path, name, chain):
-    worst = killed_again_and_again(commands[name], tmp_path / "run", 5, random.Random(f"{name} {chain}"))
+    worst = killed_again_and_again(
+        commands[name], tmp_path / "run", 5, random.Random(f"{name} {chain}")
+    )
     assert worst <= 10 + 1 and is_the_same_run(tmp_path / "run", commands["whole"] / name)
 
 
@@ -88,7 +117,9 @@ def test_a_damaged_state_is_passed_over(commands, tmp_path):
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
     output = finish([*commands["vqvae"], "--out", str(out), "--resume", "auto"])
-    assert f"passed over: {newest} is damaged" in output and is_the_same_run(out, commands["whole"] / "vqvae")
+    assert f"passed over: {newest} is damaged" in output and is_the_same_run(
+        out, commands["whole"] / "vqvae"
+    )
 
 
 def test_a_worker_that_dies_is_one_sentence(commands, tmp_path):
@@ -98,7 +129,11 @@ def test_a_worker_that_dies_is_one_sentence(commands, tmp_path):
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
     output = process.communicate(timeout=60)[0]
-    assert process.returncode == 2 and "a process that reads data died" in output and "Traceback" not in output
+    assert (
+        process.returncode == 2
+        and "a process that reads data died" in output
+        and "Traceback" not in output
+    )
     finish([*commands["vqvae"], "--out", str(out), "--resume", "auto"])
     assert is_the_same_run(out, commands["whole"] / "vqvae")
 
@@ -106,12 +141,16 @@ def test_a_worker_that_dies_is_one_sentence(commands, tmp_path):
 def test_a_full_disk_in_the_middle_of_a_run_is_one_sentence(commands, tmp_path):
     """No file may grow beyond what a log needs: states cannot be written."""
     out = tmp_path / "run"
-    limited = ("import resource, signal, sys, runpy; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-               "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)); sys.argv = sys.argv[1:]; "
-               "sys.path.insert(0, '.'); runpy.run_path(sys.argv[0], run_name='__main__')")
+    limited = (
+        "import resource, signal, sys, runpy; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)); sys.argv = sys.argv[1:]; "
+        "sys.path.insert(0, '.'); runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
     process = start(["-c", limited, *commands["vqvae"], "--out", str(out)])
     output = process.communicate(timeout=90)[0]
-    assert process.returncode == 2 and "could not be written" in output and "Free space" in output, output[-2000:]
+    assert (
+        process.returncode == 2 and "could not be written" in output and "Free space" in output
+    ), output[-2000:]
     assert "Traceback" not in output and not saved_steps(out / "states")
 
 
@@ -128,15 +167,38 @@ def test_damaged_samples_are_named(commands, data, tmp_path):
     assert process.returncode == 2 and ".npz" in output and "not a readable sample file" in output
 
 
-@pytest.mark.parametrize("error, expected", [
-    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "the GPU ran out of memory .*micro_batch_size"),
-    (RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9."),
-     "this machine ran out of memory"),
-    (MemoryError(), "this machine ran out of memory"),
-    (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), "a process that reads data died .* train.num_workers=0"),
-    (OSError(28, "No space left on device", "run/train.csv"), "run/train.csv could not be written .* Free space"),
-    (RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:9"), "lost another process of"),
-    (SaveError("the training state of step 3 could not be written"), "step 3"), (ValueError("lr is -1"), "lr is -1")])
+@pytest.mark.parametrize(
+    "error, expected",
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+            "the GPU ran out of memory .*micro_batch_size",
+        ),
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9."
+            ),
+            "this machine ran out of memory",
+        ),
+        (MemoryError(), "this machine ran out of memory"),
+        (
+            RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"),
+            "a process that reads data died .* train.num_workers=0",
+        ),
+        (
+            OSError(28, "No space left on device", "run/train.csv"),
+            "run/train.csv could not be written .* Free space",
+        ),
+        (
+            RuntimeError(
+                "[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:9"
+            ),
+            "lost another process of",
+        ),
+        (SaveError("the training state of step 3 could not be written"), "step 3"),
+        (ValueError("lr is -1"), "lr is -1"),
+    ],
+)
 def test_expected_faults_are_one_sentence_and_a_status(error, expected, capsys):
     assert faults.report(error) == 2
     message = capsys.readouterr().err

@@ -27,17 +27,25 @@ def test_a_resumed_log_has_no_step_twice(tmp_path):
     log = RunLog(tmp_path, 2)
     log.write("train", 3, {"loss": 0.25, "revived": 0})
     log.close()
-    assert [(r["step"], r["loss"]) for r in rows(tmp_path / "train.csv")] == [("1", "1"), ("2", "0.5"), ("3", "0.25")]
+    assert [(r["step"], r["loss"]) for r in rows(tmp_path / "train.csv")] == [
+        ("1", "1"),
+        ("2", "0.5"),
+        ("3", "0.25"),
+    ]
     assert rows(tmp_path / "validation.csv") == [{"step": "2", "iou": "0.5"}]
     assert list((tmp_path / "tensorboard").iterdir())
 
 
 def test_a_resumed_run_may_tell_of_other_things(tmp_path):
-    for step, values in enumerate(({"nll": 2.0, "sketch": 0.5}, {"nll": 1.0}, {"gradient_norm": 3.0, "nll": 0.5})):
+    for step, values in enumerate(
+        ({"nll": 2.0, "sketch": 0.5}, {"nll": 1.0}, {"gradient_norm": 3.0, "nll": 0.5})
+    ):
         log = RunLog(tmp_path, step)
         log.write("train", step + 1, values)
         log.close()
-    assert (tmp_path / "train.csv").read_text() == "step,nll,sketch,gradient_norm\n1,2,0.5,\n2,1,,\n3,0.5,,3\n"
+    assert (
+        tmp_path / "train.csv"
+    ).read_text() == "step,nll,sketch,gradient_norm\n1,2,0.5,\n2,1,,\n3,0.5,,3\n"
 
 
 @pytest.mark.parametrize("cut", ["3,0.3", "3", "", "3,0.33333,3\n4,"])
@@ -61,20 +69,33 @@ def test_weights_and_biases_gets_the_same_and_goes_on_in_the_same_run(tmp_path, 
 
     def init(**settings) -> SimpleNamespace:
         started.append(settings)
-        return SimpleNamespace(id=settings["id"] or "abc", log=lambda values, step=None: logged.append((step, values)),
-                               finish=lambda: finished.append(1))
+        return SimpleNamespace(
+            id=settings["id"] or "abc",
+            log=lambda values, step=None: logged.append((step, values)),
+            finish=lambda: finished.append(1),
+        )
 
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Image=lambda path: f"picture {path}", Error=OSError))
+    monkeypatch.setitem(
+        sys.modules,
+        "wandb",
+        SimpleNamespace(init=init, Image=lambda path: f"picture {path}", Error=OSError),
+    )
     Image.new("RGB", (4, 4)).save(tmp_path / "preview.png")
     for start in (0, 3):
         log = RunLog(tmp_path, start, "a project", {"seed": 1})
         log.write("train", start + 1, {"loss": 0.5})
         log.picture("preview", start + 1, tmp_path / "preview.png")
         log.close()
-    assert [(s["project"], s["id"], s["config"]) for s in started] == [("a project", None, {"seed": 1}),
-                                                                      ("a project", "abc", {"seed": 1})]
-    assert logged == [(1, {"train/loss": 0.5}), (1, {"preview": f"picture {tmp_path / 'preview.png'}"}),
-                      (4, {"train/loss": 0.5}), (4, {"preview": f"picture {tmp_path / 'preview.png'}"})]
+    assert [(s["project"], s["id"], s["config"]) for s in started] == [
+        ("a project", None, {"seed": 1}),
+        ("a project", "abc", {"seed": 1}),
+    ]
+    assert logged == [
+        (1, {"train/loss": 0.5}),
+        (1, {"preview": f"picture {tmp_path / 'preview.png'}"}),
+        (4, {"train/loss": 0.5}),
+        (4, {"preview": f"picture {tmp_path / 'preview.png'}"}),
+    ]
     assert len(finished) == 2
 
 
@@ -86,7 +107,10 @@ def test_weights_and_biases_that_cannot_start_is_a_sentence(tmp_path, monkeypatc
         raise Refused("No API key configured.\nmore")
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Error=Refused))
-    with pytest.raises(ValueError, match=r"did not start \(No API key configured.\). Log in with: wandb login, or .*=offline"):
+    with pytest.raises(
+        ValueError,
+        match=r"did not start \(No API key configured.\). Log in with: wandb login, or .*=offline",
+    ):
         RunLog(tmp_path, 0, "a project")
 
 
@@ -101,11 +125,15 @@ def test_the_package_itself_goes_on_in_the_same_run_without_a_network(tmp_path, 
         log.picture("preview", start + 1, tmp_path / "preview.png")
         log.close()
     known = json.loads((tmp_path / "wandb.json").read_text())["id"]
-    assert [path.name for path in (tmp_path / "wandb").glob("offline-run-*/*.wandb")] == [f"run-{known}.wandb"] * 2
+    assert [path.name for path in (tmp_path / "wandb").glob("offline-run-*/*.wandb")] == [
+        f"run-{known}.wandb"
+    ] * 2
     assert len(list((tmp_path / "wandb").rglob("preview_*.png"))) == 2
 
 
 def test_weights_and_biases_that_is_not_installed_is_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ValueError, match="--wandb needs the package wandb: python -m pip install wandb"):
+    with pytest.raises(
+        ValueError, match="--wandb needs the package wandb: python -m pip install wandb"
+    ):
         RunLog(tmp_path, 0, "a project")

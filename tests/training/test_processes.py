@@ -17,12 +17,29 @@ from trainings import finish, start, wait_for_step
 
 from tar3d.training.state import load_state, newest_state
 
-TOLD = ["--gpt-type", "any", "text_encoder.source=trained", "text_encoder.max_tokens=8", "text_encoder.vocabulary=16",
-        "text_encoder.width=16", "text_encoder.num_layers=1", "text_encoder.num_heads=2", "train.word_dropout=0.2"]
-FEW = {"vqvae": ["train.batch_size=4", "train.autoencoder_steps=6", "train.codebook_steps=6"],
-       "gpt": [*TOLD, "train.steps=12", "train.micro_batch_size=2", "gpt.sketch_dim=4", "gpt.sketch_local=3",
-               "train.sketch_weight=1",
-               "train.sketch_rows=8"]}
+TOLD = [
+    "--gpt-type",
+    "any",
+    "text_encoder.source=trained",
+    "text_encoder.max_tokens=8",
+    "text_encoder.vocabulary=16",
+    "text_encoder.width=16",
+    "text_encoder.num_layers=1",
+    "text_encoder.num_heads=2",
+    "train.word_dropout=0.2",
+]
+FEW = {
+    "vqvae": ["train.batch_size=4", "train.autoencoder_steps=6", "train.codebook_steps=6"],
+    "gpt": [
+        *TOLD,
+        "train.steps=12",
+        "train.micro_batch_size=2",
+        "gpt.sketch_dim=4",
+        "gpt.sketch_local=3",
+        "train.sketch_weight=1",
+        "train.sketch_rows=8",
+    ],
+}
 
 
 def torchrun(command: list[str]) -> list[str]:
@@ -40,7 +57,9 @@ def test_two_processes_train_as_one_and_resume_each_other(commands, tmp_path, na
     columns = ["loss", "volume", "near", "commitment"] if name == "vqvae" else ["nll", "sketch"]
     for mine, theirs in zip(*log, strict=True):
         for column in (*columns, "gradient_norm"):
-            assert float(mine[column]) == pytest.approx(float(theirs[column]), rel=2e-3, abs=1e-5), (mine["step"], column)
+            assert float(mine[column]) == pytest.approx(
+                float(theirs[column]), rel=2e-3, abs=1e-5
+            ), (mine["step"], column)
     models = [load_state(newest_state(folder / "states")[0])["model"] for folder in (one, two)]
     for key, tensor in models[0].items():
         assert torch.allclose(tensor, models[1][key], rtol=1e-2, atol=2e-3), key
@@ -49,7 +68,9 @@ def test_two_processes_train_as_one_and_resume_each_other(commands, tmp_path, na
     for source, launch in ((one, torchrun), (two, list)):
         out = tmp_path / f"{source.name}_resumed"
         shutil.copytree(source, out)
-        finish(launch([*command, "--out", str(out), "--resume", str(source / "states" / middle.name)]))
+        finish(
+            launch([*command, "--out", str(out), "--resume", str(source / "states" / middle.name)])
+        )
         resumed = rows(out / "train.csv")
         assert [row["step"] for row in resumed] == [str(k) for k in range(1, 13)]
         for mine, theirs in zip(resumed[9:], log[0][9:], strict=True):
@@ -67,7 +88,9 @@ def test_processes_that_share_the_weights_train_as_one(commands, tmp_path, ema):
     log = [rows(folder / "train.csv") for folder in (one, two)]
     for mine, theirs in zip(*log, strict=True):
         for column in ("nll", "sketch", "gradient_norm"):
-            assert float(mine[column]) == pytest.approx(float(theirs[column]), rel=2e-3, abs=1e-5), (mine["step"], column)
+            assert float(mine[column]) == pytest.approx(
+                float(theirs[column]), rel=2e-3, abs=1e-5
+            ), (mine["step"], column)
     assert last_nll(two) == pytest.approx(last_nll(one), rel=2e-3)
     states = [load_state(newest_state(folder / "states")[0]) for folder in (one, two)]
     for part in ("model", "averaged")[: 2 if ema else 1]:
@@ -79,7 +102,10 @@ def test_processes_that_share_the_weights_train_as_one(commands, tmp_path, ema):
         finish([*launch, "--out", str(out), "--resume", str(source / "states" / "00000006.pt")])
         for mine, theirs in zip(rows(out / "train.csv"), log[0], strict=True):
             assert float(mine["nll"]) == pytest.approx(float(theirs["nll"]), rel=2e-3)
-    held, whole = (int(n.replace(",", "")) for n in re.search(r"holds ([\d,]+) of ([\d,]+) parameters", output).groups())
+    held, whole = (
+        int(n.replace(",", ""))
+        for n in re.search(r"holds ([\d,]+) of ([\d,]+) parameters", output).groups()
+    )
     assert 0.45 * whole < held < 0.55 * whole
 
 
@@ -91,10 +117,14 @@ def test_a_rank_that_dies_ends_the_job(commands, tmp_path):
     out = tmp_path / "run"
     process = start(torchrun([*commands["gpt"], "--out", str(out)]))
     wait_for_step(process, out, 12)
-    ranks = [int(p) for p in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    ranks = [
+        int(p) for p in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ]
     os.kill(ranks[-1], signal.SIGKILL)
     output = process.communicate(timeout=60)[0]
-    assert process.returncode != 0 and re.search(r"process 0 lost another process of this job|Signal 9", output), output[-3000:]
+    assert process.returncode != 0 and re.search(
+        r"process 0 lost another process of this job|Signal 9", output
+    ), output[-3000:]
     finish([*commands["gpt"], "--out", str(out), "--resume", "auto"])
 
 
@@ -106,8 +136,15 @@ def test_two_machines_meet_by_torchruns_rendezvous(commands, tmp_path):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    meet = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d",
-            f"--rdzv_endpoint=127.0.0.1:{port}", "--local_addr=127.0.0.1"]
+    meet = [
+        "-m",
+        "torch.distributed.run",
+        "--nnodes=2",
+        "--nproc_per_node=1",
+        "--rdzv_backend=c10d",
+        f"--rdzv_endpoint=127.0.0.1:{port}",
+        "--local_addr=127.0.0.1",
+    ]
     nodes = [start([*meet, *command, "--num_nodes", "2", "--out", str(two)]) for _ in range(2)]
     outputs = [node.communicate(timeout=120)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], outputs[0][-2000:] + outputs[1][-2000:]
@@ -123,4 +160,6 @@ def test_told_to_stop_all_processes_stop_after_the_same_step(commands, tmp_path)
     output = process.communicate(timeout=60)[0]
     assert process.returncode != 0
     stopped = {int(step) for step in re.findall(r"stopped by SIGTERM after step (\d+)", output)}
-    assert len(stopped) == 1 and newest_state(out / "states")[0].stem == f"{stopped.pop():08d}", output[-3000:]
+    assert len(stopped) == 1 and newest_state(out / "states")[0].stem == f"{stopped.pop():08d}", (
+        output[-3000:]
+    )

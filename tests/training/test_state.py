@@ -17,14 +17,29 @@ import torch
 from tar3d.config import VQVAEConfig
 from tar3d.training import state as states
 from tar3d.training.run import prepare_folder
-from tar3d.training.state import SaveError, check_state, load_state, newest_state, restore, save_state, saved_steps
+from tar3d.training.state import (
+    SaveError,
+    check_state,
+    load_state,
+    newest_state,
+    restore,
+    save_state,
+    saved_steps,
+)
 
 
 def test_a_state_comes_back_as_it_was(tmp_path):
     generator = torch.Generator().manual_seed(3)
-    path = save_state(tmp_path / "deep", 7, {"tensor": torch.arange(3), "random": generator.get_state()}, {"why": "a test"})
+    path = save_state(
+        tmp_path / "deep",
+        7,
+        {"tensor": torch.arange(3), "random": generator.get_state()},
+        {"why": "a test"},
+    )
     state = load_state(path)
-    assert torch.equal(state["tensor"], torch.arange(3)) and torch.equal(state["random"], generator.get_state())
+    assert torch.equal(state["tensor"], torch.arange(3)) and torch.equal(
+        state["random"], generator.get_state()
+    )
     assert newest_state(tmp_path / "deep") == (path, [])
     record = json.loads(path.with_suffix(".json").read_text())
     assert (record["step"], record["bytes"], record["why"]) == (7, path.stat().st_size, "a test")
@@ -36,7 +51,9 @@ def test_two_states_are_kept_and_later_ones_of_a_run_given_up_go(tmp_path):
     assert saved_steps(tmp_path) == [6, 8]
     save_state(tmp_path, 7, {"step": 7})  # the run was resumed from step 6
     assert saved_steps(tmp_path) == [6, 7]
-    assert sorted(p.name for p in tmp_path.iterdir()) == [f"0000000{s}.{e}" for s in (6, 7) for e in ("json", "pt")]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        f"0000000{s}.{e}" for s in (6, 7) for e in ("json", "pt")
+    ]
 
 
 def flip_bit(path, share: float) -> None:
@@ -52,7 +69,9 @@ def test_a_flipped_bit_is_found_and_the_state_before_is_taken(tmp_path, share, s
     bad = save_state(tmp_path, 2, {"weights": torch.randn(100)})
     flip_bit(bad.with_suffix(suffix), share)
     path, passed = newest_state(tmp_path)
-    assert path == good or (suffix == ".json" and not passed)  # a bit of a .json that says nothing about the state
+    assert path == good or (
+        suffix == ".json" and not passed
+    )  # a bit of a .json that says nothing about the state
     if path == good:
         assert len(passed) == 1 and "00000002" in passed[0] and "damaged" in passed[0]
         if suffix == ".pt":
@@ -61,10 +80,14 @@ def test_a_flipped_bit_is_found_and_the_state_before_is_taken(tmp_path, share, s
 
 
 @pytest.mark.parametrize("by_name", [False, True])
-def test_the_first_process_reads_a_state_once_for_its_checksum_and_the_others_trust_it(tmp_path, monkeypatch, by_name):
+def test_the_first_process_reads_a_state_once_for_its_checksum_and_the_others_trust_it(
+    tmp_path, monkeypatch, by_name
+):
     path = save_state(tmp_path / "states", 1, {"weights": torch.randn(100)})
     resume, digest, digests = str(path) if by_name else "auto", states.hashlib.file_digest, []
-    monkeypatch.setattr(states.hashlib, "file_digest", lambda *given: digests.append(given) or digest(*given))
+    monkeypatch.setattr(
+        states.hashlib, "file_digest", lambda *given: digests.append(given) or digest(*given)
+    )
     for first in (True, False):
         fabric = SimpleNamespace(is_global_zero=first, broadcast=lambda found: found or path)
         load_state(prepare_folder(fabric, tmp_path, resume, VQVAEConfig()))
@@ -77,7 +100,9 @@ def test_the_first_process_reads_a_state_once_for_its_checksum_and_the_others_tr
 def test_when_all_are_damaged_that_is_said(tmp_path):
     for step in (1, 2):
         flip_bit(save_state(tmp_path, step, {"weights": torch.randn(100)}), 0.5)
-    with pytest.raises(ValueError, match="no state in .* is good: .*00000002.pt is damaged.*00000001.pt is damaged"):
+    with pytest.raises(
+        ValueError, match="no state in .* is good: .*00000002.pt is damaged.*00000001.pt is damaged"
+    ):
         newest_state(tmp_path)
 
 
@@ -94,8 +119,11 @@ def test_a_full_disk_leaves_the_states_as_they_were(tmp_path):
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
-        with pytest.raises(SaveError, match="step 2 could not be written .*File too large.*last good state is that of step 1. "
-                                            "Free space"):
+        with pytest.raises(
+            SaveError,
+            match="step 2 could not be written .*File too large.*last good state is that of step 1. "
+            "Free space",
+        ):
             save_state(tmp_path, 2, {"weights": torch.randn(1_000_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -118,8 +146,12 @@ def test_killed_at_any_moment_of_a_save_no_state_is_lost(tmp_path):
     """One process saves without a pause and is killed again and again, somewhere within a save of some milliseconds."""
     for attempt in range(10):
         folder = tmp_path / str(attempt)
-        process = subprocess.Popen([sys.executable, "-c", SAVING, str(folder)], stdout=subprocess.PIPE, text=True,
-                                   env=os.environ | {"OMP_NUM_THREADS": "1"})
+        process = subprocess.Popen(
+            [sys.executable, "-c", SAVING, str(folder)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
         said = int(process.stdout.readline())
         time.sleep(0.013 * attempt)
         process.kill()
@@ -155,7 +187,10 @@ def test_what_is_no_state_is_refused(tmp_path, content):
 
 def test_restore_refuses_another_model():
     small, large = torch.nn.Linear(2, 3), torch.nn.Linear(2, 4)
-    state = {"model": small.state_dict(), "optimizers": [torch.optim.AdamW(small.parameters()).state_dict()]}
+    state = {
+        "model": small.state_dict(),
+        "optimizers": [torch.optim.AdamW(small.parameters()).state_dict()],
+    }
     restore(state, torch.nn.Linear(2, 3), [torch.optim.AdamW(small.parameters())])
     with pytest.raises(ValueError, match="another model or optimizer"):
         restore(state, large, [torch.optim.AdamW(large.parameters())])

@@ -14,24 +14,73 @@ from tar3d.training.state import load_state, newest_state
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 120
-TRAIN = ["train.precision=32-true", "train.num_workers=1", "train.save_every=10", "train.log_every=1",
-         "train.validation_shapes=1", "train.preview_shapes=0", "train.validate_every=50", "optim.warmup_steps=1",
-         "train.ema=0.9"]
-VQVAE = ["tokenizer.grid_size=4", "tokenizer.width=16", "tokenizer.num_heads=2", "tokenizer.num_frequencies=3",
-         "tokenizer.encoder=plane_pool", "tokenizer.encoder_layers=1", "tokenizer.point_width=8", "tokenizer.codebook_size=16",
-         "tokenizer.code_dim=4", "tokenizer.decoder_layers=1", "tokenizer.plane_channels=4", "tokenizer.upsample_stages=1",
-         "tokenizer.occupancy_width=8", "tokenizer.occupancy_layers=2", "train.batch_size=2", "train.surface_points=128",
-         "train.volume_points=64", "train.near_points=32", f"train.autoencoder_steps={STEPS // 2}",
-         f"train.codebook_steps={STEPS // 2}", *TRAIN]
-GPT = ["gpt.num_layers=2", "gpt.width=16", "gpt.num_heads=2", "gpt.condition_tokens=16", "gpt.condition_width=16",
-       "gpt.grid_size=4", "gpt.codebook_size=16", "gpt.layer_pattern=LF", "image_encoder.source=trained",
-       "image_encoder.image_size=32", "image_encoder.patch_size=8", "image_encoder.width=16", "image_encoder.num_layers=1",
-       "image_encoder.num_heads=2", f"train.steps={STEPS}", "train.global_batch_size=4", "gpt.condition_dropout=0.3", *TRAIN]
+TRAIN = [
+    "train.precision=32-true",
+    "train.num_workers=1",
+    "train.save_every=10",
+    "train.log_every=1",
+    "train.validation_shapes=1",
+    "train.preview_shapes=0",
+    "train.validate_every=50",
+    "optim.warmup_steps=1",
+    "train.ema=0.9",
+]
+VQVAE = [
+    "tokenizer.grid_size=4",
+    "tokenizer.width=16",
+    "tokenizer.num_heads=2",
+    "tokenizer.num_frequencies=3",
+    "tokenizer.encoder=plane_pool",
+    "tokenizer.encoder_layers=1",
+    "tokenizer.point_width=8",
+    "tokenizer.codebook_size=16",
+    "tokenizer.code_dim=4",
+    "tokenizer.decoder_layers=1",
+    "tokenizer.plane_channels=4",
+    "tokenizer.upsample_stages=1",
+    "tokenizer.occupancy_width=8",
+    "tokenizer.occupancy_layers=2",
+    "train.batch_size=2",
+    "train.surface_points=128",
+    "train.volume_points=64",
+    "train.near_points=32",
+    f"train.autoencoder_steps={STEPS // 2}",
+    f"train.codebook_steps={STEPS // 2}",
+    *TRAIN,
+]
+GPT = [
+    "gpt.num_layers=2",
+    "gpt.width=16",
+    "gpt.num_heads=2",
+    "gpt.condition_tokens=16",
+    "gpt.condition_width=16",
+    "gpt.grid_size=4",
+    "gpt.codebook_size=16",
+    "gpt.layer_pattern=LF",
+    "image_encoder.source=trained",
+    "image_encoder.image_size=32",
+    "image_encoder.patch_size=8",
+    "image_encoder.width=16",
+    "image_encoder.num_layers=1",
+    "image_encoder.num_heads=2",
+    f"train.steps={STEPS}",
+    "train.global_batch_size=4",
+    "gpt.condition_dropout=0.3",
+    *TRAIN,
+]
 
 
 def start(command: list[str], **more) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                            env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True, **more)
+    return subprocess.Popen(
+        [sys.executable, *command],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+        **more,
+    )
 
 
 def finish(command: list[str]) -> str:
@@ -43,13 +92,18 @@ def finish(command: list[str]) -> str:
 
 def wait_for_step(process: subprocess.Popen, out: Path, step: int = 1) -> None:
     deadline = time.monotonic() + 90
-    while not (out / "train.csv").is_file() or len((out / "train.csv").read_text().splitlines()) <= step:
+    while (
+        not (out / "train.csv").is_file()
+        or len((out / "train.csv").read_text().splitlines()) <= step
+    ):
         assert process.poll() is None, process.communicate()[0][-2000:]
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
 def is_the_same_run(out: Path, whole: Path) -> bool:
-    return (equal(*(load_state(newest_state(run / "states")[0]) for run in (out, whole)))
-            and rows(out / "train.csv") == rows(whole / "train.csv")
-            and rows(out / "validation.csv") == rows(whole / "validation.csv"))
+    return (
+        equal(*(load_state(newest_state(run / "states")[0]) for run in (out, whole)))
+        and rows(out / "train.csv") == rows(whole / "train.csv")
+        and rows(out / "validation.csv") == rows(whole / "validation.csv")
+    )
