@@ -1,11 +1,12 @@
-"""A page for the browser that makes meshes of pictures, of texts, or of nothing, and shows them turning:
+"""A page for the browser that makes meshes of pictures, of texts, or of nothing, and shows them
+turning:
 
     python -m pip install -r requirements-demo.txt
     python demo.py                                  then open http://127.0.0.1:7860
     python demo.py --model MODEL --host 0.0.0.0     for others on the network too: anybody who reaches it may use it
 
-Every mesh stays in --out as <time>_<seed>.glb, with its settings as .json and the picture it is of as .png beside it. One shape
-is made at a time; the others wait.
+Every mesh stays in --out as <time>_<seed>.glb, with its settings as .json and the picture it is of
+as .png beside it. One shape is made at a time; the others wait.
 """
 
 from __future__ import annotations
@@ -137,8 +138,8 @@ def make(
     changed: dict[str, float],
     progress: Callable[[float, str], None],
 ) -> tuple[Path, str]:
-    """One shape -> its file, and a line on it. `told` is the path of a picture, or a text; `faces` 0 for all; `changed` are
-    sampling settings. Raises ValueError for what cannot be made."""
+    """One shape -> its file, and a line on it. `told` is the path of a picture, or a text; `faces`
+    0 for all; `changed` are sampling settings. Raises ValueError for what cannot be made."""
     start = time.perf_counter()
     if gpt_type != "uncond" and not told:
         raise ValueError(
@@ -178,7 +179,8 @@ def make(
 
 
 def build(pipelines: dict[str, Pipeline], model: str, out: Path) -> gradio.Blocks:
-    """The page, with a tab for each type of GPT; raises ValueError where Gradio is not installed."""
+    """The page, with a tab for each type of GPT; raises ValueError where Gradio is not
+    installed."""
     try:
         import gradio as gr
     except ImportError as e:

@@ -6,10 +6,11 @@
     python eval_2d.py ... --captions captions.csv              also how well the prediction's pictures fit a text
     python eval_2d.py ... --lpips-path lpips_alex.pth --clip-path MODEL
 
-PSNR, SSIM, LPIPS and CLIP, over the whole picture and over its foreground, of shaded renders and of normal maps; FID and KID of
-CLIP features. The weights of LPIPS and CLIP are not shipped: a score whose network cannot be had is null, and one sentence
-says how to get it. OUT gets report.md, summary.json, rows.csv (a row a pair) and views.png. A pair that cannot be scored is
-listed with the reason, the rest goes on, and the exit status is 1. docs/evaluation.md explains every score.
+PSNR, SSIM, LPIPS and CLIP, over the whole picture and over its foreground, of shaded renders and of
+normal maps; FID and KID of CLIP features. The weights of LPIPS and CLIP are not shipped: a score
+whose network cannot be had is null, and one sentence says how to get it. OUT gets report.md,
+summary.json, rows.csv (a row a pair) and views.png. A pair that cannot be scored is listed with the
+reason, the rest goes on, and the exit status is 1. docs/evaluation.md explains every score.
 """
 
 from __future__ import annotations
@@ -176,7 +177,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check_choice(args: argparse.Namespace) -> None:
-    """Refuses contradictions and options that would change nothing, and fills in the defaults of the others."""
+    """Refuses contradictions and options that would change nothing, and fills in the defaults of
+    the others."""
     for a, b in (("pred", "gt"), ("pred_images", "gt_images")):
         missing = [name for name in (a, b) if getattr(args, name) is None]
         if len(missing) == 1:
@@ -358,7 +360,8 @@ def load_networks(args: argparse.Namespace, maps: tuple[str, ...], device: torch
 def with_captions(
     networks: Networks, captions: dict[str, str], path: Path, ids: list[str]
 ) -> tuple[Networks, list[dict], int | None]:
-    """Networks with the features of the captions, what is left out, and how many captions were cut to what CLIP reads."""
+    """Networks with the features of the captions, what is left out, and how many captions were cut
+    to what CLIP reads."""
     wanted = {i: captions[i] for i in ids if i in captions}
     if not wanted:
         raise ValueError(f"{path} has no caption for any of the {len(ids)} ids, e.g. {ids[0]!r}")

@@ -9,9 +9,10 @@
     python eval_3d.py --pred DIR --gt DIR --unpaired        two sets without pairs: coverage, MMD, 1-NN accuracy
     python eval_3d.py --selftest                            the whole script on shapes with known answers: PASS or FAIL
 
-OUT gets report.md, summary.json (protocol, formulas, versions, aggregates), rows.csv (a row a pair), histogram.png and
-ranked.png (the ten worst, median and best). A pair that cannot be scored is listed with the reason, the rest goes on, and the
-exit status is 1. docs/evaluation.md explains the protocols and every score.
+OUT gets report.md, summary.json (protocol, formulas, versions, aggregates), rows.csv (a row a
+pair), histogram.png and ranked.png (the ten worst, median and best). A pair that cannot be scored
+is listed with the reason, the rest goes on, and the exit status is 1. docs/evaluation.md explains
+the protocols and every score.
 """
 
 from __future__ import annotations
@@ -301,8 +302,8 @@ def freely(
     described: dict,
     start: float,
 ) -> int:
-    """Shapes of a model that was told nothing against the unseen ones, as sets; beside it as many training shapes, which no model
-    has to be better than."""
+    """Shapes of a model that was told nothing against the unseen ones, as sets; beside it as many
+    training shapes, which no model has to be better than."""
     empty = generate_freely(
         pipeline,
         args.out,
@@ -431,7 +432,8 @@ def ball(radius: float) -> Mesh:
 
 
 def selftest_shapes() -> tuple[dict[str, Mesh], dict[str, Mesh]]:
-    """Predictions and truths by id; "absent" has no prediction. In the unit of the truths, which span -1 to 1."""
+    """Predictions and truths by id; "absent" has no prediction. In the unit of the truths, which
+    span -1 to 1."""
     cube, quarter_turn = (
         block((-1, -1, -1), (1, 1, 1)),
         np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]]),
@@ -490,7 +492,8 @@ EXPECTED = [
 
 
 def selftest(protocol: EvalProtocol, args: argparse.Namespace) -> int:
-    """Runs `paired` and `unpaired` on analytic shapes, with the number of points and the seed of the protocol."""
+    """Runs `paired` and `unpaired` on analytic shapes, with the number of points and the seed of
+    the protocol."""
     thresholds = sorted({0.02, *protocol.thresholds})
     protocol = dataclasses.replace(protocol, frame="source", thresholds=thresholds)
     with tempfile.TemporaryDirectory() as name:

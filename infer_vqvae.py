@@ -5,13 +5,15 @@
     python infer_vqvae.py --input_file FILE|DIR --output_dir OUT --save-tokens        also OUT/tokens/<name>.tokens.npz
     python infer_vqvae.py --input_file OUT/tokens --output_dir FINE --resolution 512  meshes of such files
 
-Each input gives OUT/<name>.glb and a picture of both; report.csv has a row for each, report.md the summary. An input that
-cannot be used is listed with the reason, the rest goes on, and the exit status is 1.
+Each input gives OUT/<name>.glb and a picture of both; report.csv has a row for each, report.md the
+summary. An input that cannot be used is listed with the reason, the rest goes on, and the exit
+status is 1.
 
-Meshes are .glb .gltf .obj .ply .stl .off. Point clouds are .ply without faces; .xyz and .txt (a point a line: x y z, or
-x y z nx ny nz; in a folder, no .txt is looked for); .npz (points, and normals if it has them, or the samples that
-tar3d.data.make_samples writes); .npy. Points should be uniform over the surface, not the vertices of a mesh. Missing normals are
-estimated and oriented, which is said. A cloud is scored against its own points, and has neither IoU nor floor. Tokens
+Meshes are .glb .gltf .obj .ply .stl .off. Point clouds are .ply without faces; .xyz and .txt (a
+point a line: x y z, or x y z nx ny nz; in a folder, no .txt is looked for); .npz (points, and
+normals if it has them, or the samples that tar3d.data.make_samples writes); .npy. Points should be
+uniform over the surface, not the vertices of a mesh. Missing normals are estimated and oriented,
+which is said. A cloud is scored against its own points, and has neither IoU nor floor. Tokens
 (tar3d/data/token_file.py), of this script or of run.py, are decoded, and have no scores.
 """
 
@@ -169,7 +171,8 @@ def main(argv: list[str] | None = None) -> int:
             )
             row |= {"status": "ok", "tokens": len(ids)} | scores
             counts += torch.bincount(ids.cpu(), minlength=len(counts))
-        except ValueError as e:  # what this library refuses: a bad mesh, an empty field, a truth that encloses nothing
+        # what this library refuses: a bad mesh, an empty field, a truth that encloses nothing
+        except ValueError as e:
             row |= {"status": "failed", "reason": str(e)}
         rows.append(row | {"seconds": time.perf_counter() - start})
     report(rows, counts, args, device)
@@ -202,7 +205,8 @@ def find_inputs(path: Path, limit: int | None) -> dict[str, Path]:
 
 
 def inputs_of(folder: Path) -> dict[str, Path]:
-    """Ids of the meshes, point clouds and tokens of a folder: the meshes' as everywhere, and the others named alike."""
+    """Ids of the meshes, point clouds and tokens of a folder: the meshes' as everywhere, and the
+    others named alike."""
     root = folder / "meshes" if (folder / "meshes").is_dir() else folder
     others = sorted(
         p
@@ -229,8 +233,8 @@ def reconstruct_file(
     placement: Placement,
     args: argparse.Namespace,
 ) -> tuple[dict, torch.Tensor]:
-    """Writes the reconstruction (and picture) of one mesh or cloud; returns its scores, taken in the normalised frame, and its
-    tokens (T,)."""
+    """Writes the reconstruction (and picture) of one mesh or cloud; returns its scores, taken in
+    the normalised frame, and its tokens (T,)."""
     check_file(path, (*SEARCHED, ".txt"))
     truth = load_points(path) if is_cloud(path) else load_mesh(path)
     rng = np.random.default_rng(args.seed)
@@ -300,7 +304,8 @@ def scores_of_mesh(rebuilt: Mesh, truth: Mesh, protocol: EvalProtocol) -> dict[s
 
 
 def scores_of_cloud(rebuilt: Mesh, cloud: PointCloud, protocol: EvalProtocol) -> dict[str, float]:
-    """Samples of `rebuilt` against the cloud's own points, in the unit of the protocol's frame "truth"."""
+    """Samples of `rebuilt` against the cloud's own points, in the unit of the protocol's frame
+    "truth"."""
     unit = 1 / CUBE_FILL
     rebuilt = transformed(rebuilt, np.diag([unit, unit, unit, 1.0]))
     points = surface_cloud(rebuilt, protocol.points, (protocol.seed, 0))[:, :3]
@@ -329,7 +334,8 @@ def table_row(name: str, m: dict) -> str:
 def report(
     rows: list[dict], counts: torch.Tensor, args: argparse.Namespace, device: torch.device
 ) -> None:
-    """report.csv, report.md, summary.json, and the same on the screen; `counts` (V,) is how often each code was used."""
+    """report.csv, report.md, summary.json, and the same on the screen; `counts` (V,) is how often
+    each code was used."""
     args.output_dir.mkdir(parents=True, exist_ok=True)
     write_csv(
         args.output_dir / "report.csv",

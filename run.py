@@ -6,10 +6,11 @@
     python run.py --gpt-type t23d --prompt PROMPTS.txt --turntable
     python run.py --gpt-type uncond --num-samples 8
 
-Each shape gives OUT/<name>.glb (closed, Y up), <name>.png (what was asked for, and the result), <name>.json (all settings, times)
-and, if asked for, <name>.gif (the shape turning) and tokens/<name>.tokens.npz, of which infer_vqvae.py makes the mesh again, with
-finer cells for instance. The same seed gives the same mesh whatever else is made with it. A picture that cannot be used is listed
-with the reason, the rest goes on, and the exit status is 1.
+Each shape gives OUT/<name>.glb (closed, Y up), <name>.png (what was asked for, and the result),
+<name>.json (all settings, times) and, if asked for, <name>.gif (the shape turning) and
+tokens/<name>.tokens.npz, of which infer_vqvae.py makes the mesh again, with finer cells for
+instance. The same seed gives the same mesh whatever else is made with it. A picture that cannot be
+used is listed with the reason, the rest goes on, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -229,7 +230,8 @@ def main(argv: list[str] | None = None) -> int:
 
 @dataclass(frozen=True)
 class Job:
-    """One shape to make: of a picture's path, of a text, or of nothing; the mesh file to write, and its seed."""
+    """One shape to make: of a picture's path, of a text, or of nothing; the mesh file to write, and
+    its seed."""
 
     told: Path | str | None
     target: Path
@@ -367,7 +369,8 @@ def generate_files(
 
 @dataclass(frozen=True)
 class Ready:
-    """What a job is told as the encoder takes it (a row), how that looks, what is recorded, and what the user should know."""
+    """What a job is told as the encoder takes it (a row), how that looks, what is recorded, and
+    what the user should know."""
 
     rows: np.ndarray | None = None
     pictures: tuple[np.ndarray, ...] = ()

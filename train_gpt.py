@@ -1,5 +1,5 @@
-"""Trains the GPT that predicts a shape's tokens from an image, a text, either or nothing, on token shards (it never reads points
-or meshes).
+"""Trains the GPT that predicts a shape's tokens from an image, a text, either or nothing, on token
+shards (it never reads points or meshes).
 
     python train_gpt.py --gpt-type i23d --gpt-model GPT-tiny
     python train_gpt.py --gpt-type t23d --gpt-model GPT-B --global-batch-size 4 --data DATA --vq-ckpt outputs/vqvae/model
@@ -183,7 +183,8 @@ def read_config(args: argparse.Namespace, vqvae: VQVAE) -> GPTRunConfig:
 
 
 def new_encoders(config: GPTRunConfig, data: Path, init: str | None = None) -> dict[str, Encoder]:
-    """The encoders of a run, untrained ones from its seed, as the GPT that is made next; with the words of the model `init`."""
+    """The encoders of a run, untrained ones from its seed, as the GPT that is made next; with the
+    words of the model `init`."""
     torch.manual_seed(
         config.train.seed
     )  # initial weights only: everything random later has its own generator
@@ -191,9 +192,9 @@ def new_encoders(config: GPTRunConfig, data: Path, init: str | None = None) -> d
 
 
 def fill_from(model: ConditionalGPT, init: str, fabric: Fabric) -> None:
-    """The weights of a GPT to be trained further. An encoder that it does not have begins anew; where none is the same, or the
-    embeddings have another shape, so does the way of the embeddings into the GPT, and the sketch. A sketch of another shape
-    begins anew by itself."""
+    """The weights of a GPT to be trained further. An encoder that it does not have begins anew;
+    where none is the same, or the embeddings have another shape, so does the way of the embeddings
+    into the GPT, and the sketch. A sketch of another shape begins anew by itself."""
     mine, theirs = model.config, checkpoint.read_config(init, GPTRunConfig)
     same_shape = all(
         getattr(mine.gpt, name) == getattr(theirs.gpt, name)
@@ -237,8 +238,9 @@ def fill_sketch_from(model: ConditionalGPT, init: str) -> None:
 
 
 class Trainee(torch.nn.Module):
-    """What a step trains: the model, and if it has a sketch, that the sketch guesses the tokenizer's `codes` (V, K); or with
-    `stage` "sketch" that and nothing else, with "layers" all but the encoders and that guess. What is not trained is frozen."""
+    """What a step trains: the model, and if it has a sketch, that the sketch guesses the
+    tokenizer's `codes` (V, K); or with `stage` "sketch" that and nothing else, with "layers" all
+    but the encoders and that guess. What is not trained is frozen."""
 
     def __init__(self, model: ConditionalGPT, codes: torch.Tensor, stage: str = "gpt") -> None:
         super().__init__()
@@ -251,8 +253,9 @@ class Trainee(torch.nn.Module):
     def forward(
         self, tokens: torch.Tensor, inputs: torch.Tensor, source: Source, dropped: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """The losses of what is trained. "nll": nats a token of the first B rows of tokens (B + b, T) from `inputs` (B, T - 1);
-        "sketch": 1 - cosine of the guess to the true codes, over all rows."""
+        """The losses of what is trained. "nll": nats a token of the first B rows of tokens (B + b,
+        T) from `inputs` (B, T - 1); "sketch": 1 - cosine of the guess to the true codes, over all
+        rows."""
         condition, gpt, B = self.model.condition(source, len(tokens)), self.model.gpt, len(inputs)
         tokens, inputs, losses = gpt.ordered(tokens), gpt.ordered(inputs), {}
         if self.stage != "sketch":
@@ -267,12 +270,14 @@ class Trainee(torch.nn.Module):
         return losses
 
     def sketch_distance(self, condition: Condition, tokens: torch.Tensor) -> torch.Tensor:
-        """1 - cosine of the guessed codes to those of tokens (B, T) in the GPT's order, mean over all."""
+        """1 - cosine of the guessed codes to those of tokens (B, T) in the GPT's order, mean over
+        all."""
         guess = self.model.gpt.sketch(condition.embeddings, condition.mask)  # (B, T, K)
         return 1 - F.cosine_similarity(guess, self.codes[tokens], dim=-1).mean()
 
     def flops(self, rows: int, further: int) -> int:
-        """Of a step over `rows` rows and `further` ones for the sketch: forward and twice that backward."""
+        """Of a step over `rows` rows and `further` ones for the sketch: forward and twice that
+        backward."""
         gpt, conditioner = self.model.gpt, self.model.conditioner
         told = sum(encoder.flops() for encoder in conditioner.trained.values()) * (rows + further)
         told //= max(1, len(conditioner.kinds))
@@ -309,8 +314,9 @@ def train(
     wandb: str | None = None,
     overfit: int | None = None,
 ) -> dict:
-    """Runs a training, or goes on from a saved `state`, and returns the last validation's metrics. With `overfit` it has so many
-    shapes, is validated on them, and the metrics say what share of their tokens it generates ("regenerated")."""
+    """Runs a training, or goes on from a saved `state`, and returns the last validation's metrics.
+    With `overfit` it has so many shapes, is validated on them, and the metrics say what share of
+    their tokens it generates ("regenerated")."""
     t = config.train
     model = new_model(config, vqvae, encoders, init, init_sketch, fabric)
     dropout_random = torch.Generator().manual_seed(
@@ -432,7 +438,8 @@ def new_model(
     init_sketch: str | None,
     fabric: Fabric,
 ) -> ConditionalGPT:
-    """What a training begins with: fresh weights, or those of `init`, and encoders and sketch of `init_sketch`."""
+    """What a training begins with: fresh weights, or those of `init`, and encoders and sketch of
+    `init_sketch`."""
     given, wanted = config.gpt.sketch_dim, vqvae.config.code_dim
     if given not in (0, wanted):
         raise ValueError(
@@ -457,8 +464,8 @@ def new_model(
 
 
 def check_rows(config: GPTRunConfig, local: int, further: int) -> int:
-    """Rows of a forward pass, of this process's `local` rows a step; the conditions and its `further` rows for the sketch must
-    divide over them."""
+    """Rows of a forward pass, of this process's `local` rows a step; the conditions and its
+    `further` rows for the sketch must divide over them."""
     micro, kinds = config.train.micro_batch_size or local, len(config.conditions)
     if kinds and micro % kinds:
         raise ValueError(
@@ -474,8 +481,9 @@ def check_rows(config: GPTRunConfig, local: int, further: int) -> int:
 
 
 def train_step(run: Run, batch: dict, dropped: torch.Tensor) -> dict[str, float]:
-    """One step of the optimizers over the rows of `dropped`, some at a time, and with each part its share of the rows after
-    them, which only the sketch sees; none where the loss or the gradient is not finite (`Run.move`)."""
+    """One step of the optimizers over the rows of `dropped`, some at a time, and with each part its
+    share of the rows after them, which only the sketch sees; none where the loss or the gradient is
+    not finite (`Run.move`)."""
     count = len(dropped)
     dropped = dropped.to(run.fabric.device, non_blocking=True)
     for rows in run.parts(count):
@@ -509,9 +517,10 @@ def validation_rows(dataset: TokenDataset, count: int) -> dict:
 def validate(
     model: ConditionalGPT, rows: dict, fabric: Fabric
 ) -> tuple[dict[str, float], torch.Tensor]:
-    """NLL in nats per token under the right, a shuffled and the null condition; by plane, of the first 8 positions, and of each
-    quarter of the sequence. Where several conditions may be told, "right" and "shuffled" are means over them, and each has its
-    own. Also the NLL under the right one of every position (T,)."""
+    """NLL in nats per token under the right, a shuffled and the null condition; by plane, of the
+    first 8 positions, and of each quarter of the sequence. Where several conditions may be told,
+    "right" and "shuffled" are means over them, and each has its own. Also the NLL under the right
+    one of every position (T,)."""
     with fabric.autocast():
         by_kind = {
             kind: condition_nll(
@@ -547,8 +556,8 @@ def validate(
 
 @torch.no_grad()
 def validate_sketch(trainee: Trainee, rows: dict, fabric: Fabric) -> dict[str, float]:
-    """The sketch's distance to the true codes, 1 - cosine: the mean over what may be told, and each by itself where there is
-    more than one; and of another shape's condition, "shuffled"."""
+    """The sketch's distance to the true codes, 1 - cosine: the mean over what may be told, and each
+    by itself where there is more than one; and of another shape's condition, "shuffled"."""
     model, right, wrong = trainee.model.eval(), {}, []
     with fabric.autocast():
         tokens = model.gpt.ordered(rows["tokens"].to(fabric.device))
@@ -571,8 +580,8 @@ def validate_sketch(trainee: Trainee, rows: dict, fabric: Fabric) -> dict[str, f
 
 
 def nll_picture(by_position: torch.Tensor, config: GPTRunConfig) -> Image.Image:
-    """The NLL of every position (T,) as a map for each plane, row by row as the GPT goes: white is nothing, black a guess at
-    random (ln V)."""
+    """The NLL of every position (T,) as a map for each plane, row by row as the GPT goes: white is
+    nothing, black a guess at random (ln V)."""
     planes = to_planes(by_position[None], config.gpt.grid_size)[0]
     shade = (255 * (1 - planes / np.log(config.gpt.codebook_size)).clamp(0, 1)).byte().numpy()
     maps = [
@@ -590,7 +599,8 @@ def nll_picture(by_position: torch.Tensor, config: GPTRunConfig) -> Image.Image:
 
 
 def regenerated(model: ConditionalGPT, vqvae: VQVAE, rows: dict, fabric: Fabric) -> float:
-    """Share of the tokens of `rows` that are generated, the likeliest each time, from what they are told alone."""
+    """Share of the tokens of `rows` that are generated, the likeliest each time, from what they are
+    told alone."""
     pipeline = Pipeline(vqvae, model, fabric.device)
     found = [
         pipeline.tokens(
@@ -611,8 +621,8 @@ def preview(
     fabric: Fabric,
     path: Path,
 ) -> None:
-    """A picture with one row a truth: the true mesh, and what is generated from its first view or caption, or from nothing; where
-    the sketch is trained alone, its guess."""
+    """A picture with one row a truth: the true mesh, and what is generated from its first view or
+    caption, or from nothing; where the sketch is trained alone, its guess."""
     model = trainee.model
     pipeline, kinds = Pipeline(vqvae, model, fabric.device), model.conditioner.kinds
     sheet = []

@@ -5,10 +5,10 @@
     python train_vqvae.py --data data/toy --data DATA:4 train.augment.scale=[0.75,1.25] train.augment.rotate=0.5
     torchrun --nproc_per_node=4 train_vqvae.py --base configs/vqvae3d.yaml --data DATA
 
-DATA is a data set folder (docs/data.md), or one in ShapeNetV2's layout; without --data, a procedural set is made in data/toy. Of
-several, DATA:N counts each shape N times. The run folder gets
-model/ (read by infer_vqvae.py --model), train.csv, validation.csv,
-speed.csv (items/s, MFU, waiting for data), TensorBoard files and reconstruction previews.
+DATA is a data set folder (docs/data.md), or one in ShapeNetV2's layout; without --data, a
+procedural set is made in data/toy. Of several, DATA:N counts each shape N times. The run folder
+gets model/ (read by infer_vqvae.py --model), train.csv, validation.csv, speed.csv (items/s, MFU,
+waiting for data), TensorBoard files and reconstruction previews.
 """
 
 from __future__ import annotations
@@ -123,8 +123,8 @@ def train(
     wandb: str | None = None,
     overfit: int | None = None,
 ) -> dict:
-    """Runs a training, or goes on from a saved `state`, and returns the last validation's metrics. With `overfit` it has so many
-    shapes of each set, and is validated on them."""
+    """Runs a training, or goes on from a saved `state`, and returns the last validation's metrics.
+    With `overfit` it has so many shapes of each set, and is validated on them."""
     t = config.train
     torch.manual_seed(t.seed)  # initial weights only: everything random later has its own generator
     vqvae = VQVAE(config.tokenizer)
@@ -229,8 +229,9 @@ def train(
 
 
 def start_from(vqvae: VQVAE, init: str | None, stage: str) -> bool:
-    """Fills the model from `init`, if there is one. Whether its codebook is to be kept: where the training is of stage "vq" or
-    "decoder" and the model has one, as a tokenizer that is trained further on other shapes."""
+    """Fills the model from `init`, if there is one. Whether its codebook is to be kept: where the
+    training is of stage "vq" or "decoder" and the model has one, as a tokenizer that is trained
+    further on other shapes."""
     if init is None:
         if stage in ("vq", "decoder"):
             raise ValueError(
@@ -249,7 +250,8 @@ def start_from(vqvae: VQVAE, init: str | None, stage: str) -> bool:
 
 
 def train_step(run: Run, batch: dict, quantize: bool) -> dict[str, float]:
-    """One step of the optimizers, or none where the loss or the gradient is not finite (`Run.move`)."""
+    """One step of the optimizers, or none where the loss or the gradient is not finite
+    (`Run.move`)."""
     t = run.config.train
     for rows in run.parts(len(batch["surface"])):
         part = {name: tensor[rows] for name, tensor in batch.items()}
@@ -282,8 +284,9 @@ def train_step(run: Run, batch: dict, quantize: bool) -> dict[str, float]:
 def start_codebook(
     model: VQVAE, dataset: ShapeDataset, fabric: Fabric, generator: torch.Generator
 ) -> None:
-    """k-means over the autoencoder's latents; every process computes the same codebook from the same shapes. Too few of them for
-    a latent for each code (--overfit) are drawn several times, with other points of their surfaces."""
+    """k-means over the autoencoder's latents; every process computes the same codebook from the
+    same shapes. Too few of them for a latent for each code (--overfit) are drawn several times,
+    with other points of their surfaces."""
     chosen, config = spread(len(dataset), KMEANS_SHAPES), model.config
     times = -(-config.codebook_size // (len(chosen) * config.num_tokens))
     draws = [(index + k * len(dataset), index) for k in range(times) for index in chosen]
@@ -298,7 +301,8 @@ def start_codebook(
 
 
 def validation_set(data: Path, split: str, count: int) -> list[tuple[str, dict[str, torch.Tensor]]]:
-    """`count` shapes of a split with all their surface points and a fixed part of their query points."""
+    """`count` shapes of a split with all their surface points and a fixed part of their query
+    points."""
     dataset = ShapeDataset(
         data, split, surface_points=1, volume_points=1, near_points=1, seed=0, limit=count
     )
@@ -324,8 +328,9 @@ def validation_set(data: Path, split: str, count: int) -> list[tuple[str, dict[s
 def validate(
     model: VQVAE, validation: dict[Path, list], fabric: Fabric, quantize: bool
 ) -> dict[str, float]:
-    """IoU on volume and near-surface points apart, and how much of the codebook is in use. Of several folders the mean of their
-    means, by which the best model is chosen, and each one's under its name."""
+    """IoU on volume and near-surface points apart, and how much of the codebook is in use. Of
+    several folders the mean of their means, by which the best model is chosen, and each one's under
+    its name."""
     model.eval()
     counts = torch.zeros(model.config.codebook_size, dtype=torch.int64)
     means = {}
@@ -362,7 +367,8 @@ def validate(
 def preview(
     model: VQVAE, truths: list[np.ndarray], shapes: list, fabric: Fabric, quantize: bool, path: Path
 ) -> None:
-    """A picture with one row a truth: the true mesh (blank: not known), and what the tokenizer makes of it (blank: empty)."""
+    """A picture with one row a truth: the true mesh (blank: not known), and what the tokenizer
+    makes of it (blank: empty)."""
     model.eval()
     rows = []
     for truth, (_, arrays) in zip(truths, shapes, strict=True):

@@ -1,15 +1,18 @@
-"""Which choices matter, measured: trains and scores the arms of a study, with tuned rates, equal budgets and three seeds each.
+"""Which choices matter, measured: trains and scores the arms of a study, with tuned rates, equal
+budgets and three seeds each.
 
     python -m benchmarks.ablate attention optimizer        what is missing of these studies (`benchmarks/studies.py`)
     python -m benchmarks.ablate attention --minutes 60     begins nothing new after an hour; the same line goes on later
     python -m benchmarks.ablate --write                    the tables and plots of docs/ablations.md from the results
     python -m benchmarks.ablate attention --gpt-model GPT-B --results FILE     the same at another size, for a GPU
 
-Each run is two commands that anybody can give: train_gpt.py with configs/gpt_ablation.yaml and the arm's changes, and
-benchmarks.sampling for its F-score on validation shapes. What runs share is made once: the sketch that all begin on
-(train.stage=sketch), and an arm's own tokenizer with its tokens. First an arm's rates are tried, with half the steps and a seed
-of their own (the grid grows by a factor of 2 where its end is the best); then the best is trained for all steps with each seed.
-Finished runs are added to --results, one JSON file for all studies: what is in it is not run again. Run folders are in --out.
+Each run is two commands that anybody can give: train_gpt.py with configs/gpt_ablation.yaml and the
+arm's changes, and benchmarks.sampling for its F-score on validation shapes. What runs share is made
+once: the sketch that all begin on (train.stage=sketch), and an arm's own tokenizer with its tokens.
+First an arm's rates are tried, with half the steps and a seed of their own (the grid grows by a
+factor of 2 where its end is the best); then the best is trained for all steps with each seed.
+Finished runs are added to --results, one JSON file for all studies: what is in it is not run again.
+Run folders are in --out.
 """
 
 from __future__ import annotations
@@ -55,7 +58,9 @@ from tar3d.runtime import describe_machine, positive_int
 LINKED = ("meshes", "views", "samples", "manifest.csv", "captions.csv", "splits.json", "report.csv")
 SWEEP_SEED, SWEEP_SHARE, MOST_RATES = 100, 0.5, 6
 SHAPES = 48  # of the validation split, generated from one view each
-ALONE = "sketch_scale=0"  # sampled from the GPT's own distribution: what the recipe's sketch_scale adds is the same in all arms
+# sampled from the GPT's own distribution: what the recipe's sketch_scale adds is the same in all
+# arms
+ALONE = "sketch_scale=0"
 RESULTS = Path("benchmarks/results/ablations.json")
 READY = "ready.json"  # of a tokenizer or a sketch that runs share
 _PREPARING: dict[Path, threading.Lock] = defaultdict(
@@ -65,7 +70,8 @@ _PREPARING: dict[Path, threading.Lock] = defaultdict(
 
 @dataclass(frozen=True)
 class Trial:
-    """One training: of an arm, at a rate, with a seed, for a share of the steps. `sweep`: one that only chooses the rate."""
+    """One training: of an arm, at a rate, with a seed, for a share of the steps. `sweep`: one that
+    only chooses the rate."""
 
     arm: Arm
     rate: float
@@ -87,7 +93,8 @@ class Trial:
 
 
 def missing(arm: Arm, runs: dict[str, dict], seeds: int) -> list[Trial]:
-    """What can be run next of an arm: rates that are not tried yet, or else the seeds at the best of them."""
+    """What can be run next of an arm: rates that are not tried yet, or else the seeds at the best
+    of them."""
     tuned = ARMS[arm.rate_of] if arm.rate_of else arm
     if trials := missing_sweep(tuned, runs):
         return trials
@@ -100,7 +107,8 @@ def missing(arm: Arm, runs: dict[str, dict], seeds: int) -> list[Trial]:
 
 
 def missing_sweep(arm: Arm, runs: dict[str, dict]) -> list[Trial]:
-    """The rates that must still be tried: the arm's, and beyond an end of what was tried if that was the best."""
+    """The rates that must still be tried: the arm's, and beyond an end of what was tried if that
+    was the best."""
     trials = [Trial(arm, rate, SWEEP_SEED, sweep=True) for rate in arm.rates]
     if left := [t for t in trials if t.key not in runs]:
         return left
@@ -125,7 +133,8 @@ def best_rate(arm: Arm, runs: dict[str, dict]) -> float:
 
 
 def run_trial(trial: Trial, args: argparse.Namespace) -> dict:
-    """Trains and, unless it only chooses a rate, scores. Raises RuntimeError with the end of its log where a command fails."""
+    """Trains and, unless it only chooses a rate, scores. Raises RuntimeError with the end of its
+    log where a command fails."""
     folder = args.out / trial.key
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer, data, facts = tokens_of(trial.arm, args)
@@ -190,8 +199,9 @@ def run_trial(trial: Trial, args: argparse.Namespace) -> dict:
 
 
 def tokens_of(arm: Arm, args: argparse.Namespace) -> tuple[str, Path, dict]:
-    """The tokenizer and the data of an arm, and what is noted of them. One of its own is trained when it is not there, and its
-    tokens are made in a folder that has the data set's other parts as links."""
+    """The tokenizer and the data of an arm, and what is noted of them. One of its own is trained
+    when it is not there, and its tokens are made in a folder that has the data set's other parts as
+    links."""
     if arm.tokenizer is None:
         return args.vq_ckpt, args.data, {}
     folder = args.out / arm.name / "tokenizer"
@@ -243,8 +253,9 @@ def tokens_of(arm: Arm, args: argparse.Namespace) -> tuple[str, Path, dict]:
 
 
 def sketch_of(arm: Arm, tokenizer: str, data: Path, args: argparse.Namespace) -> str | None:
-    """The sketch that an arm's GPTs begin on, trained alone when it is not there: one for all arms with the same tokens in the
-    same order, so that arms and seeds differ in the GPT and in nothing else. None for an arm without a sketch."""
+    """The sketch that an arm's GPTs begin on, trained alone when it is not there: one for all arms
+    with the same tokens in the same order, so that arms and seeds differ in the GPT and in nothing
+    else. None for an arm without a sketch."""
     if "gpt.sketch_dim=0" in arm.changes:
         return None
     order = [change for change in arm.changes if change.startswith("gpt.token_order=")]
@@ -271,8 +282,8 @@ def sketch_of(arm: Arm, tokenizer: str, data: Path, args: argparse.Namespace) ->
 def train_once(
     folder: Path, train: list[str], threads: int, then: Callable[[], None] = lambda: None
 ) -> dict:
-    """What runs share is trained into `folder` by whichever asks first, with what comes `then`, while the others wait; returns
-    its last validation and its command."""
+    """What runs share is trained into `folder` by whichever asks first, with what comes `then`,
+    while the others wait; returns its last validation and its command."""
     with _PREPARING[folder]:
         if not (folder / READY).is_file():
             folder.mkdir(parents=True, exist_ok=True)
@@ -313,7 +324,8 @@ def size_overrides(gpt_model: str) -> tuple[str, ...]:
 def steps_of(
     trial: Trial, tokenizer: str, args: argparse.Namespace
 ) -> tuple[dict[str, float], int]:
-    """A GPT's size, and the steps of its training: the recipe's, or what costs the same where its tokens are others."""
+    """A GPT's size, and the steps of its training: the recipe's, or what costs the same where its
+    tokens are others."""
     named = size_overrides(args.gpt_model)
     config, default = (
         load_gpt_run(
@@ -378,7 +390,8 @@ def load_results(path: Path) -> dict:
 
 
 def recipe() -> str:
-    """A short hash of what all runs have in common: results of another recipe cannot be compared with these."""
+    """A short hash of what all runs have in common: results of another recipe cannot be compared
+    with these."""
     shared = [Path(name).read_text(encoding="utf-8") for name in (CONFIG, TOKENIZER_CONFIG)]
     return hashlib.sha256(
         repr((*shared, MODEL, SKETCH, TOKENIZER, SWEEP_SEED, SWEEP_SHARE, SHAPES)).encode()
@@ -386,8 +399,8 @@ def recipe() -> str:
 
 
 def run_all(arms: list[Arm], args: argparse.Namespace) -> dict[str, str]:
-    """Runs what is missing of the arms, `args.workers` at a time, and saves each result as it comes; returns what failed, and
-    why."""
+    """Runs what is missing of the arms, `args.workers` at a time, and saves each result as it
+    comes; returns what failed, and why."""
     results, failed, began = load_results(args.results), {}, time.perf_counter()
     if results["recipe"] != recipe():
         raise ValueError(
@@ -428,8 +441,8 @@ def run_all(arms: list[Arm], args: argparse.Namespace) -> dict[str, str]:
 
 
 def _left(arms: list[Arm], runs: dict[str, dict], seeds: int) -> list[Trial]:
-    """Each trial that can be run now, once; the first seed of all arms before the second, so that tokenizers of arms are trained
-    side by side, and not one while all others wait for it."""
+    """Each trial that can be run now, once; the first seed of all arms before the second, so that
+    tokenizers of arms are trained side by side, and not one while all others wait for it."""
     trials = {trial.key: trial for arm in arms for trial in missing(arm, runs, seeds)}
     return sorted(trials.values(), key=lambda trial: (not trial.sweep, trial.seed))
 

@@ -1,8 +1,7 @@
-"""Tables and plots of `benchmarks/ablate.py`'s results, written into docs/ablations.md between the marks that hold their place:
+"""Tables and plots of `benchmarks/ablate.py`'s results, written into docs/ablations.md between the
+marks that hold their place:
 
-<!-- study attention -->
-...
-<!-- end -->
+<!-- study attention --> ... <!-- end -->
 """
 
 from __future__ import annotations
@@ -67,7 +66,8 @@ def finished(runs: dict[str, dict], arm: str) -> dict[int, dict]:
 
 
 def speeds_of(study: Study, records: list[dict]) -> dict[str, str]:
-    """How many times as fast a step of each arm is as one of the study's first, in the records of the suite `arms`."""
+    """How many times as fast a step of each arm is as one of the study's first, in the records of
+    the suite `arms`."""
     return {r["variant"]: speedup_text(r) for r in records if r["case"] == f"full/{study.name}"}
 
 
@@ -101,7 +101,8 @@ def _row(mine: dict[int, dict], first: dict[int, dict], speed: str) -> list[str]
 
 
 def _row_of_tokens(mine: dict[int, dict], first: dict[int, dict]) -> list[str]:
-    """Where arms have tokenizers of their own: NLLs of other tokens cannot be compared, what is generated can."""
+    """Where arms have tokenizers of their own: NLLs of other tokens cannot be compared, what is
+    generated can."""
     one = next(iter(mine.values()))
     return [
         f"{one['steps']:,}",
@@ -157,8 +158,8 @@ def write_report(results: dict, document: Path = DOCUMENT, speeds: Path = SPEEDS
 
 
 def draw(study: Study, runs: dict[str, dict], path: Path) -> None:
-    """Two panels, NLL and F-score: every seed a dot, means as bars, one line an arm; and, where arms have rates of their own, the
-    NLL over those that were tried."""
+    """Two panels, NLL and F-score: every seed a dot, means as bars, one line an arm; and, where
+    arms have rates of their own, the NLL over those that were tried."""
     from matplotlib.figure import Figure
 
     arms = [name for name in study.arms if finished(runs, name)]

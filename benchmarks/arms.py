@@ -1,8 +1,10 @@
-"""The suite of arms: a training step of each arm of a study (`benchmarks/studies.py`), in turn, against the study's first.
+"""The suite of arms: a training step of each arm of a study (`benchmarks/studies.py`), in turn,
+against the study's first.
 
-A case a study, on the recipe that `benchmarks/ablate.py` trains with, compiled: forward, loss, backward, clipping and optimizers
-of the GPT over the recipe's rows, from random embeddings (the image encoder, alike in nearly all, is left out). Arms that differ
-in nothing but the number of steps, and those with tokenizers of their own, are not here. `benchmarks.ablate --write` puts the
+A case a study, on the recipe that `benchmarks/ablate.py` trains with, compiled: forward, loss,
+backward, clipping and optimizers of the GPT over the recipe's rows, from random embeddings (the
+image encoder, alike in nearly all, is left out). Arms that differ in nothing but the number of
+steps, and those with tokenizers of their own, are not here. `benchmarks.ablate --write` puts the
 speeds into docs/ablations.md.
 """
 

@@ -1,12 +1,14 @@
-"""The attention suite: what one layer's attention costs at this project's lengths, and what the pattern of layers makes of it.
+"""The attention suite: what one layer's attention costs at this project's lengths, and what the
+pattern of layers makes of it.
 
     forward_*, backward_*    every form at one length; backward is forward and backward
     memory_*                 forward and backward of one form alone in its process, for the peak memory
     blocks                   four blocks of GPT-B forward and backward, FFFF and LLLF, at the length of a training row
 
-q, k and v are 12 heads of 64 and batch 1, float32 on a CPU and bfloat16 on CUDA. The roofline is the function's, whatever
-computes it: q, k, v read and o written once, and backward those, two gradients in and three out; a causal softmax has half of
-the T x T products, a linear layer the two products of its recurrence, with the delta rule three; backward counts twice forward.
+q, k and v are 12 heads of 64 and batch 1, float32 on a CPU and bfloat16 on CUDA. The roofline is
+the function's, whatever computes it: q, k, v read and o written once, and backward those, two
+gradients in and three out; a causal softmax has half of the T x T products, a linear layer the two
+products of its recurrence, with the delta rule three; backward counts twice forward.
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ def _gated(name: str, delta: bool) -> Attend:
     return call
 
 
-# Each makes its form, or raises ValueError where that is not installed. The first is what the others are compared with.
+# Each makes its form, or raises ValueError where that is not installed. The first is what the
+# others are compared with.
 FULL: dict[str, Callable[[], Attend]] = {
     name: partial(_full, name) for name in ("sdpa", "flash_attn", "xformers")
 }

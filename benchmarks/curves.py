@@ -2,8 +2,9 @@
 
     python -m benchmarks.curves --vqvae outputs/vqvae --gpt outputs/gpt --out docs/training_curves.png
 
-Tokenizer: loss and its parts, IoU on shapes held out, use of the codebook. GPT: NLL of the training rows with ln V for
-comparison, of shapes held out under the right, another shape's and no picture, and by plane.
+Tokenizer: loss and its parts, IoU on shapes held out, use of the codebook. GPT: NLL of the training
+rows with ln V for comparison, of shapes held out under the right, another shape's and no picture,
+and by plane.
 """
 
 from __future__ import annotations

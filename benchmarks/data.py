@@ -4,17 +4,19 @@
     shapenet  the same from ShapeNetV2's files (100,000 surface points and two pools of 500,000 query points)
     tokens    rows of the GPT's training, from memory-mapped shards (3,072 tokens and 197 x 768 embeddings in float16)
 
-Variants: `plain` is an item made from a whole file as NumPy reads it (shapes only), `item` the data set called in this process,
-`packed` the same from a tar shard, `workers_N` a DataLoader with so many workers and the batches of training, pinned where the
-device is a GPU; as many as the machine has cores. Each call goes through a loader once, whose workers are alive but have nothing
-prepared.
+Variants: `plain` is an item made from a whole file as NumPy reads it (shapes only), `item` the data
+set called in this process, `packed` the same from a tar shard, `workers_N` a DataLoader with so
+many workers and the batches of training, pinned where the device is a GPU; as many as the machine
+has cores. Each call goes through a loader once, whose workers are alive but have nothing prepared.
 
-Of shapenet, `public` is an item as public training code makes it: both files read whole, rows drawn from the pools; `public_mask`
-adds the dense causal mask over condition and tokens that TAR3D's items for the GPT bring along. `item` draws from the same files,
-and `*_compressed` from those of numpy.savez_compressed.
+Of shapenet, `public` is an item as public training code makes it: both files read whole, rows drawn
+from the pools; `public_mask` adds the dense causal mask over condition and tokens that TAR3D's
+items for the GPT bring along. `item` draws from the same files, and `*_compressed` from those of
+numpy.savez_compressed.
 
-The arrays are random, of the right shapes, in a temporary folder; warm-up reads every file, so they come from memory, not from a
-disk. The goal is what one GPU would use at the rates named in `needed`, which are arithmetic: nothing is computed with the items.
+The arrays are random, of the right shapes, in a temporary folder; warm-up reads every file, so they
+come from memory, not from a disk. The goal is what one GPU would use at the rates named in
+`needed`, which are arithmetic: nothing is computed with the items.
 """
 
 from __future__ import annotations
@@ -126,8 +128,8 @@ def shapes(size: str, device: torch.device) -> dict[str, Work]:
 
 
 def plain_item(data: ShapeDataset, key: tuple[int, int]) -> dict[str, torch.Tensor]:
-    """An item of a `ShapeDataset` as one would first write it: the file as NumPy has it, all of it converted and checked, and
-    the first rows of a permutation of all."""
+    """An item of a `ShapeDataset` as one would first write it: the file as NumPy has it, all of it
+    converted and checked, and the first rows of a permutation of all."""
     position, index = key
     rng = np.random.default_rng([data.seed, position])
     with np.load(data.source.where(data.ids[index])) as archive:

@@ -1,4 +1,5 @@
-"""The decoding suite: tokens with guidance through `Engine`, random weights, float32 on a CPU and bfloat16 on CUDA.
+"""The decoding suite: tokens with guidance through `Engine`, random weights, float32 on a CPU and
+bfloat16 on CUDA.
 
     shape_*        whole shapes, prefill and all
     patterns_*     layers of full attention (F), the hybrid (LLLF), and linear attention alone (L), at position 3,000
@@ -7,12 +8,14 @@
     cell           a token a step, and the three tokens of a cell a step
     growth_*       the cost of the last tokens over their number T, the batch and the size of the GPT, for the three patterns
 
-All but the whole shapes start in the middle: caches and states hold random numbers, the position is set, and a call takes a few
-steps from there, always the same ones. No time depends on what a cache holds, and a prefill of thousands of tokens is saved.
+All but the whole shapes start in the middle: caches and states hold random numbers, the position is
+set, and a call takes a few steps from there, always the same ones. No time depends on what a cache
+holds, and a prefill of thousands of tokens is saved.
 
-`bytes_moved` counts the layers' weights once a step and those of the head once a token, the key-value slots that hold something
-read once and the new one written, states read and written. Embedding rows, activations and logits are left out. GPT-tiny fits
-in a processor's cache, where memory is no limit: its fraction of the roofline says little.
+`bytes_moved` counts the layers' weights once a step and those of the head once a token, the
+key-value slots that hold something read once and the new one written, states read and written.
+Embedding rows, activations and logits are left out. GPT-tiny fits in a processor's cache, where
+memory is no limit: its fraction of the roofline says little.
 """
 
 from __future__ import annotations
@@ -48,7 +51,8 @@ TINY_CONFIGS = ("configs/vqvae3d_tiny.yaml", "configs/gpt_i23d_tiny.yaml", "GPT-
 def patterns(
     name: str, grid: int, batch: int, position: int | None, device: torch.device
 ) -> dict[str, Work]:
-    """The three kinds of GPT from `position` on, or None for the last tokens; `kv_share` is of the key-value cache of F."""
+    """The three kinds of GPT from `position` on, or None for the last tokens; `kv_share` is of the
+    key-value cache of F."""
     works = {
         pattern: from_position(
             _engine(_gpt(device, name, grid_size=grid, layer_pattern=pattern)),
@@ -135,7 +139,8 @@ def from_position(engine: Engine, name: str, batch: int, position: int | None) -
 
 
 def plain_from_position(gpt: GPT, name: str, batch: int, position: int) -> Work:
-    """The same steps by GPT.decode, whose cache is made here in place of a prefill. One token a step."""
+    """The same steps by GPT.decode, whose cache is made here in place of a prefill. One token a
+    step."""
     config, device = gpt.config, gpt.head.weight.device
     count, dtype = STEPS[device.type], _dtype(device)
     step = _start(config.num_steps, count, position, 1)
@@ -211,7 +216,8 @@ def large_shape(backend: str, pattern: str, batch: int, device: torch.device) ->
 def whole_shape(
     engine: Engine, name: str, batch: int, sampling: SamplingConfig, codes: Tensor | None = None
 ) -> Work:
-    """From random conditions to all tokens. The engine is prepared before, which `prepare_seconds` tells."""
+    """From random conditions to all tokens. The engine is prepared before, which `prepare_seconds`
+    tells."""
     config, device = engine.config, engine.device
     shape = (batch, config.condition_tokens, config.condition_width)
     condition = Condition.of(torch.randn(shape, device=device))
@@ -224,7 +230,8 @@ def whole_shape(
         return {"prepare_seconds": engine.prepare_seconds}
 
     steps, prefix = config.num_steps, config.condition_tokens
-    # The prefill reads the weights as a step does, and multiplies them with the prefixes and the one null prefix.
+    # The prefill reads the weights as a step does, and multiplies them with the prefixes and the
+    # one null prefix.
     bytes_moved, flops = step_cost(
         engine.gpt, engine.dtype, len(engine.buffers.hidden), prefix + (steps - 1) / 2
     )
@@ -244,7 +251,8 @@ def whole_shape(
 
 
 def step_cost(gpt: GPT, dtype: torch.dtype, rows: int, filled: float) -> tuple[float, float]:
-    """(bytes, operations) of a step of `rows` with `filled` slots before it; linear in `filled`, so a mean of it may be given."""
+    """(bytes, operations) of a step of `rows` with `filled` slots before it; linear in `filled`, so
+    a mean of it may be given."""
     config, n = gpt.config, gpt.config.tokens_per_step
     parts: list[tuple[nn.Module, int]] = [(gpt.blocks, 1), (gpt.norm, n), (gpt.head, n)]
     if gpt.cell_head is not None:
@@ -281,7 +289,8 @@ def _matrix_elements(module: nn.Module) -> int:
 
 
 def _start(steps: int, count: int, position: int | None, tokens_per_step: int) -> int:
-    """The step whose tokens go in first; `count` follow it, the last of them being drawn and not taken in."""
+    """The step whose tokens go in first; `count` follow it, the last of them being drawn and not
+    taken in."""
     last = steps - 1 - count
     return last if position is None else min(position // tokens_per_step, last)
 

@@ -1,4 +1,5 @@
-"""The evaluation suite: what scoring one pair costs, in one process (eval_3d.py runs one process a core).
+"""The evaluation suite: what scoring one pair costs, in one process (eval_3d.py runs one process a
+core).
 
     point_scores     Chamfer in all forms, F-score, normal consistency of two clouds of 16,000 points
     all_scores       those of a pair of 50,000-face meshes: sampled, exact, IoU and floor

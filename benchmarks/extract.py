@@ -5,10 +5,11 @@
     planes      float32 planes, and float16 ones as --low-vram has them
     query       points through VQVAE.query, and through the OccupancyField that extraction asks
 
-What is extracted is, for "tiny", a procedural shape as the shipped tokenizer rebuilds it: the only case without random weights,
-whose fields have no surface or nothing but specks. For "full" there are no trained ones: the field is a bumpy ball and a
-millionth of what the random head says of random planes, so that a point costs what it would cost and the surface is smooth.
-`query_share` is of the (resolution + 1)^3 points of the dense lattice.
+What is extracted is, for "tiny", a procedural shape as the shipped tokenizer rebuilds it: the only
+case without random weights, whose fields have no surface or nothing but specks. For "full" there
+are no trained ones: the field is a bumpy ball and a millionth of what the random head says of
+random planes, so that a point costs what it would cost and the surface is smooth. `query_share` is
+of the (resolution + 1)^3 points of the dense lattice.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ BUMPS, BUMP_HEIGHT = (
 
 
 class Field:
-    """The occupancy of planes, counting the points; with `is_ball`, a bumpy ball at the same cost."""
+    """The occupancy of planes, counting the points; with `is_ball`, a bumpy ball at the same
+    cost."""
 
     def __init__(self, head: torch.nn.Module, planes: Tensor, is_ball: bool) -> None:
         self.occupancy, self.is_ball, self.asked = OccupancyField(head, planes), is_ball, 0
@@ -73,7 +75,8 @@ def model_and_planes(size: str, device: torch.device) -> tuple[VQVAE, Tensor]:
         config = configuration.load(VQVAEConfig, FULL_CONFIG).tokenizer
         side = config.grid_size * 2**config.upsample_stages
         vqvae = VQVAE(config)
-        # Only the head works here; the rest would be half a gigabyte of the peak memory that is measured.
+        # Only the head works here; the rest would be half a gigabyte of the peak memory that is
+        # measured.
         vqvae.encoder = vqvae.decoder = torch.nn.Identity()
         return vqvae.eval().to(device), torch.randn(
             3, config.plane_channels, side, side, device=device

@@ -1,12 +1,14 @@
-"""All that wants measuring on a GPU, for whoever has one for a few minutes: tests, then suites, under one time budget.
+"""All that wants measuring on a GPU, for whoever has one for a few minutes: tests, then suites,
+under one time budget.
 
     python -m benchmarks.gpu_session --out DIR [--minutes 9]
 
-Runs `pytest -m gpu` on tests/gpt, then the suites decode, attention and stages, each in its own slice of the time; what a part
-does not use goes to the later ones. In DIR: tests.log, tests.xml, a JSON file a suite, written anew after every case, and
-summary.md with the tables, the versions, what failed and what was left out for want of time. A part that fails, or that lacks a
-package, is listed and the rest goes on; the exit status is then 1. `--device cpu --quick` takes the same way through on any
-machine, with the smallest sizes.
+Runs `pytest -m gpu` on tests/gpt, then the suites decode, attention and stages, each in its own
+slice of the time; what a part does not use goes to the later ones. In DIR: tests.log, tests.xml, a
+JSON file a suite, written anew after every case, and summary.md with the tables, the versions, what
+failed and what was left out for want of time. A part that fails, or that lacks a package, is listed
+and the rest goes on; the exit status is then 1. `--device cpu --quick` takes the same way through
+on any machine, with the smallest sizes.
 """
 
 from __future__ import annotations
@@ -58,15 +60,17 @@ PACKAGES = (
     "xformers",
 )
 SUMMARY_SECONDS = 3.0  # kept for the last words
-CASE_SHARE = (
-    0.4  # of a suite's time, the most for one case: one that hangs leaves something to the others
-)
-GRACE_SECONDS = 4.0  # for a suite to write down what it left out after its own budget, and for a part that is interrupted
+# of a suite's time, the most for one case: one that hangs leaves something to the others
+CASE_SHARE = 0.4
+# for a suite to write down what it left out after its own budget, and for a part that is
+# interrupted
+GRACE_SECONDS = 4.0
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a part: the command, its exit status (None: stopped), the seconds it took and the end of its stderr."""
+    """What became of a part: the command, its exit status (None: stopped), the seconds it took and
+    the end of its stderr."""
 
     command: list[str]
     status: int | None

@@ -2,11 +2,13 @@
 
     python -m benchmarks.labels MESHES --out outputs/labels [--limit 200] [--workers 2]
 
-The labels of `tar3d.mesh.points` are taken on a lattice of 256^3 points, their boundary is extracted by marching cubes, and
-compared with the mesh by F-score at 0.02, 16,000 points each, as a share of its floor: the mesh against a second sampling of
-itself. Two truths: "outer" is the surface that bounds the solid, "all" every face, those included that are buried in other parts
-and that no solid has. labels.csv has a row for each mesh, labels.md the summary with all that fall short, labels.png the worst
-beside their meshes (pictures/ has all that fall short). An interrupted run continues.
+The labels of `tar3d.mesh.points` are taken on a lattice of 256^3 points, their boundary is
+extracted by marching cubes, and compared with the mesh by F-score at 0.02, 16,000 points each, as a
+share of its floor: the mesh against a second sampling of itself. Two truths: "outer" is the surface
+that bounds the solid, "all" every face, those included that are buried in other parts and that no
+solid has. labels.csv has a row for each mesh, labels.md the summary with all that fall short,
+labels.png the worst beside their meshes (pictures/ has all that fall short). An interrupted run
+continues.
 """
 
 from __future__ import annotations
@@ -69,8 +71,9 @@ TILE, COLUMNS = 256, 4  # pixels along a pair of pictures; pairs in a row of lab
 def label_field(
     mesh: Mesh, winding: WindingNumber, skin: Skin, cells: int, dense: np.ndarray
 ) -> np.ndarray:
-    """Labels (cells, cells, cells) at the centres of the cells of the cube. Those near `dense` (N, 3), points of all faces, and
-    where the label of a block differs from its neighbour's, are asked for one by one."""
+    """Labels (cells, cells, cells) at the centres of the cells of the cube. Those near `dense` (N,
+    3), points of all faces, and where the label of a block differs from its neighbour's, are asked
+    for one by one."""
     axis = (np.arange(cells) + 0.5) / cells * 2 - 1
     coarse_axis = axis.reshape(-1, COARSE).mean(axis=1)
     lattice = np.stack(np.meshgrid(*[coarse_axis] * 3, indexing="ij"), axis=-1)
@@ -106,7 +109,8 @@ def boundary(field: np.ndarray) -> Mesh:
 
 
 def score(job: tuple[str, Path], *, cells: int) -> tuple[dict[str, object], np.ndarray | None]:
-    """A row of labels.csv, and of a mesh that falls short a picture of it beside what its labels make of it."""
+    """A row of labels.csv, and of a mesh that falls short a picture of it beside what its labels
+    make of it."""
     start = time.perf_counter()
     shape_id, path = job
     row: dict[str, object] = dict.fromkeys(FIELDS, "") | {"id": shape_id}

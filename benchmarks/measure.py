@@ -1,12 +1,16 @@
-"""What a benchmark case is, and how one is timed in the present process: warm-up, repeats, median, memory, roofline.
+"""What a benchmark case is, and how one is timed in the present process: warm-up, repeats, median,
+memory, roofline.
 
-Nothing here asserts a time. Every call is followed by a device synchronisation, so a kernel's time is its own call's.
+Nothing here asserts a time. Every call is followed by a device synchronisation, so a kernel's time
+is its own call's.
 
-What is compared with each other is timed in turn, A B C A B C ..., so that a machine that is slow for a while is slow for all
-of them; the first is the baseline, and `speedup` is its time per item over another's, pair by pair.
+What is compared with each other is timed in turn, A B C A B C ..., so that a machine that is slow
+for a while is slow for all of them; the first is the baseline, and `speedup` is its time per item
+over another's, pair by pair.
 
-A roofline is the least time that the bytes and the operations of a call can take on this machine: bytes over bandwidth or
-operations over rate, whichever is longer, both ceilings measured here (`Ceilings`), not a vendor's.
+A roofline is the least time that the bytes and the operations of a call can take on this machine:
+bytes over bandwidth or operations over rate, whichever is longer, both ceilings measured here
+(`Ceilings`), not a vendor's.
 """
 
 from __future__ import annotations
@@ -31,21 +35,23 @@ GOALS = {
     "gpu_mib": ("peak_gpu_mib", False, "{:,.0f} MiB of GPU memory"),
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, **COMPUTE_DTYPES}
-# Of the ceilings, by device: float32 elements that no cache holds, the side of a matrix product, calls between two looks at the
-# clock (a launch costs a GPU more than looking at it does).
+# Of the ceilings, by device: float32 elements that no cache holds, the side of a matrix product,
+# calls between two looks at the clock (a launch costs a GPU more than looking at it does).
 PROBE_SIZES = {"cpu": (1 << 26, 1536, 1), "cuda": (1 << 29, 8192, 10)}
 PROBE_ROWS = 1 << 12
 
 
 @dataclass(frozen=True)
 class Work:
-    """A built case: `call` does the work once and returns what is worth noting of it, `items` counts what one call makes.
+    """A built case: `call` does the work once and returns what is worth noting of it, `items`
+    counts what one call makes.
 
-    `settings` are the sizes a reader needs to repeat it; `reduced` says in words what is smaller than the config has it.
-    `bytes_moved` are the fewest bytes of memory that a call can do with, inputs that stay in a cache aside: weights and caches
-    read once, states read and written once. `flops` are the fewest operations. None: nobody has counted them.
-    `goals` are wanted of the record, by one of the names in `GOALS`.
-    `whole_run` are the items of a whole training: their hours at the rate measured go into the notes as `estimated_hours`.
+    `settings` are the sizes a reader needs to repeat it; `reduced` says in words what is smaller
+    than the config has it. `bytes_moved` are the fewest bytes of memory that a call can do with,
+    inputs that stay in a cache aside: weights and caches read once, states read and written once.
+    `flops` are the fewest operations. None: nobody has counted them. `goals` are wanted of the
+    record, by one of the names in `GOALS`. `whole_run` are the items of a whole training: their
+    hours at the rate measured go into the notes as `estimated_hours`.
     """
 
     call: Callable[[], dict[str, float | int] | None]
@@ -61,10 +67,11 @@ class Work:
 
 @dataclass(frozen=True)
 class Case:
-    """`build(device)` makes the models and inputs, untimed. `repeats` and `warmup` suit the CPU; `--repeats` overrides.
+    """`build(device)` makes the models and inputs, untimed. `repeats` and `warmup` suit the CPU;
+    `--repeats` overrides.
 
-    It gives one work, or several by name that are compared, the first being the baseline. Words instead of a work say why this
-    machine cannot run it.
+    It gives one work, or several by name that are compared, the first being the baseline. Words
+    instead of a work say why this machine cannot run it.
     """
 
     name: str
@@ -90,9 +97,10 @@ class Case:
 class Ceilings:
     """What this machine was seen to do, the best of a few calls.
 
-    Three ways to move bytes, because none is the fastest everywhere: a copy (bytes read and written), a sum and a matrix-vector
-    product (bytes read). A processor may read a line before it writes it, so that a copy understates what decoding, which hardly
-    writes, could have. The fastest of the three is the bandwidth of the roofline.
+    Three ways to move bytes, because none is the fastest everywhere: a copy (bytes read and
+    written), a sum and a matrix-vector product (bytes read). A processor may read a line before it
+    writes it, so that a copy understates what decoding, which hardly writes, could have. The
+    fastest of the three is the bandwidth of the roofline.
     """
 
     copy_bytes_per_second: float
@@ -112,8 +120,9 @@ def measure(
 ) -> list[dict[str, object]]:
     """Runs the case and returns a record (plain values) for each of its works.
 
-    The peak memories of a work that is alone in its case are those of this process so far, models and inputs included: call it
-    once in a fresh process. Of several works in one process nobody can tell, and they are None.
+    The peak memories of a work that is alone in its case are those of this process so far, models
+    and inputs included: call it once in a fresh process. Of several works in one process nobody can
+    tell, and they are None.
     """
     built = case.build(device)
     alone = not isinstance(built, dict)
@@ -219,8 +228,8 @@ def speedup_text(record: dict) -> str:
 
 
 def roofline(work: Work, seconds: float, ceilings: Ceilings) -> dict[str, object]:
-    """`fraction` of the machine's limit that a call of `seconds` reaches, and which limit that is. Where all that a call
-    touches fits a cache the fraction may pass 1: the limit is memory's."""
+    """`fraction` of the machine's limit that a call of `seconds` reaches, and which limit that is.
+    Where all that a call touches fits a cache the fraction may pass 1: the limit is memory's."""
     moving = (work.bytes_moved or 0) / ceilings.bytes_per_second
     computing = (work.flops or 0) / ceilings.flops_per_second
     least = max(moving, computing)

@@ -3,10 +3,11 @@
     python -m benchmarks.plot DECODE.json --out docs/decode_growth.png
     python -m benchmarks.plot TOKENIZE.json TRAIN.json EXTRACT.json --out docs/growth.png
 
-Of the suite decode: milliseconds a token over the number of tokens, the batch and the size of the GPT, for full attention, the
-hybrid and linear attention beside each other; the least time that this machine's memory and arithmetic allow each as a thin line.
-Of the suites tokenize, train and extract, as many as are given: seconds, and below them the peak memory of the process, over
-surface points, the grid side R, the size of the GPT, and the cells of an extraction.
+Of the suite decode: milliseconds a token over the number of tokens, the batch and the size of the
+GPT, for full attention, the hybrid and linear attention beside each other; the least time that this
+machine's memory and arithmetic allow each as a thin line. Of the suites tokenize, train and
+extract, as many as are given: seconds, and below them the peak memory of the process, over surface
+points, the grid side R, the size of the GPT, and the cells of an extraction.
 """
 
 from __future__ import annotations
@@ -83,12 +84,14 @@ def draw_decoding(report: dict, out: Path) -> None:
 
 
 def _draw_panel(axis, records: list[dict], key: str) -> None:
-    """One curve a pattern over the setting `key`; sizes of GPTs stand at their numbers of parameters."""
+    """One curve a pattern over the setting `key`; sizes of GPTs stand at their numbers of
+    parameters."""
 
     def place(settings: dict) -> float:
         return settings[key] if key != "model" else parameters[settings["model"]]
 
-    # A linear layer has a gate more: the same name is a little larger there, but stands at one place.
+    # A linear layer has a gate more: the same name is a little larger there, but stands at one
+    # place.
     parameters = {
         r["settings"]["model"]: r["settings"]["million_parameters"]
         for r in records
@@ -116,7 +119,8 @@ def _draw_panel(axis, records: list[dict], key: str) -> None:
 
 @dataclass(frozen=True)
 class Curve:
-    """Points of one panel: `x` of a record's settings, and the cases that give its time and its peak memory."""
+    """Points of one panel: `x` of a record's settings, and the cases that give its time and its
+    peak memory."""
 
     label: str
     time: str  # pattern of the case's whole name
@@ -209,7 +213,8 @@ PANELS: tuple[tuple[str, str, str, tuple[Curve, ...]], ...] = (
 
 
 def draw_growth(reports: dict[str, dict], out: Path) -> None:
-    """Seconds above, peak memory below; a panel for each of `PANELS` whose suite is among the reports."""
+    """Seconds above, peak memory below; a panel for each of `PANELS` whose suite is among the
+    reports."""
     plt = _pyplot()
     panels = [panel for panel in PANELS if panel[0] in reports]
     figure, axes = plt.subplots(

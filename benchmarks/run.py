@@ -3,10 +3,11 @@
     python -m benchmarks.run
     python -m benchmarks.run --device cuda --repeats 10 --out benchmarks/results/NAME.json
 
-Every case runs in a process of its own, so its peak memory is its own. What a case compares runs in one process, in turn. A case
-that fails or exceeds the limit is listed with the reason, the rest goes on, and the exit status is 1. The weights are
-random, which changes no time but that of marching cubes (see benchmarks/stages.py). OMP_NUM_THREADS sets the threads. How long
-the suites take: docs/speed.md.
+Every case runs in a process of its own, so its peak memory is its own. What a case compares runs in
+one process, in turn. A case that fails or exceeds the limit is listed with the reason, the rest
+goes on, and the exit status is 1. The weights are random, which changes no time but that of
+marching cubes (see benchmarks/stages.py). OMP_NUM_THREADS sets the threads. How long the suites
+take: docs/speed.md.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ import torch
 from benchmarks.measure import SIZES, Case, goal_lines, measure, speedup_text
 from tar3d.runtime import choose_device, describe_machine, positive_int
 
-# A module of this folder each, with its CASES, the most valuable first. Loaded when asked for: they need different packages.
+# A module of this folder each, with its CASES, the most valuable first. Loaded when asked for: they
+# need different packages.
 SUITES = (
     "stages",
     "evaluation",
@@ -58,10 +60,12 @@ def run_suite(
     progress: Callable[[str], None] | None = None,
     save: Callable[[dict], None] | None = None,
 ) -> dict[str, object]:
-    """Measures the cases of a suite whose id contains `only`; the result is what is written as JSON.
+    """Measures the cases of a suite whose id contains `only`; the result is what is written as
+    JSON.
 
-    `progress` gets one line as each case starts, `save` the result so far as each ends. A case that failed has "error" instead
-    of figures; one for which the `budget` in seconds was too short has "left_out".
+    `progress` gets one line as each case starts, `save` the result so far as each ends. A case that
+    failed has "error" instead of figures; one for which the `budget` in seconds was too short has
+    "left_out".
     """
     start = time.perf_counter()
     cases = select_cases(suite, size, device, only)

@@ -3,11 +3,12 @@
     python -m benchmarks.sampling --gpt-type t23d --model pretrained/tiny --out outputs/sampling
     python -m benchmarks.sampling --gpt-type t23d --shapes 100 --settings sketch_scale=40 sketch_scale=40,cfg_scale=2
 
-Each setting of SamplingConfig is changed by itself from the model's own (SWEEP); the same shapes and seeds every time. A table
-(sampling.md, sampling.json) has the F-score and Chamfer distance to the truth, how much of the true surface has some generated
-one within 0.1 (a part that is missing has not), and for texts how many of the stated attributes are met, and how often the judge
-finds the category and, among all captions, the shape's own (docs/evaluation.md). Which of them a model is to be good at is for
-whoever saves its settings to decide.
+Each setting of SamplingConfig is changed by itself from the model's own (SWEEP); the same shapes
+and seeds every time. A table (sampling.md, sampling.json) has the F-score and Chamfer distance to
+the truth, how much of the true surface has some generated one within 0.1 (a part that is missing
+has not), and for texts how many of the stated attributes are met, and how often the judge finds the
+category and, among all captions, the shape's own (docs/evaluation.md). Which of them a model is to
+be good at is for whoever saves its settings to decide.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ SWEEP: dict[str, tuple[float, ...]] = {
     "min_p": (0.0, 0.05, 0.2),
 }
 POINTS, THRESHOLD = 8_000, 0.02
-FAR = 0.1  # true surface further than that from the generated one is a part that is missing, not one that is displaced
+# true surface further than that from the generated one is a part that is missing, not one that is
+# displaced
+FAR = 0.1
 SCORES = {
     f"F-score@{THRESHOLD:g}": "fscore",
     "Chamfer": "chamfer",
@@ -57,7 +60,8 @@ SCORES = {
 
 
 def settings(base: SamplingConfig, given: list[str] | None = None) -> dict[str, SamplingConfig]:
-    """The model's own settings, and each with one value changed; or with the values `given`, as in "top_k=50,min_p=0.1"."""
+    """The model's own settings, and each with one value changed; or with the values `given`, as in
+    "top_k=50,min_p=0.1"."""
     result = {"as saved": base}
     if given is not None:
         own = configuration.to_mapping(base)
@@ -74,7 +78,8 @@ def settings(base: SamplingConfig, given: list[str] | None = None) -> dict[str, 
 
 
 def row_of(meshes: list[Mesh | None], truths: list[Mesh]) -> dict[str, dict]:
-    """F-score, Chamfer distance and recall of generations; a shape that is empty has no Chamfer distance, and 0 of the others."""
+    """F-score, Chamfer distance and recall of generations; a shape that is empty has no Chamfer
+    distance, and 0 of the others."""
     rows = []
     for mesh, truth in zip(meshes, truths, strict=True):
         if mesh is None:

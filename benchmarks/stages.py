@@ -4,10 +4,11 @@
     extract_64   planes -> mesh on 64^3 cells             extract_128 the same on 128^3
     generate     one picture -> tokens, guidance on
 
-"tiny" are configs/*_tiny.yaml, "full" those of the paper (R 32, 3,072 tokens, GPT-B). Weights are random and inputs have
-the right sizes; the surface that is extracted is a ball's. Everything is float32, as in the scripts. Decoding late in a long
-sequence is in the suite decode, training in train and tokenize. Frozen image encoders are not run: the full GPT's conditions are
-random embeddings.
+"tiny" are configs/*_tiny.yaml, "full" those of the paper (R 32, 3,072 tokens, GPT-B). Weights are
+random and inputs have the right sizes; the surface that is extracted is a ball's. Everything is
+float32, as in the scripts. Decoding late in a long sequence is in the suite decode, training in
+train and tokenize. Frozen image encoders are not run: the full GPT's conditions are random
+embeddings.
 """
 
 from __future__ import annotations
@@ -36,9 +37,8 @@ CONFIGS = {
     "full": ("configs/vqvae3d.yaml", "configs/gpt_i23d.yaml", "GPT-B"),
 }
 INFERENCE_POINTS = {"tiny": 8192, "full": 81_920}
-GUIDANCE = (
-    3.0  # on in every generation that is timed, whatever a config samples with: it doubles the rows
-)
+# on in every generation that is timed, whatever a config samples with: it doubles the rows
+GUIDANCE = 3.0
 
 
 def encode(size: str, device: torch.device) -> Work:
@@ -64,8 +64,8 @@ def decode(size: str, device: torch.device) -> Work:
 
 
 def extract_surface(resolution: int, size: str, device: torch.device) -> Work:
-    """As the pipeline does it, with the removal of floaters. The surface is a ball's at the cost of the head: random weights
-    alone give a field without one, or only specks."""
+    """As the pipeline does it, with the removal of floaters. The surface is a ball's at the cost of
+    the head: random weights alone give a field without one, or only specks."""
     vqvae = _vqvae(size, device).eval()
     side = vqvae.config.grid_size * 2**vqvae.config.upsample_stages
     field = OccupancyField(

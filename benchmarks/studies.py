@@ -1,8 +1,9 @@
-"""What is compared with what: the arms of each study of `benchmarks/ablate.py`, as changes to configs/gpt_ablation.yaml.
+"""What is compared with what: the arms of each study of `benchmarks/ablate.py`, as changes to
+configs/gpt_ablation.yaml.
 
-An arm is one way to do it. Arms of several studies are trained once. Every arm gets its own learning rate, the best of `rates` at
-half the steps with a seed that is not used again, and then the same steps, rows and seeds as the others, and the same sketch to
-begin on.
+An arm is one way to do it. Arms of several studies are trained once. Every arm gets its own
+learning rate, the best of `rates` at half the steps with a seed that is not used again, and then
+the same steps, rows and seeds as the others, and the same sketch to begin on.
 """
 
 from __future__ import annotations
@@ -37,10 +38,12 @@ ADAMW_SHARE = 0.75  # adamw_lr over muon_lr, as in the shipped configs
 
 @dataclass(frozen=True)
 class Arm:
-    """`changes` of the recipe. `rates`: those that are tried; or the arm `rate_of` whose rate it takes. `share` of the steps.
+    """`changes` of the recipe. `rates`: those that are tried; or the arm `rate_of` whose rate it
+    takes. `share` of the steps.
 
-    With `tokenizer`, changes of its recipe, a tokenizer is trained for the arm, and its GPT has as many steps as cost the same
-    operations as all steps of the recipe on the shipped tokenizer's tokens."""
+    With `tokenizer`, changes of its recipe, a tokenizer is trained for the arm, and its GPT has as
+    many steps as cost the same operations as all steps of the recipe on the shipped tokenizer's
+    tokens."""
 
     name: str
     label: str

@@ -1,4 +1,5 @@
-"""The tokenizer suite: the paper's encoder (`cross_attention`, eight layers) against the one without (`plane_pool`, no layers).
+"""The tokenizer suite: the paper's encoder (`cross_attention`, eight layers) against the one
+without (`plane_pool`, no layers).
 
     encode_*     surface points -> tokens
     train_*      a whole training step with the codebook: forward, loss, backward, clipping, optimizers, codebook
@@ -7,13 +8,15 @@
     grid_*       growth over the grid side R: the same
     memory_*     one encoder alone in its process, for the peak memory: of the encoder as in points_* and grid_*, and of training
 
-"full" compares configs/vqvae3d.yaml with configs/vqvae3d_fast.yaml, whose decoders are the same; "tiny" is vqvae3d_tiny.yaml
-with either encoder, and small enough to be run as a test. The points are a sphere's, the precision is that of training (bfloat16
-autocast on CUDA); encode_* is float32, as the scripts are. A CPU takes minutes for a step of cross_attention at 81,920 points, so
-there the batch is 1 and one call is timed after one to warm up, or the first where memory is what counts.
+"full" compares configs/vqvae3d.yaml with configs/vqvae3d_fast.yaml, whose decoders are the same;
+"tiny" is vqvae3d_tiny.yaml with either encoder, and small enough to be run as a test. The points
+are a sphere's, the precision is that of training (bfloat16 autocast on CUDA); encode_* is float32,
+as the scripts are. A CPU takes minutes for a step of cross_attention at 81,920 points, so there the
+batch is 1 and one call is timed after one to warm up, or the first where memory is what counts.
 
-`flops` are those of `VQVAE.flops`, times three with backward. train_* notes `estimated_hours`: what the whole recipe would take
-at the rate just measured; on CUDA it has the goal of a quarter of the hours of the paper's recipe.
+`flops` are those of `VQVAE.flops`, times three with backward. train_* notes `estimated_hours`: what
+the whole recipe would take at the rate just measured; on CUDA it has the goal of a quarter of the
+hours of the paper's recipe.
 """
 
 from __future__ import annotations
@@ -45,12 +48,14 @@ TINY_CONFIG = "configs/vqvae3d_tiny.yaml"
 POINTS, GRIDS = (8192, 16_384, 32_768, 81_920), (16, 32, 48)
 CPU_GRID_POINTS = 16_384  # of the growth over R on a CPU
 TRAIN_BATCH = {"tiny": {"cpu": 2, "cuda": 2}, "full": {"cpu": 1, "cuda": 8}}
-PAPER_HOURS = 59  # of the paper's recipe on an H200, the lower end of an estimate by arithmetic (docs/speed.md)
+# of the paper's recipe on an H200, the lower end of an estimate by arithmetic (docs/speed.md)
+PAPER_HOURS = 59
 GOAL_SHARE = 1 / 4  # of those hours: the goal of plane_pool
 
 
 class PlainPlanePoolEncoder(PlanePoolEncoder):
-    """The same network written plainly: `to_plane` at every point, and each plane summed and read back by itself.
+    """The same network written plainly: `to_plane` at every point, and each plane summed and read
+    back by itself.
 
     What the encoder is tested against, and what it is timed against here.
     """
@@ -77,7 +82,8 @@ class PlainPlanePoolEncoder(PlanePoolEncoder):
 
 
 def pool_to_cells(features: Tensor, cells: Tensor, grid_size: int) -> tuple[Tensor, Tensor]:
-    """Mean of (B, N, C) features over `cells` (B, N) -> (B, G^2, C) float32 and the point count (B, G^2, 1)."""
+    """Mean of (B, N, C) features over `cells` (B, N) -> (B, G^2, C) float32 and the point count (B,
+    G^2, 1)."""
     B, N, C = features.shape
     cells_per_item = grid_size * grid_size
     flat = (cells + torch.arange(B, device=cells.device)[:, None] * cells_per_item).reshape(-1)
@@ -255,7 +261,8 @@ def _settings(config: TokenizerConfig, batch: int, points: int) -> dict[str, obj
 def _cases(
     name: str, build: Callable[[torch.device], Work | dict[str, Work]], cpu: tuple[int, int]
 ) -> tuple[Case, Case]:
-    """`cpu`: warm-up and repeats on a CPU. On a GPU a call is short, and the first ones choose kernels."""
+    """`cpu`: warm-up and repeats on a CPU. On a GPU a call is short, and the first ones choose
+    kernels."""
     return (
         Case(name, "full", "shapes", build, repeats=cpu[1], warmup=cpu[0], devices=("cpu",)),
         Case(name, "full", "shapes", build, repeats=5, warmup=2, devices=("cuda",)),

@@ -1,4 +1,5 @@
-"""The training suite: a step of the GPT as train_gpt.py takes it (forward, loss, backward, clipping, optimizers), and its parts.
+"""The training suite: a step of the GPT as train_gpt.py takes it (forward, loss, backward,
+clipping, optimizers), and its parts.
 
     step          the tiny recipe, or a GPT-L as an H200 would train it: as it is, and compiled
     patterns_*    layers of full attention (F) and the hybrid (LLLF), at 3,072 tokens (R 32) and at 6,912 (R 48)
@@ -9,10 +10,11 @@
     memory_*      one step alone in its process, for the peak memory: sizes of GPT, forms of loss, what is recomputed, R
     fits_*        whether a whole step fits a consumer card
 
-Weights are random, conditions random embeddings but in tiny/step, which trains its image encoder and its sketch along. The
-precision is that of training: bfloat16 autocast where the device has it, else float32. `flops` are
-`GPT.flops` times three: what is recomputed does not count, nor what optimizers do, so the share of the limit is the MFU (on a
-known GPU `mfu` is that of its data sheet).
+Weights are random, conditions random embeddings but in tiny/step, which trains its image encoder
+and its sketch along. The precision is that of training: bfloat16 autocast where the device has it,
+else float32. `flops` are `GPT.flops` times three: what is recomputed does not count, nor what
+optimizers do, so the share of the limit is the MFU (on a known GPU `mfu` is that of its data
+sheet).
 """
 
 from __future__ import annotations
@@ -174,8 +176,8 @@ def step_of(
     optimize: bool = True,
     frozen: tuple[str, ...] = (),
 ) -> Work:
-    """A step of a GPT from stored embeddings, as with a frozen image encoder; parameters whose names begin with one of `frozen`
-    are not trained."""
+    """A step of a GPT from stored embeddings, as with a frozen image encoder; parameters whose
+    names begin with one of `frozen` are not trained."""
     with device:
         model = GPT(config).train()
     for parameter_name, parameter in model.named_parameters():
@@ -217,9 +219,10 @@ def step_of(
 
 
 def fits(name: str, batch: int, recompute: str, device: torch.device) -> Work:
-    """Whether a whole step in bfloat16 fits a consumer card: measured on a GPU. Elsewhere the step is gone through with tensors
-    that have no data, and `tensor_mib` in the notes is the most that they would have held at a time; a GPU needs a little more,
-    for its context and what its allocator and kernels reserve."""
+    """Whether a whole step in bfloat16 fits a consumer card: measured on a GPU. Elsewhere the step
+    is gone through with tensors that have no data, and `tensor_mib` in the notes is the most that
+    they would have held at a time; a GPU needs a little more, for its context and what its
+    allocator and kernels reserve."""
     if device.type == "cuda":
         work = step(name, batch, device, recompute=recompute, precision="bf16-mixed")
         return dataclasses.replace(work, goals={"gpu_mib": GOAL_MIB[name]})
@@ -289,8 +292,8 @@ LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 
 
 def muon(name: str, layers: int, device: torch.device) -> dict[str, Work]:
-    """One update of the matrices of so many layers: PyTorch's loop over them, and batches. On a CPU without bfloat16 the second
-    multiplies in float32."""
+    """One update of the matrices of so many layers: PyTorch's loop over them, and batches. On a CPU
+    without bfloat16 the second multiplies in float32."""
     with device:
         blocks = GPT(gpt_config(name, num_layers=layers)).blocks
     matrices = [p for p in blocks.parameters() if p.ndim == 2]

@@ -1,7 +1,8 @@
 """Model directories: strict, atomic, self-explaining.
 
-A model directory holds model.safetensors, config.yaml, metrics.json and README.md, and loads from itself alone: a local
-path or a Hub id. Weights above a size are split into several files, named and indexed as those of the Hub's large models are.
+A model directory holds model.safetensors, config.yaml, metrics.json and README.md, and loads from
+itself alone: a local path or a Hub id. Weights above a size are split into several files, named and
+indexed as those of the Hub's large models are.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ def save_model(
     dtype: torch.dtype = torch.float32,
     largest_file: int = LARGEST_FILE,
 ) -> Path:
-    """Writes a model directory; `dtype` is how floating tensors are stored (they load as float32). Weights of more bytes than
-    `largest_file` are split; each of their files says which weights it is of, so that an interrupted save is noticed."""
+    """Writes a model directory; `dtype` is how floating tensors are stored (they load as float32).
+    Weights of more bytes than `largest_file` are split; each of their files says which weights it
+    is of, so that an interrupted save is noticed."""
     from huggingface_hub import split_torch_state_dict_into_shards
 
     folder = Path(folder)
@@ -94,7 +96,8 @@ def copy_model(source: Path, target: Path) -> None:
 
 
 def find_model(source: str | Path) -> Path:
-    """The local folder of a model directory given by path, or by Hub id (downloaded, or from the cache when offline)."""
+    """The local folder of a model directory given by path, or by Hub id (downloaded, or from the
+    cache when offline)."""
     path = _local_folder(source)
     missing = [
         name
@@ -131,7 +134,8 @@ def _local_folder(source: str | Path) -> Path:
 
 
 def find_bundle(source: str | Path, *parts: tuple[str, ...]) -> list[Path]:
-    """The model directories in a directory (path or Hub id): for each part the first of its names that is there."""
+    """The model directories in a directory (path or Hub id): for each part the first of its names
+    that is there."""
     path = _local_folder(source)
     found = [
         next((path / name for name in names if _has_weights(path / name)), None) for names in parts
@@ -158,8 +162,9 @@ def read_config(source: str | Path, cls: type[T]) -> T:
 def load_weights(
     module: nn.Module, source: str | Path, anew: tuple[str, ...] = (), only: tuple[str, ...] = ("",)
 ) -> nn.Module:
-    """Fills `module` from a model directory, strictly: a missing, surplus or misshapen tensor is a ValueError. But tensors whose
-    names begin with one of `anew`, or with none of `only`, stay as they are."""
+    """Fills `module` from a model directory, strictly: a missing, surplus or misshapen tensor is a
+    ValueError. But tensors whose names begin with one of `anew`, or with none of `only`, stay as
+    they are."""
     path = find_model(source)
     path /= INDEX if (path / INDEX).is_file() else WEIGHTS
     tensors = _read_weights(path)
@@ -211,7 +216,8 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def find_tokenizer(source: str | Path) -> Path:
-    """The local folder of a tokenizer, given its model directory, one that holds it as tokenizer/, or the Hub id of either."""
+    """The local folder of a tokenizer, given its model directory, one that holds it as tokenizer/,
+    or the Hub id of either."""
     folder = _local_folder(source)
     nested = folder / TOKENIZER
     return find_model(nested if nested.is_dir() else folder)
@@ -230,14 +236,14 @@ def load_tokenizer(source: str | Path) -> VQVAE:
 
 
 def token_fingerprint(vqvae: VQVAE) -> str:
-    """`fingerprint` of what decides which tokens a shape gets: encoder and codebook. Tokenizers that differ in their decoders
-    alone (`train.stage=decoder`) speak the same tokens."""
+    """`fingerprint` of what decides which tokens a shape gets: encoder and codebook. Tokenizers
+    that differ in their decoders alone (`train.stage=decoder`) speak the same tokens."""
     return fingerprint(vqvae, TOKEN_PARTS)
 
 
 def fingerprint(module: nn.Module, parts: tuple[str, ...] = ("",)) -> str:
-    """A short hash of what a module computes with: names, shapes and float16 values of its tensors, of those whose names begin
-    with one of `parts`.
+    """A short hash of what a module computes with: names, shapes and float16 values of its tensors,
+    of those whose names begin with one of `parts`.
 
     Float16, so that weights stored in half precision keep the fingerprint they were stored with.
     """

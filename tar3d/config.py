@@ -1,8 +1,9 @@
-"""Typed configuration: dataclasses hold every default once, YAML files and `key=value` overrides only change values.
+"""Typed configuration: dataclasses hold every default once, YAML files and `key=value` overrides
+only change values.
 
-`load(VQVAEConfig, "configs/vqvae3d.yaml", ["train.batch_size=4"])` returns a checked dataclass; an unknown key, a value
-of the wrong type or a contradiction is a ValueError that names it. This module imports no torch, so it can be read
-anywhere.
+`load(VQVAEConfig, "configs/vqvae3d.yaml", ["train.batch_size=4"])` returns a checked dataclass; an
+unknown key, a value of the wrong type or a contradiction is a ValueError that names it. This module
+imports no torch, so it can be read anywhere.
 """
 
 from __future__ import annotations
@@ -37,16 +38,17 @@ def _at_least(least: int, config: object, section: str, *names: str) -> None:
 
 @dataclass(kw_only=True)
 class SampleConfig:
-    """What is drawn from one mesh. Noise scales are standard deviations in units of the cube [-1, 1]^3."""
+    """What is drawn from one mesh. Noise scales are standard deviations in units of the cube [-1,
+    1]^3."""
 
     surface_points: int = 81_920
     volume_points: int = 80_000
     near_points: int = 80_000  # half at each noise scale
     near_sigmas: list[float] = field(default_factory=lambda: [0.02, 0.005])
-    crossing_share: float = (
-        0.0  # of the near points: where planes mistake one part for another (tar3d/mesh/points.py)
-    )
-    min_thickness: float = 0.015  # thinner walls and sheets are made that thick, to be seen at all; 0 leaves them as they are
+    # of the near points: where planes mistake one part for another (tar3d/mesh/points.py)
+    crossing_share: float = 0.0
+    # thinner walls and sheets are made that thick, to be seen at all; 0 leaves them as they are
+    min_thickness: float = 0.015
 
     def __post_init__(self) -> None:
         _at_least(1, self, "", "surface_points", "volume_points", "near_points")
@@ -109,7 +111,8 @@ class ToyConfig:
 
 @dataclass(kw_only=True)
 class PrepareConfig(SampleConfig):
-    """What `tar3d.data.make_samples` makes of each mesh: its samples, and views of those without pictures."""
+    """What `tar3d.data.make_samples` makes of each mesh: its samples, and views of those without
+    pictures."""
 
     views: ViewConfig = field(default_factory=ViewConfig)
 
@@ -169,7 +172,8 @@ class TokenizerConfig:
 
 @dataclass(kw_only=True)
 class OptimConfig:
-    """Muon for hidden matrices, AdamW for the rest; the two rates are independent and both follow one schedule."""
+    """Muon for hidden matrices, AdamW for the rest; the two rates are independent and both follow
+    one schedule."""
 
     hidden_matrices: str = "muon"  # or "adamw", for comparison: AdamW for everything, at adamw_lr
     muon_lr: float = 1e-3
@@ -200,8 +204,8 @@ class OptimConfig:
 
 @dataclass(kw_only=True)
 class ImageEncoderConfig:
-    """Picture -> (P, E) embeddings. `source` "trained" is a small ViT trained along with the GPT; anything else is a
-    Hub id or local directory that `transformers` loads and that stays frozen."""
+    """Picture -> (P, E) embeddings. `source` "trained" is a small ViT trained along with the GPT;
+    anything else is a Hub id or local directory that `transformers` loads and that stays frozen."""
 
     source: str = "facebook/dino-vitb16"
     image_size: int = 224
@@ -240,14 +244,15 @@ class ImageEncoderConfig:
 
 @dataclass(kw_only=True)
 class TextEncoderConfig:
-    """Caption -> (L, E) embeddings, L the caption's own number of tokens. `source` "trained" is a small transformer trained along
-    with the GPT, whose words are those of the training captions; anything else is a Hub id or local directory that
-    `transformers` loads and that stays frozen."""
+    """Caption -> (L, E) embeddings, L the caption's own number of tokens. `source` "trained" is a
+    small transformer trained along with the GPT, whose words are those of the training captions;
+    anything else is a Hub id or local directory that `transformers` loads and that stays frozen."""
 
     source: str = "google/flan-t5-xl"
     max_tokens: int = 120  # longer captions are cut, and the user is told
     dtype: str = "bfloat16"  # of a frozen encoder; or float32. T5's activations overflow float16
-    vocabulary: int = 1024  # the fields below are for "trained" only: rows of its table, the commonest words first
+    # the fields below are for "trained" only: rows of its table, the commonest words first
+    vocabulary: int = 1024
     width: int = 192
     num_layers: int = 2
     num_heads: int = 4
@@ -278,34 +283,35 @@ class GPTConfig:
     codebook_size: int = 16_384
     condition_tokens: int = 197  # P, the longest prefix
     condition_width: int = 768  # E
-    condition_dropout: float = (
-        0.1  # probability that a training row sees the learned null prefix (guidance)
-    )
+    # probability that a training row sees the learned null prefix (guidance)
+    condition_dropout: float = 0.1
     layer_pattern: str = "LLLF"  # repeated over depth: L linear attention, F full attention
-    tokens_per_step: int = (
-        1  # or 3: the layers see the three plane tokens of a cell as one position
-    )
-    token_order: str = (
-        "cells"  # or "planes", one plane after the other, for comparison: tar3d/token_order.py
-    )
+    # or 3: the layers see the three plane tokens of a cell as one position
+    tokens_per_step: int = 1
+    # or "planes", one plane after the other, for comparison: tar3d/token_order.py
+    token_order: str = "cells"
     rope: str = "rotation"  # or, for comparison, "paper_sum" or "sequence": tar3d/gpt/rope.py
-    rope_prefix: str = (
-        "identity"  # how the prefix is rotated; or "zero", as in TAR3D, for comparison
-    )
-    sketch_dim: int = 0  # width of the codes that are guessed from the condition for every position; 0: none, as in the paper
-    sketch_local: int = 0  # numbers of each position of the prefix that the sketch sees, beside their mean; 0: the mean alone
+    # how the prefix is rotated; or "zero", as in TAR3D, for comparison
+    rope_prefix: str = "identity"
+    # width of the codes that are guessed from the condition for every position; 0: none, as in the
+    # paper
+    sketch_dim: int = 0
+    # numbers of each position of the prefix that the sketch sees, beside their mean; 0: the mean
+    # alone
+    sketch_local: int = 0
     sketch_hidden: int = 0  # width of its hidden layer; 0: twice condition_width
     rope_base: float = 10_000.0
-    absolute_positions: bool = (
-        True  # learned row, column and plane embeddings beside TriPE; the paper has none
-    )
-    linear_backend: str = "auto"  # what computes the two kinds of attention, a choice of the machine: tar3d/gpt/backends.py
+    # learned row, column and plane embeddings beside TriPE; the paper has none
+    absolute_positions: bool = True
+    # what computes the two kinds of attention, a choice of the machine: tar3d/gpt/backends.py
+    linear_backend: str = "auto"
     attention_backend: str = "auto"
     chunk_size: int = 64  # of the chunked form
-    linear: str = "lightning"  # or, for comparison, "gated" or "delta", whose decay depends on the data: tar3d/gpt/attention.py
-    linear_gate: bool = (
-        True  # sigmoid output gate of the linear layers: one more width x width matrix in each
-    )
+    # or, for comparison, "gated" or "delta", whose decay depends on the data:
+    # tar3d/gpt/attention.py
+    linear: str = "lightning"
+    # sigmoid output gate of the linear layers: one more width x width matrix in each
+    linear_gate: bool = True
 
     def __post_init__(self) -> None:
         _one_of("gpt.token_order", self.token_order, ("cells", "planes"))
@@ -406,7 +412,8 @@ GPT_SIZES: dict[str, tuple[int, int, int]] = {
 
 
 def gpt_config(name: str, **changes: object) -> GPTConfig:
-    """The configuration of a named size; `changes` sets any other field, as in gpt_config("GPT-B", grid_size=16)."""
+    """The configuration of a named size; `changes` sets any other field, as in gpt_config("GPT-B",
+    grid_size=16)."""
     _one_of("GPT size", name, tuple(GPT_SIZES))
     fields = {f.name for f in dataclasses.fields(GPTConfig)}
     unknown = sorted(set(changes) - fields)
@@ -422,14 +429,16 @@ def gpt_config(name: str, **changes: object) -> GPTConfig:
 
 @dataclass(kw_only=True)
 class SamplingConfig:
-    """How the next token is drawn. A filter is off at its default; temperature 0 is greedy and ignores the seed."""
+    """How the next token is drawn. A filter is off at its default; temperature 0 is greedy and
+    ignores the seed."""
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
     cfg_scale: float = 1.0  # logits = null + cfg_scale (conditional - null); 1 is conditional only
-    sketch_scale: float = 0.0  # adds sketch_scale cos(sketch, code) to the logits: a GPT with a sketch heeds its picture more
+    # adds sketch_scale cos(sketch, code) to the logits: a GPT with a sketch heeds its picture more
+    sketch_scale: float = 0.0
 
     def __post_init__(self) -> None:
         _require(self.temperature >= 0, f"temperature must be >= 0, got {self.temperature}")
@@ -444,14 +453,14 @@ class SamplingConfig:
 
 @dataclass(kw_only=True)
 class AugmentConfig:
-    """How a training shape of the tokenizer is changed, anew whenever it is drawn (`tar3d/data/augment.py`). Default: not."""
+    """How a training shape of the tokenizer is changed, anew whenever it is drawn
+    (`tar3d/data/augment.py`). Default: not."""
 
     scale: list[float] = field(
         default_factory=lambda: [1.0, 1.0]
     )  # each axis by a factor uniform in [low, high]
-    rotate: float = (
-        0.0  # probability of any angle about the up axis; else, unless it is 0, a quarter turn
-    )
+    # probability of any angle about the up axis; else, unless it is 0, a quarter turn
+    rotate: float = 0.0
     mirror: float = 0.0  # probability of x -> -x
 
     def __post_init__(self) -> None:
@@ -475,17 +484,20 @@ class TrainConfig:
     """What both trainings are told."""
 
     seed: int = 0
-    precision: str = "auto"  # bf16-mixed where the hardware has it, else 32-true; 16-mixed for GPUs without bfloat16
-    ema: float = 0.0  # decay a step of the moving average of the weights that is validated and kept; 0: the weights themselves
+    # bf16-mixed where the hardware has it, else 32-true; 16-mixed for GPUs without bfloat16
+    precision: str = "auto"
+    # decay a step of the moving average of the weights that is validated and kept; 0: the weights
+    # themselves
+    ema: float = 0.0
     deterministic: bool = False  # the same bits on a GPU too, slower; a CPU always gives them
-    skip_nonfinite: int = (
-        0  # so many steps whose loss or gradient is not finite are passed over before the run stops
-    )
-    micro_batch_size: int = 0  # rows that go through the model together on one device; 0: all of a step's (no accumulation)
-    compile: bool = (
-        False  # torch.compile each block: about a minute at the start, then faster steps
-    )
-    recompute: str = "none"  # activation checkpointing: "cheap" works out again all but matrix products, "blocks" everything
+    # so many steps whose loss or gradient is not finite are passed over before the run stops
+    skip_nonfinite: int = 0
+    # rows that go through the model together on one device; 0: all of a step's (no accumulation)
+    micro_batch_size: int = 0
+    # torch.compile each block: about a minute at the start, then faster steps
+    compile: bool = False
+    # activation checkpointing: "cheap" works out again all but matrix products, "blocks" everything
+    recompute: str = "none"
     num_workers: int = 4
     validate_every: int = 2000
     validation_shapes: int = 64
@@ -515,7 +527,9 @@ class TrainConfig:
 
 @dataclass(kw_only=True)
 class VQVAETrainConfig(TrainConfig):
-    stage: str = "both"  # or "ae": without the codebook only; or from --init "vq": with it only; "decoder": tokens stay the same
+    # or "ae": without the codebook only; or from --init "vq": with it only; "decoder": tokens stay
+    # the same
+    stage: str = "both"
     autoencoder_steps: int = 100_000  # first, without the codebook
     codebook_steps: int = 100_000
     batch_size: int = 16  # shapes per optimizer step over all devices
@@ -570,18 +584,23 @@ class VQVAEConfig:
 
 @dataclass(kw_only=True)
 class GPTTrainConfig(TrainConfig):
-    stage: str = "gpt"  # or "sketch": encoders and sketch alone, which costs little; "layers": the rest, on these as they are
+    # or "sketch": encoders and sketch alone, which costs little; "layers": the rest, on these as
+    # they are
+    stage: str = "gpt"
     steps: int = 400_000
     global_batch_size: int = 64  # rows per optimizer step over all devices and accumulation steps
-    strategy: str = (
-        "ddp"  # of several processes: each holds all; or "fsdp": its part, for sizes that need it
-    )
+    # of several processes: each holds all; or "fsdp": its part, for sizes that need it
+    strategy: str = "ddp"
     weights_dtype: str = "float32"  # of the model directory; float16 halves it
     weights_file_mb: int = 5000  # largest file of it: larger weights are split
-    token_noise: float = 0.0  # largest share of a row's input tokens replaced by random ones; each row draws its own below it
+    # largest share of a row's input tokens replaced by random ones; each row draws its own below it
+    token_noise: float = 0.0
     sketch_weight: float = 0.0  # of the loss between the sketch (gpt.sketch_dim) and the true codes
-    word_dropout: float = 0.0  # probability that a word is shown as an unknown one, for a text encoder that is trained
-    sketch_rows: int = 0  # further rows of each step, over all devices, that only the image encoder and the sketch see: cheap
+    # probability that a word is shown as an unknown one, for a text encoder that is trained
+    word_dropout: float = 0.0
+    # further rows of each step, over all devices, that only the image encoder and the sketch see:
+    # cheap
+    sketch_rows: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -638,13 +657,17 @@ class GPTRunConfig:
 
 @dataclass(kw_only=True)
 class EvalProtocol:
-    """How a predicted mesh is compared with the true one (`tar3d/metrics`); the defaults are those of configs/eval/tar3d.yaml.
+    """How a predicted mesh is compared with the true one (`tar3d/metrics`); the defaults are those
+    of configs/eval/tar3d.yaml.
 
-    In the frames "truth" and "each" the unit is half the longest side of a bounding box: the shape spans -1 to 1.
+    In the frames "truth" and "each" the unit is half the longest side of a bounding box: the shape
+    spans -1 to 1.
     """
 
     source: str = "TAR3D, arXiv 2412.16919"  # whose convention this is
-    frame: str = "truth"  # both meshes moved and scaled by the true one's box; or "each": by its own box; or "source": as given
+    # both meshes moved and scaled by the true one's box; or "each": by its own box; or "source": as
+    # given
+    frame: str = "truth"
     points: int = 16_000  # drawn from each surface
     thresholds: list[float] = field(
         default_factory=lambda: [0.01, 0.02, 0.05]
@@ -669,7 +692,8 @@ class EvalProtocol:
 
 
 def from_mapping(cls: type[T], values: dict, origin: str) -> T:
-    """Builds the dataclass `cls` from nested plain values; `origin` names their source in errors."""
+    """Builds the dataclass `cls` from nested plain values; `origin` names their source in
+    errors."""
     try:
         merged = OmegaConf.merge(OmegaConf.structured(cls), OmegaConf.create(values))
         return OmegaConf.to_object(merged)
@@ -686,7 +710,8 @@ def load(
     overrides: list[str] | tuple[str, ...] = (),
     base: dict | None = None,
 ) -> T:
-    """Reads `path` (None: defaults only), applies `key=value` overrides, and returns a checked `cls`.
+    """Reads `path` (None: defaults only), applies `key=value` overrides, and returns a checked
+    `cls`.
 
     `base` holds nested values that replace defaults and give way to the file and the overrides.
     """
@@ -712,8 +737,8 @@ def load_gpt_run(
     overrides: list[str] | tuple[str, ...] = (),
     gpt_type: str = "i23d",
 ) -> GPTRunConfig:
-    """The run that `path` describes for a GPT of the named size and type; token grid and vocabulary are the tokenizer's unless
-    given."""
+    """The run that `path` describes for a GPT of the named size and type; token grid and vocabulary
+    are the tokenizer's unless given."""
     size = gpt_config(model)
     named = [
         f"gpt.{field}={getattr(size, field)}" for field in ("num_layers", "width", "num_heads")
@@ -740,7 +765,8 @@ def _read(path: Path) -> DictConfig:
 
 
 def completed(cls: type, values: dict, origin: str) -> dict:
-    """Values that an earlier version saved, with the defaults of keys that it did not know yet: those mean "as before"."""
+    """Values that an earlier version saved, with the defaults of keys that it did not know yet:
+    those mean "as before"."""
     return to_mapping(from_mapping(cls, values, origin))
 
 

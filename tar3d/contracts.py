@@ -8,9 +8,9 @@
 
 Frame: right-handed, Y up, centred on the bounding box, largest |coordinate| = 0.95 of the cube [-1, 1]^3.
 
-Letters: B batch, N surface points, M query points, R grid side of a token plane, T tokens = 3 R^2, P prefix length,
-E condition width, C plane channels, V vertices, F faces. Geometry is numpy, what networks see is torch. This module
-imports no torch, so that data workers start fast.
+Letters: B batch, N surface points, M query points, R grid side of a token plane, T tokens = 3 R^2,
+P prefix length, E condition width, C plane channels, V vertices, F faces. Geometry is numpy, what
+networks see is torch. This module imports no torch, so that data workers start fast.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-CUBE_FILL = 0.95  # largest |coordinate| of a normalised mesh; the rest is a margin in which every surface closes
+# largest |coordinate| of a normalised mesh; the rest is a margin in which every surface closes
+CUBE_FILL = 0.95
 PLANES = ("xy", "xz", "yz")
 
 
@@ -40,8 +41,9 @@ def _identity() -> np.ndarray:
 class Mesh:
     """A triangle mesh: `vertices` (V, 3) float32, `faces` (F, 3) int64, `to_source` (4, 4) float64.
 
-    `to_source` maps homogeneous coordinates of this frame to those of the file the mesh came from (identity for a
-    mesh that came from no file). A mesh has at least one face, finite vertices, and faces that index its vertices.
+    `to_source` maps homogeneous coordinates of this frame to those of the file the mesh came from
+    (identity for a mesh that came from no file). A mesh has at least one face, finite vertices, and
+    faces that index its vertices.
     """
 
     vertices: np.ndarray
@@ -69,9 +71,11 @@ class Mesh:
 
 @dataclass(frozen=True)
 class ShapeSamples:
-    """`surface` (N, 6) points and unit normals; `points` (M, 3) queries; `inside`, `is_near` (M,) bool; `to_source` (4, 4).
+    """`surface` (N, 6) points and unit normals; `points` (M, 3) queries; `inside`, `is_near` (M,)
+    bool; `to_source` (4, 4).
 
-    `is_near` marks queries drawn close to the surface; the others are uniform in the cube. Coordinates lie in [-1, 1].
+    `is_near` marks queries drawn close to the surface; the others are uniform in the cube.
+    Coordinates lie in [-1, 1].
     """
 
     surface: np.ndarray
@@ -122,7 +126,8 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Triplane:
-    """Feature `planes` (B, 3, C, H, W) in the order xy, xz, yz; a plane `ab` has rows along b and columns along a."""
+    """Feature `planes` (B, 3, C, H, W) in the order xy, xz, yz; a plane `ab` has rows along b and
+    columns along a."""
 
     planes: torch.Tensor
 
@@ -138,8 +143,9 @@ class Triplane:
 class Condition:
     """`embeddings` (B, P, E) and `mask` (B, P) bool, True where a prefix position is valid.
 
-    A row without a valid position is nothing to condition on: the GPT takes it only as a dropped row. `full` promises that
-    every position is valid, so that nobody has to look at the mask for it: a look makes a GPU's queue run empty.
+    A row without a valid position is nothing to condition on: the GPT takes it only as a dropped
+    row. `full` promises that every position is valid, so that nobody has to look at the mask for
+    it: a look makes a GPU's queue run empty.
     """
 
     embeddings: torch.Tensor

@@ -1,8 +1,9 @@
 """Says what this machine can do here: python -m tar3d.doctor
 
-Versions, devices, which attention backends work and why others do not; both shipped models tried on every device, and whether
-what is decoded token by token is what the model predicts; which trainings fit the memory found; last, hours of each training on
-other GPUs, by arithmetic. Exit status 1 if something that should work does not.
+Versions, devices, which attention backends work and why others do not; both shipped models tried on
+every device, and whether what is decoded token by token is what the model predicts; which trainings
+fit the memory found; last, hours of each training on other GPUs, by arithmetic. Exit status 1 if
+something that should work does not.
 """
 
 from __future__ import annotations
@@ -170,8 +171,9 @@ def try_models(source: str, device: torch.device) -> bool:
 
 
 def decodes_what_it_predicts(model: ConditionalGPT, backend: str) -> bool:
-    """Whether the tokens that are decoded one by one, the likeliest each time, are those that the whole sequence at once says are
-    the likeliest: a cache or a kernel that is wrong gives shapes that look like a badly trained model's."""
+    """Whether the tokens that are decoded one by one, the likeliest each time, are those that the
+    whole sequence at once says are the likeliest: a cache or a kernel that is wrong gives shapes
+    that look like a badly trained model's."""
     gpt, condition = model.gpt, model.condition({}, 1)
     try:
         engine = Engine(gpt, backend)
@@ -196,7 +198,8 @@ def decodes_what_it_predicts(model: ConditionalGPT, backend: str) -> bool:
 
 
 def gpt_step_bytes(config: GPTConfig, optim: OptimConfig, rows: int, recompute: str) -> int:
-    """`step_bytes` of the GPT over `rows` rows at a time. A frozen image encoder and the data are not counted."""
+    """`step_bytes` of the GPT over `rows` rows at a time. A frozen image encoder and the data are
+    not counted."""
 
     def make() -> tuple[nn.Module, Callable[[], Tensor]]:
         gpt = GPT(config).train()
@@ -211,8 +214,8 @@ def gpt_step_bytes(config: GPTConfig, optim: OptimConfig, rows: int, recompute: 
 
 
 def tokenizer_step_bytes(config: VQVAEConfig, shapes: int, recompute: str) -> int:
-    """The same of a step of the tokenizer over `shapes` shapes at a time, in the autoencoder stage; the comparison with the
-    codebook needs little beside it."""
+    """The same of a step of the tokenizer over `shapes` shapes at a time, in the autoencoder stage;
+    the comparison with the codebook needs little beside it."""
     t = config.train
 
     def make() -> tuple[nn.Module, Callable[[], Tensor]]:
@@ -225,7 +228,8 @@ def tokenizer_step_bytes(config: VQVAEConfig, shapes: int, recompute: str) -> in
 
 
 def print_fits(memory: dict[torch.device, int]) -> dict[str, int]:
-    """What a step of each training needs, and where that fits; returns the least bytes of each, with one row at a time."""
+    """What a step of each training needs, and where that fits; returns the least bytes of each,
+    with one row at a time."""
     least = {}
     print(
         "\nmemory of a training step, counted without computing it (bfloat16; weights, gradients, optimizers, what the "
@@ -260,7 +264,8 @@ def _gpt_name(size: str, config: GPTConfig) -> str:
 
 
 def training_flops() -> dict[str, tuple[int, int, float]]:
-    """Of each training by name: its steps, rows of a step, and model FLOPs of a step (forward and twice that backward)."""
+    """Of each training by name: its steps, rows of a step, and model FLOPs of a step (forward and
+    twice that backward)."""
     found = {}
     with FakeTensorMode():  # a GPT-7B without its 28 GB
         for name in TOKENIZERS:
@@ -278,7 +283,8 @@ def training_flops() -> dict[str, tuple[int, int, float]]:
 
 
 def print_hours(least: dict[str, int]) -> None:
-    """Hours of whole trainings on one GPU by arithmetic, where a step fits that needs at `least` so many bytes."""
+    """Hours of whole trainings on one GPU by arithmetic, where a step fits that needs at `least` so
+    many bytes."""
     print(
         f"\nhours of a whole training on one GPU, computed and not measured: model FLOPs at {ASSUMED_MFU:.0%} of the\n"
         "data sheet's dense bfloat16 peak (small models reach less), without validation; -: not even one row at a time fits"

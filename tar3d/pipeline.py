@@ -1,5 +1,5 @@
-"""Condition -> tokens -> triplane -> mesh, and surface points -> tokens -> mesh. The only library file that knows both
-the tokenizer and the GPT.
+"""Condition -> tokens -> triplane -> mesh, and surface points -> tokens -> mesh. The only library
+file that knows both the tokenizer and the GPT.
 
     pipeline = Pipeline.load("pretrained/tiny")
     mesh = pipeline.generate(pipeline.source([Image.open("chair.png")]), seeds=[0])[0].mesh
@@ -37,9 +37,8 @@ from tar3d.runtime import describe_machine
 from tar3d.tokenizer.field import OccupancyField
 from tar3d.tokenizer.vqvae import VQVAE
 
-WORDS = (
-    "words"  # of a GPT's model directory: the tokenizer of a text encoder that was trained along
-)
+# of a GPT's model directory: the tokenizer of a text encoder that was trained along
+WORDS = "words"
 ANY = "any"  # the type of a GPT that serves for each of the others
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,10 +47,11 @@ QUERIES_AT_ONCE = {
     "cpu": 1 << 14,
     "cuda": 1 << 20,
 }  # what stays in a CPU core's cache (2^17: twice the time), and fills a GPU
-COARSEST = 96  # cells of the coarse lattice for planes that resolve more: from 384 cells on it costs next to nothing
-MIN_COMPONENT_SHARE = (
-    0.01  # pieces below 1 % of the largest one's volume are floaters of an imperfect field
-)
+# cells of the coarse lattice for planes that resolve more: from 384 cells on it costs next to
+# nothing
+COARSEST = 96
+# pieces below 1 % of the largest one's volume are floaters of an imperfect field
+MIN_COMPONENT_SHARE = 0.01
 
 
 def gpt_folder(gpt_type: str) -> str:
@@ -77,14 +77,16 @@ class ConditionalGPT(torch.nn.Module):
     def token_nll(
         self, tokens: torch.Tensor, source: Source, dropped: torch.Tensor
     ) -> torch.Tensor:
-        """NLL (B, T) in nats of tokens (B, T), each after those that the GPT has before it; no gradients."""
+        """NLL (B, T) in nats of tokens (B, T), each after those that the GPT has before it; no
+        gradients."""
         tokens = self.gpt.ordered(tokens)
         with torch.no_grad():
             hidden = self.gpt.hidden(tokens[:, :-1], self.condition(source, len(tokens)), dropped)
         return self.gpt.reordered(token_nll(hidden, self.gpt.head.weight, tokens))
 
     def condition(self, source: Source, rows: int) -> Condition:
-        """The prefixes of so many rows: of what they are told (`tar3d.condition.conditioner`), or of nothing the null prefix."""
+        """The prefixes of so many rows: of what they are told (`tar3d.condition.conditioner`), or
+        of nothing the null prefix."""
         if source:
             return self.conditioner(source)
         return Condition.of(self.gpt.null_prefix.expand(rows, -1, -1))
@@ -102,7 +104,8 @@ def load_gpt(folder: str | Path) -> ConditionalGPT:
 
 
 def words_of_model(folder: str | Path) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of a GPT's own text encoder; None where it has none, or one that is not its own."""
+    """The tokenizer of a GPT's own text encoder; None where it has none, or one that is not its
+    own."""
     config = checkpoint.read_config(folder, GPTRunConfig)
     own = "text" in config.conditions and config.text_encoder.source == TRAINED
     return load_words(checkpoint.find_model(folder) / WORDS) if own else None
@@ -110,8 +113,8 @@ def words_of_model(folder: str | Path) -> PreTrainedTokenizerBase | None:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where models are: on `device`, or with `low_vram` only while they work, and in main memory in between. Planes of features
-    are float16 then."""
+    """Where models are: on `device`, or with `low_vram` only while they work, and in main memory in
+    between. Planes of features are float16 then."""
 
     device: torch.device
     low_vram: bool = False
@@ -144,7 +147,8 @@ def mesh_from_triplane(
     resolution: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> Mesh:
-    """The surface of the first item, as a closed mesh in the project's frame; `progress` as in `extract`."""
+    """The surface of the first item, as a closed mesh in the project's frame; `progress` as in
+    `extract`."""
     planes = triplane.planes[0]
     with torch.inference_mode():
         return extract(
@@ -188,7 +192,8 @@ def reconstruct(
     placement: Placement | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Mesh, Tokens | None]:
-    """Surface points (N, 6) -> mesh and the tokens it was rebuilt from; `quantize=False` bypasses the codebook."""
+    """Surface points (N, 6) -> mesh and the tokens it was rebuilt from; `quantize=False` bypasses
+    the codebook."""
     placement = placement or Placement(next(vqvae.parameters()).device)
     points = torch.from_numpy(np.ascontiguousarray(surface, dtype=np.float32)).to(placement.device)[
         None
@@ -207,9 +212,10 @@ def reconstruct(
 
 @dataclass
 class Generated:
-    """One shape: its mesh, or None and the `problem` where the field is empty, its tokens (T,), and the seconds spent on it: its
-    share of the batch's `condition`, `prepare` (buffers, warm-up, capture: next to nothing after the first batch) and
-    `tokens`, and its own `decode` and `extract`."""
+    """One shape: its mesh, or None and the `problem` where the field is empty, its tokens (T,), and
+    the seconds spent on it: its share of the batch's `condition`, `prepare` (buffers, warm-up,
+    capture: next to nothing after the first batch) and `tokens`, and its own `decode` and
+    `extract`."""
 
     mesh: Mesh | None
     tokens: torch.Tensor
@@ -218,11 +224,11 @@ class Generated:
 
 
 class Pipeline:
-    """Holds the models in eval mode. Repeated calls do not change it. `decoding` is the engine's backend; `token_files` keeps the
-    tokens of what was generated.
+    """Holds the models in eval mode. Repeated calls do not change it. `decoding` is the engine's
+    backend; `token_files` keeps the tokens of what was generated.
 
-    With `low_vram` each model is on the device only while it works, planes are float16, and the engine, which copies the GPT's
-    weights, is made anew for each batch. The tokens are the same."""
+    With `low_vram` each model is on the device only while it works, planes are float16, and the
+    engine, which copies the GPT's weights, is made anew for each batch. The tokens are the same."""
 
     def __init__(
         self,
@@ -275,8 +281,8 @@ class Pipeline:
         decoding: str = "auto",
         low_vram: bool = False,
     ) -> Pipeline:
-        """From a model directory with tokenizer/ and gpt_<type>/ (or a Hub id of one), or from the two apart. In a directory, a
-        GPT of the type `any` does for each of the others."""
+        """From a model directory with tokenizer/ and gpt_<type>/ (or a Hub id of one), or from the
+        two apart. In a directory, a GPT of the type `any` does for each of the others."""
         if vqvae and gpt:
             vqvae_source, gpt_source = vqvae, gpt
         elif model:
@@ -301,9 +307,10 @@ class Pipeline:
         )
 
     def source(self, told: Sequence[Image.Image | str]) -> Source:
-        """Pictures, or texts, one a row, as `generate` takes them. What the model cannot make use of, such as words that it does
-        not know, is a UserWarning. Raises ValueError (a picture without an object: ImageError) for what cannot be used, and for a
-        kind that this model is not told."""
+        """Pictures, or texts, one a row, as `generate` takes them. What the model cannot make use
+        of, such as words that it does not know, is a UserWarning. Raises ValueError (a picture
+        without an object: ImageError) for what cannot be used, and for a kind that this model is
+        not told."""
         kinds = {
             "text" if isinstance(one, str) else "image" if isinstance(one, Image.Image) else ""
             for one in told
@@ -326,8 +333,9 @@ class Pipeline:
         return {kind: torch.from_numpy(np.stack(rows))}
 
     def sampling(self, told: Collection[str]) -> SamplingConfig:
-        """The sampling settings that the model was saved with, for the kinds of condition that it is told. Of nothing there is
-        nothing to heed: the sketch of the null prefix is a mean of all shapes, and guidance away from it is none."""
+        """The sampling settings that the model was saved with, for the kinds of condition that it
+        is told. Of nothing there is nothing to heed: the sketch of the null prefix is a mean of all
+        shapes, and guidance away from it is none."""
         saved = self.model.config.sampling
         return saved if told else dataclasses.replace(saved, cfg_scale=1.0, sketch_scale=0.0)
 
@@ -341,9 +349,11 @@ class Pipeline:
         progress: Callable[[int, int], None] | None = None,
         extraction_progress: Callable[[int, int], None] | None = None,
     ) -> list[Generated]:
-        """What B rows are told -> B shapes (with an empty source, whatever the model likes); row b is decided by its own part and
-        seeds[b], and by B only so far as arithmetic rounds differently for more rows. An empty field leaves the mesh of its own
-        row None. `progress` is called with (tokens done, T), `extraction_progress` as that of `extract`, shape after shape."""
+        """What B rows are told -> B shapes (with an empty source, whatever the model likes); row b
+        is decided by its own part and seeds[b], and by B only so far as arithmetic rounds
+        differently for more rows. An empty field leaves the mesh of its own row None. `progress` is
+        called with (tokens done, T), `extraction_progress` as that of `extract`, shape after
+        shape."""
         seconds: dict[str, float] = {}
         with torch.inference_mode(), self._autocast():
             tokens = self._sample(
@@ -427,7 +437,8 @@ class timed:
 
     def __exit__(self, *exc: object) -> None:
         if torch.cuda.is_available():
-            torch.cuda.synchronize()  # or the time of a kernel would be booked where its result is first needed
+            # or the time of a kernel would be booked where its result is first needed
+            torch.cuda.synchronize()
         self.seconds[self.name] = (
             self.seconds.get(self.name, 0.0) + time.perf_counter() - self.start
         )

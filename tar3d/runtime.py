@@ -1,4 +1,5 @@
-"""Devices, precision and processes, set up once for a script (Lightning Fabric underneath), and what a figure needs beside it."""
+"""Devices, precision and processes, set up once for a script (Lightning Fabric underneath), and
+what a figure needs beside it."""
 
 from __future__ import annotations
 
@@ -47,8 +48,9 @@ def positive_int(text: str) -> int:
 def start_fabric(
     gpus: str | None, num_nodes: int, precision: str, *, shard: bool = False
 ) -> Fabric:
-    """A launched Fabric. Under torchrun it joins that job; otherwise it is one process, or one for each of `gpus`. `shard`: of
-    weights, gradients and optimizer states each process holds its part (FSDP2), instead of all (DDP).
+    """A launched Fabric. Under torchrun it joins that job; otherwise it is one process, or one for
+    each of `gpus`. `shard`: of weights, gradients and optimizer states each process holds its part
+    (FSDP2), instead of all (DDP).
 
     Raises ValueError when the devices asked for are not there, or the precision is unknown.
     """
@@ -57,7 +59,8 @@ def start_fabric(
     from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
 
     class Autocast(MixedPrecision):
-        """Fabric's own also rounds what a model is given: coordinates to 1/256, while labels hold for the exact ones."""
+        """Fabric's own also rounds what a model is given: coordinates to 1/256, while labels hold
+        for the exact ones."""
 
         def convert_input(self, data: object) -> object:
             return data
@@ -110,7 +113,8 @@ def start_fabric(
 
 
 def shard_blocks(module: torch.nn.Module, mesh: DeviceMesh) -> torch.nn.Module:
-    """FSDP2: each repeated block is gathered when it is used, and let go after; what is left over belongs to the whole."""
+    """FSDP2: each repeated block is gathered when it is used, and let go after; what is left over
+    belongs to the whole."""
     from torch.distributed.fsdp import fully_shard
 
     for block in repeated_blocks(module):
@@ -140,8 +144,8 @@ def resolve_precision(precision: str, accelerator: str) -> str:
 
 
 def choose_device(name: str | None, low_vram: bool = False) -> torch.device:
-    """The device of an inference script: `name`, or a GPU if there is one. ValueError when it is not there, or when it is a CPU,
-    where `low_vram` has nothing to save."""
+    """The device of an inference script: `name`, or a GPU if there is one. ValueError when it is
+    not there, or when it is a CPU, where `low_vram` has nothing to save."""
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -163,13 +167,15 @@ def choose_device(name: str | None, low_vram: bool = False) -> torch.device:
 
 
 def prepare_blocks(module: torch.nn.Module, recompute: str, compile: bool) -> None:
-    """What a training does to each repeated block (child of an nn.ModuleList) by itself, in place, so that names in a checkpoint
-    stay as they are.
+    """What a training does to each repeated block (child of an nn.ModuleList) by itself, in place,
+    so that names in a checkpoint stay as they are.
 
-    `recompute` (activation checkpointing): "none" keeps for the backward pass whatever it needs; "cheap" keeps the inputs of
-    blocks and the results of matrix products and attention, and works out the rest again, which is elementwise; "blocks" keeps
-    the inputs of blocks alone, for a third more computing. `compile` is torch.compile: of blocks, because that takes a fifth
-    of the whole model's time, and has most of the gain. What a compiled block keeps is as little as with "cheap" anyway.
+    `recompute` (activation checkpointing): "none" keeps for the backward pass whatever it needs;
+    "cheap" keeps the inputs of blocks and the results of matrix products and attention, and works
+    out the rest again, which is elementwise; "blocks" keeps the inputs of blocks alone, for a third
+    more computing. `compile` is torch.compile: of blocks, because that takes a fifth of the whole
+    model's time, and has most of the gain. What a compiled block keeps is as little as with "cheap"
+    anyway.
     """
     for block in repeated_blocks(module):
         if recompute == "blocks" or (recompute == "cheap" and not compile):
@@ -217,15 +223,16 @@ def _recomputed(forward: Callable, cheap_only: bool) -> Callable:
 
 
 def uncompiled() -> AbstractContextManager:
-    """Within it compiled blocks run as they are written: validation and generation have other shapes, and would compile anew
-    for each."""
+    """Within it compiled blocks run as they are written: validation and generation have other
+    shapes, and would compile anew for each."""
     return torch.compiler.set_stance("force_eager")
 
 
 @contextmanager
 def deterministic(on: bool = True) -> Iterator[None]:
-    """Within it the same bits in every run on a GPU too, where some sums are otherwise made in whatever order threads arrive; an
-    operation that cannot is a RuntimeError. With `on` False, within that, whatever is at hand again."""
+    """Within it the same bits in every run on a GPU too, where some sums are otherwise made in
+    whatever order threads arrive; an operation that cannot is a RuntimeError. With `on` False,
+    within that, whatever is at hand again."""
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     if on:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # stays: cuBLAS reads it once
@@ -240,7 +247,8 @@ def deterministic(on: bool = True) -> Iterator[None]:
 
 @contextmanager
 def extraction_bar(name: str) -> Iterator[Callable[[int, int], None]]:
-    """The `progress` of an extraction, as a bar for each lattice with its rate and the time that is left."""
+    """The `progress` of an extraction, as a bar for each lattice with its rate and the time that is
+    left."""
     from tqdm import tqdm
 
     bar = None
@@ -274,7 +282,8 @@ def peak_memory(device: torch.device) -> str:
 def peak_resident_bytes() -> int | None:
     """Largest resident memory of this process so far; None on Windows.
 
-    On Linux from /proc, because ru_maxrss of a new process starts at what its parent held when it was forked.
+    On Linux from /proc, because ru_maxrss of a new process starts at what its parent held when it
+    was forked.
     """
     if sys.platform == "win32":
         return None
@@ -314,7 +323,8 @@ def _cpu_name() -> str:
 
 
 def commit() -> str:
-    """The commit of the code that runs, with "+changes" when the tree differs from it; "unknown" outside a checkout."""
+    """The commit of the code that runs, with "+changes" when the tree differs from it; "unknown"
+    outside a checkout."""
     root = Path(__file__).resolve().parent.parent
     try:
         git = ["git", "-C", str(root)]

@@ -1,8 +1,9 @@
-"""How fast a training runs, and how close that is to what the device can do: rate, remaining time, model FLOP/s, MFU, and the
-share of time in which the loop waited for data.
+"""How fast a training runs, and how close that is to what the device can do: rate, remaining time,
+model FLOP/s, MFU, and the share of time in which the loop waited for data.
 
-MFU is model FLOPs over the device's peak (PaLM, arXiv 2204.02311, appendix B): only what the model needs counts, nothing that is
-computed twice (`train.recompute`), and nothing of the optimizer. The models count their own (`GPT.flops`, `VQVAE.flops`).
+MFU is model FLOPs over the device's peak (PaLM, arXiv 2204.02311, appendix B): only what the model
+needs counts, nothing that is computed twice (`train.recompute`), and nothing of the optimizer. The
+models count their own (`GPT.flops`, `VQVAE.flops`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import torch
 
 T = TypeVar("T")
 
-# Dense bfloat16 FLOP/s with float32 sums, from NVIDIA's data sheets. The first name that is part of the device's decides.
+# Dense bfloat16 FLOP/s with float32 sums, from NVIDIA's data sheets. The first name that is part of
+# the device's decides.
 VENDOR_PEAKS = {
     "B200": 2250e12,
     "H200": 989e12,
@@ -47,7 +49,8 @@ class Peak:
 
 
 def find_peak(device: torch.device, dtype: torch.dtype) -> Peak:
-    """The data sheet's for a known GPU in bfloat16, else what a large matrix product reaches here now (a second at most)."""
+    """The data sheet's for a known GPU in bfloat16, else what a large matrix product reaches here
+    now (a second at most)."""
     if device.type == "cuda" and dtype == torch.bfloat16:
         name = torch.cuda.get_device_name(device)
         for part, flops in VENDOR_PEAKS.items():
@@ -61,8 +64,8 @@ def find_peak(device: torch.device, dtype: torch.dtype) -> Peak:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, side: int, calls: int = 1) -> float:
-    """FLOP/s of the best of a few products of two `side` x `side` matrices; random ones, as a GPU multiplies zeros faster than
-    anything else."""
+    """FLOP/s of the best of a few products of two `side` x `side` matrices; random ones, as a GPU
+    multiplies zeros faster than anything else."""
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     return 2 * side**3 / best_seconds(lambda: a @ b, device, calls)
 
@@ -89,8 +92,8 @@ def synchronize(device: torch.device) -> None:
 class Meter:
     """Times a training loop of `total` steps that begins at step `start`.
 
-    `items` (in `unit`s) and `flops` are those of one step on one device, whose peak is `peak`. Time between `pause` and `resume`
-    is nobody's: validation, previews, saving.
+    `items` (in `unit`s) and `flops` are those of one step on one device, whose peak is `peak`. Time
+    between `pause` and `resume` is nobody's: validation, previews, saving.
     """
 
     def __init__(
@@ -123,8 +126,8 @@ class Meter:
         self._since = time.perf_counter()
 
     def read(self, step: int) -> dict[str, float]:
-        """Figures of the steps since the last reading, of which there must be one: steps and items a second, FLOP/s, MFU, the
-        share of time spent waiting for data."""
+        """Figures of the steps since the last reading, of which there must be one: steps and items
+        a second, FLOP/s, MFU, the share of time spent waiting for data."""
         self.pause()
         self.resume()
         seconds, steps = max(self._busy - self._read_at, 1e-9), step - self._step
@@ -146,7 +149,8 @@ class Meter:
         )
 
     def progress(self, step: int) -> str:
-        """Rate since the start and remaining time, as of the last pause, at which `step` steps were done."""
+        """Rate since the start and remaining time, as of the last pause, at which `step` steps were
+        done."""
         rate = (step - self._first) / max(self._busy, 1e-9)
         remaining = (self.total - step) / max(rate, 1e-9)
         return f"{rate:.2f} steps/s, {clock(self._busy)} of training, ETA {clock(remaining)}"

@@ -1,9 +1,11 @@
 """The only map between a token's place on the triplane and its position in the sequence.
 
-"Next part" order (TAR3D, arXiv 2412.16919, section 3.2), "cells": raster over (row, col); at each grid position the tokens of
-the three planes xy, xz, yz are adjacent, so position = 3 (row R + col) + plane. It is the order of `Tokens`, of files, and of
-all that is not said otherwise. For comparison a GPT can go through a shape in the order "planes", one plane after the other
-(`gpt.token_order`): position = plane R^2 + row R + col; it turns tokens around where they come in and go out.
+"Next part" order (TAR3D, arXiv 2412.16919, section 3.2), "cells": raster over (row, col); at each
+grid position the tokens of the three planes xy, xz, yz are adjacent, so position = 3 (row R + col)
++ plane. It is the order of `Tokens`, of files, and of all that is not said otherwise. For
+comparison a GPT can go through a shape in the order "planes", one plane after the other
+(`gpt.token_order`): position = plane R^2 + row R + col; it turns tokens around where they come in
+and go out.
 """
 
 from __future__ import annotations
@@ -47,9 +49,10 @@ def coordinates(
 
 
 def places(positions: torch.Tensor, grid_size: int, order: str) -> torch.Tensor:
-    """Positions of tokens in `order` -> their positions in "cells" order. Both have the same last token.
+    """Positions of tokens in `order` -> their positions in "cells" order. Both have the same last
+    token.
 
-    With p the places of all T positions, sequence[:, p] brings a sequence from "cells" order into `order`, and
-    sequence[:, p.argsort()] back."""
+    With p the places of all T positions, sequence[:, p] brings a sequence from "cells" order into
+    `order`, and sequence[:, p.argsort()] back."""
     row, column, plane = coordinates(positions, grid_size, order)
     return NUM_PLANES * (row * grid_size + column) + plane

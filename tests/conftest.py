@@ -1,4 +1,5 @@
-"""Fixtures that several folders share: meshes of primitive shapes, and a small data set made from them.
+"""Fixtures that several folders share: meshes of primitive shapes, and a small data set made from
+them.
 
 Packages for meshes are loaded by the fixtures: the tests of the GPT run where there are none.
 """

@@ -1,4 +1,5 @@
-"""A small ShapeNetV2 in the layout of the public data, made of ellipsoids, whose insides and surfaces are known exactly."""
+"""A small ShapeNetV2 in the layout of the public data, made of ellipsoids, whose insides and
+surfaces are known exactly."""
 
 from pathlib import Path
 
@@ -19,7 +20,8 @@ def write_shape(
     surface: int = 200,
     dtype: type = np.float32,
 ) -> None:
-    """One ellipsoid. Its query points lie in the cube, its surface's points in a frame 1 / `factor` as large."""
+    """One ellipsoid. Its query points lie in the cube, its surface's points in a frame 1 / `factor`
+    as large."""
     radii, factor = rng.uniform(0.4, 0.9, 3), rng.uniform(1.5, 2.5)
     volume = rng.uniform(-1, 1, (pool, 3)).astype(dtype)
     directions = _unit(rng.standard_normal((pool + surface, 3)))
@@ -54,7 +56,8 @@ def write_shape(
 
 
 def write_shapenet(root: Path, splits: dict[str, dict[str, list[str]]], **settings) -> Path:
-    """{category: {split: [name, ...]}}; every second shape has packed labels, every second list .npz names and an empty end."""
+    """{category: {split: [name, ...]}}; every second shape has packed labels, every second list
+    .npz names and an empty end."""
     rng = np.random.default_rng(0)
     for category, lists in splits.items():
         for k, (split, names) in enumerate(lists.items()):

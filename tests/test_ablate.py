@@ -1,5 +1,5 @@
-"""The ablations: rates are tuned before anything counts, the grid grows where its end is best, results outlive a run, and tables
-say what the results hold."""
+"""The ablations: rates are tuned before anything counts, the grid grows where its end is best,
+results outlive a run, and tables say what the results hold."""
 
 import json
 import math

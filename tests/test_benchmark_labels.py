@@ -1,4 +1,5 @@
-"""benchmarks/labels.py tells meshes whose labels keep their shape from those that lose it, and goes on where it was stopped."""
+"""benchmarks/labels.py tells meshes whose labels keep their shape from those that lose it, and goes
+on where it was stopped."""
 
 import csv
 import json

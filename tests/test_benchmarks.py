@@ -1,4 +1,5 @@
-"""The benchmarks: a case runs in its own process and gives whole records; ratios, rooflines, tables and the figure are right."""
+"""The benchmarks: a case runs in its own process and gives whole records; ratios, rooflines, tables
+and the figure are right."""
 
 import inspect
 import json

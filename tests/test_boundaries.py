@@ -19,7 +19,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 BASE = {"config", "contracts", "token_order"}
-# What each part of the package may import from it, besides itself. A new file or folder needs a line here.
+# What each part of the package may import from it, besides itself. A new file or folder needs a
+# line here.
 MAY_IMPORT: dict[str, set[str]] = {
     "config": set(),
     "contracts": set(),
@@ -43,7 +44,8 @@ TORCH_FREE = ("config", "contracts", "token_order", "mesh")
 # Of those, what runs where the field does, and what no data worker may load therefore.
 WITH_TORCH = {f"tar3d/mesh/{name}.py" for name in ("extract", "lattice", "marching_cubes")}
 
-# Packages that a plain installation may lack, or that are too slow to load for those who do not use them.
+# Packages that a plain installation may lack, or that are too slow to load for those who do not use
+# them.
 OPTIONAL = {
     "DracoPy",
     "embreex",
@@ -107,7 +109,8 @@ def is_type_checking(node: ast.AST) -> bool:
 
 
 def imports(path: Path, *, at_once: bool = False) -> Iterator[str]:
-    """Dotted names that the file imports at run time; with `at_once`, only those that importing the file itself loads."""
+    """Dotted names that the file imports at run time; with `at_once`, only those that importing the
+    file itself loads."""
 
     def walk(node: ast.AST) -> Iterator[str]:
         for child in ast.iter_child_nodes(node):

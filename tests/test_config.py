@@ -206,7 +206,8 @@ def config_classes() -> list[type]:
 
 
 class Reads(ast.NodeVisitor):
-    """Names of attributes that code loads, outside the checks in `__post_init__`, which use no value."""
+    """Names of attributes that code loads, outside the checks in `__post_init__`, which use no
+    value."""
 
     def __init__(self) -> None:
         self.attributes: set[str] = set()
@@ -263,7 +264,8 @@ SHARED_FLAGS = (
 
 @pytest.mark.parametrize("path", [p for p in CODE if flags_of(p)], ids=relative)
 def test_every_flag_is_read(path):
-    """In the file that has the flag, or (flags that several scripts share) in every script that adds them."""
+    """In the file that has the flag, or (flags that several scripts share) in every script that
+    adds them."""
     shared = relative(path) in SHARED_FLAGS
     for user in (
         [

@@ -1,4 +1,5 @@
-"""The page in the browser, asked through its own interface: what it makes is what run.py makes, and refusals are sentences."""
+"""The page in the browser, asked through its own interface: what it makes is what run.py makes, and
+refusals are sentences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""eval_2d.py as its users run it: meshes, pictures, a model, networks that are there or not, and what it refuses."""
+"""eval_2d.py as its users run it: meshes, pictures, a model, networks that are there or not, and
+what it refuses."""
 
 import csv
 import json

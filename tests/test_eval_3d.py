@@ -16,7 +16,8 @@ FAST = ["points=500", "iou_points=500", "near_points=500"]
 
 @pytest.fixture
 def folders(tmp_path) -> Path:
-    """gt/ with three shapes; pred/ with the same, one of them changed, in other formats and a sub-folder."""
+    """gt/ with three shapes; pred/ with the same, one of them changed, in other formats and a
+    sub-folder."""
     shapes = {
         "ball": trimesh.creation.icosphere(2),
         "box": trimesh.creation.box((1, 0.6, 0.4)),

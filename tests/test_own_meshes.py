@@ -57,7 +57,8 @@ SMALL = {  # what a command is given beside its own words, so that it takes seco
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory) -> dict[str, Path]:
-    """20 real meshes, named and foldered as somebody's own, and a small procedural set in place of the large one."""
+    """20 real meshes, named and foldered as somebody's own, and a small procedural set in place of
+    the large one."""
     if not (DATASETS / "dev").is_dir():
         pytest.skip("no real meshes here")
     root = tmp_path_factory.mktemp("own")

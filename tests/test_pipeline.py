@@ -34,7 +34,8 @@ def test_a_model_is_loaded_whatever_attention_backends_it_was_trained_with(tmp_p
 
 
 def test_low_vram_keeps_on_the_device_what_works_and_nothing_else(monkeypatch):
-    """Two batches: the same tokens as without, each part moved there and back around its work, a new engine each time."""
+    """Two batches: the same tokens as without, each part moved there and back around its work, a
+    new engine each time."""
     pixels = {
         "image": torch.randint(
             256, (2, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)

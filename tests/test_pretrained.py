@@ -1,4 +1,5 @@
-"""The shipped weights: small, complete, made for each other, and good for what the README says they do."""
+"""The shipped weights: small, complete, made for each other, and good for what the README says they
+do."""
 
 import json
 from pathlib import Path

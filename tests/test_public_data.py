@@ -1,4 +1,5 @@
-"""The trainings on public data as it is: ShapeNetV2 in its own layout, ULIP's embeddings without the encoder that made them."""
+"""The trainings on public data as it is: ShapeNetV2 in its own layout, ULIP's embeddings without
+the encoder that made them."""
 
 from __future__ import annotations
 

@@ -159,7 +159,8 @@ class Counted(TorchDispatchMode):
 )
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_recomputing_changes_what_is_kept_and_no_number(recompute, products, elementwise, device):
-    """The second product of a block need not be run again: its gradient asks for its inputs alone."""
+    """The second product of a block need not be run again: its gradient asks for its inputs
+    alone."""
     torch.manual_seed(0)
     plain = Twice().to(device)
     other = copy.deepcopy(plain)
@@ -195,7 +196,8 @@ class Dtypes(torch.nn.Module):
     [("bf16-mixed", torch.bfloat16), ("16-mixed", torch.float16), ("32-true", torch.float32)],
 )
 def test_inputs_of_a_training_step_are_not_rounded(precision, product):
-    """Coordinates in bfloat16 would be off by up to 1/256, a quarter of a cell of 128^3; their labels would be wrong."""
+    """Coordinates in bfloat16 would be off by up to 1/256, a quarter of a cell of 128^3; their
+    labels would be wrong."""
     model = Dtypes()
     wrapped = start_fabric(None, 1, precision).setup(model)
     wrapped(torch.rand(2, 3))

@@ -1,5 +1,5 @@
-"""The four scripts on a handful of primitive shapes: training resumes bit for bit, what it writes the others can read,
-and what goes wrong is said in one sentence."""
+"""The four scripts on a handful of primitive shapes: training resumes bit for bit, what it writes
+the others can read, and what goes wrong is said in one sentence."""
 
 from __future__ import annotations
 
@@ -170,7 +170,8 @@ def interrupt(monkeypatch, script, step: int) -> None:
 
 
 def test_a_tokenizer_trains_on_several_augmented_sets_and_resumes(data, tmp_path, monkeypatch):
-    """--data A --data B:2; each set has its own IoU, the mean of both chooses the model, and a resumed run is the same run."""
+    """--data A --data B:2; each set has its own IoU, the mean of both chooses the model, and a
+    resumed run is the same run."""
     other = tmp_path / "other"
     shutil.copytree(data, other)
     flags = [
@@ -398,7 +399,8 @@ def test_overfitting_a_shape_passes_or_fails(data, vqvae_run, tmp_path, capsys):
 
 
 def test_stages_can_be_trained_apart(data, tmp_path, capsys):
-    """An autoencoder, a codebook for it, and that tokenizer trained further with the codebook it has."""
+    """An autoencoder, a codebook for it, and that tokenizer trained further with the codebook it
+    has."""
     flags = ["--base", base(tmp_path), "--data", str(data), *VQVAE]
     ae, vq, more = (tmp_path / name for name in ("ae", "vq", "more"))
     assert train_vqvae.main([*flags, "--out", str(ae), "train.stage=ae"]) == 0
@@ -507,7 +509,8 @@ def test_half_precision_trains(data, fabric, vqvae_run, tmp_path, precision):
 
 
 def test_averaged_weights_are_what_is_kept(data, fabric, tmp_path):
-    """With a decay of nearly one the average moves, but less than the weights do; the state holds both."""
+    """With a decay of nearly one the average moves, but less than the weights do; the state holds
+    both."""
     config = configuration.load(
         VQVAEConfig, None, [*VQVAE, "train.ema=0.999", "train.validate_every=6"]
     )
@@ -653,8 +656,8 @@ def test_a_run_that_diverged_exits_with_two(data, tmp_path, monkeypatch, capsys)
 
 @pytest.fixture(scope="module")
 def full_vqvae(vqvae_run, tmp_path_factory) -> Path:
-    """The trained tokenizer, but with a field that is inside everywhere: a few steps cannot promise any surface, this one
-    always gives the cube."""
+    """The trained tokenizer, but with a field that is inside everywhere: a few steps cannot promise
+    any surface, this one always gives the cube."""
     model = checkpoint.load_tokenizer(vqvae_run / "model")
     with torch.no_grad():
         model.occupancy.logit.bias.fill_(1000.0)
@@ -994,7 +997,8 @@ def test_a_cloud_gives_the_tokens_of_the_mesh_it_was_sampled_from(meshes, vqvae_
         for name in ("samples", "points", "moved")
     )
     assert torch.equal(same, tokens(surface))
-    # the box of points is a little smaller than the mesh's, so these stand a little elsewhere, but both alike
+    # the box of points is a little smaller than the mesh's, so these stand a little elsewhere, but
+    # both alike
     assert (moved == there).float().mean() > 0.95
 
 
@@ -1002,8 +1006,8 @@ def test_a_cloud_gives_the_tokens_of_the_mesh_it_was_sampled_from(meshes, vqvae_
     not DEV_MESHES.is_dir(), reason="the development meshes are absent; TAR3D_DATASETS"
 )
 def test_estimated_normals_reconstruct_real_shapes_as_well_as_true_ones():
-    """Over 24 of them: IoU 0.79 with estimated normals, 0.80 with the meshes' own, 0.19 with these turned inward. A thin part may
-    be lost with one that is turned."""
+    """Over 24 of them: IoU 0.79 with estimated normals, 0.80 with the meshes' own, 0.19 with these
+    turned inward. A thin part may be lost with one that is turned."""
     vqvae = checkpoint.load_tokenizer("pretrained/tiny")
     scores = []
     for path in sorted(DEV_MESHES.rglob("*.glb"))[9::270]:
@@ -1281,7 +1285,8 @@ def test_the_sketch_is_trained_alone_and_a_gpt_goes_on_from_it(data, fabric, vqv
 
 
 def test_a_gpt_can_be_given_a_sketch_of_another_shape(data, fabric, vqvae_run, tmp_path, capsys):
-    """Layers from one model, encoders and sketch from another: how a trained GPT gets a better sketch."""
+    """Layers from one model, encoders and sketch from another: how a trained GPT gets a better
+    sketch."""
     still = ["optim.muon_lr=1e-9", "optim.adamw_lr=1e-9"]
     old, new, both = tmp_path / "old", tmp_path / "new", tmp_path / "both"
     train_gpt_in(

@@ -1,4 +1,5 @@
-"""What the meter of a training says, the peak it refers to, and that the models count their operations as PyTorch does."""
+"""What the meter of a training says, the peak it refers to, and that the models count their
+operations as PyTorch does."""
 
 import pytest
 import torch

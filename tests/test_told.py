@@ -1,4 +1,5 @@
-"""Image, text, either or nothing: each type of GPT trained, saved, run and evaluated as its users would."""
+"""Image, text, either or nothing: each type of GPT trained, saved, run and evaluated as its users
+would."""
 
 import json
 import shutil

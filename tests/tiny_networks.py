@@ -1,4 +1,5 @@
-"""LPIPS and CLIP of random weights, tiny, with the files of real ones: what the loading code is tested on."""
+"""LPIPS and CLIP of random weights, tiny, with the files of real ones: what the loading code is
+tested on."""
 
 import json
 from pathlib import Path
@@ -27,7 +28,8 @@ def lpips_weights(net: str, seed: int = 0, width: int = 3) -> dict[str, torch.Te
 
 
 def save_tiny_clip(folder: Path, seed: int = 0) -> Path:
-    """A random CLIP for 32 px pictures and captions of at most 8 tokens, with all the files of a real one."""
+    """A random CLIP for 32 px pictures and captions of at most 8 tokens, with all the files of a
+    real one."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 

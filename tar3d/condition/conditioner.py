@@ -1,8 +1,9 @@
 """What a GPT is told of a shape -> its prefix.
 
-A source holds what is told, by kind: {"image": (B, S, S, 3) uint8 pixels} or {"text": (B, L) token ids}, as the encoders take
-them, or in their place the embeddings that a frozen encoder made of them, (B, P, E), zero where a caption has ended. With nothing
-in it, the GPT generates what it likes.
+A source holds what is told, by kind: {"image": (B, S, S, 3) uint8 pixels} or {"text": (B, L) token
+ids}, as the encoders take them, or in their place the embeddings that a frozen encoder made of
+them, (B, P, E), zero where a caption has ended. With nothing in it, the GPT generates what it
+likes.
 
 Letters: B batch, K kinds given, P prefix length, E width.
 """
@@ -30,7 +31,8 @@ Source = dict[str, Tensor]
 def build_encoder(
     config: GPTRunConfig, kind: str, words: PreTrainedTokenizerBase | None = None
 ) -> Encoder:
-    """The encoder that a config names for one of its conditions; `words` as for `build_text_encoder`."""
+    """The encoder that a config names for one of its conditions; `words` as for
+    `build_text_encoder`."""
     return (
         build_image_encoder(config.image_encoder)
         if kind == "image"
@@ -43,8 +45,8 @@ def rows_of(source: Source, rows: slice) -> Source:
 
 
 class Conditioner(nn.Module):
-    """One encoder for each kind. A frozen one is not among the weights: its name in the config is. Of several, those of
-    another width get a linear map to `width`.
+    """One encoder for each kind. A frozen one is not among the weights: its name in the config is.
+    Of several, those of another width get a linear map to `width`.
 
     Raises ValueError when what they give does not fit a prefix of `num_tokens` x `width`.
     """
@@ -91,7 +93,8 @@ class Conditioner(nn.Module):
         return self._frozen[kind] if kind in self._frozen else self.trained[kind]
 
     def forward(self, source: Source) -> Condition:
-        """The prefixes of B rows. Of several kinds, row b is told the (b mod K)-th: each gets its share of a batch."""
+        """The prefixes of B rows. Of several kinds, row b is told the (b mod K)-th: each gets its
+        share of a batch."""
         parts = [
             self._part(kind, shown[k :: len(source)])
             for k, (kind, shown) in enumerate(source.items())

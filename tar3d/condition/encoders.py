@@ -4,8 +4,9 @@
     FrozenTransformer  a pretrained one (DINO, DINOv2, ViT, CLIP, ...) from the Hub or a directory, never trained
     GivenEmbeddings    stands in for a frozen one whose embeddings somebody else has computed
 
-The first two take the uint8 pixels of `tar3d.condition.image.preprocess` and normalise them inside, so that no caller can do it
-differently. Needs no torchvision. Letters: B batch, S image side, P prefix length, E width, H heads.
+The first two take the uint8 pixels of `tar3d.condition.image.preprocess` and normalise them inside,
+so that no caller can do it differently. Needs no torchvision. Letters: B batch, S image side, P
+prefix length, E width, H heads.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class ImageEncoder(nn.Module):
     """(B, S, S, 3) uint8 -> `Condition` of P = `num_tokens` embeddings of E = `width`, all valid.
 
-    `identity` stamps what is cached: the embeddings of a `frozen` encoder; of one that changes while it trains the prepared
-    pixels, which are the same whatever its patches and layers are.
+    `identity` stamps what is cached: the embeddings of a `frozen` encoder; of one that changes
+    while it trains the prepared pixels, which are the same whatever its patches and layers are.
     """
 
     num_tokens: int
@@ -64,7 +65,8 @@ def build_image_encoder(config: ImageEncoderConfig) -> ImageEncoder:
 
 
 class TrainedViT(ImageEncoder):
-    """A pre-norm ViT (arXiv 2010.11929) without a class token: P = (S / patch_size)^2, row by row; E = `config.width`."""
+    """A pre-norm ViT (arXiv 2010.11929) without a class token: P = (S / patch_size)^2, row by row;
+    E = `config.width`."""
 
     adamw_parameters = (
         "patch_embedding",
@@ -90,7 +92,8 @@ class TrainedViT(ImageEncoder):
         init_transformer(self, len(self.blocks))
 
     def flops(self) -> int:
-        """Operations for one picture: matrices at each position and attention, a multiplication and an addition being two."""
+        """Operations for one picture: matrices at each position and attention, a multiplication and
+        an addition being two."""
         return transformer_flops(self, self.num_tokens, self.width, len(self.blocks))
 
     def embed(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -105,7 +108,8 @@ class TrainedViT(ImageEncoder):
 
 
 def init_transformer(module: nn.Module, num_layers: int) -> None:
-    """Matrices and tables: truncated normal, std 0.02; those that end on the residual stream keep its scale at any depth."""
+    """Matrices and tables: truncated normal, std 0.02; those that end on the residual stream keep
+    its scale at any depth."""
     residual_std = 0.02 / (2 * max(num_layers, 1)) ** 0.5
     for name, parameter in module.named_parameters():
         if parameter.ndim == 2:
@@ -114,14 +118,15 @@ def init_transformer(module: nn.Module, num_layers: int) -> None:
 
 
 def transformer_flops(module: nn.Module, num_tokens: int, width: int, num_layers: int) -> int:
-    """Operations of one forward over so many positions: matrices at each of them and attention, a multiplication and an addition
-    being two."""
+    """Operations of one forward over so many positions: matrices at each of them and attention, a
+    multiplication and an addition being two."""
     matrices = sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
     return 2 * num_tokens * (matrices + 2 * num_tokens * width * num_layers)
 
 
 class ViTBlock(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); q, k and v are separate matrices because Muon orthogonalises each."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); q, k and v are separate matrices because Muon
+    orthogonalises each."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -136,7 +141,8 @@ class ViTBlock(nn.Module):
         self.mlp_out = nn.Linear(4 * width, width, bias=False)
 
     def forward(self, x: torch.Tensor, seen: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, P, E); `seen`, broadcast to (B, H, P, P) bool, says which positions a position may look at, None: all."""
+        """(B, P, E); `seen`, broadcast to (B, H, P, P) bool, says which positions a position may
+        look at, None: all."""
         y = self.attention_norm(x)
         q, k, v = (
             rearrange(project(y), "b p (h e) -> b h p e", h=self.num_heads)
@@ -148,14 +154,16 @@ class ViTBlock(nn.Module):
 
 
 class FrozenTransformer(ImageEncoder):
-    """The last hidden state of a pretrained vision model that `transformers` knows, e.g. facebook/dino-vitb16 (197 x 768
-    at 224 px: class token, then 14 x 14 patches).
+    """The last hidden state of a pretrained vision model that `transformers` knows, e.g.
+    facebook/dino-vitb16 (197 x 768 at 224 px: class token, then 14 x 14 patches).
 
-    Always in eval mode, without gradients, in float32 even under autocast, so that live and cached features agree. Mean
-    and std come from the directory's preprocessor_config.json, else they are ImageNet's; its resizing and cropping are
-    not used. The identity holds a hash of the weights instead of the path: a copy elsewhere is the same encoder.
+    Always in eval mode, without gradients, in float32 even under autocast, so that live and cached
+    features agree. Mean and std come from the directory's preprocessor_config.json, else they are
+    ImageNet's; its resizing and cropping are not used. The identity holds a hash of the weights
+    instead of the path: a copy elsewhere is the same encoder.
 
-    Raises ValueError when the model cannot be found or loaded completely, or does not take S x S pictures.
+    Raises ValueError when the model cannot be found or loaded completely, or does not take S x S
+    pictures.
     """
 
     def __init__(self, config: ImageEncoderConfig) -> None:
@@ -198,7 +206,8 @@ class FrozenTransformer(ImageEncoder):
             )
 
     def train(self, mode: bool = True) -> FrozenTransformer:
-        """Stays in eval mode whatever `mode` says: dropout in a frozen encoder would only add noise."""
+        """Stays in eval mode whatever `mode` says: dropout in a frozen encoder would only add
+        noise."""
         return super().train(False)
 
     @torch.no_grad()
@@ -212,8 +221,9 @@ class FrozenTransformer(ImageEncoder):
 
 
 class GivenEmbeddings(nn.Module):
-    """The place of the frozen encoder that `config.source` names, of images or of text, where its embeddings are given, P x E or
-    fewer, so that its weights are not needed. What it was shown, and how, is not known: the identity says as much.
+    """The place of the frozen encoder that `config.source` names, of images or of text, where its
+    embeddings are given, P x E or fewer, so that its weights are not needed. What it was shown, and
+    how, is not known: the identity says as much.
 
     Raises ValueError when the config names no frozen encoder."""
 
@@ -254,8 +264,9 @@ def _numbers(values: tuple[float, ...]) -> str:
 def load_pretrained(
     kind: type, source: str, dtype: torch.dtype, name: str
 ) -> tuple[nn.Module, set[str]]:
-    """-> (model, names of its parameters that the files do not hold, at most an unused pooler). `kind` is one of the Auto classes
-    of `transformers`, `name` what errors call it: "image encoder" has its field image_encoder.source."""
+    """-> (model, names of its parameters that the files do not hold, at most an unused pooler).
+    `kind` is one of the Auto classes of `transformers`, `name` what errors call it: "image encoder"
+    has its field image_encoder.source."""
     try:
         model, report = kind.from_pretrained(source, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as e:
@@ -273,7 +284,8 @@ def load_pretrained(
 def not_loaded(
     what: str, source: str | Path, name: str, files: str, error: Exception
 ) -> ValueError:
-    """What is raised where `what` of the encoder `name` cannot be had from a local directory, which has `files`, or the Hub."""
+    """What is raised where `what` of the encoder `name` cannot be had from a local directory, which
+    has `files`, or the Hub."""
     tried = (
         "as a local directory"
         if Path(source).is_dir()
@@ -314,7 +326,8 @@ def _pixel_statistics(source: str) -> tuple[tuple[float, ...], tuple[float, ...]
 
 
 def weights_hash(model: nn.Module, missing: set[str]) -> str:
-    """First 16 hex digits of the SHA-256 over names, shapes and values, without what was not read from the files."""
+    """First 16 hex digits of the SHA-256 over names, shapes and values, without what was not read
+    from the files."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         if not any(m == name or m.endswith("." + name) for m in missing):

@@ -1,13 +1,16 @@
-"""Picture file -> the square of pixels that an image encoder sees; one function for training and for inference.
+"""Picture file -> the square of pixels that an image encoder sees; one function for training and
+for inference.
 
-`load_image` reads anything Pillow reads and returns RGBA with the right pixels: EXIF rotation applied, 16-bit scaled (not
-clipped) to 8 bit, palettes and colour keys resolved into alpha, CMYK converted. `preprocess` finds the object, cuts it out
-and centres it on white. What it decides depends on what the alpha channel holds, never on the file's mode, so an RGB
-picture and its opaque RGBA twin give the same pixels.
+`load_image` reads anything Pillow reads and returns RGBA with the right pixels: EXIF rotation
+applied, 16-bit scaled (not clipped) to 8 bit, palettes and colour keys resolved into alpha, CMYK
+converted. `preprocess` finds the object, cuts it out and centres it on white. What it decides
+depends on what the alpha channel holds, never on the file's mode, so an RGB picture and its opaque
+RGBA twin give the same pixels.
 
-Refused, each with an `ImageError` of one sentence: files that are no image or are cut short, animations and multi-page
-files (which frame is the object?), floating-point pixels (no defined white), pictures above `MAX_PIXELS` (told from the
-header, before anything is decoded), and pictures in which nothing stands out. Colour profiles are ignored.
+Refused, each with an `ImageError` of one sentence: files that are no image or are cut short,
+animations and multi-page files (which frame is the object?), floating-point pixels (no defined
+white), pictures above `MAX_PIXELS` (told from the header, before anything is decoded), and pictures
+in which nothing stands out. Colour profiles are ignored.
 """
 
 from __future__ import annotations
@@ -30,9 +33,8 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".ti
 VISIBLE_ALPHA = 13  # of 255: less than 5 % opaque is background
 TRANSPARENT_SHARE = 0.01  # of the pixels: less is rounded corners or an accident, not a cut-out
 PLAIN_TOLERANCE = 10  # of 255 in any channel: JPEG noise on a plain background stays below
-PLAIN_SHARE = (
-    0.9  # of the border pixels that must agree; the rest may be an object that leaves the frame
-)
+# of the border pixels that must agree; the rest may be an object that leaves the frame
+PLAIN_SHARE = 0.9
 WHITE = (255, 255, 255)
 
 _COMPOSITES = {"MPO", "PSD"}  # their first frame is the picture, the others are previews or layers
@@ -58,7 +60,8 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True)
 class Prepared:
-    """`pixels` (S, S, 3) uint8, the object centred on white; `foreground` says what it was told from."""
+    """`pixels` (S, S, 3) uint8, the object centred on white; `foreground` says what it was told
+    from."""
 
     pixels: np.ndarray
     foreground: Foreground
@@ -72,7 +75,8 @@ class Prepared:
 
 
 def list_images(path: str | Path) -> list[Path]:
-    """`path` itself if it is a file, else the images directly inside the folder, sorted by name; never empty."""
+    """`path` itself if it is a file, else the images directly inside the folder, sorted by name;
+    never empty."""
     path = Path(path)
     if path.is_dir():
         found = sorted(
@@ -91,8 +95,8 @@ def list_images(path: str | Path) -> list[Path]:
 
 
 def load_image(path: str | Path, content: bytes | None = None) -> Image.Image:
-    """Reads one still picture as RGBA, upright. Raises `ImageError`, which names the file. `content` are its bytes, where it is
-    no file of its own and `path` only says where it lies."""
+    """Reads one still picture as RGBA, upright. Raises `ImageError`, which names the file.
+    `content` are its bytes, where it is no file of its own and `path` only says where it lies."""
     path = Path(path)
     if content is None and not path.is_file():
         raise ImageError(f"image {path} {'is a folder' if path.is_dir() else 'does not exist'}")
@@ -131,7 +135,8 @@ def load_image(path: str | Path, content: bytes | None = None) -> Image.Image:
 
 
 def to_rgba(image: Image.Image) -> Image.Image:
-    """An image of any Pillow mode as 8-bit RGBA; grey values above 8 bit are scaled, v / 257 rounded."""
+    """An image of any Pillow mode as 8-bit RGBA; grey values above 8 bit are scaled, v / 257
+    rounded."""
     if image.mode == "RGBA":
         return image
     if image.mode == "I" or image.mode.startswith("I;16"):
@@ -160,11 +165,12 @@ def to_rgba(image: Image.Image) -> Image.Image:
 def preprocess(image: Image.Image, config: ImageEncoderConfig) -> Prepared:
     """The object of `image` on a white square of S = `config.image_size` pixels.
 
-    The object is what the alpha channel shows. Without a cut-out there, it is what differs by more than
-    `PLAIN_TOLERANCE` from the border's median colour, if `PLAIN_SHARE` of the border has that colour. Otherwise it is the
-    whole frame, and `Prepared.warning` says so. Its bounding box is scaled so that the longer side takes
-    `config.foreground_fill` of the square. Colours are laid over white before the (bicubic, antialiased) resize: then
-    the hidden colour of transparent pixels cannot bleed into the object's edge.
+    The object is what the alpha channel shows. Without a cut-out there, it is what differs by more
+    than `PLAIN_TOLERANCE` from the border's median colour, if `PLAIN_SHARE` of the border has that
+    colour. Otherwise it is the whole frame, and `Prepared.warning` says so. Its bounding box is
+    scaled so that the longer side takes `config.foreground_fill` of the square. Colours are laid
+    over white before the (bicubic, antialiased) resize: then the hidden colour of transparent
+    pixels cannot bleed into the object's edge.
 
     Raises `ImageError` for a fully transparent picture and for one of a single colour.
     """
@@ -189,7 +195,8 @@ def preprocess(image: Image.Image, config: ImageEncoderConfig) -> Prepared:
 
 
 def find_foreground(rgba: Image.Image) -> tuple[Image.Image, np.ndarray, Foreground]:
-    """-> (RGB picture on white, (height, width) bool where the object is, what it was told from)."""
+    """-> (RGB picture on white, (height, width) bool where the object is, what it was told
+    from)."""
     alpha = rgba.getchannel("A")
     visible = np.asarray(alpha) >= VISIBLE_ALPHA
     if not visible.any():
@@ -220,6 +227,7 @@ def find_foreground(rgba: Image.Image) -> tuple[Image.Image, np.ndarray, Foregro
     if differs.getbbox() is None:
         raise ImageError("the picture has a single colour: there is no object in it")
     if 255 - min(background) > PLAIN_TOLERANCE:
-        # A background that is white already stays as it is: painting would eat the lightest parts of the object.
+        # A background that is white already stays as it is: painting would eat the lightest parts
+        # of the object.
         picture.paste(WHITE, mask=ImageChops.invert(differs))
     return picture, np.asarray(differs) > 0, "plain background"

@@ -3,9 +3,9 @@
     TrainedText    a small transformer trained along with the GPT; its words are those of the training captions
     FrozenText     a pretrained one (T5, CLIP's text half, BERT, ...) from the Hub or a directory, never trained
 
-Both take the token ids that `Words.prepare` makes of a caption, padded with `PADDING`; what makes the ids is a tokenizer of
-`transformers` in either case, so a model is loaded the same way whoever made its words. Letters: B batch, L tokens of the
-longest caption, E width.
+Both take the token ids that `Words.prepare` makes of a caption, padded with `PADDING`; what makes
+the ids is a tokenizer of `transformers` in either case, so a model is loaded the same way whoever
+made its words. Letters: B batch, L tokens of the longest caption, E width.
 """
 
 from __future__ import annotations
@@ -40,13 +40,14 @@ if TYPE_CHECKING:
 PADDING = -1  # the id where a caption has ended
 UNKNOWN, END = "[UNK]", "[END]"
 UNKNOWN_ID = 0  # of `learn_words`
-LEAST_SIGHTINGS = 2  # of a word that gets a row of its own: rarer ones teach what an unknown word means, namely nothing
+# of a word that gets a row of its own: rarer ones teach what an unknown word means, namely nothing
+LEAST_SIGHTINGS = 2
 SHOWN = 5  # unknown words that a warning names
 
 
 def learn_words(captions: Iterable[str], vocabulary: int) -> PreTrainedTokenizerBase:
-    """A tokenizer whose words are the `vocabulary` commonest of the captions: lower case, split at spaces and punctuation, NFKC,
-    with an end mark, so that even an empty caption has a token."""
+    """A tokenizer whose words are the `vocabulary` commonest of the captions: lower case, split at
+    spaces and punctuation, NFKC, with an end mark, so that even an empty caption has a token."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -88,7 +89,8 @@ def load_words(source: str | Path) -> PreTrainedTokenizerBase:
 
 @dataclass(frozen=True)
 class PreparedText:
-    """`ids` (L,) int32 of one caption, padded with `PADDING`, and what the user should know about it, or None."""
+    """`ids` (L,) int32 of one caption, padded with `PADDING`, and what the user should know about
+    it, or None."""
 
     ids: np.ndarray
     warning: str | None
@@ -101,8 +103,8 @@ class Words:
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
 
     def prepare(self, caption: str) -> PreparedText:
-        """Any text: an empty one is its end mark alone, one of more than `max_tokens` is cut before its end mark, and what the
-        tokenizer does not know is an unknown word each time."""
+        """Any text: an empty one is its end mark alone, one of more than `max_tokens` is cut before
+        its end mark, and what the tokenizer does not know is an unknown word each time."""
         caption = " ".join(caption.split())
         encoded = self.tokenizer(
             caption,
@@ -144,10 +146,11 @@ class Words:
 
 
 class TextEncoder(nn.Module):
-    """(B, L) token ids -> `Condition` of L embeddings of E = `width`, valid where the caption has a token.
+    """(B, L) token ids -> `Condition` of L embeddings of E = `width`, valid where the caption has a
+    token.
 
-    `num_tokens` is the most that a caption may have; `identity` stamps what is cached: ids of a trained encoder, embeddings of a
-    `frozen` one.
+    `num_tokens` is the most that a caption may have; `identity` stamps what is cached: ids of a
+    trained encoder, embeddings of a `frozen` one.
     """
 
     words: Words
@@ -169,14 +172,16 @@ class TextEncoder(nn.Module):
         return Condition(self.embed(ids.clamp_min(0).long(), mask), mask)
 
     def embed(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """(B, L) int64 and (B, L) bool -> (B, L, E); what it gives where the mask is False is nothing."""
+        """(B, L) int64 and (B, L) bool -> (B, L, E); what it gives where the mask is False is
+        nothing."""
         raise NotImplementedError
 
 
 def build_text_encoder(
     config: TextEncoderConfig, words: PreTrainedTokenizerBase | None = None
 ) -> TextEncoder:
-    """The encoder that `config.source` names: "trained" for the tokenizer `words`, or a local directory or Hub id."""
+    """The encoder that `config.source` names: "trained" for the tokenizer `words`, or a local
+    directory or Hub id."""
     if config.source != TRAINED:
         return FrozenText(config)
     if words is None:
@@ -188,7 +193,8 @@ def build_text_encoder(
 
 
 class TrainedText(TextEncoder):
-    """A pre-norm transformer encoder over word and position embeddings; every word sees every other."""
+    """A pre-norm transformer encoder over word and position embeddings; every word sees every
+    other."""
 
     def __init__(self, config: TextEncoderConfig, words: Words) -> None:
         super().__init__()
@@ -215,15 +221,17 @@ class TrainedText(TextEncoder):
         return self.norm(x)
 
     def flops(self) -> int:
-        """Operations for one caption of the longest kind, a multiplication and an addition being two."""
+        """Operations for one caption of the longest kind, a multiplication and an addition being
+        two."""
         return transformer_flops(self, self.num_tokens, self.width, len(self.blocks))
 
 
 class FrozenText(TextEncoder):
-    """The last hidden state of a pretrained text encoder that `transformers` knows, e.g. google/flan-t5-xl (E = 2,048).
+    """The last hidden state of a pretrained text encoder that `transformers` knows, e.g.
+    google/flan-t5-xl (E = 2,048).
 
-    Always in eval mode, without gradients, in `config.dtype` even under autocast, so that live and cached features agree. The
-    identity holds a hash of the weights instead of the path.
+    Always in eval mode, without gradients, in `config.dtype` even under autocast, so that live and
+    cached features agree. The identity holds a hash of the weights instead of the path.
     """
 
     def __init__(self, config: TextEncoderConfig) -> None:
@@ -243,7 +251,8 @@ class FrozenText(TextEncoder):
         self.identity = f"{type(model).__name__}, weights {weights_hash(model, missing)}, {self.words.identity}, {config.dtype}"
 
     def train(self, mode: bool = True) -> FrozenText:
-        """Stays in eval mode whatever `mode` says: dropout in a frozen encoder would only add noise."""
+        """Stays in eval mode whatever `mode` says: dropout in a frozen encoder would only add
+        noise."""
         return super().train(False)
 
     @torch.no_grad()

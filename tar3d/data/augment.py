@@ -1,8 +1,9 @@
-"""Augmentation of a shape's samples: scaled along its axes, turned about the up axis, mirrored, and normalised again.
+"""Augmentation of a shape's samples: scaled along its axes, turned about the up axis, mirrored, and
+normalised again.
 
-Labels stay exact, for a stored point keeps its label wherever it is moved to. Parts of the cube that the old cube does not reach
-after the move are outside, because the shape lies within the old one; so the volume points are uniform in the cube again.
-Normals are moved by the inverse transpose.
+Labels stay exact, for a stored point keeps its label wherever it is moved to. Parts of the cube
+that the old cube does not reach after the move are outside, because the shape lies within the old
+one; so the volume points are uniform in the cube again. Normals are moved by the inverse transpose.
 """
 
 from __future__ import annotations
@@ -31,9 +32,11 @@ def random_matrix(config: AugmentConfig, rng: np.random.Generator) -> np.ndarray
 def augment(
     arrays: dict[str, np.ndarray], matrix: np.ndarray, volume_points: int, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """Samples moved by `matrix` (3, 3) and normalised to the cube: surface (N, 6), points (M, 3), inside and is_near (M,).
+    """Samples moved by `matrix` (3, 3) and normalised to the cube: surface (N, 6), points (M, 3),
+    inside and is_near (M,).
 
-    Of the volume points, which come first, `volume_points` are drawn anew; near points that leave the cube are dropped.
+    Of the volume points, which come first, `volume_points` are drawn anew; near points that leave
+    the cube are dropped.
     """
     surface = arrays["surface"].astype(np.float32)
     moved = surface[:, :3] @ matrix.T.astype(np.float32)

@@ -1,7 +1,8 @@
-"""A data set folder held against its specification, docs/data.md: each violation with file, key, what is there, what is allowed.
+"""A data set folder held against its specification, docs/data.md: each violation with file, key,
+what is there, what is allowed.
 
-The range checks of single shapes and their views are here, those of the tables and tokens in `checks_folder`. What is odd but
-allowed, such as a shape in no split, is a warning.
+The range checks of single shapes and their views are here, those of the tables and tokens in
+`checks_folder`. What is odd but allowed, such as a shape in no split, is a warning.
 """
 
 from __future__ import annotations
@@ -39,12 +40,15 @@ NEAR_SHARES = (
     0.9,
 )  # of the near points inside: thin plates are at its low end, boxes at a half
 SCORED_POINTS = 4096  # of the surface, projected into each view
-FRAME_SCORE = 0.95  # views rendered of the very mesh give more than 0.99, with another axis up most shapes give below 0.9
+# views rendered of the very mesh give more than 0.99, with another axis up most shapes give below
+# 0.9
+FRAME_SCORE = 0.95
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A violation of the specification, or with `warning` something allowed that is worth a look."""
+    """A violation of the specification, or with `warning` something allowed that is worth a
+    look."""
 
     file: str  # path, or shard:member
     key: str  # array, column or field; empty where it is the file as a whole
@@ -60,7 +64,8 @@ class Problem:
 
 @dataclass
 class Folder:
-    """The samples and views of one data set, loose or in shards, by id, and the settings they were made with.
+    """The samples and views of one data set, loose or in shards, by id, and the settings they were
+    made with.
 
     Of another layout, another class with the same members can take its place.
     """
@@ -123,7 +128,8 @@ def parse_cameras(content: bytes) -> list[Camera]:
 
 
 def check_shape(folder: Folder, shape_id: str) -> tuple[list[Problem], dict[str, float]]:
-    """Everything about one shape, and its statistics; those of a file that cannot be read are missing."""
+    """Everything about one shape, and its statistics; those of a file that cannot be read are
+    missing."""
     name = folder.sample_names[shape_id]
     where = folder.samples.where(name)
     samples, problems, statistics = None, [], {}
@@ -161,7 +167,8 @@ def check_shape(folder: Folder, shape_id: str) -> tuple[list[Problem], dict[str,
 def check_samples(
     samples: ShapeSamples, where: str, shape_id: str, config: SampleConfig | None
 ) -> Iterator[Problem]:
-    """What `load_samples` does not look at: lengths, counts, order, the frame, and whether the labels can be right."""
+    """What `load_samples` does not look at: lengths, counts, order, the frame, and whether the
+    labels can be right."""
 
     def problem(key: str, found: str, allowed: str, warning: bool = False) -> Problem:
         return Problem(where, key, found, allowed, shape_id, warning)
@@ -240,8 +247,8 @@ def check_samples(
 def check_views(
     folder: Folder, shape_id: str, samples: ShapeSamples | None
 ) -> tuple[list[Problem], dict[str, float]]:
-    """The pictures and cameras of one shape. The statistic `frame` is the share of surface points that its cameras put on the
-    object, in that view where it is least."""
+    """The pictures and cameras of one shape. The statistic `frame` is the share of surface points
+    that its cameras put on the object, in that view where it is least."""
     names = folder.view_names.get(shape_id, [])
     config: ViewConfig | None = folder.settings.get("views")
     table = f"{shape_id}/cameras.json"

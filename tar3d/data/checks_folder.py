@@ -1,4 +1,5 @@
-"""The tables and the tokens of a data set folder held against docs/data.md; the shapes themselves are for `checks`."""
+"""The tables and the tokens of a data set folder held against docs/data.md; the shapes themselves
+are for `checks`."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ STATUSES = ("ok", "refused")
 
 
 def read_settings(root: Path) -> tuple[dict[str, object], list[Problem]]:
-    """What samples/settings.json holds, as configurations; what is damaged or missing is left out and listed."""
+    """What samples/settings.json holds, as configurations; what is damaged or missing is left out
+    and listed."""
     path = root / "samples" / "settings.json"
     if not path.is_file():
         return {}, [
@@ -60,7 +62,8 @@ def read_settings(root: Path) -> tuple[dict[str, object], list[Problem]]:
 
 
 def check_tables(root: Path, ids: Collection[str]) -> Iterator[Problem]:
-    """splits.json, report.csv, captions.csv and manifest.csv against `ids`, those of the samples."""
+    """splits.json, report.csv, captions.csv and manifest.csv against `ids`, those of the
+    samples."""
     yield from _some(
         root / "samples",
         "",
@@ -142,7 +145,8 @@ def check_tables(root: Path, ids: Collection[str]) -> Iterator[Problem]:
 
 
 def check_tokens(root: Path, views: dict[str, list[str]]) -> Iterator[Problem]:
-    """tokens/: the stamp, and each shard against it, against splits.json and against the number of views; none is no problem."""
+    """tokens/: the stamp, and each shard against it, against splits.json and against the number of
+    views; none is no problem."""
     folder = root / "tokens"
     if not folder.is_dir():
         return

@@ -1,8 +1,10 @@
-"""The work of `tar3d.data.workers.parallel` on many machines, by Ray (https://docs.ray.io, Apache-2.0).
+"""The work of `tar3d.data.workers.parallel` on many machines, by Ray (https://docs.ray.io,
+Apache-2.0).
 
-Each job is a task. A task is given to another worker when its own is lost with its machine; the limits hold inside it, as each
-Ray worker has a process of its own for the jobs. The machines need this project and its packages, and the meshes and the
-driver's folder at the same paths as on the driver's machine.
+Each job is a task. A task is given to another worker when its own is lost with its machine; the
+limits hold inside it, as each Ray worker has a process of its own for the jobs. The machines need
+this project and its packages, and the meshes and the driver's folder at the same paths as on the
+driver's machine.
 """
 
 from __future__ import annotations
@@ -28,9 +30,8 @@ _LOCAL_STORE = (
     256 << 20
 )  # bytes for results on their way to the driver; Ray writes what is more to disk
 _ANSWERS_WITHIN = 10  # seconds
-_PER_CORE = (
-    2  # tasks that are with the cluster for each of its cores: one that runs, and one that waits
-)
+# tasks that are with the cluster for each of its cores: one that runs, and one that waits
+_PER_CORE = 2
 
 
 def parallel_on_ray(
@@ -42,7 +43,8 @@ def parallel_on_ray(
     seconds: float | None = None,
     gigabytes: float | None = None,
 ) -> Iterator[tuple[T, R | Lost]]:
-    """As `parallel`, on the cluster at `address`; at most `workers` jobs at a time, None for as many as it has cores.
+    """As `parallel`, on the cluster at `address`; at most `workers` jobs at a time, None for as
+    many as it has cores.
 
     Raises ValueError where Ray is not installed, or no cluster answers.
     """

@@ -15,7 +15,8 @@ SHIPPED_SHAPES = 6000  # of seed 0: what pretrained/tiny was trained on
 
 
 def default_data(num_shapes: int, folder: Path = DEFAULT_FOLDER, seed: int = 0) -> Path:
-    """Makes (or completes) `folder` with `num_shapes` procedural shapes, their views and samples."""
+    """Makes (or completes) `folder` with `num_shapes` procedural shapes, their views and
+    samples."""
     workers = os.cpu_count() or 1
     make_toy_data(folder, num_shapes, seed=seed, views=ViewConfig(), workers=workers)
     make_samples(folder, folder, DEFAULT_SAMPLES, workers=workers)
@@ -28,7 +29,8 @@ def default_test(num_shapes: int) -> Path:
 
 
 def default_library() -> Path:
-    """The meshes and views that the shipped model was trained on, for baselines that copy one of them; no samples."""
+    """The meshes and views that the shipped model was trained on, for baselines that copy one of
+    them; no samples."""
     return make_toy_data(
         DEFAULT_FOLDER, SHIPPED_SHAPES, seed=0, views=ViewConfig(), workers=os.cpu_count() or 1
     )

@@ -1,11 +1,9 @@
 """The layout of a data set folder, and the small files in it. `docs/data.md` is the specification.
 
-meshes/<id>.glb                 any supported format, any depth
-manifest.csv                    optional: a category for each id
-views/<id>/<k>.png              pictures of the shape, with cameras.json when they were rendered here
-captions.csv  splits.json
-samples/<id>.npz                made by tar3d.data.make_samples
-tokens/<split>-<k>/ ...         made by tar3d.data.make_tokens
+meshes/<id>.glb                 any supported format, any depth manifest.csv
+optional: a category for each id views/<id>/<k>.png              pictures of the shape, with
+cameras.json when they were rendered here captions.csv  splits.json samples/<id>.npz
+made by tar3d.data.make_samples tokens/<split>-<k>/ ...         made by tar3d.data.make_tokens
 """
 
 from __future__ import annotations
@@ -25,7 +23,8 @@ _VAL_SHARE, _TEST_SHARE = 0.05, 0.05
 
 @contextlib.contextmanager
 def atomic_write(path: Path, mode: str = "wb", **kwargs) -> Iterator[IO]:
-    """Opens a file beside `path` that takes its place when the block ends well, and vanishes when it does not."""
+    """Opens a file beside `path` that takes its place when the block ends well, and vanishes when
+    it does not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -60,7 +59,8 @@ def split_of(shape_id: str) -> str:
 
 
 def split_ids(ids: list[str]) -> dict[str, list[str]]:
-    """Each id by `split_of`; of a set so small that "val" came out empty, the last training shape is held out for it."""
+    """Each id by `split_of`; of a set so small that "val" came out empty, the last training shape
+    is held out for it."""
     splits: dict[str, list[str]] = {name: [] for name in SPLITS}
     for shape_id in sorted(ids):
         splits[split_of(shape_id)].append(shape_id)
@@ -70,7 +70,8 @@ def split_ids(ids: list[str]) -> dict[str, list[str]]:
 
 
 def complete_splits(folder: Path, ids: list[str]) -> None:
-    """Writes `splits.json`, or adds new ids to one that was made here; one that somebody else made stays as it is."""
+    """Writes `splits.json`, or adds new ids to one that was made here; one that somebody else made
+    stays as it is."""
     known: set[str] = set()
     if (folder / "splits.json").is_file():
         splits = read_splits(folder)
@@ -82,7 +83,8 @@ def complete_splits(folder: Path, ids: list[str]) -> None:
 
 
 def read_splits(folder: Path) -> dict[str, list[str]]:
-    """`splits.json` of a data set; a ValueError when it is missing, or when an id stands in two splits."""
+    """`splits.json` of a data set; a ValueError when it is missing, or when an id stands in two
+    splits."""
     path = folder / "splits.json"
     if not path.is_file():
         raise ValueError(
@@ -106,7 +108,8 @@ def read_splits(folder: Path) -> dict[str, list[str]]:
 
 
 def mesh_path(folder: Path, shape_id: str) -> Path:
-    """The mesh file that a shape's samples were made from, as report.csv tells; a ValueError when it is not there."""
+    """The mesh file that a shape's samples were made from, as report.csv tells; a ValueError when
+    it is not there."""
     if not (folder / "report.csv").is_file():
         raise ValueError(
             f"{folder} has no report.csv, so the meshes of its shapes are not known: "

@@ -2,11 +2,12 @@
 
     python -m tar3d.data.inspect DATA
 
-Every file is held against the specification: key, dtype, shape, range, tables against files, pictures against cameras. The first
-violation is printed with file and key, all are listed in inspect.csv, and the exit status is 1 if there are any. For some shapes,
-spread evenly over the ids, and for those that violate something, pictures are made to look at: <id>.ply has the query points,
-vermilion inside and blue outside, <id>.png the surface points drawn over the views, so that a wrong frame shows at once.
-index.md has the statistics and links to all of it.
+Every file is held against the specification: key, dtype, shape, range, tables against files,
+pictures against cameras. The first violation is printed with file and key, all are listed in
+inspect.csv, and the exit status is 1 if there are any. For some shapes, spread evenly over the ids,
+and for those that violate something, pictures are made to look at: <id>.ply has the query points,
+vermilion inside and blue outside, <id>.png the surface points drawn over the views, so that a wrong
+frame shows at once. index.md has the statistics and links to all of it.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ FIELDS = ["kind", "file", "key", "found", "allowed", "shape"]
 def inspect(
     data: Path, out: Path, *, limit: int | None = None, pictures: int = 16, workers: int = 1
 ) -> list[Problem]:
-    """Checks the folder and at most `limit` shapes spread evenly over the ids, and writes `out`; returns all problems."""
+    """Checks the folder and at most `limit` shapes spread evenly over the ids, and writes `out`;
+    returns all problems."""
     if not (data / "samples").is_dir():
         raise ValueError(
             f"{data} has no samples/ to inspect: make it with python -m tar3d.data.make_samples MESHES --out {data}"
@@ -134,7 +136,8 @@ def _check_batch(
 def _write_pictures(
     folder: Folder, ids: list[str], violating: set[str], out: Path
 ) -> dict[str, str]:
-    """<id>.ply, <id>.png and the contact sheet; returns for each shape what stands in its row of index.md."""
+    """<id>.ply, <id>.png and the contact sheet; returns for each shape what stands in its row of
+    index.md."""
     notes, tiles = {}, []
     for shape_id in tqdm(ids, unit="shape", desc="pictures"):
         try:
@@ -177,8 +180,8 @@ def _write_pictures(
 def _overlays(
     folder: Folder, shape_id: str, points: np.ndarray
 ) -> tuple[list[tuple[str, Image.Image, str, bool]], str]:
-    """Of each view with a camera: its name, the overlay, what share of the points is on the object and whether that is too
-    little; and a note on the whole."""
+    """Of each view with a camera: its name, the overlay, what share of the points is on the object
+    and whether that is too little; and a note on the whole."""
     names = folder.view_names.get(shape_id, [])
     if not names:
         return [], "no views"

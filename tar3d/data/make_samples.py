@@ -2,12 +2,13 @@
 
     python -m tar3d.data.make_samples MESHES --out DATA --workers 2
 
-MESHES is a folder of meshes (any depth), a data set folder with meshes/ in it or a CSV table of meshes; without --out the
-samples go into that same folder. Pictures, captions and splits that lie beside the meshes are taken over
-(`tar3d.data.sources`); of a shape without pictures views are rendered. A run that was interrupted or killed continues where it
-stopped. A mesh or picture that cannot be used, or a mesh that takes more time or memory than is allowed, is listed in report.csv
-with the reason, the rest goes on, and the exit status is 1. What a shape's samples are depends on its id and the settings alone,
-never on the order, the number of workers, or where they ran.
+MESHES is a folder of meshes (any depth), a data set folder with meshes/ in it or a CSV table of
+meshes; without --out the samples go into that same folder. Pictures, captions and splits that lie
+beside the meshes are taken over (`tar3d.data.sources`); of a shape without pictures views are
+rendered. A run that was interrupted or killed continues where it stopped. A mesh or picture that
+cannot be used, or a mesh that takes more time or memory than is allowed, is listed in report.csv
+with the reason, the rest goes on, and the exit status is 1. What a shape's samples are depends on
+its id and the settings alone, never on the order, the number of workers, or where they ran.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ FACTS = [
     "label_confidence",
 ]
 FIELDS = ["id", "file", "status", "reason", *FACTS, "seconds"]
-# For one mesh. 9.9 M faces, about the most that `load_mesh` takes, need two minutes and 5 GB; text files up to ten times their
-# size, which may be 1 GiB.
+# For one mesh. 9.9 M faces, about the most that `load_mesh` takes, need two minutes and 5 GB; text
+# files up to ten times their size, which may be 1 GiB.
 SECONDS, GIGABYTES = 300.0, 12.0
 SETTINGS = {
     "samples": SampleConfig,
@@ -66,12 +67,12 @@ def make_samples(
     gigabytes: float | None = None,
     ray: str | None = None,
 ) -> list[dict]:
-    """Writes out/samples, report.csv, the tables and splits.json. out/views gets the pictures of `source`, and with `views` those
-    of shapes without pictures. Returns the rows of the report.
+    """Writes out/samples, report.csv, the tables and splits.json. out/views gets the pictures of
+    `source`, and with `views` those of shapes without pictures. Returns the rows of the report.
 
-    With a `shard_size`, that many shapes go into one tar. `seconds` and `gigabytes` are limits for one mesh; without them and
-    with one worker all happens in this process, which is for meshes that one trusts. `ray` is the address of a cluster.
-    `workers` None means all cores.
+    With a `shard_size`, that many shapes go into one tar. `seconds` and `gigabytes` are limits for
+    one mesh; without them and with one worker all happens in this process, which is for meshes that
+    one trusts. `ray` is the address of a cluster. `workers` None means all cores.
     """
     check_limits(seconds, gigabytes)
     shapes = find_shapes(source)
@@ -124,7 +125,8 @@ def make_samples(
 def _what_is_missing(
     out: Path, shapes: dict[str, Shape], with_views: bool
 ) -> tuple[dict[str, dict], list[MeshJob]]:
-    """The rows of earlier runs that hold for `shapes`, by id, and what is still to be made. Views that are there stay."""
+    """The rows of earlier runs that hold for `shapes`, by id, and what is still to be made. Views
+    that are there stay."""
     earlier = read_report(out, FIELDS)
     sampled = {name.removesuffix(".npz") for name in Files(out / "samples", ".npz")}
     seen = {name.rpartition("/")[0] for name in Files(out / "views", ".png")}
@@ -144,7 +146,8 @@ def _what_is_missing(
 
 
 def _check_settings(out: Path, wanted: dict) -> None:
-    """Refuses settings that differ from those of an earlier run; views may be added to samples, and left out again."""
+    """Refuses settings that differ from those of an earlier run; views may be added to samples, and
+    left out again."""
     path = out / "samples" / "settings.json"
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for name, value in wanted.items():

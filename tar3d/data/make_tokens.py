@@ -4,12 +4,14 @@
     python -m tar3d.data.make_tokens DATA --tokenizer MODEL --gpt-type t23d --config configs/gpt_t23d.yaml
     python -m tar3d.data.make_tokens DATA --tokenizer MODEL --config configs/gpt_i23d.yaml --embeddings ULIP/dino_feats/Shapenet
 
-A frozen encoder is run here once, and its float16 embeddings are stored; for an encoder that is trained along, its input is: the
-prepared pixels, or the ids of the words. With --embeddings or --caption-embeddings, those of a folder (tar3d/data/ulip.py) are
-stored instead, and taken for what the frozen encoder that the config names would give; its weights are not needed then. Every
-folder of shards carries a stamp (tokenizer, encoders); what was made with another tokenizer or encoder is refused, never mixed,
-and what a further kind of condition needs is added. Interrupted runs continue with the first file that is missing. A shape
-without usable views or captions is listed in tokens/refused.csv with the reason, the rest goes on, and the exit status is 1.
+A frozen encoder is run here once, and its float16 embeddings are stored; for an encoder that is
+trained along, its input is: the prepared pixels, or the ids of the words. With --embeddings or
+--caption-embeddings, those of a folder (tar3d/data/ulip.py) are stored instead, and taken for what
+the frozen encoder that the config names would give; its weights are not needed then. Every folder
+of shards carries a stamp (tokenizer, encoders); what was made with another tokenizer or encoder is
+refused, never mixed, and what a further kind of condition needs is added. Interrupted runs continue
+with the first file that is missing. A shape without usable views or captions is listed in
+tokens/refused.csv with the reason, the rest goes on, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -53,7 +55,8 @@ SHARD_SHAPES = 512
 
 
 class TokenMaker:
-    """Turns the shapes of one data set folder into shards with one tokenizer, and with what the GPT is `told` of them."""
+    """Turns the shapes of one data set folder into shards with one tokenizer, and with what the GPT
+    is `told` of them."""
 
     def __init__(self, data: Path, vqvae: VQVAE, told: list[Told], device: torch.device) -> None:
         self.data, self.vqvae, self.told, self.device = data, vqvae.eval().to(device), told, device
@@ -68,7 +71,8 @@ class TokenMaker:
         self.refused: list[dict] = []
 
     def run(self) -> int:
-        """Makes what is missing and removes shards of other ids; returns the number of shapes that a GPT can be told of."""
+        """Makes what is missing and removes shards of other ids; returns the number of shapes that
+        a GPT can be told of."""
         found = read_stamp(self.folder) if self.folder.is_dir() else {}
         if "encoder" in found:
             raise ValueError(
@@ -143,8 +147,8 @@ class TokenMaker:
 
     @torch.inference_mode()
     def _tell(self, shard: Path, ids: list[str], told: Told) -> list[int]:
-        """Adds what is told of `ids`, unless it is there and nothing that was refused can be used by now; returns how many items
-        each has."""
+        """Adds what is told of `ids`, unless it is there and nothing that was refused can be used
+        by now; returns how many items each has."""
         index = shard / f"{told.kind}.json"
         known = read_json(index)["counts"] if index.is_file() else [0] * len(ids)
         items = {i: self._read(told, i) for i, count in zip(ids, known, strict=True) if count == 0}
@@ -179,8 +183,9 @@ class TokenMaker:
 def encoders_of(
     config: GPTRunConfig, data: Path, words: PreTrainedTokenizerBase | None = None
 ) -> dict[str, Encoder]:
-    """The encoder of each condition that the config names. What stands in for it where the shards of `data` were made of given
-    embeddings. A text encoder that is trained gets `words`, or learns those of the training captions."""
+    """The encoder of each condition that the config names. What stands in for it where the shards
+    of `data` were made of given embeddings. A text encoder that is trained gets `words`, or learns
+    those of the training captions."""
     stamp = read_stamp(data / "tokens") if (data / "tokens" / "stamp.json").is_file() else {}
     encoders: dict[str, Encoder] = {}
     for kind in config.conditions:

@@ -32,7 +32,8 @@ _VERSION = re.compile(r"v\d+|lod\d+|r\d{2,}")
 
 
 def clean_name(name: str) -> str:
-    """Lower-case words of a file's name (without its suffix) or a folder's; "" if nothing in it says what the shape is."""
+    """Lower-case words of a file's name (without its suffix) or a folder's; "" if nothing in it
+    says what the shape is."""
     name = _UUID.sub(" ", name).replace("'", "").replace("’", "")
     words = [
         word
@@ -58,12 +59,14 @@ def clean_name(name: str) -> str:
 
 
 def folder_name(name: str) -> str:
-    """As `clean_name`, but "" also for folders that say how a set is kept, such as train/ and raw/."""
+    """As `clean_name`, but "" also for folders that say how a set is kept, such as train/ and
+    raw/."""
     return "" if name.lower() in _FOLDERS else clean_name(name)
 
 
 def _is_code(token: str) -> bool:
-    """A hash, a uid or a part of one: letters and digits that take turns, or many hexadecimal digits."""
+    """A hash, a uid or a part of one: letters and digits that take turns, or many hexadecimal
+    digits."""
     kinds = re.findall(r"\d+|[^\W\d_]+", token)
     if re.fullmatch("[0-9a-fA-F]{4,}", token):
         return len(kinds) >= (2 if len(token) >= 8 else 3)

@@ -1,4 +1,5 @@
-"""Arrays of an .npz as views of the bytes it was read or mapped from, so that only the rows somebody takes are copied."""
+"""Arrays of an .npz as views of the bytes it was read or mapped from, so that only the rows
+somebody takes are copied."""
 
 from __future__ import annotations
 
@@ -15,18 +16,21 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
-_LOCAL_HEADER = 30  # bytes of a zip's local header before the name and the extra field, whose lengths stand at 26 and 28
+# bytes of a zip's local header before the name and the extra field, whose lengths stand at 26 and
+# 28
+_LOCAL_HEADER = 30
 
 
 def read_npz(content: bytes, keys: Iterable[str]) -> dict[str, np.ndarray]:
-    """Those of `keys` that are there, read only, as numpy.load(allow_pickle=False) has them, each checked by its CRC-32; else a
-    ValueError that says why. A member that is stored is a view of `content`, a compressed one is inflated as a whole."""
+    """Those of `keys` that are there, read only, as numpy.load(allow_pickle=False) has them, each
+    checked by its CRC-32; else a ValueError that says why. A member that is stored is a view of
+    `content`, a compressed one is inflated as a whole."""
     return _arrays(io.BytesIO(content), content, keys)
 
 
 def map_npz(path: Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
-    """The same of a file that stays on disk: of stored members, what is not looked at is not read, and so the CRC-32 is checked
-    of compressed ones alone. A ValueError names the file."""
+    """The same of a file that stays on disk: of stored members, what is not looked at is not read,
+    and so the CRC-32 is checked of compressed ones alone. A ValueError names the file."""
     try:
         with open(path, "rb") as f:
             return _arrays(f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ), keys)
@@ -72,8 +76,8 @@ def _array(content: bytes | mmap.mmap, info: zipfile.ZipInfo) -> np.ndarray:
 
 @functools.lru_cache(64)
 def _parse_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether it is in Fortran's order, and dtype; files of one set have few different headers, and numpy takes longer
-    to parse one than to read the array."""
+    """Shape, whether it is in Fortran's order, and dtype; files of one set have few different
+    headers, and numpy takes longer to parse one than to read the array."""
     stream = io.BytesIO(header)
     if np.lib.format.read_magic(stream) != (1, 0):
         raise ValueError("an array is not in version 1.0 of the .npy format")

@@ -52,7 +52,8 @@ T = TypeVar("T")
 
 
 def read_uids(path: Path) -> list[str]:
-    """The uids of a list, each once; a ValueError names the first line that is none. Comments (#) and blank lines are skipped."""
+    """The uids of a list, each once; a ValueError names the first line that is none. Comments (#)
+    and blank lines are skipped."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as e:
@@ -88,7 +89,8 @@ def find_local(uids: Iterable[str], folder: Path) -> tuple[dict[str, Path], dict
 def download(
     uids: list[str], package: ModuleType, *, retries: int
 ) -> tuple[dict[str, Path], dict[str, str]]:
-    """GLBs in the cache by uid, downloaded where they are not there yet, and the reasons of those that could not be had.
+    """GLBs in the cache by uid, downloaded where they are not there yet, and the reasons of those
+    that could not be had.
 
     Raises ValueError when the list of Objaverse's own uids cannot be fetched."""
     cached = {p.stem: p for p in _cache(package).glob("glbs/*/*.glb")}
@@ -126,8 +128,9 @@ def download(
 def _download_group(
     uids: list[str], package: ModuleType, retries: int
 ) -> Iterator[tuple[str, Path | str]]:
-    """Each uid with its file, or the reason why there is none. The package stops at the first object that fails: that one gets
-    all its tries, and if none helps the others go on without it."""
+    """Each uid with its file, or the reason why there is none. The package stops at the first
+    object that fails: that one gets all its tries, and if none helps the others go on without
+    it."""
     rest, tries = list(uids), 0
     while rest:
         try:
@@ -161,9 +164,11 @@ def _fetch_index(
     retries: int,
     also: str = "",
 ) -> T:
-    """What `function` reads from the package's lists: the paths of the objects and the file `also` of its cache.
+    """What `function` reads from the package's lists: the paths of the objects and the file `also`
+    of its cache.
 
-    The package writes these in place and reads whatever is there, so one that was cut off is removed before the next try."""
+    The package writes these in place and reads whatever is there, so one that was cut off is
+    removed before the next try."""
     tries = 0
     while True:
         try:
@@ -204,7 +209,8 @@ def _read_gzip(path: Path) -> dict | None:
 def annotations(
     found: dict[str, Path], package: ModuleType | None, *, retries: int
 ) -> Iterator[tuple[str, dict]]:
-    """Metadata by uid, of those that have some: from metadata/<folder>.json.gz beside glbs/<folder>/, which `package` fetches.
+    """Metadata by uid, of those that have some: from metadata/<folder>.json.gz beside
+    glbs/<folder>/, which `package` fetches.
 
     A file that cannot be fetched ends the fetching: captions are not worth hours of tries."""
     folders: dict[Path, list[str]] = {}
@@ -249,7 +255,8 @@ def describe(annotation: dict) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def _timeout(seconds: float) -> Iterator[None]:
-    """Without it a connection that fell silent is waited for without end; the package offers no setting."""
+    """Without it a connection that fell silent is waited for without end; the package offers no
+    setting."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:

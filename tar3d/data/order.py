@@ -1,4 +1,5 @@
-"""Which item each training step sees: a pure function of (seed, step), so that resuming needs no saved sampler state."""
+"""Which item each training step sees: a pure function of (seed, step), so that resuming needs no
+saved sampler state."""
 
 from collections.abc import Iterator
 
@@ -7,16 +8,18 @@ from torch.utils.data import Sampler
 
 
 def spread(length: int, count: int) -> list[int]:
-    """At most `count` different indices, evenly over 0..length-1: ids sort by category, so the first ones are all alike."""
+    """At most `count` different indices, evenly over 0..length-1: ids sort by category, so the
+    first ones are all alike."""
     return np.unique(np.linspace(0, length - 1, min(count, length)).astype(int)).tolist()
 
 
 class TrainingOrder(Sampler[list[tuple[int, int]]]):
     """Batches for steps start..stop-1 of this process, each a list of (position, index).
 
-    Position p counts the items seen since step 0 over all processes; epoch e = p // num_items is one seeded permutation
-    of all items. Process r of w takes its slice of each global batch, so the order does not depend on w. Whatever is
-    random about an item (views, subsets of points) is to be drawn from (seed, position).
+    Position p counts the items seen since step 0 over all processes; epoch e = p // num_items is
+    one seeded permutation of all items. Process r of w takes its slice of each global batch, so the
+    order does not depend on w. Whatever is random about an item (views, subsets of points) is to be
+    drawn from (seed, position).
     """
 
     def __init__(
@@ -66,7 +69,8 @@ class TrainingOrder(Sampler[list[tuple[int, int]]]):
 
 
 class JoinedOrder(Sampler[list[tuple[int, int]]]):
-    """Two orders of the same steps as one: each batch is the first one's and then the second one's."""
+    """Two orders of the same steps as one: each batch is the first one's and then the second
+    one's."""
 
     def __init__(self, first: TrainingOrder, second: TrainingOrder) -> None:
         self.first, self.second = first, second

@@ -1,7 +1,8 @@
-"""What `make_samples` leaves in a data set folder: files, loose or in shards, and a row of report.csv for each mesh.
+"""What `make_samples` leaves in a data set folder: files, loose or in shards, and a row of
+report.csv for each mesh.
 
-A kill at any point loses only what was not finished: files take their names when they are complete, and a row is added when
-its files are there.
+A kill at any point loses only what was not finished: files take their names when they are complete,
+and a row is added when its files are there.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ KINDS = (
 
 
 class Output:
-    """Used in a `with` block. `rows` are those of earlier runs that still hold, by id; `shard_size` 0 writes loose files."""
+    """Used in a `with` block. `rows` are those of earlier runs that still hold, by id; `shard_size`
+    0 writes loose files."""
 
     def __init__(
         self, folder: Path, fields: list[str], rows: dict[str, dict], shard_size: int = 0
@@ -40,7 +42,8 @@ class Output:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """The last shard may be a short one, also when the run is interrupted. In the end the report is in order of ids."""
+        """The last shard may be a short one, also when the run is interrupted. In the end the
+        report is in order of ids."""
         try:
             self._write_waiting()
         finally:
@@ -61,7 +64,8 @@ class Output:
         self._add_rows([row])
 
     def _write_waiting(self) -> None:
-        """A pair of shards: samples/<number>.tar and views/<number>.tar have the same shapes, as far as they were wanted."""
+        """A pair of shards: samples/<number>.tar and views/<number>.tar have the same shapes, as
+        far as they were wanted."""
         taken = [
             int(p.stem)
             for kind in KINDS
@@ -103,7 +107,8 @@ class Output:
 
 
 def read_report(folder: Path, fields: list[str]) -> dict[str, dict]:
-    """Rows of report.csv by id, the last one of an id; one that was cut off, as a kill may leave the last, is left out."""
+    """Rows of report.csv by id, the last one of an id; one that was cut off, as a kill may leave
+    the last, is left out."""
     path = folder / "report.csv"
     if not path.is_file():
         return {}

@@ -1,7 +1,9 @@
-"""What shows a wrong frame or wrong labels at a glance: surface points drawn over the views, query points as a coloured cloud.
+"""What shows a wrong frame or wrong labels at a glance: surface points drawn over the views, query
+points as a coloured cloud.
 
-A camera of cameras.json says where each point of the surface must appear in its picture. Points beside the object mean that
-pictures and samples are not in one frame: another axis is up, another scale, the cameras of another shape.
+A camera of cameras.json says where each point of the surface must appear in its picture. Points
+beside the object mean that pictures and samples are not in one frame: another axis is up, another
+scale, the cameras of another shape.
 """
 
 from __future__ import annotations
@@ -27,20 +29,23 @@ _DRAWN_POINTS = 1500
 
 @dataclass(frozen=True)
 class View:
-    """A picture (RGB on white) with the pixels where its object is, (height, width) bool, or None where that cannot be told."""
+    """A picture (RGB on white) with the pixels where its object is, (height, width) bool, or None
+    where that cannot be told."""
 
     picture: Image.Image
     mask: np.ndarray | None
 
     @classmethod
     def of(cls, rgba: Image.Image) -> View:
-        """From what `tar3d.condition.image.load_image` gives; an `ImageError` where nothing stands out."""
+        """From what `tar3d.condition.image.load_image` gives; an `ImageError` where nothing stands
+        out."""
         picture, mask, foreground = find_foreground(rgba)
         return cls(picture, None if foreground == "frame" else mask)
 
 
 def project(points: np.ndarray, camera: Camera) -> np.ndarray:
-    """`points` (N, 3) -> (N, 2) column and row in units of the picture's side, in [0, 1] within it; NaN behind the camera."""
+    """`points` (N, 3) -> (N, 2) column and row in units of the picture's side, in [0, 1] within it;
+    NaN behind the camera."""
     right, up, forward = camera.axes()
     from_camera = points.astype(np.float64) - camera.position
     depth = from_camera @ forward
@@ -49,7 +54,8 @@ def project(points: np.ndarray, camera: Camera) -> np.ndarray:
 
 
 def seen_at(places: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """(N,) bool: whether `places` (N, 2) as `project` gives them are on the object, or within one pixel of it."""
+    """(N,) bool: whether `places` (N, 2) as `project` gives them are on the object, or within one
+    pixel of it."""
     height, width = mask.shape
     wide = np.asarray(Image.fromarray(mask).convert("L").filter(ImageFilter.MaxFilter(3))) > 0
     within = ((places >= 0) & (places < 1)).all(axis=1)  # False for NaN
@@ -58,7 +64,8 @@ def seen_at(places: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def draw_overlay(view: View, places: np.ndarray) -> Image.Image:
-    """The picture, pale, with points over it: blue on the object, vermilion beside it; a few hundred are enough to see."""
+    """The picture, pale, with points over it: blue on the object, vermilion beside it; a few
+    hundred are enough to see."""
     height, width = view.mask.shape if view.mask is not None else view.picture.size[::-1]
     scale = OVERLAY_SIDE / max(height, width)
     size = (round(width * scale), round(height * scale))
@@ -77,7 +84,8 @@ def draw_overlay(view: View, places: np.ndarray) -> Image.Image:
 def query_cloud(samples: ShapeSamples) -> bytes:
     """All query points as a binary PLY: vermilion inside, blue and mostly transparent outside.
 
-    The properties `inside` and `near` (1 or 0) let a viewer filter, for the outside points of the volume hide the rest.
+    The properties `inside` and `near` (1 or 0) let a viewer filter, for the outside points of the
+    volume hide the rest.
     """
     cloud = np.empty(
         len(samples.points),

@@ -1,8 +1,9 @@
 """report.csv of `make_samples` -> report.md, report.png and two contact sheets beside it.
 
-report.md counts what was sampled and what was refused and why, and has the quantiles of every column of numbers.
-contact_sheet.png shows shapes spread evenly over the ids, least_confident.png those whose labels are least certain. The rows
-are read twice and never held together: a column of ten million numbers takes 40 MB.
+report.md counts what was sampled and what was refused and why, and has the quantiles of every
+column of numbers. contact_sheet.png shows shapes spread evenly over the ids, least_confident.png
+those whose labels are least certain. The rows are read twice and never held together: a column of
+ten million numbers takes 40 MB.
 """
 
 from __future__ import annotations
@@ -38,9 +39,8 @@ QUANTILES = {
     "most": 1.0,
 }
 CONFIDENCE, SECONDS = "label_confidence", "seconds"
-HEAVY_TAIL = (
-    50  # times the median: a histogram of a column that reaches further has a logarithmic axis
-)
+# times the median: a histogram of a column that reaches further has a logarithmic axis
+HEAVY_TAIL = 50
 
 
 @dataclass
@@ -54,7 +54,8 @@ class Refusal:
 
 @dataclass
 class Scan:
-    """What one pass over report.csv keeps: of each row its numbers, NaN where there is none; row k is line k of the table."""
+    """What one pass over report.csv keeps: of each row its numbers, NaN where there is none; row k
+    is line k of the table."""
 
     ok: np.ndarray  # (rows,) bool
     columns: dict[str, np.ndarray]  # (rows,) float32 each
@@ -63,7 +64,8 @@ class Scan:
 
 
 def write_report(out: Path) -> None:
-    """Writes report.md, report.png, contact_sheet.png and least_confident.png into `out`; a ValueError without a report.csv."""
+    """Writes report.md, report.png, contact_sheet.png and least_confident.png into `out`; a
+    ValueError without a report.csv."""
     scan = scan_report(out / "report.csv")
     ok = np.flatnonzero(scan.ok)
     shown = [int(ok[k]) for k in spread(len(ok), SHEET_SHAPES)]
@@ -134,14 +136,16 @@ def scan_report(path: Path) -> Scan:
 
 
 def reason_kind(row: dict[str, str]) -> str:
-    """The reason without the path, the numbers and quoted names in it: what the refusals of one kind share."""
+    """The reason without the path, the numbers and quoted names in it: what the refusals of one
+    kind share."""
     reason = row["reason"].replace(row["file"], "").lstrip(": ")
     reason = re.sub(r"(?<!\w)('[^'\s]*'|\"[^\"]*\")", "…", reason)
     return re.sub(r"(?<!\w)-?\d[\d,.]*(?:e[+-]?\d+)?(?<![,.])", "…", reason) or "no reason given"
 
 
 def quantile_table(columns: dict[str, np.ndarray]) -> list[str]:
-    """A Markdown table with a row for each column of numbers (without NaN); empty ones are left out."""
+    """A Markdown table with a row for each column of numbers (without NaN); empty ones are left
+    out."""
     rows = []
     for name, values in columns.items():
         if len(values):

@@ -1,5 +1,5 @@
-"""The bytes of a shape's sample file. `tar3d.data.shapes` has the format, reads it and needs torch for that; whoever only
-makes samples does without."""
+"""The bytes of a shape's sample file. `tar3d.data.shapes` has the format, reads it and needs torch
+for that; whoever only makes samples does without."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""One mesh -> its row of report.csv and the bytes of its files: what a process or machine does of `make_samples`.
+"""One mesh -> its row of report.csv and the bytes of its files: what a process or machine does of
+`make_samples`.
 
 It writes nothing, so that nobody who is ended in the middle leaves half of something behind.
 """
@@ -31,15 +32,17 @@ class MeshJob:
 
 @dataclass(frozen=True)
 class Made:
-    """Values of a row of the report, and files by name: samples/<id>.npz, views/<id>/<k>.png, views/<id>/cameras.json."""
+    """Values of a row of the report, and files by name: samples/<id>.npz, views/<id>/<k>.png,
+    views/<id>/cameras.json."""
 
     row: dict[str, object]
     files: dict[str, bytes] = field(default_factory=dict)
 
 
 def sample_mesh(job: MeshJob, *, config: SampleConfig, seed: int, views: ViewConfig | None) -> Made:
-    """What comes out depends on the mesh, its id and the settings; a mesh that cannot be used gives a row with the
-    reason. Views are rendered where no picture is given, or none of use, unless `views` is None."""
+    """What comes out depends on the mesh, its id and the settings; a mesh that cannot be used gives
+    a row with the reason. Views are rendered where no picture is given, or none of use, unless
+    `views` is None."""
     start = time.perf_counter()
     entropy = int.from_bytes(hashlib.sha256(f"{seed}:{job.id}".encode()).digest()[:8], "big")
     row: dict[str, object] = {"status": "ok", "reason": ""}

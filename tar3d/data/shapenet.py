@@ -5,11 +5,13 @@
     ROOT/ShapeNetV2_point/<cat>/train.lst          ids, one a line; val.lst and test.lst too
     ROOT/surface/<cat>/4_pointcloud/<id>.npz       points (N, 3), normals (N, 3), loc (3,), scale: source = points * scale + loc
 
-3DShape2VecSet calls the last folder ShapeNetV2_watertight or ShapeNetV2_surface. Coordinates are float16, 32 or 64 in the cube
-[-1, 1]^3; labels are 0 or 1 in any type, or `numpy.packbits` of them. An id here is <cat>_<id>, as ULIP names the shapes.
+3DShape2VecSet calls the last folder ShapeNetV2_watertight or ShapeNetV2_surface. Coordinates are
+float16, 32 or 64 in the cube [-1, 1]^3; labels are 0 or 1 in any type, or `numpy.packbits` of them.
+An id here is <cat>_<id>, as ULIP names the shapes.
 
-Files are mapped, not read: of arrays that are stored uncompressed only the rows that are drawn are read, and only they are
-checked. What is not as it should be is a ValueError that names file, key and value.
+Files are mapped, not read: of arrays that are stored uncompressed only the rows that are drawn are
+read, and only they are checked. What is not as it should be is a ValueError that names file, key
+and value.
 """
 
 from __future__ import annotations
@@ -28,9 +30,8 @@ from tar3d.data.npz import float32, map_npz
 POINTS = "ShapeNetV2_point"
 SURFACES = ("surface", "ShapeNetV2_watertight", "ShapeNetV2_surface")
 OUTSIDE = 1e-3  # coordinates leave the cube by rounding; up to this far they are clipped
-NORMAL_LENGTH = (
-    0.05  # how far the mean length of normals may be from 1: a few of degenerate faces are zero
-)
+# how far the mean length of normals may be from 1: a few of degenerate faces are zero
+NORMAL_LENGTH = 0.05
 
 Choose = Callable[[str, int], "slice | np.ndarray"]
 
@@ -40,7 +41,8 @@ def holds_shapenet(folder: str | Path) -> bool:
 
 
 class ShapeNetV2:
-    """The shapes that the .lst files name and whose files are there. Has the methods of `tar3d.data.shapes.SampleFolder`."""
+    """The shapes that the .lst files name and whose files are there. Has the methods of
+    `tar3d.data.shapes.SampleFolder`."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).parent if Path(folder).name == POINTS else Path(folder)
@@ -112,8 +114,9 @@ class ShapeNetV2:
         return self.folder / POINTS / category / f"{name}{suffix}"
 
     def arrays(self, shape_id: str, choose: Choose) -> dict[str, np.ndarray]:
-        """Chosen rows of a shape's surface (N, 6) float16, points (M, 3) float32, inside and is_near (M,) bool, volume points
-        first, and its transform (4, 4), in the frame of the query points. `choose` as in `SampleFolder.arrays`."""
+        """Chosen rows of a shape's surface (N, 6) float16, points (M, 3) float32, inside and
+        is_near (M,) bool, volume points first, and its transform (4, 4), in the frame of the query
+        points. `choose` as in `SampleFolder.arrays`."""
         surface, transform = self._surface(shape_id, lambda stored: choose("surface", stored))
         path = self._points(shape_id, ".npz")
         stored = map_npz(path, ("vol_points", "vol_label", "near_points", "near_label"))
@@ -137,7 +140,8 @@ class ShapeNetV2:
     def _surface(
         self, shape_id: str, choose: Callable[[int], slice | np.ndarray]
     ) -> tuple[torch.Tensor, np.ndarray]:
-        """Chosen points and normals (N, 6) float32, joined by torch: numpy takes ten times as long; and their transform."""
+        """Chosen points and normals (N, 6) float32, joined by torch: numpy takes ten times as long;
+        and their transform."""
         category, name = self._places[shape_id]
         path = self.surfaces / category / "4_pointcloud" / f"{name}.npz"
         stored = map_npz(path, ("points", "normals", "loc", "scale"))

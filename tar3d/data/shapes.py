@@ -1,7 +1,9 @@
-"""`ShapeSamples` on disk (one .npz a shape), and the data set that draws training items from them or from ShapeNet's files.
+"""`ShapeSamples` on disk (one .npz a shape), and the data set that draws training items from them
+or from ShapeNet's files.
 
-File format: surface (N, 6) float16; points (M, 3) float16; inside, is_near packed bits of (M,); transform (4, 4) float64.
-Labels were computed for the stored float16 coordinates. Files load with allow_pickle=False.
+File format: surface (N, 6) float16; points (M, 3) float16; inside, is_near packed bits of (M,);
+transform (4, 4) float64. Labels were computed for the stored float16 coordinates. Files load with
+allow_pickle=False.
 """
 
 from __future__ import annotations
@@ -38,8 +40,9 @@ def save_samples(samples: ShapeSamples, path: Path) -> None:
 
 
 def load_samples(path: str | Path, content: bytes | None = None) -> ShapeSamples:
-    """A ValueError names the file and the key that is missing or has the wrong type, shape or range. `content` are its bytes,
-    where it is no file of its own and `path` only says where it lies."""
+    """A ValueError names the file and the key that is missing or has the wrong type, shape or
+    range. `content` are its bytes, where it is no file of its own and `path` only says where it
+    lies."""
     try:
         content = Path(path).read_bytes() if content is None else content
     except OSError as e:
@@ -90,13 +93,13 @@ def _parse(content: bytes, where: str) -> dict[str, np.ndarray]:
 
 
 class SampleFolder:
-    """The samples that `make_samples` wrote, one by one or in tar shards. `ShapeNetV2` has the same methods."""
+    """The samples that `make_samples` wrote, one by one or in tar shards. `ShapeNetV2` has the same
+    methods."""
 
     def __init__(self, folder: str | Path) -> None:
         self.root, self.folder = Path(folder), Path(folder) / "samples"
-        self.advice = (
-            f"make them with python -m tar3d.data.make_samples {folder}"  # for who finds none
-        )
+        # for who finds none
+        self.advice = f"make them with python -m tar3d.data.make_samples {folder}"
         self.files = Files(self.folder, ".npz")
 
     def listed(self, split: str) -> list[str]:
@@ -117,9 +120,10 @@ class SampleFolder:
     def arrays(
         self, shape_id: str, choose: Callable[[str, int], slice | np.ndarray]
     ) -> dict[str, np.ndarray]:
-        """Chosen rows of a shape's surface (N, 6), points (M, 3), inside and is_near (M,), volume points first, and its transform
-        (4, 4), as they are stored: nothing is checked but that the file is whole. `choose` is told a kind (surface, volume, near)
-        and how many rows are stored of it, in this order."""
+        """Chosen rows of a shape's surface (N, 6), points (M, 3), inside and is_near (M,), volume
+        points first, and its transform (4, 4), as they are stored: nothing is checked but that the
+        file is whole. `choose` is told a kind (surface, volume, near) and how many rows are stored
+        of it, in this order."""
         arrays = _parse(self.files.read(f"{shape_id}.npz"), self.where(shape_id))
         near = arrays["is_near"]
         surface = arrays["surface"][choose("surface", len(arrays["surface"]))]
@@ -146,17 +150,19 @@ class SampleFolder:
 
 
 def open_samples(folder: str | Path) -> SampleFolder | ShapeNetV2:
-    """Where training samples come from: ShapeNet's files if `folder` holds ShapeNetV2_point/ (or is it), else samples/."""
+    """Where training samples come from: ShapeNet's files if `folder` holds ShapeNetV2_point/ (or is
+    it), else samples/."""
     return ShapeNetV2(folder) if holds_shapenet(folder) else SampleFolder(folder)
 
 
 class ShapeDataset(Dataset):
     """Items for the tokenizer: random subsets of a shape's samples, drawn from (seed, position).
 
-    Indexed by (position, index) as `TrainingOrder` yields them. An item is surface (N, 6), points (M, 3), inside (M,),
-    is_near (M,), with the volume points first. The surface stays float16, as it is stored, until it is where it is used: it is
-    most of what a worker copies and a GPU is sent. Of rows that are not drawn at most the file's checksum is looked at, unless
-    shapes are changed (`augment_as`), which takes all of them.
+    Indexed by (position, index) as `TrainingOrder` yields them. An item is surface (N, 6), points
+    (M, 3), inside (M,), is_near (M,), with the volume points first. The surface stays float16, as
+    it is stored, until it is where it is used: it is most of what a worker copies and a GPU is
+    sent. Of rows that are not drawn at most the file's checksum is looked at, unless shapes are
+    changed (`augment_as`), which takes all of them.
     """
 
     def __init__(
@@ -191,7 +197,8 @@ class ShapeDataset(Dataset):
         rng, shape_id = np.random.default_rng([self.seed, position]), self.ids[index]
 
         def draw(kind: str, stored: int) -> slice | np.ndarray:
-            """Different rows in no particular order; all of them as they are where all are wanted."""
+            """Different rows in no particular order; all of them as they are where all are
+            wanted."""
             count = self.counts[kind]
             if count > stored:
                 raise ValueError(
@@ -232,7 +239,8 @@ class ShapeDataset(Dataset):
 
 
 class MixedShapes(Dataset):
-    """Several `ShapeDataset`s as one; each shape of the k-th counts `repeats[k]` times in an epoch."""
+    """Several `ShapeDataset`s as one; each shape of the k-th counts `repeats[k]` times in an
+    epoch."""
 
     def __init__(self, parts: list[ShapeDataset], repeats: list[int]) -> None:
         self.parts = parts

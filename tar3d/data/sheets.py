@@ -1,4 +1,5 @@
-"""Tiles of contact sheets: a picture of a shape with its name below it. `tar3d.mesh.render.contact_sheet` puts them in a grid."""
+"""Tiles of contact sheets: a picture of a shape with its name below it.
+`tar3d.mesh.render.contact_sheet` puts them in a grid."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ _INK, _GREY, _FLAG = (30, 30, 30), (110, 110, 110), (213, 94, 0)
 
 
 def shape_picture(views: Files, names: list[str], mesh_file: str) -> Image.Image | None:
-    """The first view of a shape, else its mesh as it is rendered for previews, else None: nothing of it is left."""
+    """The first view of a shape, else its mesh as it is rendered for previews, else None: nothing
+    of it is left."""
     try:
         if names:
             return Image.open(io.BytesIO(views.read(names[0]))).convert("RGBA")
@@ -38,7 +40,8 @@ def tile(
     side: int = TILE,
     flagged: bool = False,
 ) -> np.ndarray:
-    """`image` within a square of `side` on white, below it a title of at most two lines, cut in its middle to fit, and a note.
+    """`image` within a square of `side` on white, below it a title of at most two lines, cut in its
+    middle to fit, and a note.
 
     A flagged tile has a frame. (side + 52, side, 3) uint8.
     """
@@ -64,7 +67,8 @@ def tile(
 
 
 def _two_lines(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
-    """`text` as one or two lines of at most `width` pixels, without some of its middle where needed: its ends tell ids apart."""
+    """`text` as one or two lines of at most `width` pixels, without some of its middle where
+    needed: its ends tell ids apart."""
     head = len(text)  # characters on the first line
     while head > 1 and font.getlength(text[:head]) > width:
         head -= 1

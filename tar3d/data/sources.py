@@ -1,9 +1,11 @@
-"""Where shapes come from: a folder of meshes, a data set folder or a CSV table -> ids, mesh files, pictures, captions, splits.
+"""Where shapes come from: a folder of meshes, a data set folder or a CSV table -> ids, mesh files,
+pictures, captions, splits.
 
     find_shapes(Path("MESHES"))["chairs__a"]      # Shape(mesh=MESHES/chairs/a.glb, pictures=(...), caption="...", category="")
 
-Beside the meshes may lie captions.csv, images/, manifest.csv and splits.json or split.csv; docs/data.md says what they hold.
-Captions that nobody gave are made from the names of files and folders, by `tar3d.data.names.clean_name`.
+Beside the meshes may lie captions.csv, images/, manifest.csv and splits.json or split.csv;
+docs/data.md says what they hold. Captions that nobody gave are made from the names of files and
+folders, by `tar3d.data.names.clean_name`.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ SPLIT_COLUMNS = ("split", "split_hint")
 
 @dataclass(frozen=True)
 class Shape:
-    """`pictures` are files that were given, in their order; `caption` and `category` are "" where none is known."""
+    """`pictures` are files that were given, in their order; `caption` and `category` are "" where
+    none is known."""
 
     mesh: Path
     pictures: tuple[Path, ...] = ()
@@ -47,17 +50,20 @@ class _Source:
 
 
 def mesh_ids(source: Path) -> dict[str, Path]:
-    """Ids of the meshes under `source` (or source/meshes): the path below it without suffix, folders joined by "__".
+    """Ids of the meshes under `source` (or source/meshes): the path below it without suffix,
+    folders joined by "__".
 
-    Those of a table are its own: a .csv file, or the manifest.csv of a folder, with the columns id and file."""
+    Those of a table are its own: a .csv file, or the manifest.csv of a folder, with the columns id
+    and file."""
     return _read(source).meshes
 
 
 def find_shapes(source: Path) -> dict[str, Shape]:
-    """Every shape of `source` by id, with what is known about it. What matches no mesh is warned about.
+    """Every shape of `source` by id, with what is known about it. What matches no mesh is warned
+    about.
 
-    Raises ValueError for what is no source, for tables that cannot be read, and for pictures or captions none of which belongs
-    to a mesh."""
+    Raises ValueError for what is no source, for tables that cannot be read, and for pictures or
+    captions none of which belongs to a mesh."""
     read = _read(source)
     captions, pictures = _given_captions(read, check=True), _given_pictures(read)
     shapes = {}
@@ -85,10 +91,12 @@ def find_shapes(source: Path) -> dict[str, Shape]:
 
 
 def write_tables(shapes: dict[str, Shape], source: Path, out: Path) -> None:
-    """Brings captions.csv, manifest.csv (id, category, file) and splits.json of the data set folder `out` up to date.
+    """Brings captions.csv, manifest.csv (id, category, file) and splits.json of the data set folder
+    `out` up to date.
 
-    Rows of other ids stay as they are; of these ids, captions and categories that the source gives replace what is there, made
-    up captions do not. An id never changes its split. Raises ValueError for splits that cannot be used."""
+    Rows of other ids stay as they are; of these ids, captions and categories that the source gives
+    replace what is there, made up captions do not. An id never changes its split. Raises ValueError
+    for splits that cannot be used."""
     read = _read(source)
     splits = _given_splits(read, out)
     _merge_captions(out / "captions.csv", shapes, _given_captions(read))
@@ -191,7 +199,8 @@ def _opened(path: Path) -> Iterator[csv.DictReader]:
 
 
 def read_rows(path: Path, *needed: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line of the file, row) of a CSV in UTF-8 with at least the columns `needed`; cells that a row lacks are ""."""
+    """(line of the file, row) of a CSV in UTF-8 with at least the columns `needed`; cells that a
+    row lacks are ""."""
     with _opened(path) as reader:
         lacking = [name for name in needed if name not in (reader.fieldnames or [])]
         if lacking:
@@ -226,7 +235,8 @@ def read_captions(path: Path) -> dict[str, list[str]]:
 
 
 def _given_captions(read: _Source, *, check: bool = False) -> dict[str, list[str]]:
-    """One or more captions by id, from captions.csv, else from the table; with `check`, rows of no mesh are complained about."""
+    """One or more captions by id, from captions.csv, else from the table; with `check`, rows of no
+    mesh are complained about."""
     captions: dict[str, list[str]] = {}
     path, unmatched, matched = read.base / "captions.csv", [], False
     if path.is_file():
@@ -248,7 +258,8 @@ def _given_captions(read: _Source, *, check: bool = False) -> dict[str, list[str
 
 
 def _given_pictures(read: _Source) -> dict[str, tuple[Path, ...]]:
-    """Picture files by id: of images/, else of views/, else of the table's column image or thumbnail."""
+    """Picture files by id: of images/, else of views/, else of the table's column image or
+    thumbnail."""
     pictures: dict[str, list[Path]] = {}
     for name in ("views", "images"):
         found: dict[str, list[Path]] = {}
@@ -301,7 +312,8 @@ def _say(message: str) -> None:
 
 
 def _given_splits(read: _Source, out: Path) -> dict[str, str]:
-    """Split by id: as splits.json of the source says, else split.csv, else the table; {} where nobody does."""
+    """Split by id: as splits.json of the source says, else split.csv, else the table; {} where
+    nobody does."""
     if (read.base / "splits.json").is_file() and not _same(read.base, out):
         return {i: name for name, ids in read_splits(read.base).items() for i in ids}
     path = read.base / "split.csv"
@@ -384,7 +396,8 @@ def _write_changed(path: Path, fields: list[str], old: list[dict], rows: list[di
 
 
 def _merge_splits(out: Path, given: dict[str, str], ids: set[str]) -> None:
-    """Ids that splits.json lacks join the split they were given; one that disagrees about an id stays as it is."""
+    """Ids that splits.json lacks join the split they were given; one that disagrees about an id
+    stays as it is."""
     if not given:
         return  # `complete_splits` makes them
     there = read_splits(out) if (out / "splits.json").is_file() else {name: [] for name in SPLITS}

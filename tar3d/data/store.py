@@ -2,9 +2,10 @@
 
     Files("DATA/samples").read("chair.npz")       # DATA/samples/chair.npz, or the member chair.npz of DATA/samples/*.tar
 
-Millions of small files are more than most file systems bear, so `make_samples --shard-size N` packs N shapes into each tar.
-A shard is an ordinary uncompressed tar (`tar xf` gives the loose files back) and is never changed once it has its name.
-Where its members begin stands in a JSON file beside it; one that is missing or stale is made again from the tar.
+Millions of small files are more than most file systems bear, so `make_samples --shard-size N` packs
+N shapes into each tar. A shard is an ordinary uncompressed tar (`tar xf` gives the loose files
+back) and is never changed once it has its name. Where its members begin stands in a JSON file
+beside it; one that is missing or stale is made again from the tar.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ LOOSE = None  # in place of a shard's name
 
 
 class Files:
-    """Names (POSIX, relative to `folder`) that end in `suffix`, sorted. A loose file goes before a packed one of its name."""
+    """Names (POSIX, relative to `folder`) that end in `suffix`, sorted. A loose file goes before a
+    packed one of its name."""
 
     def __init__(self, folder: str | Path, suffix: str = "") -> None:
         self.folder = Path(folder)
@@ -48,7 +50,8 @@ class Files:
         return len(self._place)
 
     def read(self, name: str) -> bytes:
-        """The content; a ValueError if there is no such file, or the shard is shorter than its index says."""
+        """The content; a ValueError if there is no such file, or the shard is shorter than its
+        index says."""
         if name not in self._place:
             raise ValueError(
                 f"{self.folder} holds no {name}, neither as a file nor in a .tar shard"
@@ -73,7 +76,8 @@ class Files:
 
 
 def write_shard(path: Path, files: dict[str, bytes]) -> None:
-    """Packs `files`, sorted by name, into the tar `path`. The same files give the same bytes: no time, no owner."""
+    """Packs `files`, sorted by name, into the tar `path`. The same files give the same bytes: no
+    time, no owner."""
     with (
         atomic_write(path) as f,
         tarfile.open(fileobj=f, mode="w", format=tarfile.PAX_FORMAT) as tar,
@@ -86,7 +90,8 @@ def write_shard(path: Path, files: dict[str, bytes]) -> None:
 
 
 def read_index(shard: Path) -> dict[str, tuple[int, int]]:
-    """Name -> (offset, bytes) of each member, from <shard>.json where it fits the tar's size, else from the tar itself.
+    """Name -> (offset, bytes) of each member, from <shard>.json where it fits the tar's size, else
+    from the tar itself.
 
     A ValueError if the tar cannot be read."""
     beside, size = shard.with_name(f"{shard.name}.json"), shard.stat().st_size

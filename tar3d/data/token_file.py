@@ -1,5 +1,6 @@
-"""A shape as a file of tokens, `<name>.tokens.npz`: what `infer_vqvae.py` and `run.py` write with --save-tokens, and what
-`infer_vqvae.py` makes a surface of again, for instance one of finer cells. `docs/data.md` is the specification.
+"""A shape as a file of tokens, `<name>.tokens.npz`: what `infer_vqvae.py` and `run.py` write with
+--save-tokens, and what `infer_vqvae.py` makes a surface of again, for instance one of finer cells.
+`docs/data.md` is the specification.
 
     tokens      (T,) uint16, or uint32 where V > 65,536: code ids in the order of `tar3d.token_order`
     transform   (4, 4) float64: `to_source` of the mesh, from the project's frame to its file's own
@@ -66,8 +67,8 @@ class TokenFiles:
         to_source: np.ndarray | None = None,
         sampled: bool,
     ) -> Path:
-        """The ids (T,) of one shape in a folder of outputs, written atomically; returns the file. Without `to_source`: the
-        project's frame."""
+        """The ids (T,) of one shape in a folder of outputs, written atomically; returns the file.
+        Without `to_source`: the project's frame."""
         path = output / FOLDER / f"{name}{SUFFIX}"
         with atomic_write(path) as f:
             np.savez(
@@ -80,7 +81,8 @@ class TokenFiles:
         return path
 
     def load(self, path: Path) -> StoredTokens:
-        """Raises ValueError, with the file and the reason, for what this tokenizer cannot decode."""
+        """Raises ValueError, with the file and the reason, for what this tokenizer cannot
+        decode."""
         try:
             if path.stat().st_size > MAX_BYTES:
                 raise ValueError(f"it has {path.stat().st_size:,} bytes, allowed are {MAX_BYTES:,}")

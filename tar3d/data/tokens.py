@@ -1,8 +1,10 @@
-"""Token shards on disk, and the data set that draws the GPT's training rows from them, memory-mapped.
+"""Token shards on disk, and the data set that draws the GPT's training rows from them,
+memory-mapped.
 
-tokens/stamp.json says what made them; tokens/<split>-<k>/ holds tokens.npy (n, T) uint16 in GPT order and index.json with the
-ids, and for each kind of condition <kind>.npy, its items (views, captions) one after the other, and <kind>.json with the number
-of items of each shape, and the lengths of captions. The GPT never reads points.
+tokens/stamp.json says what made them; tokens/<split>-<k>/ holds tokens.npy (n, T) uint16 in GPT
+order and index.json with the ids, and for each kind of condition <kind>.npy, its items (views,
+captions) one after the other, and <kind>.json with the number of items of each shape, and the
+lengths of captions. The GPT never reads points.
 """
 
 from __future__ import annotations
@@ -39,14 +41,16 @@ def read_stamp(folder: Path) -> dict:
 
 
 class TokenDataset(Dataset):
-    """Rows of a split: `tokens` (T,) int64, `inputs` (T - 1,) what the GPT is shown of them, and `source`, for each of
-    `conditions` one view or caption of the shape: pixels, ids padded with `PADDING`, or embeddings padded with zeros.
+    """Rows of a split: `tokens` (T,) int64, `inputs` (T - 1,) what the GPT is shown of them, and
+    `source`, for each of `conditions` one view or caption of the shape: pixels, ids padded with
+    `PADDING`, or embeddings padded with zeros.
 
-    Indexed by (position, index) as `TrainingOrder` yields them; what is shown and its noise are drawn from (seed, position).
-    `stamp` entries that are wanted but differ from the shards' are a ValueError, and so are shards whose bytes are not those that
-    were written. `token_noise`: see `corrupt`; `word_dropout`: share of the words that are shown as unknown ones.
-    `caption_tokens` is the length that captions are padded to. `limit`: so many shapes, evenly spread. Shapes that lack
-    one of the conditions are left out.
+    Indexed by (position, index) as `TrainingOrder` yields them; what is shown and its noise are
+    drawn from (seed, position). `stamp` entries that are wanted but differ from the shards' are a
+    ValueError, and so are shards whose bytes are not those that were written. `token_noise`: see
+    `corrupt`; `word_dropout`: share of the words that are shown as unknown ones. `caption_tokens`
+    is the length that captions are padded to. `limit`: so many shapes, evenly spread. Shapes that
+    lack one of the conditions are left out.
     """
 
     def __init__(
@@ -143,7 +147,8 @@ class TokenDataset(Dataset):
         ]
 
     def __getstate__(self) -> dict[str, object]:
-        """For a worker that is not forked: without the arrays, of which pickle would send all that is on disk."""
+        """For a worker that is not forked: without the arrays, of which pickle would send all that
+        is on disk."""
         return {name: value for name, value in vars(self).items() if name != "_arrays"}
 
     def __setstate__(self, state: dict[str, object]) -> None:
@@ -166,8 +171,8 @@ class TokenDataset(Dataset):
         return row | {"inputs": torch.from_numpy(inputs)}
 
     def row(self, index: int, *items: int) -> dict:
-        """`tokens` and `source` of a shape, with those of its views and captions that `items` says, one a condition; the first of
-        each without."""
+        """`tokens` and `source` of a shape, with those of its views and captions that `items` says,
+        one a condition; the first of each without."""
         shard, row, *places = self._places[index]
         arrays, source = self._arrays[shard], {}
         for kind, first, item in zip(
@@ -197,8 +202,8 @@ def corrupt(
 ) -> np.ndarray:
     """Replaces tokens (t,) by random ones; what share of them is uniform below `largest_share`.
 
-    True context tells nearly everything about the next token, so a GPT that only ever sees true context learns to overlook
-    its condition, and follows its own first guesses when it generates.
+    True context tells nearly everything about the next token, so a GPT that only ever sees true
+    context learns to overlook its condition, and follows its own first guesses when it generates.
     """
     if not largest_share:
         return tokens
@@ -207,8 +212,8 @@ def corrupt(
 
 
 def drop_words(ids: torch.Tensor, share: float, rng: np.random.Generator) -> torch.Tensor:
-    """Token ids (L,) of a caption, each word of which is an unknown one with probability `share`; its end stays. A text encoder
-    learns from it what a word it does not know may mean: anything."""
+    """Token ids (L,) of a caption, each word of which is an unknown one with probability `share`;
+    its end stays. A text encoder learns from it what a word it does not know may mean: anything."""
     length = int((ids != PADDING).sum()) - 1
     ids = ids.clone()
     ids[:length][torch.from_numpy(rng.random(length) < share)] = UNKNOWN_ID

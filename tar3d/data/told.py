@@ -1,10 +1,11 @@
-"""What a GPT is told of the shapes of a data set: their views, their captions, or embeddings that others made of either.
+"""What a GPT is told of the shapes of a data set: their views, their captions, or embeddings that
+others made of either.
 
     told = ToldByViews(DATA, encoder, config.image_encoder, device)
     told.read("chair_0_000017")            # a list of arrays, one a view
 
-Each kind has the same face (`Told`). A frozen encoder is run here, and its embeddings are float16; for an encoder that is trained
-along, its input is kept: pixels, or token ids.
+Each kind has the same face (`Told`). A frozen encoder is run here, and its embeddings are float16;
+for an encoder that is trained along, its input is kept: pixels, or token ids.
 """
 
 from __future__ import annotations
@@ -41,15 +42,17 @@ UNUSABLE = (
 
 
 class Told(Protocol):
-    """`kind` is one of CONDITIONS; `identity` stamps what `read` gives; `items` says what an item is."""
+    """`kind` is one of CONDITIONS; `identity` stamps what `read` gives; `items` says what an item
+    is."""
 
     kind: str
     identity: str
     items: str
 
     def read(self, shape_id: str) -> list[np.ndarray]:
-        """The views of a shape, each (S, S, 3) uint8 or (P, E) float16; or its captions, each (l,) int32 or (l, E) float16, l
-        being its own number of tokens. Never empty: one of `UNUSABLE` is raised with the reason."""
+        """The views of a shape, each (S, S, 3) uint8 or (P, E) float16; or its captions, each (l,)
+        int32 or (l, E) float16, l being its own number of tokens. Never empty: one of `UNUSABLE` is
+        raised with the reason."""
 
 
 class ToldByViews:

@@ -2,9 +2,10 @@
 
     python -m tar3d.data.toy --out data/toy --num 2000 --seed 0
 
-It gets meshes/<id>.glb, views/<id>/<k>.png with cameras.json, captions.csv (up to four a shape, the first says everything),
-manifest.csv (every parameter) and splits.json. The same seed gives the same bytes, whatever the number of processes, and shape
-i is the same in a set of any size. An interrupted or smaller set is completed; one made with other settings is refused.
+It gets meshes/<id>.glb, views/<id>/<k>.png with cameras.json, captions.csv (up to four a shape, the
+first says everything), manifest.csv (every parameter) and splits.json. The same seed gives the same
+bytes, whatever the number of processes, and shape i is the same in a set of any size. An
+interrupted or smaller set is completed; one made with other settings is refused.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """How a procedural shape draws its parameters and finds its words.
 
-`Draw` is the only source of chance for a shape and keeps every value it gave, so a manifest is complete by construction.
-`Words` becomes a caption; what is said depends on the parameters, only the sentence's form on chance.
+`Draw` is the only source of chance for a shape and keeps every value it gave, so a manifest is
+complete by construction. `Words` becomes a caption; what is said depends on the parameters, only
+the sentence's form on chance.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 
 
 class Draw:
-    """Draws and remembers. Continuous values have four decimals, so what is written down is what was built."""
+    """Draws and remembers. Continuous values have four decimals, so what is written down is what
+    was built."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self._rng = rng
@@ -36,9 +38,11 @@ class Draw:
         return self._keep(name, bool(self._rng.random() < probability))
 
     def envelope(self, **ranges: Range) -> tuple[float, ...]:
-        """The sides of the box that a shape fills: proportions from `ranges`, scaled so that the longest spans the cube.
+        """The sides of the box that a shape fills: proportions from `ranges`, scaled so that the
+        longest spans the cube.
 
-        A family that fills its envelope is built at its final scale: its other lengths are in units of the cube [-1, 1]^3.
+        A family that fills its envelope is built at its final scale: its other lengths are in units
+        of the cube [-1, 1]^3.
         """
         sides = [float(self._rng.uniform(*r)) for r in ranges.values()]
         scale = 2 * CUBE_FILL / max(sides)
@@ -55,14 +59,16 @@ class Draw:
 
 @dataclass(frozen=True)
 class Words:
-    """A noun, adjectives that go before it, and features that come after "with"; empty ones are left out."""
+    """A noun, adjectives that go before it, and features that come after "with"; empty ones are
+    left out."""
 
     noun: str
     adjectives: list[str] = field(default_factory=list)
     features: list[str] = field(default_factory=list)
 
     def fewer(self, rng: np.random.Generator) -> Words:
-        """Some of the words, from next to none to nearly all, as people who ask for a shape would say."""
+        """Some of the words, from next to none to nearly all, as people who ask for a shape would
+        say."""
         share = rng.random()
         return Words(
             self.noun,

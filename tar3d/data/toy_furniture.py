@@ -1,4 +1,5 @@
-"""Procedural furniture: each family draws its parameters and returns a solid and its words (see `toy_shapes`)."""
+"""Procedural furniture: each family draws its parameters and returns a solid and its words (see
+`toy_shapes`)."""
 
 from __future__ import annotations
 

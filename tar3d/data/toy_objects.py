@@ -1,5 +1,5 @@
-"""Procedural vessels, vehicles and houses: each family draws its parameters and returns a solid and its words
-(see `toy_shapes`)."""
+"""Procedural vessels, vehicles and houses: each family draws its parameters and returns a solid and
+its words (see `toy_shapes`)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 
 def hollow(profile: list[tuple[float, float]], wall: float, floor: float) -> Manifold:
-    """A vessel: the outer outline (radius, y) from the foot upwards, with walls and a floor of the given thickness."""
+    """A vessel: the outer outline (radius, y) from the foot upwards, with walls and a floor of the
+    given thickness."""
     from scipy.interpolate import PchipInterpolator
 
     r, y = np.array(profile).T

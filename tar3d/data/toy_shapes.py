@@ -1,9 +1,11 @@
-"""Procedural shapes of 14 categories: closed manifolds with the parameters they were made from and captions.
+"""Procedural shapes of 14 categories: closed manifolds with the parameters they were made from and
+captions.
 
     shape = generate(index=7, seed=0)
 
-Lengths are in units of the cube [-1, 1]^3, in which the longest side of a finished shape spans 1.9. So that a small
-tokenizer can hold them, no leg, board, wall or handle is thinner than `MIN_THICKNESS`. Y is up, the front looks at +Z.
+Lengths are in units of the cube [-1, 1]^3, in which the longest side of a finished shape spans 1.9.
+So that a small tokenizer can hold them, no leg, board, wall or handle is thinner than
+`MIN_THICKNESS`. Y is up, the front looks at +Z.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
 
 MIN_THICKNESS = 0.07
 FURTHER_CAPTIONS = 3  # besides the one that says all
-SLIVER = 0.003  # edges this short are removed: in float32 they could fold, and the mesh would no longer be closed
+# edges this short are removed: in float32 they could fold, and the mesh would no longer be closed
+SLIVER = 0.003
 
 Family = Callable[[Draw], tuple["Manifold", Words]]
 

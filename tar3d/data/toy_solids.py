@@ -1,7 +1,9 @@
-"""The vocabulary of solids that the procedural shapes are made of, on top of manifold3d (which is loaded when used).
+"""The vocabulary of solids that the procedural shapes are made of, on top of manifold3d (which is
+loaded when used).
 
-Every function returns a closed, outward `manifold3d.Manifold`; union and difference keep that. Y is up. A `Span` is a
-(low, high) pair along an axis, a `Ring` the corners (S, 2) of a convex polygon in the ground plane, as (x, z).
+Every function returns a closed, outward `manifold3d.Manifold`; union and difference keep that. Y is
+up. A `Span` is a (low, high) pair along an axis, a `Ring` the corners (S, 2) of a convex polygon in
+the ground plane, as (x, z).
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ def hull(points: np.ndarray) -> Manifold:
 
 
 def loft(y: Span, bottom: Ring, top: Ring | None = None) -> Manifold:
-    """Hull of a ring at y[0] and one at y[1]: a prism when `top` is left out, else a cone, a leaning leg, a cabin ..."""
+    """Hull of a ring at y[0] and one at y[1]: a prism when `top` is left out, else a cone, a
+    leaning leg, a cabin ..."""
     return hull(
         np.concatenate([_at_height(bottom, y[0]), _at_height(bottom if top is None else top, y[1])])
     )
@@ -54,7 +57,8 @@ def cylinder(radius: float, y: Span, x: float = 0.0, z: float = 0.0) -> Manifold
 
 
 def box(x: Span, y: Span, z: Span, rounding: float = 0.0) -> Manifold:
-    """An axis-aligned box; `rounding` is the radius of its edges and corners, at most half the shortest side."""
+    """An axis-aligned box; `rounding` is the radius of its edges and corners, at most half the
+    shortest side."""
     low, high = np.array([x, y, z], dtype=np.float64).T
     rounding = min(
         rounding, (high - low).min() / 2 - 1e-4
@@ -87,7 +91,8 @@ def torus(radius: float, thickness: float, y: float) -> Manifold:
 
 
 def extrude(outline: Sequence[Span], axis: str, span: Span) -> Manifold:
-    """Pulls a polygon along `axis`; its corners are (z, y) for "x", (x, z) for "y" and (x, y) for "z"."""
+    """Pulls a polygon along `axis`; its corners are (z, y) for "x", (x, z) for "y" and (x, y) for
+    "z"."""
     from manifold3d import CrossSection, FillRule
 
     first, second, along = {"x": (2, 1, 0), "y": (0, 2, 1), "z": (0, 1, 2)}[axis]
@@ -99,7 +104,8 @@ def extrude(outline: Sequence[Span], axis: str, span: Span) -> Manifold:
 
 
 def tube(path: np.ndarray, thickness: float) -> Manifold:
-    """A round bar along `path` (K, 3), which lies in a plane of constant z and never runs back on itself."""
+    """A round bar along `path` (K, 3), which lies in a plane of constant z and never runs back on
+    itself."""
     from manifold3d import Manifold, Mesh
 
     path, circle = np.asarray(path, dtype=np.float64), _circle(12) * (thickness / 2)

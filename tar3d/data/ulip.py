@@ -4,7 +4,8 @@
     captions/t5_ulip_feats/<uid>.npz       an array for each caption, (1, L, 2048) or (L, 2048), L being the caption's own
     uid2conds.json                         {uid: [[picture, caption], ...]}
 
-Arrays go by their keys, shorter ones first: arr_9 before arr_10. A uid is the id of a shape: of ShapeNet <cat>_<id>.
+Arrays go by their keys, shorter ones first: arr_9 before arr_10. A uid is the id of a shape: of
+ShapeNet <cat>_<id>.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ import numpy as np
 
 
 class EmbeddingError(ValueError):
-    """Embeddings of one shape that are not there or damaged; the message is one sentence that names the file."""
+    """Embeddings of one shape that are not there or damaged; the message is one sentence that names
+    the file."""
 
 
 def read_view_embeddings(folder: Path, uid: str, num_tokens: int, width: int) -> list[np.ndarray]:
-    """The views of a shape, each (P, E) float16. A P or E that is not `num_tokens` x `width` is a plain ValueError: all files of
-    a folder were made by one encoder, so it is not this shape's fault."""
+    """The views of a shape, each (P, E) float16. A P or E that is not `num_tokens` x `width` is a
+    plain ValueError: all files of a folder were made by one encoder, so it is not this shape's
+    fault."""
     arrays = _read(folder / f"{uid}.npz")
     for key, (rows, columns) in ((key, array.shape) for key, array in arrays.items()):
         if (rows, columns) != (num_tokens, width):

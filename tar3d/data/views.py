@@ -1,4 +1,5 @@
-"""Condition views of a shape: views/<id>/<k>.png, given or rendered, and cameras.json where they were rendered."""
+"""Condition views of a shape: views/<id>/<k>.png, given or rendered, and cameras.json where they
+were rendered."""
 
 from __future__ import annotations
 
@@ -38,8 +39,8 @@ def view_files(mesh: Mesh, config: ViewConfig, rng: np.random.Generator) -> dict
 
 
 def picture_files(pictures: Sequence[Path]) -> tuple[dict[str, bytes], list[str]]:
-    """Given pictures by the names they get as views, and why some were left out. PNG files are copied, others converted; the
-    cameras of views that were rendered come along."""
+    """Given pictures by the names they get as views, and why some were left out. PNG files are
+    copied, others converted; the cameras of views that were rendered come along."""
     files: dict[str, bytes] = {}
     left_out = []
     for path in pictures:
@@ -84,7 +85,8 @@ def _write_folder(folder: Path, files: dict[str, bytes]) -> None:
 
 
 def view_names(views: Files, wanted: set[str] | None = None) -> dict[str, list[str]]:
-    """Shape id -> names of its .png pictures in `views`, in the order of their numbers; of the `wanted` ids alone, if given."""
+    """Shape id -> names of its .png pictures in `views`, in the order of their numbers; of the
+    `wanted` ids alone, if given."""
     names: dict[str, list[str]] = {}
     for name in views:
         shape_id, _, file = name.partition("/")
@@ -113,7 +115,7 @@ class Views:
 
 
 def mesh_pictures(folder: Path, ids: list[str]) -> list[np.ndarray]:
-    """One picture (S, S, 3) uint8 of each shape's mesh, for previews; a ValueError when a mesh is not there any more. Blank of a
-    set that has no report.csv, so that no meshes are known of it."""
+    """One picture (S, S, 3) uint8 of each shape's mesh, for previews; a ValueError when a mesh is
+    not there any more. Blank of a set that has no report.csv, so that no meshes are known of it."""
     known = (folder / "report.csv").is_file()
     return [picture(load_mesh(mesh_path(folder, shape_id)) if known else None) for shape_id in ids]

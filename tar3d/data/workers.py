@@ -1,8 +1,10 @@
-"""Work spread over processes. A job that takes too long, needs too much memory or crashes costs itself alone.
+"""Work spread over processes. A job that takes too long, needs too much memory or crashes costs
+itself alone.
 
     for job, result in parallel(function, jobs, workers=8, seconds=300, gigabytes=12): ...
 
-Jobs are drawn as processes come free, so there may be any number of them. `tar3d.data.cluster` does the same on many machines.
+Jobs are drawn as processes come free, so there may be any number of them. `tar3d.data.cluster` does
+the same on many machines.
 """
 
 from __future__ import annotations
@@ -26,17 +28,18 @@ R = TypeVar("R")
 
 PENDING = object()  # in place of a result that is not there yet
 _NO_JOB = object()
-_BEGUN = b""  # what a process says before it begins a job; anything else is a pickled (result, exception)
+# what a process says before it begins a job; anything else is a pickled (result, exception)
+_BEGUN = b""
 _NO_MEMORY = 77  # exit status of a process that met its memory limit
 _STARTS = 3  # processes that may end before they begin a job until that is taken for an error
-_GRACE = (
-    10  # seconds after which a process that should have been ended ends itself: its parent is gone
-)
+# seconds after which a process that should have been ended ends itself: its parent is gone
+_GRACE = 10
 
 
 @dataclass(frozen=True)
 class Lost:
-    """In place of a result: the process ended, or was ended, before it gave one. `reason` continues the job's name and ": "."""
+    """In place of a result: the process ended, or was ended, before it gave one. `reason` continues
+    the job's name and ": "."""
 
     reason: str
 
@@ -51,9 +54,10 @@ def parallel(
 ) -> Iterator[tuple[T, R | Lost]]:
     """Each job and its result, in the order in which they are ready.
 
-    A job may take `seconds`, and `gigabytes` of memory beyond what a process has when it starts (Linux alone can limit that).
-    `Lost` comes in place of the result of a job that takes more, or whose process crashes; an exception is raised here.
-    With one worker and without limits all happens in this process: there is nothing to wait for until one has started.
+    A job may take `seconds`, and `gigabytes` of memory beyond what a process has when it starts
+    (Linux alone can limit that). `Lost` comes in place of the result of a job that takes more, or
+    whose process crashes; an exception is raised here. With one worker and without limits all
+    happens in this process: there is nothing to wait for until one has started.
     """
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
@@ -64,7 +68,8 @@ def parallel(
 
 
 def results(function: Callable[[T], R], jobs: Iterable[T], workers: int) -> Iterator[R]:
-    """As `parallel`, for jobs that need no limits and are not expected to crash: a RuntimeError if one does."""
+    """As `parallel`, for jobs that need no limits and are not expected to crash: a RuntimeError if
+    one does."""
     for job, result in parallel(function, jobs, workers):
         if isinstance(result, Lost):
             raise RuntimeError(f"{job}: {result.reason}")
@@ -111,7 +116,8 @@ def _in_processes(
 class Worker:
     """A process that does one job after the other, and is replaced when one of them ends it.
 
-    `give` it a job; when `connection` is readable or `deadline` (by time.monotonic) has passed, there may be an `outcome`.
+    `give` it a job; when `connection` is readable or `deadline` (by time.monotonic) has passed,
+    there may be an `outcome`.
     """
 
     def __init__(
@@ -260,7 +266,8 @@ def _done(function: Callable, job: object, seconds: float | None) -> bytes:
 
 
 def _limit_memory(gigabytes: float) -> None:
-    """Private memory alone, which is what allocations give: address space is reserved by the gigabyte and never used."""
+    """Private memory alone, which is what allocations give: address space is reserved by the
+    gigabyte and never used."""
     try:
         import resource
 

@@ -1,11 +1,13 @@
-"""Whether a mesh has what its caption says, measured from geometry alone: legs, a round or square top, arms.
+"""Whether a mesh has what its caption says, measured from geometry alone: legs, a round or square
+top, arms.
 
     measure(mesh, "chair")                                     {"legs": 3, "top": "square", "arms": False}
     stated("a chair with three legs and arms", "chair")        {"legs": 3, "arms": True}
     score(mesh, "a chair with three legs and arms", "chair")   {"legs": True, "arms": False}
 
-The solid is rasterized by its winding number into cells of 2 / 96 of the cube, specks are dropped, and its horizontal slices are
-looked at. No network has a say. How often this agrees with what shapes were made from, and with their reconstructions:
+The solid is rasterized by its winding number into cells of 2 / 96 of the cube, specks are dropped,
+and its horizontal slices are looked at. No network has a say. How often this agrees with what
+shapes were made from, and with their reconstructions:
 
     python -m tar3d.evaluation.attributes data/test --tokenizer pretrained/tiny
 """
@@ -33,7 +35,8 @@ from tar3d.mesh.load import load_mesh
 from tar3d.mesh.points import inside
 from tar3d.pipeline import reconstruct
 
-# What is measured of a category. "legs" counts what stands on the floor: 1 is a pedestal, 2 are side panels.
+# What is measured of a category. "legs" counts what stands on the floor: 1 is a pedestal, 2 are
+# side panels.
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "chair": ("legs", "top", "arms"),
     "stool": ("legs", "top"),
@@ -42,7 +45,8 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 Value = int | str | bool
 
 # Heights are shares of the object's own, counted from its lowest cells.
-CELLS = 96  # along a side of the cube [-1, 1]^3: the thinnest leg of the procedural shapes is four of them wide
+# along a side of the cube [-1, 1]^3: the thinnest leg of the procedural shapes is four of them wide
+CELLS = 96
 SPECK = 0.005  # connected pieces of less than this share of the largest one are dropped
 FEET = (0.04, 0.16)  # between which legs are counted: above uneven feet, below rungs and shelves
 FOOT = 0.15  # share of its slice's largest piece that a leg has at least
@@ -52,9 +56,13 @@ TOP = {
     "table": (0.6, 1.0),
 }  # between which the seat or top is the widest slice
 PLATE = 0.9  # share of the widest slice's area that the other slices of the same plate have
-ROUND = 0.93  # share of its bounding rectangle that a round top fills at most: an ellipse fills pi / 4, a rectangle all
+# share of its bounding rectangle that a round top fills at most: an ellipse fills pi / 4, a
+# rectangle all
+ROUND = 0.93
 ABOVE_SEAT = (0.06, 0.28)  # over the seat, between which arms are searched
-ARM = 0.012  # share of the seat's area that lies over its front half, on either side, in some slice where there are arms
+# share of the seat's area that lies over its front half, on either side, in some slice where there
+# are arms
+ARM = 0.012
 EIGHT = np.ones((3, 3), dtype=bool)  # neighbours in a slice
 
 NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6} | {
@@ -73,7 +81,8 @@ _NO_ARMS = re.compile(r"\b(?:no|without|lacks)\s+(?:any\s+)?arm(?:s|rests?)\b|\b
 
 
 def measure(mesh: Mesh, category: str) -> dict[str, Value | None]:
-    """The attributes of a `mesh` in the project's frame (Y up, front +Z) that is known to be of `category`.
+    """The attributes of a `mesh` in the project's frame (Y up, front +Z) that is known to be of
+    `category`.
 
     -> "legs", the count of separate pieces near the floor; "top", "round" or "square"; for chairs "arms", bool. None where there
     is nothing to measure. Raises ValueError for a category without attributes.
@@ -91,10 +100,12 @@ def measure(mesh: Mesh, category: str) -> dict[str, Value | None]:
 
 
 def stated(said: str | Mapping[str, Value], category: str) -> dict[str, Value]:
-    """What a caption, or a procedural shape's parameters (manifest.csv), says about the attributes of `category`.
+    """What a caption, or a procedural shape's parameters (manifest.csv), says about the attributes
+    of `category`.
 
-    Only what is said is in the result: a caption that names arms says so, one that does not says nothing. Of a caption that
-    says two things of one attribute, that attribute is left out. Raises ValueError for a category without attributes.
+    Only what is said is in the result: a caption that names arms says so, one that does not says
+    nothing. Of a caption that says two things of one attribute, that attribute is left out. Raises
+    ValueError for a category without attributes.
     """
     names = _names(category)
     if not isinstance(said, str):
@@ -115,14 +126,16 @@ def stated(said: str | Mapping[str, Value], category: str) -> dict[str, Value]:
 
 
 def score(mesh: Mesh | None, said: str | Mapping[str, Value], category: str) -> dict[str, bool]:
-    """For each attribute that is stated, whether the mesh has it; what cannot be measured, or has no mesh, has it not."""
+    """For each attribute that is stated, whether the mesh has it; what cannot be measured, or has
+    no mesh, has it not."""
     wanted = stated(said, category)
     found = {} if mesh is None or not wanted else measure(mesh, category)
     return {name: found.get(name) == value for name, value in wanted.items()}
 
 
 def rasterize(mesh: Mesh) -> np.ndarray:
-    """Which cells of the cube [-1, 1]^3 have their middle inside, without specks: (CELLS, CELLS, CELLS) bool, axes y, z, x."""
+    """Which cells of the cube [-1, 1]^3 have their middle inside, without specks: (CELLS, CELLS,
+    CELLS) bool, axes y, z, x."""
     middle = (np.arange(CELLS) + 0.5) * 2 / CELLS - 1
     y, z, x = np.meshgrid(middle, middle, middle, indexing="ij")
     solid = inside(mesh, np.stack([x, y, z], axis=-1).reshape(-1, 3)).reshape(CELLS, CELLS, CELLS)
@@ -135,7 +148,8 @@ def rasterize(mesh: Mesh) -> np.ndarray:
 
 
 def count_legs(solid: np.ndarray) -> int | None:
-    """How many separate pieces most slices near the floor of a solid (Y, Z, X) have; the lower number of a tie."""
+    """How many separate pieces most slices near the floor of a solid (Y, Z, X) have; the lower
+    number of a tie."""
     counts = []
     for layer in _between(solid, *FEET):
         pieces, count = ndimage.label(layer, EIGHT)
@@ -146,7 +160,8 @@ def count_legs(solid: np.ndarray) -> int | None:
 
 
 def find_plate(solid: np.ndarray, low: float, high: float) -> slice:
-    """The layers of the seat or table top: the widest slice between the two heights, and those around it that are as wide."""
+    """The layers of the seat or table top: the widest slice between the two heights, and those
+    around it that are as wide."""
     area, start = solid.sum(axis=(1, 2)), int(low * len(solid))
     widest = start + int(area[start : max(int(high * len(solid)), start + 1)].argmax())
     wide = area >= PLATE * area[widest]
@@ -159,13 +174,15 @@ def find_plate(solid: np.ndarray, low: float, high: float) -> slice:
 
 
 def outline(layer: np.ndarray) -> str | None:
-    """ "round" or "square": by the share of its bounding rectangle that the largest piece of a slice (Z, X) fills."""
+    """ "round" or "square": by the share of its bounding rectangle that the largest piece of a
+    slice (Z, X) fills."""
     filled = fill(layer)
     return None if filled is None else "round" if filled < ROUND else "square"
 
 
 def fill(layer: np.ndarray) -> float | None:
-    """That share: pi / 4 for an ellipse, 1 for a rectangle along the axes; None for an empty slice."""
+    """That share: pi / 4 for an ellipse, 1 for a rectangle along the axes; None for an empty
+    slice."""
     pieces, count = ndimage.label(layer, EIGHT)
     if count == 0:
         return None
@@ -175,13 +192,14 @@ def fill(layer: np.ndarray) -> float | None:
 
 
 def has_arms(solid: np.ndarray, seat: slice) -> bool:
-    """Whether a chair has something on both sides above the front half of its seat, where a back does not reach."""
+    """Whether a chair has something on both sides above the front half of its seat, where a back
+    does not reach."""
     return arm_share(solid, seat) > ARM
 
 
 def arm_share(solid: np.ndarray, seat: slice) -> float:
-    """Of the slices above the seat, the most that one has over the seat's front half, left or right, whichever is less, as a
-    share of the seat's area."""
+    """Of the slices above the seat, the most that one has over the seat's front half, left or
+    right, whichever is less, as a share of the seat's area."""
     plate = solid[seat].any(axis=0)
     z, x = np.nonzero(plate)
     front, middle = int(np.ceil((z.min() + z.max() + 1) / 2)), (x.min() + x.max() + 1) / 2
@@ -197,8 +215,9 @@ def arm_share(solid: np.ndarray, seat: slice) -> float:
 def agreement(
     data: Path, splits: list[str], tokenizer: Path | None, count: int | None, resolution: int
 ) -> dict[str, dict[tuple[str, str], list[bool]]]:
-    """Of the shapes of a procedural set with attributes: by kind of mesh ("truth", "reconstruction"), category and value
-    ("legs 3"), for each shape whether what is measured is what manifest.csv says. Without a tokenizer only truths."""
+    """Of the shapes of a procedural set with attributes: by kind of mesh ("truth",
+    "reconstruction"), category and value ("legs 3"), for each shape whether what is measured is
+    what manifest.csv says. Without a tokenizer only truths."""
     with open(data / "manifest.csv", encoding="utf-8", newline="") as f:
         rows = {row["id"]: row for row in csv.DictReader(f) if row["category"] in ATTRIBUTES}
     known = read_splits(data)

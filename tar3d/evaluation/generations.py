@@ -1,9 +1,11 @@
-"""What a model makes of unseen shapes, and what it must be compared with: baselines below, the tokenizer's bound above.
+"""What a model makes of unseen shapes, and what it must be compared with: baselines below, the
+tokenizer's bound above.
 
-From a data set of unseen shapes this makes, for each shape, the mesh generated from its first view or its first caption, and the
-tokenizer's reconstruction of it; and it finds the training shapes that somebody without a model could have copied: a random one
-of the same category, and the one with the nearest view (in pixels, in the image encoder's features) or the nearest caption (in
-words). From captions it also generates with those of other shapes: what the words do is the difference.
+From a data set of unseen shapes this makes, for each shape, the mesh generated from its first view
+or its first caption, and the tokenizer's reconstruction of it; and it finds the training shapes
+that somebody without a model could have copied: a random one of the same category, and the one with
+the nearest view (in pixels, in the image encoder's features) or the nearest caption (in words).
+From captions it also generates with those of other shapes: what the words do is the difference.
 """
 
 from __future__ import annotations
@@ -64,9 +66,9 @@ FEATURE_BATCH = 64
 
 @dataclass(frozen=True)
 class Told:
-    """What the shapes to be generated are told: the `source` of all rows, how it looks (a picture a row), the training shapes
-    that somebody would have copied for it, by baseline, its `captions` if it is text, and how many views are, pixel by pixel,
-    training views."""
+    """What the shapes to be generated are told: the `source` of all rows, how it looks (a picture a
+    row), the training shapes that somebody would have copied for it, by baseline, its `captions` if
+    it is text, and how many views are, pixel by pixel, training views."""
 
     source: Source
     pictures: list[np.ndarray]
@@ -77,7 +79,8 @@ class Told:
 
 @dataclass(frozen=True)
 class Generations:
-    """`pairs` by name of the set (TITLES), `nll` (nats a token) by condition and shape id, and what was told."""
+    """`pairs` by name of the set (TITLES), `nll` (nats a token) by condition and shape id, and what
+    was told."""
 
     pairs: dict[str, list[Pair]]
     nll: dict[str, dict[str, float]]
@@ -96,8 +99,8 @@ def evaluate_model(
     batch: int,
     seed: int,
 ) -> Generations:
-    """Writes out/generation and out/reconstruction (a .glb a shape; for text also out/shuffled) and finds the baselines. `kind`
-    is "image" or "text". Everything is decided by `seed`."""
+    """Writes out/generation and out/reconstruction (a .glb a shape; for text also out/shuffled) and
+    finds the baselines. `kind` is "image" or "text". Everything is decided by `seed`."""
     device, samples = pipeline.device, open_samples(test)
     ids = choose_shapes(test, train, kind, shapes, seed)
     told = (told_by_views if kind == "image" else told_by_captions)(pipeline, test, train, ids)
@@ -162,7 +165,8 @@ def describable(folder: Path, kind: str) -> set[str]:
 
 
 def choose_shapes(test: Path, train: Path, kind: str, count: int, seed: int) -> list[str]:
-    """`count` ids of unseen shapes, in random order (so that the next one's picture is that of any shape)."""
+    """`count` ids of unseen shapes, in random order (so that the next one's picture is that of any
+    shape)."""
     samples, known = open_samples(test), describable(test, kind)
     splits = ("test",) if test.resolve() == train.resolve() else SPLITS
     ids = sorted(i for split in splits for i in samples.ids(split) if i in known)
@@ -186,7 +190,8 @@ def training_ids(train: Path, kind: str) -> list[str]:
 
 
 def told_by_views(pipeline: Pipeline, test: Path, train: Path, ids: list[str]) -> Told:
-    """The first view of each shape; copied is the training shape that owns the nearest of all views."""
+    """The first view of each shape; copied is the training shape that owns the nearest of all
+    views."""
     config, encoder, device = (
         pipeline.model.config.image_encoder,
         pipeline.model.conditioner.encoder("image"),
@@ -216,7 +221,8 @@ def told_by_views(pipeline: Pipeline, test: Path, train: Path, ids: list[str]) -
 
 
 def told_by_captions(pipeline: Pipeline, test: Path, train: Path, ids: list[str]) -> Told:
-    """The first caption of each shape; copied is the training shape with the nearest of all captions."""
+    """The first caption of each shape; copied is the training shape with the nearest of all
+    captions."""
     known, asked = captions_of(train), captions_of(test)
     captions = [asked[i][0] for i in ids]
     library = [(i, caption) for i in training_ids(train, "text") for caption in known[i]]
@@ -230,7 +236,8 @@ def told_by_captions(pipeline: Pipeline, test: Path, train: Path, ids: list[str]
 
 
 def nearest_captions(queries: list[str], candidates: list[str]) -> list[int]:
-    """For each query the candidate with the largest share of words in common (intersection over union); the first of equals."""
+    """For each query the candidate with the largest share of words in common (intersection over
+    union); the first of equals."""
     known = [set(re.findall(r"\w+", caption.lower())) for caption in candidates]
     asked = [set(re.findall(r"\w+", caption.lower())) for caption in queries]
     return [
@@ -241,7 +248,8 @@ def nearest_captions(queries: list[str], candidates: list[str]) -> list[int]:
 
 @torch.inference_mode()
 def features(encoder: ImageEncoder, pixels: np.ndarray, device: torch.device) -> np.ndarray:
-    """Unit vectors (K, E): the encoder's embeddings, averaged over the picture. Their L2 order is that of the cosine."""
+    """Unit vectors (K, E): the encoder's embeddings, averaged over the picture. Their L2 order is
+    that of the cosine."""
     parts = []
     for start in tqdm(
         range(0, len(pixels), FEATURE_BATCH), unit="batch", desc="features", leave=False
@@ -256,9 +264,11 @@ def features(encoder: ImageEncoder, pixels: np.ndarray, device: torch.device) ->
 def nearest(
     queries: np.ndarray, candidates: np.ndarray, *, chunk: int = 1024
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For each of (Q, ...) queries the index of the candidate (N, ...) at the least L2 distance, and that distance, (Q,) each.
+    """For each of (Q, ...) queries the index of the candidate (N, ...) at the least L2 distance,
+    and that distance, (Q,) each.
 
-    In float64, so that distances between uint8 pictures are exact: 0 means identical. The first of equals is taken.
+    In float64, so that distances between uint8 pictures are exact: 0 means identical. The first of
+    equals is taken.
     """
     if len(candidates) == 0 or queries.shape[1:] != candidates.shape[1:]:
         raise ValueError(
@@ -330,8 +340,8 @@ def _grid(
 def generate_freely(
     pipeline: Pipeline, out: Path, *, shapes: int, resolution: int, batch: int, seed: int
 ) -> list[str]:
-    """Writes out/generation with so many shapes that the model was told nothing of, and grid.png; returns the names of those
-    whose field is empty."""
+    """Writes out/generation with so many shapes that the model was told nothing of, and grid.png;
+    returns the names of those whose field is empty."""
     meshes = generate_all(pipeline, {}, [seed + k for k in range(shapes)], resolution, batch)
     for k, mesh in enumerate(meshes):
         if mesh is not None:

@@ -1,10 +1,12 @@
-"""The judge: a small network that says which category a surface is of and how well a caption fits it, trained here:
+"""The judge: a small network that says which category a surface is of and how well a caption fits
+it, trained here:
 
     python -m tar3d.evaluation.judge data/toy --out outputs/judge
     python -m tar3d.evaluation.judge data/test --judge outputs/judge --tokenizer pretrained/tiny
 
-The first line trains it on the training split (a data set folder with samples, captions.csv and manifest.csv) and measures it on
-"val"; the second measures it on all shapes of a set, their reconstructions, and shuffled captions. In between:
+The first line trains it on the training split (a data set folder with samples, captions.csv and
+manifest.csv) and measures it on "val"; the second measures it on all shapes of a set, their
+reconstructions, and shuffled captions. In between:
 
     judge = load_judge("pretrained/tiny/judge")
     points = np.stack([surface(mesh, seed=0) for mesh in meshes])              (B, 2048, 6)
@@ -57,15 +59,17 @@ def load_judge(folder: str | Path) -> Judge:
 
 
 def surface(mesh: Mesh, seed: int, count: int = POINTS) -> np.ndarray:
-    """`count` points uniform over a mesh in the project's frame, with unit normals: (count, 6) float32."""
+    """`count` points uniform over a mesh in the project's frame, with unit normals: (count, 6)
+    float32."""
     return sample_surface(mesh, count, np.random.default_rng(seed))
 
 
 def retrieval(
     judge: Judge, surfaces: Sequence[np.ndarray | None], captions: Sequence[str]
 ) -> dict[str, float]:
-    """How often a shape's own caption is the one that fits it best, or among the best five, of the captions of all (the
-    R-precision of Dream Fields, arXiv 2112.01455, with this judge in place of CLIP and surfaces in place of renders).
+    """How often a shape's own caption is the one that fits it best, or among the best five, of the
+    captions of all (the R-precision of Dream Fields, arXiv 2112.01455, with this judge in place of
+    CLIP and surfaces in place of renders).
 
     `surfaces` are B times (N, 6), None for a shape that could not be made, which is a miss. Captions that are literally equal are
     one; a different one with an equal cosine counts against the shape, so that a judge that sees nothing scores 0.
@@ -82,7 +86,8 @@ def retrieval(
 def ranks(
     judge: Judge, surfaces: Sequence[np.ndarray | None], captions: Sequence[str]
 ) -> np.ndarray:
-    """The place (B,) of each shape's own caption among the different ones, 1 the best; infinite for a shape that is None."""
+    """The place (B,) of each shape's own caption among the different ones, 1 the best; infinite for
+    a shape that is None."""
     if len(surfaces) != len(captions) or len(captions) == 0:
         raise ValueError(
             f"retrieval needs a caption for each of one or more shapes, got {len(surfaces)} shapes and "
@@ -103,7 +108,8 @@ def ranks(
 
 
 class Shapes:
-    """Those of some splits of a data set that have samples, a caption and a category; KEPT points of each in memory."""
+    """Those of some splits of a data set that have samples, a caption and a category; KEPT points
+    of each in memory."""
 
     def __init__(self, folder: Path, splits: Sequence[str]) -> None:
         self.source, captions = open_samples(folder), captions_of(folder)
@@ -136,7 +142,8 @@ class Shapes:
 
 
 def train(shapes: Shapes, config: JudgeConfig) -> Judge:
-    """A judge of the categories and words of `shapes`; the same seed gives the same weights on the same machine."""
+    """A judge of the categories and words of `shapes`; the same seed gives the same weights on the
+    same machine."""
     config.categories = sorted(set(shapes.categories))
     config.terms = vocabulary(
         (c for captions in shapes.captions for c in captions), config.rarest_term
@@ -199,7 +206,8 @@ def measured(
     captions: Sequence[str],
     categories: Sequence[str],
 ) -> dict[str, float]:
-    """Share of shapes whose category is told, and `retrieval`; a shape that is None has no category."""
+    """Share of shapes whose category is told, and `retrieval`; a shape that is None has no
+    category."""
     made = [k for k, s in enumerate(surfaces) if s is not None]
     told = (
         judge.categories_of(torch.from_numpy(np.stack([surfaces[k] for k in made]))) if made else []
@@ -215,8 +223,8 @@ def measured(
 def measure_set(
     judge: Judge, shapes: Shapes, tokenizer: Path | None, resolution: int, seed: int
 ) -> dict[str, dict[str, float]]:
-    """`measured` of the true shapes, of their reconstructions by a tokenizer if there is one, and of the true shapes with the
-    captions shuffled among them."""
+    """`measured` of the true shapes, of their reconstructions by a tokenizer if there is one, and
+    of the true shapes with the captions shuffled among them."""
     first, points = [c[0] for c in shapes.captions], shapes.judged()
     result = {"truth": measured(judge, points, first, shapes.categories)}
     if tokenizer is not None:

@@ -1,9 +1,11 @@
-"""The judge's two encoders: surface points and captions as unit vectors of one space, and a category for points.
+"""The judge's two encoders: surface points and captions as unit vectors of one space, and a
+category for points.
 
-Points go through PointNet (arXiv 1612.00593): the same small network for each point, then the maximum and the mean over all, so
-that their order does not matter, and their number little. A caption is a bag of its words and pairs of neighbouring words, so
-that "square legs" is not "square seat"; words that training never saw say nothing. Both are trained to meet as in CLIP
-(arXiv 2103.00020).
+Points go through PointNet (arXiv 1612.00593): the same small network for each point, then the
+maximum and the mean over all, so that their order does not matter, and their number little. A
+caption is a bag of its words and pairs of neighbouring words, so that "square legs" is not "square
+seat"; words that training never saw say nothing. Both are trained to meet as in CLIP (arXiv
+2103.00020).
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ HIGHEST_SCALE = 100.0  # of the cosines, as in CLIP
 
 @dataclass(kw_only=True)
 class JudgeConfig:
-    """Saved beside the weights. `categories` and `terms` (words, and pairs of words with a space between) come from the data."""
+    """Saved beside the weights. `categories` and `terms` (words, and pairs of words with a space
+    between) come from the data."""
 
     categories: list[str] = field(default_factory=list)
     terms: list[str] = field(default_factory=list)
@@ -34,7 +37,9 @@ class JudgeConfig:
     pooled: int = 384  # features of a point over which the maximum and the mean are taken
     embedding: int = 64
     points: int = 1024  # of a surface, drawn anew each step
-    noise: float = 0.01  # largest standard deviation, ten times that of normals; each shape of a batch draws its own below it
+    # largest standard deviation, ten times that of normals; each shape of a batch draws its own
+    # below it
+    noise: float = 0.01
     batch_size: int = 64
     steps: int = 2000
     learning_rate: float = 2e-3  # AdamW's, falls to 0 along a cosine after `warmup` steps
@@ -56,7 +61,8 @@ class JudgeConfig:
 
 
 class Judge(nn.Module):
-    """Points (B, N, 6), xyz in the cube [-1, 1]^3 of the project's frame and unit normals, N any (2,048 is usual)."""
+    """Points (B, N, 6), xyz in the cube [-1, 1]^3 of the project's frame and unit normals, N any
+    (2,048 is usual)."""
 
     def __init__(self, config: JudgeConfig) -> None:
         super().__init__()
@@ -137,8 +143,9 @@ class Judge(nn.Module):
         return F.normalize(self.of_bag(bags), dim=-1)
 
     def loss(self, points: Tensor, captions: Sequence[str], category: Tensor) -> Tensor:
-        """CLIP's symmetric InfoNCE plus the cross-entropy of the categories (B,), in nats. Shapes with literally equal captions
-        share a target: none is told to flee from the words that are its own."""
+        """CLIP's symmetric InfoNCE plus the cross-entropy of the categories (B,), in nats. Shapes
+        with literally equal captions share a target: none is told to flee from the words that are
+        its own."""
         shapes, logits = self.of_features(self.features(points))
         scores = (
             self.log_scale.exp().clamp(max=HIGHEST_SCALE) * shapes @ self.of_captions(captions).T

@@ -1,7 +1,8 @@
 """Predicted and true meshes on disk -> pairs by id -> one row of scores a pair.
 
-A pair that cannot be scored has a row with status "failed" and the reason; it is never skipped. A row depends on its pair
-and the protocol alone, so the number of workers and the order of the files change nothing.
+A pair that cannot be scored has a row with status "failed" and the reason; it is never skipped. A
+row depends on its pair and the protocol alone, so the number of workers and the order of the files
+change nothing.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ class Pair:
 
 
 def pairs_by_id(pred: Path, truth: Path, categories: dict[str, str]) -> list[Pair]:
-    """Pairs of two folders by id (path without suffix); an id that only one of them has is a pair with a reason."""
+    """Pairs of two folders by id (path without suffix); an id that only one of them has is a pair
+    with a reason."""
     predicted, true = mesh_ids(pred), mesh_ids(truth)
     if not predicted.keys() & true.keys():
         raise ValueError(
@@ -134,7 +136,8 @@ def score_pairs(
 
 
 def score_pair(pair: Pair, *, protocol: EvalProtocol, align: str) -> dict:
-    """ABOUT, and the scores of `tar3d.metrics.geometry.FORMULAS`; after an alignment once more, named aligned_*."""
+    """ABOUT, and the scores of `tar3d.metrics.geometry.FORMULAS`; after an alignment once more,
+    named aligned_*."""
     row = pair.row()
     try:
         if pair.reason:
@@ -157,7 +160,8 @@ def read_pair(pair: Pair, protocol: EvalProtocol) -> tuple[Mesh, Mesh]:
 
 
 def set_cloud(path: Path, protocol: EvalProtocol) -> tuple[Path, object]:
-    """A mesh file -> (path, (SET_POINTS, 3) points in the frame of the protocol, or the reason why not)."""
+    """A mesh file -> (path, (SET_POINTS, 3) points in the frame of the protocol, or the reason why
+    not)."""
     try:
         mesh = load_mesh(path)
         return path, surface_cloud(

@@ -40,7 +40,8 @@ def score_names(rows: list[dict]) -> list[str]:
 
 
 def summarise(rows: list[dict], seed: int) -> dict:
-    """Aggregates of all scores over the pairs that have them, means by category, and what failed."""
+    """Aggregates of all scores over the pairs that have them, means by category, and what
+    failed."""
     good = [row for row in rows if row["status"] == "ok"]
     names = score_names(rows)
     groups: dict[str, list[dict]] = {}
@@ -71,7 +72,8 @@ def _mean(values: list[float | None]) -> float | None:
 
 
 def compare_sets(ours: list[dict], theirs: list[dict], score: str, seed: int) -> dict:
-    """Pair by pair: over how many ids both have the score, the share in which `ours` is better, and the mean gain."""
+    """Pair by pair: over how many ids both have the score, the share in which `ours` is better, and
+    the mean gain."""
     other = {row["id"]: row.get(score) for row in theirs}
     sign = -1 if is_lower_better(score) else 1
     gains = [
@@ -94,9 +96,11 @@ def write_report(
     titles: dict[str, str] | None = None,
     extra: list[str] | None = None,
 ) -> str:
-    """Writes everything for named sets of rows (the first one is what is evaluated) and returns the Markdown text.
+    """Writes everything for named sets of rows (the first one is what is evaluated) and returns the
+    Markdown text.
 
-    `about` goes into summary.json as it is (command, machine, alignment, ...); `extra` are further Markdown lines.
+    `about` goes into summary.json as it is (command, machine, alignment, ...); `extra` are further
+    Markdown lines.
     """
     summaries = {name: summarise(rows, protocol.seed) for name, rows in sets.items()}
     main = next(iter(sets))
@@ -226,7 +230,8 @@ def _markdown(
 
 
 def details(summary: dict, title: str, shown: list[str]) -> list[str]:
-    """Markdown of every score of a set, and of the scores `shown` by category where there are several."""
+    """Markdown of every score of a set, and of the scores `shown` by category where there are
+    several."""
     lines = [f"## All scores of {title}", ""]
     lines += markdown_table(
         ["score", "pairs", "mean, 95 % interval", "median", "5 % to 95 %"],
@@ -282,7 +287,8 @@ def gain_cell(comparison: dict) -> str:
 
 
 def ranked_pictures(rows: list[dict], protocol: EvalProtocol, path: Path) -> None:
-    """The ten worst, ten median and ten best pairs by the first headline score, truth beside prediction."""
+    """The ten worst, ten median and ten best pairs by the first headline score, truth beside
+    prediction."""
     score = protocol.headline[0]
     ranked = sorted(
         (row for row in rows if row.get(score) is not None),

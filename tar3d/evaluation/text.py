@@ -1,7 +1,9 @@
-"""Whether shapes are what their captions asked for: attributes measured from their geometry, and what the judge says of them.
+"""Whether shapes are what their captions asked for: attributes measured from their geometry, and
+what the judge says of them.
 
-Each set of a `Generations` is held against the same captions, also those sets that were made without them: the truth and its
-reconstruction are the bounds, the shapes made from other captions the floor.
+Each set of a `Generations` is held against the same captions, also those sets that were made
+without them: the truth and its reconstruction are the bounds, the shapes made from other captions
+the floor.
 """
 
 from __future__ import annotations
@@ -23,9 +25,10 @@ NAMES = ("legs", "top", "arms")
 
 
 def text_scores(judge: Judge, made: Generations, seed: int) -> dict[str, dict]:
-    """For each set and the truth: `attributes`, an aggregate over all that the captions state, and by name; `category`, the
-    share that the judge takes for the truth's; and the judge's `r@1` and `r@5`. Shapes of categories that the judge does not know
-    are left out of what it says, and counted ("judged")."""
+    """For each set and the truth: `attributes`, an aggregate over all that the captions state, and
+    by name; `category`, the share that the judge takes for the truth's; and the judge's `r@1` and
+    `r@5`. Shapes of categories that the judge does not know are left out of what it says, and
+    counted ("judged")."""
     captions = made.told.captions
     sets = {TRUTH: [(pair.truth, pair.category) for pair in made.pairs["generation"]]}
     sets |= {

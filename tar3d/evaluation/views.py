@@ -1,9 +1,10 @@
 """Pairs -> pictures -> one row of 2D scores a pair.
 
-Pictures are rendered from fixed cameras (`Renders`) or read from two folders (`Folders`). PSNR and SSIM are computed in worker
-processes, what needs a network (`Networks`) in this one. A pair that cannot be scored has a row with status "failed" and the
-reason; it is never skipped. A row depends on its pair and the settings alone: the number of workers and the order of the files
-change nothing. Letters: H, W height and width of a picture, S its side where it is square.
+Pictures are rendered from fixed cameras (`Renders`) or read from two folders (`Folders`). PSNR and
+SSIM are computed in worker processes, what needs a network (`Networks`) in this one. A pair that
+cannot be scored has a row with status "failed" and the reason; it is never skipped. A row depends
+on its pair and the settings alone: the number of workers and the order of the files change nothing.
+Letters: H, W height and width of a picture, S its side where it is square.
 """
 
 from __future__ import annotations
@@ -48,8 +49,9 @@ _MESHES_AT_ONCE = 64  # whose pictures wait for the networks: 20 views of 224 px
 
 @dataclass(frozen=True)
 class Picture:
-    """`maps` by name, (H, W, 3) uint8 each, finished on the background; `cutout` (H, W) bool is where the object is, None where
-    the file does not say; `told_by` is the key of FOREGROUNDS that the cut-out is from."""
+    """`maps` by name, (H, W, 3) uint8 each, finished on the background; `cutout` (H, W) bool is
+    where the object is, None where the file does not say; `told_by` is the key of FOREGROUNDS that
+    the cut-out is from."""
 
     name: str
     maps: dict[str, np.ndarray]
@@ -58,7 +60,8 @@ class Picture:
 
 
 class Source(Protocol):
-    """Where the pictures of a pair come from; both lists are in the order of the pictures' names."""
+    """Where the pictures of a pair come from; both lists are in the order of the pictures'
+    names."""
 
     background: tuple[int, int, int]
 
@@ -72,10 +75,12 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Renders:
-    """S = `size` pixel renders, shaded and normals, from each of `cameras`. The truth fills the picture, and the prediction is
-    moved and scaled with it; in the `frame` "each" by its own bounding box (EvalProtocol.frame).
+    """S = `size` pixel renders, shaded and normals, from each of `cameras`. The truth fills the
+    picture, and the prediction is moved and scaled with it; in the `frame` "each" by its own
+    bounding box (EvalProtocol.frame).
 
-    Normals are the unit normals in the frame of the truth, coloured 255 (n + 1) / 2, mixed with the background at the edges.
+    Normals are the unit normals in the frame of the truth, coloured 255 (n + 1) / 2, mixed with the
+    background at the edges.
     """
 
     cameras: tuple[Camera, ...]
@@ -108,8 +113,8 @@ class Renders:
 
 @dataclass(frozen=True)
 class Folders:
-    """Picture files laid over `background`. With `size`, square pictures are resized to it with `filter` (a key of FILTERS);
-    without, they stay as they are."""
+    """Picture files laid over `background`. With `size`, square pictures are resized to it with
+    `filter` (a key of FILTERS); without, they stay as they are."""
 
     background: tuple[int, int, int]
     size: int | None = None
@@ -166,7 +171,8 @@ def read_cameras(path: Path) -> tuple[Camera, ...]:
 
 
 def files_by_stem(folder: Path) -> dict[str, Path]:
-    """The pictures directly inside a folder by name without suffix; a ValueError when two share one."""
+    """The pictures directly inside a folder by name without suffix; a ValueError when two share
+    one."""
     named: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if (
@@ -183,7 +189,8 @@ def files_by_stem(folder: Path) -> dict[str, Path]:
 
 
 def picture_ids(folder: Path) -> dict[str, Path]:
-    """Ids of a folder of pictures: a file's name without suffix, or the name of a sub-folder that holds pictures."""
+    """Ids of a folder of pictures: a file's name without suffix, or the name of a sub-folder that
+    holds pictures."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder of pictures")
     named = files_by_stem(folder)
@@ -202,7 +209,8 @@ def picture_ids(folder: Path) -> dict[str, Path]:
 
 
 def picture_pairs(pred: Path, truth: Path) -> list[Pair]:
-    """Pairs of two folders of pictures by id; an id that only one of them has is a pair with a reason."""
+    """Pairs of two folders of pictures by id; an id that only one of them has is a pair with a
+    reason."""
     predicted, true = picture_ids(pred), picture_ids(truth)
     if not predicted.keys() & true.keys():
         raise ValueError(
@@ -219,14 +227,16 @@ def picture_pairs(pred: Path, truth: Path) -> list[Pair]:
 
 @dataclass(frozen=True)
 class Job:
-    """Pairs (with the name of their set) of one id that share their truth, so that it is rendered once."""
+    """Pairs (with the name of their set) of one id that share their truth, so that it is rendered
+    once."""
 
     pairs: tuple[tuple[str, Pair], ...]
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A row, and the pictures it is of when a network wants them: prediction, truth and foreground of each."""
+    """A row, and the pictures it is of when a network wants them: prediction, truth and foreground
+    of each."""
 
     set_name: str
     row: dict
@@ -259,7 +269,8 @@ def score_job(job: Job, *, source: Source, keep_pictures: bool) -> list[Scored]:
 def matched_pictures(
     pred: list[Picture], truth: list[Picture], background: tuple[int, int, int]
 ) -> list[tuple[Picture, Picture, np.ndarray, str]]:
-    """Pictures of one name beside each other, with the union of their foregrounds (H, W) bool and what it was told by."""
+    """Pictures of one name beside each other, with the union of their foregrounds (H, W) bool and
+    what it was told by."""
     others = {p.name: p for p in pred}
     if ("" in others) != (truth[0].name == ""):
         raise ValueError(
@@ -332,7 +343,8 @@ class SetFeatures:
 def score_sets(
     sets: dict[str, list[Pair]], source: Source, networks: Networks, workers: int
 ) -> tuple[dict[str, list[dict]], dict[str, dict]]:
-    """Rows by set, in the order of its pairs, and the scores of whole sets (SET_SCORES, with the number of pictures)."""
+    """Rows by set, in the order of its pairs, and the scores of whole sets (SET_SCORES, with the
+    number of pictures)."""
     jobs: dict[tuple, list[tuple[str, Pair]]] = {}
     for name, pairs in sets.items():
         for pair in pairs:
@@ -341,7 +353,8 @@ def score_sets(
     with_networks = bool(networks.lpips or networks.clip)
     run = partial(score_job, source=source, keep_pictures=with_networks)
     workers = min(workers, max(1, len(grouped) // 2))  # a process takes seconds to start
-    # Pictures that wait for the networks take memory, so then the jobs are handed out a few at a time.
+    # Pictures that wait for the networks take memory, so then the jobs are handed out a few at a
+    # time.
     largest = max((len(job.pairs) for job in grouped), default=1) + 1
     window = max(workers, _MESHES_AT_ONCE // largest) if with_networks else max(1, len(grouped))
     rows: dict[str, dict[str, dict]] = {name: {} for name in sets}
@@ -413,8 +426,9 @@ def network_scores(
 
 
 def set_scores(rows: list[dict], features: SetFeatures, with_clip: bool) -> dict:
-    """fid_clip and kid_clip of the predicted against the true pictures (the reference) of all scored pairs, None with a reason
-    where there are too few; and how many pictures there are on either side."""
+    """fid_clip and kid_clip of the predicted against the true pictures (the reference) of all
+    scored pairs, None with a reason where there are too few; and how many pictures there are on
+    either side."""
     ids = [row["id"] for row in rows if row["status"] == "ok"]
     pictures = sum(row["pictures"] for row in rows if row["status"] == "ok")
     result: dict = {

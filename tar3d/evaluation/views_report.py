@@ -52,11 +52,11 @@ def write_report(
     left_out: list[dict],
     titles: dict[str, str],
 ) -> str:
-    """Writes summary.json, rows.csv and report.md for named sets of rows (the first one is what is evaluated); returns the
-    Markdown text.
+    """Writes summary.json, rows.csv and report.md for named sets of rows (the first one is what is
+    evaluated); returns the Markdown text.
 
-    `settings`, `about` and `left_out` (the scores and the reason of each) go into summary.json as they are; `seed` is that of
-    the bootstrap; `titles` of sets are by name.
+    `settings`, `about` and `left_out` (the scores and the reason of each) go into summary.json as
+    they are; `seed` is that of the bootstrap; `titles` of sets are by name.
     """
     titles = {name: titles.get(name, name) for name in sets}
     summaries = {
@@ -229,8 +229,8 @@ def _markdown(
 
 
 def picture_sheet(rows: list[dict], pairs: list[Pair], source: Source) -> Image.Image | None:
-    """The first picture of up to SHEET_ROWS pairs, from the worst to the best by foreground PSNR: truth beside prediction for
-    each map. None when no pair was scored."""
+    """The first picture of up to SHEET_ROWS pairs, from the worst to the best by foreground PSNR:
+    truth beside prediction for each map. None when no pair was scored."""
     score = f"{source.maps[0]}_psnr_fg"
     ranked = sorted(
         (row for row in rows if row["status"] == "ok"), key=lambda row: (row[score], row["id"])

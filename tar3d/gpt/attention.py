@@ -1,11 +1,13 @@
 """The attention layers of the hybrid GPT, full and linear, and what they remember while decoding.
 
-All take (B, S, D) rows packed as [condition][tokens][padding] and are causal, so that no position that counts looks
-at padding and no mask of S x S is ever built. All use separate q, k, v matrices (Muon orthogonalises each by
-itself), an RMS norm per head on q and k (bounded scores: arXiv 2302.05442), and TriPE after it.
+All take (B, S, D) rows packed as [condition][tokens][padding] and are causal, so that no position
+that counts looks at padding and no mask of S x S is ever built. All use separate q, k, v matrices
+(Muon orthogonalises each by itself), an RMS norm per head on q and k (bounded scores: arXiv
+2302.05442), and TriPE after it.
 
-A cache is filled once by a whole row, then grows by one position a call. Nothing here runs several new positions on
-top of a cache: SDPA's `is_causal` aligns to the top left, which would be wrong there.
+A cache is filled once by a whole row, then grows by one position a call. Nothing here runs several
+new positions on top of a cache: SDPA's `is_causal` aligns to the top left, which would be wrong
+there.
 
 Letters: B batch, S positions, D width, H heads.
 """
@@ -32,14 +34,16 @@ Rotary = tuple[Tensor, Tensor]  # (cos, sin), each (S, head_dim) or (B, 1, S, he
 
 @dataclass(frozen=True)
 class Extent:
-    """Where the rows of a batch end, `lengths` (B,) int64 or None when all fill it, and the `room` to decode after them."""
+    """Where the rows of a batch end, `lengths` (B,) int64 or None when all fill it, and the `room`
+    to decode after them."""
 
     lengths: Tensor | None
     room: int
 
 
 class RMSNorm(nn.RMSNorm):
-    """RMS norm in the precision of its gain: under autocast a bfloat16 input is normalised in float32."""
+    """RMS norm in the precision of its gain: under autocast a bfloat16 input is normalised in
+    float32."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, eps=NORM_EPS)
@@ -50,11 +54,13 @@ class RMSNorm(nn.RMSNorm):
 
 @dataclass
 class KVCache:
-    """Keys and values (B, H, capacity, head_dim) of a full-attention layer; the first `filled` slots are in use.
+    """Keys and values (B, H, capacity, head_dim) of a full-attention layer; the first `filled`
+    slots are in use.
 
-    `valid` (B, 1, 1, capacity) bool hides the padding of rows that were shorter than the longest when the cache was
-    filled; None when there was none. Decoded positions of all rows share a slot, behind the padding: the order of
-    keys means nothing to attention, their positions are in the rotation.
+    `valid` (B, 1, 1, capacity) bool hides the padding of rows that were shorter than the longest
+    when the cache was filled; None when there was none. Decoded positions of all rows share a slot,
+    behind the padding: the order of keys means nothing to attention, their positions are in the
+    rotation.
     """
 
     keys: Tensor
@@ -76,7 +82,8 @@ class KVCache:
         return cls(keys, values, S, valid)
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Adds one position (B, H, 1, head_dim); returns all keys and values so far and the mask over them."""
+        """Adds one position (B, H, 1, head_dim); returns all keys and values so far and the mask
+        over them."""
         if self.filled == self.keys.shape[2]:
             raise ValueError(f"the cache is full: it was made for {self.filled} positions")
         end = self.filled + 1
@@ -115,7 +122,8 @@ class _Projections(nn.Module):
         )  # of the norms of q and of k
 
     def _qkv(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, S, D) -> q, k, v, each (B, H, S, head_dim) in the dtype of v; q and k normalised, mapped and rotated."""
+        """(B, S, D) -> q, k, v, each (B, H, S, head_dim) in the dtype of v; q and k normalised,
+        mapped and rotated."""
         B, S, _ = x.shape
         v = self.v(x).view(B, S, self.num_heads, self.head_dim).transpose(1, 2)
         # As one tensor q and k need half the small operations: that is what a decoded token costs.
@@ -133,7 +141,8 @@ class _Projections(nn.Module):
 
 
 class FullAttention(_Projections):
-    """Causal softmax attention: whole rows through `gpt.attention_backend`, one decoded position through SDPA."""
+    """Causal softmax attention: whole rows through `gpt.attention_backend`, one decoded position
+    through SDPA."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__(config)
@@ -160,10 +169,12 @@ class FullAttention(_Projections):
 
 
 class LinearAttention(_Projections):
-    """Lightning attention with SiLU features, an RMS norm per head on the output and a sigmoid gate.
+    """Lightning attention with SiLU features, an RMS norm per head on the output and a sigmoid
+    gate.
 
-    The output norm is per head because heads that forget slowly sum over more positions and would drown the others in
-    a norm over the width (RetNet, arXiv 2307.08621). The gate is that of TransNormerLLM and MiniMax-01.
+    The output norm is per head because heads that forget slowly sum over more positions and would
+    drown the others in a norm over the width (RetNet, arXiv 2307.08621). The gate is that of
+    TransNormerLLM and MiniMax-01.
     """
 
     slopes: Tensor
@@ -210,12 +221,13 @@ def unit_silu(qk: Tensor) -> Tensor:
 
 
 class GatedLinearAttention(LinearAttention):
-    """Linear attention that reads from each position how much a head forgets there, for comparison (docs/ablations.md):
+    """Linear attention that reads from each position how much a head forgets there, for comparison
+    (docs/ablations.md):
 
         log a_t = -rate softplus(W x_t + bias)          Mamba-2 and the gated delta rule (arXiv 2405.21060, 2412.06464)
 
-    `gpt.linear` "gated" is that alone, "delta" with the delta rule, for which b_t = sigmoid(W' x_t) and keys are unit vectors. At
-    the start heads forget as those of lightning attention do.
+    `gpt.linear` "gated" is that alone, "delta" with the delta rule, for which b_t = sigmoid(W' x_t)
+    and keys are unit vectors. At the start heads forget as those of lightning attention do.
     """
 
     backend = GatedBackend
@@ -256,7 +268,8 @@ class GatedLinearAttention(LinearAttention):
 
 
 def head_gates(gates: Tensor, bias: Tensor, log_rate: Tensor) -> tuple[Tensor, Tensor | None]:
-    """What `forget` makes of positions, (B, H or 2 H, ...) -> log_decay and beta (B, H, ...) in the dtype of `bias`; beta is None
-    without the delta rule. `bias` and `log_rate` (H, ...) broadcast to it."""
+    """What `forget` makes of positions, (B, H or 2 H, ...) -> log_decay and beta (B, H, ...) in the
+    dtype of `bias`; beta is None without the delta rule. `bias` and `log_rate` (H, ...) broadcast
+    to it."""
     forget, *beta = gates.to(bias.dtype).split(len(bias), dim=1)
     return -log_rate.exp() * F.softplus(forget + bias), beta[0].sigmoid() if beta else None

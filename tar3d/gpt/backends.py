@@ -1,4 +1,5 @@
-"""Which code computes attention: a choice of the machine that a model runs on, not a property of its weights.
+"""Which code computes attention: a choice of the machine that a model runs on, not a property of
+its weights.
 
 | gpt.linear_backend | runs on  | dtypes             | head_dim    |                                                     |
 |--------------------|----------|--------------------|-------------|-----------------------------------------------------|
@@ -13,16 +14,18 @@
 | flash_attn            | CUDA     | 16 bit             | up to 256  | compute capability 8.0 or later                   |
 | xformers              | CUDA     | float32 and 16 bit | its choice | an operator that the package picks                |
 
-Where a kernel lacks something, `chunked` does that part: `fla` gives a state at the end of all rows only, so with fixed decays
-it is not used where states at rows' own lengths are wanted (decaying a padded tail and undoing it overflows float32);
-`lightning_attn` neither takes nor gives a state, so it is used where none is wanted, which is training. Triton multiplies
-float32 as TF32 unless TRITON_F32_DEFAULT=ieee is set, so kernels and PyTorch agree to about three digits there.
+Where a kernel lacks something, `chunked` does that part: `fla` gives a state at the end of all rows
+only, so with fixed decays it is not used where states at rows' own lengths are wanted (decaying a
+padded tail and undoing it overflows float32); `lightning_attn` neither takes nor gives a state, so
+it is used where none is wanted, which is training. Triton multiplies float32 as TF32 unless
+TRITON_F32_DEFAULT=ieee is set, so kernels and PyTorch agree to about three digits there.
 
-With `gpt.linear` "gated" or "delta" the same names stand for the forms of tar3d/gpt/gated_attention.py and fla's kernels of
-those, and there is no `lightning_attn`.
+With `gpt.linear` "gated" or "delta" the same names stand for the forms of
+tar3d/gpt/gated_attention.py and fla's kernels of those, and there is no `lightning_attn`.
 
-A package that is missing is found when a model is built; a device, a dtype or a Triton that does not fit, at the first
-forward. Decoding one token has no backend: it is `recurrent_step` in a linear layer and SDPA over the cache in a full one.
+A package that is missing is found when a model is built; a device, a dtype or a Triton that does
+not fit, at the first forward. Decoding one token has no backend: it is `recurrent_step` in a linear
+layer and SDPA over the cache in a full one.
 """
 
 from __future__ import annotations
@@ -45,7 +48,8 @@ HALF = (torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Kernels:
-    """A package with CUDA kernels: where its function is, and what that takes. `head_dims` None: whatever the function says."""
+    """A package with CUDA kernels: where its function is, and what that takes. `head_dims` None:
+    whatever the function says."""
 
     module: str
     function: str
@@ -74,7 +78,8 @@ FULL = {
 
 
 class LinearBackend:
-    """`gpt.linear_backend` as one of the forms of tar3d/gpt/linear_attention.py; shapes and dtypes are given there."""
+    """`gpt.linear_backend` as one of the forms of tar3d/gpt/linear_attention.py; shapes and dtypes
+    are given there."""
 
     def __init__(self, name: str, head_dim: int, chunk_size: int) -> None:
         self.name, self.chunk_size = name, chunk_size
@@ -92,7 +97,8 @@ class LinearBackend:
         lengths: Tensor | None = None,
         want_state: bool = True,
     ) -> tuple[Tensor, Tensor | None]:
-        """(o, state). Training throws the state away: `want_state=False` lets a kernel leave it out, as None."""
+        """(o, state). Training throws the state away: `want_state=False` lets a kernel leave it
+        out, as None."""
         form = self.form_for(q, k, v)
         if form == "fla" and (lengths is None or not want_state):
             return fla(q, k, v, slopes, state, want_state=want_state)
@@ -109,7 +115,8 @@ class LinearBackend:
         return self.choose(inputs[0].device, inputs[0].dtype, gradients=gradients)
 
     def choose(self, device: torch.device, dtype: torch.dtype, *, gradients: bool) -> str:
-        """The form that such inputs get. On a CPU `auto` is `chunked`; on CUDA that is a fallback, and is said once."""
+        """The form that such inputs get. On a CPU `auto` is `chunked`; on CUDA that is a fallback,
+        and is said once."""
         if self.name in LINEAR:
             reason = LINEAR[self.name].refusal(device, dtype)
             if not reason and self.name == "fla" and gradients:
@@ -148,7 +155,8 @@ class GatedBackend(LinearBackend):
 
 
 class FullBackend:
-    """`gpt.attention_backend`: causal softmax attention of whole rows, q, k, v (B, H, S, D) -> o (B, H, S, D)."""
+    """`gpt.attention_backend`: causal softmax attention of whole rows, q, k, v (B, H, S, D) -> o
+    (B, H, S, D)."""
 
     def __init__(self, name: str, head_dim: int) -> None:
         self.name = name
@@ -171,7 +179,8 @@ def fla(
     *,
     want_state: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
-    """fla-core's chunked kernels. Without gradient for `slopes`; `torch.compile` breaks its graph here."""
+    """fla-core's chunked kernels. Without gradient for `slopes`; `torch.compile` breaks its graph
+    here."""
     from fla.ops.simple_gla import chunk_simple_gla
 
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, T, H, D)
@@ -198,8 +207,9 @@ def fla_gated(
     lengths: Tensor | None = None,
     want_state: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
-    """fla-core's chunked kernels of decays that depend on the data, or with beta of the gated delta rule. Padding neither enters
-    nor decays a state, so the one at the end of all rows is that at each row's own."""
+    """fla-core's chunked kernels of decays that depend on the data, or with beta of the gated delta
+    rule. Padding neither enters nor decays a state, so the one at the end of all rows is that at
+    each row's own."""
     from fla.ops.gated_delta_rule import chunk_gated_delta_rule
     from fla.ops.simple_gla import chunk_simple_gla
 
@@ -242,7 +252,8 @@ def xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def refusals(device: torch.device, dtype: torch.dtype) -> dict[str, dict[str, str]]:
-    """Option -> package -> why training cannot use it here with inputs of `dtype` on `device`, or ""."""
+    """Option -> package -> why training cannot use it here with inputs of `dtype` on `device`, or
+    ""."""
     result: dict[str, dict[str, str]] = {"gpt.linear_backend": {}, "gpt.attention_backend": {}}
     for (option, reasons), packages in zip(result.items(), (LINEAR, FULL), strict=True):
         for name, kernels in packages.items():
@@ -281,7 +292,8 @@ def _check(option: str, name: str, reason: str) -> None:
 
 def _constant(function: Callable) -> Callable:
     """For what compiled blocks ask too: found while a block is traced, and kept. Sets the mark that
-    `torch.compiler.assume_constant_result` sets, which would load the compiler (2 s, 150 MB) for all who never compile."""
+    `torch.compiler.assume_constant_result` sets, which would load the compiler (2 s, 150 MB) for
+    all who never compile."""
     function._dynamo_marked_constant = True
     return function
 
@@ -290,9 +302,9 @@ def _constant(function: Callable) -> Callable:
 def _fla_backward_fault() -> str:
     """Why fla's gradients cannot be trusted here, or "".
 
-    Triton 3.4 to 3.7.0 compiles the product with a transposed matrix in `chunk_bwd_dqkwg` wrongly for Hopper, which spoils the
-    gradient of k (fla issue 640). fla 0.6.0 refuses to run its gated forms there. That with fixed decays has the same product,
-    and is not refused.
+    Triton 3.4 to 3.7.0 compiles the product with a transposed matrix in `chunk_bwd_dqkwg` wrongly
+    for Hopper, which spoils the gradient of k (fla issue 640). fla 0.6.0 refuses to run its gated
+    forms there. That with fixed decays has the same product, and is not refused.
     """
     import triton
 

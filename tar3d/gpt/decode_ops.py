@@ -4,11 +4,13 @@
 
 `gated_attend` stands in linear_attend's place where the decay depends on the data.
 
-They read nothing back to the host and change caches in place, so that a CUDA graph can hold them; `decode_triton` has
-the same five as one kernel each. Activations between operations are in the weights' dtype, the residual stream and all that is
-computed inside are float32. `tar3d.gpt.model.GPT.decode` is what both are tested against.
+They read nothing back to the host and change caches in place, so that a CUDA graph can hold them;
+`decode_triton` has the same five as one kernel each. Activations between operations are in the
+weights' dtype, the residual stream and all that is computed inside are float32.
+`tar3d.gpt.model.GPT.decode` is what both are tested against.
 
-Letters: B rows, D width, N outputs, H heads, d head dimension, F width of the MLP, C slots of a cache.
+Letters: B rows, D width, N outputs, H heads, d head dimension, F width of the MLP, C slots of a
+cache.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ from torch import Tensor
 from tar3d.gpt.attention import NORM_EPS, head_gates, unit_silu
 from tar3d.gpt.rope import rotate
 
-# In oneDNN's blocked layout a matrix is read at the memory's speed for a few rows, which the BLAS behind F.linear misses by half
-# or more on a CPU. Below this size the call itself costs more.
+# In oneDNN's blocked layout a matrix is read at the memory's speed for a few rows, which the BLAS
+# behind F.linear misses by half or more on a CPU. Below this size the call itself costs more.
 ONEDNN_LEAST_WEIGHTS = 1 << 16
 ONEDNN_ROWS = 2  # a hint; the layout serves any number of rows
 
@@ -64,9 +66,11 @@ def linear_attend(
     o_gain: Tensor,
     state: Tensor,
 ) -> Tensor:
-    """Lightning attention of one position: q, k, v and the gate, if there is one, as `projected` (B, 3 D or 4 D) -> (B, D).
+    """Lightning attention of one position: q, k, v and the gate, if there is one, as `projected`
+    (B, 3 D or 4 D) -> (B, D).
 
-    cos, sin (d,); qk_gain (2, d); decay (H,), exp(-slope) of each head; o_gain (d,); state (B, H, d, d) float32, updated.
+    cos, sin (d,); qk_gain (2, d); decay (H,), exp(-slope) of each head; o_gain (d,); state (B, H,
+    d, d) float32, updated.
     """
     B, H, d, _ = state.shape
     q, k = _rotated(F.silu, projected, cos, sin, qk_gain, H)
@@ -90,9 +94,9 @@ def gated_attend(
     delta: bool,
     state: Tensor,
 ) -> Tensor:
-    """Linear attention whose decay depends on the data, of one position: q, k, v, the gate if there is one, and what tells heads
-    to forget as `projected` (B, 3 D or 4 D, and H or with the delta rule 2 H more) -> (B, D). bias and log_rate (H,); the rest as
-    in `linear_attend`."""
+    """Linear attention whose decay depends on the data, of one position: q, k, v, the gate if there
+    is one, and what tells heads to forget as `projected` (B, 3 D or 4 D, and H or with the delta
+    rule 2 H more) -> (B, D). bias and log_rate (H,); the rest as in `linear_attend`."""
     B, H, d, _ = state.shape
     q, k = _rotated(unit_silu if delta else F.silu, projected, cos, sin, qk_gain, H)
     v = projected[:, 2 * H * d : 3 * H * d].view(B, H, 1, d).float()
@@ -121,8 +125,9 @@ def full_attend(
 ) -> Tensor:
     """Softmax attention of one position: q, k, v as `projected` (B, 3 D) -> (B, D).
 
-    k and v go to `slot` (1,) int64 of keys, values (B, H, C, d). Attention sees the first `window` slots (more than `slot`), of
-    those the ones in `valid` (B or 1, 1, 1, C) bool, None if all of them hold something.
+    k and v go to `slot` (1,) int64 of keys, values (B, H, C, d). Attention sees the first `window`
+    slots (more than `slot`), of those the ones in `valid` (B or 1, 1, 1, C) bool, None if all of
+    them hold something.
     """
     B, H, _, d = keys.shape
     q, k = _rotated(None, projected, cos, sin, qk_gain, H)

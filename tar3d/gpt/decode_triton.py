@@ -1,8 +1,10 @@
-"""The five operations of `decode_ops` as Triton kernels: same names, arguments and results, one kernel each (full_attend: two).
+"""The five operations of `decode_ops` as Triton kernels: same names, arguments and results, one
+kernel each (full_attend: two).
 
-Decoding a few rows is a matter of bytes and of launches. Each kernel reads its weights or its cache once and does everything else
-on the way; nothing is read back to the host and grids follow from shapes alone, so that a CUDA graph can hold them. The least
-that each must move, in bytes, with w and a the sizes of a weight and of an activation (2 and 2 in bfloat16):
+Decoding a few rows is a matter of bytes and of launches. Each kernel reads its weights or its cache
+once and does everything else on the way; nothing is read back to the host and grids follow from
+shapes alone, so that a CUDA graph can hold them. The least that each must move, in bytes, with w
+and a the sizes of a weight and of an activation (2 and 2 in bfloat16):
 
     | operation     | reads and writes                     | GPT-L, bfloat16, 2 rows                       |
     |---------------|--------------------------------------|-----------------------------------------------|
@@ -12,16 +14,20 @@ that each must move, in bytes, with w and a the sizes of a weight and of an acti
     | linear_add    | w N D + a B D + 8 B N                | 2.1 MB (o), 5.6 MB (down)                     |
     | norm_swiglu   | 2 w F D + 4 D (B + 1) + a B F        | 11.3 MB                                       |
 
-So a linear layer of GPT-L is 28.5 MB, and a full one 25.3 MB and its cache. Activations come to every program from L2, for small
-blocks as many bytes as weights: what BLOCK_N weighs against the number of programs. Weights in float32 are the exception to
-"once": from 5 rows on they are read again for every 4 rows, as only TF32 would be fast on tensor cores and it is not float32.
+So a linear layer of GPT-L is 28.5 MB, and a full one 25.3 MB and its cache. Activations come to
+every program from L2, for small blocks as many bytes as weights: what BLOCK_N weighs against the
+number of programs. Weights in float32 are the exception to "once": from 5 rows on they are read
+again for every 4 rows, as only TF32 would be fast on tensor cores and it is not float32.
 
-Sums are taken in an order that shapes and `slot` decide: the same inputs give the same bits. Activations are rounded where
-`decode_ops` hands them on; some of what it rounds inside an operation stays float32 here.
+Sums are taken in an order that shapes and `slot` decide: the same inputs give the same bits.
+Activations are rounded where `decode_ops` hands them on; some of what it rounds inside an operation
+stays float32 here.
 
-Not yet run on a GPU: what is known is that they agree with `decode_ops` in Triton's interpreter and compile for sm_90.
+Not yet run on a GPU: what is known is that they agree with `decode_ops` in Triton's interpreter and
+compile for sm_90.
 
-Letters: B rows, D width, N outputs, H heads, d head dimension, F width of the MLP, C slots of a cache.
+Letters: B rows, D width, N outputs, H heads, d head dimension, F width of the MLP, C slots of a
+cache.
 """
 
 from __future__ import annotations
@@ -36,14 +42,17 @@ from tar3d.gpt.attention import NORM_EPS
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_HEAD_DIM = 128  # a state of 128 x 128 still fits the registers of one program
 
-# Up to MOST_ROWS_SUMMED rows are multiplied out and summed by threads; for more, tensor cores take 16 rows or more at once.
-# A program of 8 weight rows gives 1,024 outputs one program for each of 132 SMs, and lets all its loads be on their way at once.
+# Up to MOST_ROWS_SUMMED rows are multiplied out and summed by threads; for more, tensor cores take
+# 16 rows or more at once. A program of 8 weight rows gives 1,024 outputs one program for each of
+# 132 SMs, and lets all its loads be on their way at once.
 MOST_ROWS_SUMMED, SUM_OUTPUTS, SUM_WARPS = 4, 8, 4
-# Tensor cores: their smallest tile where outputs are few, a larger one, which reads x less often, from DOT_MANY outputs on.
+# Tensor cores: their smallest tile where outputs are few, a larger one, which reads x less often,
+# from DOT_MANY outputs on.
 DOT_WIDTH, DOT_WARPS, DOT_STAGES, DOT_MOST_ROWS = 128, 4, 4, 64
 DOT_OUTPUTS, DOT_OUTPUTS_MANY, DOT_MANY = 16, 32, 2048
-# Attention: slots that a program takes at once, and the number of programs to aim at: 132 SMs hold 3 each of 150 registers. Where
-# that is not enough for the heads, a few splits keep the last programs from running alone.
+# Attention: slots that a program takes at once, and the number of programs to aim at: 132 SMs hold
+# 3 each of 150 registers. Where that is not enough for the heads, a few splits keep the last
+# programs from running alone.
 ATTEND_SLOTS, ATTEND_PROGRAMS, ATTEND_LEAST_SPLITS, ATTEND_STAGES = 64, 384, 4, 3
 OPTIONS = {
     "enable_fp_fusion": True
@@ -76,9 +85,11 @@ def linear_attend(
     o_gain: Tensor,
     state: Tensor,
 ) -> Tensor:
-    """Lightning attention of one position: q, k, v and the gate, if there is one, as `projected` (B, 3 D or 4 D) -> (B, D).
+    """Lightning attention of one position: q, k, v and the gate, if there is one, as `projected`
+    (B, 3 D or 4 D) -> (B, D).
 
-    cos, sin (d,); qk_gain (2, d); decay (H,), exp(-slope) of each head; o_gain (d,); state (B, H, d, d) float32, updated.
+    cos, sin (d,); qk_gain (2, d); decay (H,), exp(-slope) of each head; o_gain (d,); state (B, H,
+    d, d) float32, updated.
     """
     B, H, d, _ = state.shape
     _check_heads(projected, d, B, (3 * H * d, 4 * H * d))
@@ -120,9 +131,10 @@ def full_attend(
 ) -> Tensor:
     """Softmax attention of one position: q, k, v as `projected` (B, 3 D) -> (B, D).
 
-    k and v go to `slot` (1,) int64 of keys, values (B, H, C, d); attention sees the slots up to it, of those the ones in `valid`
-    (B or 1, 1, 1, C) bool, None if all of them hold something. Unlike in `decode_ops` those behind `slot` are never read,
-    whatever `valid` and `window` say: `window` (more than `slot`) only bounds the number of programs.
+    k and v go to `slot` (1,) int64 of keys, values (B, H, C, d); attention sees the slots up to it,
+    of those the ones in `valid` (B or 1, 1, 1, C) bool, None if all of them hold something. Unlike
+    in `decode_ops` those behind `slot` are never read, whatever `valid` and `window` say: `window`
+    (more than `slot`) only bounds the number of programs.
     """
     B, H, C, d = keys.shape
     _check_heads(projected, d, B, (3 * H * d,))
@@ -255,7 +267,8 @@ def _linear_kernel(
     VECTOR: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """BLOCK_N outputs of BLOCK_B rows: x, normed if there is a gain, times the weights; with SWIGLU both weights of an output."""
+    """BLOCK_N outputs of BLOCK_B rows: x, normed if there is a gain, times the weights; with SWIGLU
+    both weights of an output."""
     first_row = tl.program_id(0) * BLOCK_B
     output = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     row = first_row + tl.arange(0, BLOCK_B)
@@ -301,8 +314,8 @@ def _linear_kernel(
             products += (tl.zeros((BLOCK_N, BLOCK_K), tl.float32),)
             up_products += (tl.zeros((BLOCK_N, BLOCK_K), tl.float32),)
             squares += (tl.zeros((1, BLOCK_K), tl.float32),)
-        # Unrolled, so that all loads come first. As wide a load of weights as of x lays both out alike: otherwise the weights
-        # would go through shared memory, one block after the other.
+        # Unrolled, so that all loads come first. As wide a load of weights as of x lays both out
+        # alike: otherwise the weights would go through shared memory, one block after the other.
         for start in tl.static_range(0, WIDTH, BLOCK_K):
             k = (start + column)[None, :]
             weight = tl.load(
@@ -339,7 +352,8 @@ def _linear_kernel(
 
 @triton.jit
 def _sums(parts, COUNT: tl.constexpr):
-    """Sums over the last axis of COUNT tensors (N, K) -> (N, COUNT), all in one exchange between threads."""
+    """Sums over the last axis of COUNT tensors (N, K) -> (N, COUNT), all in one exchange between
+    threads."""
     if COUNT == 1:
         sums = tl.sum(parts[0], 1)[:, None]
     elif COUNT == 2:
@@ -353,8 +367,9 @@ def _sums(parts, COUNT: tl.constexpr):
 
 @triton.jit
 def _head(x_ptr, gain_ptr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """A head's q or k and its gain (BLOCK_D,) float32, zero from HEAD_DIM on, then both once more with the halves exchanged:
-    a channel is rotated with one of the other half, and loading it again is cheaper than passing it between threads."""
+    """A head's q or k and its gain (BLOCK_D,) float32, zero from HEAD_DIM on, then both once more
+    with the halves exchanged: a channel is rotated with one of the other half, and loading it again
+    is cheaper than passing it between threads."""
     c = tl.arange(0, BLOCK_D)
     inside = c < HEAD_DIM
     other = tl.where(c < HEAD_DIM // 2, c + HEAD_DIM // 2, c - HEAD_DIM // 2)
@@ -396,7 +411,8 @@ def _linear_attend_kernel(
     GATE: tl.constexpr,
     EPS: tl.constexpr,
 ):
-    """One head of one row: a program holds its whole state. All loads come first: none is moved over an exchange of threads."""
+    """One head of one row: a program holds its whole state. All loads come first: none is moved
+    over an exchange of threads."""
     pair = tl.program_id(0)
     row, head = pair // num_heads, pair % num_heads
     width = num_heads * HEAD_DIM
@@ -456,9 +472,11 @@ def _attend_kernel(
     EPS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """One head of one row over every SPLITS-th block of slots: its weighted sum of values, highest score and sum of weights.
+    """One head of one row over every SPLITS-th block of slots: its weighted sum of values, highest
+    score and sum of weights.
 
-    The program whose block holds `slot` writes k and v there and takes its own; nobody reads that slot of the caches.
+    The program whose block holds `slot` writes k and v there and takes its own; nobody reads that
+    slot of the caches.
     """
     pair, split = tl.program_id(0), tl.program_id(1)
     row, head = pair // num_heads, pair % num_heads
@@ -477,7 +495,8 @@ def _attend_kernel(
     values_ptr += pair.to(tl.int64) * capacity * HEAD_DIM
     q = _rotated(q_head, cos, sin, HEAD_DIM, EPS, False).to(dtype).to(tl.float32)
     q *= 1.4426950408889634 / tl.sqrt(HEAD_DIM * 1.0)  # to the base of exp2
-    # Each of BLOCK_S lanes keeps its own highest score and sums: nothing is exchanged between threads on the way.
+    # Each of BLOCK_S lanes keeps its own highest score and sums: nothing is exchanged between
+    # threads on the way.
     lane = tl.arange(0, BLOCK_S)
     highest = tl.full((BLOCK_S,), float("-inf"), tl.float32)
     weights = tl.zeros((BLOCK_S,), tl.float32)

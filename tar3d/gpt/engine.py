@@ -1,21 +1,26 @@
-"""Decoding as fast as it goes: packed weights, static caches, nothing read back to the host, CUDA graphs.
+"""Decoding as fast as it goes: packed weights, static caches, nothing read back to the host, CUDA
+graphs.
 
     engine = Engine(gpt)
     ids = engine.run(condition, sampling, draws)
 
-`GPT.prefill` and `GPT.decode` are the plain form of the same, and the tests hold the two together. A step of the engine is a
-fixed sequence of device operations on fixed buffers: embed the last tokens, all layers, guidance, filters, draw, store. On CUDA
-it is captured as a graph and replayed, so that a token costs what its kernels cost and not what launching them does. On a
-CPU it runs as it stands.
+`GPT.prefill` and `GPT.decode` are the plain form of the same, and the tests hold the two together.
+A step of the engine is a fixed sequence of device operations on fixed buffers: embed the last
+tokens, all layers, guidance, filters, draw, store. On CUDA it is captured as a graph and replayed,
+so that a token costs what its kernels cost and not what launching them does. On a CPU it runs as it
+stands.
 
-What guidance shares: the conditional and the null row of a shape are rows of one batch, so weights are read once for both; the
-null prefix, the same for all shapes, goes through the prefill once; and the head, being linear, multiplies the guided row alone.
+What guidance shares: the conditional and the null row of a shape are rows of one batch, so weights
+are read once for both; the null prefix, the same for all shapes, goes through the prefill once; and
+the head, being linear, multiplies the guided row alone.
 
-An engine copies the weights of its GPT and knows nothing of later changes to them. Its dtype is autocast's if autocast is on
-when it is made, else that of the weights; states, the residual stream and logits are float32 in any case.
+An engine copies the weights of its GPT and knows nothing of later changes to them. Its dtype is
+autocast's if autocast is on when it is made, else that of the weights; states, the residual stream
+and logits are float32 in any case.
 
-Letters: B shapes, G rows (B, or 2 B with guidance), D width, F MLP width, H heads, d head dimension, T tokens, n tokens per step,
-V codebook size, C slots of a key-value cache, K dimension of a code.
+Letters: B shapes, G rows (B, or 2 B with guidance), D width, F MLP width, H heads, d head
+dimension, T tokens, n tokens per step, V codebook size, C slots of a key-value cache, K dimension
+of a code.
 """
 
 from __future__ import annotations
@@ -55,11 +60,13 @@ class PackedMLP(NamedTuple):
 
 
 class PackedBlock(NamedTuple):
-    """The weights of a layer, ready for `decode_ops`. With full attention `o_gain` is None; `decay` is lightning attention's
-    alone, `forget` and `delta` are those of layers whose decay depends on the data."""
+    """The weights of a layer, ready for `decode_ops`. With full attention `o_gain` is None; `decay`
+    is lightning attention's alone, `forget` and `delta` are those of layers whose decay depends on
+    the data."""
 
     gain: Tensor  # (D,)
-    qkv: Tensor  # (3 D, D), or (4 D, D) with a gate; H or 2 H more rows where heads are told to forget
+    # (3 D, D), or (4 D, D) with a gate; H or 2 H more rows where heads are told to forget
+    qkv: Tensor
     qk_gain: Tensor  # (2, d)
     o: Tensor  # (D, D)
     mlp: PackedMLP
@@ -119,7 +126,8 @@ class Engine:
         )
         self.backend = "plain" if backend == "auto" else backend
         self.capacity = self.config.condition_tokens + self.config.num_steps - 1
-        # Exact windows cost a CPU nothing. A graph and a compiled layer are made for one window, so there they are few.
+        # Exact windows cost a CPU nothing. A graph and a compiled layer are made for one window, so
+        # there they are few.
         self.graphed = self.device.type == "cuda"
         self.static = self.graphed or backend == "compiled"
         self.window = max(MIN_WINDOW, -(-self.capacity // MAX_GRAPHS)) if self.static else 1
@@ -169,7 +177,8 @@ class Engine:
             )
 
     def prepare(self, batch: int, sampling: SamplingConfig, codes: Tensor | None = None) -> None:
-        """Makes the buffers for `batch` shapes sampled in this way, and on CUDA warms up and captures; nothing if that is done.
+        """Makes the buffers for `batch` shapes sampled in this way, and on CUDA warms up and
+        captures; nothing if that is done.
 
         `run` does it when it is needed; called before, it keeps that time out of the first run.
         """
@@ -199,8 +208,9 @@ class Engine:
     ) -> Tensor:
         """The tokens (B, T) int64 of each condition row. `draws` (B, T) in [0, 1) decide them.
 
-        `codes` (V, K), the tokenizer's codebook, is needed for a sketch_scale above 0. `progress` is called with (tokens
-        done, T): after each step on a CPU, now and then on CUDA. The result is overwritten by the next run.
+        `codes` (V, K), the tokenizer's codebook, is needed for a sketch_scale above 0. `progress`
+        is called with (tokens done, T): after each step on a CPU, now and then on CUDA. The result
+        is overwritten by the next run.
         """
         self.prepare(len(condition.mask), sampling, codes)
         n, steps = self.config.tokens_per_step, self.config.num_steps
@@ -224,7 +234,8 @@ class Engine:
         progress(self.config.tokens_per_step * (step + 1), self.config.num_tokens)
 
     def advance(self, filled: int) -> None:
-        """`take_step` when its keys and values make `filled` slots hold something: by the graph, where there is one."""
+        """`take_step` when its keys and values make `filled` slots hold something: by the graph,
+        where there is one."""
         window = self.window_for(filled)
         if self.graphed:
             self._graphs[window].replay()
@@ -268,7 +279,8 @@ class Engine:
         )
 
     def _capture(self) -> None:
-        """One graph for each window. The steps that warm up and capture leave rubbish in the buffers; `_fill` replaces it."""
+        """One graph for each window. The steps that warm up and capture leave rubbish in the
+        buffers; `_fill` replaces it."""
         windows = sorted({self.window_for(filled) for filled in range(1, self.capacity + 1)})
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
@@ -287,7 +299,8 @@ class Engine:
                 self._graphs[window] = graph
 
     def _fill(self, condition: Condition, draws: Tensor) -> int:
-        """Prefills the conditions, and the null prefix once, into the buffers; returns the slots they take."""
+        """Prefills the conditions, and the null prefix once, into the buffers; returns the slots
+        they take."""
         b, batch = self.buffers, len(condition.mask)
         null, source = None, torch.arange(batch, device=self.device)
         if self.guided:
@@ -327,7 +340,8 @@ class Engine:
         return prefix
 
     def take_step(self, window: int) -> None:
-        """Takes in the tokens of the buffers' `step`, and draws those of the next; attention looks at `window` slots."""
+        """Takes in the tokens of the buffers' `step`, and draws those of the next; attention looks
+        at `window` slots."""
         b, n = self.buffers, self.config.tokens_per_step
         tokens = b.ids.index_select(1, b.step * n + self._offsets)  # (B, n)
         after = b.step + 1
@@ -380,7 +394,8 @@ class Engine:
                 )
 
     def _scores(self, hidden: Tensor, known: Tensor | None, plane: int) -> Tensor:
-        """(B, V) float32. The head is linear, so guidance comes before it, and it sees one row a shape."""
+        """(B, V) float32. The head is linear, so guidance comes before it, and it sees one row a
+        shape."""
         if self._cell_head is not None:
             hidden = hidden + self._cell_head.plane[plane] + known
             for mlp in self._cell_head.mlps:
@@ -401,7 +416,8 @@ class Engine:
 
 
 def _layer_functions(ops: ModuleType) -> tuple[Callable, Callable, Callable]:
-    """(linear_layer, full_layer, mlp_layer), each x (G, D) -> (G, D) float32 for one position; memories change in place."""
+    """(linear_layer, full_layer, mlp_layer), each x (G, D) -> (G, D) float32 for one position;
+    memories change in place."""
 
     def mlp_layer(x: Tensor, mlp: PackedMLP) -> Tensor:
         return ops.linear_add(ops.norm_swiglu(x, mlp.gain, mlp.gate_up), mlp.down, x)
@@ -455,8 +471,8 @@ def _operations(backend: str, device: torch.device) -> ModuleType:
 
 
 def _packed(dtype: torch.dtype, opaque: bool, *linears: nn.Linear) -> Tensor:
-    """The matrices of one or more linear maps of one input, in one; `opaque` if its layout may be one that only eager operations
-    read."""
+    """The matrices of one or more linear maps of one input, in one; `opaque` if its layout may be
+    one that only eager operations read."""
     weight = torch.cat([linear.weight for linear in linears]).to(dtype)
     return decode_ops.pack(weight) if opaque else weight
 

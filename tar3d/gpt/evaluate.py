@@ -1,4 +1,5 @@
-"""How well a GPT predicts true tokens under the right, a wrong and no condition: the loss that tells whether it uses one.
+"""How well a GPT predicts true tokens under the right, a wrong and no condition: the loss that
+tells whether it uses one.
 
 A model that does has right < null and right < shuffled.
 """
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 
 
 def of_others(source: dict[str, Tensor]) -> dict[str, Tensor]:
-    """For each row what the one half the rows further on is told: where they are sorted by category, the next is hardly wrong."""
+    """For each row what the one half the rows further on is told: where they are sorted by
+    category, the next is hardly wrong."""
     return {kind: shown.roll(-(len(shown) // 2), 0) for kind, shown in source.items()}
 
 
@@ -18,10 +20,12 @@ def of_others(source: dict[str, Tensor]) -> dict[str, Tensor]:
 def condition_nll(
     model: nn.Module, tokens: Tensor, source: dict[str, Tensor], batch_size: int = 16
 ) -> dict[str, Tensor]:
-    """NLL in nats of every token, (N, T) float32 on the CPU, under "right", "shuffled" and "null"; with no source, "null" alone.
+    """NLL in nats of every token, (N, T) float32 on the CPU, under "right", "shuffled" and "null";
+    with no source, "null" alone.
 
-    `model.token_nll(tokens, source, dropped)` gives the NLL (B, T) of tokens (B, T) int64 under a source of tensors (B, ...), as
-    that of `tar3d.pipeline.ConditionalGPT` does. The model is in eval mode meanwhile, and then as it was before.
+    `model.token_nll(tokens, source, dropped)` gives the NLL (B, T) of tokens (B, T) int64 under a
+    source of tensors (B, ...), as that of `tar3d.pipeline.ConditionalGPT` does. The model is in
+    eval mode meanwhile, and then as it was before.
     """
     for kind, shown in source.items():
         if len(tokens) != len(shown):

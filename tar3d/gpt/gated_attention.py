@@ -1,15 +1,18 @@
-"""Linear attention whose decay depends on the data, and with it the delta rule, in three equal forms.
+"""Linear attention whose decay depends on the data, and with it the delta rule, in three equal
+forms.
 
     S_t = a_t S_{t-1} + k_t v_t^T                                 without beta: Mamba-2's recurrence (arXiv 2405.21060)
     S_t = a_t (S_{t-1} - b_t k_t (k_t^T S_{t-1})) + b_t k_t v_t^T     with beta: gated delta rule (arXiv 2412.06464, eq. 10)
     o_t = q_t S_t,      a_t = exp(log_decay_t)
 
-`reference` takes one position after the other, `chunked` is exact in products of chunks (the delta rule's inverse is that of
-arXiv 2406.06484), `recurrent_step` takes one position. All are `(q, k, v, log_decay, beta, state=None) -> (o, state)`. With beta
-the keys should be unit vectors, or the recurrence may grow.
+`reference` takes one position after the other, `chunked` is exact in products of chunks (the delta
+rule's inverse is that of arXiv 2406.06484), `recurrent_step` takes one position. All are `(q, k, v,
+log_decay, beta, state=None) -> (o, state)`. With beta the keys should be unit vectors, or the
+recurrence may grow.
 
-Shapes: q, k, v, o (B, H, T, D); log_decay <= 0 and beta in [0, 1], or None, (B, H, T); state (B, H, D, D) float32 (float64 for
-float64 inputs), indexed [key channel, value channel]; lengths (B,) int64 as in `tar3d.gpt.linear_attention`.
+Shapes: q, k, v, o (B, H, T, D); log_decay <= 0 and beta in [0, 1], or None, (B, H, T); state (B, H,
+D, D) float32 (float64 for float64 inputs), indexed [key channel, value channel]; lengths (B,) int64
+as in `tar3d.gpt.linear_attention`.
 """
 
 from __future__ import annotations
@@ -95,7 +98,8 @@ def chunked(
     lengths: Tensor | None = None,
     chunk_size: int = 64,
 ) -> tuple[Tensor, Tensor]:
-    """Exact and O(T C + T D): quadratic inside a chunk, a carried state between chunks. Every exponent is <= 0.
+    """Exact and O(T C + T D): quadratic inside a chunk, a carried state between chunks. Every
+    exponent is <= 0.
 
     Products run in float32 with beta, whose inverse needs it, else in the inputs' dtype.
     """

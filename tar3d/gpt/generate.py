@@ -22,11 +22,13 @@ def generate(
     codes: Tensor | None = None,
     engine: Engine | None = None,
 ) -> Tokens:
-    """Samples the tokens of each condition row; row b is decided by `seeds[b]` and its own condition alone.
+    """Samples the tokens of each condition row; row b is decided by `seeds[b]` and its own
+    condition alone.
 
-    Guidance (cfg_scale other than 1) adds a null row to each. `progress` is called with (tokens done, T). `codes` (V, K),
-    the tokenizer's codebook, is needed for a sketch_scale above 0. `engine` is one that was made from `gpt` as it is now; making
-    one copies the weights, so whoever calls often keeps it.
+    Guidance (cfg_scale other than 1) adds a null row to each. `progress` is called with (tokens
+    done, T). `codes` (V, K), the tokenizer's codebook, is needed for a sketch_scale above 0.
+    `engine` is one that was made from `gpt` as it is now; making one copies the weights, so whoever
+    calls often keeps it.
     """
     if sampling.sketch_scale and (gpt.sketch is None or codes is None):
         raise ValueError(

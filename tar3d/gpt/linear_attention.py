@@ -2,14 +2,16 @@
 
     o_t = sum_{s <= t} exp(-slope (t - s)) (q_t . k_s) v_s = q_t S_t,      S_t = exp(-slope) S_{t-1} + k_t v_t^T
 
-(arXiv 2401.04658.) `reference` is the plain quadratic sum, `chunked` is exact and linear in T, `recurrent_step` takes one
-token. All are `(q, k, v, slopes, state=None) -> (o, state)`; the first two also take `lengths`. No normaliser is
-kept: the caller normalises the output. Everything is pure PyTorch; there is no feature map and no scale here.
+(arXiv 2401.04658.) `reference` is the plain quadratic sum, `chunked` is exact and linear in T,
+`recurrent_step` takes one token. All are `(q, k, v, slopes, state=None) -> (o, state)`; the first
+two also take `lengths`. No normaliser is kept: the caller normalises the output. Everything is pure
+PyTorch; there is no feature map and no scale here.
 
-Letters: B batch, H heads, T positions, D head dimension, C chunk size, n chunks.
-Shapes: q, k, v, o (B, H, T, D); slopes (H,) >= 0; state (B, H, D, D) float32 (float64 for float64 inputs), indexed
-[key channel, value channel]; lengths (B,) int64: row b's positions from lengths[b] on are padding. The state returned is
-the one at the row's own length: padding neither enters nor decays it. Outputs at padding are finite and mean nothing.
+Letters: B batch, H heads, T positions, D head dimension, C chunk size, n chunks. Shapes: q, k, v, o
+(B, H, T, D); slopes (H,) >= 0; state (B, H, D, D) float32 (float64 for float64 inputs), indexed
+[key channel, value channel]; lengths (B,) int64: row b's positions from lengths[b] on are padding.
+The state returned is the one at the row's own length: padding neither enters nor decays it. Outputs
+at padding are finite and mean nothing.
 """
 
 from __future__ import annotations
@@ -22,9 +24,11 @@ from torch import Tensor
 
 
 def alibi_slopes(num_heads: int) -> Tensor:
-    """(H,) float32 decay rates 2^(-8 h / H), h = 1..H (ALiBi, arXiv 2108.12409; lightning attention uses the same).
+    """(H,) float32 decay rates 2^(-8 h / H), h = 1..H (ALiBi, arXiv 2108.12409; lightning attention
+    uses the same).
 
-    For an H that is no power of two, the slopes of the power of two below come first, then every other one of the next.
+    For an H that is no power of two, the slopes of the power of two below come first, then every
+    other one of the next.
     """
     power = 2 ** math.floor(math.log2(num_heads))
     slopes = [2 ** (-8 * (h + 1) / power) for h in range(power)]
@@ -33,10 +37,12 @@ def alibi_slopes(num_heads: int) -> Tensor:
 
 
 def layer_slopes(num_heads: int, layer: int, num_layers: int) -> Tensor:
-    """(H,) slopes of one layer: ALiBi's times 1 - layer/(L-1) + 1e-5, as in TransNormerLLM and MiniMax-01.
+    """(H,) slopes of one layer: ALiBi's times 1 - layer/(L-1) + 1e-5, as in TransNormerLLM and
+    MiniMax-01.
 
-    Deeper layers forget more slowly. With a long token sequence behind the prefix that is what lets the condition
-    reach the last tokens: the slowest of 12 unscaled heads halves its memory every 177 tokens, out of 3,072.
+    Deeper layers forget more slowly. With a long token sequence behind the prefix that is what lets
+    the condition reach the last tokens: the slowest of 12 unscaled heads halves its memory every
+    177 tokens, out of 3,072.
     """
     depth = layer / (num_layers - 1) if num_layers > 1 else 0.0
     return alibi_slopes(num_heads) * (1.0 - depth + 1e-5)
@@ -47,7 +53,8 @@ def _state_dtype(q: Tensor) -> torch.dtype:
 
 
 def _decay(slopes: Tensor, age: Tensor) -> Tensor:
-    """exp(-slope age) where age >= 0, else 0. Clamped before the exponential, which would overflow for age < 0."""
+    """exp(-slope age) where age >= 0, else 0. Clamped before the exponential, which would overflow
+    for age < 0."""
     return torch.where(age >= 0, torch.exp(-slopes * age.clamp_min(0)), 0.0)
 
 
@@ -91,7 +98,8 @@ def chunked(
 ) -> tuple[Tensor, Tensor]:
     """Exact and O(T C + T D): quadratic inside a chunk, a carried state between chunks.
 
-    Products run in the inputs' dtype, the carried states in float32. Every exponent is <= 0, so no slope overflows.
+    Products run in the inputs' dtype, the carried states in float32. Every exponent is <= 0, so no
+    slope overflows.
     """
     dtype = _state_dtype(q)
     B, H, T, D = q.shape
@@ -110,7 +118,8 @@ def chunked(
         to_end = _decay(slopes[:, None], C - 1 - position).to(q.dtype)  # (H, C)
 
         sums = ((k * to_end[:, None, :, None]).transpose(-1, -2) @ v).to(dtype)  # (B, H, n, D, D)
-        # The state before chunk c is sum_{b < c} exp(-slope C (c - 1 - b)) sums_b: one matrix product over chunks.
+        # The state before chunk c is sum_{b < c} exp(-slope C (c - 1 - b)) sums_b: one matrix
+        # product over chunks.
         chunk = torch.arange(n, device=q.device)
         between = _decay(slopes[:, None, None], C * (chunk[:, None] - 1 - chunk))  # (H, n, n)
         before = (between @ sums.reshape(B, H, n, D * D)).reshape(B, H, n, D, D)
@@ -129,9 +138,11 @@ def chunked(
 def _state_at(
     k: Tensor, v: Tensor, slopes: Tensor, before: Tensor, lengths: Tensor | int
 ) -> Tensor:
-    """The state (B, H, D, D) at `lengths`, from the one before the chunk that holds the last valid position.
+    """The state (B, H, D, D) at `lengths`, from the one before the chunk that holds the last valid
+    position.
 
-    Going on from there at the chunk's true length avoids the exp(+slope padding) that undoing a padded tail would need.
+    Going on from there at the chunk's true length avoids the exp(+slope padding) that undoing a
+    padded tail would need.
     """
     B, _, _, C, _ = k.shape
     if isinstance(lengths, int):

@@ -2,11 +2,12 @@
 
     loss = cross_entropy(gpt.hidden(tokens[:, :-1], condition, dropped), gpt.head.weight, tokens)
 
-equals F.cross_entropy(gpt(...).flatten(0, 1).float(), tokens.flatten()). For 8 rows of 3,072 tokens and 16,384 codes that
-form holds logits, their softmax and their gradient: 1.6 GB each in float32. Here a few thousand positions at a time go through
-the head; their gradient is worked out on the spot, while the logits are there, and only the gradients of the hidden states
-and of the head's weight are kept for the backward pass (the idea of Liger Kernel, arXiv 2410.10989, and of Cut Your Losses,
-arXiv 2411.09009). Products run in autocast's dtype, softmax and sums in float32.
+equals F.cross_entropy(gpt(...).flatten(0, 1).float(), tokens.flatten()). For 8 rows of 3,072 tokens
+and 16,384 codes that form holds logits, their softmax and their gradient: 1.6 GB each in float32.
+Here a few thousand positions at a time go through the head; their gradient is worked out on the
+spot, while the logits are there, and only the gradients of the hidden states and of the head's
+weight are kept for the backward pass (the idea of Liger Kernel, arXiv 2410.10989, and of Cut Your
+Losses, arXiv 2411.09009). Products run in autocast's dtype, softmax and sums in float32.
 
 Letters: N positions, D width, V codebook size.
 """
@@ -19,15 +20,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Logits at a time: 2^24 float32 are 64 MiB. Smaller parts save no memory that matters; larger ones leave a CPU's caches.
+# Logits at a time: 2^24 float32 are 64 MiB. Smaller parts save no memory that matters; larger ones
+# leave a CPU's caches.
 LOGITS_AT_ONCE = 1 << 24
 
 
 def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Mean over all positions, in nats, a float32 scalar (float64 for float64 inputs).
 
-    `hidden` (..., D) are what the head is applied to, `weight` (V, D) is the head's, `targets` (...) int64 the tokens. Can be
-    differentiated once, with regard to `hidden` and `weight`.
+    `hidden` (..., D) are what the head is applied to, `weight` (V, D) is the head's, `targets`
+    (...) int64 the tokens. Can be differentiated once, with regard to `hidden` and `weight`.
     """
     _check(hidden, weight, targets)
     needs_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
@@ -38,7 +40,8 @@ def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 @torch.no_grad()
 def token_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """NLL of every token in nats: (...) float32, for arguments as those of `cross_entropy`. Without gradients."""
+    """NLL of every token in nats: (...) float32, for arguments as those of `cross_entropy`. Without
+    gradients."""
     _check(hidden, weight, targets)
     flat, matrix, wanted = (
         _in_compute_dtype(hidden.flatten(0, -2)),
@@ -54,7 +57,8 @@ def token_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """hidden (N, D), weight (V, D), targets (N,) -> mean; the gradients are those of the mean, scaled in `backward`."""
+    """hidden (N, D), weight (V, D), targets (N,) -> mean; the gradients are those of the mean,
+    scaled in `backward`."""
 
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

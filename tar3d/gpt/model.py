@@ -1,22 +1,26 @@
-"""The hybrid GPT: a condition prefix, then the triplane's tokens, through layers of linear and full attention.
+"""The hybrid GPT: a condition prefix, then the triplane's tokens, through layers of linear and full
+attention.
 
     logits = gpt(tokens[:, :-1], condition, dropped)     training: logits[:, i] predicts tokens[:, i]
     logits, cache = gpt.prefill(condition)               generation: the first token
     logits = gpt.decode(token, cache)                    ... and each next one
 
-What is unusual: rows are packed as [condition][steps][padding] and every layer is causal, so prefixes of different
-length need no mask of positions x positions; TriPE positions count from a row's own first step; one packing and one
-stack of blocks serve the three calls. A row gives the same logits alone and in any batch. The model knows no
-files, no pictures and no sampling, and draws no random number after its initialisation.
-For bfloat16 use autocast: `gpt.bfloat16()` would round the rotary tables and the decay rates too.
+What is unusual: rows are packed as [condition][steps][padding] and every layer is causal, so
+prefixes of different length need no mask of positions x positions; TriPE positions count from a
+row's own first step; one packing and one stack of blocks serve the three calls. A row gives the
+same logits alone and in any batch. The model knows no files, no pictures and no sampling, and draws
+no random number after its initialisation. For bfloat16 use autocast: `gpt.bfloat16()` would round
+the rotary tables and the decay rates too.
 
-Tokens are in the GPT's own order (`gpt.token_order`), into which `ordered` brings those of files and `reordered` back.
+Tokens are in the GPT's own order (`gpt.token_order`), into which `ordered` brings those of files
+and `reordered` back.
 
-A step is a position of the layers: one token, or with `tokens_per_step` 3 the three plane tokens of a cell. The calls count
-tokens either way. `decode` is the plain form of decoding; `tar3d/gpt/engine.py` is the fast one.
+A step is a position of the layers: one token, or with `tokens_per_step` 3 the three plane tokens of
+a cell. The calls count tokens either way. `decode` is the plain form of decoding;
+`tar3d/gpt/engine.py` is the fast one.
 
-Letters: B batch, P prefix length, E condition width, t tokens given, T = 3 R^2, n tokens per step, s steps, S positions of a
-packed row, D width, V codebook size.
+Letters: B batch, P prefix length, E condition width, t tokens given, T = 3 R^2, n tokens per step,
+s steps, S positions of a packed row, D width, V codebook size.
 """
 
 from __future__ import annotations
@@ -86,10 +90,11 @@ class ConditionMLP(nn.Module):
 
 
 class PositionEmbedding(nn.Module):
-    """Learned embeddings of a step's row, column and (where a step is a token) plane, added to the step's own.
+    """Learned embeddings of a step's row, column and (where a step is a token) plane, added to the
+    step's own.
 
-    TriPE alone tells a token how far others are, not where it is itself, and what code to expect depends on that. They
-    start at zero: a model trained without them can go on with them.
+    TriPE alone tells a token how far others are, not where it is itself, and what code to expect
+    depends on that. They start at zero: a model trained without them can go on with them.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -108,15 +113,18 @@ class PositionEmbedding(nn.Module):
 
 
 class Sketch(nn.Module):
-    """A guess of every code of the shape from the condition alone, handed to the position that predicts it.
+    """A guess of every code of the shape from the condition alone, handed to the position that
+    predicts it.
 
-    A prefix has to be searched for what matters at a position, which a GPT learns late: most tokens follow from their
-    neighbours, so the loss hardly asks for the condition until the shape is decided by chance. The guess is a small network
-    on the whole prefix, so it can be taught directly (`train.stage=sketch`, `train.sketch_weight`, `train.sketch_rows`); the GPT
-    corrects and sharpens it. Its projection starts at zero: a model trained without a sketch can go on with one.
+    A prefix has to be searched for what matters at a position, which a GPT learns late: most tokens
+    follow from their neighbours, so the loss hardly asks for the condition until the shape is
+    decided by chance. The guess is a small network on the whole prefix, so it can be taught
+    directly (`train.stage=sketch`, `train.sketch_weight`, `train.sketch_rows`); the GPT corrects
+    and sharpens it. Its projection starts at zero: a model trained without a sketch can go on with
+    one.
 
-    It sees the mean of the prefix, and with `gpt.sketch_local` that many numbers of each valid position and zeros after them: a
-    mean alone does not tell where in a picture something is.
+    It sees the mean of the prefix, and with `gpt.sketch_local` that many numbers of each valid
+    position and zeros after them: a mean alone does not tell where in a picture something is.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -144,8 +152,9 @@ class Sketch(nn.Module):
         )
 
     def forward(self, embeddings: Tensor, mask: Tensor) -> Tensor:
-        """Prefix (B, P, E) and its validity (B, P) -> guessed codes (B, T, K), float32 unit vectors: the loss does not see their
-        length, and trained alone they are 20 to 100 long, which would drown the tokens as hints."""
+        """Prefix (B, P, E) and its validity (B, P) -> guessed codes (B, T, K), float32 unit
+        vectors: the loss does not see their length, and trained alone they are 20 to 100 long,
+        which would drown the tokens as hints."""
         x = embeddings.masked_fill(~mask[..., None], 0.0)
         seen = x.sum(1) / mask.sum(1, keepdim=True)
         if self.local is not None:
@@ -163,7 +172,8 @@ class Sketch(nn.Module):
 
 
 class CellHead(nn.Module):
-    """Tells the three plane tokens of a cell apart when the layers predict a cell at once (`tokens_per_step` 3).
+    """Tells the three plane tokens of a cell apart when the layers predict a cell at once
+    (`tokens_per_step` 3).
 
     Plane k gets the layers' output, its plane, and what the planes before it were found to be, so the distribution is exact:
     p(xy | h) p(xz | h, xy) p(yz | h, xy, xz). A cell has at most two tokens to look back at: a sum of them and two
@@ -180,8 +190,8 @@ class CellHead(nn.Module):
         self.mlps = nn.ModuleList(SwiGLU(width) for _ in range(CELL_LAYERS))
 
     def forward(self, hidden: Tensor, embedded: Tensor) -> Tensor:
-        """Outputs of the layers (B, s, D) and embeddings (B, s, 2, D) of the first two tokens of each cell -> (B, s, 3, D);
-        entry k heeds the tokens of planes before k only."""
+        """Outputs of the layers (B, s, D) and embeddings (B, s, 2, D) of the first two tokens of
+        each cell -> (B, s, 3, D); entry k heeds the tokens of planes before k only."""
         known = torch.stack(
             [linear(embedded[:, :, j]) for j, linear in enumerate(self.before)], dim=2
         ).cumsum(2)
@@ -192,7 +202,8 @@ class CellHead(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP with residuals. `kind` is L (linear attention) or F (full attention)."""
+    """Pre-norm attention and MLP with residuals. `kind` is L (linear attention) or F (full
+    attention)."""
 
     def __init__(self, config: GPTConfig, layer: int, kind: str) -> None:
         super().__init__()
@@ -215,9 +226,9 @@ class Block(nn.Module):
 
 @dataclass
 class Cache:
-    """What `decode` needs of a batch: one entry per layer, the number of tokens every row has taken in so far, the sketch's
-    hints (B, steps, D) if there is one, the layers' last output (B, D), and the tokens (B, k), k < n, of the step not yet
-    complete."""
+    """What `decode` needs of a batch: one entry per layer, the number of tokens every row has taken
+    in so far, the sketch's hints (B, steps, D) if there is one, the layers' last output (B, D), and
+    the tokens (B, k), k < n, of the step not yet complete."""
 
     layers: list[LayerCache]
     num_tokens: int
@@ -228,10 +239,11 @@ class Cache:
 
 @dataclass(frozen=True)
 class PackedRows:
-    """Rows as [condition][steps][padding]: `x` (B, S, D), valid prefix positions per row, the rotary tables, and the sketch's
-    hints (B, steps, D) or None.
+    """Rows as [condition][steps][padding]: `x` (B, S, D), valid prefix positions per row, the
+    rotary tables, and the sketch's hints (B, steps, D) or None.
 
-    `prefix_lengths` is an int when all prefixes are full: then S has no padding and no row needs its own table.
+    `prefix_lengths` is an int when all prefixes are full: then S has no padding and no row needs
+    its own table.
     """
 
     x: Tensor
@@ -302,10 +314,11 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def start_from_codes(self, codes: Tensor, generator: torch.Generator) -> None:
-        """Token embeddings and head rows become random linear maps of the tokenizer's codes (V, K), at the usual scale.
+        """Token embeddings and head rows become random linear maps of the tokenizer's codes (V, K),
+        at the usual scale.
 
-        Codes that mean nearly the same piece of shape then start with nearly the same embedding and the same logit, which
-        a rare code would otherwise need many sightings to learn.
+        Codes that mean nearly the same piece of shape then start with nearly the same embedding and
+        the same logit, which a rare code would otherwise need many sightings to learn.
         """
         codes = F.normalize(codes.float().cpu(), dim=-1)
         for table in (self.token_embedding.weight, self.head.weight):
@@ -314,7 +327,8 @@ class GPT(nn.Module):
             )
 
     def num_parameters(self, *, embeddings: bool = True) -> int:
-        """Trainable and frozen parameters; `embeddings=False` leaves out the tables, the head and the null prefix."""
+        """Trainable and frozen parameters; `embeddings=False` leaves out the tables, the head and
+        the null prefix."""
         tables = ("token_embedding.", "position_embedding.", "head.", "null_prefix")
         return sum(
             p.numel()
@@ -323,12 +337,13 @@ class GPT(nn.Module):
         )
 
     def flops(self, prefix_length: int, num_tokens: int) -> int:
-        """Operations of `forward` for one row whose prefix has that many positions and which predicts `num_tokens` tokens, a
-        multiplication and an addition being two. Training takes three times as many.
+        """Operations of `forward` for one row whose prefix has that many positions and which
+        predicts `num_tokens` tokens, a multiplication and an addition being two. Training takes
+        three times as many.
 
-        Counted is the least that the function needs, whatever computes it: each matrix once at each of its positions, half of
-        the S x S products of causal attention, two d x d products a position and head for the recurrence of a linear layer, three
-        with the delta rule.
+        Counted is the least that the function needs, whatever computes it: each matrix once at each
+        of its positions, half of the S x S products of causal attention, two d x d products a
+        position and head for the recurrence of a linear layer, three with the delta rule.
         """
         config, steps = self.config, -(-num_tokens // self.config.tokens_per_step)
         S, D = prefix_length + steps - 1, config.width
@@ -353,7 +368,8 @@ class GPT(nn.Module):
         return 2 * multiplications
 
     def ordered(self, sequence: Tensor) -> Tensor:
-        """Tokens (B, T), or the first T - 1 of them, as files have them -> in the order this GPT goes through them."""
+        """Tokens (B, T), or the first T - 1 of them, as files have them -> in the order this GPT
+        goes through them."""
         return sequence[:, self._places[: sequence.shape[1]]]
 
     def reordered(self, sequence: Tensor) -> Tensor:
@@ -361,25 +377,29 @@ class GPT(nn.Module):
         return sequence[:, self._places.argsort()]
 
     def drop_rows(self, batch_size: int, generator: torch.Generator) -> Tensor:
-        """(B,) bool, True with probability `config.condition_dropout`: the rows that train the null prefix."""
+        """(B,) bool, True with probability `config.condition_dropout`: the rows that train the null
+        prefix."""
         draws = torch.rand(batch_size, generator=generator, device=generator.device)
         return draws < self.config.condition_dropout
 
     def forward(
         self, tokens: Tensor | None, condition: Condition, dropped: Tensor | None = None
     ) -> Tensor:
-        """Logits (B, t + 1, V) of tokens (B, t) int64, 0 <= t < T (None is t = 0): entry i predicts token i.
+        """Logits (B, t + 1, V) of tokens (B, t) int64, 0 <= t < T (None is t = 0): entry i predicts
+        token i.
 
-        Rows where `dropped` (B,) bool is True see the null prefix instead of their condition. Pass it on every
-        training step, even if no row is dropped: the null prefix is then always part of the graph.
+        Rows where `dropped` (B,) bool is True see the null prefix instead of their condition. Pass
+        it on every training step, even if no row is dropped: the null prefix is then always part of
+        the graph.
         """
         return self.head(self.hidden(tokens, condition, dropped))
 
     def hidden(
         self, tokens: Tensor | None, condition: Condition, dropped: Tensor | None = None
     ) -> Tensor:
-        """(B, t + 1, D): what `forward` applies the head to. Training goes on from here (`tar3d/gpt/loss.py`), because the logits
-        of a whole batch are larger than everything else it holds."""
+        """(B, t + 1, D): what `forward` applies the head to. Training goes on from here
+        (`tar3d/gpt/loss.py`), because the logits of a whole batch are larger than everything else
+        it holds."""
         tokens = _given(tokens, condition)
         rows, given = self._pack(tokens, condition, dropped), tokens.shape[-1]
         x = rows.x
@@ -395,9 +415,11 @@ class GPT(nn.Module):
         return self.norm(self._split_steps(x, tokens)[:, : given + 1])
 
     def _split_steps(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """Outputs of the layers (B, s, D), entry i for step i, and the tokens known (B, t) -> (B, s n, D), an entry a token.
+        """Outputs of the layers (B, s, D), entry i for step i, and the tokens known (B, t) -> (B, s
+        n, D), an entry a token.
 
-        What lies behind the tokens known is worked out from a stand-in; it comes after all that is wanted."""
+        What lies behind the tokens known is worked out from a stand-in; it comes after all that is
+        wanted."""
         if self.cell_head is None:
             return hidden
         B, s, _ = hidden.shape
@@ -413,10 +435,11 @@ class GPT(nn.Module):
         *,
         room: int | None = None,
     ) -> tuple[Tensor, Cache]:
-        """Takes in whole rows; returns float32 logits (B, V) of the next token and the cache for `decode`.
+        """Takes in whole rows; returns float32 logits (B, V) of the next token and the cache for
+        `decode`.
 
-        `tokens` (B, t) int64, t < T, go first (None: none); rows where `null` (B,) bool is True get the null prefix. The
-        cache has `room` for so many further steps (None: all that can follow).
+        `tokens` (B, t) int64, t < T, go first (None: none); rows where `null` (B,) bool is True get
+        the null prefix. The cache has `room` for so many further steps (None: all that can follow).
         """
         tokens = _given(tokens, condition)
         rows, num_tokens = self._pack(tokens, condition, null), tokens.shape[-1]
@@ -439,7 +462,8 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def decode(self, token: Tensor, cache: Cache) -> Tensor:
-        """Takes in one token (B,) int64 per row, updates `cache` in place, returns float32 logits (B, V) of the next."""
+        """Takes in one token (B,) int64 per row, updates `cache` in place, returns float32 logits
+        (B, V) of the next."""
         if cache.num_tokens >= self.config.num_tokens - 1:
             raise ValueError(
                 f"a triplane has {self.config.num_tokens} tokens; after {cache.num_tokens} inputs "
@@ -461,7 +485,8 @@ class GPT(nn.Module):
         return self.head(self.norm(x)).float()
 
     def _embed(self, tokens: Tensor, start: int, hints: Tensor | None) -> Tensor:
-        """Tokens (B, s n) of whole steps, the first being step `start` -> (B, s, D), each with the hint for the step after it."""
+        """Tokens (B, s n) of whole steps, the first being step `start` -> (B, s, D), each with the
+        hint for the step after it."""
         x = self.token_embedding(tokens)
         if self.merge is not None:
             x = self.merge(x.unflatten(1, (-1, self.config.tokens_per_step)).flatten(2))
@@ -514,7 +539,8 @@ class GPT(nn.Module):
     def _with_null(
         self, condition: Condition, dropped: Tensor | None
     ) -> tuple[Tensor, Tensor, bool]:
-        """Embeddings (B, P, E) and mask (B, P), with the null prefix in the dropped rows, and whether all are surely valid."""
+        """Embeddings (B, P, E) and mask (B, P), with the null prefix in the dropped rows, and
+        whether all are surely valid."""
         config = self.config
         B, P, E = condition.embeddings.shape
         if E != config.condition_width:

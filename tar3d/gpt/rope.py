@@ -1,12 +1,15 @@
-"""TriPE: rotary positions over the (row, col, plane) of a triplane token, and what it is compared with (docs/ablations.md).
+"""TriPE: rotary positions over the (row, col, plane) of a triplane token, and what it is compared
+with (docs/ablations.md).
 
-`kind` "rotation" (default): the rotary pairs of a head are split between row, col and plane, so that q.k depends on the three
-offsets alone and norms are kept. "paper_sum" is TAR3D's table (arXiv 2412.16919, section 3.2, and its code): the cos/sin tables
-of a 2D and of a plane rotation are added, which scales each pair by 0..2 instead of rotating it. "sequence" is plain rotary
-positions along the sequence (arXiv 2104.09864).
+`kind` "rotation" (default): the rotary pairs of a head are split between row, col and plane, so
+that q.k depends on the three offsets alone and norms are kept. "paper_sum" is TAR3D's table (arXiv
+2412.16919, section 3.2, and its code): the cos/sin tables of a 2D and of a plane rotation are
+added, which scales each pair by 0..2 instead of rotating it. "sequence" is plain rotary positions
+along the sequence (arXiv 2104.09864).
 
-Prefix positions have no place on the triplane: all of them are rotated by the identity. Or ("zero", TAR3D's code) their table
-is zeros, so that q = k = 0 there: a linear-attention state never sees the condition.
+Prefix positions have no place on the triplane: all of them are rotated by the identity. Or ("zero",
+TAR3D's code) their table is zeros, so that q = k = 0 there: a linear-attention state never sees the
+condition.
 
 Letters: T tokens = 3 R^2, D head dimension, B batch, S positions of a packed row.
 """
@@ -29,7 +32,8 @@ def _geometric(pairs: int, base: float) -> Tensor:
 
 
 def pair_shares(head_dim: int) -> tuple[int, int, int]:
-    """Rotary pairs given to (row, col, plane). Three planes need few frequencies: they get an eighth of the pairs."""
+    """Rotary pairs given to (row, col, plane). Three planes need few frequencies: they get an
+    eighth of the pairs."""
     pairs = head_dim // 2
     spatial = (pairs - max(1, pairs // 8)) // 2
     return spatial, spatial, pairs - 2 * spatial
@@ -43,16 +47,19 @@ def tripe_tables(
     prefix: str = "identity",
     order: str = "cells",
 ) -> tuple[Tensor, Tensor]:
-    """The (cos, sin) tables, each (1 + T, D) float32: entry 0 is for every prefix position, entry 1 + i for token i.
+    """The (cos, sin) tables, each (1 + T, D) float32: entry 0 is for every prefix position, entry 1
+    + i for token i.
 
-    A pair is made of the channels (c, c + D/2). `sin` carries the sign of the rotation in its first half, which is what
-    `rotate` expects. `kind` and `prefix` are those of the module docstring, `order` that of the tokens.
+    A pair is made of the channels (c, c + D/2). `sin` carries the sign of the rotation in its first
+    half, which is what `rotate` expects. `kind` and `prefix` are those of the module docstring,
+    `order` that of the tokens.
     """
     positions = torch.arange(token_order.num_tokens(grid_size))
     row, col, plane = token_order.coordinates(positions, grid_size, order)
     if kind == "rotation":
         row_pairs, col_pairs, plane_pairs = pair_shares(head_dim)
-        # Plane offsets are at most 2, so rope's small frequencies could not tell them apart: halve from 1 rad instead.
+        # Plane offsets are at most 2, so rope's small frequencies could not tell them apart: halve
+        # from 1 rad instead.
         plane_frequencies = 0.5 ** torch.arange(plane_pairs, dtype=torch.float64)
         angles = torch.cat(
             [
@@ -86,10 +93,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class TriPE(nn.Module):
-    """The tables of one configuration as buffers, looked up by step relative to the row's own first one.
+    """The tables of one configuration as buffers, looked up by step relative to the row's own first
+    one.
 
-    A step is a token, or with `tokens_per_step` 3 a cell, which stands where its first token does. `config` holds the choices of
-    `tripe_tables`.
+    A step is a token, or with `tokens_per_step` 3 a cell, which stands where its first token does.
+    `config` holds the choices of `tripe_tables`.
     """
 
     cos: Tensor
@@ -116,8 +124,8 @@ class TriPE(nn.Module):
     def packed(self, prefix_lengths: Tensor | int, num_positions: int) -> tuple[Tensor, Tensor]:
         """(cos, sin) of rows packed as [condition][tokens][padding].
 
-        `prefix_lengths` is one length for all rows (result (S, D)) or one per row, (B,) int64 (result (B, 1, S, D)).
-        Padding gets some valid entry: no position that counts looks at it.
+        `prefix_lengths` is one length for all rows (result (S, D)) or one per row, (B,) int64
+        (result (B, 1, S, D)). Padding gets some valid entry: no position that counts looks at it.
         """
         positions = torch.arange(num_positions, device=self.cos.device)
         if isinstance(prefix_lengths, int):

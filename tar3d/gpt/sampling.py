@@ -1,8 +1,9 @@
 """From logits to a token: pure functions that know no model.
 
-The order is fixed: guidance, temperature, top-k, top-p over what top-k left, min-p. A filter keeps at least the best token.
-Randomness comes in as uniform numbers, one a token, drawn beforehand from one CPU generator per item: an item's tokens do not
-depend on its batch mates, a seed means the same on every machine, and nothing waits for the host.
+The order is fixed: guidance, temperature, top-k, top-p over what top-k left, min-p. A filter keeps
+at least the best token. Randomness comes in as uniform numbers, one a token, drawn beforehand from
+one CPU generator per item: an item's tokens do not depend on its batch mates, a seed means the same
+on every machine, and nothing waits for the host.
 
 Letters: B batch, V codebook size, T tokens.
 """
@@ -20,7 +21,8 @@ _MASS_TOLERANCE = 1e-6  # float32 sums: 0.5 + 0.3 has reached a top_p of 0.8
 
 
 def guide(conditional: Tensor, null: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance, null + scale (conditional - null), exact at scale 1 (conditional) and 0 (null)."""
+    """Classifier-free guidance, null + scale (conditional - null), exact at scale 1 (conditional)
+    and 0 (null)."""
     if scale == 1:
         return conditional
     if scale == 0:
@@ -29,10 +31,11 @@ def guide(conditional: Tensor, null: Tensor, scale: float) -> Tensor:
 
 
 def filter_logits(logits: Tensor, config: SamplingConfig) -> Tensor:
-    """Applies temperature (which must be > 0) and the filters to `logits` (B, V); what is cut becomes -inf.
+    """Applies temperature (which must be > 0) and the filters to `logits` (B, V); what is cut
+    becomes -inf.
 
-    top_k keeps the k best; top_p the smallest set of best tokens whose mass reaches p; min_p what has at least that
-    fraction of the best token's probability.
+    top_k keeps the k best; top_p the smallest set of best tokens whose mass reaches p; min_p what
+    has at least that fraction of the best token's probability.
     """
     if config.temperature == 0:
         raise ValueError(
@@ -56,7 +59,8 @@ def filter_logits(logits: Tensor, config: SamplingConfig) -> Tensor:
 
 
 def probabilities(logits: Tensor, config: SamplingConfig) -> Tensor:
-    """(B, V) float32 probabilities that `sample` draws from; at temperature 0 all mass is on the best token."""
+    """(B, V) float32 probabilities that `sample` draws from; at temperature 0 all mass is on the
+    best token."""
     if config.temperature == 0:
         return torch.zeros_like(logits, dtype=torch.float32).scatter(
             -1, logits.argmax(-1, keepdim=True), 1.0
@@ -72,9 +76,11 @@ def uniform_draws(seeds: list[int], count: int) -> Tensor:
 
 
 def sample(logits: Tensor, config: SamplingConfig, draws: Tensor) -> Tensor:
-    """One token per row of `logits` (B, V), decided by `draws` (B,) in [0, 1): (B,) int64. Reads nothing back to the host.
+    """One token per row of `logits` (B, V), decided by `draws` (B,) in [0, 1): (B,) int64. Reads
+    nothing back to the host.
 
-    The token is where the cumulated probabilities pass the draw. Temperature 0 takes the best token whatever is drawn.
+    The token is where the cumulated probabilities pass the draw. Temperature 0 takes the best token
+    whatever is drawn.
     """
     if config.temperature == 0:
         return logits.argmax(-1)
@@ -83,7 +89,8 @@ def sample(logits: Tensor, config: SamplingConfig, draws: Tensor) -> Tensor:
             f"draws are {tuple(draws.shape)} for {len(logits)} rows: each row needs one"
         )
     cumulative = probabilities(logits, config).double().cumsum(-1)  # (B, V)
-    # float32 draws are at most 1 - 2^-24: in float64 they stay below the last sum, so no token of mass 0 is ever hit.
+    # float32 draws are at most 1 - 2^-24: in float64 they stay below the last sum, so no token of
+    # mass 0 is ever hit.
     return torch.searchsorted(
         cumulative, draws.double()[:, None] * cumulative[:, -1:], right=True
     ).squeeze(-1)

@@ -1,7 +1,7 @@
 """`Mesh` -> a file that other programs open: .glb, .obj, .ply, .stl or .off by its suffix.
 
-Vertices are shared between faces (STL cannot), written in float32, never mirrored, and replace an older file only when
-complete. Written text has the nine digits that bring a float32 back exactly.
+Vertices are shared between faces (STL cannot), written in float32, never mirrored, and replace an
+older file only when complete. Written text has the nine digits that bring a float32 back exactly.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from trimesh.visual.material import PBRMaterial
 from tar3d.contracts import Mesh
 
 FORMATS = (".glb", ".obj", ".ply", ".stl", ".off")
-# Without a material glTF means white metal, which viewers without surroundings to mirror draw black or washed out.
+# Without a material glTF means white metal, which viewers without surroundings to mirror draw black
+# or washed out.
 GREY = PBRMaterial(
     name="grey", baseColorFactor=(96, 98, 102, 255), metallicFactor=0.0, roughnessFactor=0.8
 )
@@ -36,10 +37,10 @@ def save_mesh(
 ) -> Path:
     """Writes `mesh` to `path` and returns it; missing folders are made.
 
-    `frame`: "normalized" (the project's frame) or "source" (the frame and scale of the file the mesh came from).
-    `up`: "y", or "z" to turn the vertices by +90 degrees about x, for CAD and 3D printing.
-    `size`: the longest side of its box in the file's unit (slicers take that of an STL for a millimetre), about the origin; None
-    leaves it as it is.
+    `frame`: "normalized" (the project's frame) or "source" (the frame and scale of the file the
+    mesh came from). `up`: "y", or "z" to turn the vertices by +90 degrees about x, for CAD and 3D
+    printing. `size`: the longest side of its box in the file's unit (slicers take that of an STL
+    for a millimetre), about the origin; None leaves it as it is.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -76,7 +77,8 @@ def save_mesh(
 
 
 def _encode(vertices: np.ndarray, faces: np.ndarray, suffix: str) -> bytes:
-    # trimesh prints a fixed number of decimals, which loses small shapes, so the two text formats are written here
+    # trimesh prints a fixed number of decimals, which loses small shapes, so the two text formats
+    # are written here
     if suffix == ".obj":
         return (_lines("v %.9g %.9g %.9g\n", vertices) + _lines("f %d %d %d\n", faces + 1)).encode()
     if suffix == ".off":

@@ -1,19 +1,23 @@
-"""A scalar field on the cube [-1, 1]^3 -> a closed `Mesh` with outward winding, by marching cubes from coarse to fine.
+"""A scalar field on the cube [-1, 1]^3 -> a closed `Mesh` with outward winding, by marching cubes
+from coarse to fine.
 
-The field is a plain function of points, so this module knows no network. Outside the cube everything is empty: a shape
-that touches the border is closed there. Refuses a field that is nowhere inside (`EmptyFieldError`) or not finite.
+The field is a plain function of points, so this module knows no network. Outside the cube
+everything is empty: a shape that touches the border is closed there. Refuses a field that is
+nowhere inside (`EmptyFieldError`) or not finite.
 
-A coarse lattice is evaluated everywhere, then cells are halved, again and again, where the surface is or may be, until they have
-the size asked for (hierarchical decoding, as in FlashVDM, arXiv 2503.16302). Two rules say where that is:
+A coarse lattice is evaluated everywhere, then cells are halved, again and again, where the surface
+is or may be, until they have the size asked for (hierarchical decoding, as in FlashVDM, arXiv
+2503.16302). Two rules say where that is:
 
     near    a cell is halved if, of its corners, the value next to the level is off it by less than MARGIN times the corners'
             range: were the field as steep beyond the cell as it is within, it would come to the level that near
     follow  where the surface leaves the listed cells the next one is listed too, on every lattice, so that a surface is found
             whole or not at all
 
-So what can be missed is a piece of its own that no value and no slope of a coarser lattice betrays. Everything else is what the
-dense lattice gives, vertex by vertex. Nothing as large as the fine lattice exists: cells are lists, gone through in slabs of a
-few layers. All of it runs on the device of the field. One of the mesh files that use torch: data workers must not import it.
+So what can be missed is a piece of its own that no value and no slope of a coarser lattice betrays.
+Everything else is what the dense lattice gives, vertex by vertex. Nothing as large as the fine
+lattice exists: cells are lists, gone through in slabs of a few layers. All of it runs on the device
+of the field. One of the mesh files that use torch: data workers must not import it.
 """
 
 from __future__ import annotations
@@ -29,8 +33,10 @@ from tar3d.mesh.lattice import Lattice, Points, between, find, nonzero
 from tar3d.mesh.load import FACES_AT_ONCE, blocks, face_components
 from tar3d.mesh.marching_cubes import CORNERS, crossing, edge_corners, triangulate
 
-COARSE = 48  # cells along an axis of the coarse lattice, at least: as many as the planes of the small tokenizer
-MARGIN = 0.75  # with 0.5, two of 37 test shapes miss a speck at 256^3, with 0.75 and 1 none (docs/speed.md)
+# cells along an axis of the coarse lattice, at least: as many as the planes of the small tokenizer
+COARSE = 48
+# with 0.5, two of 37 test shapes miss a speck at 256^3, with 0.75 and 1 none (docs/speed.md)
+MARGIN = 0.75
 _FACES = tuple(
     (axis, end, sum(1 << c for c in range(8) if CORNERS[c][axis] == end))
     for axis in range(3)
@@ -39,7 +45,8 @@ _FACES = tuple(
 
 
 class EmptyFieldError(ValueError):
-    """The field exceeds the level at no lattice point that was asked, so there is no surface to extract."""
+    """The field exceeds the level at no lattice point that was asked, so there is no surface to
+    extract."""
 
 
 @torch.no_grad()
@@ -90,9 +97,11 @@ def extract(
 
 
 def drop_small_components(mesh: Mesh, min_volume_share: float) -> Mesh:
-    """Removes the connected pieces that enclose less than `min_volume_share` (0 to 1) of the volume of the largest one.
+    """Removes the connected pieces that enclose less than `min_volume_share` (0 to 1) of the volume
+    of the largest one.
 
-    Meant for extracted meshes: pieces are faces that share vertices, and each is closed. Small cavities are filled too.
+    Meant for extracted meshes: pieces are faces that share vertices, and each is closed. Small
+    cavities are filled too.
     """
     if not 0.0 <= min_volume_share <= 1.0:
         raise ValueError(f"min_volume_share must be in [0, 1], got {min_volume_share}")
@@ -168,9 +177,9 @@ def _survey(
     near: bool,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[Tensor, Points]:
-    """Those halves of `parents`, ascending cells of the next coarser lattice (None: all cells), that the surface crosses or, with
-    `near`, may cross, and those that it leads to from them, with the values at their corners. What is `known` of the lattice is
-    not asked again."""
+    """Those halves of `parents`, ascending cells of the next coarser lattice (None: all cells),
+    that the surface crosses or, with `near`, may cross, and those that it leads to from them, with
+    the values at their corners. What is `known` of the lattice is not asked again."""
     plane, device = lattice.side**2, asker.device
     kept, keys, values, missing, done = [], [], [], [], 0
     height = lattice.slab_height(device)
@@ -224,7 +233,8 @@ def _follow(
     ahead: Tensor,
     near: bool,
 ) -> tuple[Tensor, Points]:
-    """`chosen` and `points` with what is found by walking on from the cells `ahead`, which are no halves of `parents`."""
+    """`chosen` and `points` with what is found by walking on from the cells `ahead`, which are no
+    halves of `parents`."""
     seen, more, found = ahead, Points(points.keys[:0], points.values[:0]), [chosen]
     while len(ahead) > 0:
         keys, place = lattice.corners(ahead).unique(return_inverse=True)
@@ -246,7 +256,8 @@ def _follow(
 
 
 def _judge(corner_values: Iterable[Tensor], near: bool) -> tuple[Tensor, Tensor]:
-    """From the values of many cells at each of the eight corners: their case numbers (M,), and which of them are chosen (M,)."""
+    """From the values of many cells at each of the eight corners: their case numbers (M,), and
+    which of them are chosen (M,)."""
     case, least, greatest = 0, torch.inf, -torch.inf
     for bit, value in enumerate(corner_values):
         case = case | (value > 0).long() << bit
@@ -260,7 +271,8 @@ def _judge(corner_values: Iterable[Tensor], near: bool) -> tuple[Tensor, Tensor]
 
 
 def _ahead(cells: Tensor, case: Tensor, lattice: Lattice) -> Tensor:
-    """The cells behind those faces of `cells` that the surface crosses, some of them more than once."""
+    """The cells behind those faces of `cells` that the surface crosses, some of them more than
+    once."""
     found = []
     for axis, end, mask in _FACES:
         of_face = case & mask
@@ -279,12 +291,13 @@ def _corner_marks(cells: Tensor, lattice: Lattice, size: int) -> Tensor:
 
 
 def _surface(lattice: Lattice, cells: Tensor, points: Points) -> tuple[Tensor, Tensor]:
-    """Vertices (V, 3) float32 and faces (F, 3) of the surface through `cells` of the fine lattice, a vertex for each edge of the
-    lattice that it crosses."""
+    """Vertices (V, 3) float32 and faces (F, 3) of the surface through `cells` of the fine lattice,
+    a vertex for each edge of the lattice that it crosses."""
     plane, device = lattice.side**2, cells.device
     vertices, faces, count = [], [], 0
     height = lattice.slab_height(device)
-    # For each axis and point the number of the vertex on the edge between the point and the next one.
+    # For each axis and point the number of the vertex on the edge between the point and the next
+    # one.
     number = torch.empty(3, (height + 1) * plane, dtype=torch.int32, device=device)
     is_new = torch.empty(3, (height + 1) * plane, dtype=torch.bool, device=device)
     shared = torch.full(

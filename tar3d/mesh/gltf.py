@@ -1,9 +1,11 @@
-"""The triangles of a .glb or .gltf file (glTF 2.0), read so that a wrong or hostile file costs a sentence, not the machine.
+"""The triangles of a .glb or .gltf file (glTF 2.0), read so that a wrong or hostile file costs a
+sentence, not the machine.
 
-Every count, offset and index of the file's JSON is checked against bytes that are present before memory is spent on it.
-Read: positions, indices, triangle lists, strips and fans, sparse and quantized accessors, node transforms, instances, and
-KHR_draco_mesh_compression when DracoPy is installed. Skinned meshes stay in their bind pose; morph targets, materials
-and everything else that does not move a triangle are ignored. Refused (`ValueError` with the reason): anything malformed,
+Every count, offset and index of the file's JSON is checked against bytes that are present before
+memory is spent on it. Read: positions, indices, triangle lists, strips and fans, sparse and
+quantized accessors, node transforms, instances, and KHR_draco_mesh_compression when DracoPy is
+installed. Skinned meshes stay in their bind pose; morph targets, materials and everything else that
+does not move a triangle are ignored. Refused (`ValueError` with the reason): anything malformed,
 and required extensions that change geometry in a way this reader does not know.
 """
 
@@ -41,9 +43,11 @@ _TRIANGLES, _STRIP, _FAN = 4, 5, 6
 
 
 def read_gltf(path: Path, max_vertices: int, max_faces: int) -> tuple[np.ndarray, np.ndarray]:
-    """World-space vertices (V, 3) float64 and faces (F, 3) int64 of the default scene; both may be empty.
+    """World-space vertices (V, 3) float64 and faces (F, 3) int64 of the default scene; both may be
+    empty.
 
-    The limits hold for the scene with its instances. A mesh under a mirroring node keeps its outward side.
+    The limits hold for the scene with its instances. A mesh under a mirroring node keeps its
+    outward side.
     """
     try:
         with np.errstate(

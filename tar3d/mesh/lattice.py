@@ -1,7 +1,7 @@
 """Lists of lattice points and cells, from coarse to fine. One of the mesh files that use torch.
 
-A lattice point and the cell of which it is the lowest corner have the same key, (x P + y) P + z with P points along an axis, so
-that keys ascend layer by layer. Letters: M points or cells.
+A lattice point and the cell of which it is the lowest corner have the same key, (x P + y) P + z
+with P points along an axis, so that keys ascend layer by layer. Letters: M points or cells.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class Points:
 
 
 class Lattice:
-    """Every `stride`-th point of the fine lattice along each axis, and one point outside the cube at either end."""
+    """Every `stride`-th point of the fine lattice along each axis, and one point outside the cube
+    at either end."""
 
     def __init__(self, resolution: int, stride: int) -> None:
         self.resolution, self.stride = resolution, stride
@@ -62,8 +63,8 @@ class Lattice:
         return clamped, (index == clamped).all(dim=1)
 
     def mark_halves(self, marks: Tensor, parents: Tensor | None, first: int, last: int) -> None:
-        """Sets in `marks`, the cells of the layers from `first` to before `last`, the halves of `parents`, ascending cells of the
-        next coarser lattice; None: all cells."""
+        """Sets in `marks`, the cells of the layers from `first` to before `last`, the halves of
+        `parents`, ascending cells of the next coarser lattice; None: all cells."""
         if parents is None:
             layers = marks.view(-1, self.side, self.side)
             layers[max(-first, 0) : self.cells - first, :-1, :-1] = True
@@ -103,7 +104,8 @@ class Lattice:
 
 
 def nonzero(marks: Tensor) -> Tensor:
-    """Where (M,) bool `marks` are set, ascending. Few are, so they are first looked at eight at a time."""
+    """Where (M,) bool `marks` are set, ascending. Few are, so they are first looked at eight at a
+    time."""
     head = min(-marks.storage_offset() % 8, len(marks))  # or they could not be read as words
     tail = head + (len(marks) - head) // 8 * 8
     words = marks[head:tail].view(-1, 8)
@@ -125,7 +127,8 @@ def between(keys: Tensor, start: int, end: int) -> slice:
 
 
 def find(ascending: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """For each key its place in `ascending`, and whether it is there; where it is not, the place says nothing."""
+    """For each key its place in `ascending`, and whether it is there; where it is not, the place
+    says nothing."""
     place = torch.searchsorted(ascending, keys)
     there = place < len(ascending)
     there[there.clone()] = ascending[place[there]] == keys[there]

@@ -1,8 +1,9 @@
 """Mesh files -> `Mesh`: welded, cleaned, centred and scaled to the project's frame.
 
-Refuses, with one sentence that holds the file and the reason (`MeshError`): unknown suffixes, files without triangles
-(points, lines, empty), truncated or malformed files, NaN or infinite coordinates, zero extent, and anything above the
-limits below. Flat and open meshes load. Textures, colours, skins, morphs and animations are not read.
+Refuses, with one sentence that holds the file and the reason (`MeshError`): unknown suffixes, files
+without triangles (points, lines, empty), truncated or malformed files, NaN or infinite coordinates,
+zero extent, and anything above the limits below. Flat and open meshes load. Textures, colours,
+skins, morphs and animations are not read.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class MeshError(ValueError):
 
 
 def load_mesh(path: str | Path) -> Mesh:
-    """Reads a file of `SUPPORTED` suffix (in any case); a scene becomes one mesh with its node transforms applied."""
+    """Reads a file of `SUPPORTED` suffix (in any case); a scene becomes one mesh with its node
+    transforms applied."""
     path = Path(path)
     check_file(path, SUPPORTED)
     try:
@@ -57,7 +59,8 @@ def load_mesh(path: str | Path) -> Mesh:
 
 
 def list_meshes(path: str | Path) -> list[Path]:
-    """`path` itself if it is a file, else the files of `SUPPORTED` suffix below the folder, sorted; hidden ones left out."""
+    """`path` itself if it is a file, else the files of `SUPPORTED` suffix below the folder, sorted;
+    hidden ones left out."""
     path = Path(path)
     if path.is_dir():
         found = (
@@ -73,9 +76,11 @@ def list_meshes(path: str | Path) -> list[Path]:
 
 
 def normalize(vertices: np.ndarray, faces: np.ndarray) -> Mesh:
-    """`vertices` (V, 3) in any frame and scale -> `Mesh` in the project's frame, computed in float64.
+    """`vertices` (V, 3) in any frame and scale -> `Mesh` in the project's frame, computed in
+    float64.
 
-    The bounding box is that of the vertices in use. Raises `MeshError` without a face, or when they have no extent.
+    The bounding box is that of the vertices in use. Raises `MeshError` without a face, or when they
+    have no extent.
     """
     vertices, faces = np.asarray(vertices, dtype=np.float64), np.asarray(faces, dtype=np.int64)
     if len(faces) == 0:
@@ -94,7 +99,8 @@ def normalize(vertices: np.ndarray, faces: np.ndarray) -> Mesh:
 
 
 def to_frame(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Finite `points` (N, 3) float64 in any frame and scale -> the same in the project's frame, and the matrix (4, 4) back."""
+    """Finite `points` (N, 3) float64 in any frame and scale -> the same in the project's frame, and
+    the matrix (4, 4) back."""
     low, high = points.min(axis=0), points.max(axis=0)
     half = float((high / 2 - low / 2).max())
     if not np.finfo(np.float64).tiny < half < np.finfo(np.float64).max / 4:
@@ -106,11 +112,12 @@ def to_frame(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def weld(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Merges vertices at equal positions (V, 3); drops faces that lose their area or repeat, and unused vertices.
+    """Merges vertices at equal positions (V, 3); drops faces that lose their area or repeat, and
+    unused vertices.
 
-    A connected piece whose every face is there in both directions (a double-sided shell) would cancel in a winding
-    number: the first of each two is kept. Elsewhere such pairs stay, they are where solids touch. The order of what is
-    kept does not change. The result may have no faces.
+    A connected piece whose every face is there in both directions (a double-sided shell) would
+    cancel in a winding number: the first of each two is kept. Elsewhere such pairs stay, they are
+    where solids touch. The order of what is kept does not change. The result may have no faces.
     """
     first, inverse = _unique_rows(vertices + 0.0)  # which makes -0 a 0
     faces = first[inverse][faces]
@@ -138,7 +145,8 @@ def blocks(count: int, most: int) -> list[slice]:
 
 
 def face_components(faces: np.ndarray, num_vertices: int) -> np.ndarray:
-    """For each face (F,) the number of its connected piece; faces that share a vertex are connected."""
+    """For each face (F,) the number of its connected piece; faces that share a vertex are
+    connected."""
     index = (
         np.int32 if num_vertices <= np.iinfo(np.int32).max else np.int64
     )  # half the memory, which counts at 10^7 faces
@@ -161,7 +169,8 @@ def _unique_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_plain(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices and faces of an OBJ, PLY, STL or OFF file; side files (materials, textures) are never opened."""
+    """Vertices and faces of an OBJ, PLY, STL or OFF file; side files (materials, textures) are
+    never opened."""
     suffix = path.suffix.lower()
     with path.open("rb") as file:
         head = file.read(_PLY_HEADER_BYTES)
@@ -181,7 +190,8 @@ def _read_plain(path: Path) -> tuple[np.ndarray, np.ndarray]:
             scene = trimesh.load_scene(
                 file, file_type=suffix[1:], process=False, skip_materials=True
             )
-        except Exception as e:  # a parser given arbitrary bytes may fail in any way, and all of them are the file's fault
+        # a parser given arbitrary bytes may fail in any way, and all of them are the file's fault
+        except Exception as e:
             raise ValueError(f"it cannot be read as {suffix} ({type(e).__name__}: {e})") from e
         finally:
             logger.disabled = was_disabled
@@ -195,7 +205,8 @@ def _read_plain(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_ply_header(head: bytes, size: int) -> None:
-    """The declared counts decide how much is allocated, so they must fit the file: an element takes a byte or more."""
+    """The declared counts decide how much is allocated, so they must fit the file: an element takes
+    a byte or more."""
     header, end, _ = head.partition(b"end_header")
     if not end:
         raise ValueError(f"its PLY header does not end within {_PLY_HEADER_BYTES:,} bytes")

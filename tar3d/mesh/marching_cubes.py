@@ -1,11 +1,14 @@
-"""Marching cubes (Lorensen and Cline 1987) over a list of cells, vectorised on any device. One of the mesh files that use torch.
+"""Marching cubes (Lorensen and Cline 1987) over a list of cells, vectorised on any device. One of
+the mesh files that use torch.
 
-The table of the 256 cases is not typed in but derived. On each face of a cell every run of inside corners is cut off by one
-segment; of two inside corners at the ends of a diagonal, each alone. The cell behind a face sees the same runs the other way
-round, so both draw the same segments in opposite directions, and whatever the values are, the surface is closed and its winding
-consistent. Segments chain into loops, loops are cut into triangles.
+The table of the 256 cases is not typed in but derived. On each face of a cell every run of inside
+corners is cut off by one segment; of two inside corners at the ends of a diagonal, each alone. The
+cell behind a face sees the same runs the other way round, so both draw the same segments in
+opposite directions, and whatever the values are, the surface is closed and its winding consistent.
+Segments chain into loops, loops are cut into triangles.
 
-A corner (x, y, z) of a cell, each 0 or 1, has the number 4 x + 2 y + z. An edge is a corner and an axis along which it leaves it.
+A corner (x, y, z) of a cell, each 0 or 1, has the number 4 x + 2 y + z. An edge is a corner and an
+axis along which it leaves it.
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ _STEP = (4, 2, 1)  # from a corner's number to that of its neighbour along each 
 
 @functools.cache
 def case_table() -> tuple[tuple[tuple[int, int, int], ...], ...]:
-    """For each case (bit c is set if corner c is inside) its triangles, as numbers of EDGES, wound so that they look outward."""
+    """For each case (bit c is set if corner c is inside) its triangles, as numbers of EDGES, wound
+    so that they look outward."""
     return tuple(
         tuple(triangle for loop in _loops(case) for triangle in _triangulate(loop))
         for case in range(256)
@@ -41,8 +45,8 @@ def _faces() -> Iterator[tuple[int, ...]]:
 
 
 def _loops(case: int) -> Iterator[tuple[int, ...]]:
-    """The closed chains of crossed edges. Each such edge is where a run of inside corners starts on one of its two faces, and
-    where one ends on the other."""
+    """The closed chains of crossed edges. Each such edge is where a run of inside corners starts on
+    one of its two faces, and where one ends on the other."""
     follows = {}
     for face in _faces():
         inside = [case >> corner & 1 for corner in face]
@@ -69,8 +73,8 @@ def _edge_between(a: int, b: int) -> int:
 
 
 def _triangulate(loop: tuple[int, ...]) -> list[tuple[int, int, int]]:
-    """A fan whose diagonals lie inside the cell: one within a face could be met by one of the cell behind it, and an edge of the
-    mesh would have four triangles."""
+    """A fan whose diagonals lie inside the cell: one within a face could be met by one of the cell
+    behind it, and an edge of the mesh would have four triangles."""
     for turn in range(len(loop)):
         tip, *others = loop[turn:] + loop[:turn]
         if not any(_share_a_face(tip, other) for other in others[1:-1]):
@@ -85,7 +89,8 @@ def _share_a_face(a: int, b: int) -> bool:
 
 @functools.cache
 def _tables(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Triangles (256, 5, 3) as numbers of EDGES, their count (256,), corner (12,) and axis (12,) of the edges."""
+    """Triangles (256, 5, 3) as numbers of EDGES, their count (256,), corner (12,) and axis (12,) of
+    the edges."""
     cases = case_table()
     triangles = torch.zeros(256, max(map(len, cases)), 3, dtype=torch.int64)
     for case, of_case in enumerate(cases):
@@ -97,7 +102,8 @@ def _tables(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def triangulate(values: Tensor) -> tuple[Tensor, Tensor]:
-    """(M, 8) corner values of cells -> for each triangle its cell (F,) and the edges of that cell, (F, 3) numbers of EDGES."""
+    """(M, 8) corner values of cells -> for each triangle its cell (F,) and the edges of that cell,
+    (F, 3) numbers of EDGES."""
     triangles, count, _, _ = _tables(values.device)
     case = ((values > 0) << torch.arange(8, device=values.device)).sum(
         dim=1
@@ -115,9 +121,11 @@ def edge_corners(edges: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def crossing(low: Tensor, high: Tensor) -> Tensor:
-    """Where the surface crosses edges with these values at their ends, one of them above 0: float64 in [0, 1] from the lower end.
+    """Where the surface crosses edges with these values at their ends, one of them above 0: float64
+    in [0, 1] from the lower end.
 
-    Measured from the end that is inside, so that an end at -inf (nothing is known but that it is outside) gives that end.
+    Measured from the end that is inside, so that an end at -inf (nothing is known but that it is
+    outside) gives that end.
     """
     low, high = low.double(), high.double()
     inside, outside = torch.maximum(low, high), torch.minimum(low, high)

@@ -1,4 +1,5 @@
-"""Point cloud files -> `PointCloud`: checked, in the project's frame, every point with an outward normal.
+"""Point cloud files -> `PointCloud`: checked, in the project's frame, every point with an outward
+normal.
 
     .ply            ASCII or binary, without faces (with faces it is a mesh): x y z, and nx ny nz if it has normals
     .xyz .txt       a point a line: x y z, or x y z nx ny nz, separated by blanks or commas; "#" and "//" begin a comment
@@ -6,9 +7,10 @@
                     tar3d.data.make_samples writes them, which are in the project's frame already
     .npy            (N, 3) or (N, 6)
 
-Missing normals are estimated, those that look inward as a whole are turned, and `notes` say so. Refused, with one sentence
-that holds the file and the reason (`MeshError`): damaged files, rows that are no points, NaN or infinite coordinates, no
-extent, fewer than 100 different points, and anything above the limits of `tar3d.mesh.load`.
+Missing normals are estimated, those that look inward as a whole are turned, and `notes` say so.
+Refused, with one sentence that holds the file and the reason (`MeshError`): damaged files, rows
+that are no points, NaN or infinite coordinates, no extent, fewer than 100 different points, and
+anything above the limits of `tar3d.mesh.load`.
 """
 
 from __future__ import annotations
@@ -38,12 +40,14 @@ UNEVEN = (
     "give the mesh itself, or points sampled from it"
 )
 MAX_ESTIMATED = 200_000  # they take 10 s, and more say no more about a normal
-# Of the meshes in the development set, the vertices of 66 % are above, uniform points (200 to 8,192 on each mesh) in 1 of 100.
+# Of the meshes in the development set, the vertices of 66 % are above, uniform points (200 to 8,192
+# on each mesh) in 1 of 100.
 MAX_UNEVENNESS = 0.36
-MIN_OUTWARD = 0.3  # the true normals of 214 real meshes have at least 0.49, and their opposites at most 0.3 in 98 of 100
-MAX_MISSING = (
-    0.01  # share of points without a usable normal that are left out, instead of estimating all
-)
+# the true normals of 214 real meshes have at least 0.49, and their opposites at most 0.3 in 98 of
+# 100
+MIN_OUTWARD = 0.3
+# share of points without a usable normal that are left out, instead of estimating all
+MAX_MISSING = 0.01
 _PLY_HEADER_BYTES = 1 << 16
 _PLY_TYPES = {
     "char": "i1",
@@ -68,8 +72,9 @@ _PLY_ORDERS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">
 
 @dataclass(frozen=True)
 class PointCloud:
-    """`points` (N, 3) float32 in the project's frame, unit `normals` (N, 3) float32, `to_source` (4, 4) as of a `Mesh`,
-    `estimated`: the normals are; `notes`: sentences on what was done and on what looks wrong."""
+    """`points` (N, 3) float32 in the project's frame, unit `normals` (N, 3) float32, `to_source`
+    (4, 4) as of a `Mesh`, `estimated`: the normals are; `notes`: sentences on what was done and on
+    what looks wrong."""
 
     points: np.ndarray
     normals: np.ndarray
@@ -78,7 +83,8 @@ class PointCloud:
     notes: tuple[str, ...] = ()
 
     def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """`count` different points with their normals, (count, 6) float32; all of them in their order if there are no more."""
+        """`count` different points with their normals, (count, 6) float32; all of them in their
+        order if there are no more."""
         surface = np.concatenate([self.points, self.normals], axis=1)
         return (
             surface
@@ -88,7 +94,8 @@ class PointCloud:
 
 
 def is_cloud(path: str | Path) -> bool:
-    """Whether a file is read by `load_points`, and not by `load_mesh`: by its suffix, a .ply by the faces it declares."""
+    """Whether a file is read by `load_points`, and not by `load_mesh`: by its suffix, a .ply by the
+    faces it declares."""
     path = Path(path)
     if path.suffix.lower() != ".ply":
         return path.suffix.lower() in CLOUD_SUFFIXES
@@ -100,7 +107,8 @@ def is_cloud(path: str | Path) -> bool:
 
 
 def load_points(path: str | Path) -> PointCloud:
-    """Reads a file of `CLOUD_SUFFIXES` (in any case). Points that occur twice are merged; the others keep their order."""
+    """Reads a file of `CLOUD_SUFFIXES` (in any case). Points that occur twice are merged; the
+    others keep their order."""
     path = Path(path)
     check_file(path, CLOUD_SUFFIXES)
     read = {".ply": _read_ply, ".npz": _read_numpy, ".npy": _read_numpy}.get(
@@ -222,7 +230,8 @@ def _read_text(content: bytes) -> Parts:
 
 
 def _table(lines: list[str], number: int, widths: tuple[int, ...]) -> np.ndarray:
-    """Lines of numbers -> (N, width) float64, each of one of `widths`; `number` is that of the first line."""
+    """Lines of numbers -> (N, width) float64, each of one of `widths`; `number` is that of the
+    first line."""
     try:
         if any(_fields(line) for line in lines):
             rows = np.loadtxt(lines, comments=("#", "//"), ndmin=2)
@@ -290,7 +299,8 @@ _KEYS = ("surface", "transform", "points", "normals")
 
 
 def _from_numpy(content: bytes) -> np.ndarray | dict[str, np.ndarray | None]:
-    """The array of an .npy, or those of an .npz that are of use, and None for others: what they hold is not read."""
+    """The array of an .npy, or those of an .npz that are of use, and None for others: what they
+    hold is not read."""
     try:
         if not zipfile.is_zipfile(io.BytesIO(content)):
             return np.load(io.BytesIO(content), allow_pickle=False)
@@ -301,7 +311,8 @@ def _from_numpy(content: bytes) -> np.ndarray | dict[str, np.ndarray | None]:
             if size > MAX_FILE_BYTES:
                 raise ValueError(f"its arrays have {size:,} bytes, allowed are {MAX_FILE_BYTES:,}")
             return {key: archive[key] if key in _KEYS else None for key in archive.files}
-    except Exception as e:  # a parser given arbitrary bytes may fail in any way, and all of them are the file's fault
+    # a parser given arbitrary bytes may fail in any way, and all of them are the file's fault
+    except Exception as e:
         raise ValueError(
             f"it cannot be read as a file of numpy arrays ({type(e).__name__}: {e})"
         ) from e

@@ -1,14 +1,17 @@
-"""Normals of a point cloud: estimated where it has none, looked at where it has some; and how evenly its points lie.
+"""Normals of a point cloud: estimated where it has none, looked at where it has some; and how
+evenly its points lie.
 
-A normal's line is the direction in which the nearest points spread least (Hoppe et al. 1992, "Surface Reconstruction from
-Unorganized Points"). Its sign follows from what is seen: the cloud is looked at from all sides, and a point that nothing stands
-in front of votes for the normal that faces the viewer. The votes then spread between neighbours that lie in each other's tangent
-plane, so that the inside of a vase takes its sign from where it can be seen, and the two sides of a plate do not mix.
-Propagation along a spanning tree, the usual way, turns half of a shape wherever it once jumps from one side of a thin part to
-the other: on 75 real meshes, 8,192 points on each, it gets 75 % of the normals the right way round, this 92 %.
+A normal's line is the direction in which the nearest points spread least (Hoppe et al. 1992,
+"Surface Reconstruction from Unorganized Points"). Its sign follows from what is seen: the cloud is
+looked at from all sides, and a point that nothing stands in front of votes for the normal that
+faces the viewer. The votes then spread between neighbours that lie in each other's tangent plane,
+so that the inside of a vase takes its sign from where it can be seen, and the two sides of a plate
+do not mix. Propagation along a spanning tree, the usual way, turns half of a shape wherever it once
+jumps from one side of a thin part to the other: on 75 real meshes, 8,192 points on each, it gets 75
+% of the normals the right way round, this 92 %.
 
-Nothing tells the wall of a cavity that cannot be seen from a solid of its own: it is taken for one. The sides of a plate thinner
-than its points are apart are guesses.
+Nothing tells the wall of a cavity that cannot be seen from a solid of its own: it is taken for one.
+The sides of a plate thinner than its points are apart are guesses.
 """
 
 from __future__ import annotations
@@ -23,7 +26,9 @@ from tar3d.mesh.load import blocks
 
 NEIGHBOURS = 12  # that a normal is fitted to, and that it is linked with
 VIEWS = 64  # directions to look from
-_CELL = 2.0  # pixels of a view, in typical distances to the fifth nearest point: about one in 500 lets a look through
+# pixels of a view, in typical distances to the fifth nearest point: about one in 500 lets a look
+# through
+_CELL = 2.0
 _DEPTH = 0.05  # in pixels: how far behind the foremost point's tangent plane a point is still seen
 _FACING = 0.3  # least |cosine| to the viewer of a point that votes; a grazing look says little
 _LINK_SINE = 0.1  # how far out of each other's tangent plane linked neighbours lie
@@ -34,7 +39,8 @@ _POINTS_AT_ONCE = 1 << 16
 
 
 def estimate_normals(points: np.ndarray) -> np.ndarray:
-    """`points` (N, 3), all different, N > 12 -> unit normals (N, 3) float64, outward where that can be told."""
+    """`points` (N, 3), all different, N > 12 -> unit normals (N, 3) float64, outward where that can
+    be told."""
     points = np.asarray(points, dtype=np.float64)
     distance, nearest = cKDTree(points).query(points, NEIGHBOURS + 1)
     nearest = nearest[:, 1:]
@@ -51,8 +57,8 @@ def estimate_normals(points: np.ndarray) -> np.ndarray:
 
 
 def outward_share(points: np.ndarray, normals: np.ndarray) -> float:
-    """Share in [0, 1] of what is seen of the cloud from outside that has its normal towards the viewer: about 1 for outward
-    normals, 0 for inward ones."""
+    """Share in [0, 1] of what is seen of the cloud from outside that has its normal towards the
+    viewer: about 1 for outward normals, 0 for inward ones."""
     step = -(-len(points) // _POINTS_CHECKED)
     points, normals = (np.asarray(a[::step], dtype=np.float64) for a in (points, normals))
     distance = cKDTree(points).query(points, 6)[0][:, 5]
@@ -61,7 +67,8 @@ def outward_share(points: np.ndarray, normals: np.ndarray) -> float:
 
 
 def unevenness(points: np.ndarray) -> float:
-    """Standard deviation of the logarithm of the distance to the eighth nearest point: 0.2 for points uniform over a surface."""
+    """Standard deviation of the logarithm of the distance to the eighth nearest point: 0.2 for
+    points uniform over a surface."""
     step = -(-len(points) // _POINTS_CHECKED)
     return float(
         np.log(cKDTree(points).query(points[::step], 9)[0][:, 8].clip(np.finfo(float).tiny)).std()
@@ -69,7 +76,8 @@ def unevenness(points: np.ndarray) -> float:
 
 
 def _least_spread(around: np.ndarray) -> np.ndarray:
-    """Points around each of some points (M, K, 3) -> the unit direction (M, 3) in which they spread least."""
+    """Points around each of some points (M, K, 3) -> the unit direction (M, 3) in which they spread
+    least."""
     around = around - around.mean(axis=1, keepdims=True)
     return np.linalg.eigh(np.einsum("mki,mkj->mij", around, around))[1][:, :, 0]
 
@@ -80,7 +88,8 @@ def _pixel(distance: np.ndarray) -> float:
 
 
 def _links(points: np.ndarray, normals: np.ndarray, nearest: np.ndarray) -> csr_array:
-    """Symmetric (N, N): how strongly neighbours hold together, in [-1, 1]; negative where their normals are opposite."""
+    """Symmetric (N, N): how strongly neighbours hold together, in [-1, 1]; negative where their
+    normals are opposite."""
     count, k = nearest.shape
     start, end = np.repeat(np.arange(count), k), nearest.ravel()
     along = points[end] - points[start]
@@ -98,7 +107,8 @@ def _links(points: np.ndarray, normals: np.ndarray, nearest: np.ndarray) -> csr_
 def _votes_of_all(
     points: np.ndarray, normals: np.ndarray, links: csr_array, pixel: float
 ) -> np.ndarray:
-    """`_votes`; pieces of which nothing is seen are looked at again without those that hide them."""
+    """`_votes`; pieces of which nothing is seen are looked at again without those that hide
+    them."""
     piece = connected_components(abs(links), directed=False)[1]
     size = np.bincount(piece)
     votes, hidden = np.zeros(len(points)), np.arange(len(points))
@@ -113,8 +123,8 @@ def _votes_of_all(
 
 
 def _votes(points: np.ndarray, normals: np.ndarray, pixel: float) -> np.ndarray:
-    """For each point (N,), the mean over all views of its normal's cosine to the viewer where it is seen, and 0 where it is not:
-    negative where the normal looks away from where it is seen from."""
+    """For each point (N,), the mean over all views of its normal's cosine to the viewer where it is
+    seen, and 0 where it is not: negative where the normal looks away from where it is seen from."""
     votes = np.zeros(len(points))
     low, high = points.min(axis=0), points.max(axis=0)
     pixel = max(pixel, float(np.linalg.norm(high - low)) / _MOST_PIXELS)

@@ -1,4 +1,5 @@
-"""Mesh -> `ShapeSamples`: surface points with outward normals, and query points labelled inside or outside.
+"""Mesh -> `ShapeSamples`: surface points with outward normals, and query points labelled inside or
+outside.
 
 The rule, for meshes as people have them (open, overlapping, inside out, of sheets and thin walls):
 
@@ -8,7 +9,8 @@ The rule, for meshes as people have them (open, overlapping, inside out, of shee
     sheet     a connected piece that is open to too many sides (`solid_winding`) encloses nothing: it has no inside of its own
     thin      sheets, and walls thinner than `min_thickness`, are made that thick, evenly to both sides
 
-A mesh that encloses no sampled point after that is refused (`MeshError`), for nothing can be learnt from it.
+A mesh that encloses no sampled point after that is refused (`MeshError`), for nothing can be learnt
+from it.
 """
 
 from __future__ import annotations
@@ -25,18 +27,22 @@ from tar3d.mesh.load import FACES_AT_ONCE, MeshError, blocks, face_components
 from tar3d.mesh.winding import WindingNumber, unbalanced_edges
 
 INSIDE = 0.5
-LARGEST_OPENING = 0.25  # share of all directions, averaged over a piece: a disc has 0.5, a dish a third as deep as wide 0.25
+# share of all directions, averaged over a piece: a disc has 0.5, a dish a third as deep as wide
+# 0.25
+LARGEST_OPENING = 0.25
 INSIDE_OUT = 0.1  # share of a piece's surface with w = -1 below it, from which on it is turned
 _TURNS = 8  # how often pieces are turned and looked at again
 _PIECE_SAMPLES = 8192  # of a mesh, by which its pieces are judged
-_ROUNDS = 20  # of drawing surface points, each as many as are still missing: for meshes that are nearly all buried
-_OFF_THE_WALL = (
-    1e-4  # where a ray through a wall starts, and how far beyond it is looked for the outside
-)
-_CROSSING_SHARE = (
-    50  # partners of a crossing are within a fiftieth of the surface along the axis they share
-)
-_NEIGHBOURS = 5  # thin faces that a point's distance is taken to: the nearest sample may lie on the other side of the wall
+# of drawing surface points, each as many as are still missing: for meshes that are nearly all
+# buried
+_ROUNDS = 20
+# where a ray through a wall starts, and how far beyond it is looked for the outside
+_OFF_THE_WALL = 1e-4
+# partners of a crossing are within a fiftieth of the surface along the axis they share
+_CROSSING_SHARE = 50
+# thin faces that a point's distance is taken to: the nearest sample may lie on the other side of
+# the wall
+_NEIGHBOURS = 5
 
 
 def inside(mesh: Mesh, points: np.ndarray) -> np.ndarray:
@@ -45,7 +51,8 @@ def inside(mesh: Mesh, points: np.ndarray) -> np.ndarray:
 
 
 def signed_volume(mesh: Mesh) -> float:
-    """Volume enclosed, negative when the faces look inward; of an open mesh, that of the cones to its box's centre."""
+    """Volume enclosed, negative when the faces look inward; of an open mesh, that of the cones to
+    its box's centre."""
     vertices = mesh.vertices.astype(np.float64)
     vertices -= (vertices.min(axis=0) + vertices.max(axis=0)) / 2
     total = 0.0
@@ -56,9 +63,11 @@ def signed_volume(mesh: Mesh) -> float:
 
 
 def sample_surface(mesh: Mesh, count: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` points uniform over the area and the unit normals of their faces, (N, 6) float32, buried faces included.
+    """`count` points uniform over the area and the unit normals of their faces, (N, 6) float32,
+    buried faces included.
 
-    Normals follow the winding of the faces; where the mesh as a whole is inside out (`signed_volume` < 0), its opposite.
+    Normals follow the winding of the faces; where the mesh as a whole is inside out
+    (`signed_volume` < 0), its opposite.
     """
     points, normals, _ = _draw(mesh, _double_areas(mesh), count, rng)
     outward = -1.0 if signed_volume(mesh) < 0 else 1.0
@@ -93,18 +102,21 @@ def _draw(
 
 
 def _edges(mesh: Mesh, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The first corner of each face (F, 3), and from there to the second and to the third, float64."""
+    """The first corner of each face (F, 3), and from there to the second and to the third,
+    float64."""
     first, second, third = (mesh.vertices[faces[:, i]].astype(np.float64) for i in range(3))
     return first, second - first, third - first
 
 
 def solid_winding(mesh: Mesh, rng: np.random.Generator) -> WindingNumber:
-    """The winding number of a mesh without its sheets, and with those connected pieces turned that are inside out.
+    """The winding number of a mesh without its sheets, and with those connected pieces turned that
+    are inside out.
 
-    A sheet's winding number is far from whole at its own surface, on average: by the share of directions in which one
-    looks out through holes. Pieces that only together enclose something, like the walls of a house, have whole numbers at their
-    surface and are no sheets. A piece that is inside out has -1 below its surface; so has, in part, a right one that it overlaps:
-    hence the worst are turned first, and then it is looked at again. A hollow has 0 and 1, and is none.
+    A sheet's winding number is far from whole at its own surface, on average: by the share of
+    directions in which one looks out through holes. Pieces that only together enclose something,
+    like the walls of a house, have whole numbers at their surface and are no sheets. A piece that
+    is inside out has -1 below its surface; so has, in part, a right one that it overlaps: hence the
+    worst are turned first, and then it is looked at again. A hollow has 0 and 1, and is none.
     """
     points, normals, face = _draw(mesh, _double_areas(mesh), _PIECE_SAMPLES, rng)
     piece = face_components(mesh.faces, len(mesh.vertices))
@@ -134,9 +146,10 @@ def solid_winding(mesh: Mesh, rng: np.random.Generator) -> WindingNumber:
 
 @dataclass(frozen=True)
 class Skin:
-    """Points of a solid's surface: `points`, outward `normals` (N, 3); `face` (N,) that each lies on; `padding` (N,) by which
-    its wall is moved outwards to be thick enough, 0 for most; `buried` share of the mesh's area; `spacing`, the side of a square
-    for each point. A sheet has two outsides: half of its normals, at random, are those of either."""
+    """Points of a solid's surface: `points`, outward `normals` (N, 3); `face` (N,) that each lies
+    on; `padding` (N,) by which its wall is moved outwards to be thick enough, 0 for most; `buried`
+    share of the mesh's area; `spacing`, the side of a square for each point. A sheet has two
+    outsides: half of its normals, at random, are those of either."""
 
     points: np.ndarray
     normals: np.ndarray
@@ -154,7 +167,8 @@ def sample_skin(
     *,
     min_thickness: float = 0.0,
 ) -> Skin:
-    """Draws `count` points uniform over what is not buried; a MeshError where hardly anything is not."""
+    """Draws `count` points uniform over what is not buried; a MeshError where hardly anything is
+    not."""
     areas, kept, drawn, found = _double_areas(mesh), [], 0, 0
     for _ in range(_ROUNDS):
         points, normals, face = _draw(
@@ -200,7 +214,8 @@ def sample_skin(
 
 
 def outer_surface(mesh: Mesh, count: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` points and outward normals of the solid's surface, (N, 6) float32: what the tokenizer's encoder is given."""
+    """`count` points and outward normals of the solid's surface, (N, 6) float32: what the
+    tokenizer's encoder is given."""
     skin = sample_skin(mesh, solid_winding(mesh, rng), count, rng)
     return np.concatenate([skin.points, skin.normals], axis=1).astype(np.float32)
 
@@ -257,11 +272,12 @@ def label(
 
 
 def crossings(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """For each of `points` (N, 3) of a surface one that two planes of a triplane mistake for it: as far along an axis, which is
-    drawn for each, and along the two others with one coordinate of its own and one of another point about as far along the axis.
+    """For each of `points` (N, 3) of a surface one that two planes of a triplane mistake for it: as
+    far along an axis, which is drawn for each, and along the two others with one coordinate of its
+    own and one of another point about as far along the axis.
 
-    Where a table has three legs, the fourth crossing of their rows and columns is such a place: two planes see a leg there, and
-    uniform points hardly ever tell the third that there is none.
+    Where a table has three legs, the fourth crossing of their rows and columns is such a place: two
+    planes see a leg there, and uniform points hardly ever tell the third that there is none.
     """
     result, axis = points.copy(), rng.integers(3, size=len(points))
     for shared in range(3):
@@ -283,7 +299,8 @@ def crossings(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def sample_shape(
     mesh: Mesh, config: SampleConfig, seed: int
 ) -> tuple[ShapeSamples, dict[str, float]]:
-    """Draws what the tokenizer trains on, and says what the mesh is like; the same `seed` gives the same bits.
+    """Draws what the tokenizer trains on, and says what the mesh is like; the same `seed` gives the
+    same bits.
 
     Volume points are uniform in the cube [-1, 1]^3. Near points are points of the surface, a `config.crossing_share` of them
     `crossings` of two such, moved by isotropic Gaussian noise, in equal shares for each of `config.near_sigmas`, and clipped to
@@ -311,7 +328,8 @@ def sample_shape(
         near
         + rng.standard_normal((config.near_points, 3)) * np.asarray(config.near_sigmas)[share, None]
     )
-    # rounded before they are labelled, because float16 is how they are stored: a label is then right for its stored point
+    # rounded before they are labelled, because float16 is how they are stored: a label is then
+    # right for its stored point
     points = (
         np.concatenate([volume, near.clip(-1.0, 1.0)]).astype(np.float16).astype(np.float32)
     )  # (M, 3)

@@ -1,7 +1,9 @@
-"""`Mesh` -> pictures by ray casting on the CPU (Embree): colour, coverage, normals and depth. Needs no OpenGL, no display.
+"""`Mesh` -> pictures by ray casting on the CPU (Embree): colour, coverage, normals and depth. Needs
+no OpenGL, no display.
 
-Clay shading with a key light that moves with the camera and a fill light from above; no shadows, no textures. A face is
-drawn the same from both sides, so a mesh whose winding is wrong still reads well. Letters: S picture side, K rays.
+Clay shading with a key light that moves with the camera and a fill light from above; no shadows, no
+textures. A face is drawn the same from both sides, so a mesh whose winding is wrong still reads
+well. Letters: S picture side, K rays.
 """
 
 from __future__ import annotations
@@ -21,10 +23,10 @@ from tar3d.contracts import Mesh
 _ALBEDO = np.array([0.80, 0.78, 0.75], dtype=np.float32)
 _AMBIENT, _KEY, _FILL = 0.22, 0.62, 0.20
 _KEY_DIRECTION = (-0.40, 0.45, 0.80)  # right, up, towards the viewer
-_CREASE_COSINE = (
-    0.8  # of a face to the mean around its corner: edges of more than about 75 degrees stay sharp
-)
-_PREVIEW_FACES = 2_000_000  # ray casting takes 200 bytes a face, and a picture of a few hundred pixels shows none of them
+# of a face to the mean around its corner: edges of more than about 75 degrees stay sharp
+_CREASE_COSINE = 0.8
+# ray casting takes 200 bytes a face, and a picture of a few hundred pixels shows none of them
+_PREVIEW_FACES = 2_000_000
 _PREVIEW_CELL = 1 / 256  # about half a pixel of such a picture
 _GREYS = 64  # colours of an animation: clay has little else
 _RAYS_AT_ONCE = 1 << 18  # bounds memory at about 60 MB whatever the picture's size
@@ -32,7 +34,8 @@ _RAYS_AT_ONCE = 1 << 18  # bounds memory at about 60 MB whatever the picture's s
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole camera with a square picture; `field_of_view` in degrees, `up` not parallel to the view direction."""
+    """A pinhole camera with a square picture; `field_of_view` in degrees, `up` not parallel to the
+    view direction."""
 
     position: tuple[float, float, float]
     target: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -68,11 +71,12 @@ class Camera:
 
 @dataclass(frozen=True)
 class Render:
-    """`color` (S, S, 3) uint8; `mask` (S, S) coverage in [0, 1]; `normal` (S, S, 3) unit, world frame, on the viewer's
-    side, zero where nothing is; `depth` (S, S) along the view direction, inf where nothing is; the last three float32.
+    """`color` (S, S, 3) uint8; `mask` (S, S) coverage in [0, 1]; `normal` (S, S, 3) unit, world
+    frame, on the viewer's side, zero where nothing is; `depth` (S, S) along the view direction, inf
+    where nothing is; the last three float32.
 
-    Without a `background`, `color` is the object's own even in pixels it covers in part (black where nothing is); with
-    one, it is the finished picture.
+    Without a `background`, `color` is the object's own even in pixels it covers in part (black
+    where nothing is); with one, it is the finished picture.
     """
 
     color: np.ndarray
@@ -98,7 +102,8 @@ class Renderer:
         supersample: int = 2,
         background: tuple[int, int, int] | None = None,
     ) -> Render:
-        """A picture of `size` x `size` pixels, the mean of supersample^2 rays in each; row 0 is the top."""
+        """A picture of `size` x `size` pixels, the mean of supersample^2 rays in each; row 0 is the
+        top."""
         if size < 1 or supersample < 1:
             raise ValueError(
                 f"a render needs size >= 1 and supersample >= 1, got {size} and {supersample}"
@@ -183,7 +188,8 @@ def rgba(picture: Render) -> np.ndarray:
 
 
 def orbit(azimuth: float, elevation: float, distance: float, fov: float) -> Camera:
-    """A camera that looks at the origin; angles in degrees, azimuth 0 from +Z, positive towards +X, elevation towards +Y."""
+    """A camera that looks at the origin; angles in degrees, azimuth 0 from +Z, positive towards +X,
+    elevation towards +Y."""
     a, e = np.radians(azimuth), np.radians(elevation)
     outward = np.array([np.cos(e) * np.sin(a), np.sin(e), np.cos(e) * np.cos(a)])
     up = np.array(
@@ -204,7 +210,8 @@ def orbit_cameras(config: ViewConfig, rng: np.random.Generator) -> list[Camera]:
 
 
 def contact_sheet(rows: list[list[np.ndarray]], titles: list[str] | None = None) -> Image.Image:
-    """Pictures (S, S, 3) uint8 of one size in a grid on white; `titles` are written above the columns."""
+    """Pictures (S, S, 3) uint8 of one size in a grid on white; `titles` are written above the
+    columns."""
     if not rows or not rows[0]:
         raise ValueError("a contact sheet needs at least one picture")
     height, width = rows[0][0].shape[:2]
@@ -247,7 +254,8 @@ def save_turntable(
 
 
 def text_picture(text: str, size: int) -> np.ndarray:
-    """(S, S, 3) uint8: a text where a picture would stand, in lines that fit; what does not is cut."""
+    """(S, S, 3) uint8: a text where a picture would stand, in lines that fit; what does not is
+    cut."""
     font = ImageFont.load_default(size / 14)
     image, lines = (
         Image.new("RGB", (size, size), "white"),
@@ -272,12 +280,13 @@ def _light(normal: np.ndarray, axes: np.ndarray) -> np.ndarray:
 
 
 def _normals(mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
-    """Unit normals of the faces (F, 3) and of their corners (F, 3, 3), float32: at a corner, the mean around its vertex,
-    or the face's own where the two part at a crease."""
+    """Unit normals of the faces (F, 3) and of their corners (F, 3, 3), float32: at a corner, the
+    mean around its vertex, or the face's own where the two part at a crease."""
     corners = mesh.vertices[mesh.faces]  # (F, 3, 3)
     ahead = _unit(np.roll(corners, -1, axis=1) - corners)
     back = _unit(np.roll(corners, 1, axis=1) - corners)
-    # weighing by the angle at the corner makes the mean independent of how a flat side is cut into triangles
+    # weighing by the angle at the corner makes the mean independent of how a flat side is cut into
+    # triangles
     angle = np.arccos(np.einsum("fij,fij->fi", ahead, back).clip(-1, 1))
     flat = _unit(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]))
     place, count = mesh.faces.ravel(), len(mesh.vertices)
@@ -290,7 +299,8 @@ def _normals(mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _clustered(mesh: Mesh, cell: float) -> Mesh:
-    """`mesh` with the vertices of each cell of a grid drawn together in their mean, and without the faces that this closes."""
+    """`mesh` with the vertices of each cell of a grid drawn together in their mean, and without the
+    faces that this closes."""
     place = ((mesh.vertices - mesh.vertices.min(axis=0)) / cell).astype(np.int64)
     side = place.max(axis=0) + 1
     _, cluster = np.unique(np.ravel_multi_index(tuple(place.T), tuple(side)), return_inverse=True)
@@ -308,7 +318,8 @@ def _clustered(mesh: Mesh, cell: float) -> Mesh:
 def picture(
     mesh: Mesh | None, size: int = 192, azimuth: float = 30.0, elevation: float = 20.0
 ) -> np.ndarray:
-    """The mesh on white, (size, size, 3) uint8, for previews; blank without a mesh. A very fine mesh is drawn coarser."""
+    """The mesh on white, (size, size, 3) uint8, for previews; blank without a mesh. A very fine
+    mesh is drawn coarser."""
     if mesh is None:
         return np.full((size, size, 3), 255, dtype=np.uint8)
     if len(mesh.faces) > _PREVIEW_FACES:

@@ -1,5 +1,5 @@
-"""Fewer faces: edges collapse where that moves the surface least (quadric error metric, Garland and Heckbert, SIGGRAPH 1997), by
-libigl. A closed mesh stays closed."""
+"""Fewer faces: edges collapse where that moves the surface least (quadric error metric, Garland and
+Heckbert, SIGGRAPH 1997), by libigl. A closed mesh stays closed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ LEAST_FACES = 4  # a tetrahedron's
 
 
 def simplify(mesh: Mesh, faces: int) -> Mesh:
-    """`mesh` with at most so many faces, or as few as there can be without a change of its pieces and holes; itself if it has no
-    more. Raises ValueError for fewer faces than a tetrahedron has, and for a mesh with an edge of more than two faces."""
+    """`mesh` with at most so many faces, or as few as there can be without a change of its pieces
+    and holes; itself if it has no more. Raises ValueError for fewer faces than a tetrahedron has,
+    and for a mesh with an edge of more than two faces."""
     if faces < LEAST_FACES:
         raise ValueError(
             f"a mesh cannot have {faces} faces: ask for {LEAST_FACES}, a tetrahedron's, or more"

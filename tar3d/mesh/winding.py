@@ -1,13 +1,15 @@
-"""Generalized winding numbers of triangle meshes (Jacobson et al. 2013), counted along rays instead of summed over faces.
+"""Generalized winding numbers of triangle meshes (Jacobson et al. 2013), counted along rays instead
+of summed over faces.
 
-Every mesh becomes closed when its holes are covered: each loop of boundary edges gets a lid, a cone from the loop to its middle.
-The winding number of a closed mesh is a whole number, the signed count of the faces that a ray to infinity passes. So
+Every mesh becomes closed when its holes are covered: each loop of boundary edges gets a lid, a cone
+from the loop to its middle. The winding number of a closed mesh is a whole number, the signed count
+of the faces that a ray to infinity passes. So
 
     w(x) = crossings of the ray from x with mesh and lids - winding number of the lids at x
 
-for holes, soups and inverted parts alike. The lids have few faces, if any; their winding number is a sum over them,
-approximated with a tree (Barill et al. 2018, "Fast Winding Numbers for Soups and Clouds"). A mesh that is mostly boundary is
-summed whole.
+for holes, soups and inverted parts alike. The lids have few faces, if any; their winding number is
+a sum over them, approximated with a tree (Barill et al. 2018, "Fast Winding Numbers for Soups and
+Clouds"). A mesh that is mostly boundary is summed whole.
 """
 
 from __future__ import annotations
@@ -25,15 +27,17 @@ from tar3d.mesh.load import blocks
 FACES_OF_A_TREE = 1 << 22  # bounds what a search tree takes to 1 GB
 LARGEST_BOUNDARY = 1.0  # edges a face: above it the lids have more faces than the mesh
 PAIRS_AT_ONCE = 1 << 16  # points x faces that stay in the cache
-# A ray along a coordinate axis would run inside walls and through vertices of what people model; this one does not.
+# A ray along a coordinate axis would run inside walls and through vertices of what people model;
+# this one does not.
 _TURN = np.linalg.qr(np.array([[0.61, -0.34, 0.72], [0.27, 0.93, 0.21], [-0.74, 0.08, 0.66]]))[0]
 RAY = _TURN[:, 2]
 BESIDE = 1e-4  # of the cube's unit: how far from the surface its two sides are looked at
 
 
 class WindingNumber:
-    """Of one mesh: 1 inside a closed outward surface, 0 outside, -1 inside an inverted one, 2 where two overlap, fractions near
-    holes. What does not depend on the points is prepared once. `chosen` (F,) bool: of these faces alone."""
+    """Of one mesh: 1 inside a closed outward surface, 0 outside, -1 inside an inverted one, 2 where
+    two overlap, fractions near holes. What does not depend on the points is prepared once. `chosen`
+    (F,) bool: of these faces alone."""
 
     def __init__(self, mesh: Mesh, chosen: np.ndarray | None = None) -> None:
         vertices, faces = (
@@ -59,7 +63,8 @@ class WindingNumber:
         return self._rays.crossings(points)[0] - self._of_lids(points)
 
     def sides(self, points: np.ndarray, normals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Of `points` (M, 3) on the surface with `normals` (M, 3): the winding number right above and right below, (M,) each."""
+        """Of `points` (M, 3) on the surface with `normals` (M, 3): the winding number right above
+        and right below, (M,) each."""
         points = np.ascontiguousarray(points, dtype=np.float64)
         if self._summed:
             return self._of_lids(points + BESIDE * normals), self._of_lids(
@@ -81,7 +86,8 @@ class WindingNumber:
 def _lids(
     vertices: np.ndarray, edges: np.ndarray, excess: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The vertices and one more in the middle of each loop of `edges`; and faces from there that balance the edges."""
+    """The vertices and one more in the middle of each loop of `edges`; and faces from there that
+    balance the edges."""
     ends, place = np.unique(edges, return_inverse=True)
     place = place.reshape(-1, 2)
     graph = coo_array(
@@ -98,9 +104,11 @@ def _lids(
 
 
 def unbalanced_edges(faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Edges (K, 2) that faces (F, 3) run through more often in one direction than in the other, and by how much (K,) > 0.
+    """Edges (K, 2) that faces (F, 3) run through more often in one direction than in the other, and
+    by how much (K,) > 0.
 
-    None: the mesh has no boundary, and its winding number is a whole number everywhere off the surface.
+    None: the mesh has no boundary, and its winding number is a whole number everywhere off the
+    surface.
     """
     ends = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
     low, high = ends.min(axis=1), ends.max(axis=1)
@@ -113,7 +121,8 @@ def unbalanced_edges(faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def tree_sum(vertices: np.ndarray, faces: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Winding numbers as a sum over the faces, far ones taken together; right to about 0.01 off the surface."""
+    """Winding numbers as a sum over the faces, far ones taken together; right to about 0.01 off the
+    surface."""
     total = np.zeros(len(points))
     for part in blocks(len(faces), FACES_OF_A_TREE):
         total += igl.fast_winding_number(vertices, faces[part], points)
@@ -123,9 +132,10 @@ def tree_sum(vertices: np.ndarray, faces: np.ndarray, points: np.ndarray) -> np.
 class Rays:
     """Parallel rays through `faces` (F, 3) of `vertices` (V, 3).
 
-    Faces and points are looked at along the rays, in a plane that is cut into squares; a point meets the faces of its square. The
-    side of an edge that a point lies on is worked out once for the edge and the same for both of its faces, so a
-    ray never slips between two faces nor counts both.
+    Faces and points are looked at along the rays, in a plane that is cut into squares; a point
+    meets the faces of its square. The side of an edge that a point lies on is worked out once for
+    the edge and the same for both of its faces, so a ray never slips between two faces nor counts
+    both.
     """
 
     def __init__(self, vertices: np.ndarray, faces: np.ndarray) -> None:
@@ -142,8 +152,9 @@ class Rays:
         self._planes = _planes(np.concatenate([flat, height[:, None]], axis=1)[faces])
 
     def crossings(self, points: np.ndarray, beside: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-        """Faces that the ray from each of `points` (M, 3) passes, outwards counts 1, inwards -1; (M,) int64 for rays that
-        start `beside` after the point and for rays that start as much before it."""
+        """Faces that the ray from each of `points` (M, 3) passes, outwards counts 1, inwards -1;
+        (M,) int64 for rays that start `beside` after the point and for rays that start as much
+        before it."""
         seen = points @ _TURN
         square = np.floor((seen[:, :2] - self._low) * self._scale).astype(np.int64)
         met = np.flatnonzero(
@@ -183,7 +194,8 @@ class Rays:
 
 
 def _groups(ends: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Runs start..stop of items of which item i has pairs ends[i]..ends[i + 1], each run of about PAIRS_AT_ONCE pairs."""
+    """Runs start..stop of items of which item i has pairs ends[i]..ends[i + 1], each run of about
+    PAIRS_AT_ONCE pairs."""
     start, last = 0, len(ends) - 1
     while start < last:
         stop = max(
@@ -194,7 +206,8 @@ def _groups(ends: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def _edge_lines(flat: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The lines (3, 3, F) of each face's edges, from lower to higher vertex; and (3, F) whether it runs them the other way."""
+    """The lines (3, 3, F) of each face's edges, from lower to higher vertex; and (3, F) whether it
+    runs them the other way."""
     first, last = faces.T, np.roll(faces.T, -1, axis=0)  # (3, F)
     a, b = flat[np.minimum(first, last)], flat[np.maximum(first, last)]  # (3, F, 2)
     d = b - a
@@ -214,7 +227,8 @@ def _planes(corners: np.ndarray) -> np.ndarray:
 def _faces_of_squares(
     flat: np.ndarray, faces: np.ndarray, side: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where the faces of each square begin (side^2 + 1,), and the faces of all squares one after the other.
+    """Where the faces of each square begin (side^2 + 1,), and the faces of all squares one after
+    the other.
 
     `flat` (V, 2) in units of a square. A face is listed in squares that it may touch."""
     corner = flat[faces]  # (F, 3, 2)

@@ -1,4 +1,5 @@
-"""Moves a prediction onto the truth before it is scored, and says how. Nothing is aligned unless asked for.
+"""Moves a prediction onto the truth before it is scored, and says how. Nothing is aligned unless
+asked for.
 
 none        the prediction stays where it is
 bbox        translation and one scale factor: bounding boxes share centre and longest side

@@ -1,10 +1,13 @@
-"""How close a mesh is to the true one: every common form of Chamfer distance, F-score, normal consistency, IoU.
+"""How close a mesh is to the true one: every common form of Chamfer distance, F-score, normal
+consistency, IoU.
 
-A Chamfer number means nothing without its convention, so each form has its own name in `FORMULAS`, and `describe` prints
-what a protocol measures. Predicted and true surface are sampled independently, so even a perfect prediction scores the
-`floor`, not 0: print it beside the score. It is no detail: with 16,000 points, a sphere that fills the cube cannot exceed
-F@0.02 = 0.80, a cube 0.57 (0.995 with 100,000). The scores named surface_ have no such floor: they measure from points to
-the other mesh's triangles. Refused with a ValueError: empty point sets, NaN or infinite coordinates.
+A Chamfer number means nothing without its convention, so each form has its own name in `FORMULAS`,
+and `describe` prints what a protocol measures. Predicted and true surface are sampled
+independently, so even a perfect prediction scores the `floor`, not 0: print it beside the score. It
+is no detail: with 16,000 points, a sphere that fills the cube cannot exceed F@0.02 = 0.80, a cube
+0.57 (0.995 with 100,000). The scores named surface_ have no such floor: they measure from points to
+the other mesh's triangles. Refused with a ValueError: empty point sets, NaN or infinite
+coordinates.
 """
 
 from __future__ import annotations
@@ -66,7 +69,8 @@ def describe(protocol: EvalProtocol) -> str:
 
 
 def in_frame(pred: Mesh, truth: Mesh, frame: str) -> tuple[Mesh, Mesh]:
-    """Two meshes as `load_mesh` gives them -> the same in the frame of a protocol (`EvalProtocol.frame`)."""
+    """Two meshes as `load_mesh` gives them -> the same in the frame of a protocol
+    (`EvalProtocol.frame`)."""
     unit = np.diag([1 / CUBE_FILL] * 3 + [1.0])  # from 0.95 to 1
     to_frame = {"truth": unit @ np.linalg.inv(truth.to_source), "source": np.eye(4)}
     if frame == "each":
@@ -89,7 +93,8 @@ def surface_cloud(mesh: Mesh, count: int, seed: int | Sequence[int]) -> np.ndarr
 def point_scores(
     pred: np.ndarray, truth: np.ndarray, thresholds: Sequence[float]
 ) -> dict[str, float]:
-    """Scores of (N, 3) predicted against (M, 3) true points as they are; with normals, (N, 6), also normal_consistency."""
+    """Scores of (N, 3) predicted against (M, 3) true points as they are; with normals, (N, 6), also
+    normal_consistency."""
     pred, truth = _points(pred, "predicted"), _points(truth, "true")
     p, t = pred[:, :3], truth[:, :3]
     tree_p, tree_t = cKDTree(p), cKDTree(t)
@@ -112,7 +117,8 @@ def surface_scores(
     true_cloud: np.ndarray,
     thresholds: Sequence[float],
 ) -> dict[str, float]:
-    """`point_scores` with exact distances from each cloud (N, 6), (M, 6) to the other mesh's triangles, named surface_*."""
+    """`point_scores` with exact distances from each cloud (N, 6), (M, 6) to the other mesh's
+    triangles, named surface_*."""
     to_truth, normals_t = _to_triangles(pred_cloud[:, :3], truth)
     to_pred, normals_p = _to_triangles(true_cloud[:, :3], pred)
     scores = _distance_scores(to_truth, to_pred, thresholds)
@@ -123,7 +129,8 @@ def surface_scores(
 
 
 def _to_triangles(points: np.ndarray, mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
-    """Distances (N,) of `points` (N, 3) to `mesh`, and the unit normals (N, 3) of the triangles they are nearest to."""
+    """Distances (N,) of `points` (N, 3) to `mesh`, and the unit normals (N, 3) of the triangles
+    they are nearest to."""
     vertices = mesh.vertices.astype(np.float64)
     squared, face, _ = igl.point_mesh_squared_distance(
         np.ascontiguousarray(points), vertices, mesh.faces
@@ -172,7 +179,8 @@ def _consistency(
 
 
 def floor_scores(truth: Mesh, protocol: EvalProtocol) -> dict[str, float]:
-    """What a perfect prediction would score by `point_scores`, named floor_*: the truth, sampled in the prediction's place."""
+    """What a perfect prediction would score by `point_scores`, named floor_*: the truth, sampled in
+    the prediction's place."""
     scores = point_scores(
         _cloud(truth, 0, protocol), _cloud(truth, 1, protocol), protocol.thresholds
     )
@@ -190,8 +198,8 @@ def compare_points(pred: Mesh, truth: Mesh, protocol: EvalProtocol) -> dict[str,
 def compare_meshes(
     pred: Mesh, truth: Mesh, protocol: EvalProtocol
 ) -> dict[str, float | bool | None]:
-    """All scores of FORMULAS but those of the floor and of an alignment, of two meshes that stand in one frame; repeats for the
-    same seed."""
+    """All scores of FORMULAS but those of the floor and of an alignment, of two meshes that stand
+    in one frame; repeats for the same seed."""
     pred_cloud, true_cloud = _cloud(pred, 0, protocol), _cloud(truth, 1, protocol)
     return (
         point_scores(pred_cloud, true_cloud, protocol.thresholds)
@@ -208,7 +216,8 @@ def _cloud(mesh: Mesh, stream: int, protocol: EvalProtocol) -> np.ndarray:
 def volume_scores(
     pred: Mesh, truth: Mesh, protocol: EvalProtocol
 ) -> dict[str, float | bool | None]:
-    """iou, iou_near, and whether the two meshes are closed. An IoU is None where no point is inside either mesh."""
+    """iou, iou_near, and whether the two meshes are closed. An IoU is None where no point is inside
+    either mesh."""
     near = surface_cloud(truth, protocol.near_points, (protocol.seed, 3))[:, :3]
     near += np.random.default_rng((protocol.seed, 4)).normal(
         scale=protocol.near_sigma, size=near.shape
@@ -230,8 +239,8 @@ def volume_scores(
 def volume_iou(
     pred: Mesh, truth: Mesh, count: int = EvalProtocol.iou_points, seed: int = 0
 ) -> float | None:
-    """Volume IoU of two meshes in one frame, estimated on `count` uniform points in the box that holds both; None if they
-    enclose none of them.
+    """Volume IoU of two meshes in one frame, estimated on `count` uniform points in the box that
+    holds both; None if they enclose none of them.
 
     The standard error is at most 0.5 / sqrt(points inside either).
     """
@@ -250,8 +259,8 @@ def _points_around(pred: Mesh, truth: Mesh, count: int, seed: int) -> np.ndarray
 
 
 def label_iou(inside_pred: np.ndarray, inside_true: np.ndarray) -> float | None:
-    """Intersection over union of two (M,) bool labels of the same points, in [0, 1]; None if no point is inside either
-    shape, for then the ratio says nothing."""
+    """Intersection over union of two (M,) bool labels of the same points, in [0, 1]; None if no
+    point is inside either shape, for then the ratio says nothing."""
     pred, true = np.asarray(inside_pred), np.asarray(inside_true)
     if pred.shape != true.shape or pred.ndim != 1 or pred.dtype != bool or true.dtype != bool:
         raise ValueError(

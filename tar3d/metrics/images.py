@@ -1,8 +1,10 @@
-"""How alike pictures are: PSNR and SSIM of a pair, FID and KID of two sets by their features. Needs no torch.
+"""How alike pictures are: PSNR and SSIM of a pair, FID and KID of two sets by their features. Needs
+no torch.
 
-A number means nothing without its convention, so each has its own in `IMAGE_FORMULAS`. PSNR and SSIM are scikit-image's,
-over the whole picture and over its foreground: on a plain background, the whole picture says mostly that the background is
-right. Letters: H, W height and width of a picture, N, M pictures of a set, E features.
+A number means nothing without its convention, so each has its own in `IMAGE_FORMULAS`. PSNR and
+SSIM are scikit-image's, over the whole picture and over its foreground: on a plain background, the
+whole picture says mostly that the background is right. Letters: H, W height and width of a picture,
+N, M pictures of a set, E features.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ IMAGE_FORMULAS = {
 
 
 def picture_scores(pred: np.ndarray, truth: np.ndarray, foreground: np.ndarray) -> dict[str, float]:
-    """psnr, psnr_fg, ssim and ssim_fg of two (H, W, 3) uint8 pictures; `foreground` (H, W) bool holds at least one pixel."""
+    """psnr, psnr_fg, ssim and ssim_fg of two (H, W, 3) uint8 pictures; `foreground` (H, W) bool
+    holds at least one pixel."""
     if pred.shape != truth.shape or pred.shape[:2] != foreground.shape:
         raise ValueError(
             f"pictures of different size cannot be compared: {_size(pred)} and {_size(truth)}, foreground "
@@ -59,9 +62,11 @@ def psnr(pred: np.ndarray, truth: np.ndarray) -> float:
 
 
 def ssim(pred: np.ndarray, truth: np.ndarray) -> tuple[float, np.ndarray]:
-    """Structural similarity of two (H, W, 3) uint8 pictures, and its map (H, W), the mean of the channels.
+    """Structural similarity of two (H, W, 3) uint8 pictures, and its map (H, W), the mean of the
+    channels.
 
-    The mean leaves out the border where the window is not whole, as scikit-image's does; the map has it, mirrored.
+    The mean leaves out the border where the window is not whole, as scikit-image's does; the map
+    has it, mirrored.
     """
     if min(pred.shape[:2]) < SSIM_WINDOW:
         raise ValueError(
@@ -80,7 +85,8 @@ def _size(picture: np.ndarray) -> str:
 def fid(features: np.ndarray, reference: np.ndarray) -> float:
     """Frechet distance of the Gaussians with the moments of (N, E) and (M, E) features.
 
-    It is biased upwards, the more the fewer the pictures. Refused below E + 1 of them, where a covariance is singular.
+    It is biased upwards, the more the fewer the pictures. Refused below E + 1 of them, where a
+    covariance is singular.
     """
     x, y = _feature_sets(features, reference)
     least = x.shape[1] + 1

@@ -1,11 +1,13 @@
 """How alike two pictures look to a network: LPIPS (arXiv 1801.03924) and CLIP (arXiv 2103.00020).
 
-Neither network is shipped. `load_lpips` reads files that you bring, `Clip.load` a directory or a Hub id; what cannot be had is
-a ValueError of one sentence that says what is missing and how to get it. The pixels' way into a network is written out
-here, because a resize filter alone changes scores. Needs no torchvision. Every picture goes through LPIPS by itself, and
-through CLIP with the others of its shape, so scores do not depend on what else is scored.
+Neither network is shipped. `load_lpips` reads files that you bring, `Clip.load` a directory or a
+Hub id; what cannot be had is a ValueError of one sentence that says what is missing and how to get
+it. The pixels' way into a network is written out here, because a resize filter alone changes
+scores. Needs no torchvision. Every picture goes through LPIPS by itself, and through CLIP with the
+others of its shape, so scores do not depend on what else is scored.
 
-Letters: H, W height and width of a picture, K pictures, S side of CLIP's picture, E its features, C channels.
+Letters: H, W height and width of a picture, K pictures, S side of CLIP's picture, E its features, C
+channels.
 """
 
 from __future__ import annotations
@@ -51,8 +53,9 @@ _LPIPS_SHIFT, _LPIPS_SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # 
 
 @dataclass(frozen=True)
 class Stack:
-    """The convolutions of a feature network in five stages, as (index in torchvision's `features`, stride, padding); a stage in
-    `pooled` starts with a max pool of (kernel, stride) `pool`. `smallest` is the least side of a picture, in pixels."""
+    """The convolutions of a feature network in five stages, as (index in torchvision's `features`,
+    stride, padding); a stage in `pooled` starts with a max pool of (kernel, stride) `pool`.
+    `smallest` is the least side of a picture, in pixels."""
 
     stages: tuple[tuple[tuple[int, int, int], ...], ...]
     pooled: tuple[int, ...]
@@ -78,8 +81,9 @@ _FIRST_KERNEL = {11: "alex", 3: "vgg"}  # what tells the two apart
 
 
 class LPIPS:
-    """`weights` by torchvision's names of the features (features.0.weight, ...) and the lpips package's of the heads
-    (lin0.model.1.weight, ...). Widths are those of the weights. Raises ValueError when they make no network."""
+    """`weights` by torchvision's names of the features (features.0.weight, ...) and the lpips
+    package's of the heads (lin0.model.1.weight, ...). Widths are those of the weights. Raises
+    ValueError when they make no network."""
 
     def __init__(self, weights: dict[str, Tensor], device: torch.device) -> None:
         first = weights.get("features.0.weight")
@@ -133,9 +137,11 @@ class LPIPS:
     def compare(
         self, pred: np.ndarray, truth: np.ndarray, foreground: np.ndarray
     ) -> tuple[float, float]:
-        """LPIPS of two (H, W, 3) uint8 pictures, and the mean of its map over `foreground` (H, W) bool.
+        """LPIPS of two (H, W, 3) uint8 pictures, and the mean of its map over `foreground` (H, W)
+        bool.
 
-        The map is the sum of the layers' maps, each upsampled to (H, W) (bilinear), as the lpips package's spatial=True.
+        The map is the sum of the layers' maps, each upsampled to (H, W) (bilinear), as the lpips
+        package's spatial=True.
         """
         if min(pred.shape[:2]) < self._stack.smallest:
             raise ValueError(
@@ -158,7 +164,8 @@ class LPIPS:
         return whole, float(local[torch.from_numpy(foreground).to(self.device)].double().mean())
 
     def features(self, picture: np.ndarray) -> list[Tensor]:
-        """What the five stages make of a (H, W, 3) uint8 picture: (1, C, h, w) each, after the ReLU."""
+        """What the five stages make of a (H, W, 3) uint8 picture: (1, C, h, w) each, after the
+        ReLU."""
         x = (
             torch.from_numpy(np.ascontiguousarray(picture))
             .to(self.device)
@@ -183,7 +190,8 @@ class LPIPS:
 
 
 def _full_precision() -> AbstractContextManager:
-    """A GPU would otherwise round convolutions to TF32, and choose their algorithm anew in each run."""
+    """A GPU would otherwise round convolutions to TF32, and choose their algorithm anew in each
+    run."""
     return torch.backends.cudnn.flags(
         enabled=True, benchmark=False, deterministic=True, allow_tf32=False
     )
@@ -194,8 +202,9 @@ def _unit(features: Tensor) -> Tensor:
 
 
 def load_lpips(path: Path, device: torch.device) -> LPIPS:
-    """LPIPS from a file, or from all weight files of a folder: a whole state dict of lpips.LPIPS, or torchvision's AlexNet
-    (or VGG16) and the lpips package's heads in two files. Safetensors, or .pth read without running code from it."""
+    """LPIPS from a file, or from all weight files of a folder: a whole state dict of lpips.LPIPS,
+    or torchvision's AlexNet (or VGG16) and the lpips package's heads in two files. Safetensors, or
+    .pth read without running code from it."""
     files = (
         sorted(p for p in path.iterdir() if p.suffix in _WEIGHT_SUFFIXES)
         if path.is_dir()
@@ -226,7 +235,8 @@ def load_lpips(path: Path, device: torch.device) -> LPIPS:
 
 
 def _canonical(name: str) -> str:
-    """torchvision's and the heads' own names for those of the lpips package (net.slice2.3.weight); "" for what is not needed."""
+    """torchvision's and the heads' own names for those of the lpips package (net.slice2.3.weight);
+    "" for what is not needed."""
     found = re.fullmatch(r"(?:net\.slice\d+|features)\.(\d+)\.(weight|bias)", name)
     if found:
         return f"features.{found[1]}.{found[2]}"
@@ -271,9 +281,9 @@ def _digest(weights: dict[str, Tensor]) -> str:
 
 @dataclass(frozen=True)
 class Clip:
-    """A CLIP model of `transformers`, in float32. Pictures are resized so that the shorter side is `side` (Pillow's `filter`,
-    antialiased), cropped to the middle square, and normalised with `mean` and `std`, all as the model's
-    preprocessor_config.json says."""
+    """A CLIP model of `transformers`, in float32. Pictures are resized so that the shorter side is
+    `side` (Pillow's `filter`, antialiased), cropped to the middle square, and normalised with
+    `mean` and `std`, all as the model's preprocessor_config.json says."""
 
     source: str
     model: torch.nn.Module
@@ -330,7 +340,8 @@ class Clip:
 
     @torch.inference_mode()
     def image_features(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
-        """(H, W, 3) uint8 each -> (K, E) float32, as the model projects them: not yet of unit length."""
+        """(H, W, 3) uint8 each -> (K, E) float32, as the model projects them: not yet of unit
+        length."""
         mean, std = (
             torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in (self.mean, self.std)
         )
@@ -356,7 +367,8 @@ class Clip:
             "_raise_exceptions_for_connection_errors": False,
         }
         try:
-            # without its files, AutoTokenizer makes an empty one that turns every word into the same token
+            # without its files, AutoTokenizer makes an empty one that turns every word into the
+            # same token
             if not any(
                 cached_file(self.source, name, **quiet) for name in ("tokenizer.json", "vocab.json")
             ):
@@ -371,8 +383,8 @@ class Clip:
     def text_features(
         self, captions: dict[str, str], tokenizer: object
     ) -> tuple[dict[str, np.ndarray], list[str]]:
-        """Captions by id -> features (E,) float32 by id, one at a time; and the ids of those longer than the model reads,
-        which are cut."""
+        """Captions by id -> features (E,) float32 by id, one at a time; and the ids of those longer
+        than the model reads, which are cut."""
         longest = self.model.config.text_config.max_position_embeddings
         found, cut = {}, []
         for key, caption in captions.items():
@@ -405,8 +417,8 @@ def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def crop_to(
     picture: np.ndarray, foreground: np.ndarray, background: tuple[int, int, int]
 ) -> np.ndarray:
-    """The square around the True pixels of `foreground` (H, W), cut from `picture` (H, W, 3); what lies outside the picture
-    is `background`."""
+    """The square around the True pixels of `foreground` (H, W), cut from `picture` (H, W, 3); what
+    lies outside the picture is `background`."""
     rows, columns = np.flatnonzero(foreground.any(1)), np.flatnonzero(foreground.any(0))
     height, width = rows[-1] + 1 - rows[0], columns[-1] + 1 - columns[0]
     side = max(height, width)

@@ -1,8 +1,9 @@
-"""Scores of a set of generations against a reference set, without pairs: coverage, minimum matching distance, 1-NN accuracy.
+"""Scores of a set of generations against a reference set, without pairs: coverage, minimum matching
+distance, 1-NN accuracy.
 
-Coverage and MMD after Achlioptas et al. (arXiv 1707.02392), 1-NN accuracy after PointFlow (arXiv 1906.12320), with the Chamfer
-distance that they use: mean_p d(p, T)^2 + mean_t d(t, P)^2. They depend on the sizes of both sets and on the number of
-points, so all three belong beside the scores.
+Coverage and MMD after Achlioptas et al. (arXiv 1707.02392), 1-NN accuracy after PointFlow (arXiv
+1906.12320), with the Chamfer distance that they use: mean_p d(p, T)^2 + mean_t d(t, P)^2. They
+depend on the sizes of both sets and on the number of points, so all three belong beside the scores.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def set_scores(
 
 
 def chamfer_matrix(clouds: Sequence[np.ndarray]) -> np.ndarray:
-    """Squared Chamfer distances, both directions summed, between all (N, 3) clouds -> (S, S) float64, zero on the diagonal."""
+    """Squared Chamfer distances, both directions summed, between all (N, 3) clouds -> (S, S)
+    float64, zero on the diagonal."""
     trees = [cKDTree(cloud) for cloud in clouds]
     result = np.zeros((len(clouds), len(clouds)))
     pairs: Iterable[tuple[int, int]] = ((i, j) for i in range(len(clouds)) for j in range(i))

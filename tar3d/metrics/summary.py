@@ -1,5 +1,5 @@
-"""From the scores of single shapes to means with intervals, tables and plots. Nothing is left out silently: every aggregate
-says over how many values it is."""
+"""From the scores of single shapes to means with intervals, tables and plots. Nothing is left out
+silently: every aggregate says over how many values it is."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def bootstrap_interval(
     coverage: float = 0.95,
     resamples: int = RESAMPLES,
 ) -> tuple[float, float]:
-    """Percentile interval of the mean of (n,) values, n > 0, over draws with replacement (Efron 1979)."""
+    """Percentile interval of the mean of (n,) values, n > 0, over draws with replacement (Efron
+    1979)."""
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or len(values) == 0:
         raise ValueError(f"a bootstrap needs (n,) values with n > 0, got {values.shape}")
@@ -36,9 +37,11 @@ def bootstrap_interval(
 
 
 def aggregate(values: Sequence[float | None], seed: int = 0) -> dict[str, float | int | None]:
-    """count, missing, mean with its 95 % bootstrap interval (low, high), median, and the 5th and 95th percentile.
+    """count, missing, mean with its 95 % bootstrap interval (low, high), median, and the 5th and
+    95th percentile.
 
-    None is a missing value: counted, not averaged. NaN and infinity are refused: a score that has none is None.
+    None is a missing value: counted, not averaged. NaN and infinity are refused: a score that has
+    none is None.
     """
     present = np.array([v for v in values if v is not None], dtype=np.float64)
     if not np.isfinite(present).all():
@@ -77,7 +80,8 @@ def histograms(
     bins: int = 30,
     logarithmic: Collection[str] = (),
 ) -> None:
-    """A picture with one histogram for each named list of values, the mean marked; `logarithmic` names have such an axis."""
+    """A picture with one histogram for each named list of values, the mean marked; `logarithmic`
+    names have such an axis."""
     from matplotlib.figure import (
         Figure,
     )  # without pyplot: needs no display and keeps no global state

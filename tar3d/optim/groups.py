@@ -9,10 +9,11 @@ The rule, which serves any module (the GPT, the tokenizer, a ViT from `transform
 | weight of a convolution                                        | `matrix`   | AdamW     | yes   |
 | nn.Embedding, nn.Parameter of any other module, norms, biases  | `vector`   | AdamW     | no    |
 
-`adamw_parameters` is a class attribute, a tuple of names of children or parameters, e.g. ("head",): an output head is a
-classifier, not a hidden matrix. Muon is `torch.optim.Muon` with "match_rms_adamw" (arXiv 2502.16982), so that both rates
-are of one scale. Frozen parameters (requires_grad False) belong to none. With `optim.hidden_matrices=adamw` those of kind `muon`
-are of kind `matrix`: AdamW is all there is.
+`adamw_parameters` is a class attribute, a tuple of names of children or parameters, e.g. ("head",):
+an output head is a classifier, not a hidden matrix. Muon is `torch.optim.Muon` with
+"match_rms_adamw" (arXiv 2502.16982), so that both rates are of one scale. Frozen parameters
+(requires_grad False) belong to none. With `optim.hidden_matrices=adamw` those of kind `muon` are of
+kind `matrix`: AdamW is all there is.
 """
 
 from __future__ import annotations
@@ -37,16 +38,19 @@ CONVOLUTIONS = (
 )
 STACKED = (
     1 << 25
-)  # entries of matrices that go through Newton-Schulz together: 32 of 1,024 x 1,024, 64 MiB in bfloat16
+    # entries of matrices that go through Newton-Schulz together: 32 of 1,024 x 1,024, 64 MiB in
+    # bfloat16
+)
 KINDS = ("muon", "matrix", "vector")  # from the boldest update to the most careful
 
 
 class Muon(optim.Muon):
     """`torch.optim.Muon` with Nesterov momentum and "match_rms_adamw", for many matrices at a time.
 
-    A GPT-L has 192 of them, for which torch's loop launches some 4,000 small operations a step; here all of one shape go
-    through Newton-Schulz as one batch. Where a CPU only emulates bfloat16 this one multiplies in float32, many times faster.
-    The state is torch's: either can go on from the other's.
+    A GPT-L has 192 of them, for which torch's loop launches some 4,000 small operations a step;
+    here all of one shape go through Newton-Schulz as one batch. Where a CPU only emulates bfloat16
+    this one multiplies in float32, many times faster. The state is torch's: either can go on from
+    the other's.
     """
 
     def __init__(
@@ -102,12 +106,14 @@ class Muon(optim.Muon):
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A matrix of which this process holds some rows (FSDP2), gathered from all: Newton-Schulz needs the whole of it."""
+    """A matrix of which this process holds some rows (FSDP2), gathered from all: Newton-Schulz
+    needs the whole of it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def held_part(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """What this process holds of a whole `tensor` that is shaped and spread as `parameter` is; all of it where that is whole."""
+    """What this process holds of a whole `tensor` that is shaped and spread as `parameter` is; all
+    of it where that is whole."""
     if not isinstance(parameter, DTensor):
         return tensor
     return distribute_tensor(
@@ -116,7 +122,8 @@ def held_part(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
 
 
 def _batches(parameters: list[nn.Parameter]) -> Iterator[list[int]]:
-    """Indices of matrices of one shape, so many together that their stack has at most `STACKED` entries, or one."""
+    """Indices of matrices of one shape, so many together that their stack has at most `STACKED`
+    entries, or one."""
     shapes: dict[torch.Size, list[int]] = {}
     for index, parameter in enumerate(parameters):
         shapes.setdefault(parameter.shape, []).append(index)
@@ -133,8 +140,8 @@ def _product_dtype(device: torch.device) -> torch.dtype:
 def orthogonalise(
     matrices: torch.Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
 ) -> torch.Tensor:
-    """Newton-Schulz with Muon's quintic on matrices (n, rows, columns): the same singular vectors, singular values near 1. In
-    their dtype."""
+    """Newton-Schulz with Muon's quintic on matrices (n, rows, columns): the same singular vectors,
+    singular values near 1. In their dtype."""
     a, b, c = coefficients
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
@@ -155,7 +162,8 @@ class Route:
 
 
 def parameter_kind(module: nn.Module, name: str) -> str:
-    """Kind of the parameter `name` that `module` itself owns, before any `adamw_parameters` is heard."""
+    """Kind of the parameter `name` that `module` itself owns, before any `adamw_parameters` is
+    heard."""
     if name == "weight" and isinstance(module, nn.Linear):
         return "muon"
     if name == "weight" and isinstance(module, CONVOLUTIONS):
@@ -164,7 +172,8 @@ def parameter_kind(module: nn.Module, name: str) -> str:
 
 
 def routes(modules: nn.Module | list[nn.Module]) -> list[Route]:
-    """Every trainable parameter once, in module order. A parameter shared by two owners takes the more careful kind.
+    """Every trainable parameter once, in module order. A parameter shared by two owners takes the
+    more careful kind.
 
     Raises ValueError when an `adamw_parameters` entry names nothing.
     """
@@ -225,8 +234,8 @@ def build_optimizers(
 ) -> tuple[Muon | None, optim.AdamW | None]:
     """(Muon, AdamW) over all trainable parameters; an optimizer that would have none is None.
 
-    Each group keeps its base rate as "initial_lr" (see `schedule`) and its kind as "kind". Raises ValueError when
-    nothing is trainable.
+    Each group keeps its base rate as "initial_lr" (see `schedule`) and its kind as "kind". Raises
+    ValueError when nothing is trainable.
     """
     by_kind: dict[str, list[nn.Parameter]] = {kind: [] for kind in KINDS}
     for route in _routes(modules, config):
@@ -260,7 +269,8 @@ def build_optimizers(
 
 
 def routing_table(modules: nn.Module | list[nn.Module], config: OptimConfig) -> str:
-    """One line per parameter: name, shape, optimizer, base rate and weight decay; then the totals."""
+    """One line per parameter: name, shape, optimizer, base rate and weight decay; then the
+    totals."""
     lines = [f"{'parameter':<56} {'shape':<18} {'optimizer':<9} {'lr':>9} {'decay':>7}"]
     counts = {"Muon": 0, "AdamW": 0}
     for route in _routes(modules, config):

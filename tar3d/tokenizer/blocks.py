@@ -1,7 +1,8 @@
-"""Layers that the encoder and the decoder share: Fourier features, attention, and the block that mixes a triplane.
+"""Layers that the encoder and the decoder share: Fourier features, attention, and the block that
+mixes a triplane.
 
-Letters: B batch, R grid side, D width, H heads, L sequence length. A triplane of tokens is (B, 3, R, R, D); planes are
-xy, xz, yz, and plane `ab` has rows along b and columns along a.
+Letters: B batch, R grid side, D width, H heads, L sequence length. A triplane of tokens is (B, 3,
+R, R, D); planes are xy, xz, yz, and plane `ab` has rows along b and columns along a.
 """
 
 import torch
@@ -15,8 +16,9 @@ SHORT = 512  # keys up to which plain attention is faster on a CPU
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v for (B, H, L, d).
 
-    The CPU kernel behind scaled_dot_product_attention is built for long sequences: forward and backward over the 32 to
-    256 keys of a small triplane take 2 to 9 times longer than the plain form in bfloat16.
+    The CPU kernel behind scaled_dot_product_attention is built for long sequences: forward and
+    backward over the 32 to 256 keys of a small triplane take 2 to 9 times longer than the plain
+    form in bfloat16.
     """
     if q.device.type == "cpu" and k.shape[-2] <= SHORT:
         return (
@@ -28,8 +30,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def linear_flops(module: nn.Module, rows: int) -> int:
     """Operations of all linear layers in `module` over so many rows, a multiply-add counted as two.
 
-    Every `flops` of this folder counts the same way: one shape forward, matrix products, convolutions and attention. What is
-    done element by element (norms, activations, interpolation, pooling) is left out.
+    Every `flops` of this folder counts the same way: one shape forward, matrix products,
+    convolutions and attention. What is done element by element (norms, activations, interpolation,
+    pooling) is left out.
     """
     return 2 * rows * sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
 
@@ -40,7 +43,8 @@ def attention_flops(queries: int, keys: int, width: int) -> int:
 
 
 class FourierFeatures(nn.Module):
-    """(..., 3) coordinates in [-1, 1] -> (..., 3 + 6 n): the coordinates, and sin and cos of pi 2^i times each."""
+    """(..., 3) coordinates in [-1, 1] -> (..., 3 + 6 n): the coordinates, and sin and cos of pi 2^i
+    times each."""
 
     def __init__(self, num_frequencies: int) -> None:
         super().__init__()
@@ -55,7 +59,8 @@ class FourierFeatures(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of x (B, L, D) over context (B, S, D); q, k, v apart, because Muon orthogonalises matrices."""
+    """Multi-head attention of x (B, L, D) over context (B, S, D); q, k, v apart, because Muon
+    orthogonalises matrices."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -103,12 +108,14 @@ class SelfAttentionBlock(nn.Module):
 
 
 class SharedAxisAttention(Attention):
-    """Attention across the three planes: a token sees the tokens of the other planes that share a coordinate with it.
+    """Attention across the three planes: a token sees the tokens of the other planes that share a
+    coordinate with it.
 
-    Two planes share one axis: xy and xz share x, xy and yz share y, xz and yz share z. For each axis and each of its R
-    coordinates, the 2R tokens of the two planes attend to each other; a token takes part in two such groups and receives
-    the mean of both. A point's three plane features are related exactly through these groups, and the cost is
-    O(R^3) instead of the O(R^4) of attention over all 3 R^2 tokens.
+    Two planes share one axis: xy and xz share x, xy and yz share y, xz and yz share z. For each
+    axis and each of its R coordinates, the 2R tokens of the two planes attend to each other; a
+    token takes part in two such groups and receives the mean of both. A point's three plane
+    features are related exactly through these groups, and the cost is O(R^3) instead of the O(R^4)
+    of attention over all 3 R^2 tokens.
     """
 
     def forward(self, x: Tensor) -> Tensor:  # (B, 3, R, R, D)
@@ -122,7 +129,8 @@ class SharedAxisAttention(Attention):
 
 
 def _to_axis_groups(x: Tensor) -> Tensor:
-    """(B, 3, R, R, D) -> (B, R coordinate on the axis, 3 axes, 2R tokens, D): in this order, one copy makes all the groups."""
+    """(B, 3, R, R, D) -> (B, R coordinate on the axis, 3 axes, 2R tokens, D): in this order, one
+    copy makes all the groups."""
     xy, xz, yz = x.unbind(1)  # rows, columns: xy is (y, x), xz is (z, x), yz is (z, y)
     halves = [
         xy.transpose(1, 2),
@@ -136,7 +144,8 @@ def _to_axis_groups(x: Tensor) -> Tensor:
 
 
 def _from_axis_groups(groups: Tensor) -> Tensor:
-    """The mean of the two groups that each token belongs to; inverse of `_to_axis_groups` for equal copies."""
+    """The mean of the two groups that each token belongs to; inverse of `_to_axis_groups` for equal
+    copies."""
     x_axis, y_axis, z_axis = groups.unbind(2)
     R = x_axis.shape[1]
     xy = x_axis[:, :, :R].transpose(1, 2) + y_axis[:, :, :R]
@@ -146,7 +155,8 @@ def _from_axis_groups(groups: Tensor) -> Tensor:
 
 
 class TriplaneBlock(nn.Module):
-    """Self-attention within each plane, attention across the planes, MLP; all pre-norm, on (B, 3, R, R, D)."""
+    """Self-attention within each plane, attention across the planes, MLP; all pre-norm, on (B, 3,
+    R, R, D)."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()

@@ -1,6 +1,8 @@
-"""Codes (B, 3, R, R, K) -> feature planes (B, 3, C, S, S), and feature planes -> occupancy logits at points.
+"""Codes (B, 3, R, R, K) -> feature planes (B, 3, C, S, S), and feature planes -> occupancy logits
+at points.
 
-Letters: B batch, R token grid side, S = R 2^stages plane side, D width, K code width, C plane channels, M query points.
+Letters: B batch, R token grid side, S = R 2^stages plane side, D width, K code width, C plane
+channels, M query points.
 """
 
 import torch
@@ -50,7 +52,8 @@ class TriplaneDecoder(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles a plane. Interpolation and a convolution, no strided deconvolution: that one leaves a checkerboard."""
+    """Doubles a plane. Interpolation and a convolution, no strided deconvolution: that one leaves a
+    checkerboard."""
 
     def __init__(self, width_in: int, width_out: int) -> None:
         super().__init__()

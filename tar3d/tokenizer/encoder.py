@@ -24,7 +24,8 @@ from tar3d.tokenizer.blocks import (
 )
 
 PLANE_AXES = ((0, 1), (0, 2), (1, 2))  # (column axis, row axis) of xy, xz, yz
-POOL_FACTOR = 4  # points are pooled on a grid 4 times finer than the tokens, then two strided convolutions reduce it
+# points are pooled on a grid 4 times finer than the tokens, then two strided convolutions reduce it
+POOL_FACTOR = 4
 
 
 def build_encoder(config: TokenizerConfig) -> nn.Module:
@@ -114,8 +115,9 @@ class PlanePoolEncoder(nn.Module):
         return self.norm_out(x)
 
     def _look(self, mean: Tensor, count: Tensor) -> Tensor:
-        """`to_plane` after the mean of its inputs (B, 3, G^2, C) instead of before: the same, as it is linear, for fewer rows
-        than there are points, and each plane takes its own third. An empty cell stays zero, so it gets no bias."""
+        """`to_plane` after the mean of its inputs (B, 3, G^2, C) instead of before: the same, as it
+        is linear, for fewer rows than there are points, and each plane takes its own third. An
+        empty cell stays zero, so it gets no bias."""
         C = mean.shape[-1]
         weight, bias = self.to_plane.weight.view(3, C, C), self.to_plane.bias.view(3, 1, C)
         return torch.einsum("bpgc,pdc->bpgd", mean, weight) + bias * (count > 0)
@@ -134,7 +136,8 @@ class PlanePoolEncoder(nn.Module):
 
 
 def plane_cells(points: Tensor, grid_size: int) -> Tensor:
-    """(B, N, 3) in [-1, 1] -> (3, B, N) flat cell indices row * grid_size + column on the planes xy, xz, yz."""
+    """(B, N, 3) in [-1, 1] -> (3, B, N) flat cell indices row * grid_size + column on the planes
+    xy, xz, yz."""
     index = ((points.float() + 1) / 2 * grid_size).long().clamp_(0, grid_size - 1)
     return torch.stack(
         [index[..., row] * grid_size + index[..., column] for column, row in PLANE_AXES]
@@ -142,11 +145,12 @@ def plane_cells(points: Tensor, grid_size: int) -> Tensor:
 
 
 class PlaneCells:
-    """Which of the G^2 cells of each plane the points (B, N, 3) fall in, sorted once, and float32 sums from points to cells and
-    back: those of many bfloat16 terms would lose most of them.
+    """Which of the G^2 cells of each plane the points (B, N, 3) fall in, sorted once, and float32
+    sums from points to cells and back: those of many bfloat16 terms would lose most of them.
 
-    Both directions are sums over bags of rows (`F.embedding_bag`), and each is the other's gradient. A row is read where it
-    lies, so no copy of the features for each plane is made, and nothing is added atomically, so the order of the sum is fixed.
+    Both directions are sums over bags of rows (`F.embedding_bag`), and each is the other's
+    gradient. A row is read where it lies, so no copy of the features for each plane is made, and
+    nothing is added atomically, so the order of the sum is fixed.
     """
 
     def __init__(self, points: Tensor, grid_size: int) -> None:
@@ -180,8 +184,8 @@ class PlaneCells:
 
 
 class _BagSum(torch.autograd.Function):
-    """Sums of the rows that each bag names. `back` are the bags of the transposed 0/1 matrix, which the gradient sums over:
-    PyTorch's own gradient of an embedding bag sorts all indices again."""
+    """Sums of the rows that each bag names. `back` are the bags of the transposed 0/1 matrix, which
+    the gradient sums over: PyTorch's own gradient of an embedding bag sorts all indices again."""
 
     @staticmethod
     def forward(
@@ -208,11 +212,12 @@ class _BagSum(torch.autograd.Function):
 
 
 def sample_planes(planes: Tensor, points: Tensor) -> Tensor:
-    """Bilinear features of the planes (B, 3, C, H, W) at points (B, M, 3) in [-1, 1] -> (B, M, 3 C).
+    """Bilinear features of the planes (B, 3, C, H, W) at points (B, M, 3) in [-1, 1] -> (B, M, 3
+    C).
 
-    Cell (row, column) of plane `ab` is centred at a = -1 + (2 column + 1) / W, b = -1 + (2 row + 1) / H. Beyond the
-    outermost centres the border value holds. In the wider of the two dtypes: bfloat16 has too few bits for where a
-    point is.
+    Cell (row, column) of plane `ab` is centred at a = -1 + (2 column + 1) / W, b = -1 + (2 row + 1)
+    / H. Beyond the outermost centres the border value holds. In the wider of the two dtypes:
+    bfloat16 has too few bits for where a point is.
     """
     grids = torch.stack([points[..., list(axes)] for axes in PLANE_AXES], dim=1)  # (B, 3, M, 2)
     wide = torch.promote_types(planes.dtype, grids.dtype)
@@ -227,8 +232,8 @@ def sample_planes(planes: Tensor, points: Tensor) -> Tensor:
 
 
 def sample_by_gathering(planes: Tensor, grids: Tensor) -> Tensor:
-    """`F.grid_sample` as above of (N, C, H, W) at (N, M, 2), column first -> (N, C, M). Slower, but on a GPU PyTorch can sum its
-    gradient in a fixed order (`train.deterministic`)."""
+    """`F.grid_sample` as above of (N, C, H, W) at (N, M, 2), column first -> (N, C, M). Slower, but
+    on a GPU PyTorch can sum its gradient in a fixed order (`train.deterministic`)."""
     H, W = planes.shape[2:]
     size = grids.new_tensor([W, H])
     place = (((grids + 1) * size - 1) / 2).clamp_min(0).minimum(size - 1)

@@ -1,7 +1,8 @@
 """The occupancy of one triplane as a function of points, for millions of them.
 
-Bilinear interpolation is linear, and so is the first layer of the occupancy head: the planes are put through that layer once, and
-a point costs a weighted sum of twelve of their rows and the layers that remain. `VQVAE.query` is the plain form.
+Bilinear interpolation is linear, and so is the first layer of the occupancy head: the planes are
+put through that layer once, and a point costs a weighted sum of twelve of their rows and the layers
+that remain. `VQVAE.query` is the plain form.
 
 Letters: C plane channels, S plane side, W width of the head, M points.
 """
@@ -15,7 +16,8 @@ from tar3d.tokenizer.encoder import PLANE_AXES
 
 
 class OccupancyField:
-    """`field(points)` maps (M, 3) points in [-1, 1]^3 to (M,) float32 logits of being inside, what the head says of `planes`."""
+    """`field(points)` maps (M, 3) points in [-1, 1]^3 to (M,) float32 logits of being inside, what
+    the head says of `planes`."""
 
     @torch.no_grad()
     def __init__(self, head: OccupancyHead, planes: Tensor) -> None:

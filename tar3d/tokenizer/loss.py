@@ -1,4 +1,5 @@
-"""The tokenizer's training loss: occupancy on volume and near-surface points apart, and the commitment to the codebook."""
+"""The tokenizer's training loss: occupancy on volume and near-surface points apart, and the
+commitment to the codebook."""
 
 from dataclasses import dataclass
 
@@ -24,7 +25,8 @@ def tokenizer_loss(
     near_weight: float,
     commitment_weight: float,
 ) -> TokenizerLoss:
-    """logits, inside (bool), is_near (bool) all (B, M). total = volume + near_weight near + commitment_weight commitment."""
+    """logits, inside (bool), is_near (bool) all (B, M). total = volume + near_weight near +
+    commitment_weight commitment."""
     bce = F.binary_cross_entropy_with_logits(logits.float(), inside.float(), reduction="none")
     near_share = is_near.float()
     near = (bce * near_share).sum() / near_share.sum().clamp_min(1)
@@ -35,7 +37,8 @@ def tokenizer_loss(
 
 @torch.no_grad()
 def intersection_over_union(logits: Tensor, inside: Tensor, chosen: Tensor) -> Tensor:
-    """IoU (B,) of {logit > 0} and `inside` over the `chosen` (B, M) points; 1 where both are empty."""
+    """IoU (B,) of {logit > 0} and `inside` over the `chosen` (B, M) points; 1 where both are
+    empty."""
     predicted = (logits > 0) & chosen
     true = inside & chosen
     union = (predicted | true).sum(-1)

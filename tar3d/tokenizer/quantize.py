@@ -1,9 +1,10 @@
-"""Vector quantizer: latents -> code ids -> codes on the unit sphere, with straight-through gradients.
+"""Vector quantizer: latents -> code ids -> codes on the unit sphere, with straight-through
+gradients.
 
-The codebook is moved by exponential moving averages (van den Oord et al., arXiv 1711.00937, appendix A.1) and only by
-`step()`, which the training loop calls once per optimizer step: `forward` collects statistics, `eval()` collects none.
-So the codebook cannot move in validation, and gradient accumulation counts once. All arithmetic is float32, also under
-autocast.
+The codebook is moved by exponential moving averages (van den Oord et al., arXiv 1711.00937,
+appendix A.1) and only by `step()`, which the training loop calls once per optimizer step: `forward`
+collects statistics, `eval()` collects none. So the codebook cannot move in validation, and gradient
+accumulation counts once. All arithmetic is float32, also under autocast.
 
 Letters: L any number of latents, V codebook size, K code width.
 """
@@ -16,9 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 EMA_DECAY = 0.99
-DEAD_BELOW = (
-    0.02  # a code is dead when its averaged count falls below this share of an evenly used code's
-)
+# a code is dead when its averaged count falls below this share of an evenly used code's
+DEAD_BELOW = 0.02
 CANDIDATES = 256  # latents kept of each shape and step, from which dead codes are revived
 CHUNK = 16_384  # latents compared with the codebook at a time: bounds the (L, V) similarity matrix
 
@@ -80,11 +80,12 @@ class Quantizer(nn.Module):
     def step(
         self, generator: torch.Generator, gather: Callable[[Tensor], Tensor] = lambda t: t
     ) -> int:
-        """Moves the codebook by what `forward` saw since the last call and revives dead codes; returns how many.
+        """Moves the codebook by what `forward` saw since the last call and revives dead codes;
+        returns how many.
 
-        `gather` stacks a tensor of all W processes, (W, ...), or returns that of the only one as it is; so the codebook does not
-        depend on how many share a batch. A revived code also gets a fresh count and sum, or its next average would drag it back
-        to where it died.
+        `gather` stacks a tensor of all W processes, (W, ...), or returns that of the only one as it
+        is; so the codebook does not depend on how many share a batch. A revived code also gets a
+        fresh count and sum, or its next average would drag it back to where it died.
         """
         if not self._pending:
             raise RuntimeError(
@@ -115,7 +116,8 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def start_from(self, latents: Tensor, generator: torch.Generator, iterations: int = 20) -> None:
-        """Spherical k-means over latents (L, K), L >= V: the codebook starts where the autoencoder's latents are."""
+        """Spherical k-means over latents (L, K), L >= V: the codebook starts where the
+        autoencoder's latents are."""
         flat = normalize(latents.float()).reshape(-1, self.code_dim)
         if len(flat) < self.codebook_size:
             raise ValueError(
@@ -146,7 +148,8 @@ def normalize(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def codebook_usage(counts: Tensor) -> tuple[float, float]:
-    """Counts (V,) of assigned ids -> (share of codes used at least once, perplexity = exp of the entropy)."""
+    """Counts (V,) of assigned ids -> (share of codes used at least once, perplexity = exp of the
+    entropy)."""
     p = counts.double() / counts.sum().clamp_min(1)
     entropy = -(p * p.clamp_min(1e-12).log()).sum()
     return float((counts > 0).double().mean()), float(entropy.exp())

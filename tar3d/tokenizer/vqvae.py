@@ -42,8 +42,8 @@ class VQVAE(nn.Module):
         self.occupancy = OccupancyHead(config)
 
     def encode(self, surface: Tensor) -> Tensor:
-        """(B, N, 6) points in [-1, 1]^3 with unit normals, of any float dtype -> (B, 3, R, R, K) unit latents, not yet
-        quantized."""
+        """(B, N, 6) points in [-1, 1]^3 with unit normals, of any float dtype -> (B, 3, R, R, K)
+        unit latents, not yet quantized."""
         return normalize(self.to_code(self.encoder(surface.float())))
 
     @torch.inference_mode()
@@ -66,7 +66,8 @@ class VQVAE(nn.Module):
         return self.occupancy(triplane.planes, points)
 
     def forward(self, surface: Tensor, points: Tensor, quantize: bool) -> TokenizerOutput:
-        """The training pass. `quantize=False` is the autoencoder stage: latents go to the decoder as they are."""
+        """The training pass. `quantize=False` is the autoencoder stage: latents go to the decoder
+        as they are."""
         latents = self.encode(surface)
         if quantize:
             quantized = self.quantizer(latents)
@@ -76,9 +77,10 @@ class VQVAE(nn.Module):
         return TokenizerOutput(self.occupancy(self.decoder(codes), points), commitment, ids)
 
     def flops(self, surface_points: int, query_points: int) -> int:
-        """Operations of `forward` with the codebook, for one shape: matrix products, convolutions and attention, a multiply-add
-        counted as two. Forward and backward together are three times as many, to within the comparison with the codebook
-        (0.2 % at the paper's size), which has no backward."""
+        """Operations of `forward` with the codebook, for one shape: matrix products, convolutions
+        and attention, a multiply-add counted as two. Forward and backward together are three times
+        as many, to within the comparison with the codebook (0.2 % at the paper's size), which has
+        no backward."""
         T, K = self.config.num_tokens, self.config.code_dim
         comparison = 2 * T * self.config.codebook_size * K
         return (

@@ -1,4 +1,5 @@
-"""What a training needs, found by doing a little of it: steps of each kind, a validation and a save, in a folder of its own."""
+"""What a training needs, found by doing a little of it: steps of each kind, a validation and a
+save, in a folder of its own."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ def dry_run(
     config: VQVAEConfig | GPTRunConfig,
     fabric: Fabric,
 ) -> None:
-    """Calls `train` with a shortened `config` and a run folder of its own, then prints what the whole would need."""
+    """Calls `train` with a shortened `config` and a run folder of its own, then prints what the
+    whole would need."""
     with tempfile.TemporaryDirectory() as name:
         folder = fabric.broadcast(Path(name))
         short = shortened(config)

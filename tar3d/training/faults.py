@@ -1,5 +1,6 @@
-"""What happens to machines during a training: signals that ask it to stop, memory and disks that are full, workers and processes
-that die, losses that are not finite. Each ends in one sentence that says what is safe and what to do."""
+"""What happens to machines during a training: signals that ask it to stop, memory and disks that
+are full, workers and processes that die, losses that are not finite. Each ends in one sentence that
+says what is safe and what to do."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ import torch
 
 from tar3d.training.state import SaveError
 
-# Slurm sends SIGTERM, or what --signal names (USR1 by custom), before it takes the node away; Ctrl-C is SIGINT.
+# Slurm sends SIGTERM, or what --signal names (USR1 by custom), before it takes the node away;
+# Ctrl-C is SIGINT.
 STOPPING = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
 )
@@ -39,7 +41,8 @@ class NotFinite(FloatingPointError):
 
 @contextlib.contextmanager
 def listening() -> Iterator[list[int]]:
-    """Within it a stopping signal is put down in the list instead of ending the process; a second Ctrl-C ends it at once.
+    """Within it a stopping signal is put down in the list instead of ending the process; a second
+    Ctrl-C ends it at once.
 
     In another than the main thread no signal arrives, and the list stays empty.
     """
@@ -67,14 +70,15 @@ def listening() -> Iterator[list[int]]:
 
 
 def ignore_stopping(worker: int = 0) -> None:
-    """For workers that read data: Ctrl-C and Slurm signal every process of a job, and the training still needs its batches.
-    A worker ends with the process it works for."""
+    """For workers that read data: Ctrl-C and Slurm signal every process of a job, and the training
+    still needs its batches. A worker ends with the process it works for."""
     for signum in STOPPING:
         signal.signal(signum, signal.SIG_IGN)
 
 
 def explain(error: BaseException) -> str | None:
-    """One sentence for a fault that a training expects of machines; None for what is a mistake in this program."""
+    """One sentence for a fault that a training expects of machines; None for what is a mistake in
+    this program."""
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     whole = str(error)
     if isinstance(error, (ValueError, NotFinite, Stopped, SaveError)):
@@ -120,7 +124,8 @@ _LOST_PEER = (
 
 
 def report(error: Exception) -> int:
-    """Prints the sentence of a fault and returns the script's exit status; raises the error again where it is none."""
+    """Prints the sentence of a fault and returns the script's exit status; raises the error again
+    where it is none."""
     sentence = explain(error)
     if sentence is None:
         raise error

@@ -1,4 +1,5 @@
-"""What a run writes down as it goes: a CSV file for each kind of row, TensorBoard, and Weights & Biases where it is asked for."""
+"""What a run writes down as it goes: a CSV file for each kind of row, TensorBoard, and Weights &
+Biases where it is asked for."""
 
 from __future__ import annotations
 
@@ -10,10 +11,12 @@ from tar3d.data.folder import atomic_write, write_csv
 
 
 class RunLog:
-    """Metrics of a run: <kind>.csv for each kind of row ("train", "validation", "speed"), TensorBoard under tensorboard/, and if
-    `wandb_project` is given the same figures and pictures there (offline with WANDB_MODE=offline).
+    """Metrics of a run: <kind>.csv for each kind of row ("train", "validation", "speed"),
+    TensorBoard under tensorboard/, and if `wandb_project` is given the same figures and pictures
+    there (offline with WANDB_MODE=offline).
 
-    A resumed run drops the rows after the step it resumes from, so no step stands twice, and a row that a kill cut short.
+    A resumed run drops the rows after the step it resumes from, so no step stands twice, and a row
+    that a kill cut short.
     """
 
     def __init__(
@@ -99,8 +102,8 @@ def _start_wandb(project: str, folder: Path, config: dict):
 
 
 def _with_columns(path: Path, wanted: list[str]) -> list[str]:
-    """The columns of the file, which is made if it is not there. What it has not of those `wanted`, since a resumed run tells of
-    more than when it began, it gets, empty in the rows so far."""
+    """The columns of the file, which is made if it is not there. What it has not of those `wanted`,
+    since a resumed run tells of more than when it began, it gets, empty in the rows so far."""
     rows, columns = [], []
     if path.exists():
         with open(path, encoding="utf-8", newline="") as f:

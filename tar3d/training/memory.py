@@ -1,6 +1,7 @@
-"""What a training step needs of memory, found without computing it: the step is gone through with tensors that have no data, and
-the bytes of those alive at a time are followed. Takes seconds for any size of model; what a GPU's context, its allocator and its
-kernels need comes on top (about 1 GiB)."""
+"""What a training step needs of memory, found without computing it: the step is gone through with
+tensors that have no data, and the bytes of those alive at a time are followed. Takes seconds for
+any size of model; what a GPU's context, its allocator and its kernels need comes on top (about 1
+GiB)."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from tar3d.runtime import prepare_blocks
 
 
 class LiveTensors(TorchDispatchMode):
-    """Bytes of all tensors that operations within it have made and that are still alive: `now`, and the most so far, `peak`."""
+    """Bytes of all tensors that operations within it have made and that are still alive: `now`, and
+    the most so far, `peak`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,8 +50,9 @@ class LiveTensors(TorchDispatchMode):
 def step_bytes(
     make: Callable[[], tuple[nn.Module, Callable[[], Tensor]]], optim: OptimConfig, recompute: str
 ) -> int:
-    """Most bytes alive in a step in bfloat16 autocast: weights, gradients, states of the optimizers and what is kept for the
-    backward pass. `make` gives a module and what computes its loss; both are made of tensors without data."""
+    """Most bytes alive in a step in bfloat16 autocast: weights, gradients, states of the optimizers
+    and what is kept for the backward pass. `make` gives a module and what computes its loss; both
+    are made of tensors without data."""
     with FakeTensorMode(allow_non_fake_inputs=True), LiveTensors() as live:
         module, loss = make()
         prepare_blocks(module, recompute, compile=False)

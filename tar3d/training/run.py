@@ -1,4 +1,5 @@
-"""A training run around its steps: optimizers and schedule, averaged weights, saving and resuming, logs, stopping when asked.
+"""A training run around its steps: optimizers and schedule, averaged weights, saving and resuming,
+logs, stopping when asked.
 
 The loops stay in the scripts:
 
@@ -67,18 +68,18 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 AUTO = "auto"
 NOT_FINITE = "nonfinite"  # folder of a run: states from before steps that were not finite
-SMALLEST_SCALE = (
-    1.0  # of the loss under float16: where gradients overflow even so, the run has diverged
-)
+# of the loss under float16: where gradients overflow even so, the run has diverged
+SMALLEST_SCALE = 1.0
 NAMED = 20  # items and parameters that a message lists
 
 
 def prepare_folder(fabric: Fabric, folder: Path, resume: str | None, config: object) -> Path | None:
-    """Makes the run folder, writes run.json, and returns the state to go on from, if any, to every process. The first process has
-    checked it: the others need not read it for that.
+    """Makes the run folder, writes run.json, and returns the state to go on from, if any, to every
+    process. The first process has checked it: the others need not read it for that.
 
-    `resume` is "auto" (the newest good state, if there is any) or a state's file. Raises ValueError rather than to write a new
-    run over an old one, or to go on from a state that is damaged or not there.
+    `resume` is "auto" (the newest good state, if there is any) or a state's file. Raises ValueError
+    rather than to write a new run over an old one, or to go on from a state that is damaged or not
+    there.
     """
     found = None
     if fabric.is_global_zero:
@@ -114,8 +115,9 @@ def prepare_folder(fabric: Fabric, folder: Path, resume: str | None, config: obj
 class Run:
     """One training, from its start or from a saved state to its last step.
 
-    `module` is trained; `generators` are the random generators that the loop draws from, saved and restored with the rest. What
-    data a step sees is a function of (seed, step). Every process of a job makes the same calls.
+    `module` is trained; `generators` are the random generators that the loop draws from, saved and
+    restored with the rest. What data a step sees is a function of (seed, step). Every process of a
+    job makes the same calls.
     """
 
     def __init__(
@@ -191,8 +193,9 @@ class Run:
             ) from e
 
     def shown(self) -> nn.Module:
-        """The module whose weights are validated, shown and kept: the moving average if there is one (`train.ema`). Where weights
-        are sharded, a whole copy on the first process, and only there; every process has to call it."""
+        """The module whose weights are validated, shown and kept: the moving average if there is
+        one (`train.ema`). Where weights are sharded, a whole copy on the first process, and only
+        there; every process has to call it."""
         module = self.bare if self._averaged is None else self._averaged.module
         if not self._sharded:
             return module
@@ -214,9 +217,10 @@ class Run:
         items: int,
         flops: float,
     ) -> Iterator[T]:
-        """The batches of the remaining steps. Between two of them the rate is set, the state saved when it is time, and the run
-        stopped if a signal asked for it (`Stopped`). `items` (in `unit`s) and `flops` are those of a step on one device; `order`
-        says which items a step has, and `name` what they are called."""
+        """The batches of the remaining steps. Between two of them the rate is set, the state saved
+        when it is time, and the run stopped if a signal asked for it (`Stopped`). `items` (in
+        `unit`s) and `flops` are those of a step on one device; `order` says which items a step has,
+        and `name` what they are called."""
         with deterministic() if self.config.train.deterministic else contextlib.nullcontext():
             yield from self._batches(loader, order, name, unit, items, flops)
 
@@ -267,7 +271,8 @@ class Run:
                     raise Stopped(stop, self.step, self.folder / STATES)
 
     def _agree(self, received: int) -> int:
-        """The signal that any process had received when the step before began: all stop after the same step.
+        """The signal that any process had received when the step before began: all stop after the
+        same step.
 
         What was sent a step ago has long arrived, so no process waits for it."""
         if self.fabric.world_size == 1:
@@ -278,13 +283,14 @@ class Run:
         return 0 if before is None else int(before)
 
     def due(self, every: int) -> bool:
-        """Whether something that is done every so many steps, and after the last one, is to be done now."""
+        """Whether something that is done every so many steps, and after the last one, is to be done
+        now."""
         return self.step % every == 0 or self.step == self.total
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
-        """Time within it is not that of the training, nor need it be deterministic: it moves no weight. Processes leave it
-        together."""
+        """Time within it is not that of the training, nor need it be deterministic: it moves no
+        weight. Processes leave it together."""
         self.meter.pause()
         with deterministic(False) if self.config.train.deterministic else contextlib.nullcontext():
             yield
@@ -294,8 +300,8 @@ class Run:
     # a step --------------------------------------------------------------------------------------------------------------
 
     def parts(self, rows: int) -> Iterator[slice]:
-        """The rows of a step on this device, `train.micro_batch_size` at a time; with the last part processes exchange
-        gradients."""
+        """The rows of a step on this device, `train.micro_batch_size` at a time; with the last part
+        processes exchange gradients."""
         micro = self.config.train.micro_batch_size or rows
         if rows % micro:
             raise ValueError(
@@ -307,24 +313,27 @@ class Run:
                 yield slice(start, start + micro)
 
     def backward(self, loss: Tensor, values: dict[str, Tensor]) -> None:
-        """Of the loss of a part, whose `values` (scalars) are averaged over the parts of the step."""
+        """Of the loss of a part, whose `values` (scalars) are averaged over the parts of the
+        step."""
         self.fabric.backward(self._scaler.scale(loss / self._parts))
         for name, value in values.items():
             self._values[name] = self._values.get(name, 0.0) + value.detach().float() / self._parts
 
     def move(self) -> dict[str, float]:
-        """Moves the weights by the gradients of a step, and returns its values as numbers, means over the processes, with the
-        norm of the gradient before it was clipped and the rate.
+        """Moves the weights by the gradients of a step, and returns its values as numbers, means
+        over the processes, with the norm of the gradient before it was clipped and the rate.
 
-        Raises NotFinite before the weights move where one of them is not finite, unless `train.skip_nonfinite` such steps may be
-        passed over and this is one of them; `moved` is False then, and where float16 overflowed.
+        Raises NotFinite before the weights move where one of them is not finite, unless
+        `train.skip_nonfinite` such steps may be passed over and this is one of them; `moved` is
+        False then, and where float16 overflowed.
         """
         for optimizer in self._optimizers:
             self._scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(
             self.bare.parameters(), self.config.optim.grad_clip or math.inf
         )
-        # The one place where the CPU waits for the device: before the optimizers move, and for all numbers at once.
+        # The one place where the CPU waits for the device: before the optimizers move, and for all
+        # numbers at once.
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         numbers = self.fabric.all_reduce(
             torch.stack([*self._values.values(), norm.float()]), reduce_op="mean"
@@ -348,7 +357,8 @@ class Run:
         return values | {"lr": self._optimizers[0].param_groups[0]["lr"], "skipped": self.skipped}
 
     def _pass_over(self, values: dict[str, float], wrong: str) -> None:
-        """Writes down what is needed to repeat a step that is not finite; raises NotFinite if it is one too many."""
+        """Writes down what is needed to repeat a step that is not finite; raises NotFinite if it is
+        one too many."""
         items = self._items(self.step)
         parameters = [
             name
@@ -451,7 +461,8 @@ def _held(parameter: Tensor) -> int:
 
 
 def _moving_average(decay: float) -> Callable:
-    """Exponential, with a smaller decay in the first steps: an average of 0.999 over 50 steps would be where they began."""
+    """Exponential, with a smaller decay in the first steps: an average of 0.999 over 50 steps would
+    be where they began."""
 
     def average(mine: list[Tensor], current: list[Tensor], count: Tensor) -> None:
         now = min(decay, (1.0 + int(count)) / (10.0 + int(count)))

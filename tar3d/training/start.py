@@ -1,4 +1,5 @@
-"""What both training scripts read from the command line besides their own, and how their data reach them."""
+"""What both training scripts read from the command line besides their own, and how their data reach
+them."""
 
 from __future__ import annotations
 
@@ -70,7 +71,8 @@ def verdict(what: str, found: float, bar: float) -> int:
 def training_loader(
     dataset: Dataset, order: Sampler, num_workers: int, fabric: Fabric
 ) -> DataLoader:
-    """Batches of `order` on the device of this process: workers run ahead of the training, and copies to a GPU beside it."""
+    """Batches of `order` on the device of this process: workers run ahead of the training, and
+    copies to a GPU beside it."""
     on_gpu = fabric.device.type == "cuda"
     loader = DataLoader(
         dataset,

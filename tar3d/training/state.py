@@ -1,8 +1,10 @@
-"""Training states on disk: states/<step>.pt, and beside each a .json that says how long it is and what its SHA-256 is.
+"""Training states on disk: states/<step>.pt, and beside each a .json that says how long it is and
+what its SHA-256 is.
 
-The .json is written last, and the state before the newest is kept. So whenever a run is killed, whatever the disk does to a file
-afterwards, there is a good state and it is known which one that is. A state holds tensors and plain values only and loads with
-weights_only=True: one from elsewhere cannot run code.
+The .json is written last, and the state before the newest is kept. So whenever a run is killed,
+whatever the disk does to a file afterwards, there is a good state and it is known which one that
+is. A state holds tensors and plain values only and loads with weights_only=True: one from elsewhere
+cannot run code.
 """
 
 from __future__ import annotations
@@ -57,10 +59,11 @@ class _Hashing:
 def save_state(
     folder: str | Path, step: int, state: dict, about: dict | None = None, keep: int = KEPT
 ) -> Path:
-    """Writes the state of a step into `folder`, then deletes all but the `keep` newest up to that step; later ones are of a run
-    that was given up. `about` goes into the .json.
+    """Writes the state of a step into `folder`, then deletes all but the `keep` newest up to that
+    step; later ones are of a run that was given up. `about` goes into the .json.
 
-    Raises SaveError when it cannot be written (a full disk); then nothing that was there has changed.
+    Raises SaveError when it cannot be written (a full disk); then nothing that was there has
+    changed.
     """
     folder = Path(folder)
     path = folder / f"{step:08d}.pt"
@@ -136,7 +139,8 @@ def saved_steps(folder: str | Path) -> list[int]:
 
 
 def newest_state(folder: str | Path) -> tuple[Path | None, list[str]]:
-    """The newest good state in `folder`, or None where none was ever written; and a sentence for each newer one that is damaged.
+    """The newest good state in `folder`, or None where none was ever written; and a sentence for
+    each newer one that is damaged.
 
     Raises ValueError when there are states and all of them are damaged.
     """
@@ -173,8 +177,8 @@ def check_state(path: Path) -> None:
 
 
 def load_state(path: str | Path) -> dict:
-    """A ValueError when there is none, when it cannot be read, and when it holds more than tensors and plain values. Whether it
-    is what was written, `check_state` says."""
+    """A ValueError when there is none, when it cannot be read, and when it holds more than tensors
+    and plain values. Whether it is what was written, `check_state` says."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no training state at {path}")
@@ -188,12 +192,14 @@ def load_state(path: str | Path) -> dict:
 
 
 def gathered(tree: T) -> T:
-    """A state dict whose sharded tensors (FSDP2) are whole and on the CPU. Every process has to call it."""
+    """A state dict whose sharded tensors (FSDP2) are whole and on the CPU. Every process has to
+    call it."""
     return tree_map(lambda x: x.full_tensor().cpu() if isinstance(x, DTensor) else x, tree)
 
 
 def _sharded(value: object, like: object) -> object:
-    """A whole tensor as the part that this process holds of one of its shape, `like`; anything else as it is."""
+    """A whole tensor as the part that this process holds of one of its shape, `like`; anything else
+    as it is."""
     fits = isinstance(value, Tensor) and isinstance(like, Tensor) and value.shape == like.shape
     return held_part(value, like) if fits else value
 
@@ -205,7 +211,8 @@ def load_module(module: nn.Module, saved: dict[str, Tensor]) -> None:
 
 
 def restore(state: dict, module: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-    """Fills `module` and `optimizers` from state["model"] and state["optimizers"]; a ValueError when they do not fit."""
+    """Fills `module` and `optimizers` from state["model"] and state["optimizers"]; a ValueError
+    when they do not fit."""
     try:
         load_module(module, state["model"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):

@@ -1,4 +1,5 @@
-"""What a GPT is told: one encoder a kind, rows of several kinds in turn, embeddings in the place of what they were made of."""
+"""What a GPT is told: one encoder a kind, rows of several kinds in turn, embeddings in the place of
+what they were made of."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,5 @@
-"""Image encoders: shapes, frozenness, pixel statistics, identities and errors, with tiny random models made here."""
+"""Image encoders: shapes, frozenness, pixel statistics, identities and errors, with tiny random
+models made here."""
 
 import json
 import shutil

@@ -97,7 +97,8 @@ def test_white_background_keeps_the_lightest_parts_of_the_object():
 
 
 def test_hidden_colour_of_transparent_pixels_does_not_bleed_into_the_edge():
-    """The defect is a dark fringe: straight-alpha resizing mixes the black behind alpha 0 into the object's edge."""
+    """The defect is a dark fringe: straight-alpha resizing mixes the black behind alpha 0 into the
+    object's edge."""
     odd = CONFIG.image_size - 1  # an uneven scale, so that edges fall between pixels
     config = ImageEncoderConfig(
         source="trained", image_size=odd, foreground_fill=0.73, patch_size=1

@@ -1,4 +1,5 @@
-"""Text encoders: any text gives a usable prefix, padding changes nothing, models come and go through `transformers`."""
+"""Text encoders: any text gives a usable prefix, padding changes nothing, models come and go
+through `transformers`."""
 
 import shutil
 

@@ -38,7 +38,8 @@ def running_workers(parent: int) -> list[int]:
 
 
 def test_a_lost_worker_costs_its_task_alone(meshes, tmp_path):
-    """Two workers, of which one is killed in the middle; a mesh over the limits is refused as it is without Ray."""
+    """Two workers, of which one is killed in the middle; a mesh over the limits is refused as it is
+    without Ray."""
     config = SampleConfig(
         surface_points=20_000, volume_points=150_000, near_points=50_000
     )  # half a second a mesh

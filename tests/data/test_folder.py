@@ -16,7 +16,8 @@ IDS = [f"shape{k}" for k in range(1000)]
 
 
 def test_split_of_an_id_never_changes():
-    """Stored answers: a change would move held-out shapes of existing data sets into their training split."""
+    """Stored answers: a change would move held-out shapes of existing data sets into their training
+    split."""
     assert [split_of(name) for name in ("shape0", "shape10", "shape30")] == ["train", "val", "test"]
 
 

@@ -1,4 +1,5 @@
-"""A right data set passes; each wrong file is named with its key; pictures show what is inside, and where the surface is."""
+"""A right data set passes; each wrong file is named with its key; pictures show what is inside, and
+where the surface is."""
 
 import csv
 import io

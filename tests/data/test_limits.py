@@ -1,4 +1,5 @@
-"""Meshes that take too much, and runs that are killed: nothing else is lost. (Processes import this file: no torch here.)"""
+"""Meshes that take too much, and runs that are killed: nothing else is lost. (Processes import this
+file: no torch here.)"""
 
 import importlib
 import os
@@ -104,7 +105,8 @@ def test_a_mesh_that_is_too_large_for_the_limits(meshes, tmp_path, flags, reason
 
 
 def test_kills_lose_nothing(meshes, tmp_path):
-    """Six kills at random points, half of them of runs that pack: the run after them ends as one that nobody disturbed."""
+    """Six kills at random points, half of them of runs that pack: the run after them ends as one
+    that nobody disturbed."""
     for k in range(30):
         (meshes / f"copy{k}.obj").write_bytes((meshes / "box.obj").read_bytes())
     (meshes / "points.obj").write_text("v 0 0 0\nv 1 1 1\n")  # refused

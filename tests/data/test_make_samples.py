@@ -1,4 +1,5 @@
-"""The batch tool: what a shape becomes depends on the shape and the settings, and nothing is lost silently."""
+"""The batch tool: what a shape becomes depends on the shape and the settings, and nothing is lost
+silently."""
 
 import csv
 import json

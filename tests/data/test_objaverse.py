@@ -1,4 +1,5 @@
-"""Objaverse by uids: with a package that behaves as the real one does, and the real one itself where it is installed."""
+"""Objaverse by uids: with a package that behaves as the real one does, and the real one itself
+where it is installed."""
 
 import csv
 import gzip
@@ -72,7 +73,8 @@ def object_paths() -> dict:
 
 
 def stand_in(cache: Path, network: Network) -> types.ModuleType:
-    """Version 0.1.7 in short: one download after the other, a line printed for each, every error passed on."""
+    """Version 0.1.7 in short: one download after the other, a line printed for each, every error
+    passed on."""
     package = types.ModuleType("objaverse")
     package._VERSIONED_PATH = str(cache)
 

@@ -1,4 +1,5 @@
-"""ShapeNetV2 in the public layout, read as it is: frames, labels, lists, and what is wrong with a file."""
+"""ShapeNetV2 in the public layout, read as it is: frames, labels, lists, and what is wrong with a
+file."""
 
 import shutil
 

@@ -15,7 +15,8 @@ from tar3d.data.store import write_shard
 
 
 def example(points: int = 21) -> ShapeSamples:
-    """Float16 coordinates, so that the round trip is exact; 21 points do not fill their last byte of labels."""
+    """Float16 coordinates, so that the round trip is exact; 21 points do not fill their last byte
+    of labels."""
     rng = np.random.default_rng(0)
     coordinates = rng.uniform(-1, 1, (points, 3)).astype(np.float16).astype(np.float32)
     surface = rng.uniform(-1, 1, (10, 6)).astype(np.float16).astype(np.float32)
@@ -154,7 +155,8 @@ def test_items_are_subsets_of_what_is_stored(samples):
 
 
 def numbered(folder, surface: int = 1000, volume: int = 900, near: int = 700):
-    """A set of one shape, whose every row has coordinates of its own, and in which the near points are not the last."""
+    """A set of one shape, whose every row has coordinates of its own, and in which the near points
+    are not the last."""
     rng = np.random.default_rng(0)
     count = volume + near
     rows = np.unique(np.linspace(-1, 1, 2001, dtype=np.float16))

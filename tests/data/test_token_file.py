@@ -1,4 +1,5 @@
-"""Files of tokens: what is written comes back, and what this tokenizer cannot decode is refused with the reason."""
+"""Files of tokens: what is written comes back, and what this tokenizer cannot decode is refused
+with the reason."""
 
 from __future__ import annotations
 

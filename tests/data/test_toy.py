@@ -64,7 +64,8 @@ def test_shapes_are_closed_outward_and_normalised(shapes, category):
 
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_shapes_are_one_piece(shapes, category):
-    """No leg hangs in the air, no part is inside out (a piece of its own), no two parts merely touch."""
+    """No leg hangs in the air, no part is inside out (a piece of its own), no two parts merely
+    touch."""
     for shape in shapes[category]:
         assert solid(shape).body_count == 1, f"{shape.id}: {shape.captions[0]}"
 
@@ -75,7 +76,8 @@ def test_a_tube_is_outward():
 
 
 def thickness(mesh: trimesh.Trimesh, count: int = 300) -> np.ndarray:
-    """Lengths of the rays that leave a surface point inwards and meet the solid's opposite side head on."""
+    """Lengths of the rays that leave a surface point inwards and meet the solid's opposite side
+    head on."""
     points, face = trimesh.sample.sample_surface(mesh, count, seed=0)
     inward = -mesh.face_normals[face]
     hit, ray, other = mesh.ray.intersects_location(
@@ -102,7 +104,8 @@ def test_thickness_is_measured():
 
 @pytest.mark.parametrize("category", ["mug", "vase"])
 def test_vessels_are_hollow_and_open_above(shapes, category):
-    """Near the rim the axis is empty, and the wall around it is not: seen as winding numbers 0 and 1."""
+    """Near the rim the axis is empty, and the wall around it is not: seen as winding numbers 0 and
+    1."""
     for shape in shapes[category]:
         vertices = shape.mesh.vertices
         top = vertices[:, 1].max()

@@ -171,7 +171,8 @@ def touch_and_sleep(job: int, folder: Path) -> None:
 @needs_linux
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_processes_end_with_the_run(tmp_path, how):
-    """After a kill as soon as their job is done: a process notices that nobody is there to take the result."""
+    """After a kill as soon as their job is done: a process notices that nobody is there to take the
+    result."""
     script = tmp_path / "script.py"
     script.write_text(
         textwrap.dedent(f"""

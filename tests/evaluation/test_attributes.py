@@ -1,4 +1,5 @@
-"""Attributes from geometry, on solids whose legs, tops and arms are known, and what captions say about them."""
+"""Attributes from geometry, on solids whose legs, tops and arms are known, and what captions say
+about them."""
 
 import json
 

@@ -1,4 +1,5 @@
-"""What a model is compared with: nearest views, empty fields, whole evaluations of a small model."""
+"""What a model is compared with: nearest views, empty fields, whole evaluations of a small
+model."""
 
 from types import SimpleNamespace
 

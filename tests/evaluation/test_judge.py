@@ -1,4 +1,5 @@
-"""The judge: it learns, sees what it should and nothing else, and its scores are what they are called."""
+"""The judge: it learns, sees what it should and nothing else, and its scores are what they are
+called."""
 
 import json
 from pathlib import Path
@@ -54,7 +55,8 @@ def folder(tmp_path_factory) -> Path:
 
 
 class Given:
-    """A judge whose embeddings are given: those of a shape stand in its first point, those of a caption in a table."""
+    """A judge whose embeddings are given: those of a shape stand in its first point, those of a
+    caption in a table."""
 
     def __init__(self, captions: dict[str, list[float]]) -> None:
         self.table = captions

@@ -7,7 +7,8 @@ from tar3d.gpt.model import GPT
 
 @torch.no_grad()
 def draw_large_weights(gpt: GPT) -> GPT:
-    """So large that every path shows in the logits; gains and the like stay near where they start."""
+    """So large that every path shows in the logits; gains and the like stay near where they
+    start."""
     generator = torch.Generator().manual_seed(0)
     for parameter in gpt.parameters():
         if parameter.ndim == 2:

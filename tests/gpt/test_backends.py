@@ -1,4 +1,5 @@
-"""Attention backends: choice and messages, kernels in Triton's interpreter, and (marked gpu) all of them on CUDA."""
+"""Attention backends: choice and messages, kernels in Triton's interpreter, and (marked gpu) all of
+them on CUDA."""
 
 from __future__ import annotations
 
@@ -409,10 +410,11 @@ def linear_errors(
     heads: int = 3,
     state_out: bool = True,
 ) -> dict[str, float]:
-    """Relative errors, in the worst head, of a form's output, final state and gradients against `reference` in float64.
+    """Relative errors, in the worst head, of a form's output, final state and gradients against
+    `reference` in float64.
 
-    `state_out=False`: the form gives no state, and the loss has none. The heads forget within two positions, within a
-    hundred, and not at all.
+    `state_out=False`: the form gives no state, and the loss has none. The heads forget within two
+    positions, within a hundred, and not at all.
     """
     generator = torch.Generator().manual_seed(T)
     q, k, v, weights = torch.randn(4, batch, heads, T, head_dim, generator=generator).to(
@@ -467,8 +469,9 @@ def gated_errors(
     carried: bool = True,
     short: int | None = None,
 ) -> dict[str, float]:
-    """The same of the forms of tar3d/gpt/gated_attention.py, over all heads; with `short` the second of two rows has that many
-    positions and then padding. Gates are float32, as in the layers."""
+    """The same of the forms of tar3d/gpt/gated_attention.py, over all heads; with `short` the
+    second of two rows has that many positions and then padding. Gates are float32, as in the
+    layers."""
     generator = torch.Generator().manual_seed(T)
     q, k, v, weights = torch.randn(4, 2, 3, T, head_dim, generator=generator)
     gates = torch.rand(2, 2, 3, T, generator=generator)
@@ -586,7 +589,8 @@ for case in cases:
 
 @pytest.mark.parametrize("name", ["fla", "lightning_attn", *GATED])
 def test_triton_kernels_are_the_reference_in_the_interpreter(name):
-    """In float32 and with one autotuning configuration: what the interpreter can say. The rest needs a GPU, below."""
+    """In float32 and with one autotuning configuration: what the interpreter can say. The rest
+    needs a GPU, below."""
     for package in ("triton", "packaging", "fla" if name in GATED else name):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
@@ -609,8 +613,9 @@ def test_triton_kernels_are_the_reference_in_the_interpreter(name):
 def compare_gpts(
     linear: str, full: str, device: torch.device, ragged: bool, half: bool, rule: str = "lightning"
 ) -> None:
-    """Logits, gradients, prefill and decoding of a small hybrid GPT: with these backends no further from float64 than thrice
-    the chunked form and SDPA are in the same precision, or than TF32 allows."""
+    """Logits, gradients, prefill and decoding of a small hybrid GPT: with these backends no further
+    from float64 than thrice the chunked form and SDPA are in the same precision, or than TF32
+    allows."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(64, (3, 192), generator=generator).to(device)
     mask = (
@@ -670,7 +675,8 @@ def test_the_hybrid_gpt_with_the_reference(rule, ragged, half):
 # on a GPU ----------------------------------------------------------------------------------------------------------------
 
 gpu = pytest.mark.gpu
-# Triton's float32 products are TF32 (10 bits) by default; the chunked form's are float32 unless torch is told otherwise.
+# Triton's float32 products are TF32 (10 bits) by default; the chunked form's are float32 unless
+# torch is told otherwise.
 KERNEL_TOLERANCE = {torch.float32: 3e-3, torch.bfloat16: 2e-2}
 GPU_LENGTHS = [1, 63, 64, 65, 199, 3269]
 
@@ -732,7 +738,8 @@ def test_gated_forms_on_a_gpu(name, rule, T, dtype):
 @pytest.mark.parametrize("dtype", list(KERNEL_TOLERANCE), ids=str)
 @pytest.mark.parametrize("T", GPU_LENGTHS)
 def test_fla_itself_on_a_gpu(T, dtype):
-    """The wrapper without the guard around it: outputs and states everywhere, gradients where the guard lets them pass."""
+    """The wrapper without the guard around it: outputs and states everywhere, gradients where the
+    guard lets them pass."""
     _package("fla", gradients=False)
     for carried in (False, True):
         errors = linear_errors(backends.fla, T, 64, dtype, CUDA, carried=carried)

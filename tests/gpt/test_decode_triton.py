@@ -1,6 +1,8 @@
-"""The Triton kernels against `decode_ops`: in Triton's interpreter, compiled for sm_90 without a GPU, and on a GPU.
+"""The Triton kernels against `decode_ops`: in Triton's interpreter, compiled for sm_90 without a
+GPU, and on a GPU.
 
-Triton is interpreted or not from its import on, so this file run as a script compares in the interpreter and prints the errors.
+Triton is interpreted or not from its import on, so this file run as a script compares in the
+interpreter and prints the errors.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from torch import Tensor
 from tar3d.gpt import decode_ops
 
 ROOT = Path(__file__).resolve().parents[2]
-# Largest relative error. Compared are two results rounded to the dtype. The interpreter rounds to bfloat16 towards zero.
+# Largest relative error. Compared are two results rounded to the dtype. The interpreter rounds to
+# bfloat16 towards zero.
 BOUNDS = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
 
@@ -100,10 +103,11 @@ def linear_attend_errors(
 def full_attend_errors(
     ops, drawn: Drawn, B: int, H: int, C: int, d: int, first: int, steps: int, ragged: bool
 ) -> list[float]:
-    """Of the outputs of a few steps and of the slots that they leave; ours are NaN behind them and must stay so.
+    """Of the outputs of a few steps and of the slots that they leave; ours are NaN behind them and
+    must stay so.
 
-    Ragged rows have padding before slot `first`. What is behind `slot` is then hidden from `decode_ops` by the mask, else by
-    the window.
+    Ragged rows have padding before slot `first`. What is behind `slot` is then hidden from
+    `decode_ops` by the mask, else by the window.
     """
     keys, values = drawn.normal(B, H, C, d), drawn.normal(B, H, C, d)
     ours = [
@@ -316,7 +320,8 @@ def compile_for_hopper(kernel, arguments: tuple, constants: dict):
 
 
 def resources(compiled, folder: Path) -> dict[str, int]:
-    """Registers and bytes of stack (spilled registers) a thread, from the disassembler that comes with Triton."""
+    """Registers and bytes of stack (spilled registers) a thread, from the disassembler that comes
+    with Triton."""
     import triton
 
     (folder / "kernel.cubin").write_bytes(compiled.asm["cubin"])
@@ -338,7 +343,8 @@ def resources(compiled, folder: Path) -> dict[str, int]:
     ],
 )
 def test_kernels_compile_for_hopper(kernels, monkeypatch, tmp_path, B, names):
-    """GPT-L in bfloat16: they fit the registers and the shared memory, and weights go straight from memory to the sums."""
+    """GPT-L in bfloat16: they fit the registers and the shared memory, and weights go straight from
+    memory to the sums."""
     launches: list = []
     for name in ("_linear_kernel", "_linear_attend_kernel", "_attend_kernel", "_combine_kernel"):
         monkeypatch.setattr(kernels, name, Recorder(getattr(kernels, name), launches))
@@ -428,7 +434,8 @@ def test_on_a_gpu_attention(kernels, dtype, d, B):
 @pytest.mark.parametrize("B", [2, 32])
 @pytest.mark.parametrize("dtype", GPU_BOUNDS, ids=str)
 def test_on_a_gpu_in_a_graph(kernels, dtype, B):
-    """A linear and a full layer, replayed over positions, are what `decode_ops` makes of them one by one."""
+    """A linear and a full layer, replayed over positions, are what `decode_ops` makes of them one
+    by one."""
     D, F, H, C, first, steps = 1024, 2752, 16, 600, 125, 6
     d, drawn = D // H, Drawn(dtype, "cuda")
 

@@ -206,7 +206,8 @@ def test_dtype_is_that_of_autocast_or_of_the_weights_and_states_are_float32():
 
 
 def test_bfloat16_scores_stay_close_to_float32_over_a_whole_sequence():
-    """Both take in the same tokens, so that a rounding that tips one choice does not tip all that follow."""
+    """Both take in the same tokens, so that a rounding that tips one choice does not tip all that
+    follow."""
     gpt = _gpt()
     sampling, draws = SamplingConfig(temperature=0), uniform_draws([0, 1], T)
     hidden = []
@@ -255,7 +256,8 @@ def test_compiled_layers_are_the_plain_decoding():
 
 
 class _NoHostReads(TorchDispatchMode):
-    """Fails on what makes a GPU wait for the host, or the host for a GPU, and would break the capture of a graph."""
+    """Fails on what makes a GPU wait for the host, or the host for a GPU, and would break the
+    capture of a graph."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.overloadpacket.__name__
@@ -287,7 +289,8 @@ def test_a_step_reads_nothing_back_to_the_host(n):
 
 
 class _FakeGraph:
-    """A CUDA graph that is replayed by the step it was captured from: all of the engine's way with graphs but the GPU."""
+    """A CUDA graph that is replayed by the step it was captured from: all of the engine's way with
+    graphs but the GPU."""
 
     def replay(self) -> None:
         self.step()

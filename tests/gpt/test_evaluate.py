@@ -1,4 +1,5 @@
-"""The conditional loss: what each kind sees, its value for known logits, and that the model's mode is kept."""
+"""The conditional loss: what each kind sees, its value for known logits, and that the model's mode
+is kept."""
 
 import math
 
@@ -12,7 +13,8 @@ V = 5
 
 
 class Told(nn.Module):
-    """Knows the tokens of a row if its source says which row it is; without a condition all codes are alike."""
+    """Knows the tokens of a row if its source says which row it is; without a condition all codes
+    are alike."""
 
     def __init__(self, answers: torch.Tensor) -> None:
         super().__init__()

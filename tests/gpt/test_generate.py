@@ -40,7 +40,8 @@ def _condition(lengths: tuple[int, ...] = (P, 2, 4, P)) -> Condition:
 
 @pytest.fixture(scope="module")
 def overfitted() -> tuple[GPT, Condition, torch.Tensor]:
-    """A GPT that has seen four random sequences, each with its own condition, and the null prefix in between."""
+    """A GPT that has seen four random sequences, each with its own condition, and the null prefix
+    in between."""
     gpt, condition = _gpt(), _condition()
     tokens = torch.randint(V, (4, T), generator=torch.Generator().manual_seed(2))
     optimizers = [

@@ -412,7 +412,8 @@ def test_a_hint_goes_to_the_position_that_predicts_its_token_and_to_none_before(
 
 
 def test_how_long_a_guess_is_does_not_matter():
-    """Its loss is a cosine: trained alone it grows to any length, and hints as long would drown the tokens."""
+    """Its loss is a cosine: trained alone it grows to any length, and hints as long would drown the
+    tokens."""
     tokens, condition, gpt = _tokens(), _condition(FULL), _gpt(layer_pattern="LF", sketch_dim=3)
     before = gpt(tokens[:, :-1], condition)
     for longer, same in (

@@ -1,5 +1,5 @@
-"""The cross-entropy without logits against the plain one: value and gradients, in parts of any size, under autocast, and that no
-tensor of all positions x codes is ever made."""
+"""The cross-entropy without logits against the plain one: value and gradients, in parts of any
+size, under autocast, and that no tensor of all positions x codes is ever made."""
 
 import pytest
 import torch

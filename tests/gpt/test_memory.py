@@ -1,4 +1,5 @@
-"""Memory grows with the length of a sequence, not with its square: in both kinds of layer and in the whole GPT."""
+"""Memory grows with the length of a sequence, not with its square: in both kinds of layer and in
+the whole GPT."""
 
 from __future__ import annotations
 
@@ -26,8 +27,8 @@ WIDTH, HEADS, P, E, V = 32, 2, 6, 5, 40
 
 
 class Tensors(TorchDispatchMode):
-    """Every tensor that an operation within it returns, in forward and backward: `largest` storage in bytes, and the shapes
-    that have at least two dimensions of `length` or more."""
+    """Every tensor that an operation within it returns, in forward and backward: `largest` storage
+    in bytes, and the shapes that have at least two dimensions of `length` or more."""
 
     def __init__(self, length: int) -> None:
         super().__init__()
@@ -59,7 +60,8 @@ def config(**changes) -> GPTConfig:
 
 
 def run_layer(kind: str, grid_size: int) -> Tensors:
-    """Forward and backward of one layer over whole rows, then prefill with rows of different length."""
+    """Forward and backward of one layer over whole rows, then prefill with rows of different
+    length."""
     T = 3 * grid_size**2
     layer = LinearAttention(config(), 0) if kind == "L" else FullAttention(config())
     rotary = TriPE(GPTConfig(grid_size=grid_size, width=WIDTH, num_heads=HEADS)).packed(
@@ -101,7 +103,8 @@ def test_the_recorder_sees_forward_and_backward():
     ids=["L", "F", "GPT"],
 )
 def test_the_largest_tensor_grows_with_the_length(run: Callable[[int], Tensors]):
-    """From T = 192 to 768 and 3,072: four times as much at each step, where T x T would be sixteen times."""
+    """From T = 192 to 768 and 3,072: four times as much at each step, where T x T would be sixteen
+    times."""
     small, middle, large = run(8), run(16), run(32)
     for made in (small, middle, large):
         assert not made.square, sorted(made.square)
@@ -134,9 +137,10 @@ for T in (4096, 8192, 16384):
     not Path("/proc/self/status").exists(), reason="reads Linux's high-water mark of memory"
 )
 def test_peak_memory_of_a_linear_layer_grows_with_the_length():
-    """Doubling T adds what the doubling before added, twice; growth with T^2 would add it four times. One T x T matrix of the
-    last length alone would take 1 GiB."""
-    # Blocks of 64 KiB and more go back to the system when they are freed: the mark is of what is alive at once.
+    """Doubling T adds what the doubling before added, twice; growth with T^2 would add it four
+    times. One T x T matrix of the last length alone would take 1 GiB."""
+    # Blocks of 64 KiB and more go back to the system when they are freed: the mark is of what is
+    # alive at once.
     env = os.environ | {
         "PYTHONPATH": str(ROOT),
         "MALLOC_MMAP_THRESHOLD_": "65536",

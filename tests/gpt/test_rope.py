@@ -10,7 +10,8 @@ GRID, HEAD_DIM = 4, 16
 
 @pytest.fixture
 def places() -> list[tuple[int, int, int]]:
-    """(row, col, plane) of each sequence position, read off the layout and not off `coordinates`."""
+    """(row, col, plane) of each sequence position, read off the layout and not off
+    `coordinates`."""
     laid_out = token_order.to_planes(torch.arange(3 * GRID**2)[None], GRID)[0]  # (3, R, R)
     found = {
         int(laid_out[p, r, c]): (r, c, p)
@@ -28,7 +29,8 @@ def _rotated(x: torch.Tensor, kind: str = "rotation") -> torch.Tensor:
 
 
 def _spread_by_offset(places: list[tuple[int, int, int]], kind: str) -> float:
-    """Largest difference between dot products of pairs of tokens that have the same (row, col, plane) offset."""
+    """Largest difference between dot products of pairs of tokens that have the same (row, col,
+    plane) offset."""
     generator = torch.Generator().manual_seed(0)
     q, k = torch.randn(2, HEAD_DIM, generator=generator, dtype=torch.float64)
     dots = _rotated(q, kind) @ _rotated(k, kind).T

@@ -13,7 +13,8 @@ from tar3d.mesh.load import load_mesh, normalize
 
 @pytest.fixture
 def one_armed() -> Mesh:
-    """No mirror image of itself: arms of length 1, 2 and 3 along +x, +y, +z, in millimetres far from the origin."""
+    """No mirror image of itself: arms of length 1, 2 and 3 along +x, +y, +z, in millimetres far
+    from the origin."""
     parts = [trimesh.creation.box((0.5, 0.5, 0.5))]
     for axis in range(3):
         extents = np.full(3, 0.3)
@@ -28,7 +29,8 @@ def one_armed() -> Mesh:
 
 
 def corners(mesh_vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """Triangles (F, 9), each turned so that its smallest corner is first, sorted: equal for equal oriented surfaces."""
+    """Triangles (F, 9), each turned so that its smallest corner is first, sorted: equal for equal
+    oriented surfaces."""
     triangles = np.round(np.asarray(mesh_vertices, dtype=np.float64)[faces], 3) + 0.0
     turned = [min(t[i:].tolist() + t[:i].tolist() for i in range(3)) for t in triangles]
     return np.array(sorted(turned)).reshape(len(faces), 9)

@@ -1,5 +1,5 @@
-"""Extraction against analytic shapes (place, size, closedness, winding, handedness), against scikit-image's marching cubes, and
-coarse to fine against the dense lattice."""
+"""Extraction against analytic shapes (place, size, closedness, winding, handedness), against
+scikit-image's marching cubes, and coarse to fine against the dense lattice."""
 
 import functools
 from collections.abc import Callable
@@ -193,7 +193,8 @@ def bumpy(points: Tensor) -> Tensor:
     ],
 )
 def test_the_vertices_are_those_of_scikit_image(field, resolution):
-    """One for each crossed edge of the lattice; where a face of a cell is ambiguous the triangles may differ."""
+    """One for each crossed edge of the lattice; where a face of a cell is ambiguous the triangles
+    may differ."""
     mesh = extract(field, resolution)
     axis = torch.linspace(-1, 1, resolution + 1)
     values = field(
@@ -240,7 +241,8 @@ def test_no_point_is_asked_twice():
 
 
 def test_a_surface_is_followed_out_of_the_cells_where_it_was_expected():
-    """A rod thinner than a cell of the coarse lattice and off its points, with a head that the coarse lattice sees."""
+    """A rod thinner than a cell of the coarse lattice and off its points, with a head that the
+    coarse lattice sees."""
 
     def field(points: Tensor) -> Tensor:
         across = (points[:, 1:] - torch.tensor([0.06, 0.06])).norm(dim=1)

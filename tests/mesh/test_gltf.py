@@ -1,4 +1,5 @@
-"""The glTF reader against hand-made files with known triangles, against trimesh, and against files that lie."""
+"""The glTF reader against hand-made files with known triangles, against trimesh, and against files
+that lie."""
 
 import base64
 import json
@@ -88,7 +89,8 @@ def test_only_the_default_scene_is_read(tmp_path):
 @pytest.mark.parametrize("count", [3, 4, 5, 6])
 @pytest.mark.parametrize("mode", [5, 6])
 def test_strips_and_fans_turn_as_the_specification_says(tmp_path, mode, count):
-    """glTF 2.0, section 3.7.2.1: strip p_i = (v_i, v_(i+1+i%2), v_(i+2-i%2)); fan p_i = (v_(i+1), v_(i+2), v_0)."""
+    """glTF 2.0, section 3.7.2.1: strip p_i = (v_i, v_(i+1+i%2), v_(i+2-i%2)); fan p_i = (v_(i+1),
+    v_(i+2), v_0)."""
     accessors = document()["accessors"]
     accessors[1]["count"] = count
     primitive = {"attributes": {"POSITION": 0}, "indices": 1, "mode": mode}

@@ -1,4 +1,5 @@
-"""Loading: the frame, cleaning, what is refused, and bounded memory for files that promise more than they hold."""
+"""Loading: the frame, cleaning, what is refused, and bounded memory for files that promise more
+than they hold."""
 
 import csv
 import os

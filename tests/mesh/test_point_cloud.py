@@ -1,4 +1,5 @@
-"""Point cloud files: every format with and without normals, the frame, what is said about them, and what is refused."""
+"""Point cloud files: every format with and without normals, the frame, what is said about them, and
+what is refused."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""Estimated normals: on the surface's line, the right way round; what tells inward normals and unevenly spread points."""
+"""Estimated normals: on the surface's line, the right way round; what tells inward normals and
+unevenly spread points."""
 
 import os
 from pathlib import Path
@@ -23,7 +24,8 @@ def of(shape: trimesh.Trimesh) -> Mesh:
 
 
 def bowl() -> trimesh.Trimesh:
-    """A sheet without thickness: the lower part of a sphere, seen from within through its opening."""
+    """A sheet without thickness: the lower part of a sphere, seen from within through its
+    opening."""
     ball = trimesh.creation.icosphere(4)
     return trimesh.Trimesh(ball.vertices, ball.faces[ball.triangles_center[:, 1] < 0.2])
 
@@ -117,7 +119,8 @@ def test_vertices_are_told_from_points_uniform_over_the_surface():
     reason="the development meshes are absent; TAR3D_DATASETS",
 )
 def test_real_meshes():
-    """Over 75 of them the mean is 0.92; among these are thin plates and sides that no view reaches."""
+    """Over 75 of them the mean is 0.92; among these are thin plates and sides that no view
+    reaches."""
     paths = sorted((DATASETS / "dev" / "meshes").rglob("*.glb"))[9::150]
     shares, uniform, vertices = [], [], []
     for path in paths:

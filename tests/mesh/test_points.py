@@ -1,4 +1,5 @@
-"""Labels and surface samples against shapes whose inside, area and normals are known in closed form."""
+"""Labels and surface samples against shapes whose inside, area and normals are known in closed
+form."""
 
 from dataclasses import replace
 

@@ -1,4 +1,5 @@
-"""Pictures against projective geometry: silhouette area, depth, which side is right, and the two ways to see a face."""
+"""Pictures against projective geometry: silhouette area, depth, which side is right, and the two
+ways to see a face."""
 
 import json
 

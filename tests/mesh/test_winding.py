@@ -92,7 +92,8 @@ def test_both_ways_agree_on_open_meshes(monkeypatch, boundary):
 
 
 def test_points_that_lie_in_the_planes_of_faces():
-    """Lattice points through the corners and edges of a box: what modelled meshes and stored float16 points are full of."""
+    """Lattice points through the corners and edges of a box: what modelled meshes and stored
+    float16 points are full of."""
     lattice = np.stack(np.meshgrid(*[np.linspace(-1, 1, 21)] * 3, indexing="ij"), axis=-1).reshape(
         -1, 3
     )

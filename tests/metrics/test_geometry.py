@@ -1,4 +1,5 @@
-"""Geometry metrics against brute force, against other libraries, and against numbers worked out by hand."""
+"""Geometry metrics against brute force, against other libraries, and against numbers worked out by
+hand."""
 
 import dataclasses
 

@@ -1,4 +1,5 @@
-"""PSNR and SSIM against scikit-image, FID against the closed form of Gaussians, KID against two loops."""
+"""PSNR and SSIM against scikit-image, FID against the closed form of Gaussians, KID against two
+loops."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,5 @@
-"""LPIPS against plain loops and CLIP against transformers' own preparation, on tiny random models saved here."""
+"""LPIPS against plain loops and CLIP against transformers' own preparation, on tiny random models
+saved here."""
 
 import json
 import shutil
@@ -138,7 +139,8 @@ def test_foreground_is_where_the_pictures_differ():
 
 
 def lpips_names(weights: dict[str, torch.Tensor], net: str) -> dict[str, torch.Tensor]:
-    """The state dict of the lpips package's LPIPS: slices, heads twice, scaling, under its own names."""
+    """The state dict of the lpips package's LPIPS: slices, heads twice, scaling, under its own
+    names."""
     slices = {
         f"features.{i}": f"net.slice{k + 1}.{i}"
         for k, stage in enumerate(STACKS[net].stages)

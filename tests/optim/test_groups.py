@@ -8,7 +8,8 @@ from tar3d.optim.groups import Muon, build_optimizers, orthogonalise, routes, ro
 
 
 class _Tokenizer(nn.Module):
-    """One of each: learned queries, a matrix with a bias, convolutions, a norm, a table, frozen and shared parameters."""
+    """One of each: learned queries, a matrix with a bias, convolutions, a norm, a table, frozen and
+    shared parameters."""
 
     adamw_parameters = ("decode.1",)
 
@@ -202,7 +203,8 @@ SHAPES = ((12, 40), (40, 12), (12, 40), (16, 16), (12, 40))
 )
 @pytest.mark.parametrize("stacked", [1, 1000, 1 << 25])
 def test_muon_in_batches_is_torch_muon_up_to_rounding(monkeypatch, device, native, stacked):
-    """Steps, momentum and decay, whatever goes through Newton-Schulz together, and a state that either form goes on with."""
+    """Steps, momentum and decay, whatever goes through Newton-Schulz together, and a state that
+    either form goes on with."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
     monkeypatch.setattr("tar3d.optim.groups.STACKED", stacked)
     options = {"lr": 1e-2, "weight_decay": 0.1, "momentum": 0.95}

@@ -1,4 +1,5 @@
-"""Attention of the tokenizer: the axis groups, who sees whom, and the short form against PyTorch's own kernel."""
+"""Attention of the tokenizer: the axis groups, who sees whom, and the short form against PyTorch's
+own kernel."""
 
 import pytest
 import torch
@@ -20,7 +21,8 @@ R = 4
 
 
 def place(plane: int, row: int, column: int) -> dict[str, int]:
-    """Grid coordinate of a token on each axis of its plane: plane `ab` has rows along b and columns along a."""
+    """Grid coordinate of a token on each axis of its plane: plane `ab` has rows along b and columns
+    along a."""
     first, second = PLANES[plane]
     return {first: column, second: row}
 

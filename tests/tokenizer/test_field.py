@@ -1,4 +1,5 @@
-"""The occupancy of one triplane as a function of points, against `VQVAE.query`; and how a tokenizer's mesh is made of it."""
+"""The occupancy of one triplane as a function of points, against `VQVAE.query`; and how a
+tokenizer's mesh is made of it."""
 
 from pathlib import Path
 

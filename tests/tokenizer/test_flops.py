@@ -1,4 +1,5 @@
-"""`VQVAE.flops` against PyTorch's own count, and the figures that configs/vqvae3d_fast.yaml gives."""
+"""`VQVAE.flops` against PyTorch's own count, and the figures that configs/vqvae3d_fast.yaml
+gives."""
 
 from pathlib import Path
 

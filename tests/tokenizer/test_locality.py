@@ -1,4 +1,5 @@
-"""Without encoder layers a token knows only the points in and beside its own column: what makes tokens predictable."""
+"""Without encoder layers a token knows only the points in and beside its own column: what makes
+tokens predictable."""
 
 import torch
 

@@ -1,4 +1,5 @@
-"""Sums between points and cells: right, each the other's gradient, and an encoder that equals its plain form."""
+"""Sums between points and cells: right, each the other's gradient, and an encoder that equals its
+plain form."""
 
 import pytest
 import torch

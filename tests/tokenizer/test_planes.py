@@ -1,4 +1,5 @@
-"""Where a point is on the planes: sampling, pooling and the decoder's features must agree about it."""
+"""Where a point is on the planes: sampling, pooling and the decoder's features must agree about
+it."""
 
 import pytest
 import torch

@@ -1,4 +1,5 @@
-"""The codebook moves when it is told to and at no other time, and gradients pass it as if it were not there."""
+"""The codebook moves when it is told to and at no other time, and gradients pass it as if it were
+not there."""
 
 import itertools
 import threading

@@ -1,4 +1,5 @@
-"""The tokenizer as a whole: shapes, refusals, determinism, and that it can learn a shape through its codebook."""
+"""The tokenizer as a whole: shapes, refusals, determinism, and that it can learn a shape through
+its codebook."""
 
 import numpy as np
 import pytest
@@ -146,7 +147,8 @@ def solid_surface(count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def test_it_overfits_one_shape_through_its_codebook():
-    """A box and a ball, asymmetric in every axis: volume IoU of at least 0.95 on points that were never trained on."""
+    """A box and a ball, asymmetric in every axis: volume IoU of at least 0.95 on points that were
+    never trained on."""
     rng = np.random.default_rng(0)
     model = tiny(
         "plane_pool",

@@ -1,4 +1,5 @@
-"""The data that trainings in processes of their own read, what starts them, and what they make when nothing happens to them."""
+"""The data that trainings in processes of their own read, what starts them, and what they make when
+nothing happens to them."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ def empty(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def commands(data, empty, tmp_path_factory) -> dict[str, list[str]]:
-    """What starts each training, without --out; and a finished run of the tokenizer, whose tokens the GPT learns."""
+    """What starts each training, without --out; and a finished run of the tokenizer, whose tokens
+    the GPT learns."""
     vqvae = ["train_vqvae.py", "--base", str(empty), "--data", str(data), *VQVAE]
     out = tmp_path_factory.mktemp("whole") / "vqvae"
     finish([*vqvae, "--out", str(out)])

@@ -1,4 +1,5 @@
-"""The first losses of both tiny recipes, stored: a change of the code that changes a number is seen.
+"""The first losses of both tiny recipes, stored: a change of the code that changes a number is
+seen.
 
 A change that is meant to: python tests/training/test_curves.py writes them anew.
 """
@@ -33,7 +34,8 @@ VQVAE = [
     "optim.warmup_steps=5",
     *COMMON,
 ]
-# At an eighth of the recipe's rates: at the full ones the sketch's loss jumps, and rounding decides by how much.
+# At an eighth of the recipe's rates: at the full ones the sketch's loss jumps, and rounding decides
+# by how much.
 GPT = [
     "train.steps=20",
     "train.global_batch_size=4",

@@ -1,4 +1,5 @@
-"""`train.deterministic`: the same bits in every run. A CPU gives them anyway; on a GPU PyTorch has to be told."""
+"""`train.deterministic`: the same bits in every run. A CPU gives them anyway; on a GPU PyTorch has
+to be told."""
 
 from __future__ import annotations
 

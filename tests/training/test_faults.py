@@ -1,5 +1,6 @@
-"""What happens to machines happens to a training here, in a process of its own: it is told to stop, killed, its disk is full, its
-workers die. Each time one sentence, and no step lost but those since the last save."""
+"""What happens to machines happens to a training here, in a process of its own: it is told to stop,
+killed, its disk is full, its workers die. Each time one sentence, and no step lost but those since
+the last save."""
 
 from __future__ import annotations
 
@@ -71,7 +72,8 @@ def test_a_second_interrupt_stops_at_once(commands, tmp_path):
 
 
 def killed_again_and_again(command: list[str], out: Path, times: int, rng: random.Random) -> int:
-    """Kills a run at random moments, resuming it each time, then lets it finish; returns the most steps that a kill cost."""
+    """Kills a run at random moments, resuming it each time, then lets it finish; returns the most
+    steps that a kill cost."""
     worst = 0
     for _ in range(times):
         process = start([*command, "--out", str(out), "--resume", "auto"])

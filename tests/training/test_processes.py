@@ -1,5 +1,5 @@
-"""Two processes that share a batch train as one does: both trainings, Muon, codebook and all; and either goes on from the other's
-state. They talk over gloo, on the CPU."""
+"""Two processes that share a batch train as one does: both trainings, Muon, codebook and all; and
+either goes on from the other's state. They talk over gloo, on the CPU."""
 
 from __future__ import annotations
 
@@ -79,7 +79,8 @@ def test_two_processes_train_as_one_and_resume_each_other(commands, tmp_path, na
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_processes_that_share_the_weights_train_as_one(commands, tmp_path, ema):
-    """FSDP2: each holds a part of weights and states, and what it saves one process alone can go on from, and back."""
+    """FSDP2: each holds a part of weights and states, and what it saves one process alone can go on
+    from, and back."""
     one, two = tmp_path / "one", tmp_path / "two"
     command = [*commands["gpt"], *FEW["gpt"], "train.save_every=6", f"train.ema={ema}"]
     sharded = torchrun([*command, "train.strategy=fsdp"])

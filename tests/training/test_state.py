@@ -113,7 +113,8 @@ def test_where_nothing_was_saved_there_is_nothing(tmp_path):
 
 
 def test_a_full_disk_leaves_the_states_as_they_were(tmp_path):
-    """The system refuses to write more than so many bytes to a file, which is the same to a program."""
+    """The system refuses to write more than so many bytes to a file, which is the same to a
+    program."""
     save_state(tmp_path, 1, {"step": 1})
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -143,7 +144,8 @@ for step in range(1, 10_000):
 
 
 def test_killed_at_any_moment_of_a_save_no_state_is_lost(tmp_path):
-    """One process saves without a pause and is killed again and again, somewhere within a save of some milliseconds."""
+    """One process saves without a pause and is killed again and again, somewhere within a save of
+    some milliseconds."""
     for attempt in range(10):
         folder = tmp_path / str(attempt)
         process = subprocess.Popen(
