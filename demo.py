@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from tar3d.condition.image import load_image
 from tar3d.config import GPT_TYPES
-from tar3d.data.folder import write_json
+from tar3d.io import write_json
 from tar3d.mesh.export import save_mesh
 from tar3d.mesh.simplify import LEAST_FACES, simplify
 from tar3d.pipeline import ANY, Pipeline

@@ -36,9 +36,9 @@ import trimesh
 
 from tar3d.config import GPT_TYPES, EvalProtocol
 from tar3d.contracts import Mesh
-from tar3d.data.default import DEFAULT_FOLDER, default_library, default_test
-from tar3d.data.folder import mesh_path, read_categories, write_json
-from tar3d.data.shapes import open_samples
+from tar3d.data.defaults import DEFAULT_FOLDER, default_library, default_test
+from tar3d.data.formats.dataset_folder import mesh_path, read_categories
+from tar3d.data.formats.samples import open_samples
 from tar3d.evaluation.generations import (
     EMPTY,
     TITLES,
@@ -58,6 +58,7 @@ from tar3d.evaluation.pairs import (
 )
 from tar3d.evaluation.report import say_failures, versions, write_report
 from tar3d.evaluation.text import text_report, text_scores
+from tar3d.io import write_json
 from tar3d.mesh.export import save_mesh
 from tar3d.metrics.align import ALIGNMENTS
 from tar3d.metrics.sets import SET_FORMULAS, set_scores

@@ -14,7 +14,7 @@ point a line: x y z, or x y z nx ny nz; in a folder, no .txt is looked for); .np
 normals if it has them, or the samples that tar3d.data.make_samples writes); .npy. Points should be
 uniform over the surface, not the vertices of a mesh. Missing normals are estimated and oriented,
 which is said. A cloud is scored against its own points, and has neither IoU nor floor. Tokens
-(tar3d/data/token_file.py), of this script or of run.py, are decoded, and have no scores.
+(tar3d/data/formats/token_file.py), of this script or of run.py, are decoded, and have no scores.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ from tqdm import tqdm
 from tar3d import checkpoint
 from tar3d.config import EvalProtocol
 from tar3d.contracts import CUBE_FILL, Mesh
-from tar3d.data.folder import read_categories, write_csv, write_json
-from tar3d.data.order import spread
-from tar3d.data.sources import mesh_ids
-from tar3d.data.token_file import FOLDER, SUFFIX, TokenFiles, is_token_file
+from tar3d.data.datasets.sampler import spread
+from tar3d.data.formats.dataset_folder import read_categories
+from tar3d.data.formats.token_file import FOLDER, SUFFIX, TokenFiles, is_token_file
+from tar3d.data.prepare.mesh_list import mesh_ids
+from tar3d.io import write_csv, write_json
 from tar3d.mesh.export import FORMATS, save_mesh
 from tar3d.mesh.extract import drop_small_components
 from tar3d.mesh.load import SUPPORTED, check_file, list_meshes, load_mesh

@@ -32,11 +32,11 @@ from tar3d.condition.conditioner import Encoder, Source, rows_of
 from tar3d.condition.encoders import GivenEmbeddings
 from tar3d.config import CONDITIONS, GPT_SIZES, GPT_TYPES, GPTRunConfig, SamplingConfig
 from tar3d.contracts import PLANES, Condition
-from tar3d.data.default import DEFAULT_FOLDER, default_data
-from tar3d.data.make_tokens import TokenMaker, encoders_of, told_of
-from tar3d.data.order import JoinedOrder, TrainingOrder, spread
-from tar3d.data.tokens import TokenDataset
-from tar3d.data.views import mesh_pictures
+from tar3d.data.datasets.sampler import JoinedOrder, TrainingOrder, spread
+from tar3d.data.datasets.tokens import TokenDataset
+from tar3d.data.defaults import DEFAULT_FOLDER, default_data
+from tar3d.data.formats.views import mesh_pictures
+from tar3d.data.tokens.make_tokens import TokenMaker, encoders_of, told_of
 from tar3d.gpt.evaluate import condition_nll, of_others
 from tar3d.gpt.loss import cross_entropy
 from tar3d.gpt.model import SKETCH_GUESS

@@ -26,10 +26,11 @@ from tqdm import tqdm
 from tar3d import checkpoint
 from tar3d import config as configuration
 from tar3d.config import AugmentConfig, VQVAEConfig
-from tar3d.data.default import DEFAULT_FOLDER, default_data
-from tar3d.data.order import TrainingOrder, spread
-from tar3d.data.shapes import MixedShapes, ShapeDataset, to_samples
-from tar3d.data.views import mesh_pictures
+from tar3d.data.datasets.sampler import TrainingOrder, spread
+from tar3d.data.datasets.shapes import MixedShapes, ShapeDataset
+from tar3d.data.defaults import DEFAULT_FOLDER, default_data
+from tar3d.data.formats.samples import to_samples
+from tar3d.data.formats.views import mesh_pictures
 from tar3d.mesh.extract import EmptyFieldError
 from tar3d.mesh.render import contact_sheet, picture
 from tar3d.pipeline import reconstruct

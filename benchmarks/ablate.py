@@ -49,9 +49,9 @@ from benchmarks.studies import (
 )
 from tar3d import checkpoint
 from tar3d.config import GPT_SIZES, load_gpt_run
-from tar3d.data.default import DEFAULT_FOLDER
-from tar3d.data.folder import write_json
+from tar3d.data.defaults import DEFAULT_FOLDER
 from tar3d.gpt.model import GPT
+from tar3d.io import write_json
 from tar3d.runtime import describe_machine, positive_int
 
 # Of a data set, for tokens of its own.

@@ -38,12 +38,13 @@ from benchmarks.tokenize import FULL_CONFIGS, GOAL_SHARE, PAPER_HOURS, TINY_CONF
 from tar3d import config as configuration
 from tar3d.config import GPTRunConfig, SampleConfig, VQVAEConfig
 from tar3d.contracts import ShapeSamples
-from tar3d.data.folder import write_json
-from tar3d.data.order import TrainingOrder
-from tar3d.data.shapes import ShapeDataset, save_samples
-from tar3d.data.store import write_shard
-from tar3d.data.tokens import TokenDataset
+from tar3d.data.datasets.sampler import TrainingOrder
+from tar3d.data.datasets.shapes import ShapeDataset
+from tar3d.data.datasets.tokens import TokenDataset
+from tar3d.data.formats.samples import save_samples
+from tar3d.data.formats.shards import write_shard
 from tar3d.gpt.model import GPT
+from tar3d.io import write_json
 
 WORKERS = (0, 1, 2, 4, 8)
 FILES, SHARDS, SHARD_ROWS = 32, 2, 128

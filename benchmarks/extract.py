@@ -27,7 +27,7 @@ from tar3d import checkpoint
 from tar3d import config as configuration
 from tar3d.config import VQVAEConfig
 from tar3d.contracts import Triplane
-from tar3d.data.toy_shapes import generate
+from tar3d.data.toy.shapes import generate
 from tar3d.mesh.extract import extract
 from tar3d.mesh.points import sample_surface
 from tar3d.pipeline import QUERIES_AT_ONCE, coarse_cells

@@ -30,17 +30,17 @@ from tqdm import tqdm
 
 from tar3d.config import SampleConfig
 from tar3d.contracts import Mesh
-from tar3d.data.folder import write_csv, write_json
-from tar3d.data.order import spread
-from tar3d.data.sheets import sheet, tile
-from tar3d.data.sources import mesh_ids
-from tar3d.data.workers import Lost, parallel
+from tar3d.data.datasets.sampler import spread
+from tar3d.data.prepare.contact_sheets import sheet, tile
+from tar3d.data.prepare.mesh_list import mesh_ids
+from tar3d.io import write_csv, write_json
 from tar3d.mesh.load import MeshError, load_mesh
 from tar3d.mesh.points import Skin, label, sample_skin, sample_surface, solid_winding
 from tar3d.mesh.render import picture
 from tar3d.mesh.winding import WindingNumber, unbalanced_edges
 from tar3d.metrics.geometry import point_scores
 from tar3d.metrics.summary import markdown_table
+from tar3d.parallel.processes import Lost, parallel
 from tar3d.runtime import describe_machine
 
 CELLS, COARSE = (

@@ -25,15 +25,16 @@ from tqdm import tqdm
 from tar3d import config as configuration
 from tar3d.config import GPT_TYPES, SamplingConfig
 from tar3d.contracts import Mesh
-from tar3d.data.default import DEFAULT_FOLDER
-from tar3d.data.folder import mesh_path, write_json
-from tar3d.data.order import spread
-from tar3d.data.shapes import open_samples
-from tar3d.data.told import captions_of
-from tar3d.data.views import Views
+from tar3d.data.datasets.sampler import spread
+from tar3d.data.defaults import DEFAULT_FOLDER
+from tar3d.data.formats.dataset_folder import mesh_path
+from tar3d.data.formats.samples import open_samples
+from tar3d.data.formats.views import Views
+from tar3d.data.tokens.conditions import captions_of
 from tar3d.evaluation.attributes import ATTRIBUTES, score
 from tar3d.evaluation.generations import generate_all, or_none
 from tar3d.evaluation.judge import load_judge, measured, surface
+from tar3d.io import write_json
 from tar3d.mesh.load import load_mesh
 from tar3d.metrics.geometry import in_frame, point_scores, surface_cloud
 from tar3d.metrics.summary import aggregate, cell, markdown_table

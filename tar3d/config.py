@@ -454,7 +454,7 @@ class SamplingConfig:
 @dataclass(kw_only=True)
 class AugmentConfig:
     """How a training shape of the tokenizer is changed, anew whenever it is drawn
-    (`tar3d/data/augment.py`). Default: not."""
+    (`tar3d/data/datasets/augment.py`). Default: not."""
 
     scale: list[float] = field(
         default_factory=lambda: [1.0, 1.0]

@@ -27,7 +27,7 @@ from tar3d.condition.image import preprocess
 from tar3d.condition.text import load_words
 from tar3d.config import GPT_TYPES, GPTRunConfig, SamplingConfig
 from tar3d.contracts import Condition, Mesh, Tokens, Triplane
-from tar3d.data.token_file import TokenFiles
+from tar3d.data.formats.token_file import TokenFiles
 from tar3d.gpt.engine import Engine
 from tar3d.gpt.generate import generate
 from tar3d.gpt.loss import token_nll

@@ -42,7 +42,7 @@ def meshes(tmp_path) -> Path:
 @pytest.fixture(scope="session")
 def samples(tmp_path_factory) -> Path:
     """A data set folder with samples, two views a shape and splits; read only."""
-    from tar3d.data.make_samples import make_samples
+    from tar3d.data.prepare.make_samples import make_samples
 
     root = tmp_path_factory.mktemp("data")
     make_samples(write_meshes(root / "given"), root / "set", SAMPLES, views=VIEWS)

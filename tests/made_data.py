@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-from tar3d.data.store import Files
+from tar3d.data.formats.shards import Files
 
 
 def everything(folder: Path) -> dict[str, bytes]:

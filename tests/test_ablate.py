@@ -14,7 +14,7 @@ from benchmarks.ablate import Trial, best_rate, main, missing, missing_sweep
 from benchmarks.studies import ARMS, MODEL, STUDIES
 from benchmarks.studies import TOKENIZER as STUDY_TOKENIZER
 from tar3d.config import TokenizerConfig, VQVAEConfig, load, load_gpt_run
-from tar3d.data.folder import mesh_path
+from tar3d.data.formats.dataset_folder import mesh_path
 
 TOKENIZER = TokenizerConfig(grid_size=4, codebook_size=32)
 

@@ -14,7 +14,7 @@ from benchmarks import attention, data, decode, extract, gpu_session, measure, t
 from benchmarks.measure import Case, Ceilings, Work, roofline
 from benchmarks.run import SUITES, main, run_suite, select_cases, table
 from tar3d.config import RECOMPUTE, GPTConfig, VQVAEConfig, gpt_config, load
-from tar3d.data.shapes import ShapeDataset
+from tar3d.data.datasets.shapes import ShapeDataset
 from tar3d.gpt.engine import Engine
 from tar3d.gpt.model import GPT
 from tar3d.tokenizer.vqvae import VQVAE

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tar3d.data.order import spread
+from tar3d.data.datasets.sampler import spread
 from tar3d.mesh.load import list_meshes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,8 +67,8 @@ def places(tmp_path_factory) -> dict[str, Path]:
         target = root / "meshes" / paths[i].parent.name / paths[i].name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(paths[i], target)
-    toy = importlib.import_module("tar3d.data.toy")
-    samples = importlib.import_module("tar3d.data.make_samples")
+    toy = importlib.import_module("tar3d.data.toy.make_toy")
+    samples = importlib.import_module("tar3d.data.prepare.make_samples")
     assert toy.main(["--out", str(root / "toy"), "--num", "4", "--workers", "1"]) == 0
     counts = ["surface_points=8192", "volume_points=8192", "near_points=8192"]
     assert samples.main([str(root / "toy"), "--workers", "1", *counts]) == 0

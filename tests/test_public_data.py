@@ -16,8 +16,8 @@ import run
 import train_gpt
 import train_vqvae
 from tar3d.condition import encoders
-from tar3d.data import make_tokens
-from tar3d.data.tokens import TokenDataset, read_stamp
+from tar3d.data.datasets.tokens import TokenDataset, read_stamp
+from tar3d.data.tokens import make_tokens
 from tar3d.evaluation.generations import choose_shapes
 
 LISTS = {

@@ -28,9 +28,9 @@ from tar3d import config as configuration
 from tar3d.condition.conditioner import build_encoder, rows_of
 from tar3d.config import GPTRunConfig, SamplingConfig, VQVAEConfig
 from tar3d.contracts import Mesh
-from tar3d.data.folder import read_splits
-from tar3d.data.make_tokens import TokenMaker, encoders_of, told_of
-from tar3d.data.token_file import TokenFiles
+from tar3d.data.formats.dataset_folder import read_splits
+from tar3d.data.formats.token_file import TokenFiles
+from tar3d.data.tokens.make_tokens import TokenMaker, encoders_of, told_of
 from tar3d.mesh.load import load_mesh
 from tar3d.mesh.point_cloud import load_points
 from tar3d.mesh.point_normals import estimate_normals

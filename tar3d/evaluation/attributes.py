@@ -28,8 +28,8 @@ from tqdm import tqdm
 
 from tar3d.checkpoint import load_tokenizer
 from tar3d.contracts import Mesh
-from tar3d.data.folder import SPLITS, mesh_path, read_splits
-from tar3d.data.shapes import open_samples
+from tar3d.data.formats.dataset_folder import SPLITS, mesh_path, read_splits
+from tar3d.data.formats.samples import open_samples
 from tar3d.mesh.extract import EmptyFieldError
 from tar3d.mesh.load import load_mesh
 from tar3d.mesh.points import inside

@@ -31,9 +31,9 @@ from tqdm import tqdm
 from tar3d import config as configuration
 from tar3d.checkpoint import load_tokenizer, load_weights, read_config, save_model
 from tar3d.contracts import Mesh
-from tar3d.data.folder import SPLITS
-from tar3d.data.shapes import open_samples
-from tar3d.data.told import captions_of
+from tar3d.data.formats.dataset_folder import SPLITS
+from tar3d.data.formats.samples import open_samples
+from tar3d.data.tokens.conditions import captions_of
 from tar3d.evaluation.judge_network import Judge, JudgeConfig, vocabulary
 from tar3d.mesh.extract import EmptyFieldError
 from tar3d.mesh.points import sample_surface

@@ -18,8 +18,7 @@ from tqdm import tqdm
 from tar3d import config as configuration
 from tar3d.config import EvalProtocol
 from tar3d.contracts import Mesh
-from tar3d.data.sources import mesh_ids
-from tar3d.data.workers import results
+from tar3d.data.prepare.mesh_list import mesh_ids
 from tar3d.mesh.load import load_mesh
 from tar3d.metrics.align import alignment
 from tar3d.metrics.geometry import (
@@ -30,6 +29,7 @@ from tar3d.metrics.geometry import (
     surface_cloud,
     transformed,
 )
+from tar3d.parallel.processes import results
 
 CSV_COLUMNS = ("id", "pred", "truth")
 ABOUT = (

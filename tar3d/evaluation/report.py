@@ -11,8 +11,8 @@ import numpy as np
 
 from tar3d.config import EvalProtocol, to_mapping
 from tar3d.contracts import Mesh
-from tar3d.data.folder import write_csv, write_json
 from tar3d.evaluation.pairs import ABOUT, Pair, read_pair
+from tar3d.io import write_csv, write_json
 from tar3d.mesh.load import normalize
 from tar3d.mesh.render import contact_sheet, picture
 from tar3d.metrics.geometry import FORMULAS, describe, transformed

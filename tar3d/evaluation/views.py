@@ -22,7 +22,6 @@ from tqdm import tqdm
 
 from tar3d.condition.image import IMAGE_SUFFIXES, PLAIN_TOLERANCE, VISIBLE_ALPHA, load_image
 from tar3d.contracts import Mesh
-from tar3d.data.workers import results
 from tar3d.evaluation.pairs import Pair
 from tar3d.evaluation.report import in_view
 from tar3d.mesh.load import load_mesh
@@ -30,6 +29,7 @@ from tar3d.mesh.render import Camera, Renderer
 from tar3d.metrics.geometry import in_frame
 from tar3d.metrics.images import fid, kid, picture_scores
 from tar3d.metrics.perceptual import LPIPS, Clip, cosine, crop_to
+from tar3d.parallel.processes import results
 
 BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128)}
 FILTERS = {
@@ -154,7 +154,7 @@ class Folders:
 
 
 def read_cameras(path: Path) -> tuple[Camera, ...]:
-    """Cameras from a JSON list as `tar3d.data.views` writes it; a ValueError when it is none."""
+    """Cameras from a JSON list as `tar3d.data.formats.views` writes it; a ValueError when it is none."""
     if not path.is_file():
         raise ValueError(f"cameras file {path} does not exist")
     try:

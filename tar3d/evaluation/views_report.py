@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tar3d.data.folder import write_json
 from tar3d.evaluation.pairs import ABOUT, Pair
 from tar3d.evaluation.report import (
     compare_sets,
@@ -28,6 +27,7 @@ from tar3d.evaluation.views import (
     TEXT_SCORES,
     Source,
 )
+from tar3d.io import write_json
 from tar3d.mesh.render import contact_sheet
 from tar3d.metrics.images import IMAGE_FORMULAS, PSNR_CAP
 from tar3d.metrics.perceptual import PERCEPTUAL_FORMULAS

@@ -7,7 +7,7 @@ import csv
 import json
 from pathlib import Path
 
-from tar3d.data.folder import atomic_write, write_csv
+from tar3d.io import atomic_write, write_csv
 
 
 class RunLog:

@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from tar3d import config as configuration
 from tar3d.config import GPTRunConfig, VQVAEConfig
-from tar3d.data.order import JoinedOrder, TrainingOrder
+from tar3d.data.datasets.sampler import JoinedOrder, TrainingOrder
 from tar3d.optim.groups import build_optimizers, routing_table
 from tar3d.optim.schedule import learning_rate_factor, set_learning_rates
 from tar3d.runtime import (

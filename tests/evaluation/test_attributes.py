@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from tar3d.contracts import Mesh
-from tar3d.data.toy_shapes import generate
-from tar3d.data.toy_solids import both_sides, box, cylinder, disk, loft, union
+from tar3d.data.toy.shapes import generate
+from tar3d.data.toy.solids import both_sides, box, cylinder, disk, loft, union
 from tar3d.evaluation import attributes
 from tar3d.evaluation.attributes import ATTRIBUTES, measure, score, stated
 from tar3d.mesh.export import save_mesh

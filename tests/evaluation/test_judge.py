@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from tar3d.contracts import ShapeSamples
-from tar3d.data.folder import write_csv, write_json
-from tar3d.data.shapes import save_samples
-from tar3d.data.told import captions_of
-from tar3d.data.toy_shapes import generate
+from tar3d.data.formats.samples import save_samples
+from tar3d.data.tokens.conditions import captions_of
+from tar3d.data.toy.shapes import generate
 from tar3d.evaluation import judge as judging
 from tar3d.evaluation.attributes import ATTRIBUTES
 from tar3d.evaluation.judge import Shapes, load_judge, measured, ranks, retrieval, surface, train
 from tar3d.evaluation.judge_network import Judge, JudgeConfig, terms_of, vocabulary
+from tar3d.io import write_csv, write_json
 from tar3d.mesh.load import MeshError
 
 SHIPPED = Path(__file__).resolve().parents[2] / "pretrained" / "tiny" / "judge"

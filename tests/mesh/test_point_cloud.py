@@ -9,7 +9,7 @@ import pytest
 import trimesh
 
 from tar3d.contracts import CUBE_FILL, ShapeSamples
-from tar3d.data.shapes import save_samples
+from tar3d.data.formats.samples import save_samples
 from tar3d.mesh.load import MeshError, normalize
 from tar3d.mesh.point_cloud import ESTIMATED, UNEVEN, is_cloud, load_points, splats
 from tar3d.mesh.points import sample_surface

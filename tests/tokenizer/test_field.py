@@ -10,7 +10,7 @@ import torch
 from tar3d import checkpoint
 from tar3d.config import TokenizerConfig
 from tar3d.contracts import Triplane
-from tar3d.data.toy_shapes import generate
+from tar3d.data.toy.shapes import generate
 from tar3d.mesh.extract import extract
 from tar3d.mesh.points import sample_surface
 from tar3d.pipeline import Placement, mesh_from_triplane, reconstruct

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from trainings import GPT, VQVAE, finish
 
-from tar3d.data.folder import read_splits
+from tar3d.data.formats.dataset_folder import read_splits
 
 
 @pytest.fixture(scope="session")

@@ -52,8 +52,8 @@ def curves(folder: Path) -> dict[str, list[float]]:
     import train_gpt
     import train_vqvae
     from tar3d.config import SampleConfig, ViewConfig
-    from tar3d.data.make_samples import make_samples
-    from tar3d.data.toy import make_toy_data
+    from tar3d.data.prepare.make_samples import make_samples
+    from tar3d.data.toy.make_toy import make_toy_data
     from tar3d.optim import groups
 
     data = make_toy_data(folder / "toy", SHAPES, 0, ViewConfig(count=1, size=64), workers=1)

@@ -1,0 +1,108 @@
+"""The layout of a data set folder, and the small files in it. `docs/data.md` is the specification.
+
+meshes/<id>.glb                 any supported format, any depth
+manifest.csv                    optional: a category for each id
+views/<id>/<k>.png              images of the shape, with cameras.json when they were rendered here
+captions.csv  splits.json
+samples/<id>.npz                made by tar3d.data.make_samples
+tokens/<split>-<k>/ ...         made by tar3d.data.make_tokens
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from pathlib import Path
+
+from tar3d.io import write_json
+
+SPLITS = ("train", "val", "test")
+_VAL_SHARE, _TEST_SHARE = 0.05, 0.05
+
+
+def split_of(shape_id: str) -> str:
+    """90 / 5 / 5 % train, val, test by a hash of the id: stable when shapes are added."""
+    share = int.from_bytes(hashlib.sha256(shape_id.encode()).digest()[:8], "big") / 2**64
+    return "test" if share < _TEST_SHARE else "val" if share < _TEST_SHARE + _VAL_SHARE else "train"
+
+
+def split_ids(ids: list[str]) -> dict[str, list[str]]:
+    """Each id by `split_of`; of a set so small that "val" came out empty, the last training shape
+    is held out for it."""
+    splits: dict[str, list[str]] = {name: [] for name in SPLITS}
+    for shape_id in sorted(ids):
+        splits[split_of(shape_id)].append(shape_id)
+    if not splits["val"] and len(splits["train"]) > 1:
+        splits["val"].append(splits["train"].pop())
+    return splits
+
+
+def complete_splits(folder: Path, ids: list[str]) -> None:
+    """Writes `splits.json`, or adds new ids to one that was made here; one that somebody else made
+    stays as it is."""
+    known: set[str] = set()
+    if (folder / "splits.json").is_file():
+        splits = read_splits(folder)
+        known.update(*splits.values())
+        if splits != split_ids(list(known)):
+            return
+    if known | set(ids):
+        write_json(folder / "splits.json", split_ids(list(known | set(ids))))
+
+
+def read_splits(folder: Path) -> dict[str, list[str]]:
+    """`splits.json` of a data set; a ValueError when it is missing, or when an id stands in two
+    splits."""
+    path = folder / "splits.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} has no splits.json: make it with python -m tar3d.data.make_samples MESHES --out {folder}"
+        )
+    try:
+        splits = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise ValueError(f"{path} is not JSON ({e})") from e
+    if set(splits) != set(SPLITS):
+        raise ValueError(
+            f"{path} must hold the lists train, val and test, got {', '.join(splits) or 'nothing'}"
+        )
+    for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
+        both = sorted(set(splits[a]) & set(splits[b]))
+        if both:
+            raise ValueError(
+                f"{path}: {len(both)} ids stand in both {a} and {b}, the first is {both[0]!r}"
+            )
+    return splits
+
+
+def mesh_path(folder: Path, shape_id: str) -> Path:
+    """The mesh file that a shape's samples were made from, as report.csv tells; a ValueError when
+    it is not there."""
+    if not (folder / "report.csv").is_file():
+        raise ValueError(
+            f"{folder} has no report.csv, so the meshes of its shapes are not known: "
+            "write it with columns id and file, or make the samples with python -m tar3d.data.make_samples"
+        )
+    with open(folder / "report.csv", encoding="utf-8", newline="") as f:
+        for row in csv.DictReader(f):
+            if row["id"] == shape_id:
+                path = Path(row["file"])
+                if not path.is_file():
+                    raise ValueError(
+                        f"{path}, the mesh that {shape_id!r} was sampled from, is not there: run from the folder "
+                        "that make_samples ran in, or do without previews (train.preview_shapes=0)"
+                    )
+                return path
+    raise ValueError(
+        f"{folder / 'report.csv'} has no row for {shape_id!r}: run python -m tar3d.data.make_samples again"
+    )
+
+
+def read_categories(folder: Path) -> dict[str, str]:
+    """Categories by id, as manifest.csv tells; empty when there is none."""
+    manifest = folder / "manifest.csv"
+    if not manifest.is_file():
+        return {}
+    with open(manifest, encoding="utf-8", newline="") as f:
+        return {row["id"]: row.get("category", "") for row in csv.DictReader(f)}

@@ -1,0 +1,310 @@
+"""report.csv of `make_samples` -> report.md, report.png and two contact sheets beside it.
+
+report.md counts what was sampled and what was refused and why, and has the quantiles of every
+column of numbers. contact_sheet.png shows shapes spread evenly over the ids, least_confident.png
+those whose labels are least certain. The rows are read twice and never held together: a column of
+ten million numbers takes 40 MB.
+"""
+
+from __future__ import annotations
+
+import array
+import csv
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from tar3d.data.datasets.sampler import spread
+from tar3d.data.formats.shards import Files
+from tar3d.data.formats.views import view_names
+from tar3d.data.prepare.contact_sheets import shape_picture, sheet, tile
+from tar3d.io import atomic_write
+from tar3d.metrics.summary import histograms, markdown_table
+
+SHEET_SHAPES, LISTED_SHAPES, NAMED_IDS = 64, 10, 8
+LEAST_CONFIDENT_SHAPES = 16
+TEXT_COLUMNS = ("id", "file", "status", "reason")
+QUANTILES = {
+    "least": 0.0,
+    "1 %": 0.01,
+    "5 %": 0.05,
+    "median": 0.5,
+    "95 %": 0.95,
+    "99 %": 0.99,
+    "most": 1.0,
+}
+CONFIDENCE, SECONDS = "label_confidence", "seconds"
+# times the median: a histogram of a column that reaches further has a logarithmic axis
+HEAVY_TAIL = 50
+
+
+@dataclass
+class Refusal:
+    """Meshes refused for one reason: how many, the first sentence as it was, the first ids."""
+
+    count: int
+    example: str
+    ids: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Scan:
+    """What one pass over report.csv keeps: of each row its numbers, NaN where there is none; row k
+    is line k of the table."""
+
+    ok: np.ndarray  # (rows,) bool
+    columns: dict[str, np.ndarray]  # (rows,) float32 each
+    refused: dict[str, Refusal]
+    statuses: Counter[str]
+
+
+def write_report(out: Path) -> None:
+    """Writes report.md, report.png, contact_sheet.png and least_confident.png into `out`; a
+    ValueError without a report.csv."""
+    scan = scan_report(out / "report.csv")
+    ok = np.flatnonzero(scan.ok)
+    shown = [int(ok[k]) for k in spread(len(ok), SHEET_SHAPES)]
+    uncertain = _first(scan.columns.get(CONFIDENCE), scan.ok, LEAST_CONFIDENT_SHAPES)
+    slowest = _first(
+        -scan.columns[SECONDS] if SECONDS in scan.columns else None,
+        np.ones_like(scan.ok),
+        LISTED_SHAPES,
+    )
+    wanted = {*shown, *uncertain, *slowest}
+    rows = {k: row for k, row in enumerate(_rows(out / "report.csv")) if k in wanted}
+
+    drawn = {name: values[scan.ok & ~np.isnan(values)] for name, values in scan.columns.items()}
+    drawn = {name: values for name, values in drawn.items() if len(values)}
+    if drawn:
+        histograms(
+            drawn,
+            out / "report.png",
+            logarithmic=[n for n, values in drawn.items() if _has_heavy_tail(values)],
+        )
+    else:
+        (out / "report.png").unlink(missing_ok=True)
+    _write_sheets(
+        out,
+        {
+            "contact_sheet.png": [rows[k] for k in shown],
+            "least_confident.png": [rows[k] for k in uncertain],
+        },
+    )
+    text = (
+        "\n".join(
+            _text(
+                scan,
+                drawn,
+                [rows[k] for k in uncertain[:LISTED_SHAPES]],
+                [rows[k] for k in slowest],
+            )
+        )
+        + "\n"
+    )
+    with atomic_write(out / "report.md", "w", encoding="utf-8") as f:
+        f.write(text)
+
+
+def scan_report(path: Path) -> Scan:
+    ok, statuses, refused = array.array("B"), Counter(), {}
+    columns: dict[str, array.array] | None = None
+    for row in _rows(path):
+        if columns is None:
+            columns = {name: array.array("f") for name in row if name not in TEXT_COLUMNS}
+        for name in list(columns):
+            try:
+                columns[name].append(float(row[name] or "nan"))
+            except ValueError:
+                del columns[name]  # a column of words
+        statuses[row["status"]] += 1
+        ok.append(row["status"] == "ok")
+        if row["status"] != "ok":
+            kind = reason_kind(row)
+            refusal = refused.setdefault(kind, Refusal(0, row["reason"]))
+            refusal.count += 1
+            if len(refusal.ids) < NAMED_IDS:
+                refusal.ids.append(row["id"])
+    numbers = {name: np.array(values, dtype=np.float32) for name, values in (columns or {}).items()}
+    for values in numbers.values():
+        values[~np.isfinite(values)] = np.nan
+    return Scan(np.array(ok, dtype=bool), numbers, refused, statuses)
+
+
+def reason_kind(row: dict[str, str]) -> str:
+    """The reason without the path, the numbers and quoted names in it: what the refusals of one
+    kind share."""
+    reason = row["reason"].replace(row["file"], "").lstrip(": ")
+    reason = re.sub(r"(?<!\w)('[^'\s]*'|\"[^\"]*\")", "…", reason)
+    return re.sub(r"(?<!\w)-?\d[\d,.]*(?:e[+-]?\d+)?(?<![,.])", "…", reason) or "no reason given"
+
+
+def quantile_table(columns: dict[str, np.ndarray]) -> list[str]:
+    """A Markdown table with a row for each column of numbers (without NaN); empty ones are left
+    out."""
+    rows = []
+    for name, values in columns.items():
+        if len(values):
+            whole = bool((values == np.floor(values)).all())
+            ends = [
+                number(v, whole)
+                for v in np.quantile(values, list(QUANTILES.values()), method="nearest")
+            ]
+            rows.append(
+                [
+                    name,
+                    f"{len(values):,}",
+                    *ends,
+                    number(float(values.mean(dtype=np.float64)), False),
+                ]
+            )
+    return markdown_table(["", "shapes", *QUANTILES, "mean"], rows)
+
+
+def number(value: float, whole: bool) -> str:
+    return f"{value:,.0f}" if whole or abs(value) >= 10_000 else f"{value:.4g}"
+
+
+def escaped(text: str) -> str:
+    """Text that stays in its cell of a Markdown table."""
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _rows(path: Path) -> Iterator[dict[str, str]]:
+    """Rows of report.csv, with a bar where there are very many."""
+    if not path.is_file():
+        raise ValueError(f"{path} is not there: python -m tar3d.data.make_samples writes it")
+    with open(path, encoding="utf-8", newline="") as f:
+        reader = csv.DictReader(f)
+        missing = [name for name in TEXT_COLUMNS if name not in (reader.fieldnames or [])]
+        if missing:
+            raise ValueError(
+                f"{path} has no column {missing[0]!r}; a report has {', '.join(TEXT_COLUMNS)}"
+            )
+        yield from tqdm(reader, desc="report", unit="row", delay=5, leave=False)
+
+
+def _first(values: np.ndarray | None, among: np.ndarray, count: int) -> list[int]:
+    """Rows `among` (rows,) with the least values, in their order; none without values."""
+    if values is None:
+        return []
+    rows = np.flatnonzero(among & ~np.isnan(values))
+    return rows[np.argsort(values[rows], kind="stable")[:count]].tolist()
+
+
+def _has_heavy_tail(values: np.ndarray) -> bool:
+    return bool(values.min() > 0 and values.max() > HEAVY_TAIL * np.median(values))
+
+
+def _write_sheets(out: Path, sheets: dict[str, list[dict[str, str]]]) -> None:
+    """Each sheet, or none where it has no shapes."""
+    wanted = {row["id"] for rows in sheets.values() for row in rows}
+    views = Files(out / "views")
+    names = view_names(views, wanted)
+    pictures = {}
+    with tqdm(
+        total=len(wanted), unit="picture", desc="contact sheets", delay=2, leave=False
+    ) as bar:
+        for name, rows in sheets.items():
+            for row in rows:
+                if row["id"] not in pictures:
+                    pictures[row["id"]] = shape_picture(
+                        views, names.get(row["id"], []), row["file"]
+                    )
+                    bar.update()
+            if not rows:
+                (out / name).unlink(missing_ok=True)
+                continue
+            tiles = [
+                tile(
+                    pictures[row["id"]],
+                    row["id"],
+                    f"confidence {row[CONFIDENCE]}" if row.get(CONFIDENCE) else "",
+                )
+                for row in rows
+            ]
+            with atomic_write(out / name) as f:
+                sheet(tiles).save(f, format="PNG")
+
+
+def _text(
+    scan: Scan,
+    drawn: dict[str, np.ndarray],
+    uncertain: list[dict[str, str]],
+    slowest: list[dict[str, str]],
+) -> Iterator[str]:
+    total, good = len(scan.ok), int(scan.ok.sum())
+    yield from (
+        "# What became of the meshes",
+        "",
+        f"{good:,} of {total:,} meshes were sampled. "
+        + ", ".join(f"{count:,} {status}" for status, count in sorted(scan.statuses.items()))
+        + ".",
+    )
+    if SECONDS in scan.columns:
+        seconds = float(np.nansum(scan.columns[SECONDS], dtype=np.float64))
+        yield f"They took {seconds:,.0f} s of one process together, {seconds / max(total, 1):.3g} s each."
+    if scan.refused:
+        yield from (
+            "",
+            "## Refused, by reason",
+            "",
+            "A … stands for numbers and names; report.csv has each reason in full.",
+            "",
+        )
+        kinds = sorted(scan.refused.items(), key=lambda item: (-item[1].count, item[0]))
+        yield from markdown_table(
+            ["meshes", "reason", "ids"],
+            [[f"{r.count:,}", escaped(kind), _ids(r)] for kind, r in kinds],
+        )
+    if drawn:
+        yield from (
+            "",
+            "## Numbers",
+            "",
+            "Of the sampled shapes, each value one that occurs.",
+            "",
+            *quantile_table(drawn),
+            "",
+            "![histograms](report.png)",
+        )
+    if uncertain:
+        yield from (
+            "",
+            "## Least certain labels",
+            "",
+            *_listed(uncertain, scan),
+            "",
+            "![the least certain](least_confident.png)",
+        )
+    if slowest:
+        yield from ("", "## Slowest", "", *_listed(slowest, scan))
+    if good:
+        yield from (
+            "",
+            "## Shapes spread evenly over the ids",
+            "",
+            "![contact sheet](contact_sheet.png)",
+        )
+
+
+def _ids(refusal: Refusal) -> str:
+    more = refusal.count - len(refusal.ids)
+    return ", ".join(f"`{escaped(i)}`" for i in refusal.ids) + (
+        f" and {more:,} more" if more else ""
+    )
+
+
+def _listed(rows: Sequence[dict[str, str]], scan: Scan) -> list[str]:
+    names = list(scan.columns)
+    return markdown_table(
+        ["id", "status", *names],
+        [
+            [f"`{escaped(row['id'])}`", row["status"], *(row[n] or "" for n in names)]
+            for row in rows
+        ],
+    )

@@ -1,0 +1,411 @@
+"""Token shards: made once, made again when something is wrong with them, never mixed."""
+
+import csv
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from tar3d import checkpoint
+from tar3d.condition.encoders import build_image_encoder
+from tar3d.condition.text import END, PADDING, UNKNOWN_ID, build_text_encoder
+from tar3d.config import ImageEncoderConfig, TextEncoderConfig, TokenizerConfig, VQVAEConfig
+from tar3d.data.datasets.tokens import TokenDataset, drop_words, read_json, read_stamp, sha256
+from tar3d.data.formats.dataset_folder import read_splits
+from tar3d.data.formats.samples import load_samples
+from tar3d.data.tokens import make_tokens
+from tar3d.data.tokens.conditions import ToldByCaptions, ToldByViews
+from tar3d.data.tokens.make_tokens import TokenMaker, words_of
+from tar3d.tokenizer.vqvae import VQVAE
+
+ENCODER = ImageEncoderConfig(
+    source="trained", image_size=16, patch_size=8, width=8, num_layers=1, num_heads=2
+)
+TEXT = TextEncoderConfig(
+    source="trained", max_tokens=9, vocabulary=16, width=8, num_layers=1, num_heads=2
+)
+TOKENIZER = TokenizerConfig(
+    grid_size=2,
+    width=8,
+    num_heads=2,
+    num_frequencies=2,
+    encoder="plane_pool",
+    encoder_layers=0,
+    point_width=8,
+    codebook_size=16,
+    code_dim=4,
+    decoder_layers=0,
+    plane_channels=4,
+    upsample_stages=1,
+    occupancy_width=8,
+    occupancy_layers=2,
+)
+
+
+def vqvae(seed: int = 0) -> VQVAE:
+    torch.manual_seed(seed)
+    return VQVAE(TOKENIZER)
+
+
+CPU = torch.device("cpu")
+
+
+def maker(
+    data, seed: int = 0, encoder: ImageEncoderConfig = ENCODER, captions: bool = False
+) -> TokenMaker:
+    told = [ToldByViews(data, build_image_encoder(encoder), encoder, CPU)]
+    if captions:
+        told.append(
+            ToldByCaptions(data, build_text_encoder(TEXT, words_of(data, TEXT.vocabulary)), CPU)
+        )
+    return TokenMaker(data, vqvae(seed), told, CPU)
+
+
+@pytest.fixture
+def data(samples, tmp_path, monkeypatch):
+    """Own copy of the samples with splits of 4, 1 and 1 shapes, in shards of two."""
+    monkeypatch.setattr(make_tokens, "SHARD_SHAPES", 2)
+    folder = tmp_path / "set"
+    shutil.copytree(samples, folder)
+    ids = sorted(sum(read_splits(folder).values(), []))
+    (folder / "splits.json").write_text(
+        json.dumps({"train": ids[:4], "val": ids[4:5], "test": ids[5:]})
+    )
+    return folder
+
+
+def dataset(data, split: str = "train", **wanted) -> TokenDataset:
+    return TokenDataset(data, split, seed=0, wanted=wanted, conditions=["image"])
+
+
+def shards(data) -> dict[str, int]:
+    return {p.parent.name: p.stat().st_mtime_ns for p in (data / "tokens").glob("*/index.json")}
+
+
+def test_rows_hold_the_tokens_and_views_of_their_shape(data):
+    assert maker(data).run() == 6
+    assert sorted(shards(data)) == ["test-00000", "train-00000", "train-00001", "val-00000"]
+    rows, model = dataset(data), vqvae().eval()
+    assert rows.ids == read_splits(data)["train"] and len(rows) == 4
+    for index, shape_id in enumerate(rows.ids):
+        surface = torch.from_numpy(load_samples(data / "samples" / f"{shape_id}.npz").surface)
+        views = [rows.row(index, k) for k in range(2)]
+        assert torch.equal(views[0]["tokens"], model.tokenize(surface[None]).ids[0])
+        assert views[0]["tokens"].dtype == torch.int64 and views[0]["source"]["image"].shape == (
+            16,
+            16,
+            3,
+        )
+        pixels = [view["source"]["image"] for view in views]
+        assert pixels[0].dtype == torch.uint8 and not torch.equal(*pixels)
+
+
+def test_position_and_seed_decide_the_view(data):
+    maker(data).run()
+    rows = dataset(data)
+    drawn = [rows[(p, 1)]["source"]["image"] for p in range(20)]
+    assert all(torch.equal(a, rows[(p, 1)]["source"]["image"]) for p, a in enumerate(drawn))
+    firsts = [torch.equal(a, rows.row(1, 0)["source"]["image"]) for a in drawn]
+    assert 3 < sum(firsts) < 17
+
+
+def test_shards_are_mapped_and_stay_on_disk_when_a_worker_gets_the_set(data):
+    maker(data).run()
+    rows = dataset(data)
+    before = pickle.dumps(rows)
+    for shard in (data / "tokens").glob(
+        "train-*"
+    ):  # what is sent does not grow with what is stored
+        views = np.load(shard / "image.npy")
+        np.save(
+            shard / "image.npy",
+            np.concatenate([views, np.zeros((2000, *views.shape[1:]), views.dtype)]),
+        )
+        (shard / "image.json").write_text(
+            json.dumps(read_json(shard / "image.json") | {"sha256": sha256(shard / "image.npy")})
+        )
+    rows = dataset(data)
+    assert len(pickle.dumps(rows)) == len(before)
+    assert all(isinstance(a.base, np.memmap) for arrays in rows._arrays for a in arrays.values())
+    again = pickle.loads(pickle.dumps(rows))
+    for position in range(8):
+        mine, theirs = rows[(position, position % 4)], again[(position, position % 4)]
+        assert torch.equal(mine["tokens"], theirs["tokens"]) and torch.equal(
+            mine["source"]["image"], theirs["source"]["image"]
+        )
+
+
+def test_an_interrupted_run_continues(data):
+    maker(data).run()
+    before = shards(data)
+    tokens = np.load(data / "tokens" / "train-00001" / "tokens.npy")
+    shutil.rmtree(data / "tokens" / "train-00001")
+    assert maker(data).run() == 6
+    assert {n for n, t in shards(data).items() if before[n] != t} == {"train-00001"}
+    assert np.array_equal(np.load(data / "tokens" / "train-00001" / "tokens.npy"), tokens)
+
+
+def test_pixels_serve_a_trained_encoder_of_any_size(data):
+    maker(data).run()
+    before = shards(data)
+    wide = ImageEncoderConfig(
+        source="trained", image_size=16, patch_size=4, width=16, num_layers=2, num_heads=4
+    )
+    maker(data, encoder=wide).run()
+    assert shards(data) == before
+
+
+def test_tokens_of_another_tokenizer_or_encoder_are_refused(data):
+    maker(data).run()
+    with pytest.raises(
+        ValueError, match="was made with tokenizer .* instead of .*; delete that folder"
+    ):
+        maker(data, seed=1).run()
+    larger = ImageEncoderConfig(
+        source="trained", image_size=24, patch_size=8, width=8, num_layers=1, num_heads=2
+    )
+    with pytest.raises(
+        ValueError, match="was made with image 'trained ViT, 16 px.* instead of 'trained ViT, 24 px"
+    ):
+        maker(data, encoder=larger).run()
+    assert dataset(data, tokenizer=checkpoint.token_fingerprint(vqvae())).ids
+    with pytest.raises(ValueError, match="was made with tokenizer .* but this training uses 'abc'"):
+        dataset(data, tokenizer="abc")
+
+
+def test_shards_follow_changed_splits(data):
+    """A shape that is held out now must not stay in a training shard."""
+    maker(data).run()
+    splits = read_splits(data)
+    held_out = splits["train"][2:]
+    (data / "splits.json").write_text(
+        json.dumps(
+            {"train": splits["train"][:2], "val": splits["val"] + held_out, "test": splits["test"]}
+        )
+    )
+    assert maker(data).run() == 6
+    assert dataset(data).ids == splits["train"][:2] and not set(held_out) & set(dataset(data).ids)
+    assert sorted(dataset(data, "val").ids) == sorted(splits["val"] + held_out)
+
+
+def refused(data) -> dict[str, str]:
+    with open(data / "tokens" / "refused.csv", newline="") as f:
+        return {row["id"]: row["reason"] for row in csv.DictReader(f)}
+
+
+def test_a_bad_view_is_listed_every_time_until_it_is_repaired(data):
+    train = read_splits(data)["train"]
+    bad = data / "views" / train[1] / "0.png"
+    good = bad.read_bytes()
+    bad.write_bytes(good[:40])
+    for path in (data / "views" / train[2]).iterdir():
+        path.unlink()
+    for _ in range(2):
+        again = maker(data)
+        assert again.run() == 4
+        assert list(refused(data)) == [r["id"] for r in again.refused] == train[1:3]
+        assert (
+            str(bad) in refused(data)[train[1]] and "holds no .png view" in refused(data)[train[2]]
+        )
+        assert dataset(data).ids == [train[0], train[3]]
+    bad.write_bytes(good)
+    assert maker(data).run() == 5
+    assert list(refused(data)) == [train[2]] and dataset(data).ids == [train[0], train[1], train[3]]
+
+
+def test_command_line(data, tmp_path, capsys):
+    checkpoint.save_model(tmp_path / "model", vqvae(), VQVAEConfig(tokenizer=TOKENIZER), {}, "")
+    flags = [
+        str(data),
+        "--tokenizer",
+        str(tmp_path / "model"),
+        "image_encoder.source=trained",
+        "image_encoder.image_size=16",
+        "image_encoder.patch_size=8",
+    ]
+    assert make_tokens.main(flags) == 0
+    assert "tokens of 6 shapes" in capsys.readouterr().out
+    assert read_stamp(data / "tokens")["tokenizer"] == checkpoint.token_fingerprint(vqvae())
+    (data / "views" / read_splits(data)["val"][0] / "1.png").write_bytes(b"no picture")
+    shutil.rmtree(data / "tokens")
+    assert make_tokens.main(flags) == 1
+    (data / "tokens" / "stamp.json").unlink()
+    with pytest.raises(SystemExit) as stop:
+        make_tokens.main(flags)
+    assert stop.value.code == 2 and "no stamp.json" in capsys.readouterr().err
+
+
+def test_a_split_without_tokens_is_refused(data):
+    maker(data).run()
+    shutil.rmtree(data / "tokens" / "val-00000")
+    with pytest.raises(ValueError, match="holds no tokens of split 'val'"):
+        dataset(data, "val")
+
+
+def test_ids_above_uint16_are_stored_whole(data):
+    big = maker(data)
+    big.vqvae.tokenize = lambda surface: type("T", (), {"ids": torch.full((1, 12), 70_000)})
+    big.vqvae.config.codebook_size = 100_000
+    big.run()
+    assert dataset(data)[(0, 0)]["tokens"].tolist() == [70_000] * 12
+
+
+def test_frozen_encoder_stores_its_embeddings(data, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    vit = transformers.ViTModel(
+        transformers.ViTConfig(
+            hidden_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            image_size=16,
+            patch_size=8,
+        ),
+        add_pooling_layer=False,
+    )
+    vit.save_pretrained(tmp_path / "vit")
+    frozen = maker(data, encoder=ImageEncoderConfig(source=str(tmp_path / "vit"), image_size=16))
+    frozen.run()
+    source = dataset(data)[(0, 0)]["source"]["image"]
+    assert source.dtype == torch.float16 and source.shape == (5, 8)
+
+
+def captioned(data) -> dict[str, list[str]]:
+    """Captions for all but the second training shape, which is left without."""
+    ids = sorted(sum(read_splits(data).values(), []))
+    captions = {
+        i: [f"a mug number {k}", "a mug"] if k % 2 else [f"a thing number {k}"]
+        for k, i in enumerate(ids)
+    }
+    captions.pop(read_splits(data)["train"][1])
+    rows = [f"{i},{caption}" for i, of_one in captions.items() for caption in of_one]
+    (data / "captions.csv").write_text("\n".join(["id,caption", *rows]) + "\n")
+    return captions
+
+
+def read_both(data, **more) -> TokenDataset:
+    return TokenDataset(
+        data,
+        "train",
+        seed=0,
+        wanted={},
+        conditions=["image", "text"],
+        caption_tokens=TEXT.max_tokens,
+        **more,
+    )
+
+
+def test_captions_are_added_to_shards_that_have_views(data):
+    captions = captioned(data)
+    maker(data).run()
+    before = {p: p.stat().st_mtime_ns for p in (data / "tokens").glob("*/*.npy")}
+    with pytest.raises(
+        ValueError,
+        match="says nothing of the condition 'text': run python -m tar3d.data.make_tokens",
+    ):
+        read_both(data)
+    again = maker(data, captions=True)
+    assert again.run() == 5, "the shape without a caption is not one of them"
+    assert [(r["id"], r["kind"]) for r in again.refused] == [
+        (read_splits(data)["train"][1], "text")
+    ]
+    assert all(p.stat().st_mtime_ns == t for p, t in before.items()), (
+        "nothing that was there is made again"
+    )
+    rows, words = read_both(data), again.told[1].encoder.words
+    assert rows.ids == [i for i in read_splits(data)["train"] if i in captions]
+    assert dataset(data).ids == read_splits(data)["train"], (
+        "an image-only training keeps the shape without a caption"
+    )
+    for index, shape_id in enumerate(rows.ids):
+        for item, caption in enumerate(captions[shape_id]):
+            source = rows.row(index, 1, item)["source"]
+            assert np.array_equal(source["text"], words.prepare(caption).ids) and source[
+                "image"
+            ].shape == (16, 16, 3)
+    drawn = {
+        tuple(rows[(p, rows.ids.index(i))]["source"]["text"].tolist())
+        for p in range(30)
+        for i in rows.ids
+        if len(captions[i]) == 2
+    }
+    assert len(drawn) == 2, "both captions of a shape are drawn; their numbers are unknown words"
+
+
+def test_a_caption_that_comes_later_is_taken_in(data):
+    captions = captioned(data)
+    maker(data, captions=True).run()
+    late = read_splits(data)["train"][1]
+    with open(data / "captions.csv", "a") as f:
+        f.write(f"{late},a mug\n")
+    assert maker(data, captions=True).run() == 6 and late in read_both(data).ids
+    place = read_both(data).ids.index(next(iter(captions)))
+    words = build_text_encoder(TEXT, words_of(data, TEXT.vocabulary)).words
+    first = captions[read_both(data).ids[place]][0]
+    assert np.array_equal(read_both(data).row(place)["source"]["text"], words.prepare(first).ids)
+
+
+def test_dropped_words_are_unknown_ones(data):
+    captioned(data)
+    maker(data, captions=True).run()
+    rows, dropped = read_both(data), read_both(data, word_dropout=0.5)
+    seen = [(rows[(p, 0)]["source"]["text"], dropped[(p, 0)]["source"]["text"]) for p in range(40)]
+    for a, b in seen:
+        assert torch.equal((a == PADDING), (b == PADDING)) and bool(
+            ((a == b) | (b == UNKNOWN_ID)).all()
+        )
+    changed = torch.stack(
+        [(a != b)[: int((a != PADDING).sum()) - 1].float().mean() for a, b in seen]
+    )
+    assert 0.3 < changed.mean() < 0.7
+    end = build_text_encoder(
+        TEXT, words_of(data, TEXT.vocabulary)
+    ).words.tokenizer.convert_tokens_to_ids(END)
+    assert all(int(b[int((b != PADDING).sum()) - 1]) == end for _, b in seen), "the end mark stays"
+    only_end = torch.tensor([end, PADDING, PADDING])
+    assert torch.equal(drop_words(only_end, 0.99, np.random.default_rng(0)), only_end)
+
+
+def test_text_embeddings_keep_their_own_lengths(data, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    captioned(data)
+    torch.manual_seed(0)
+    config = transformers.T5Config(
+        vocab_size=64, d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2
+    )
+    transformers.T5EncoderModel(config).save_pretrained(tmp_path / "t5")
+    words_of(data, 32).save_pretrained(tmp_path / "t5")
+    encoder = build_text_encoder(
+        TextEncoderConfig(source=str(tmp_path / "t5"), max_tokens=9, dtype="float32")
+    )
+    TokenMaker(data, vqvae(), [ToldByCaptions(data, encoder, CPU)], CPU).run()
+    rows = TokenDataset(
+        data,
+        "train",
+        seed=0,
+        wanted={"text": encoder.identity},
+        conditions=["text"],
+        caption_tokens=9,
+    )
+    text, words = (
+        rows.row(0)["source"]["text"],
+        encoder.words.prepare(captioned(data)[rows.ids[0]][0]),
+    )
+    condition = encoder(torch.from_numpy(words.ids)[None])
+    length = int(condition.mask.sum())
+    assert text.dtype == torch.float16 and text.shape == (9, 8) and bool((text[length:] == 0).all())
+    torch.testing.assert_close(
+        text[:length].float(), condition.embeddings[0, :length], atol=2e-3, rtol=2e-3
+    )
+
+
+def test_tokens_of_an_earlier_version_are_refused(data):
+    maker(data).run()
+    stamp = read_stamp(data / "tokens")
+    (data / "tokens" / "stamp.json").write_text(json.dumps(stamp | {"encoder": "a"}))
+    with pytest.raises(ValueError, match="made by an earlier version; delete that folder"):
+        maker(data).run()

@@ -1,0 +1,54 @@
+"""Pictures of a shape are found by id, in the order of their numbers, loose or packed."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tar3d.condition.image import ImageError
+from tar3d.data.formats.shards import write_shard
+from tar3d.data.formats.views import Views, mesh_pictures
+
+
+def png(grey: int) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (4, 4), (grey, grey, grey)).save(stream, format="PNG")
+    return stream.getvalue()
+
+
+CONTENT = {f"a/{k}.png": png(k) for k in (0, 1, 2, 10)} | {
+    "b/0.png": png(50),
+    "a/deeper/0.png": png(60),
+    "a/cameras.json": b"[]",
+}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_pictures_are_those_of_the_shape_in_order(tmp_path, packed):
+    if packed:
+        write_shard(tmp_path / "views" / "00000.tar", CONTENT)
+    for name, content in () if packed else CONTENT.items():
+        path = tmp_path / "views" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    views = Views(tmp_path)
+    assert views.names("a") == ["a/0.png", "a/1.png", "a/2.png", "a/10.png"]
+    assert views.names("b") == ["b/0.png"] and views.names("c") == []
+    assert [np.asarray(views.load(name))[0, 0].tolist() for name in views.names("a")] == [
+        [k, k, k, 255] for k in (0, 1, 2, 10)
+    ]
+
+
+def test_a_bad_picture_in_a_shard_is_named(tmp_path):
+    write_shard(tmp_path / "views" / "00000.tar", {"a/0.png": png(1)[:40]})
+    with pytest.raises(ImageError, match=r"00000\.tar:a/0\.png is not an image"):
+        Views(tmp_path).load("a/0.png")
+
+
+def test_pictures_of_meshes_are_blank_where_none_are_known(tmp_path):
+    (picture,) = mesh_pictures(tmp_path, ["a"])
+    assert picture.shape == (192, 192, 3) and (picture == 255).all()
+    (tmp_path / "report.csv").write_text("id,file\nb,b.glb\n")
+    with pytest.raises(ValueError, match="no row for 'a'"):
+        mesh_pictures(tmp_path, ["a"])
