@@ -45,7 +45,7 @@ EXAMPLES = {
 TUNED = {
     "temperature": "0 is greedy",
     "cfg_scale": "guidance; 1 is none",
-    "sketch_scale": "how much the sketch is heeded",
+    "code_predictor_scale": "how much the code predictor is heeded",
 }
 MAX_SEED = 2**31 - 1
 
@@ -198,11 +198,11 @@ def build(pipelines: dict[str, Pipeline], model: str, out: Path) -> gradio.Block
         faces: int | None,
         temperature: float | None,
         cfg_scale: float | None,
-        sketch_scale: float | None,
+        code_predictor_scale: float | None,
         progress: gr.Progress = bar,
     ) -> tuple[str, str]:
         seed, faces = seed or 0, faces or 0  # None where somebody has emptied the box
-        tuned = zip(TUNED, (temperature, cfg_scale, sketch_scale), strict=True)
+        tuned = zip(TUNED, (temperature, cfg_scale, code_predictor_scale), strict=True)
         changed = {name: value for name, value in tuned if value is not None}
         try:
             with warnings.catch_warnings(record=True) as said:

@@ -30,7 +30,7 @@ from tar3d.data.formats.dataset_folder import read_categories
 from tar3d.data.prepare.mesh_list import read_captions
 from tar3d.evaluation.generations import TITLES, evaluate_model
 from tar3d.evaluation.pairs import PROTOCOLS, Pair, load_protocol, pairs_by_id, protocol_names
-from tar3d.evaluation.report import say_failures
+from tar3d.evaluation.report import print_failures
 from tar3d.evaluation.views import (
     BACKGROUNDS,
     CLIP_SCORES,
@@ -253,7 +253,7 @@ def evaluate(args: argparse.Namespace) -> int:
     )
     lpips, clip, left_out = load_networks(args, source.maps, device)
     for item in left_out:
-        say_left_out(item)
+        print_left_out(item)
 
     sets, titles, about = find_pairs(args, protocol, device)
     networks, more, cut = Networks(lpips, clip), [], None
@@ -262,7 +262,7 @@ def evaluate(args: argparse.Namespace) -> int:
             networks, captions, args.captions, [pair.id for pair in next(iter(sets.values()))]
         )
     for item in more:
-        say_left_out(item)
+        print_left_out(item)
     rows, set_scores = score_sets(sets, source, networks, args.workers)
 
     settings |= {
@@ -388,13 +388,13 @@ def with_captions(
     return Networks(networks.lpips, networks.clip, texts), left_out, len(cut)
 
 
-def say_left_out(item: dict) -> None:
+def print_left_out(item: dict) -> None:
     print(f"left out: {', '.join(item['scores'])}: {item['reason']}", file=sys.stderr)
 
 
 def finish(sets: dict[str, list[dict]], out: Path) -> int:
     print(f"report.md, summary.json, rows.csv and views.png in {out}")
-    return say_failures(
+    return print_failures(
         [
             (f"{name}: {row['id']}", row["reason"])
             for name, rows in sets.items()

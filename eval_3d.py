@@ -39,6 +39,7 @@ from tar3d.contracts import Mesh
 from tar3d.data.defaults import DEFAULT_FOLDER, default_library, default_test
 from tar3d.data.formats.dataset_folder import mesh_path, read_categories
 from tar3d.data.formats.samples import open_samples
+from tar3d.evaluation.evaluator import load_evaluator
 from tar3d.evaluation.generations import (
     EMPTY,
     TITLES,
@@ -46,7 +47,6 @@ from tar3d.evaluation.generations import (
     evaluate_model,
     generate_freely,
 )
-from tar3d.evaluation.judge import load_judge
 from tar3d.evaluation.pairs import (
     load_protocol,
     mesh_ids,
@@ -56,7 +56,7 @@ from tar3d.evaluation.pairs import (
     score_pairs,
     set_clouds,
 )
-from tar3d.evaluation.report import say_failures, versions, write_report
+from tar3d.evaluation.report import print_failures, versions, write_report
 from tar3d.evaluation.text import text_report, text_scores
 from tar3d.io import write_json
 from tar3d.mesh.export import save_mesh
@@ -65,6 +65,7 @@ from tar3d.metrics.sets import SET_FORMULAS, set_scores
 from tar3d.metrics.summary import aggregate, cell, markdown_table
 from tar3d.pipeline import ANY, Pipeline
 from tar3d.runtime import choose_device, command_line, describe_machine, positive_int
+from tar3d.upgrade import upgrade_flags
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -101,8 +102,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help=f"data set the model was trained on (default: {DEFAULT_FOLDER}, procedural)",
     )
     model.add_argument(
-        "--judge",
-        default="pretrained/tiny/judge",
+        "--evaluator",
+        default="pretrained/tiny/evaluator",
         help="of t23d: model directory of what tells categories and captions (default: %(default)s)",
     )
     model.add_argument(
@@ -154,7 +155,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="key=value",
         help="values of the protocol, as in points=100000 seed=1",
     )
-    return parser.parse_intermixed_args(argv)
+    return parser.parse_intermixed_args(upgrade_flags(argv))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -265,7 +266,7 @@ def model(protocol: EvalProtocol, args: argparse.Namespace) -> int:
             "test shapes were trained on."
         )
     else:
-        scores = text_scores(load_judge(args.judge), made, protocol.seed)
+        scores = text_scores(load_evaluator(args.evaluator), made, protocol.seed)
         described["text"] = scores
         extra += text_report(scores, TITLES[kind])
     print(
@@ -283,7 +284,7 @@ def model(protocol: EvalProtocol, args: argparse.Namespace) -> int:
 
 def finish(sets: dict[str, list[dict]], out: Path) -> int:
     print(f"report.md, summary.json, rows.csv and pictures in {out}")
-    return say_failures(
+    return print_failures(
         [
             (row["id"], row["reason"])
             for rows in sets.values()

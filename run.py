@@ -47,6 +47,7 @@ from tar3d.runtime import (
     positive_int,
     resolve_precision,
 )
+from tar3d.upgrade import upgrade_flags
 
 SAMPLE = Path("assets/sample_image.png")
 PREVIEW_SIZE = 256
@@ -110,7 +111,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     sampling.add_argument("--cfg-scale", type=float, help="guidance; 1 is none")
     sampling.add_argument(
-        "--sketch-scale", type=float, help="how much the sketch of what is told is heeded; 0 is off"
+        "--code-predictor-scale",
+        type=float,
+        help="how much the code predictor of what is told is heeded; 0 is off",
     )
     sampling.add_argument("--temperature", type=float, help="0 is greedy")
     sampling.add_argument("--top-k", type=int, help="0 is off")
@@ -172,7 +175,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         default="y",
         help="the axis that points up (default: %(default)s)",
     )
-    args = parser.parse_args(argv)
+    args = parser.parse_args(upgrade_flags(argv))
     args.gpt_type = args.gpt_type or ("t23d" if args.prompt else "i23d")
     for option, belongs_to in (("prompt", "t23d"), ("input", "i23d")):
         if getattr(args, option) and args.gpt_type != belongs_to:

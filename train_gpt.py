@@ -39,7 +39,7 @@ from tar3d.data.formats.views import mesh_pictures
 from tar3d.data.tokens.make_tokens import TokenMaker, encoders_of, told_of
 from tar3d.gpt.evaluate import condition_nll, of_others
 from tar3d.gpt.loss import cross_entropy
-from tar3d.gpt.model import SKETCH_GUESS
+from tar3d.gpt.model import PREDICTOR_PARAMETERS
 from tar3d.mesh.render import contact_sheet, picture
 from tar3d.pipeline import WORDS, ConditionalGPT, Pipeline, gpt_folder, gpt_type_of, words_of_model
 from tar3d.runtime import positive_int, start_fabric, uncompiled
@@ -48,26 +48,32 @@ from tar3d.tokenizer.vqvae import VQVAE
 from tar3d.training.dry_run import dry_run
 from tar3d.training.faults import report
 from tar3d.training.run import Run, prepare_folder
-from tar3d.training.start import add_run_arguments, training_loader, verdict
+from tar3d.training.start import add_run_arguments, print_verdict, training_loader
+from tar3d.upgrade import upgrade_flags
 
 SHIPPED_TOKENIZER = "pretrained/tiny/tokenizer"
 VALIDATION_BATCH = 16
 OVERFIT_BAR = 0.99  # share of tokens
 MAP_SIZE = 192
-SKETCH = SamplingConfig(
-    temperature=0.0, sketch_scale=1e6
-)  # the code nearest to the sketch's guess, whatever the layers say
-SKETCH_SHAPE = (
-    "sketch_local",
-    "sketch_hidden",
+CODE_PREDICTOR = SamplingConfig(
+    temperature=0.0, code_predictor_scale=1e6
+)  # the code nearest to the predicted codes, whatever the layers say
+PREDICTOR_SHAPE = (
+    "code_predictor_local",
+    "code_predictor_hidden",
 )  # values of the config that decide the shapes of its guess:
-GUESS_PARTS = tuple(f"gpt.{name}" for name in SKETCH_GUESS)
-SKETCH_PARTS = (
+PREDICTOR_PARTS = tuple(f"gpt.{name}" for name in PREDICTOR_PARAMETERS)
+PREDICTOR_STAGE_PARTS = (
     "conditioner.",
-    *GUESS_PARTS,
-)  # that `train.stage=sketch` trains, and "layers" leaves as they are
+    *PREDICTOR_PARTS,
+)  # that `train.stage=code_predictor` trains, and "layers" leaves as they are
 # What the prefix goes through besides the encoders.
-PREFIX_PARTS = ("conditioner.project.", "gpt.condition_mlp.", "gpt.null_prefix", "gpt.sketch.")
+PREFIX_PARTS = (
+    "conditioner.project.",
+    "gpt.condition_mlp.",
+    "gpt.null_prefix",
+    "gpt.code_predictor.",
+)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -112,13 +118,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="rows per optimizer step over all devices (default: the config's)",
     )
     parser.add_argument(
-        "--init-sketch",
+        "--init-code-predictor",
         metavar="MODEL",
-        help="start from the encoders and the sketch of a GPT of any size, as train.stage=sketch trains them; "
+        help="start from the encoders and the code predictor of a GPT of any size, as train.stage=code_predictor trains them; "
         "everything else begins anew, or with --init's weights",
     )
     add_run_arguments(parser, "outputs/gpt")
-    return parser.parse_intermixed_args(argv)
+    return parser.parse_intermixed_args(upgrade_flags(argv))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -132,7 +138,7 @@ def main(argv: list[str] | None = None) -> int:
         state = None if args.dry_run else prepare_folder(fabric, args.out, args.resume, config)
         with fabric.rank_zero_first():
             data = args.data or default_data(args.toy_shapes)
-            encoders = new_encoders(config, data, args.init_sketch or args.init)
+            encoders = new_encoders(config, data, args.init_code_predictor or args.init)
             if told := told_of(data, encoders, config, fabric.device):
                 TokenMaker(data, vqvae, told, fabric.device).run()
         begin = partial(
@@ -143,7 +149,7 @@ def main(argv: list[str] | None = None) -> int:
             vq_source=args.vq_ckpt,
             encoders=encoders,
             init=args.init,
-            init_sketch=args.init_sketch,
+            init_code_predictor=args.init_code_predictor,
         )
         if args.dry_run:
             dry_run(begin, config, fabric)
@@ -154,7 +160,7 @@ def main(argv: list[str] | None = None) -> int:
             metrics = begin(
                 config, out=args.out, state=state, wandb=args.wandb, overfit=args.overfit
             )
-            return verdict(
+            return print_verdict(
                 "share of the tokens it was trained on that it generates again",
                 metrics["regenerated"],
                 OVERFIT_BAR,
@@ -191,10 +197,10 @@ def new_encoders(config: GPTRunConfig, data: Path, init: str | None = None) -> d
     return encoders_of(config, data, words_of_model(init) if init else None)
 
 
-def fill_from(model: ConditionalGPT, init: str, fabric: Fabric) -> None:
+def init_from(model: ConditionalGPT, init: str, fabric: Fabric) -> None:
     """The weights of a GPT to be trained further. An encoder that it does not have begins anew;
     where none is the same, or the embeddings have another shape, so does the way of the embeddings
-    into the GPT, and the sketch. A sketch of another shape begins anew by itself."""
+    into the GPT, and the code predictor. A code predictor of another shape begins anew by itself."""
     mine, theirs = model.config, checkpoint.read_config(init, GPTRunConfig)
     same_shape = all(
         getattr(mine.gpt, name) == getattr(theirs.gpt, name)
@@ -211,35 +217,35 @@ def fill_from(model: ConditionalGPT, init: str, fabric: Fabric) -> None:
     said = [f"the {kind} encoder" for kind in mine.conditions if kind not in kept]
     if not kept and (mine.conditions or not same_shape):
         anew += PREFIX_PARTS
-        said.append("condition_mlp, null_prefix and sketch")
-    elif mine.gpt.sketch_dim != theirs.gpt.sketch_dim:
-        anew += ("gpt.sketch.",)
-        said += ["the sketch"] if mine.gpt.sketch_dim else []
-    elif mine.gpt.sketch_dim and any(
-        getattr(mine.gpt, name) != getattr(theirs.gpt, name) for name in SKETCH_SHAPE
+        said.append("condition_mlp, null_prefix and code predictor")
+    elif mine.gpt.code_predictor_dim != theirs.gpt.code_predictor_dim:
+        anew += ("gpt.code_predictor.",)
+        said += ["the code predictor"] if mine.gpt.code_predictor_dim else []
+    elif mine.gpt.code_predictor_dim and any(
+        getattr(mine.gpt, name) != getattr(theirs.gpt, name) for name in PREDICTOR_SHAPE
     ):
-        anew += GUESS_PARTS
-        said.append("the sketch's guess")
+        anew += PREDICTOR_PARTS
+        said.append("the predicted codes")
     checkpoint.load_weights(model, init, anew)
     if said:
         fabric.print(f"--init {init} has others of these, which begin anew: {', '.join(said)}")
 
 
-def fill_sketch_from(model: ConditionalGPT, init: str) -> None:
-    """The encoders and the sketch of another GPT, which may have any layers."""
+def init_code_predictor_from(model: ConditionalGPT, init: str) -> None:
+    """The encoders and the code predictor of another GPT, which may have any layers."""
     theirs = checkpoint.read_config(init, GPTRunConfig)
-    for name in ("sketch_dim", *SKETCH_SHAPE, "token_order"):
+    for name in ("code_predictor_dim", *PREDICTOR_SHAPE, "token_order"):
         mine, given = getattr(model.config.gpt, name), getattr(theirs.gpt, name)
         if mine != given:
             raise ValueError(
-                f"--init-sketch {init} has gpt.{name} {given}, but this GPT {mine}: write gpt.{name}={given}"
+                f"--init-code-predictor {init} has gpt.{name} {given}, but this GPT {mine}: write gpt.{name}={given}"
             )
-    checkpoint.load_weights(model, init, only=SKETCH_PARTS)
+    checkpoint.load_weights(model, init, only=PREDICTOR_STAGE_PARTS)
 
 
-class Trainee(torch.nn.Module):
-    """What a step trains: the model, and if it has a sketch, that the sketch guesses the
-    tokenizer's `codes` (V, K); or with `stage` "sketch" that and nothing else, with "layers" all
+class GPTObjective(torch.nn.Module):
+    """What a step trains: the model, and if it has a code predictor, that the code predictor guesses the
+    tokenizer's `codes` (V, K); or with `stage` "code_predictor" that and nothing else, with "layers" all
     but the encoders and that guess. What is not trained is frozen."""
 
     def __init__(self, model: ConditionalGPT, codes: torch.Tensor, stage: str = "gpt") -> None:
@@ -248,43 +254,47 @@ class Trainee(torch.nn.Module):
         self.register_buffer("codes", codes, persistent=False)
         if stage != "gpt":
             for name, parameter in model.named_parameters():
-                parameter.requires_grad_(name.startswith(SKETCH_PARTS) == (stage == "sketch"))
+                parameter.requires_grad_(
+                    name.startswith(PREDICTOR_STAGE_PARTS) == (stage == "code_predictor")
+                )
 
     def forward(
         self, tokens: torch.Tensor, inputs: torch.Tensor, source: Source, dropped: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """The losses of what is trained. "nll": nats a token of the first B rows of tokens (B + b,
-        T) from `inputs` (B, T - 1); "sketch": 1 - cosine of the guess to the true codes, over all
+        T) from `inputs` (B, T - 1); "code_distance": 1 - cosine of the predicted codes to the true codes, over all
         rows."""
         condition, gpt, B = self.model.condition(source, len(tokens)), self.model.gpt, len(inputs)
         tokens, inputs, losses = gpt.ordered(tokens), gpt.ordered(inputs), {}
-        if self.stage != "sketch":
+        if self.stage != "code_predictor":
             hidden = gpt.hidden(
                 inputs,
                 Condition(condition.embeddings[:B], condition.mask[:B], condition.full),
                 dropped,
             )
             losses["nll"] = cross_entropy(hidden, gpt.head.weight, tokens[:B])
-        if gpt.sketch is not None and self.stage != "layers":
-            losses["sketch"] = self.sketch_distance(condition, tokens)
+        if gpt.code_predictor is not None and self.stage != "transformer":
+            losses["code_distance"] = self.code_distance(condition, tokens)
         return losses
 
-    def sketch_distance(self, condition: Condition, tokens: torch.Tensor) -> torch.Tensor:
+    def code_distance(self, condition: Condition, tokens: torch.Tensor) -> torch.Tensor:
         """1 - cosine of the guessed codes to those of tokens (B, T) in the GPT's order, mean over
         all."""
-        guess = self.model.gpt.sketch(condition.embeddings, condition.mask)  # (B, T, K)
-        return 1 - F.cosine_similarity(guess, self.codes[tokens], dim=-1).mean()
+        predicted = self.model.gpt.code_predictor(condition.embeddings, condition.mask)  # (B, T, K)
+        return 1 - F.cosine_similarity(predicted, self.codes[tokens], dim=-1).mean()
 
     def flops(self, rows: int, further: int) -> int:
-        """Of a step over `rows` rows and `further` ones for the sketch: forward and twice that
+        """Of a step over `rows` rows and `further` ones for the code predictor: forward and twice that
         backward."""
         gpt, conditioner = self.model.gpt, self.model.conditioner
         told = sum(encoder.flops() for encoder in conditioner.trained.values()) * (rows + further)
         told //= max(1, len(conditioner.kinds))
         layers = rows * gpt.flops(gpt.config.condition_tokens, gpt.config.num_tokens)
-        return {"sketch": 3 * told, "layers": told + 3 * layers, "gpt": 3 * (told + layers)}[
-            self.stage
-        ]
+        return {
+            "code_predictor": 3 * told,
+            "transformer": told + 3 * layers,
+            "gpt": 3 * (told + layers),
+        }[self.stage]
 
 
 def check_tokenizer(config: GPTRunConfig, vqvae: VQVAE) -> None:
@@ -310,7 +320,7 @@ def train(
     *,
     state: Path | None = None,
     init: str | None = None,
-    init_sketch: str | None = None,
+    init_code_predictor: str | None = None,
     wandb: str | None = None,
     overfit: int | None = None,
 ) -> dict:
@@ -318,7 +328,7 @@ def train(
     With `overfit` it has so many shapes, is validated on them, and the metrics say what share of
     their tokens it generates ("regenerated")."""
     t = config.train
-    model = new_model(config, vqvae, encoders, init, init_sketch, fabric)
+    model = new_model(config, vqvae, encoders, init, init_code_predictor, fabric)
     dropout_random = torch.Generator().manual_seed(
         t.seed
     )  # the same on every process, which takes its rows of each draw
@@ -326,7 +336,7 @@ def train(
         "GPT",
         out,
         fabric,
-        Trainee(model, vqvae.quantizer.codebook.clone(), t.stage),
+        GPTObjective(model, vqvae.quantizer.codebook.clone(), t.stage),
         config,
         generators={"dropout": dropout_random},
         wandb=wandb,
@@ -359,14 +369,17 @@ def train(
                 rank=fabric.global_rank,
                 world=fabric.world_size,
             )
-            for rows, seed in ((t.global_batch_size, t.seed), (t.sketch_rows, t.seed + 1))
+            for rows, seed in ((t.global_batch_size, t.seed), (t.code_predictor_rows, t.seed + 1))
         )
     )
     loader = training_loader(dataset, order, t.num_workers, fabric)
     held_out = validation_rows(validation, t.validation_shapes)
     shown = spread(len(validation), t.preview_shapes)
     truths = mesh_pictures(data, [validation.ids[i] for i in shown])
-    local, further = t.global_batch_size // fabric.world_size, t.sketch_rows // fabric.world_size
+    local, further = (
+        t.global_batch_size // fabric.world_size,
+        t.code_predictor_rows // fabric.world_size,
+    )
     micro = check_rows(config, local, further)
     given = [encoder for encoder in told.values() if isinstance(encoder, GivenEmbeddings)]
     fabric.print(
@@ -391,16 +404,16 @@ def train(
 
         if run.due(t.validate_every):
             with run.aside():
-                trainee = run.shown()
+                objective = run.shown()
                 if fabric.is_global_zero:
                     with uncompiled():
-                        if t.stage == "sketch":
-                            metrics = validate_sketch(trainee, held_out, fabric)
+                        if t.stage == "code_predictor":
+                            metrics = validate_code_predictor(objective, held_out, fabric)
                         else:
-                            metrics, by_position = validate(trainee.model, held_out, fabric)
+                            metrics, by_position = validate(objective.model, held_out, fabric)
                             nll_picture(by_position, config).save(out / f"nll_{run.step:07d}.png")
                         preview(
-                            trainee,
+                            objective,
                             vqvae,
                             truths,
                             [validation.row(i) for i in shown],
@@ -410,15 +423,19 @@ def train(
                     run.show(metrics, out / f"preview_{run.step:07d}.png")
                     if run.is_best(-next(iter(metrics.values()))):
                         save_gpt(
-                            folder, trainee.model, config, run.record(metrics, len(dataset)), given
+                            folder,
+                            objective.model,
+                            config,
+                            run.record(metrics, len(dataset)),
+                            given,
                         )
                         checkpoint.copy_model(
                             checkpoint.find_tokenizer(vq_source),
                             out / "model" / checkpoint.TOKENIZER,
                         )
-    if t.stage == "sketch":
+    if t.stage == "code_predictor":
         fabric.print(
-            f"best validation distance {-run.best:.4f}; go on with: --init-sketch {folder}"
+            f"best validation distance {-run.best:.4f}; go on with: --init-code-predictor {folder}"
         )
     else:
         fabric.print(
@@ -435,37 +452,37 @@ def new_model(
     vqvae: VQVAE,
     encoders: dict[str, Encoder],
     init: str | None,
-    init_sketch: str | None,
+    init_code_predictor: str | None,
     fabric: Fabric,
 ) -> ConditionalGPT:
-    """What a training begins with: fresh weights, or those of `init`, and encoders and sketch of
-    `init_sketch`."""
-    given, wanted = config.gpt.sketch_dim, vqvae.config.code_dim
+    """What a training begins with: fresh weights, or those of `init`, and encoders and code predictor of
+    `init_code_predictor`."""
+    given, wanted = config.gpt.code_predictor_dim, vqvae.config.code_dim
     if given not in (0, wanted):
         raise ValueError(
-            f"gpt.sketch_dim is {given}, but the tokenizer's codes have {wanted} coordinates: write "
-            f"gpt.sketch_dim={wanted}, or 0 for none"
+            f"gpt.code_predictor_dim is {given}, but the tokenizer's codes have {wanted} coordinates: write "
+            f"gpt.code_predictor_dim={wanted}, or 0 for none"
         )
-    if config.train.stage == "layers" and not (init or init_sketch):
+    if config.train.stage == "transformer" and not (init or init_code_predictor):
         raise ValueError(
-            "train.stage=layers goes on from encoders and a sketch that are trained: give them with --init-sketch, "
-            "or train them with train.stage=sketch"
+            "train.stage=transformer goes on from encoders and a code predictor that are trained: give them with --init-code-predictor, "
+            "or train them with train.stage=code_predictor"
         )
     model = ConditionalGPT(config, encoders)
     if init:
-        fill_from(model, init, fabric)
+        init_from(model, init, fabric)
     else:
         model.gpt.start_from_codes(
             vqvae.quantizer.codebook, torch.Generator().manual_seed(config.train.seed)
         )
-    if init_sketch:
-        fill_sketch_from(model, init_sketch)
+    if init_code_predictor:
+        init_code_predictor_from(model, init_code_predictor)
     return model
 
 
 def check_rows(config: GPTRunConfig, local: int, further: int) -> int:
     """Rows of a forward pass, of this process's `local` rows a step; the conditions and its
-    `further` rows for the sketch must divide over them."""
+    `further` rows for the code predictor must divide over them."""
     micro, kinds = config.train.micro_batch_size or local, len(config.conditions)
     if kinds and micro % kinds:
         raise ValueError(
@@ -474,7 +491,7 @@ def check_rows(config: GPTRunConfig, local: int, further: int) -> int:
         )
     if further % max(1, local // micro):
         raise ValueError(
-            f"train.sketch_rows gives a process {further} rows, which do not divide over its {local // micro} "
+            f"train.code_predictor_rows gives a process {further} rows, which do not divide over its {local // micro} "
             "forward passes a step"
         )
     return micro
@@ -482,7 +499,7 @@ def check_rows(config: GPTRunConfig, local: int, further: int) -> int:
 
 def train_step(run: Run, batch: dict, dropped: torch.Tensor) -> dict[str, float]:
     """One step of the optimizers over the rows of `dropped`, some at a time, and with each part its
-    share of the rows after them, which only the sketch sees; none where the loss or the gradient is
+    share of the rows after them, which only the code predictor sees; none where the loss or the gradient is
     not finite (`Run.move`)."""
     count = len(dropped)
     dropped = dropped.to(run.fabric.device, non_blocking=True)
@@ -498,7 +515,10 @@ def train_step(run: Run, batch: dict, dropped: torch.Tensor) -> dict[str, float]
             },
         )
         losses = run.model(tokens, batch["inputs"][rows], source, dropped[rows])
-        weight = {"nll": 1.0, "sketch": run.config.train.sketch_weight if "nll" in losses else 1.0}
+        weight = {
+            "nll": 1.0,
+            "code_distance": run.config.train.code_predictor_weight if "nll" in losses else 1.0,
+        }
         run.backward(sum(weight[name] * loss for name, loss in losses.items()), losses)
     return run.move()
 
@@ -555,27 +575,29 @@ def validate(
 
 
 @torch.no_grad()
-def validate_sketch(trainee: Trainee, rows: dict, fabric: Fabric) -> dict[str, float]:
-    """The sketch's distance to the true codes, 1 - cosine: the mean over what may be told, and each
+def validate_code_predictor(
+    objective: GPTObjective, rows: dict, fabric: Fabric
+) -> dict[str, float]:
+    """The code predictor's distance to the true codes, 1 - cosine: the mean over what may be told, and each
     by itself where there is more than one; and of another shape's condition, "shuffled"."""
-    model, right, wrong = trainee.model.eval(), {}, []
+    model, right, wrong = objective.model.eval(), {}, []
     with fabric.autocast():
         tokens = model.gpt.ordered(rows["tokens"].to(fabric.device))
         for kind in model.conditioner.kinds:
             told = {kind: rows["source"][kind].to(fabric.device)}
-            right[kind] = float(trainee.sketch_distance(model.condition(told, len(tokens)), tokens))
+            right[kind] = float(objective.code_distance(model.condition(told, len(tokens)), tokens))
             wrong.append(
                 float(
-                    trainee.sketch_distance(model.condition(of_others(told), len(tokens)), tokens)
+                    objective.code_distance(model.condition(of_others(told), len(tokens)), tokens)
                 )
             )
     model.train()
     metrics = {
-        "sketch": float(np.mean(list(right.values()))),
-        "sketch_shuffled": float(np.mean(wrong)),
+        "code_distance": float(np.mean(list(right.values()))),
+        "code_distance_shuffled": float(np.mean(wrong)),
     }
     return metrics | (
-        {f"sketch_{kind}": value for kind, value in right.items()} if len(right) > 1 else {}
+        {f"code_distance_{kind}": value for kind, value in right.items()} if len(right) > 1 else {}
     )
 
 
@@ -614,7 +636,7 @@ def regenerated(model: ConditionalGPT, vqvae: VQVAE, rows: dict, fabric: Fabric)
 
 
 def preview(
-    trainee: Trainee,
+    objective: GPTObjective,
     vqvae: VQVAE,
     truths: list[np.ndarray],
     rows: list[dict],
@@ -622,13 +644,13 @@ def preview(
     path: Path,
 ) -> None:
     """A picture with one row a truth: the true mesh, and what is generated from its first view or
-    caption, or from nothing; where the sketch is trained alone, its guess."""
-    model = trainee.model
+    caption, or from nothing; where the code predictor is trained alone, its guess."""
+    model = objective.model
     pipeline, kinds = Pipeline(vqvae, model, fabric.device), model.conditioner.kinds
     sheet = []
     for index, (truth, row) in enumerate(zip(truths, rows, strict=True)):
         sources = [{kind: row["source"][kind][None]} for kind in kinds] or [{}]
-        sampling = SKETCH if trainee.stage == "sketch" else None
+        sampling = CODE_PREDICTOR if objective.stage == "code_predictor" else None
         meshes = [
             pipeline.generate(source, seeds=[index], resolution=64, sampling=sampling)[0].mesh
             for source in sources
@@ -684,12 +706,12 @@ TASKS = {
 def model_card(record: dict, gpt_type: str, given: list[GivenEmbeddings]) -> str:
     """README.md of a trained GPT."""
     if "nll" not in record:
-        return f"""# The sketch of a GPT, {TASKS[gpt_type]}
+        return f"""# The code predictor of a GPT, {TASKS[gpt_type]}
 
 Trained by this repository: `{record["command"]}` (step {record["step"]}, {record["hours"]:.2f} h, {record["machine"]}, commit
-{record["commit"]}, {record["date"]}). The GPT itself is not trained: go on with `python train_gpt.py --init-sketch DIR`.
-Distance of the guessed codes to the true ones, 1 - cosine: {record["sketch"]:.4f}; from another shape's condition
-{record["sketch_shuffled"]:.4f}.
+{record["commit"]}, {record["date"]}). The GPT itself is not trained: go on with `python train_gpt.py --init-code-predictor DIR`.
+Distance of the guessed codes to the true ones, 1 - cosine: {record["code_distance"]:.4f}; from another shape's condition
+{record["code_distance_shuffled"]:.4f}.
 """
     compared = (
         f"; {record['nll_shuffled']:.4f} under another\nshape's condition, {record['nll_null']:.4f} without one"

@@ -41,7 +41,7 @@ from tar3d.tokenizer.vqvae import VQVAE
 from tar3d.training.dry_run import dry_run
 from tar3d.training.faults import report
 from tar3d.training.run import Run, prepare_folder
-from tar3d.training.start import add_run_arguments, training_loader, verdict
+from tar3d.training.start import add_run_arguments, print_verdict, training_loader
 
 KMEANS_SHAPES = 512  # shapes whose latents start the codebook
 OVERFIT_BAR = 0.95  # volume IoU
@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
             metrics = begin(
                 config, out=args.out, state=state, wandb=args.wandb, overfit=args.overfit
             )
-            return verdict(
+            return print_verdict(
                 "volume IoU of the shapes it was trained on", metrics["iou_volume"], OVERFIT_BAR
             )
         else:

@@ -8,7 +8,7 @@ budgets and three seeds each.
 
 Each run is two commands that anybody can give: train_gpt.py with configs/gpt_ablation.yaml and the
 arm's changes, and benchmarks.sampling for its F-score on validation shapes. What runs share is made
-once: the sketch that all begin on (train.stage=sketch), and an arm's own tokenizer with its tokens.
+once: the code predictor that all begin on (train.stage=code_predictor), and an arm's own tokenizer with its tokens.
 First an arm's rates are tried, with half the steps and a seed of their own (the grid grows by a
 factor of 2 where its end is the best); then the best is trained for all steps with each seed.
 Finished runs are added to --results, one JSON file for all studies: what is in it is not run again.
@@ -39,9 +39,9 @@ from tqdm import tqdm
 from benchmarks.ablation_report import write_report
 from benchmarks.studies import (
     ARMS,
+    CODE_PREDICTOR,
     CONFIG,
     MODEL,
-    SKETCH,
     STUDIES,
     TOKENIZER,
     TOKENIZER_CONFIG,
@@ -58,11 +58,11 @@ from tar3d.runtime import describe_machine, positive_int
 LINKED = ("meshes", "views", "samples", "manifest.csv", "captions.csv", "splits.json", "report.csv")
 SWEEP_SEED, SWEEP_SHARE, MOST_RATES = 100, 0.5, 6
 SHAPES = 48  # of the validation split, generated from one view each
-# sampled from the GPT's own distribution: what the recipe's sketch_scale adds is the same in all
+# sampled from the GPT's own distribution: what the recipe's code_predictor_scale adds is the same in all
 # arms
-ALONE = "sketch_scale=0"
+ALONE = "code_predictor_scale=0"
 RESULTS = Path("benchmarks/results/ablations.json")
-READY = "ready.json"  # of a tokenizer or a sketch that runs share
+READY = "ready.json"  # of a tokenizer or a code predictor that runs share
 _PREPARING: dict[Path, threading.Lock] = defaultdict(
     threading.Lock
 )  # by folder: one run makes what another waits for
@@ -139,10 +139,10 @@ def run_trial(trial: Trial, args: argparse.Namespace) -> dict:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer, data, facts = tokens_of(trial.arm, args)
     size, steps = steps_of(trial, tokenizer, args)
-    sketch = sketch_of(trial.arm, tokenizer, data, args)
+    code_predictor = code_predictor_of(trial.arm, tokenizer, data, args)
     train = [
         *_train_gpt(tokenizer, data, folder / "run", args),
-        *(["--init-sketch", sketch] if sketch else []),
+        *(["--init-code-predictor", code_predictor] if code_predictor else []),
         *trial.overrides(steps, size_overrides(args.gpt_model)),
     ]
     _command(train, folder / "train.log", args.threads)
@@ -179,7 +179,7 @@ def run_trial(trial: Trial, args: argparse.Namespace) -> dict:
             "--out",
             str(folder / "sampling"),
             "--settings",
-            *([ALONE] if sketch else []),
+            *([ALONE] if code_predictor else []),
         ],
         folder / "sampling.log",
         args.threads,
@@ -188,7 +188,7 @@ def run_trial(trial: Trial, args: argparse.Namespace) -> dict:
         "results"
     ]
     made, bound = results["as saved"], results["reconstruction"]
-    alone = results[ALONE] if sketch else made
+    alone = results[ALONE] if code_predictor else made
     return record | {
         "fscore": made["fscore"]["mean"],
         "fscore_alone": alone["fscore"]["mean"],
@@ -252,11 +252,11 @@ def tokens_of(arm: Arm, args: argparse.Namespace) -> tuple[str, Path, dict]:
     )
 
 
-def sketch_of(arm: Arm, tokenizer: str, data: Path, args: argparse.Namespace) -> str | None:
-    """The sketch that an arm's GPTs begin on, trained alone when it is not there: one for all arms
+def code_predictor_of(arm: Arm, tokenizer: str, data: Path, args: argparse.Namespace) -> str | None:
+    """The code predictor that an arm's GPTs begin on, trained alone when it is not there: one for all arms
     with the same tokens in the same order, so that arms and seeds differ in the GPT and in nothing
-    else. None for an arm without a sketch."""
-    if "gpt.sketch_dim=0" in arm.changes:
+    else. None for an arm without a code predictor."""
+    if "gpt.code_predictor_dim=0" in arm.changes:
         return None
     order = [change for change in arm.changes if change.startswith("gpt.token_order=")]
     name = "-".join(
@@ -265,13 +265,13 @@ def sketch_of(arm: Arm, tokenizer: str, data: Path, args: argparse.Namespace) ->
             *(change.partition("=")[2] for change in order),
         ]
     )
-    folder = args.out / "sketches" / name
+    folder = args.out / "code_predictors" / name
     train_once(
         folder,
         [
             *_train_gpt(tokenizer, data, folder / "run", args),
             *size_overrides(args.gpt_model),
-            *SKETCH,
+            *CODE_PREDICTOR,
             *order,
         ],
         args.threads,
@@ -394,7 +394,7 @@ def recipe() -> str:
     with these."""
     shared = [Path(name).read_text(encoding="utf-8") for name in (CONFIG, TOKENIZER_CONFIG)]
     return hashlib.sha256(
-        repr((*shared, MODEL, SKETCH, TOKENIZER, SWEEP_SEED, SWEEP_SHARE, SHAPES)).encode()
+        repr((*shared, MODEL, CODE_PREDICTOR, TOKENIZER, SWEEP_SEED, SWEEP_SHARE, SHAPES)).encode()
     ).hexdigest()[:16]
 
 

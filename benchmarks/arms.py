@@ -19,7 +19,7 @@ from benchmarks.studies import ARMS, CONFIG, MODEL, STUDIES, TOKENIZER_CONFIG
 from benchmarks.train import step_of
 from tar3d import config as configuration
 from tar3d.config import TokenizerConfig, VQVAEConfig
-from tar3d.gpt.model import SKETCH_GUESS
+from tar3d.gpt.model import PREDICTOR_PARAMETERS
 
 SMALL = (
     "gpt.num_layers=4",
@@ -51,7 +51,7 @@ def arms(study: str, device: torch.device, *, small: bool = False) -> dict[str, 
             device,
             name=arm.name,
             compile=config.train.compile and not small,
-            frozen=SKETCH_GUESS if config.train.stage == "layers" else (),
+            frozen=PREDICTOR_PARAMETERS if config.train.stage == "transformer" else (),
         )
     return works
 

@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.measure import Case, Work
 from benchmarks.tokenize import FULL_CONFIGS, GOAL_SHARE, PAPER_HOURS, TINY_CONFIG, needed_rate
 from tar3d import config as configuration
-from tar3d.config import GPTRunConfig, SampleConfig, VQVAEConfig
+from tar3d.config import GPTRunConfig, PointSamplingConfig, VQVAEConfig
 from tar3d.contracts import ShapeSamples
 from tar3d.data.datasets.sampler import TrainingOrder
 from tar3d.data.datasets.shapes import ShapeDataset
@@ -67,7 +67,7 @@ def shapes(size: str, device: torch.device) -> dict[str, Work]:
         VQVAEConfig, TINY_CONFIG if size == "tiny" else FULL_CONFIGS["plane_pool"]
     )
     t = config.train
-    stored = SampleConfig(surface_points=t.surface_points)
+    stored = PointSamplingConfig(surface_points=t.surface_points)
     temporary, rng = (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True),
         np.random.default_rng(0),

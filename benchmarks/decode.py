@@ -163,7 +163,7 @@ def plain_from_position(gpt: GPT, name: str, batch: int, position: int) -> Work:
             )
     hints = (
         torch.randn(rows, config.num_steps, config.width, device=device)
-        if config.sketch_dim
+        if config.code_predictor_dim
         else None
     )
     pending = torch.empty(rows, 0, dtype=torch.int64, device=device)
@@ -200,7 +200,7 @@ def tiny_shape(batch: int, device: torch.device) -> Work:
     """The shipped GPT, as it samples but for the guidance."""
     config, gpt = _shipped(device)
     codes = F.normalize(
-        torch.randn(gpt.config.codebook_size, config.gpt.sketch_dim, device=device), dim=-1
+        torch.randn(gpt.config.codebook_size, config.gpt.code_predictor_dim, device=device), dim=-1
     )
     sampling = dataclasses.replace(config.sampling, cfg_scale=SAMPLING.cfg_scale)
     return whole_shape(_engine(gpt), TINY_CONFIGS[2], batch, sampling, codes)

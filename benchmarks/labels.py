@@ -28,7 +28,7 @@ from scipy.ndimage import binary_dilation
 from skimage.measure import marching_cubes
 from tqdm import tqdm
 
-from tar3d.config import SampleConfig
+from tar3d.config import PointSamplingConfig
 from tar3d.contracts import Mesh
 from tar3d.data.datasets.sampler import spread
 from tar3d.data.prepare.contact_sheets import sheet, tile
@@ -40,7 +40,7 @@ from tar3d.mesh.render import picture
 from tar3d.mesh.winding import WindingNumber, unbalanced_edges
 from tar3d.metrics.geometry import point_scores
 from tar3d.metrics.summary import markdown_table
-from tar3d.parallel.processes import Lost, parallel
+from tar3d.parallel.processes import JobFailure, parallel
 from tar3d.runtime import describe_machine
 
 CELLS, COARSE = (
@@ -150,7 +150,9 @@ def rebuild(mesh: Mesh, cells: int) -> tuple[Mesh, Skin, WindingNumber]:
     """What the labels make of a mesh, by the settings that `make_samples` has by default."""
     rng = np.random.default_rng(0)
     winding = solid_winding(mesh, rng)
-    skin = sample_skin(mesh, winding, SKIN_POINTS, rng, min_thickness=SampleConfig().min_thickness)
+    skin = sample_skin(
+        mesh, winding, SKIN_POINTS, rng, min_thickness=PointSamplingConfig().min_thickness
+    )
     field = label_field(
         mesh, winding, skin, cells, sample_surface(mesh, 2 * SKIN_POINTS, rng)[:, :3]
     )
@@ -276,7 +278,7 @@ def main(argv: list[str] | None = None) -> int:
         for job, result in parallel(
             partial(score, cells=args.cells), jobs, args.workers, seconds=SECONDS
         ):
-            if isinstance(result, Lost):
+            if isinstance(result, JobFailure):
                 row = dict.fromkeys(FIELDS, "") | {
                     "id": job[0],
                     "status": "failed",

@@ -1,12 +1,12 @@
 """Which sampling settings make the best shapes, on the validation split:
 
     python -m benchmarks.sampling --gpt-type t23d --model pretrained/tiny --out outputs/sampling
-    python -m benchmarks.sampling --gpt-type t23d --shapes 100 --settings sketch_scale=40 sketch_scale=40,cfg_scale=2
+    python -m benchmarks.sampling --gpt-type t23d --shapes 100 --settings code_predictor_scale=40 code_predictor_scale=40,cfg_scale=2
 
 Each setting of SamplingConfig is changed by itself from the model's own (SWEEP); the same shapes
 and seeds every time. A table (sampling.md, sampling.json) has the F-score and Chamfer distance to
 the truth, how much of the true surface has some generated one within 0.1 (a part that is missing
-has not), and for texts how many of the stated attributes are met, and how often the judge finds the
+has not), and for texts how many of the stated attributes are met, and how often the evaluator finds the
 category and, among all captions, the shape's own (docs/evaluation.md). Which of them a model is to
 be good at is for whoever saves its settings to decide.
 """
@@ -32,17 +32,18 @@ from tar3d.data.formats.samples import open_samples
 from tar3d.data.formats.views import Views
 from tar3d.data.tokens.conditions import captions_of
 from tar3d.evaluation.attributes import ATTRIBUTES, score
+from tar3d.evaluation.evaluator import load_evaluator, measured, surface
 from tar3d.evaluation.generations import generate_all, or_none
-from tar3d.evaluation.judge import load_judge, measured, surface
 from tar3d.io import write_json
 from tar3d.mesh.load import load_mesh
 from tar3d.metrics.geometry import in_frame, point_scores, surface_cloud
 from tar3d.metrics.summary import aggregate, cell, markdown_table
 from tar3d.pipeline import Pipeline, reconstruct
 from tar3d.runtime import choose_device, command_line, describe_machine, positive_int
+from tar3d.upgrade import upgrade_flags
 
 SWEEP: dict[str, tuple[float, ...]] = {
-    "sketch_scale": (0.0, 10.0, 20.0, 40.0),
+    "code_predictor_scale": (0.0, 10.0, 20.0, 40.0),
     "cfg_scale": (1.0, 1.5, 2.0, 3.0),
     "temperature": (0.0, 0.7, 0.85, 1.0),
     "top_k": (0, 50),
@@ -115,7 +116,9 @@ def main(argv: list[str] | None = None) -> int:
         default="pretrained/tiny",
         help="model directory or Hub id (default: %(default)s)",
     )
-    parser.add_argument("--judge", default="pretrained/tiny/judge", help="default: %(default)s")
+    parser.add_argument(
+        "--evaluator", default="pretrained/tiny/evaluator", help="default: %(default)s"
+    )
     parser.add_argument(
         "--settings",
         nargs="*",
@@ -137,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, default=Path("outputs/sampling"), help="default: %(default)s"
     )
-    args = parser.parse_args(argv)
+    args = parser.parse_args(upgrade_flags(argv))
     start = time.perf_counter()
     try:
         pipeline = Pipeline.load(args.model, args.gpt_type, device=choose_device(args.device))
@@ -148,7 +151,7 @@ def main(argv: list[str] | None = None) -> int:
         truths = [load_mesh(mesh_path(args.data, i)) for i in ids]
         categories = samples.categories()
         if kind == "text":
-            known, judge = captions_of(args.data), load_judge(args.judge)
+            known, evaluator = captions_of(args.data), load_evaluator(args.evaluator)
             captions = [known[i][0] for i in ids]
             source = pipeline.source(captions)
         else:
@@ -177,12 +180,12 @@ def main(argv: list[str] | None = None) -> int:
                 for v in score(mesh, caption, categories[i]).values()
             ]
             said = measured(
-                judge,
+                evaluator,
                 [mesh and surface(mesh, 0) for mesh in meshes],
                 captions,
                 [categories[i] for i in ids],
             )
-            found |= {"attributes": aggregate(met), "judge": said}
+            found |= {"attributes": aggregate(met), "evaluator": said}
             cells += [
                 cell(found["attributes"]),
                 *(f"{said[k]:.2f}" for k in ("category", "r@1", "r@5")),

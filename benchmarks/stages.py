@@ -89,7 +89,8 @@ def extract_surface(resolution: int, size: str, device: torch.device) -> Work:
 def generate_tokens(batch: int, size: str, device: torch.device) -> Work:
     config, gpt, condition = _gpt_and_condition(size, batch, device)
     codes = F.normalize(
-        torch.randn(gpt.config.codebook_size, config.gpt.sketch_dim or 1, device=device), dim=-1
+        torch.randn(gpt.config.codebook_size, config.gpt.code_predictor_dim or 1, device=device),
+        dim=-1,
     )
     engine = Engine(gpt)  # made once, as a pipeline does
     call = _quietly(

@@ -3,7 +3,7 @@ configs/gpt_ablation.yaml.
 
 An arm is one way to do it. Arms of several studies are trained once. Every arm gets its own
 learning rate, the best of `rates` at half the steps with a seed that is not used again, and then
-the same steps, rows and seeds as the others, and the same sketch to begin on.
+the same steps, rows and seeds as the others, and the same code predictor to begin on.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ TOKENIZER = (
     "train.augment.rotate=0",
     "train.augment.mirror=0",
 )
-# Changes of the recipe for the sketch that every arm begins on.
-SKETCH = (
-    "train.stage=sketch",
+# Changes of the recipe for the code predictor that every arm begins on.
+CODE_PREDICTOR = (
+    "train.stage=code_predictor",
     "train.steps=900",
     "train.global_batch_size=48",
     "optim.muon_lr=3e-3",
@@ -55,7 +55,7 @@ class Arm:
 
     @property
     def has_muon(self) -> bool:
-        return "optim.hidden_matrices=adamw" not in self.changes
+        return "optim.optimizer=adamw" not in self.changes
 
     def rate_overrides(self, rate: float) -> tuple[str, ...]:
         if not self.has_muon:
@@ -86,14 +86,14 @@ ARMS = {
         Arm(
             "l7f", "LLLLLLLF, 1 full layer of 12", ("gpt.layer_pattern=LLLLLLLF",), rate_of="hybrid"
         ),
-        Arm("adamw", "AdamW for everything", ("optim.hidden_matrices=adamw",), ADAMW_RATES),
+        Arm("adamw", "AdamW for everything", ("optim.optimizer=adamw",), ADAMW_RATES),
         Arm("muon_071", "Muon + AdamW, 1 / 1.4 of the steps", rate_of="hybrid", share=1 / 1.4),
         Arm("muon_050", "Muon + AdamW, half the steps", rate_of="hybrid", share=0.5),
         Arm("sequence", "1D rotary positions", ("gpt.rope=sequence",)),
         Arm(
             "paper_sum",
             "the paper's sum, zero prefix (TAR3D's code)",
-            ("gpt.rope=paper_sum", "gpt.rope_prefix=zero"),
+            ("gpt.rope=paper_sum", "gpt.prefix_rope=zero"),
         ),
         Arm(
             "sum_identity",
@@ -101,22 +101,22 @@ ARMS = {
             ("gpt.rope=paper_sum",),
             rate_of="paper_sum",
         ),
-        Arm("zero_prefix", "rotation, zero prefix", ("gpt.rope_prefix=zero",), rate_of="hybrid"),
+        Arm("zero_prefix", "rotation, zero prefix", ("gpt.prefix_rope=zero",), rate_of="hybrid"),
         Arm(
-            "no_sketch",
-            "no sketch: the prefix alone tells of the picture",
-            ("gpt.sketch_dim=0", "train.stage=gpt", "sampling.sketch_scale=0"),
+            "no_code_predictor",
+            "no code predictor: the prefix alone tells of the picture",
+            ("gpt.code_predictor_dim=0", "train.stage=gpt", "sampling.code_predictor_scale=0"),
         ),
         Arm(
-            "no_sketch_zero",
-            "no sketch, zero prefix",
+            "no_code_predictor_zero",
+            "no code predictor, zero prefix",
             (
-                "gpt.sketch_dim=0",
+                "gpt.code_predictor_dim=0",
                 "train.stage=gpt",
-                "sampling.sketch_scale=0",
-                "gpt.rope_prefix=zero",
+                "sampling.code_predictor_scale=0",
+                "gpt.prefix_rope=zero",
             ),
-            rate_of="no_sketch",
+            rate_of="no_code_predictor",
         ),
         Arm("planes", "plane after plane", ("gpt.token_order=planes",)),
         Arm("cells", "three tokens a step", ("gpt.tokens_per_step=3",)),
@@ -140,8 +140,8 @@ ARMS = {
                 (16, 16384, ()),
             )
         ),
-        Arm("gated", "decay read from the data", ("gpt.linear=gated",)),
-        Arm("delta", "gated delta rule", ("gpt.linear=delta",)),
+        Arm("gated", "decay read from the data", ("gpt.linear_attention=gated",)),
+        Arm("delta", "gated delta rule", ("gpt.linear_attention=delta",)),
     )
 }
 
@@ -163,8 +163,8 @@ STUDIES = {
                 "sum_identity",
                 "paper_sum",
                 "zero_prefix",
-                "no_sketch",
-                "no_sketch_zero",
+                "no_code_predictor",
+                "no_code_predictor_zero",
             ),
         ),
         Study("order", "Order of the tokens, and tokens a step", ("hybrid", "planes", "cells")),

@@ -11,7 +11,7 @@ clipping, optimizers), and its parts.
     fits_*        whether a whole step fits a consumer card
 
 Weights are random, conditions random embeddings but in tiny/step, which trains its image encoder
-and its sketch along. The precision is that of training: bfloat16 autocast where the device has it,
+and its code predictor along. The precision is that of training: bfloat16 autocast where the device has it,
 else float32. `flops` are `GPT.flops` times three: what is recomputed does not count, nor what
 optimizers do, so the share of the limit is the MFU (on a known GPU `mfu` is that of its data
 sheet).
@@ -47,7 +47,7 @@ LOSS_ROWS = {"cpu": 3072, "cuda": 8 * 3072}
 
 
 def tiny_step(device: torch.device) -> Work:
-    """The tiny recipe with its image encoder and the rows that only the sketch sees."""
+    """The tiny recipe with its image encoder and the rows that only the code predictor sees."""
     from tar3d.condition.conditioner import build_encoder
     from tar3d.pipeline import (
         ConditionalGPT,
@@ -64,10 +64,12 @@ def tiny_step(device: torch.device) -> Work:
     )
     optimizers = optimizers_of(model, config.optim)
     tokens = torch.randint(
-        config.gpt.codebook_size, (batch + t.sketch_rows, config.gpt.num_tokens), device=device
+        config.gpt.codebook_size,
+        (batch + t.code_predictor_rows, config.gpt.num_tokens),
+        device=device,
     )
     codes = F.normalize(
-        torch.randn(config.gpt.codebook_size, config.gpt.sketch_dim, device=device), dim=-1
+        torch.randn(config.gpt.codebook_size, config.gpt.code_predictor_dim, device=device), dim=-1
     )
     pixels = torch.randint(
         256,
@@ -86,15 +88,15 @@ def tiny_step(device: torch.device) -> Work:
                 model.gpt.head.weight,
                 tokens[:batch],
             )
-            sketch = (
+            code_predictor = (
                 1
                 - F.cosine_similarity(
-                    model.gpt.sketch(whole.embeddings, whole.mask), codes[tokens], dim=-1
+                    model.gpt.code_predictor(whole.embeddings, whole.mask), codes[tokens], dim=-1
                 ).mean()
             )
-        finish_step(model, optimizers, nll + t.sketch_weight * sketch, config.optim)
+        finish_step(model, optimizers, nll + t.code_predictor_weight * code_predictor, config.optim)
 
-    settings = {**_settings(model.gpt, name, batch), "sketch_rows": t.sketch_rows}
+    settings = {**_settings(model.gpt, name, batch), "code_predictor_rows": t.code_predictor_rows}
     flops = (
         batch * model.gpt.flops(config.gpt.condition_tokens, config.gpt.num_tokens)
         + len(tokens) * encoders["image"].flops()
@@ -108,7 +110,7 @@ def large_steps(device: torch.device) -> dict[str, Work]:
             "GPT-L",
             LARGE_BATCH[device.type],
             device,
-            recompute="cheap" if how == "eager" else "none",
+            activation_checkpointing="cheap" if how == "eager" else "none",
             compile=how == "compiled",
         )
         for how in ("eager", "compiled")
@@ -141,7 +143,8 @@ def recomputing(
 ) -> dict[str, Work]:
     """What is kept, and last a compiled step if it is to take a minute of compiling."""
     works = {
-        how: step(name, batch, device, recompute=how, **more) for how in configuration.RECOMPUTE
+        how: step(name, batch, device, activation_checkpointing=how, **more)
+        for how in configuration.ACTIVATION_CHECKPOINTING
     }
     return works | (
         {"compiled": step(name, batch, device, compile=True, **more)} if compiled else {}
@@ -169,7 +172,7 @@ def step_of(
     device: torch.device,
     *,
     name: str,
-    recompute: str = "none",
+    activation_checkpointing: str = "none",
     compile: bool = False,
     precision: str = "auto",
     loss: str = "parts",
@@ -182,7 +185,7 @@ def step_of(
         model = GPT(config).train()
     for parameter_name, parameter in model.named_parameters():
         parameter.requires_grad_(not parameter_name.startswith(frozen))
-    prepare_blocks(model, recompute, compile)
+    prepare_blocks(model, activation_checkpointing, compile)
     head_loss = LOSSES[loss]
     optimizers, precision = optimizers_of(model, optim), resolve_precision(precision, device.type)
     tokens = torch.randint(config.codebook_size, (batch, config.num_tokens), device=device)
@@ -204,7 +207,7 @@ def step_of(
 
     settings = _settings(model, name, batch) | {
         "pattern": config.layer_pattern,
-        "recompute": recompute,
+        "recompute": activation_checkpointing,
         "compiled": compile,
         "loss": loss,
         "optimizers": optimize,
@@ -218,23 +221,36 @@ def step_of(
     )
 
 
-def fits(name: str, batch: int, recompute: str, device: torch.device) -> Work:
+def fits(name: str, batch: int, activation_checkpointing: str, device: torch.device) -> Work:
     """Whether a whole step in bfloat16 fits a consumer card: measured on a GPU. Elsewhere the step
     is gone through with tensors that have no data, and `tensor_mib` in the notes is the most that
     they would have held at a time; a GPU needs a little more, for its context and what its
     allocator and kernels reserve."""
     if device.type == "cuda":
-        work = step(name, batch, device, recompute=recompute, precision="bf16-mixed")
+        work = step(
+            name,
+            batch,
+            device,
+            activation_checkpointing=activation_checkpointing,
+            precision="bf16-mixed",
+        )
         return dataclasses.replace(work, goals={"gpu_mib": GOAL_MIB[name]})
 
     def call() -> dict[str, float]:
         return {
             "tensor_mib": round(
-                gpt_step_bytes(gpt_config(name), OptimConfig(), batch, recompute) / 2**20, 1
+                gpt_step_bytes(gpt_config(name), OptimConfig(), batch, activation_checkpointing)
+                / 2**20,
+                1,
             )
         }
 
-    settings = {"model": name, "batch": batch, "recompute": recompute, "goal_mib": GOAL_MIB[name]}
+    settings = {
+        "model": name,
+        "batch": batch,
+        "recompute": activation_checkpointing,
+        "goal_mib": GOAL_MIB[name],
+    }
     return Work(
         call,
         2 * batch,
@@ -454,13 +470,13 @@ CASES = (
         Case(
             f"fits_GPT-B_{how}", "full", "rows", partial(fits, "GPT-B", 4, how), repeats=1, warmup=0
         )
-        for how in configuration.RECOMPUTE
+        for how in configuration.ACTIVATION_CHECKPOINTING
     ),
     *(
         Case(
             f"fits_GPT-L_{how}", "full", "rows", partial(fits, "GPT-L", 4, how), repeats=1, warmup=0
         )
-        for how in configuration.RECOMPUTE[1:]
+        for how in configuration.ACTIVATION_CHECKPOINTING[1:]
     ),
     *(
         _memory(
@@ -471,8 +487,11 @@ CASES = (
     ),
     *(_memory(f"size_{name}", partial(step, name, 1)) for name in ("GPT-tiny", "GPT-B", "GPT-L")),
     *(
-        _memory(f"recompute_{how}", partial(step, "GPT-B", 1, recompute=how, optimize=False))
-        for how in configuration.RECOMPUTE
+        _memory(
+            f"recompute_{how}",
+            partial(step, "GPT-B", 1, activation_checkpointing=how, optimize=False),
+        )
+        for how in configuration.ACTIVATION_CHECKPOINTING
     ),
     *(
         _memory(
@@ -504,6 +523,6 @@ CASES = (
         "memory_recompute",
         "tiny",
         "tokens",
-        partial(step, "GPT-tiny", 2, recompute="blocks", changes=SMALL),
+        partial(step, "GPT-tiny", 2, activation_checkpointing="blocks", changes=SMALL),
     ),
 )

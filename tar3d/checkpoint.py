@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tar3d import config as configuration
 from tar3d.config import VQVAEConfig
 from tar3d.tokenizer.vqvae import VQVAE
+from tar3d.upgrade import upgrade_parameters
 
 T = TypeVar("T")
 WEIGHTS, CONFIG, METRICS, README = "model.safetensors", "config.yaml", "metrics.json", "README.md"
@@ -167,7 +168,7 @@ def load_weights(
     they are."""
     path = find_model(source)
     path /= INDEX if (path / INDEX).is_file() else WEIGHTS
-    tensors = _read_weights(path)
+    tensors = upgrade_parameters(_read_weights(path))
     wanted, tensors = (
         {
             name: tensor

@@ -17,8 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from tar3d.upgrade import upgrade_config, upgrade_override
+
 T = TypeVar("T")
-RECOMPUTE = ("none", "cheap", "blocks")
+ACTIVATION_CHECKPOINTING = ("none", "cheap", "blocks")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -37,7 +39,7 @@ def _at_least(least: int, config: object, section: str, *names: str) -> None:
 
 
 @dataclass(kw_only=True)
-class SampleConfig:
+class PointSamplingConfig:
     """What is drawn from one mesh. Noise scales are standard deviations in units of the cube [-1,
     1]^3."""
 
@@ -110,16 +112,16 @@ class ToyConfig:
 
 
 @dataclass(kw_only=True)
-class PrepareConfig(SampleConfig):
+class PrepareConfig(PointSamplingConfig):
     """What `tar3d.data.make_samples` makes of each mesh: its samples, and views of those without
     pictures."""
 
     views: ViewConfig = field(default_factory=ViewConfig)
 
     @property
-    def samples(self) -> SampleConfig:
-        return SampleConfig(
-            **{f.name: getattr(self, f.name) for f in dataclasses.fields(SampleConfig)}
+    def samples(self) -> PointSamplingConfig:
+        return PointSamplingConfig(
+            **{f.name: getattr(self, f.name) for f in dataclasses.fields(PointSamplingConfig)}
         )
 
 
@@ -175,7 +177,7 @@ class OptimConfig:
     """Muon for hidden matrices, AdamW for the rest; the two rates are independent and both follow
     one schedule."""
 
-    hidden_matrices: str = "muon"  # or "adamw", for comparison: AdamW for everything, at adamw_lr
+    optimizer: str = "muon"  # or "adamw", for comparison: AdamW for everything, at adamw_lr
     muon_lr: float = 1e-3
     adamw_lr: float = 1e-3
     weight_decay: float = 0.05  # matrices only; vectors, norms and embeddings are not decayed
@@ -193,7 +195,7 @@ class OptimConfig:
             _require(
                 getattr(self, name) > 0, f"optim.{name} must be positive, got {getattr(self, name)}"
             )
-        _one_of("optim.hidden_matrices", self.hidden_matrices, ("muon", "adamw"))
+        _one_of("optim.optimizer", self.optimizer, ("muon", "adamw"))
         _one_of("optim.schedule", self.schedule, ("cosine", "wsd"))
         _require(
             0 < self.decay_fraction <= 1,
@@ -204,10 +206,10 @@ class OptimConfig:
 
 @dataclass(kw_only=True)
 class ImageEncoderConfig:
-    """Picture -> (P, E) embeddings. `source` "trained" is a small ViT trained along with the GPT;
+    """Picture -> (P, E) embeddings. `model` "trained" is a small ViT trained along with the GPT;
     anything else is a Hub id or local directory that `transformers` loads and that stays frozen."""
 
-    source: str = "facebook/dino-vitb16"
+    model: str = "facebook/dino-vitb16"
     image_size: int = 224
     foreground_fill: float = 0.85  # share of the square that the longer side of the object takes
     patch_size: int = 8  # the fields below are for "trained" only
@@ -217,8 +219,8 @@ class ImageEncoderConfig:
 
     def __post_init__(self) -> None:
         _require(
-            len(self.source) > 0,
-            'image_encoder.source is empty: give "trained", a local directory or a Hub id',
+            len(self.model) > 0,
+            'image_encoder.model is empty: give "trained", a local directory or a Hub id',
         )
         _require(
             self.image_size > 0, f"image_encoder.image_size must be positive, got {self.image_size}"
@@ -227,7 +229,7 @@ class ImageEncoderConfig:
             0 < self.foreground_fill <= 1,
             f"image_encoder.foreground_fill must be in (0, 1], got {self.foreground_fill}",
         )
-        if self.source == "trained":
+        if self.model == "trained":
             _require(
                 self.patch_size > 0 and self.image_size % self.patch_size == 0,
                 f"image_encoder.image_size {self.image_size} is not a multiple of patch_size {self.patch_size}",
@@ -244,11 +246,11 @@ class ImageEncoderConfig:
 
 @dataclass(kw_only=True)
 class TextEncoderConfig:
-    """Caption -> (L, E) embeddings, L the caption's own number of tokens. `source` "trained" is a
+    """Caption -> (L, E) embeddings, L the caption's own number of tokens. `model` "trained" is a
     small transformer trained along with the GPT, whose words are those of the training captions;
     anything else is a Hub id or local directory that `transformers` loads and that stays frozen."""
 
-    source: str = "google/flan-t5-xl"
+    model: str = "google/flan-t5-xl"
     max_tokens: int = 120  # longer captions are cut, and the user is told
     dtype: str = "bfloat16"  # of a frozen encoder; or float32. T5's activations overflow float16
     # the fields below are for "trained" only: rows of its table, the commonest words first
@@ -259,8 +261,8 @@ class TextEncoderConfig:
 
     def __post_init__(self) -> None:
         _require(
-            len(self.source) > 0,
-            'text_encoder.source is empty: give "trained", a local directory or a Hub id',
+            len(self.model) > 0,
+            'text_encoder.model is empty: give "trained", a local directory or a Hub id',
         )
         _one_of("text_encoder.dtype", self.dtype, ("bfloat16", "float32"))
         _at_least(1, self, "text_encoder.", "max_tokens", "width", "num_heads")
@@ -292,14 +294,14 @@ class GPTConfig:
     token_order: str = "cells"
     rope: str = "rotation"  # or, for comparison, "paper_sum" or "sequence": tar3d/gpt/rope.py
     # how the prefix is rotated; or "zero", as in TAR3D, for comparison
-    rope_prefix: str = "identity"
+    prefix_rope: str = "identity"
     # width of the codes that are guessed from the condition for every position; 0: none, as in the
     # paper
-    sketch_dim: int = 0
-    # numbers of each position of the prefix that the sketch sees, beside their mean; 0: the mean
+    code_predictor_dim: int = 0
+    # numbers of each position of the prefix that the code predictor sees, beside their mean; 0: the mean
     # alone
-    sketch_local: int = 0
-    sketch_hidden: int = 0  # width of its hidden layer; 0: twice condition_width
+    code_predictor_local: int = 0
+    code_predictor_hidden: int = 0  # width of its hidden layer; 0: twice condition_width
     rope_base: float = 10_000.0
     # learned row, column and plane embeddings beside TriPE; the paper has none
     absolute_positions: bool = True
@@ -309,7 +311,7 @@ class GPTConfig:
     chunk_size: int = 64  # of the chunked form
     # or, for comparison, "gated" or "delta", whose decay depends on the data:
     # tar3d/gpt/attention.py
-    linear: str = "lightning"
+    linear_attention: str = "lightning"
     # sigmoid output gate of the linear layers: one more width x width matrix in each
     linear_gate: bool = True
 
@@ -321,12 +323,12 @@ class GPTConfig:
             "write gpt.token_order=cells, or gpt.tokens_per_step=1",
         )
         _one_of("gpt.rope", self.rope, ("rotation", "paper_sum", "sequence"))
-        _one_of("gpt.rope_prefix", self.rope_prefix, ("identity", "zero"))
-        _one_of("gpt.linear", self.linear, ("lightning", "gated", "delta"))
+        _one_of("gpt.prefix_rope", self.prefix_rope, ("identity", "zero"))
+        _one_of("gpt.linear_attention", self.linear_attention, ("lightning", "gated", "delta"))
         _require(
-            self.linear == "lightning" or self.linear_backend != "lightning_attn",
-            "gpt.linear_backend is lightning_attn, which computes lightning attention alone, but gpt.linear is "
-            f"{self.linear}: write gpt.linear_backend=auto",
+            self.linear_attention == "lightning" or self.linear_backend != "lightning_attn",
+            "gpt.linear_backend is lightning_attn, which computes lightning attention alone, but gpt.linear_attention is "
+            f"{self.linear_attention}: write gpt.linear_backend=auto",
         )
         _one_of(
             "gpt.linear_backend",
@@ -351,7 +353,9 @@ class GPTConfig:
             "condition_width",
             "chunk_size",
         )
-        _at_least(0, self, "gpt.", "sketch_dim", "sketch_local", "sketch_hidden")
+        _at_least(
+            0, self, "gpt.", "code_predictor_dim", "code_predictor_local", "code_predictor_hidden"
+        )
         _require(
             self.width % self.num_heads == 0,
             f"gpt.width {self.width} is not divisible by num_heads {self.num_heads}",
@@ -437,8 +441,8 @@ class SamplingConfig:
     top_p: float = 1.0
     min_p: float = 0.0
     cfg_scale: float = 1.0  # logits = null + cfg_scale (conditional - null); 1 is conditional only
-    # adds sketch_scale cos(sketch, code) to the logits: a GPT with a sketch heeds its picture more
-    sketch_scale: float = 0.0
+    # adds code_predictor_scale cos(code predictor, code) to the logits: a GPT with a code predictor heeds its picture more
+    code_predictor_scale: float = 0.0
 
     def __post_init__(self) -> None:
         _require(self.temperature >= 0, f"temperature must be >= 0, got {self.temperature}")
@@ -447,7 +451,8 @@ class SamplingConfig:
         _require(0 <= self.min_p < 1, f"min_p must be in [0, 1), got {self.min_p}")
         _require(self.cfg_scale >= 0, f"cfg_scale must be >= 0, got {self.cfg_scale}")
         _require(
-            self.sketch_scale >= 0, f"sketch_scale must be >= 0 (0 is off), got {self.sketch_scale}"
+            self.code_predictor_scale >= 0,
+            f"code_predictor_scale must be >= 0 (0 is off), got {self.code_predictor_scale}",
         )
 
 
@@ -497,7 +502,7 @@ class TrainConfig:
     # torch.compile each block: about a minute at the start, then faster steps
     compile: bool = False
     # activation checkpointing: "cheap" works out again all but matrix products, "blocks" everything
-    recompute: str = "none"
+    activation_checkpointing: str = "none"
     num_workers: int = 4
     validate_every: int = 2000
     validation_shapes: int = 64
@@ -506,7 +511,11 @@ class TrainConfig:
     log_every: int = 50
 
     def __post_init__(self) -> None:
-        _one_of("train.recompute", self.recompute, RECOMPUTE)
+        _one_of(
+            "train.activation_checkpointing",
+            self.activation_checkpointing,
+            ACTIVATION_CHECKPOINTING,
+        )
         _require(
             0 <= self.ema < 1, f"train.ema is the decay of an average, in [0, 1), got {self.ema}"
         )
@@ -584,7 +593,7 @@ class VQVAEConfig:
 
 @dataclass(kw_only=True)
 class GPTTrainConfig(TrainConfig):
-    # or "sketch": encoders and sketch alone, which costs little; "layers": the rest, on these as
+    # or "code_predictor": encoders and code predictor alone, which costs little; "layers": the rest, on these as
     # they are
     stage: str = "gpt"
     steps: int = 400_000
@@ -595,25 +604,28 @@ class GPTTrainConfig(TrainConfig):
     weights_file_mb: int = 5000  # largest file of it: larger weights are split
     # largest share of a row's input tokens replaced by random ones; each row draws its own below it
     token_noise: float = 0.0
-    sketch_weight: float = 0.0  # of the loss between the sketch (gpt.sketch_dim) and the true codes
+    code_predictor_weight: float = (
+        0.0  # of the loss between the code predictor (gpt.code_predictor_dim) and the true codes
+    )
     # probability that a word is shown as an unknown one, for a text encoder that is trained
     word_dropout: float = 0.0
-    # further rows of each step, over all devices, that only the image encoder and the sketch see:
+    # further rows of each step, over all devices, that only the image encoder and the code predictor see:
     # cheap
-    sketch_rows: int = 0
+    code_predictor_rows: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _one_of("train.stage", self.stage, ("gpt", "sketch", "layers"))
+        _one_of("train.stage", self.stage, ("gpt", "code_predictor", "transformer"))
         _require(
-            self.stage != "layers" or not (self.sketch_weight or self.sketch_rows),
-            f"train.stage=layers leaves the sketch as it is, but train.sketch_weight {self.sketch_weight:g} and "
-            f"train.sketch_rows {self.sketch_rows} train it: write 0 for both",
+            self.stage != "transformer"
+            or not (self.code_predictor_weight or self.code_predictor_rows),
+            f"train.stage=transformer leaves the code predictor as it is, but train.code_predictor_weight {self.code_predictor_weight:g} and "
+            f"train.code_predictor_rows {self.code_predictor_rows} train it: write 0 for both",
         )
         _one_of("train.strategy", self.strategy, ("ddp", "fsdp"))
         _one_of("train.weights_dtype", self.weights_dtype, ("float32", "float16"))
         _at_least(1, self, "train.", "steps", "global_batch_size", "weights_file_mb")
-        _at_least(0, self, "train.", "sketch_weight", "sketch_rows", "token_noise")
+        _at_least(0, self, "train.", "code_predictor_weight", "code_predictor_rows", "token_noise")
         _require(
             0 <= self.word_dropout < 1,
             f"train.word_dropout is a probability below 1, got {self.word_dropout}",
@@ -643,15 +655,17 @@ class GPTRunConfig:
             f"conditions has an entry twice: {', '.join(self.conditions)}",
         )
         _require(
-            self.train.stage == "gpt" or (self.gpt.sketch_dim > 0 and len(self.conditions) > 0),
-            f"train.stage is {self.train.stage}, but the GPT has no sketch (gpt.sketch_dim {self.gpt.sketch_dim}, "
-            f"conditions {', '.join(self.conditions) or 'none'}): set gpt.sketch_dim to the tokenizer's code_dim, and "
+            self.train.stage == "gpt"
+            or (self.gpt.code_predictor_dim > 0 and len(self.conditions) > 0),
+            f"train.stage is {self.train.stage}, but the GPT has no code predictor (gpt.code_predictor_dim {self.gpt.code_predictor_dim}, "
+            f"conditions {', '.join(self.conditions) or 'none'}): set gpt.code_predictor_dim to the tokenizer's code_dim, and "
             "choose a --gpt-type that is told something",
         )
         _require(
-            self.gpt.sketch_dim > 0 or not (self.train.sketch_rows or self.train.sketch_weight),
-            f"train.sketch_rows {self.train.sketch_rows} and train.sketch_weight {self.train.sketch_weight:g} train a "
-            "sketch, but gpt.sketch_dim is 0: set it to the tokenizer's code_dim, or the two to 0",
+            self.gpt.code_predictor_dim > 0
+            or not (self.train.code_predictor_rows or self.train.code_predictor_weight),
+            f"train.code_predictor_rows {self.train.code_predictor_rows} and train.code_predictor_weight {self.train.code_predictor_weight:g} train a "
+            "code predictor, but gpt.code_predictor_dim is 0: set it to the tokenizer's code_dim, or the two to 0",
         )
 
 
@@ -695,7 +709,9 @@ def from_mapping(cls: type[T], values: dict, origin: str) -> T:
     """Builds the dataclass `cls` from nested plain values; `origin` names their source in
     errors."""
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(cls), OmegaConf.create(values))
+        merged = OmegaConf.merge(
+            OmegaConf.structured(cls), OmegaConf.create(upgrade_config(values))
+        )
         return OmegaConf.to_object(merged)
     except (OmegaConfBaseException, ValueError) as e:
         reason = str(e).splitlines()[0]
@@ -726,7 +742,9 @@ def load(
             "=" in item and not item.startswith("-"),
             f"{item!r} is not an override of the form key=value, as in train.batch_size=4",
         )
-    values = OmegaConf.merge(base or {}, values, OmegaConf.from_dotlist(list(overrides)))
+    values = OmegaConf.merge(
+        base or {}, values, OmegaConf.from_dotlist([upgrade_override(item) for item in overrides])
+    )
     return from_mapping(cls, OmegaConf.to_container(values), str(path) if path else "overrides")
 
 
@@ -764,7 +782,7 @@ def _read(path: Path) -> DictConfig:
     return values
 
 
-def completed(cls: type, values: dict, origin: str) -> dict:
+def with_defaults(cls: type, values: dict, origin: str) -> dict:
     """Values that an earlier version saved, with the defaults of keys that it did not know yet:
     those mean "as before"."""
     return to_mapping(from_mapping(cls, values, origin))

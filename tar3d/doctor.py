@@ -197,7 +197,9 @@ def decodes_what_it_predicts(model: ConditionalGPT, backend: str) -> bool:
     return agrees
 
 
-def gpt_step_bytes(config: GPTConfig, optim: OptimConfig, rows: int, recompute: str) -> int:
+def gpt_step_bytes(
+    config: GPTConfig, optim: OptimConfig, rows: int, activation_checkpointing: str
+) -> int:
     """`step_bytes` of the GPT over `rows` rows at a time. A frozen image encoder and the data are
     not counted."""
 
@@ -210,10 +212,10 @@ def gpt_step_bytes(config: GPTConfig, optim: OptimConfig, rows: int, recompute: 
             gpt.hidden(tokens[:, :-1], condition, dropped), gpt.head.weight, tokens
         )
 
-    return step_bytes(make, optim, recompute)
+    return step_bytes(make, optim, activation_checkpointing)
 
 
-def tokenizer_step_bytes(config: VQVAEConfig, shapes: int, recompute: str) -> int:
+def tokenizer_step_bytes(config: VQVAEConfig, shapes: int, activation_checkpointing: str) -> int:
     """The same of a step of the tokenizer over `shapes` shapes at a time, in the autoencoder stage;
     the comparison with the codebook needs little beside it."""
     t = config.train
@@ -224,7 +226,7 @@ def tokenizer_step_bytes(config: VQVAEConfig, shapes: int, recompute: str) -> in
         points = torch.rand(shapes, t.volume_points + t.near_points, 3) * 2 - 1
         return vqvae, lambda: vqvae(surface, points, False).logits.float().mean()
 
-    return step_bytes(make, config.optim, recompute)
+    return step_bytes(make, config.optim, activation_checkpointing)
 
 
 def print_fits(memory: dict[torch.device, int]) -> dict[str, int]:
@@ -238,12 +240,15 @@ def print_fits(memory: dict[torch.device, int]) -> dict[str, int]:
     header = "  ".join(f"fits {device}" for device in memory)
     print(f"{'training':<34} {'rows':>5} {'recompute':>10} {'GiB':>7}  {header}")
 
-    def line(name: str, rows: int, recompute: str, needed: int) -> None:
+    def line(name: str, rows: int, activation_checkpointing: str, needed: int) -> None:
         fits = "  ".join(
             f"{'yes' if needed + RESERVED < have else 'no':<{5 + len(str(device))}}"
             for device, have in memory.items()
         )
-        print(f"{name:<34} {rows:>5} {recompute:>10} {needed / 2**30:>7.1f}  {fits}", flush=True)
+        print(
+            f"{name:<34} {rows:>5} {activation_checkpointing:>10} {needed / 2**30:>7.1f}  {fits}",
+            flush=True,
+        )
         least[name] = min(needed, least.get(name, needed))
 
     for name in TOKENIZERS:
@@ -253,9 +258,9 @@ def print_fits(memory: dict[torch.device, int]) -> dict[str, int]:
     paper = configuration.load(VQVAEConfig, ROOT / "configs" / "vqvae3d.yaml").tokenizer
     for size in GPT_SIZES:
         config = configuration.load_gpt_run(ROOT / "configs" / "gpt_i23d.yaml", size, paper)
-        for recompute in ("cheap", "blocks"):
-            needed = gpt_step_bytes(config.gpt, OptimConfig(), 1, recompute)
-            line(_gpt_name(size, config.gpt), 1, recompute, needed)
+        for activation_checkpointing in ("cheap", "blocks"):
+            needed = gpt_step_bytes(config.gpt, OptimConfig(), 1, activation_checkpointing)
+            line(_gpt_name(size, config.gpt), 1, activation_checkpointing, needed)
     return least
 
 

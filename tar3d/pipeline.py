@@ -107,7 +107,7 @@ def words_of_model(folder: str | Path) -> PreTrainedTokenizerBase | None:
     """The tokenizer of a GPT's own text encoder; None where it has none, or one that is not its
     own."""
     config = checkpoint.read_config(folder, GPTRunConfig)
-    own = "text" in config.conditions and config.text_encoder.source == TRAINED
+    own = "text" in config.conditions and config.text_encoder.model == TRAINED
     return load_words(checkpoint.find_model(folder) / WORDS) if own else None
 
 
@@ -334,10 +334,12 @@ class Pipeline:
 
     def sampling(self, told: Collection[str]) -> SamplingConfig:
         """The sampling settings that the model was saved with, for the kinds of condition that it
-        is told. Of nothing there is nothing to heed: the sketch of the null prefix is a mean of all
+        is told. Of nothing there is nothing to heed: the code predictor of the null prefix is a mean of all
         shapes, and guidance away from it is none."""
         saved = self.model.config.sampling
-        return saved if told else dataclasses.replace(saved, cfg_scale=1.0, sketch_scale=0.0)
+        return (
+            saved if told else dataclasses.replace(saved, cfg_scale=1.0, code_predictor_scale=0.0)
+        )
 
     def generate(
         self,

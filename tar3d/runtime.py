@@ -166,11 +166,11 @@ def choose_device(name: str | None, low_vram: bool = False) -> torch.device:
     return device
 
 
-def prepare_blocks(module: torch.nn.Module, recompute: str, compile: bool) -> None:
+def prepare_blocks(module: torch.nn.Module, activation_checkpointing: str, compile: bool) -> None:
     """What a training does to each repeated block (child of an nn.ModuleList) by itself, in place,
     so that names in a checkpoint stay as they are.
 
-    `recompute` (activation checkpointing): "none" keeps for the backward pass whatever it needs;
+    `activation_checkpointing` (activation checkpointing): "none" keeps for the backward pass whatever it needs;
     "cheap" keeps the inputs of blocks and the results of matrix products and attention, and works
     out the rest again, which is elementwise; "blocks" keeps the inputs of blocks alone, for a third
     more computing. `compile` is torch.compile: of blocks, because that takes a fifth of the whole
@@ -178,8 +178,12 @@ def prepare_blocks(module: torch.nn.Module, recompute: str, compile: bool) -> No
     anyway.
     """
     for block in repeated_blocks(module):
-        if recompute == "blocks" or (recompute == "cheap" and not compile):
-            block.forward = _recomputed(block.forward, cheap_only=recompute == "cheap")
+        if activation_checkpointing == "blocks" or (
+            activation_checkpointing == "cheap" and not compile
+        ):
+            block.forward = _recomputed(
+                block.forward, cheap_only=activation_checkpointing == "cheap"
+            )
         if compile:
             block.compile()
 

@@ -2,7 +2,7 @@
 model FLOP/s, MFU, and the share of time in which the loop waited for data.
 
 MFU is model FLOPs over the device's peak (PaLM, arXiv 2204.02311, appendix B): only what the model
-needs counts, nothing that is computed twice (`train.recompute`), and nothing of the optimizer. The
+needs counts, nothing that is computed twice (`train.activation_checkpointing`), and nothing of the optimizer. The
 models count their own (`GPT.flops`, `VQVAE.flops`).
 """
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tar3d.config import SampleConfig, ViewConfig
+from tar3d.config import PointSamplingConfig, ViewConfig
 
-SAMPLES = SampleConfig(surface_points=200, volume_points=300, near_points=100)
+SAMPLES = PointSamplingConfig(surface_points=200, volume_points=300, near_points=100)
 VIEWS = ViewConfig(count=2, size=32)
 
 

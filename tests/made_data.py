@@ -3,12 +3,12 @@
 import csv
 from pathlib import Path
 
-from tar3d.data.formats.shards import Files
+from tar3d.data.formats.shards import ShardedFiles
 
 
 def everything(folder: Path) -> dict[str, bytes]:
     """All samples and views, loose or packed."""
-    both = {kind: Files(folder / kind) for kind in ("samples", "views")}
+    both = {kind: ShardedFiles(folder / kind) for kind in ("samples", "views")}
     return {f"{kind}/{name}": files.read(name) for kind, files in both.items() for name in files}
 
 

@@ -44,9 +44,7 @@ def test_every_arm_is_a_config_that_trains_on_equal_terms(name):
     assert config.gpt.num_layers == 12 and config.train.seed == 1 and config.train.steps == 7
     for key in ("global_batch_size", "token_noise", "validation_shapes"):
         assert getattr(config.train, key) == getattr(default.train, key)
-    changed = (
-        config.optim.adamw_lr if config.optim.hidden_matrices == "adamw" else config.optim.muon_lr
-    )
+    changed = config.optim.adamw_lr if config.optim.optimizer == "adamw" else config.optim.muon_lr
     assert changed == 4e-3
     if ARMS[name].tokenizer is not None:
         recipe = load(
@@ -58,7 +56,7 @@ def test_every_arm_is_a_config_that_trains_on_equal_terms(name):
         name == "hybrid"
         or ARMS[name].share < 1
         or config.gpt != default.gpt
-        or config.optim.hidden_matrices == "adamw"
+        or config.optim.optimizer == "adamw"
     )
 
 
@@ -129,8 +127,8 @@ class Commands:
                 f"step,nll,nll_shuffled,nll_null\n1,9,9,9\n2,{nll},{nll + 1},{nll + 0.5}\n"
             )
             (model / "metrics.json").write_text('{"hours": 0.1}')
-            if "train.stage=sketch" in arguments:
-                (out / "validation.csv").write_text("step,sketch\n900,0.12\n")
+            if "train.stage=code_predictor" in arguments:
+                (out / "validation.csv").write_text("step,code_distance\n900,0.12\n")
         elif arguments[0] == "train_vqvae.py":
             (out / "model").mkdir(parents=True)
             (out / "validation.csv").write_text(
@@ -145,7 +143,7 @@ class Commands:
                     {
                         "results": {
                             "as saved": found,
-                            "sketch_scale=0": {"fscore": {"mean": 0.15}},
+                            "code_predictor_scale=0": {"fscore": {"mean": 0.15}},
                             "reconstruction": bound,
                         }
                     }
@@ -191,19 +189,22 @@ def test_a_study_is_tuned_run_scored_and_not_run_again(arguments, tmp_path, monk
         r["fscore"] == 0.25 and r["empty"] == 1 for r in counted
     )
     assert all(r["fscore_alone"] == 0.15 for r in counted), (
-        "under the same seeds, without what sketch_scale adds"
+        "under the same seeds, without what code_predictor_scale adds"
     )
     assert all(r["nll_shuffled"] == pytest.approx(r["nll"] + 1) for r in runs.values())
-    sketches = [call for call in commands.calls if "train.stage=sketch" in call]
-    assert len(sketches) == 2, (
+    code_predictors = [call for call in commands.calls if "train.stage=code_predictor" in call]
+    assert len(code_predictors) == 2, (
         "one for the order of the cells, one for that of the planes, whoever asks first"
     )
     began = {
-        call[call.index("--init-sketch") + 1] for call in commands.calls if "--init-sketch" in call
+        call[call.index("--init-code-predictor") + 1]
+        for call in commands.calls
+        if "--init-code-predictor" in call
     }
-    sketch = tmp_path / "out" / "sketches"
+    code_predictor = tmp_path / "out" / "code_predictors"
     assert began == {
-        str(sketch / name / "run" / "model" / "gpt_i23d") for name in ("shipped", "shipped-planes")
+        str(code_predictor / name / "run" / "model" / "gpt_i23d")
+        for name in ("shipped", "shipped-planes")
     }
     before = len(commands.calls)
     assert main(["order", *arguments, "--seeds", "2"]) == 0 and len(commands.calls) == before
@@ -249,7 +250,7 @@ def test_another_size_is_asked_for_by_name(arguments, monkeypatch, tmp_path):
     monkeypatch.setattr(ablate, "_command", commands := Commands())
     assert main(["order", *arguments, "--seeds", "1", "--gpt-model", "GPT-B"]) == 0
     trained = [call for call in commands.calls if call[0] == "train_gpt.py"]
-    assert any("train.stage=sketch" in call for call in trained)
+    assert any("train.stage=code_predictor" in call for call in trained)
     assert all(
         call[call.index("--gpt-model") + 1] == "GPT-B" and not set(MODEL) & set(call)
         for call in trained

@@ -18,19 +18,19 @@ from tar3d.config import (
     GPTTrainConfig,
     ImageEncoderConfig,
     OptimConfig,
+    PointSamplingConfig,
     PrepareConfig,
-    SampleConfig,
     SamplingConfig,
     TokenizerConfig,
     ViewConfig,
     VQVAEConfig,
     VQVAETrainConfig,
-    completed,
     from_mapping,
     gpt_config,
     load,
     save,
     to_mapping,
+    with_defaults,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,20 +64,22 @@ def test_overrides_win_over_the_file(tmp_path):
     (tmp_path / "a.yaml").write_text("train: {batch_size: 3, seed: 5}\n")
     config = load(VQVAEConfig, tmp_path / "a.yaml", ["train.batch_size=7"])
     assert (config.train.batch_size, config.train.seed) == (7, 5)
-    assert load(SampleConfig, None, ["near_sigmas=[0.1,0.2]"]).near_sigmas == [0.1, 0.2]
+    assert load(PointSamplingConfig, None, ["near_sigmas=[0.1,0.2]"]).near_sigmas == [0.1, 0.2]
 
 
 def test_what_is_prepared_has_flat_sample_keys_and_nested_views():
     config = load(PrepareConfig, None, ["near_points=7", "views.size=32", "views.azimuth=[-10,10]"])
-    assert config.samples == SampleConfig(near_points=7) and config.views == ViewConfig(
+    assert config.samples == PointSamplingConfig(near_points=7) and config.views == ViewConfig(
         size=32, azimuth=[-10.0, 10.0]
     )
 
 
 def test_values_of_an_earlier_version_are_completed():
-    assert completed(ViewConfig, {"count": 2}, "settings.json") == to_mapping(ViewConfig(count=2))
+    assert with_defaults(ViewConfig, {"count": 2}, "settings.json") == to_mapping(
+        ViewConfig(count=2)
+    )
     with pytest.raises(ValueError, match=r"settings\.json.*colour"):
-        completed(ViewConfig, {"colour": "red"}, "settings.json")
+        with_defaults(ViewConfig, {"colour": "red"}, "settings.json")
 
 
 @pytest.mark.parametrize(
@@ -122,9 +124,9 @@ def test_missing_file_is_named():
 
 
 CONTRADICTIONS = [
-    (SampleConfig, {"surface_points": 0}),
-    (SampleConfig, {"near_sigmas": []}),
-    (SampleConfig, {"near_sigmas": [0.1, -0.1]}),
+    (PointSamplingConfig, {"surface_points": 0}),
+    (PointSamplingConfig, {"near_sigmas": []}),
+    (PointSamplingConfig, {"near_sigmas": [0.1, -0.1]}),
     (ViewConfig, {"size": 8}),
     (ViewConfig, {"azimuth": [10.0]}),
     (ViewConfig, {"elevation": [30.0, 5.0]}),
@@ -142,8 +144,8 @@ CONTRADICTIONS = [
     (OptimConfig, {"adamw_lr": -1.0}),
     (OptimConfig, {"grad_clip": -1.0}),
     (OptimConfig, {"warmup_steps": -1}),
-    (ImageEncoderConfig, {"source": ""}),
-    (ImageEncoderConfig, {"source": "trained", "image_size": 60}),
+    (ImageEncoderConfig, {"model": ""}),
+    (ImageEncoderConfig, {"model": "trained", "image_size": 60}),
     (ImageEncoderConfig, {"foreground_fill": 1.5}),
     (GPTConfig, {"rope": "none"}),
     (GPTConfig, {"layer_pattern": "LLX"}),
@@ -153,7 +155,7 @@ CONTRADICTIONS = [
     (GPTConfig, {"chunk_size": 0}),
     (GPTConfig, {"linear_backend": "cuda"}),
     (GPTConfig, {"attention_backend": "chunked"}),
-    (GPTConfig, {"linear": "delta", "linear_backend": "lightning_attn"}),
+    (GPTConfig, {"linear_attention": "delta", "linear_backend": "lightning_attn"}),
     (SamplingConfig, {"temperature": -1.0}),
     (SamplingConfig, {"top_p": 0.0}),
     (SamplingConfig, {"min_p": 1.0}),

@@ -25,7 +25,7 @@ SETTINGS = {
     "faces": 0,
     "temperature": None,
     "cfg_scale": None,
-    "sketch_scale": None,
+    "code_predictor_scale": None,
 }
 
 
@@ -54,7 +54,7 @@ def ask(page: tuple, gpt_type: str, *told: object, **changed: object) -> tuple[P
 
 
 def test_a_text_gives_the_mesh_that_the_script_gives(page, tmp_path):
-    file, line = ask(page, "t23d", "a chair with arms", sketch_scale=20)
+    file, line = ask(page, "t23d", "a chair with arms", code_predictor_scale=20)
     flags = [
         "--model",
         str(ROOT / "pretrained/tiny"),
@@ -64,7 +64,7 @@ def test_a_text_gives_the_mesh_that_the_script_gives(page, tmp_path):
         "5",
         "--resolution",
         "32",
-        "--sketch-scale",
+        "--code-predictor-scale",
         "20",
         "--no-preview",
         "--save-path",

@@ -42,7 +42,7 @@ SMALL = {  # what a command is given beside its own words, so that it takes seco
     "train_gpt": [
         "train.steps=60",
         "train.global_batch_size=4",
-        "train.sketch_rows=4",
+        "train.code_predictor_rows=4",
         "train.validate_every=60",
         "train.validation_shapes=2",
         "train.preview_shapes=1",

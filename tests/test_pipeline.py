@@ -77,8 +77,11 @@ def test_low_vram_keeps_on_the_device_what_works_and_nothing_else(monkeypatch):
 
 def test_of_nothing_there_is_nothing_to_heed():
     pipeline = Pipeline.load(TINY, "uncond")
-    assert pipeline.sampling(["text"]).sketch_scale > 0
-    assert (pipeline.sampling([]).sketch_scale, pipeline.sampling([]).cfg_scale) == (0.0, 1.0)
+    assert pipeline.sampling(["text"]).code_predictor_scale > 0
+    assert (pipeline.sampling([]).code_predictor_scale, pipeline.sampling([]).cfg_scale) == (
+        0.0,
+        1.0,
+    )
     free = pipeline.generate({}, seeds=[0, 1, 2], resolution=24)
     assert len({tuple(shape.tokens.tolist()) for shape in free}) == 3
     assert sum(shape.mesh is not None for shape in free) >= 2

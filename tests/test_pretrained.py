@@ -13,7 +13,7 @@ import infer_vqvae
 import run
 from tar3d import checkpoint
 from tar3d.config import GPTRunConfig
-from tar3d.evaluation.judge import load_judge, surface
+from tar3d.evaluation.evaluator import load_evaluator, surface
 from tar3d.mesh.load import load_mesh
 from tar3d.mesh.points import sample_surface
 from tar3d.metrics.geometry import volume_iou
@@ -151,12 +151,12 @@ def test_words_decide_what_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "--no-preview",
     ]
     assert run.main(["--prompt", *prompts, *flags]) == 0
-    judge = load_judge(TINY / "judge")
+    evaluator = load_evaluator(TINY / "evaluator")
     points = [
         surface(load_mesh(tmp_path / f"{prompt.replace(' ', '_')}.glb"), seed=0)
         for prompt in prompts
     ]
-    told = judge.categories_of(torch.from_numpy(np.stack(points)))
+    told = evaluator.categories_of(torch.from_numpy(np.stack(points)))
     assert (
         sum(a == b for a, b in zip(told, ["sofa", "plane", "mug", "bottle", "table"], strict=True))
         >= 4

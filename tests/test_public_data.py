@@ -28,15 +28,14 @@ TRAIN, HELD_OUT = ["0001_a", "0001_b", "0002_a", "0002_b"], ["0001_c", "0002_e",
 FAST = ["train.steps=2", "train.validate_every=2", "train.save_every=2"]
 # The encoder that has made the embeddings; nothing of it is on this disk.
 GIVEN = [
-    "image_encoder.source=owner/dino-vitb16",
+    "image_encoder.model=owner/dino-vitb16",
     "gpt.condition_tokens=5",
     "gpt.condition_width=12",
 ]
 SIZES = [
     o
     for o in GPT
-    if o.split("=")[0]
-    not in ("image_encoder.source", "gpt.condition_tokens", "gpt.condition_width")
+    if o.split("=")[0] not in ("image_encoder.model", "gpt.condition_tokens", "gpt.condition_width")
 ]
 
 
@@ -176,7 +175,7 @@ def test_the_gpt_trains_from_given_embeddings_without_their_encoder(
     assert "image encoder 'owner/dino-vitb16' was not found" in capsys.readouterr().err
 
     assert (
-        train_gpt.main([*flags, str(tmp_path / "b"), *GIVEN, "image_encoder.source=owner/other"])
+        train_gpt.main([*flags, str(tmp_path / "b"), *GIVEN, "image_encoder.model=owner/other"])
         == 2
     )
     assert (
@@ -192,8 +191,8 @@ def test_the_gpt_trains_from_given_embeddings_without_their_encoder(
             "view_0 is 5 x 12, but gpt.condition_tokens x gpt.condition_width is 6 x 12: write gpt.con",
         ),
         (
-            ["image_encoder.source=trained"],
-            "are those of a frozen encoder, but image_encoder.source is 'trained'",
+            ["image_encoder.model=trained"],
+            "are those of a frozen encoder, but image_encoder.model is 'trained'",
         ),
         (["--embeddings", "none"], "none is not a folder of embeddings"),
     ],

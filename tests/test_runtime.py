@@ -155,16 +155,19 @@ class Counted(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    "recompute, products, elementwise", [("none", 4, 2), ("cheap", 4, 4), ("blocks", 6, 4)]
+    "activation_checkpointing, products, elementwise",
+    [("none", 4, 2), ("cheap", 4, 4), ("blocks", 6, 4)],
 )
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_recomputing_changes_what_is_kept_and_no_number(recompute, products, elementwise, device):
+def test_recomputing_changes_what_is_kept_and_no_number(
+    activation_checkpointing, products, elementwise, device
+):
     """The second product of a block need not be run again: its gradient asks for its inputs
     alone."""
     torch.manual_seed(0)
     plain = Twice().to(device)
     other = copy.deepcopy(plain)
-    prepare_blocks(other, recompute, compile=False)
+    prepare_blocks(other, activation_checkpointing, compile=False)
     x = torch.randn(3, 4, device=device)
     plain(x).square().sum().backward()
     with Counted() as ran:

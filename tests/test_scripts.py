@@ -88,7 +88,7 @@ GPT = [
     "gpt.condition_width=16",
     "gpt.layer_pattern=LF",
     "gpt.condition_dropout=0.3",
-    "image_encoder.source=trained",
+    "image_encoder.model=trained",
     "image_encoder.image_size=32",
     "image_encoder.patch_size=8",
     "image_encoder.width=16",
@@ -106,7 +106,12 @@ DEV_MESHES = (
     / "dev"
     / "meshes"
 )
-SKETCH = ["gpt.sketch_dim=4", "gpt.sketch_local=2", "train.sketch_weight=1", "train.sketch_rows=8"]
+CODE_PREDICTOR = [
+    "gpt.code_predictor_dim=4",
+    "gpt.code_predictor_local=2",
+    "train.code_predictor_weight=1",
+    "train.code_predictor_rows=8",
+]
 
 
 @pytest.fixture(scope="module")
@@ -225,20 +230,20 @@ def test_an_interrupted_tokenizer_training_resumes_bit_for_bit(
     )
 
 
-@pytest.mark.parametrize("sketch", [[], SKETCH], ids=["plain", "sketch"])
+@pytest.mark.parametrize("code_predictor", [[], CODE_PREDICTOR], ids=["plain", "code_predictor"])
 def test_an_interrupted_gpt_training_resumes_bit_for_bit(
-    data, fabric, vqvae_run, tmp_path, monkeypatch, sketch
+    data, fabric, vqvae_run, tmp_path, monkeypatch, code_predictor
 ):
-    train_gpt_in(tmp_path / "whole", data, fabric, vqvae_run / "model", sketch)
+    train_gpt_in(tmp_path / "whole", data, fabric, vqvae_run / "model", code_predictor)
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         interrupt(patch, train_gpt, 4)
-        train_gpt_in(tmp_path / "parts", data, fabric, vqvae_run / "model", sketch)
+        train_gpt_in(tmp_path / "parts", data, fabric, vqvae_run / "model", code_predictor)
     train_gpt_in(
         tmp_path / "parts",
         data,
         fabric,
         vqvae_run / "model",
-        sketch,
+        code_predictor,
         state=newest(tmp_path / "parts"),
     )
     assert equal(*(load_state(newest(tmp_path / run)) for run in ("parts", "whole")))
@@ -246,8 +251,8 @@ def test_an_interrupted_gpt_training_resumes_bit_for_bit(
         assert rows(tmp_path / "parts" / name) == rows(tmp_path / "whole" / name)
 
 
-@pytest.mark.parametrize("sketch", [[], SKETCH], ids=["plain", "sketch"])
-def test_accumulation_does_not_change_a_step(data, fabric, vqvae_run, tmp_path, sketch):
+@pytest.mark.parametrize("code_predictor", [[], CODE_PREDICTOR], ids=["plain", "code_predictor"])
+def test_accumulation_does_not_change_a_step(data, fabric, vqvae_run, tmp_path, code_predictor):
     losses = []
     for micro in (4, 2, 1):
         train_gpt_in(
@@ -255,7 +260,7 @@ def test_accumulation_does_not_change_a_step(data, fabric, vqvae_run, tmp_path, 
             data,
             fabric,
             vqvae_run / "model",
-            [f"train.micro_batch_size={micro}", "train.steps=2", *sketch],
+            [f"train.micro_batch_size={micro}", "train.steps=2", *code_predictor],
         )
         losses.append([float(r["nll"]) for r in rows(tmp_path / str(micro) / "train.csv")])
         losses[-1] += [float(r["gradient_norm"]) for r in rows(tmp_path / str(micro) / "train.csv")]
@@ -1201,14 +1206,14 @@ def test_models_given_apart(gpt_run, vqvae_run):
         Pipeline.load(vqvae=vqvae_run / "model")
 
 
-def sketching(vqvae, *overrides: str) -> tuple[GPTRunConfig, train_gpt.Trainee]:
+def code_predictor_objective(vqvae, *overrides: str) -> tuple[GPTRunConfig, train_gpt.GPTObjective]:
     config = configuration.load(
-        GPTRunConfig, None, [*GPT, f"gpt.sketch_dim={vqvae.config.code_dim}", *overrides]
+        GPTRunConfig, None, [*GPT, f"gpt.code_predictor_dim={vqvae.config.code_dim}", *overrides]
     )
     train_gpt.check_tokenizer(config, vqvae)
     torch.manual_seed(0)
     encoders = {kind: build_encoder(config, kind) for kind in config.conditions}
-    return config, train_gpt.Trainee(
+    return config, train_gpt.GPTObjective(
         ConditionalGPT(config, encoders), vqvae.quantizer.codebook.clone()
     )
 
@@ -1222,37 +1227,46 @@ def random_rows(config: GPTRunConfig, count: int) -> dict:
 
 
 @pytest.mark.parametrize("local", [0, 3])
-def test_the_sketch_loss_teaches_the_image_encoder_and_not_the_rest_of_the_gpt(vqvae_run, local):
-    config, trainee = sketching(
-        checkpoint.load_tokenizer(vqvae_run / "model"), f"gpt.sketch_local={local}"
+def test_the_code_predictor_loss_teaches_the_image_encoder_and_not_the_rest_of_the_gpt(
+    vqvae_run, local
+):
+    config, objective = code_predictor_objective(
+        checkpoint.load_tokenizer(vqvae_run / "model"), f"gpt.code_predictor_local={local}"
     )
     rows = random_rows(config, 5)
-    losses = trainee(
+    losses = objective(
         rows["tokens"], rows["tokens"][:2, :-1], rows["source"], torch.tensor([False, True])
     )
     assert losses["nll"].item() == pytest.approx(math.log(config.gpt.codebook_size), rel=0.1)
-    losses["sketch"].backward()
+    losses["code_distance"].backward()
     assert all(
         p.grad is not None and p.grad.abs().sum() > 0
-        for p in trainee.model.conditioner.parameters()
+        for p in objective.model.conditioner.parameters()
     )
-    touched = {name for name, p in trainee.model.gpt.named_parameters() if p.grad is not None}
-    expected = {f"sketch.guess.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")}
+    touched = {name for name, p in objective.model.gpt.named_parameters() if p.grad is not None}
+    expected = {
+        f"code_predictor.mlp.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")
+    }
     assert touched == expected | (
-        {"sketch.local.weight", "sketch.local_norm.weight"} if local else set()
+        {"code_predictor.local.weight", "code_predictor.local_norm.weight"} if local else set()
     )
 
 
-def test_the_sketch_is_trained_alone_and_a_gpt_goes_on_from_it(data, fabric, vqvae_run, tmp_path):
-    alone = [*SKETCH, "train.stage=sketch"]
-    metrics = train_gpt_in(tmp_path / "sketch", data, fabric, vqvae_run / "model", alone)
-    assert set(metrics) == {"sketch", "sketch_shuffled"} and 0 < metrics["sketch"] < 2
-    with open(tmp_path / "sketch" / "train.csv", newline="") as f:
+def test_the_code_predictor_is_trained_alone_and_a_gpt_goes_on_from_it(
+    data, fabric, vqvae_run, tmp_path
+):
+    alone = [*CODE_PREDICTOR, "train.stage=code_predictor"]
+    metrics = train_gpt_in(tmp_path / "code_predictor", data, fabric, vqvae_run / "model", alone)
+    assert (
+        set(metrics) == {"code_distance", "code_distance_shuffled"}
+        and 0 < metrics["code_distance"] < 2
+    )
+    with open(tmp_path / "code_predictor" / "train.csv", newline="") as f:
         assert "nll" not in next(csv.DictReader(f))
-    folder = tmp_path / "sketch" / "model" / "gpt_i23d"
+    folder = tmp_path / "code_predictor" / "model" / "gpt_i23d"
     assert "not trained: go on" in (folder / "README.md").read_text()
-    assert list((tmp_path / "sketch").glob("preview_*.png")) and not list(
-        (tmp_path / "sketch").glob("nll_*.png")
+    assert list((tmp_path / "code_predictor").glob("preview_*.png")) and not list(
+        (tmp_path / "code_predictor").glob("nll_*.png")
     )
     trained = load_gpt(folder)
     torch.manual_seed(trained.config.train.seed)
@@ -1262,31 +1276,45 @@ def test_the_sketch_is_trained_alone_and_a_gpt_goes_on_from_it(data, fabric, vqv
     before, after = fresh.state_dict(), trained.state_dict()
     moved = {name for name in after if not torch.equal(before[name], after[name])}
     assert (
-        all(name.startswith(("conditioner.", "gpt.sketch.")) for name in moved) and len(moved) > 4
+        all(name.startswith(("conditioner.", "gpt.code_predictor.")) for name in moved)
+        and len(moved) > 4
     )
 
-    _, trainee = sketching(
-        checkpoint.load_tokenizer(vqvae_run / "model"), *SKETCH, "gpt.num_layers=3", "gpt.width=32"
+    _, objective = code_predictor_objective(
+        checkpoint.load_tokenizer(vqvae_run / "model"),
+        *CODE_PREDICTOR,
+        "gpt.num_layers=3",
+        "gpt.width=32",
     )
-    anew = {name: value.clone() for name, value in trainee.model.state_dict().items()}
-    train_gpt.fill_sketch_from(trainee.model, str(folder))
-    for name, value in trainee.model.state_dict().items():
+    anew = {name: value.clone() for name, value in objective.model.state_dict().items()}
+    train_gpt.init_code_predictor_from(objective.model, str(folder))
+    for name, value in objective.model.state_dict().items():
         assert torch.equal(
-            value, (after if name.startswith(train_gpt.SKETCH_PARTS) else anew)[name]
+            value, (after if name.startswith(train_gpt.PREDICTOR_STAGE_PARTS) else anew)[name]
         ), name
-    _, without = sketching(checkpoint.load_tokenizer(vqvae_run / "model"), "gpt.sketch_dim=0")
+    _, without = code_predictor_objective(
+        checkpoint.load_tokenizer(vqvae_run / "model"), "gpt.code_predictor_dim=0"
+    )
     with pytest.raises(
-        ValueError, match="has gpt.sketch_dim 4, but this GPT 0: write gpt.sketch_dim=4"
+        ValueError,
+        match="has gpt.code_predictor_dim 4, but this GPT 0: write gpt.code_predictor_dim=4",
     ):
-        train_gpt.fill_sketch_from(without.model, str(folder))
+        train_gpt.init_code_predictor_from(without.model, str(folder))
     assert "nll" in train_gpt_in(
-        tmp_path / "gpt", data, fabric, vqvae_run / "model", SKETCH, init_sketch=str(folder)
+        tmp_path / "gpt",
+        data,
+        fabric,
+        vqvae_run / "model",
+        CODE_PREDICTOR,
+        init_code_predictor=str(folder),
     )
 
 
-def test_a_gpt_can_be_given_a_sketch_of_another_shape(data, fabric, vqvae_run, tmp_path, capsys):
-    """Layers from one model, encoders and sketch from another: how a trained GPT gets a better
-    sketch."""
+def test_a_gpt_can_be_given_a_code_predictor_of_another_shape(
+    data, fabric, vqvae_run, tmp_path, capsys
+):
+    """Layers from one model, encoders and code predictor from another: how a trained GPT gets a better
+    code predictor."""
     still = ["optim.muon_lr=1e-9", "optim.adamw_lr=1e-9"]
     old, new, both = tmp_path / "old", tmp_path / "new", tmp_path / "both"
     train_gpt_in(
@@ -1294,33 +1322,47 @@ def test_a_gpt_can_be_given_a_sketch_of_another_shape(data, fabric, vqvae_run, t
         data,
         fabric,
         vqvae_run / "model",
-        [*SKETCH, "gpt.sketch_local=0", "gpt.sketch_hidden=9"],
+        [*CODE_PREDICTOR, "gpt.code_predictor_local=0", "gpt.code_predictor_hidden=9"],
     )
     given = str(old / "model" / "gpt_i23d")
     train_gpt_in(
-        new, data, fabric, vqvae_run / "model", [*SKETCH, *still, "train.stage=sketch"], init=given
+        new,
+        data,
+        fabric,
+        vqvae_run / "model",
+        [*CODE_PREDICTOR, *still, "train.stage=code_predictor"],
+        init=given,
     )
-    assert "which begin anew: the sketch's guess" in capsys.readouterr().out
-    sketch = str(new / "model" / "gpt_i23d")
+    assert "which begin anew: the predicted codes" in capsys.readouterr().out
+    code_predictor = str(new / "model" / "gpt_i23d")
     train_gpt_in(
-        both, data, fabric, vqvae_run / "model", [*SKETCH, *still], init=given, init_sketch=sketch
+        both,
+        data,
+        fabric,
+        vqvae_run / "model",
+        [*CODE_PREDICTOR, *still],
+        init=given,
+        init_code_predictor=code_predictor,
     )
     first, second, found = (
-        load_gpt(folder).state_dict() for folder in (given, sketch, both / "model" / "gpt_i23d")
+        load_gpt(folder).state_dict()
+        for folder in (given, code_predictor, both / "model" / "gpt_i23d")
     )
     for name, value in found.items():
-        expected = (second if name.startswith(train_gpt.SKETCH_PARTS) else first)[name]
+        expected = (second if name.startswith(train_gpt.PREDICTOR_STAGE_PARTS) else first)[name]
         assert torch.allclose(value, expected, atol=1e-6), name
 
 
-def test_a_gpt_without_a_sketch_goes_on_with_one_and_one_with_a_sketch_without(
+def test_a_gpt_without_a_code_predictor_goes_on_with_one_and_one_with_a_code_predictor_without(
     data, fabric, vqvae_run, tmp_path, capsys
 ):
     still = ["optim.muon_lr=1e-9", "optim.adamw_lr=1e-9"]
     train_gpt_in(tmp_path / "none", data, fabric, vqvae_run / "model", [])
     init = str(tmp_path / "none" / "model" / "gpt_i23d")
-    train_gpt_in(tmp_path / "with", data, fabric, vqvae_run / "model", [*SKETCH, *still], init=init)
-    assert "which begin anew: the sketch" in capsys.readouterr().out
+    train_gpt_in(
+        tmp_path / "with", data, fabric, vqvae_run / "model", [*CODE_PREDICTOR, *still], init=init
+    )
+    assert "which begin anew: the code predictor" in capsys.readouterr().out
     init = str(tmp_path / "with" / "model" / "gpt_i23d")
     train_gpt_in(tmp_path / "again", data, fabric, vqvae_run / "model", still, init=init)
     assert "anew" not in capsys.readouterr().out
@@ -1329,7 +1371,7 @@ def test_a_gpt_without_a_sketch_goes_on_with_one_and_one_with_a_sketch_without(
         for name in ("none", "with", "again")
     )
     assert first.keys() == third.keys() and {name for name in second if name not in first} == {
-        name for name in second if name.startswith("gpt.sketch.")
+        name for name in second if name.startswith("gpt.code_predictor.")
     }
     for name, value in first.items():
         assert torch.allclose(second[name], value, atol=1e-6) and torch.allclose(
@@ -1337,46 +1379,69 @@ def test_a_gpt_without_a_sketch_goes_on_with_one_and_one_with_a_sketch_without(
         ), name
 
 
-def test_the_layers_are_trained_on_a_sketch_that_stays_as_it_is(data, fabric, vqvae_run, tmp_path):
+def test_the_layers_are_trained_on_a_code_predictor_that_stays_as_it_is(
+    data, fabric, vqvae_run, tmp_path
+):
     train_gpt_in(
-        tmp_path / "sketch", data, fabric, vqvae_run / "model", [*SKETCH, "train.stage=sketch"]
+        tmp_path / "code_predictor",
+        data,
+        fabric,
+        vqvae_run / "model",
+        [*CODE_PREDICTOR, "train.stage=code_predictor"],
     )
-    sketch = str(tmp_path / "sketch" / "model" / "gpt_i23d")
-    layers = [*SKETCH, "train.stage=layers", "train.sketch_weight=0", "train.sketch_rows=0"]
+    code_predictor = str(tmp_path / "code_predictor" / "model" / "gpt_i23d")
+    layers = [
+        *CODE_PREDICTOR,
+        "train.stage=transformer",
+        "train.code_predictor_weight=0",
+        "train.code_predictor_rows=0",
+    ]
     metrics = train_gpt_in(
-        tmp_path / "layers", data, fabric, vqvae_run / "model", layers, init_sketch=sketch
+        tmp_path / "layers",
+        data,
+        fabric,
+        vqvae_run / "model",
+        layers,
+        init_code_predictor=code_predictor,
     )
     assert metrics["nll"] > 0
     with open(tmp_path / "layers" / "train.csv", newline="") as f:
         row = next(csv.DictReader(f))
-    assert "nll" in row and "sketch" not in row
+    assert "nll" in row and "code_distance" not in row
     before, after = (
         load_gpt(folder).state_dict()
-        for folder in (sketch, tmp_path / "layers" / "model" / "gpt_i23d")
+        for folder in (code_predictor, tmp_path / "layers" / "model" / "gpt_i23d")
     )
     same = {name for name in after if torch.equal(before[name], after[name])}
-    assert {name for name in after if name.startswith(train_gpt.SKETCH_PARTS)} == same
-    assert "gpt.sketch.project.weight" in after and "gpt.null_prefix" in after.keys() - same
-    with pytest.raises(ValueError, match="goes on from encoders and a sketch that are trained"):
+    assert {name for name in after if name.startswith(train_gpt.PREDICTOR_STAGE_PARTS)} == same
+    assert "gpt.code_predictor.project.weight" in after and "gpt.null_prefix" in after.keys() - same
+    with pytest.raises(
+        ValueError, match="goes on from encoders and a code predictor that are trained"
+    ):
         train_gpt_in(tmp_path / "none", data, fabric, vqvae_run / "model", layers)
     with pytest.raises(
-        ValueError, match="train.sketch_weight 1 and train.sketch_rows 8 train it: write 0 for both"
+        ValueError,
+        match="train.code_predictor_weight 1 and train.code_predictor_rows 8 train it: write 0 for both",
     ):
-        configuration.load(GPTRunConfig, None, [*GPT, *SKETCH, "train.stage=layers"])
+        configuration.load(GPTRunConfig, None, [*GPT, *CODE_PREDICTOR, "train.stage=transformer"])
 
 
-def test_the_sketch_alone_needs_one_and_something_to_be_told():
-    for overrides in ((), ("gpt.sketch_dim=4", "conditions=[]")):
-        with pytest.raises(ValueError, match="train.stage is sketch, but the GPT has no sketch"):
-            configuration.load(GPTRunConfig, None, [*GPT, "train.stage=sketch", *overrides])
+def test_the_code_predictor_alone_needs_one_and_something_to_be_told():
+    for overrides in ((), ("gpt.code_predictor_dim=4", "conditions=[]")):
+        with pytest.raises(
+            ValueError, match="train.stage is code_predictor, but the GPT has no code predictor"
+        ):
+            configuration.load(GPTRunConfig, None, [*GPT, "train.stage=code_predictor", *overrides])
 
 
 def test_another_order_of_the_tokens_is_the_same_tokens_to_all_but_the_gpt(vqvae_run):
     vqvae = checkpoint.load_tokenizer(vqvae_run / "model")
-    config, trainee = sketching(vqvae, "gpt.token_order=planes", "gpt.sketch_dim=0")
+    config, objective = code_predictor_objective(
+        vqvae, "gpt.token_order=planes", "gpt.code_predictor_dim=0"
+    )
     rows, dropped = random_rows(config, 3), torch.tensor([False, True, False])
-    tokens, model = rows["tokens"], trainee.model.eval()
-    losses = trainee(tokens, tokens[:, :-1], rows["source"], dropped)
+    tokens, model = rows["tokens"], objective.model.eval()
+    losses = objective(tokens, tokens[:, :-1], rows["source"], dropped)
     by_token = model.token_nll(tokens, rows["source"], dropped)
     assert set(losses) == {"nll"}
     torch.testing.assert_close(by_token.mean(), losses["nll"])
@@ -1396,11 +1461,17 @@ def test_another_order_of_the_tokens_is_the_same_tokens_to_all_but_the_gpt(vqvae
     assert torch.equal(again.argmax(-1), to_planes(greedy, config.gpt.grid_size).flatten(1))
 
 
-def test_sketch_rows_need_a_sketch_and_divide_over_the_forward_passes(data, vqvae_run, tmp_path):
-    with pytest.raises(ValueError, match="train a sketch, but gpt.sketch_dim is 0"):
-        configuration.load(GPTRunConfig, None, [*GPT, "train.sketch_rows=4"])
+def test_code_predictor_rows_need_a_code_predictor_and_divide_over_the_forward_passes(
+    data, vqvae_run, tmp_path
+):
+    with pytest.raises(ValueError, match="train a code predictor, but gpt.code_predictor_dim is 0"):
+        configuration.load(GPTRunConfig, None, [*GPT, "train.code_predictor_rows=4"])
     fabric = start_fabric(None, 1, "32-true")
     with pytest.raises(ValueError, match="3 rows, which do not divide over its 2 forward passes"):
         train_gpt_in(
-            tmp_path / "odd", data, fabric, vqvae_run / "model", [*SKETCH, "train.sketch_rows=3"]
+            tmp_path / "odd",
+            data,
+            fabric,
+            vqvae_run / "model",
+            [*CODE_PREDICTOR, "train.code_predictor_rows=3"],
         )

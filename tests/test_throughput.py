@@ -101,9 +101,9 @@ CONFIGS = {
     "linear": {"layer_pattern": "L", "linear_gate": False},
     "full": {"layer_pattern": "F"},
     "cell": {"tokens_per_step": 3},
-    "sketch": {"sketch_dim": 4},
-    "local": {"sketch_dim": 4, "sketch_local": 2, "sketch_hidden": 24},
-    "cell and sketch": {"tokens_per_step": 3, "sketch_dim": 4},
+    "code_predictor": {"code_predictor_dim": 4},
+    "local": {"code_predictor_dim": 4, "code_predictor_local": 2, "code_predictor_hidden": 24},
+    "cell and code predictor": {"tokens_per_step": 3, "code_predictor_dim": 4},
 }
 
 
@@ -136,7 +136,7 @@ def test_a_gpt_counts_its_matrices_as_pytorch_does(changes):
 
 def test_a_picture_encoder_counts_its_matrices_and_attention():
     config = ImageEncoderConfig(
-        source="trained", image_size=32, patch_size=8, width=16, num_layers=2, num_heads=2
+        model="trained", image_size=32, patch_size=8, width=16, num_layers=2, num_heads=2
     )
     encoder, pictures = build_image_encoder(config), 3
     with FlopCounterMode(display=False) as counter:

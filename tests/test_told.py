@@ -25,7 +25,7 @@ from tar3d.pipeline import ConditionalGPT, Pipeline, load_gpt
 from tar3d.tokenizer.vqvae import VQVAE as Tokenizer
 
 TEXT = [
-    "text_encoder.source=trained",
+    "text_encoder.model=trained",
     "text_encoder.max_tokens=10",
     "text_encoder.vocabulary=32",
     "text_encoder.width=16",
@@ -414,7 +414,7 @@ def test_evaluations_of_what_was_told(models, data, tmp_path, gpt_type):
             "generated from another shape's caption" in report
             and "Are they what the captions say?" in report
         )
-        assert values["text"]["generation"]["judged"] == 0, "the judge does not know a box"
+        assert values["text"]["generation"]["evaluated"] == 0, "the evaluator does not know a box"
         assert (tmp_path / "3d" / "shuffled").is_dir()
     else:
         assert "training shape with the nearest view, pixels" in report and "picture" in report

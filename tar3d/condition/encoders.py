@@ -60,8 +60,8 @@ class ImageEncoder(nn.Module):
 
 
 def build_image_encoder(config: ImageEncoderConfig) -> ImageEncoder:
-    """The encoder that `config.source` names: "trained", a local directory or a Hub id."""
-    return TrainedViT(config) if config.source == TRAINED else FrozenTransformer(config)
+    """The encoder that `config.model` names: "trained", a local directory or a Hub id."""
+    return TrainedViT(config) if config.model == TRAINED else FrozenTransformer(config)
 
 
 class TrainedViT(ImageEncoder):
@@ -170,12 +170,12 @@ class FrozenTransformer(ImageEncoder):
         super().__init__()
         from transformers import AutoModel
 
-        model, missing = load_pretrained(AutoModel, config.source, torch.float32, "image encoder")
+        model, missing = load_pretrained(AutoModel, config.model, torch.float32, "image encoder")
         model = getattr(model, "vision_model", model)  # the picture half of CLIP and its kin
         self.model = model.requires_grad_(False)
         self.image_size, self.frozen = config.image_size, True
         self._check_patch_size(config)
-        mean, std = _pixel_statistics(config.source)
+        mean, std = _pixel_statistics(config.model)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self.interpolates = (
@@ -188,7 +188,7 @@ class FrozenTransformer(ImageEncoder):
             )
         except (AttributeError, TypeError, RuntimeError, ValueError) as e:
             raise ValueError(
-                f"image encoder {config.source!r} does not turn {config.image_size} px pictures into a sequence of "
+                f"image encoder {config.model!r} does not turn {config.image_size} px pictures into a sequence of "
                 f"embeddings ({e}); choose a vision transformer such as facebook/dino-vitb16"
             ) from e
         self.num_tokens, self.width = probe.shape[1:]
@@ -202,7 +202,7 @@ class FrozenTransformer(ImageEncoder):
         if isinstance(patch, int) and config.image_size % patch:
             raise ValueError(
                 f"image_size {config.image_size} is not a multiple of the patch size {patch} of "
-                f"{config.source!r}, which would cut off the picture's edge"
+                f"{config.model!r}, which would cut off the picture's edge"
             )
 
     def train(self, mode: bool = True) -> FrozenTransformer:
@@ -221,7 +221,7 @@ class FrozenTransformer(ImageEncoder):
 
 
 class GivenEmbeddings(nn.Module):
-    """The place of the frozen encoder that `config.source` names, of images or of text, where its
+    """The place of the frozen encoder that `config.model` names, of images or of text, where its
     embeddings are given, P x E or fewer, so that its weights are not needed. What it was shown, and
     how, is not known: the identity says as much.
 
@@ -234,18 +234,18 @@ class GivenEmbeddings(nn.Module):
     ) -> None:
         super().__init__()
         field = "image_encoder" if isinstance(config, ImageEncoderConfig) else "text_encoder"
-        if config.source == TRAINED:
+        if config.model == TRAINED:
             raise ValueError(
-                f"embeddings that are given are those of a frozen encoder, but {field}.source is {TRAINED!r}: "
-                f"name the encoder that made them, as in {field}.source={type(config)().source}"
+                f"embeddings that are given are those of a frozen encoder, but {field}.model is {TRAINED!r}: "
+                f"name the encoder that made them, as in {field}.model={type(config)().model}"
             )
         self.num_tokens, self.width, self.frozen, self.source = (
             num_tokens,
             width,
             True,
-            config.source,
+            config.model,
         )
-        self.identity = f"{self.prefix}{config.source}, {num_tokens} x {width}"
+        self.identity = f"{self.prefix}{config.model}, {num_tokens} x {width}"
 
     def forward(self, shown: torch.Tensor) -> Condition:
         raise ValueError(
@@ -266,7 +266,7 @@ def load_pretrained(
 ) -> tuple[nn.Module, set[str]]:
     """-> (model, names of its parameters that the files do not hold, at most an unused pooler).
     `kind` is one of the Auto classes of `transformers`, `name` what errors call it: "image encoder"
-    has its field image_encoder.source."""
+    has its field image_encoder.model."""
     try:
         model, report = kind.from_pretrained(source, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as e:
@@ -294,7 +294,7 @@ def not_loaded(
     return ValueError(
         f"{what} {str(source)!r} was not found or cannot be loaded; tried {tried}: {str(error).splitlines()[0]} "
         f"Remedy: give a directory with {files}, or download the model once with a network and then set "
-        f"HF_HUB_OFFLINE=1; {name.replace(' ', '_')}.source=trained needs no download"
+        f"HF_HUB_OFFLINE=1; {name.replace(' ', '_')}.model=trained needs no download"
     )
 
 

@@ -180,9 +180,9 @@ class TextEncoder(nn.Module):
 def build_text_encoder(
     config: TextEncoderConfig, words: PreTrainedTokenizerBase | None = None
 ) -> TextEncoder:
-    """The encoder that `config.source` names: "trained" for the tokenizer `words`, or a local
+    """The encoder that `config.model` names: "trained" for the tokenizer `words`, or a local
     directory or Hub id."""
-    if config.source != TRAINED:
+    if config.model != TRAINED:
         return FrozenText(config)
     if words is None:
         raise ValueError(
@@ -238,10 +238,10 @@ class FrozenText(TextEncoder):
         super().__init__()
         from transformers import AutoModelForTextEncoding
 
-        self.words, self.frozen = Words(load_words(config.source), config.max_tokens), True
+        self.words, self.frozen = Words(load_words(config.model), config.max_tokens), True
         self.dtype = getattr(torch, config.dtype)
         model, missing = load_pretrained(
-            AutoModelForTextEncoding, config.source, self.dtype, "text encoder"
+            AutoModelForTextEncoding, config.model, self.dtype, "text encoder"
         )
         self.model = model.requires_grad_(False)
         self.train(False)

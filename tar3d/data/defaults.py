@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tar3d.config import SampleConfig, ViewConfig
+from tar3d.config import PointSamplingConfig, ViewConfig
 from tar3d.data.prepare.make_samples import make_samples
 from tar3d.data.toy.make_toy import make_toy_data
 
 DEFAULT_FOLDER, TEST_FOLDER = Path("data/toy"), Path("data/test")
-DEFAULT_SAMPLES = SampleConfig(surface_points=8192, volume_points=8192, near_points=8192)
+DEFAULT_SAMPLES = PointSamplingConfig(surface_points=8192, volume_points=8192, near_points=8192)
 SHIPPED_SHAPES = 6000  # of seed 0: what pretrained/tiny was trained on
 
 

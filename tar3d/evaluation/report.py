@@ -269,7 +269,7 @@ def details(summary: dict, title: str, shown: list[str]) -> list[str]:
     return lines
 
 
-def say_failures(failed: list[tuple[str, str]], out: Path) -> int:
+def print_failures(failed: list[tuple[str, str]], out: Path) -> int:
     """Prints the first of the failed items and their reasons to stderr; returns the exit status."""
     for label, reason in failed[:SAID]:
         print(f"failed: {label}: {reason}", file=sys.stderr)

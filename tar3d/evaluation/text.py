@@ -1,5 +1,5 @@
 """Whether shapes are what their captions asked for: attributes measured from their geometry, and
-what the judge says of them.
+what the evaluator says of them.
 
 Each set of a `Generations` is held against the same captions, also those sets that were made
 without them: the truth and its reconstruction are the bounds, the shapes made from other captions
@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from tar3d.contracts import Mesh
 from tar3d.evaluation.attributes import ATTRIBUTES, score
+from tar3d.evaluation.evaluator import measured, surface
+from tar3d.evaluation.evaluator_network import Evaluator
 from tar3d.evaluation.generations import Generations
-from tar3d.evaluation.judge import measured, surface
-from tar3d.evaluation.judge_network import Judge
 from tar3d.mesh.load import load_mesh
 from tar3d.metrics.summary import aggregate, cell, markdown_table
 
@@ -24,18 +24,18 @@ TRUTH = "truth"
 NAMES = ("legs", "top", "arms")
 
 
-def text_scores(judge: Judge, made: Generations, seed: int) -> dict[str, dict]:
+def text_scores(evaluator: Evaluator, made: Generations, seed: int) -> dict[str, dict]:
     """For each set and the truth: `attributes`, an aggregate over all that the captions state, and
-    by name; `category`, the share that the judge takes for the truth's; and the judge's `r@1` and
-    `r@5`. Shapes of categories that the judge does not know are left out of what it says, and
-    counted ("judged")."""
+    by name; `category`, the share that the evaluator takes for the truth's; and the evaluator's `r@1` and
+    `r@5`. Shapes of categories that the evaluator does not know are left out of what it says, and
+    counted ("evaluated")."""
     captions = made.told.captions
     sets = {TRUTH: [(pair.truth, pair.category) for pair in made.pairs["generation"]]}
     sets |= {
         name: [(pair.pred, pair.category) for pair in pairs] for name, pairs in made.pairs.items()
     }
     known = [
-        k for k, (_, category) in enumerate(sets[TRUTH]) if category in judge.config.categories
+        k for k, (_, category) in enumerate(sets[TRUTH]) if category in evaluator.config.categories
     ]
     scores = {}
     for name, shapes in tqdm(sets.items(), unit="set", desc="attributes"):
@@ -47,17 +47,17 @@ def text_scores(judge: Judge, made: Generations, seed: int) -> dict[str, dict]:
             ).items():
                 right[attribute].append(float(met))
         every = [value for values in right.values() for value in values]
-        of_judge = {}
+        of_evaluator = {}
         if known:
             surfaces = [None if meshes[k] is None else surface(meshes[k], seed) for k in known]
-            of_judge = measured(
-                judge, surfaces, [captions[k] for k in known], [shapes[k][1] for k in known]
+            of_evaluator = measured(
+                evaluator, surfaces, [captions[k] for k in known], [shapes[k][1] for k in known]
             )
         scores[name] = {
             "attributes": aggregate(every, seed),
             **{a: aggregate(values, seed) for a, values in right.items()},
-            "judged": len(known),
-            **{k: of_judge[k] for k in ("category", "r@1", "r@5") if of_judge},
+            "evaluated": len(known),
+            **{k: of_evaluator[k] for k in ("category", "r@1", "r@5") if of_evaluator},
         }
     return scores
 
@@ -85,7 +85,7 @@ def text_report(scores: dict[str, dict], titles: dict[str, str]) -> list[str]:
         "## Are they what the captions say?",
         "",
         f"Attributes are measured from geometry where the captions state them ({counts}); the category, and the caption "
-        f"among those of all, are the judge's word on {truth['judged']} shapes (docs/evaluation.md).",
+        f"among those of all, are the evaluator's word on {truth['evaluated']} shapes (docs/evaluation.md).",
         "",
         *markdown_table(["set", "attributes", *NAMES, "category", "R@1", "R@5"], rows),
     ]

@@ -27,7 +27,7 @@ from tar3d.evaluation.report import in_view
 from tar3d.mesh.load import load_mesh
 from tar3d.mesh.render import Camera, Renderer
 from tar3d.metrics.geometry import in_frame
-from tar3d.metrics.images import fid, kid, picture_scores
+from tar3d.metrics.images import fid, image_scores, kid
 from tar3d.metrics.perceptual import LPIPS, Clip, cosine, crop_to
 from tar3d.parallel.processes import results
 
@@ -316,8 +316,7 @@ def pixel_scores(matched: Sequence[tuple], maps: Sequence[str]) -> dict[str, flo
     scores: dict[str, float] = {}
     for name in maps:
         each = [
-            picture_scores(p.maps[name], t.maps[name], foreground)
-            for p, t, foreground, _ in matched
+            image_scores(p.maps[name], t.maps[name], foreground) for p, t, foreground, _ in matched
         ]
         scores |= {f"{name}_{key}": float(np.mean([s[key] for s in each])) for key in each[0]}
     return scores

@@ -226,7 +226,7 @@ class GatedLinearAttention(LinearAttention):
 
         log a_t = -rate softplus(W x_t + bias)          Mamba-2 and the gated delta rule (arXiv 2405.21060, 2412.06464)
 
-    `gpt.linear` "gated" is that alone, "delta" with the delta rule, for which b_t = sigmoid(W' x_t)
+    `gpt.linear_attention` "gated" is that alone, "delta" with the delta rule, for which b_t = sigmoid(W' x_t)
     and keys are unit vectors. At the start heads forget as those of lightning attention do.
     """
 
@@ -235,7 +235,7 @@ class GatedLinearAttention(LinearAttention):
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__(config, layer)
-        self.delta = config.linear == "delta"
+        self.delta = config.linear_attention == "delta"
         self.forget = nn.Linear(
             config.width, (2 if self.delta else 1) * config.num_heads, bias=False
         )

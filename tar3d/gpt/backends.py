@@ -20,7 +20,7 @@ padded tail and undoing it overflows float32); `lightning_attn` neither takes no
 it is used where none is wanted, which is training. Triton multiplies float32 as TF32 unless
 TRITON_F32_DEFAULT=ieee is set, so kernels and PyTorch agree to about three digits there.
 
-With `gpt.linear` "gated" or "delta" the same names stand for the forms of
+With `gpt.linear_attention` "gated" or "delta" the same names stand for the forms of
 tar3d/gpt/gated_attention.py and fla's kernels of those, and there is no `lightning_attn`.
 
 A package that is missing is found when a model is built; a device, a dtype or a Triton that does
@@ -325,7 +325,7 @@ def _fastest_on_cuda(dtype: torch.dtype, gradients: bool) -> str:
         reason = _fla_backward_fault()
     if not reason:
         return "fla"
-    _say_once(
+    _print_once(
         f"gpt.linear_backend=auto: linear attention is `chunked` PyTorch on this GPU instead of fla's kernels ({reason}). "
         "requirements-cuda.txt says how to install those; gpt.linear_backend=chunked asks for the former and is silent"
     )
@@ -348,7 +348,7 @@ def _import_error(module: str, function: str) -> str:
 
 
 @functools.cache
-def _say_once(message: str) -> None:
+def _print_once(message: str) -> None:
     warnings.warn(message, stacklevel=2)
 
 

@@ -98,7 +98,7 @@ class Buffers:
         Tensor | None
     )  # (G, 1, 1, C) bool: slots that hold something; None: all before and at `slot`
     hints: Tensor | None  # (G, steps, D) float32
-    guess: Tensor | None  # (B, T, K)
+    predicted_codes: Tensor | None  # (B, T, K)
     codes: Tensor | None  # (K, V)
 
 
@@ -131,10 +131,10 @@ class Engine:
         self.graphed = self.device.type == "cuda"
         self.static = self.graphed or backend == "compiled"
         self.window = max(MIN_WINDOW, -(-self.capacity // MAX_GRAPHS)) if self.static else 1
-        if backend == "triton" and self.config.linear != "lightning":
+        if backend == "triton" and self.config.linear_attention != "lightning":
             raise ValueError(
-                "the decoding backend triton has lightning attention alone, but gpt.linear is "
-                f"{self.config.linear}: choose plain or auto"
+                "the decoding backend triton has lightning attention alone, but gpt.linear_attention is "
+                f"{self.config.linear_attention}: choose plain or auto"
             )
         if backend == "triton":
             self.window = (
@@ -182,7 +182,7 @@ class Engine:
 
         `run` does it when it is needed; called before, it keeps that time out of the first run.
         """
-        codes = codes if sampling.sketch_scale else None
+        codes = codes if sampling.code_predictor_scale else None
         key = (batch, *dataclasses.astuple(sampling), None if codes is None else tuple(codes.shape))
         if key == self._prepared_for:
             return
@@ -208,7 +208,7 @@ class Engine:
     ) -> Tensor:
         """The tokens (B, T) int64 of each condition row. `draws` (B, T) in [0, 1) decide them.
 
-        `codes` (V, K), the tokenizer's codebook, is needed for a sketch_scale above 0. `progress`
+        `codes` (V, K), the tokenizer's codebook, is needed for a code_predictor_scale above 0. `progress`
         is called with (tokens done, T): after each step on a CPU, now and then on CUDA. The result
         is overwritten by the next run.
         """
@@ -258,7 +258,7 @@ class Engine:
                 memories.append(
                     tuple(torch.zeros(2, rows, heads, self.capacity, d, dtype=self.dtype, **make))
                 )
-        sketched = codes is not None
+        uses_code_predictor = codes is not None
         return Buffers(
             ids=torch.zeros(batch, config.num_tokens, dtype=torch.int64, **make),
             draws=torch.zeros(batch, config.num_tokens, **make),
@@ -270,12 +270,12 @@ class Engine:
             if self.static
             else None,
             hints=torch.zeros(rows, config.num_steps, config.width, **make)
-            if config.sketch_dim
+            if config.code_predictor_dim
             else None,
-            guess=torch.zeros(batch, config.num_tokens, codes.shape[1], **make)
-            if sketched
+            predicted_codes=torch.zeros(batch, config.num_tokens, codes.shape[1], **make)
+            if uses_code_predictor
             else None,
-            codes=codes.float().T.contiguous() if sketched else None,
+            codes=codes.float().T.contiguous() if uses_code_predictor else None,
         )
 
     def _capture(self) -> None:
@@ -332,8 +332,10 @@ class Engine:
         b.hidden.copy_(cache.hidden[source])
         if b.hints is not None:
             b.hints.copy_(cache.hints[source])
-        if b.guess is not None:
-            b.guess.copy_(self.gpt.sketch(condition.embeddings[:batch], condition.mask[:batch]))
+        if b.predicted_codes is not None:
+            b.predicted_codes.copy_(
+                self.gpt.code_predictor(condition.embeddings[:batch], condition.mask[:batch])
+            )
         b.draws.copy_(draws)
         b.step.zero_()
         b.slot.fill_(prefix)
@@ -381,10 +383,12 @@ class Engine:
         for plane in range(n):
             position = b.step * n + plane
             scores = self._scores(b.hidden, known, plane)
-            if b.guess is not None:
+            if b.predicted_codes is not None:
                 scores = (
                     scores
-                    + self.sampling.sketch_scale * b.guess.index_select(1, position)[:, 0] @ b.codes
+                    + self.sampling.code_predictor_scale
+                    * b.predicted_codes.index_select(1, position)[:, 0]
+                    @ b.codes
                 )
             token = sample(scores, self.sampling, b.draws.index_select(1, position)[:, 0])
             b.ids.index_copy_(1, position, token[:, None])

@@ -26,16 +26,16 @@ def generate(
     condition alone.
 
     Guidance (cfg_scale other than 1) adds a null row to each. `progress` is called with (tokens
-    done, T). `codes` (V, K), the tokenizer's codebook, is needed for a sketch_scale above 0.
+    done, T). `codes` (V, K), the tokenizer's codebook, is needed for a code_predictor_scale above 0.
     `engine` is one that was made from `gpt` as it is now; making one copies the weights, so whoever
     calls often keeps it.
     """
-    if sampling.sketch_scale and (gpt.sketch is None or codes is None):
+    if sampling.code_predictor_scale and (gpt.code_predictor is None or codes is None):
         raise ValueError(
-            f"sketch_scale is {sampling.sketch_scale:g}, but "
+            f"code_predictor_scale is {sampling.code_predictor_scale:g}, but "
             + (
-                "this GPT has no sketch (gpt.sketch_dim): use 0"
-                if gpt.sketch is None
+                "this GPT has no code predictor (gpt.code_predictor_dim): use 0"
+                if gpt.code_predictor is None
                 else "the codes are missing"
             )
         )

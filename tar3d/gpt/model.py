@@ -52,10 +52,10 @@ LINEAR = {
     "gated": GatedLinearAttention,
     "delta": GatedLinearAttention,
 }
-SKETCH_GUESS = (
-    "sketch.guess.",
-    "sketch.local",
-)  # how the names of a GPT's parameters begin that make the sketch's guess
+PREDICTOR_PARAMETERS = (
+    "code_predictor.mlp.",
+    "code_predictor.local",
+)  # how the names of a GPT's parameters begin that make the predicted codes
 CELL_LAYERS = 2  # SwiGLU layers of the head that tells the tokens of a cell apart
 
 
@@ -112,38 +112,42 @@ class PositionEmbedding(nn.Module):
         return place if self.plane is None else place + self.plane(plane)
 
 
-class Sketch(nn.Module):
-    """A guess of every code of the shape from the condition alone, handed to the position that
+class CodePredictor(nn.Module):
+    """A predicted of every code of the shape from the condition alone, handed to the position that
     predicts it.
 
     A prefix has to be searched for what matters at a position, which a GPT learns late: most tokens
     follow from their neighbours, so the loss hardly asks for the condition until the shape is
-    decided by chance. The guess is a small network on the whole prefix, so it can be taught
-    directly (`train.stage=sketch`, `train.sketch_weight`, `train.sketch_rows`); the GPT corrects
-    and sharpens it. Its projection starts at zero: a model trained without a sketch can go on with
+    decided by chance. The predicted is a small network on the whole prefix, so it can be taught
+    directly (`train.stage=code_predictor`, `train.code_predictor_weight`, `train.code_predictor_rows`); the GPT corrects
+    and sharpens it. Its projection starts at zero: a model trained without a code predictor can go on with
     one.
 
-    It sees the mean of the prefix, and with `gpt.sketch_local` that many numbers of each valid
+    It sees the mean of the prefix, and with `gpt.code_predictor_local` that many numbers of each valid
     position and zeros after them: a mean alone does not tell where in a picture something is.
     """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         # These deal in coordinates of codes, and are not hidden matrices.
-        self.adamw_parameters = ("guess", "project", *(["local"] if config.sketch_local else []))
-        seen = config.condition_tokens * config.sketch_local + config.condition_width
-        hidden = config.sketch_hidden or 2 * config.condition_width
+        self.adamw_parameters = (
+            "mlp",
+            "project",
+            *(["local"] if config.code_predictor_local else []),
+        )
+        seen = config.condition_tokens * config.code_predictor_local + config.condition_width
+        hidden = config.code_predictor_hidden or 2 * config.condition_width
         self.local = self.local_norm = None
-        if config.sketch_local:
+        if config.code_predictor_local:
             self.local_norm = RMSNorm(config.condition_width)
-            self.local = nn.Linear(config.condition_width, config.sketch_local, bias=False)
-        self.guess = nn.Sequential(
+            self.local = nn.Linear(config.condition_width, config.code_predictor_local, bias=False)
+        self.mlp = nn.Sequential(
             nn.Linear(seen, hidden),
             nn.GELU(),
-            nn.Linear(hidden, config.num_tokens * config.sketch_dim),
+            nn.Linear(hidden, config.num_tokens * config.code_predictor_dim),
         )
         self.project = nn.Linear(
-            config.tokens_per_step * config.sketch_dim, config.width, bias=False
+            config.tokens_per_step * config.code_predictor_dim, config.width, bias=False
         )
         self.condition_tokens, self.num_tokens, self.num_steps = (
             config.condition_tokens,
@@ -163,12 +167,12 @@ class Sketch(nn.Module):
                 self.local(self.local_norm(x)), (0, 0, 0, self.condition_tokens - x.shape[1])
             )
             seen = torch.cat([local.flatten(1), seen], dim=1)
-        return F.normalize(self.guess(seen).unflatten(-1, (self.num_tokens, -1)).float(), dim=-1)
+        return F.normalize(self.mlp(seen).unflatten(-1, (self.num_tokens, -1)).float(), dim=-1)
 
     def hints(self, embeddings: Tensor, mask: Tensor) -> Tensor:
         """(B, steps, D): entry i belongs to the position that predicts step i."""
-        guess = self(embeddings, mask).to(self.project.weight.dtype)
-        return self.project(guess.reshape(len(mask), self.num_steps, -1))
+        predicted = self(embeddings, mask).to(self.project.weight.dtype)
+        return self.project(predicted.reshape(len(mask), self.num_steps, -1))
 
 
 class CellHead(nn.Module):
@@ -209,7 +213,7 @@ class Block(nn.Module):
         super().__init__()
         self.attention_norm = RMSNorm(config.width)
         self.attention = (
-            FullAttention(config) if kind == "F" else LINEAR[config.linear](config, layer)
+            FullAttention(config) if kind == "F" else LINEAR[config.linear_attention](config, layer)
         )
         self.mlp_norm = RMSNorm(config.width)
         self.mlp = SwiGLU(config.width)
@@ -227,7 +231,7 @@ class Block(nn.Module):
 @dataclass
 class Cache:
     """What `decode` needs of a batch: one entry per layer, the number of tokens every row has taken
-    in so far, the sketch's hints (B, steps, D) if there is one, the layers' last output (B, D), and
+    in so far, the code predictor's hints (B, steps, D) if there is one, the layers' last output (B, D), and
     the tokens (B, k), k < n, of the step not yet complete."""
 
     layers: list[LayerCache]
@@ -240,7 +244,7 @@ class Cache:
 @dataclass(frozen=True)
 class PackedRows:
     """Rows as [condition][steps][padding]: `x` (B, S, D), valid prefix positions per row, the
-    rotary tables, and the sketch's hints (B, steps, D) or None.
+    rotary tables, and the code predictor's hints (B, steps, D) or None.
 
     `prefix_lengths` is an int when all prefixes are full: then S has no padding and no row needs
     its own table.
@@ -271,7 +275,7 @@ class GPT(nn.Module):
         )  # the tokens of a cell -> a step
         self.cell_head = CellHead(config.width) if n > 1 else None
         self.position_embedding = PositionEmbedding(config) if config.absolute_positions else None
-        self.sketch = Sketch(config) if config.sketch_dim else None
+        self.code_predictor = CodePredictor(config) if config.code_predictor_dim else None
         self.rope = TriPE(config)
         self.register_buffer(
             "_places",
@@ -296,7 +300,7 @@ class GPT(nn.Module):
         | embeddings, null prefix, head, matrices | normal, std 0.02                 |
         | o and down (they end on the residual)   | normal, std 0.02 / sqrt(2 L)     |
         | norm gains                              | 1                                |
-        | position embeddings, sketch projection  | 0                                |
+        | position embeddings, code predictor projection  | 0                                |
         | what heads forget by themselves         | as in lightning attention        |
         """
         for name, parameter in self.named_parameters():
@@ -305,7 +309,7 @@ class GPT(nn.Module):
                 continue
             if name.endswith(("forget_bias", "log_rate")):
                 continue
-            if name.startswith(("position_embedding.", "sketch.project.")):
+            if name.startswith(("position_embedding.", "code_predictor.project.")):
                 parameter.zero_()
                 continue
             residual = name.endswith((".o.weight", ".down.weight"))
@@ -351,7 +355,7 @@ class GPT(nn.Module):
             prefix_length * _matrices(self.condition_mlp) + num_tokens * self.head.weight.numel()
         )
         for block in self.blocks:
-            products = 3 if config.linear == "delta" else 2
+            products = 3 if config.linear_attention == "delta" else 2
             attended = (
                 S + 1 if isinstance(block.attention, FullAttention) else products * config.head_dim
             )
@@ -361,10 +365,14 @@ class GPT(nn.Module):
                 self.cell_head.before
             )
             multiplications += num_tokens * _matrices(self.cell_head.mlps)
-        if self.sketch is not None:
-            local = 0 if self.sketch.local is None else prefix_length * _matrices(self.sketch.local)
-            multiplications += local + _matrices(self.sketch.guess)
-            multiplications += steps * _matrices(self.sketch.project)
+        if self.code_predictor is not None:
+            local = (
+                0
+                if self.code_predictor.local is None
+                else prefix_length * _matrices(self.code_predictor.local)
+            )
+            multiplications += local + _matrices(self.code_predictor.mlp)
+            multiplications += steps * _matrices(self.code_predictor.project)
         return 2 * multiplications
 
     def ordered(self, sequence: Tensor) -> Tensor:
@@ -515,7 +523,7 @@ class GPT(nn.Module):
             raise ValueError(
                 "a condition row has no valid prefix position; give it one, or pass the row as dropped"
             )
-        hints = None if self.sketch is None else self.sketch.hints(embeddings, mask)
+        hints = None if self.code_predictor is None else self.code_predictor.hints(embeddings, mask)
         embedded = self._embed(tokens[:, : num_steps * config.tokens_per_step], 0, hints)
         if shortest == P:
             prefix = self.condition_mlp(embeddings)

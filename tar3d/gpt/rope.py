@@ -110,7 +110,7 @@ class TriPE(nn.Module):
             config.head_dim,
             config.rope_base,
             config.rope,
-            config.rope_prefix,
+            config.prefix_rope,
             config.token_order,
         )
         cos, sin = (torch.cat([table[:1], table[1 :: config.tokens_per_step]]) for table in tables)

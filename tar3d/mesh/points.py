@@ -21,7 +21,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 from trimesh.triangles import closest_point
 
-from tar3d.config import SampleConfig
+from tar3d.config import PointSamplingConfig
 from tar3d.contracts import Mesh, ShapeSamples
 from tar3d.mesh.load import FACES_AT_ONCE, MeshError, blocks, face_components
 from tar3d.mesh.winding import WindingNumber, unbalanced_edges
@@ -297,7 +297,7 @@ def crossings(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def sample_shape(
-    mesh: Mesh, config: SampleConfig, seed: int
+    mesh: Mesh, config: PointSamplingConfig, seed: int
 ) -> tuple[ShapeSamples, dict[str, float]]:
     """Draws what the tokenizer trains on, and says what the mesh is like; the same `seed` gives the
     same bits.

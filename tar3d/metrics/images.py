@@ -35,7 +35,7 @@ IMAGE_FORMULAS = {
 }
 
 
-def picture_scores(pred: np.ndarray, truth: np.ndarray, foreground: np.ndarray) -> dict[str, float]:
+def image_scores(pred: np.ndarray, truth: np.ndarray, foreground: np.ndarray) -> dict[str, float]:
     """psnr, psnr_fg, ssim and ssim_fg of two (H, W, 3) uint8 pictures; `foreground` (H, W) bool
     holds at least one pixel."""
     if pred.shape != truth.shape or pred.shape[:2] != foreground.shape:

@@ -12,7 +12,7 @@ The rule, which serves any module (the GPT, the tokenizer, a ViT from `transform
 `adamw_parameters` is a class attribute, a tuple of names of children or parameters, e.g. ("head",):
 an output head is a classifier, not a hidden matrix. Muon is `torch.optim.Muon` with
 "match_rms_adamw" (arXiv 2502.16982), so that both rates are of one scale. Frozen parameters
-(requires_grad False) belong to none. With `optim.hidden_matrices=adamw` those of kind `muon` are of
+(requires_grad False) belong to none. With `optim.optimizer=adamw` those of kind `muon` are of
 kind `matrix`: AdamW is all there is.
 """
 
@@ -194,7 +194,7 @@ def routes(modules: nn.Module | list[nn.Module]) -> list[Route]:
 def _routes(modules: nn.Module | list[nn.Module], config: OptimConfig) -> list[Route]:
     """`routes` as the configuration wants them."""
     found = routes(modules)
-    if config.hidden_matrices == "muon":
+    if config.optimizer == "muon":
         return found
     return [replace(route, kind="matrix") if route.kind == "muon" else route for route in found]
 

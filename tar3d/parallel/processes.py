@@ -37,7 +37,7 @@ _GRACE = 10
 
 
 @dataclass(frozen=True)
-class Lost:
+class JobFailure:
     """In place of a result: the process ended, or was ended, before it gave one. `reason` continues
     the job's name and ": "."""
 
@@ -51,11 +51,11 @@ def parallel(
     *,
     seconds: float | None = None,
     gigabytes: float | None = None,
-) -> Iterator[tuple[T, R | Lost]]:
+) -> Iterator[tuple[T, R | JobFailure]]:
     """Each job and its result, in the order in which they are ready.
 
     A job may take `seconds`, and `gigabytes` of memory beyond what a process has when it starts
-    (Linux alone can limit that). `Lost` comes in place of the result of a job that takes more, or
+    (Linux alone can limit that). `JobFailure` comes in place of the result of a job that takes more, or
     whose process crashes; an exception is raised here. With one worker and without limits all
     happens in this process: there is nothing to wait for until one has started.
     """
@@ -71,7 +71,7 @@ def results(function: Callable[[T], R], jobs: Iterable[T], workers: int) -> Iter
     """As `parallel`, for jobs that need no limits and are not expected to crash: a RuntimeError if
     one does."""
     for job, result in parallel(function, jobs, workers):
-        if isinstance(result, Lost):
+        if isinstance(result, JobFailure):
             raise RuntimeError(f"{job}: {result.reason}")
         yield result
 
@@ -88,7 +88,7 @@ def _in_processes(
     workers: int,
     seconds: float | None,
     gigabytes: float | None,
-) -> Iterator[tuple[T, R | Lost]]:
+) -> Iterator[tuple[T, R | JobFailure]]:
     jobs = iter(jobs)
     idle, busy, finished = [], [], []
     with contextlib.ExitStack() as stack:
@@ -131,14 +131,14 @@ class Worker:
         self._send()
 
     def run(self, job: object) -> object:
-        """The result of the job, or `Lost`."""
+        """The result of the job, or `JobFailure`."""
         self.give(job)
         while (outcome := self.outcome()) is PENDING:
             _wait([self])
         return outcome
 
     def outcome(self) -> object:
-        """The result of its job, `Lost`, or `PENDING`. Raises what the job raised."""
+        """The result of its job, `JobFailure`, or `PENDING`. Raises what the job raised."""
         message = _BEGUN
         try:
             while message == _BEGUN and self.connection.poll():
@@ -156,7 +156,7 @@ class Worker:
         if time.monotonic() < self.deadline:
             return PENDING
         self.close()
-        return Lost(f"it took longer than {self._seconds:g} s")
+        return JobFailure(f"it took longer than {self._seconds:g} s")
 
     def close(self) -> None:
         """Ends the process at once."""
@@ -191,7 +191,7 @@ class Worker:
         code = self._process.exitcode
         self.close()
         if self._begun:
-            return Lost(self._reason(code))
+            return JobFailure(self._reason(code))
         self._starts += 1
         if self._starts == _STARTS:
             raise RuntimeError(

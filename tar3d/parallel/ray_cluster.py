@@ -19,7 +19,7 @@ from itertools import islice
 from types import ModuleType
 from typing import TypeVar
 
-from tar3d.parallel.processes import Lost, Worker, check_limits
+from tar3d.parallel.processes import JobFailure, Worker, check_limits
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -42,7 +42,7 @@ def parallel_on_ray(
     *,
     seconds: float | None = None,
     gigabytes: float | None = None,
-) -> Iterator[tuple[T, R | Lost]]:
+) -> Iterator[tuple[T, R | JobFailure]]:
     """As `parallel`, on the cluster at `address`; at most `workers` jobs at a time, None for as
     many as it has cores.
 
@@ -68,7 +68,7 @@ def _on_ray(
     workers: int | None,
     seconds: float | None,
     gigabytes: float | None,
-) -> Iterator[tuple[T, R | Lost]]:
+) -> Iterator[tuple[T, R | JobFailure]]:
     quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
     if address == LOCAL:
         os.environ.setdefault(
@@ -116,7 +116,7 @@ def _on_ray(
                 try:
                     result = ray.get(reference)
                 except lost as e:
-                    result = Lost(
+                    result = JobFailure(
                         f"its worker or machine was lost {TRIES} times ({type(e).__name__})"
                     )
                 yield job, result
@@ -126,7 +126,7 @@ def _on_ray(
 
 def _task(
     job: T, function: bytes, seconds: float | None, gigabytes: float | None, folder: str
-) -> R | Lost:
+) -> R | JobFailure:
     return _worker(function, seconds, gigabytes, folder).run(job)
 
 

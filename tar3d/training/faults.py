@@ -40,7 +40,7 @@ class NotFinite(FloatingPointError):
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[list[int]]:
+def catch_signals() -> Iterator[list[int]]:
     """Within it a stopping signal is put down in the list instead of ending the process; a second
     Ctrl-C ends it at once.
 
@@ -87,12 +87,12 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, torch.OutOfMemoryError):
         return (
             f"the GPU ran out of memory ({text}). Lower train.micro_batch_size (the result stays the same), set "
-            f"train.recompute=cheap or blocks, or choose a smaller model; --dry-run says what a step needs. {kept}"
+            f"train.activation_checkpointing=cheap or blocks, or choose a smaller model; --dry-run says what a step needs. {kept}"
         )
     if isinstance(error, MemoryError) or "can't allocate memory" in whole:
         return (
             f"this machine ran out of memory ({text}). Lower train.micro_batch_size (the result stays the same) or "
-            f"train.num_workers, or set train.recompute=cheap or blocks. {kept}"
+            f"train.num_workers, or set train.activation_checkpointing=cheap or blocks. {kept}"
         )
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     if "DataLoader worker" in whole or (alone and isinstance(error, (ConnectionError, EOFError))):

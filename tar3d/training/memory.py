@@ -48,14 +48,16 @@ class LiveTensors(TorchDispatchMode):
 
 
 def step_bytes(
-    make: Callable[[], tuple[nn.Module, Callable[[], Tensor]]], optim: OptimConfig, recompute: str
+    make: Callable[[], tuple[nn.Module, Callable[[], Tensor]]],
+    optim: OptimConfig,
+    activation_checkpointing: str,
 ) -> int:
     """Most bytes alive in a step in bfloat16 autocast: weights, gradients, states of the optimizers
     and what is kept for the backward pass. `make` gives a module and what computes its loss; both
     are made of tensors without data."""
     with FakeTensorMode(allow_non_fake_inputs=True), LiveTensors() as live:
         module, loss = make()
-        prepare_blocks(module, recompute, compile=False)
+        prepare_blocks(module, activation_checkpointing, compile=False)
         optimizers = [o for o in build_optimizers(module, optim) if o is not None]
         for _ in range(2):  # the first makes the optimizers' states
             with torch.autocast("cpu", torch.bfloat16):

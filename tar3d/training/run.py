@@ -48,7 +48,7 @@ from tar3d.runtime import (
     resolve_precision,
 )
 from tar3d.throughput import Meter, find_peak
-from tar3d.training.faults import NotFinite, Stopped, listening
+from tar3d.training.faults import NotFinite, Stopped, catch_signals
 from tar3d.training.log import RunLog
 from tar3d.training.state import (
     STATES,
@@ -150,7 +150,7 @@ class Run:
         )
         self._sharded = getattr(t, "strategy", "ddp") == "fsdp" and fabric.world_size > 1
         self._whole = copy.deepcopy(module) if self._sharded and fabric.is_global_zero else None
-        prepare_blocks(module, t.recompute, t.compile)
+        prepare_blocks(module, t.activation_checkpointing, t.compile)
         self.model = fabric.setup(module)
         self._optimizers = [o for o in build_optimizers(module, config.optim) if o is not None]
         if self._sharded:
@@ -255,7 +255,7 @@ class Run:
         )
         self._began = time.perf_counter() - self._seconds
         optim = self.config.optim
-        with listening() as received, contextlib.ExitStack() as cleanup:
+        with catch_signals() as received, contextlib.ExitStack() as cleanup:
             cleanup.callback(self.bar.close)
             cleanup.callback(lambda: self.log and self.log.close())
             for batch in self.meter.batches(loader):

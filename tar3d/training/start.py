@@ -58,7 +58,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, out: str) -> None:
     )
 
 
-def verdict(what: str, found: float, bar: float) -> int:
+def print_verdict(what: str, found: float, bar: float) -> int:
     """Says whether a training could learn a few shapes by heart, and returns the exit status."""
     passed = found >= bar
     print(

@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from tar3d.optim.groups import held_part
+from tar3d.upgrade import upgrade_parameters
 
 T = TypeVar("T")
 
@@ -207,7 +208,9 @@ def _sharded(value: object, like: object) -> object:
 def load_module(module: nn.Module, saved: dict[str, Tensor]) -> None:
     """`load_state_dict` for a module that may be sharded, of whole tensors."""
     mine = module.state_dict()
-    module.load_state_dict({name: _sharded(value, mine.get(name)) for name, value in saved.items()})
+    module.load_state_dict(
+        {name: _sharded(value, mine.get(name)) for name, value in upgrade_parameters(saved).items()}
+    )
 
 
 def restore(state: dict, module: nn.Module, optimizers: Sequence[Optimizer]) -> None:

@@ -15,10 +15,10 @@ WORDS = learn_words(["a chair", "a table", "a low chair", "a low table"], 16)
 CONFIG = GPTRunConfig(
     conditions=["image", "text"],
     image_encoder=ImageEncoderConfig(
-        source="trained", image_size=16, patch_size=8, width=8, num_layers=1, num_heads=2
+        model="trained", image_size=16, patch_size=8, width=8, num_layers=1, num_heads=2
     ),
     text_encoder=TextEncoderConfig(
-        source="trained", max_tokens=6, vocabulary=16, width=8, num_layers=1, num_heads=2
+        model="trained", max_tokens=6, vocabulary=16, width=8, num_layers=1, num_heads=2
     ),
 )
 
@@ -123,8 +123,8 @@ def test_several_kinds_of_other_widths_are_mapped_to_the_prefix():
 
 def test_embeddings_stand_for_what_they_were_made_of():
     given = {
-        "image": GivenEmbeddings(ImageEncoderConfig(source="owner/dino"), 6, 8),
-        "text": GivenEmbeddings(TextEncoderConfig(source="owner/t5"), 6, 8),
+        "image": GivenEmbeddings(ImageEncoderConfig(model="owner/dino"), 6, 8),
+        "text": GivenEmbeddings(TextEncoderConfig(model="owner/t5"), 6, 8),
     }
     model = Conditioner(given, 6, 8)
     assert not list(model.parameters())
@@ -141,6 +141,6 @@ def test_embeddings_stand_for_what_they_were_made_of():
         model({"text": torch.zeros(1, 6, dtype=torch.int32)})
     with pytest.raises(
         ValueError,
-        match="but text_encoder.source is 'trained': .* as in text_encoder.source=google/flan-t5-xl",
+        match="but text_encoder.model is 'trained': .* as in text_encoder.model=google/flan-t5-xl",
     ):
-        GivenEmbeddings(TextEncoderConfig(source="trained"), 6, 8)
+        GivenEmbeddings(TextEncoderConfig(model="trained"), 6, 8)

@@ -40,7 +40,7 @@ TINY = dict(
     patch_size=8,
 )
 TRAINED = ImageEncoderConfig(
-    source="trained", image_size=32, patch_size=8, width=48, num_layers=2, num_heads=3
+    model="trained", image_size=32, patch_size=8, width=48, num_layers=2, num_heads=3
 )
 
 
@@ -88,7 +88,7 @@ def offline(monkeypatch):
 
 
 def frozen(path, size: int = 32, **values) -> FrozenTransformer:
-    encoder = build_image_encoder(ImageEncoderConfig(source=str(path), image_size=size, **values))
+    encoder = build_image_encoder(ImageEncoderConfig(model=str(path), image_size=size, **values))
     assert isinstance(encoder, FrozenTransformer)
     return encoder
 
@@ -213,7 +213,7 @@ def test_text_models_are_refused(tmp_path):
 
 def test_given_embeddings_stand_for_an_encoder_that_is_not_there():
     given = GivenEmbeddings(
-        ImageEncoderConfig(source="no-such-owner/no-such-model", image_size=32), 5, 12
+        ImageEncoderConfig(model="no-such-owner/no-such-model", image_size=32), 5, 12
     )
     assert given.identity == "embeddings given: no-such-owner/no-such-model, 5 x 12"
     assert (
@@ -222,7 +222,7 @@ def test_given_embeddings_stand_for_an_encoder_that_is_not_there():
     with pytest.raises(ValueError, match="no-such-model were given, so that it was not loaded"):
         given(pixels())
     with pytest.raises(
-        ValueError, match="those of a frozen encoder, but image_encoder.source is 'trained'"
+        ValueError, match="those of a frozen encoder, but image_encoder.model is 'trained'"
     ):
         GivenEmbeddings(TRAINED, 5, 12)
 
@@ -242,7 +242,7 @@ def test_trained_vit_learns_and_keeps_its_promises():
 def test_trained_vit_embeds_patches_row_by_row():
     encoder = TrainedViT(
         ImageEncoderConfig(
-            source="trained", image_size=32, patch_size=8, width=48, num_layers=0, num_heads=3
+            model="trained", image_size=32, patch_size=8, width=48, num_layers=0, num_heads=3
         )
     )
     image = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
@@ -296,11 +296,11 @@ def test_pixels_of_another_shape_or_type_are_refused(bad):
     [
         ({"image_size": 30}, "patch_size"),
         ({"width": 50, "num_heads": 3}, "num_heads"),
-        ({"source": ""}, "source"),
+        ({"model": ""}, "model"),
         ({"foreground_fill": 0.0}, "foreground_fill"),
         ({"foreground_fill": 1.5}, "foreground_fill"),
     ],
 )
 def test_contradictory_configs_are_refused(values, word):
     with pytest.raises(ValueError, match=word):
-        ImageEncoderConfig(**({"source": "trained", "image_size": 32} | values))
+        ImageEncoderConfig(**({"model": "trained", "image_size": 32} | values))

@@ -18,7 +18,7 @@ from tar3d.condition.image import (
 )
 from tar3d.config import ImageEncoderConfig
 
-CONFIG = ImageEncoderConfig(source="trained", image_size=64, foreground_fill=0.75, patch_size=8)
+CONFIG = ImageEncoderConfig(model="trained", image_size=64, foreground_fill=0.75, patch_size=8)
 RED, GREEN = (200, 30, 30), (20, 160, 60)
 
 
@@ -100,9 +100,7 @@ def test_hidden_colour_of_transparent_pixels_does_not_bleed_into_the_edge():
     """The defect is a dark fringe: straight-alpha resizing mixes the black behind alpha 0 into the
     object's edge."""
     odd = CONFIG.image_size - 1  # an uneven scale, so that edges fall between pixels
-    config = ImageEncoderConfig(
-        source="trained", image_size=odd, foreground_fill=0.73, patch_size=1
-    )
+    config = ImageEncoderConfig(model="trained", image_size=odd, foreground_fill=0.73, patch_size=1)
     disc = np.zeros((101, 101, 4), np.uint8)
     y, x = np.mgrid[:101, :101] - 50
     disc[..., 3] = np.clip(45 - np.hypot(x, y), 0, 1) * 255

@@ -40,7 +40,7 @@ CAPTIONS = [
     "three low chairs",
 ]
 TRAINED = TextEncoderConfig(
-    source="trained", max_tokens=12, vocabulary=32, width=24, num_layers=2, num_heads=3
+    model="trained", max_tokens=12, vocabulary=32, width=24, num_layers=2, num_heads=3
 )
 T5 = dict(vocab_size=64, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
 MODELS = {
@@ -220,7 +220,7 @@ def test_every_parameter_of_the_trained_encoder_learns(trained):
 def test_a_trained_encoder_needs_its_words_and_room_for_them(words):
     with pytest.raises(ValueError, match="needs the tokenizer of its words"):
         build_text_encoder(TRAINED)
-    small = TextEncoderConfig(source="trained", vocabulary=8, width=24, num_heads=3)
+    small = TextEncoderConfig(model="trained", vocabulary=8, width=24, num_heads=3)
     with pytest.raises(
         ValueError,
         match=r"knows 15 words, text_encoder.vocabulary is 8: write text_encoder.vocabulary=15",
@@ -232,7 +232,7 @@ def test_a_trained_encoder_needs_its_words_and_room_for_them(words):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_frozen_encoders_are_pretrained_models(directories, name, dtype):
     encoder = build_text_encoder(
-        TextEncoderConfig(source=str(directories / name), max_tokens=12, dtype=dtype)
+        TextEncoderConfig(model=str(directories / name), max_tokens=12, dtype=dtype)
     )
     assert (
         isinstance(encoder, FrozenText)
@@ -263,7 +263,7 @@ def test_frozen_encoders_are_pretrained_models(directories, name, dtype):
 def test_the_identity_is_of_weights_words_dtype_and_length(directories, tmp_path):
     def identity(source, **values) -> str:
         values = {"max_tokens": 12, "dtype": "float32"} | values
-        return build_text_encoder(TextEncoderConfig(source=str(source), **values)).identity
+        return build_text_encoder(TextEncoderConfig(model=str(source), **values)).identity
 
     shutil.copytree(directories / "t5", tmp_path / "copy")
     known = identity(directories / "t5")
@@ -293,16 +293,16 @@ def test_missing_models_are_named(tmp_path, monkeypatch, directories):
         ValueError,
         match=r"of text encoder 'no-such-owner/t5' was not found .* Remedy: .*tokenizer.json",
     ):
-        build_text_encoder(TextEncoderConfig(source="no-such-owner/t5"))
+        build_text_encoder(TextEncoderConfig(model="no-such-owner/t5"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="tried as a local directory: "):
-        build_text_encoder(TextEncoderConfig(source=str(tmp_path / "empty")))
+        build_text_encoder(TextEncoderConfig(model=str(tmp_path / "empty")))
     learn_words(CAPTIONS, 32).save_pretrained(tmp_path / "empty")
     with pytest.raises(
         ValueError,
-        match=r"text encoder .* cannot be loaded.* text_encoder.source=trained needs no download",
+        match=r"text encoder .* cannot be loaded.* text_encoder.model=trained needs no download",
     ):
-        build_text_encoder(TextEncoderConfig(source=str(tmp_path / "empty")))
+        build_text_encoder(TextEncoderConfig(model=str(tmp_path / "empty")))
 
 
 def test_only_ids_are_taken(trained):

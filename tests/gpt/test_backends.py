@@ -25,7 +25,7 @@ from tar3d.gpt.model import GPT
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-GATED = ("gated", "delta")  # gpt.linear, besides lightning attention
+GATED = ("gated", "delta")  # gpt.linear_attention, besides lightning attention
 MODULES = {name: kernels.module for name, kernels in {**backends.LINEAR, **backends.FULL}.items()}
 
 
@@ -37,11 +37,11 @@ def packages(monkeypatch):
         for name, module in modules.items():
             monkeypatch.setitem(sys.modules, MODULES[name], module)
         backends._import_error.cache_clear()
-        backends._say_once.cache_clear()
+        backends._print_once.cache_clear()
 
     yield put
     backends._import_error.cache_clear()
-    backends._say_once.cache_clear()
+    backends._print_once.cache_clear()
 
 
 def stand_in(name: str, function=None) -> types.ModuleType:
@@ -345,7 +345,7 @@ def test_every_gated_backend_has_one_meaning(packages, monkeypatch, rule, short)
             )
             assert max(errors.values()) < 1e-5, (name, errors)
         assert calls == ([rule, rule] if name == "fla" else [])
-    layer = GatedLinearAttention(config(linear=rule, linear_backend="fla"), 0)
+    layer = GatedLinearAttention(config(linear_attention=rule, linear_backend="fla"), 0)
     rotary, calls[:] = (torch.ones(9, 32), torch.zeros(9, 32)), []
     x = torch.randn(2, 9, 64, generator=torch.Generator().manual_seed(0))
     layer(x, rotary).sum().backward()
@@ -631,7 +631,7 @@ def compare_gpts(
             config(
                 linear_backend=names[0],
                 attention_backend=names[1],
-                linear=rule,
+                linear_attention=rule,
                 width=128,
                 grid_size=8,
                 condition_tokens=40,

@@ -55,9 +55,9 @@ def _plain(
 ):
     """Tokens, scores (B, T, V) and cache by the plain calls."""
     batch, guided = len(draws), sampling.cfg_scale != 1
-    guess = None
-    if sampling.sketch_scale:
-        guess = gpt.sketch(condition.embeddings, condition.mask)
+    predicted_codes = None
+    if sampling.code_predictor_scale:
+        predicted_codes = gpt.code_predictor(condition.embeddings, condition.mask)
     null = None
     if guided:
         condition = Condition(condition.embeddings.repeat(2, 1, 1), condition.mask.repeat(2, 1))
@@ -68,8 +68,8 @@ def _plain(
         if i > 0:
             logits = gpt.decode(ids[-1].repeat(2) if guided else ids[-1], cache)
         scores = guide(*logits.chunk(2), sampling.cfg_scale) if guided else logits
-        if guess is not None:
-            scores = scores + sampling.sketch_scale * guess[:, i] @ codes.T
+        if predicted_codes is not None:
+            scores = scores + sampling.code_predictor_scale * predicted_codes[:, i] @ codes.T
         seen.append(scores)
         ids.append(sample(scores, sampling, draws[:, i]))
     return torch.stack(ids, 1), torch.stack(seen, 1), cache
@@ -121,31 +121,31 @@ def test_the_engine_is_the_plain_decoding_in_tokens_scores_and_memory(pattern, l
 @pytest.mark.parametrize(
     "options",
     [
-        {"sketch_dim": 3},
-        {"sketch_dim": 3, "sketch_local": 2, "sketch_hidden": 20},
-        {"sketch_dim": 3, "tokens_per_step": 3},
+        {"code_predictor_dim": 3},
+        {"code_predictor_dim": 3, "code_predictor_local": 2, "code_predictor_hidden": 20},
+        {"code_predictor_dim": 3, "tokens_per_step": 3},
         {"linear_gate": False},
         {"absolute_positions": False},
         {"absolute_positions": False, "tokens_per_step": 3},
-        {"rope": "paper_sum", "rope_prefix": "zero"},
+        {"rope": "paper_sum", "prefix_rope": "zero"},
         {"rope": "sequence"},
         {"token_order": "planes"},
         {"num_heads": 4},
-        {"linear": "gated"},
-        {"linear": "delta"},
-        {"linear": "delta", "linear_gate": False},
+        {"linear_attention": "gated"},
+        {"linear_attention": "delta"},
+        {"linear_attention": "delta", "linear_gate": False},
     ],
 )
 @pytest.mark.parametrize("scale", [1.0, 2.5])
 def test_every_option_of_the_model_is_decoded(options, scale):
     gpt, codes = _gpt(**options), None
-    if gpt.sketch is not None:
+    if gpt.code_predictor is not None:
         codes = F.normalize(torch.randn(V, 3, generator=torch.Generator().manual_seed(4)), dim=-1)
-    for sketch_scale in (0.0, 3.0) if codes is not None else (0.0,):
+    for code_predictor_scale in (0.0, 3.0) if codes is not None else (0.0,):
         _assert_same(
             gpt,
             _condition(RAGGED),
-            SamplingConfig(cfg_scale=scale, sketch_scale=sketch_scale),
+            SamplingConfig(cfg_scale=scale, code_predictor_scale=code_predictor_scale),
             codes,
         )
 
@@ -156,7 +156,7 @@ def test_a_prefix_shorter_than_the_longest():
 
 
 def test_one_engine_serves_one_call_after_another_and_nothing_is_left_of_the_one_before():
-    gpt = _gpt(sketch_dim=3)
+    gpt = _gpt(code_predictor_dim=3)
     engine = Engine(gpt)
     guided = SamplingConfig(cfg_scale=2.0)
     for lengths, sampling in (
@@ -275,9 +275,11 @@ class _NoHostReads(TorchDispatchMode):
 
 @pytest.mark.parametrize("n", [1, 3])
 def test_a_step_reads_nothing_back_to_the_host(n):
-    gpt = _gpt(sketch_dim=3, tokens_per_step=n)
+    gpt = _gpt(code_predictor_dim=3, tokens_per_step=n)
     engine, codes = _static(gpt), torch.randn(V, 3)
-    sampling = SamplingConfig(cfg_scale=2.0, top_k=9, top_p=0.9, min_p=0.01, sketch_scale=1.0)
+    sampling = SamplingConfig(
+        cfg_scale=2.0, top_k=9, top_p=0.9, min_p=0.01, code_predictor_scale=1.0
+    )
     engine.run(_condition(RAGGED), sampling, uniform_draws([0, 1, 2], T), codes)
     with torch.inference_mode():
         engine._fill(_condition(RAGGED), uniform_draws([0, 1, 2], T))
@@ -332,7 +334,7 @@ def fake_graphs(monkeypatch):
 def test_graphs_are_captured_once_for_each_window_and_leave_nothing_of_their_warm_up(
     fake_graphs, lengths
 ):
-    gpt, sampling = _gpt(sketch_dim=3), SamplingConfig(cfg_scale=2.0)
+    gpt, sampling = _gpt(code_predictor_dim=3), SamplingConfig(cfg_scale=2.0)
     engine = _static(gpt)
     engine.graphed = True
     for _ in range(2):

@@ -148,15 +148,15 @@ def test_each_row_needs_a_seed():
         generate(_gpt(), _condition(), GREEDY, [0, 1, 2])
 
 
-def test_the_sketch_scale_moves_tokens_towards_the_codes_that_the_sketch_guesses():
-    gpt, condition = _gpt(sketch_dim=3), _condition()
+def test_the_code_predictor_scale_moves_tokens_towards_the_codes_that_the_code_predictor_guesses():
+    gpt, condition = _gpt(code_predictor_dim=3), _condition()
     codes = F.normalize(torch.randn(V, 3, generator=torch.Generator().manual_seed(4)), dim=-1)
-    nearest = (gpt.sketch(condition.embeddings, condition.mask) @ codes.T).argmax(-1)
+    nearest = (gpt.code_predictor(condition.embeddings, condition.mask) @ codes.T).argmax(-1)
     agreement = [
         float(
             (
                 generate(
-                    gpt, condition, SamplingConfig(sketch_scale=scale), [0] * 4, codes=codes
+                    gpt, condition, SamplingConfig(code_predictor_scale=scale), [0] * 4, codes=codes
                 ).ids
                 == nearest
             )
@@ -166,14 +166,25 @@ def test_the_sketch_scale_moves_tokens_towards_the_codes_that_the_sketch_guesses
         for scale in (0.0, 5.0, 1e6)
     ]
     assert agreement[0] < agreement[1] < agreement[2] == 1.0
-    guided = SamplingConfig(sketch_scale=1e6, cfg_scale=3.0)
+    guided = SamplingConfig(code_predictor_scale=1e6, cfg_scale=3.0)
     assert torch.equal(generate(gpt, condition, guided, [0] * 4, codes=codes).ids, nearest)
 
 
-def test_a_sketch_scale_needs_a_sketch_and_its_codes():
-    with pytest.raises(ValueError, match="sketch_scale is 2, but this GPT has no sketch"):
+def test_a_code_predictor_scale_needs_a_code_predictor_and_its_codes():
+    with pytest.raises(
+        ValueError, match="code_predictor_scale is 2, but this GPT has no code predictor"
+    ):
         generate(
-            _gpt(), _condition(), SamplingConfig(sketch_scale=2.0), [0] * 4, codes=torch.randn(V, 3)
+            _gpt(),
+            _condition(),
+            SamplingConfig(code_predictor_scale=2.0),
+            [0] * 4,
+            codes=torch.randn(V, 3),
         )
-    with pytest.raises(ValueError, match="sketch_scale is 2, but the codes are missing"):
-        generate(_gpt(sketch_dim=3), _condition(), SamplingConfig(sketch_scale=2.0), [0] * 4)
+    with pytest.raises(ValueError, match="code_predictor_scale is 2, but the codes are missing"):
+        generate(
+            _gpt(code_predictor_dim=3),
+            _condition(),
+            SamplingConfig(code_predictor_scale=2.0),
+            [0] * 4,
+        )

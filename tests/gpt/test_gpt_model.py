@@ -15,7 +15,7 @@ from tar3d.gpt.model import GPT, INIT_STD, mlp_width
 
 P, E, V, T = 6, 5, 11, 12  # R = 2
 KINDS = ["L", "F", "LLLF"]
-GATED = ["gated", "delta"]  # gpt.linear, besides lightning attention
+GATED = ["gated", "delta"]  # gpt.linear_attention, besides lightning attention
 
 
 def _gpt(**changes) -> GPT:
@@ -55,18 +55,20 @@ token_or_cell = pytest.mark.parametrize("n", [1, 3], ids=["token", "cell"])
 
 
 @token_or_cell
-@pytest.mark.parametrize("sketch", [0, 3], ids=["plain", "sketch"])
+@pytest.mark.parametrize("code_predictor", [0, 3], ids=["plain", "code_predictor"])
 @pytest.mark.parametrize(
     "rope", [("rotation", "identity"), ("paper_sum", "zero"), ("sequence", "identity")]
 )
 @pytest.mark.parametrize("pattern", KINDS)
 @pytest.mark.parametrize("mask", [FULL, ("xx....", ".xx.xx", "xxxxxx")], ids=["full", "ragged"])
-def test_prefill_and_decode_are_the_full_forward_for_every_split(pattern, mask, rope, sketch, n):
+def test_prefill_and_decode_are_the_full_forward_for_every_split(
+    pattern, mask, rope, code_predictor, n
+):
     gpt = _gpt(
         layer_pattern=pattern,
         rope=rope[0],
-        rope_prefix=rope[1],
-        sketch_dim=sketch,
+        prefix_rope=rope[1],
+        code_predictor_dim=code_predictor,
         tokens_per_step=n,
     )
     tokens, condition = _tokens(), _condition(mask)
@@ -84,7 +86,7 @@ def test_prefill_and_decode_are_the_full_forward_for_every_split(pattern, mask, 
 @pytest.mark.parametrize("linear", GATED)
 @pytest.mark.parametrize("mask", [FULL, ("xx....", ".xx.xx", "xxxxxx")], ids=["full", "ragged"])
 def test_layers_that_read_their_decay_decode_as_they_train(mask, linear):
-    gpt, tokens, condition = _gpt(linear=linear), _tokens(), _condition(mask)
+    gpt, tokens, condition = _gpt(linear_attention=linear), _tokens(), _condition(mask)
     full = gpt(tokens[:, :-1], condition)
     for split in range(T):
         logits, cache = gpt.prefill(condition, tokens[:, :split])
@@ -97,7 +99,14 @@ def test_layers_that_read_their_decay_decode_as_they_train(mask, linear):
 @pytest.mark.parametrize("linear", GATED)
 def test_layers_that_read_their_decay_begin_as_lightning_attention_forgets(linear):
     gpt = GPT(
-        GPTConfig(num_layers=4, width=24, num_heads=2, grid_size=2, codebook_size=V, linear=linear)
+        GPTConfig(
+            num_layers=4,
+            width=24,
+            num_heads=2,
+            grid_size=2,
+            codebook_size=V,
+            linear_attention=linear,
+        )
     )
     for block in gpt.blocks:
         if isinstance(block.attention, GatedLinearAttention):
@@ -115,7 +124,7 @@ def test_layers_that_read_their_decay_begin_as_lightning_attention_forgets(linea
 def test_chunks_and_reference_of_such_layers_agree_in_every_gradient(linear):
     gradients = []
     for backend in ("chunked", "reference"):
-        gpt = _gpt(linear=linear, linear_backend=backend)
+        gpt = _gpt(linear_attention=linear, linear_backend=backend)
         gpt(_tokens()[:, :-1], _condition()).square().mean().backward()
         gradients.append({name: p.grad for name, p in gpt.named_parameters() if p.grad is not None})
     assert (
@@ -128,14 +137,14 @@ def test_chunks_and_reference_of_such_layers_agree_in_every_gradient(linear):
 
 @token_or_cell
 @pytest.mark.parametrize(
-    "sketch",
-    [{}, {"sketch_dim": 3}, {"sketch_dim": 3, "sketch_local": 2}],
+    "code_predictor",
+    [{}, {"code_predictor_dim": 3}, {"code_predictor_dim": 3, "code_predictor_local": 2}],
     ids=["none", "mean", "local"],
 )
 @pytest.mark.parametrize("pattern", KINDS)
-def test_a_row_in_a_padded_batch_is_the_row_alone(pattern, sketch, n):
+def test_a_row_in_a_padded_batch_is_the_row_alone(pattern, code_predictor, n):
     gpt, tokens, condition = (
-        _gpt(layer_pattern=pattern, tokens_per_step=n, **sketch),
+        _gpt(layer_pattern=pattern, tokens_per_step=n, **code_predictor),
         _tokens(),
         _condition(),
     )
@@ -151,7 +160,7 @@ def test_a_row_in_a_padded_batch_is_the_row_alone(pattern, sketch, n):
 @pytest.mark.parametrize("pattern", KINDS)
 def test_what_lies_in_the_padding_changes_nothing(pattern):
     gpt, tokens, condition = (
-        _gpt(layer_pattern=pattern, sketch_dim=3, sketch_local=2),
+        _gpt(layer_pattern=pattern, code_predictor_dim=3, code_predictor_local=2),
         _tokens(),
         _condition(),
     )
@@ -196,7 +205,7 @@ def test_a_token_changes_only_what_comes_after_it_and_all_of_that(pattern, t, n)
 def test_the_condition_reaches_linear_layers_unless_the_prefix_is_zero():
     tokens, one, other = _tokens(), _condition(FULL, seed=3), _condition(FULL, seed=4)
     for prefix, reaches in (("identity", True), ("zero", False)):
-        gpt = _gpt(layer_pattern="L", rope_prefix=prefix)
+        gpt = _gpt(layer_pattern="L", prefix_rope=prefix)
         difference = (
             (gpt(tokens[:, :-1], one) - gpt(tokens[:, :-1], other)).abs().amax(-1)
         )  # (B, T)
@@ -402,10 +411,14 @@ def test_start_from_codes_gives_near_codes_near_embeddings_and_logits():
 
 @pytest.mark.parametrize("mask", [FULL, ("xx....", ".xx.xx", "xxxxxx")], ids=["full", "ragged"])
 def test_a_hint_goes_to_the_position_that_predicts_its_token_and_to_none_before(mask):
-    gpt, tokens, condition = _gpt(layer_pattern="LF", sketch_dim=3), _tokens(), _condition(mask)
+    gpt, tokens, condition = (
+        _gpt(layer_pattern="LF", code_predictor_dim=3),
+        _tokens(),
+        _condition(mask),
+    )
     before = gpt(tokens[:, :-1], condition)
     with torch.no_grad():
-        gpt.sketch.guess[-1].bias.view(T, 3)[5] += 1.0  # the guess for token 5 of every row
+        gpt.code_predictor.mlp[-1].bias.view(T, 3)[5] += 1.0  # the guess for token 5 of every row
     after = gpt(tokens[:, :-1], condition)
     assert torch.equal(before[:, :5], after[:, :5])
     assert (before[:, 5] - after[:, 5]).abs().amax(-1).min() > 1e-3
@@ -414,14 +427,18 @@ def test_a_hint_goes_to_the_position_that_predicts_its_token_and_to_none_before(
 def test_how_long_a_guess_is_does_not_matter():
     """Its loss is a cosine: trained alone it grows to any length, and hints as long would drown the
     tokens."""
-    tokens, condition, gpt = _tokens(), _condition(FULL), _gpt(layer_pattern="LF", sketch_dim=3)
+    tokens, condition, gpt = (
+        _tokens(),
+        _condition(FULL),
+        _gpt(layer_pattern="LF", code_predictor_dim=3),
+    )
     before = gpt(tokens[:, :-1], condition)
     for longer, same in (
         (30.0, True),
         (-30.0, False),
     ):  # turned round they are other guesses, and those matter
         with torch.no_grad():
-            for parameter in gpt.sketch.guess[-1].parameters():
+            for parameter in gpt.code_predictor.mlp[-1].parameters():
                 parameter *= longer
         moved = float((before - gpt(tokens[:, :-1], condition)).abs().max())
         assert moved < 1e-5 if same else moved > 1e-2

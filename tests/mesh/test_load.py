@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import trimesh
 
-from tar3d.config import SampleConfig
+from tar3d.config import PointSamplingConfig
 from tar3d.contracts import CUBE_FILL
 from tar3d.mesh import load
 from tar3d.mesh.load import SUPPORTED, MeshError, list_meshes, load_mesh, normalize, weld
@@ -61,7 +61,7 @@ def test_broken_meshes_do_what_their_manifest_expects(row, capfd):
     assert np.abs(mesh.vertices).max() == pytest.approx(CUBE_FILL, abs=1e-6)
     try:
         samples, _ = sample_shape(
-            mesh, SampleConfig(surface_points=200, volume_points=2000, near_points=200), 0
+            mesh, PointSamplingConfig(surface_points=200, volume_points=2000, near_points=200), 0
         )
     except MeshError as e:
         assert "flat" in row["problem"] + row["detail"] and "encloses no volume" in str(e)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import trimesh
 
-from tar3d.config import SampleConfig
+from tar3d.config import PointSamplingConfig
 from tar3d.contracts import Mesh
 from tar3d.mesh.load import MeshError
 from tar3d.mesh.points import (
@@ -20,7 +20,7 @@ from tar3d.mesh.points import (
 )
 from tar3d.mesh.winding import WindingNumber
 
-CONFIG = SampleConfig(
+CONFIG = PointSamplingConfig(
     surface_points=2000, volume_points=4000, near_points=3000, near_sigmas=[0.05, 0.02, 0.005]
 )
 
@@ -118,7 +118,7 @@ def test_near_points_have_the_asked_noise_in_equal_shares():
         * 0.9,
         [[0, 2, 1], [0, 3, 2], [0, 1, 4], [1, 2, 4], [2, 3, 4], [3, 0, 4]],
     )
-    config = SampleConfig(
+    config = PointSamplingConfig(
         surface_points=10, volume_points=10, near_points=6000, near_sigmas=[0.01, 0.0001]
     )
     samples, _ = sample_shape(big, config, 0)
@@ -154,7 +154,9 @@ def test_sample_shape_is_complete_and_repeats_by_seed():
 
 
 def test_near_points_stay_in_the_cube():
-    config = SampleConfig(surface_points=10, volume_points=10, near_points=2000, near_sigmas=[0.5])
+    config = PointSamplingConfig(
+        surface_points=10, volume_points=10, near_points=2000, near_sigmas=[0.5]
+    )
     assert (
         np.abs(sample_shape(as_mesh(box((1.9, 1.9, 1.9), (0, 0, 0))), config, 0)[0].points).max()
         == 1.0
@@ -165,7 +167,9 @@ def test_a_flat_sheet_encloses_no_volume():
     sheet = Mesh(
         [[-0.9, 0, -0.9], [0.9, 0, -0.9], [0.9, 0, 0.9], [-0.9, 0, 0.9]], [[0, 2, 1], [0, 3, 2]]
     )
-    bare = SampleConfig(surface_points=2000, volume_points=4000, near_points=3000, min_thickness=0)
+    bare = PointSamplingConfig(
+        surface_points=2000, volume_points=4000, near_points=3000, min_thickness=0
+    )
     with pytest.raises(MeshError, match="encloses no volume"):
         sample_shape(sheet, bare, 0)
 
@@ -175,7 +179,7 @@ def test_a_sheet_becomes_a_plate():
     sheet = Mesh(
         [[-0.9, 0, -0.9], [0.9, 0, -0.9], [0.9, 0, 0.9], [-0.9, 0, 0.9]], [[0, 2, 1], [0, 3, 2]]
     )
-    config = SampleConfig(
+    config = PointSamplingConfig(
         surface_points=20_000,
         volume_points=4000,
         near_points=20_000,
@@ -199,7 +203,7 @@ def test_a_sheet_becomes_a_plate():
 
 def test_a_thin_wall_is_padded_evenly_and_a_thick_one_is_not():
     wall, block = box((1.8, 0.01, 1.0), (0, 0.6, 0)), box((1.8, 0.5, 1.0), (0, -0.3, 0))
-    config = SampleConfig(
+    config = PointSamplingConfig(
         surface_points=20_000,
         volume_points=4000,
         near_points=20_000,
@@ -220,7 +224,7 @@ def test_a_thin_wall_is_padded_evenly_and_a_thick_one_is_not():
     assert (
         not sample_shape(
             as_mesh(wall),
-            SampleConfig(
+            PointSamplingConfig(
                 surface_points=900,
                 volume_points=9,
                 near_points=9000,
@@ -241,7 +245,7 @@ def test_a_bowl_stays_open_and_a_box_without_a_floor_is_solid():
     assert (
         WindingNumber(bowl)(np.array([[0, -0.7, 0]]))[0] > 0.5
     )  # which by itself counts as inside
-    config = SampleConfig(surface_points=4000, volume_points=20_000, near_points=100)
+    config = PointSamplingConfig(surface_points=4000, volume_points=20_000, near_points=100)
     samples, _ = sample_shape(bowl, config, 0)
     depth = np.linalg.norm(samples.points, axis=1)
     assert not samples.inside[depth < 0.85].any() and samples.inside.any()

@@ -10,8 +10,8 @@ from tar3d.metrics.images import (
     SSIM_SETTINGS,
     SSIM_WINDOW,
     fid,
+    image_scores,
     kid,
-    picture_scores,
     psnr,
     ssim,
 )
@@ -31,7 +31,7 @@ def pictures(
 
 def test_whole_pictures_score_as_in_scikit_image():
     pred, truth, mask = pictures()
-    scores = picture_scores(pred, truth, mask)
+    scores = image_scores(pred, truth, mask)
     assert scores["psnr"] == peak_signal_noise_ratio(truth, pred, data_range=255)
     expected = structural_similarity(
         truth,
@@ -47,7 +47,7 @@ def test_whole_pictures_score_as_in_scikit_image():
 
 def test_foreground_uses_the_masked_pixels_only():
     pred, truth, mask = pictures()
-    scores = picture_scores(pred, truth, mask)
+    scores = image_scores(pred, truth, mask)
     squared = ((pred[mask].astype(float) - truth[mask]) ** 2).mean()
     assert scores["psnr_fg"] == pytest.approx(10 * np.log10(255**2 / squared))
     _, local = structural_similarity(
@@ -56,15 +56,15 @@ def test_foreground_uses_the_masked_pixels_only():
     assert scores["ssim_fg"] == pytest.approx(local[mask].mean())
     elsewhere = pred.copy()
     elsewhere[~mask] = 0
-    assert picture_scores(elsewhere, truth, mask)["psnr_fg"] == scores["psnr_fg"]
+    assert image_scores(elsewhere, truth, mask)["psnr_fg"] == scores["psnr_fg"]
 
 
 def test_white_background_raises_psnr_but_not_that_of_the_foreground():
     pred, truth, mask = pictures()
     wide = [np.pad(x, ((40, 40), (50, 50), (0, 0)), constant_values=255) for x in (pred, truth)]
     scores, padded = (
-        picture_scores(pred, truth, mask),
-        picture_scores(*wide, np.pad(mask, ((40, 40), (50, 50)))),
+        image_scores(pred, truth, mask),
+        image_scores(*wide, np.pad(mask, ((40, 40), (50, 50)))),
     )
     assert padded["psnr"] > scores["psnr"] + 9  # 9.07 times the pixels: 9.6 dB
     assert padded["psnr_fg"] == scores["psnr_fg"]
@@ -72,7 +72,7 @@ def test_white_background_raises_psnr_but_not_that_of_the_foreground():
 
 def test_identical_pictures_score_the_cap_and_one():
     _, truth, mask = pictures()
-    assert picture_scores(truth, truth.copy(), mask) == {
+    assert image_scores(truth, truth.copy(), mask) == {
         "psnr": PSNR_CAP,
         "psnr_fg": PSNR_CAP,
         "ssim": 1.0,
@@ -89,17 +89,17 @@ def test_identical_pictures_score_the_cap_and_one():
 
 def test_scores_are_symmetric():
     pred, truth, mask = pictures()
-    assert picture_scores(pred, truth, mask) == pytest.approx(picture_scores(truth, pred, mask))
+    assert image_scores(pred, truth, mask) == pytest.approx(image_scores(truth, pred, mask))
 
 
 def test_pictures_that_cannot_be_compared_are_refused():
     pred, truth, mask = pictures()
     with pytest.raises(ValueError, match="different size .* 50 x 39 and 50 x 40"):
-        picture_scores(pred[1:], truth, mask)
+        image_scores(pred[1:], truth, mask)
     with pytest.raises(ValueError, match="different size"):
-        picture_scores(pred, truth, mask[1:])
+        image_scores(pred, truth, mask[1:])
     with pytest.raises(ValueError, match="no foreground"):
-        picture_scores(pred, truth, np.zeros_like(mask))
+        image_scores(pred, truth, np.zeros_like(mask))
     with pytest.raises(ValueError, match="at least 11 x 11 pixels, got 50 x 10"):
         ssim(pred[:10], truth[:10])
     assert SSIM_WINDOW == 11 and ssim(pred[:11], truth[:11])[1].shape == (11, 50)

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from made_data import everything, facts
 
-from tar3d.config import SampleConfig, ViewConfig
+from tar3d.config import PointSamplingConfig, ViewConfig
 
 ROOT = Path(__file__).parents[2]
-SMALL = SampleConfig(surface_points=200, volume_points=300, near_points=100)
+SMALL = PointSamplingConfig(surface_points=200, volume_points=300, near_points=100)
 FLAGS = ["surface_points=200", "volume_points=300", "near_points=100", "views.count=0"]
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux alone")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from made_data import everything, facts
 
-from tar3d.config import SampleConfig
+from tar3d.config import PointSamplingConfig
 from tar3d.data.prepare.make_samples import make_samples
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +40,7 @@ def running_workers(parent: int) -> list[int]:
 def test_a_lost_worker_costs_its_task_alone(meshes, tmp_path):
     """Two workers, of which one is killed in the middle; a mesh over the limits is refused as it is
     without Ray."""
-    config = SampleConfig(
+    config = PointSamplingConfig(
         surface_points=20_000, volume_points=150_000, near_points=50_000
     )  # half a second a mesh
     for k in range(8):
@@ -81,4 +81,6 @@ def test_no_cluster_is_a_sentence(meshes, tmp_path):
     with pytest.raises(
         ValueError, match="no Ray cluster answers at 127.0.0.1:1 .*ray start --head"
     ):
-        make_samples(meshes, tmp_path / "out", SampleConfig(), ray="127.0.0.1:1", workers=None)
+        make_samples(
+            meshes, tmp_path / "out", PointSamplingConfig(), ray="127.0.0.1:1", workers=None
+        )

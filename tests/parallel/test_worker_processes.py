@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tar3d.parallel.processes import Lost, Worker, parallel, results
+from tar3d.parallel.processes import JobFailure, Worker, parallel, results
 
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux alone")
 
@@ -83,7 +83,7 @@ REASONS = {
 )
 def test_a_bomb_costs_itself_alone(workers, jobs):
     done = dict(parallel(explode, jobs, workers, seconds=4, gigabytes=1))
-    assert done == {j: Lost(REASONS[j]) if j in REASONS else j.upper() for j in jobs}
+    assert done == {j: JobFailure(REASONS[j]) if j in REASONS else j.upper() for j in jobs}
     assert not multiprocessing.active_children()
 
 

@@ -34,12 +34,12 @@ VQVAE = [
     "optim.warmup_steps=5",
     *COMMON,
 ]
-# At an eighth of the recipe's rates: at the full ones the sketch's loss jumps, and rounding decides
+# At an eighth of the recipe's rates: at the full ones the code predictor's loss jumps, and rounding decides
 # by how much.
 GPT = [
     "train.steps=20",
     "train.global_batch_size=4",
-    "train.sketch_rows=8",
+    "train.code_predictor_rows=8",
     "optim.warmup_steps=5",
     "optim.muon_lr=5e-4",
     "optim.adamw_lr=3.75e-4",
@@ -51,7 +51,7 @@ def curves(folder: Path) -> dict[str, list[float]]:
     """Losses of 20 steps of each training, on a procedural set that is made for it."""
     import train_gpt
     import train_vqvae
-    from tar3d.config import SampleConfig, ViewConfig
+    from tar3d.config import PointSamplingConfig, ViewConfig
     from tar3d.data.prepare.make_samples import make_samples
     from tar3d.data.toy.make_toy import make_toy_data
     from tar3d.optim import groups
@@ -60,7 +60,7 @@ def curves(folder: Path) -> dict[str, list[float]]:
     make_samples(
         data,
         data,
-        SampleConfig(surface_points=4096, volume_points=1024, near_points=1024),
+        PointSamplingConfig(surface_points=4096, volume_points=1024, near_points=1024),
         views=ViewConfig(count=0),
     )
     with mock.patch.object(
@@ -72,7 +72,7 @@ def curves(folder: Path) -> dict[str, list[float]]:
     return {
         "vqvae": column(folder / "vqvae", "loss"),
         "gpt": column(folder / "gpt", "nll"),
-        "sketch": column(folder / "gpt", "sketch"),
+        "code_distance": column(folder / "gpt", "code_distance"),
     }
 
 

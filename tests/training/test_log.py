@@ -38,14 +38,14 @@ def test_a_resumed_log_has_no_step_twice(tmp_path):
 
 def test_a_resumed_run_may_tell_of_other_things(tmp_path):
     for step, values in enumerate(
-        ({"nll": 2.0, "sketch": 0.5}, {"nll": 1.0}, {"gradient_norm": 3.0, "nll": 0.5})
+        ({"nll": 2.0, "code_distance": 0.5}, {"nll": 1.0}, {"gradient_norm": 3.0, "nll": 0.5})
     ):
         log = RunLog(tmp_path, step)
         log.write("train", step + 1, values)
         log.close()
     assert (
         tmp_path / "train.csv"
-    ).read_text() == "step,nll,sketch,gradient_norm\n1,2,0.5,\n2,1,,\n3,0.5,,3\n"
+    ).read_text() == "step,nll,code_distance,gradient_norm\n1,2,0.5,\n2,1,,\n3,0.5,,3\n"
 
 
 @pytest.mark.parametrize("cut", ["3,0.3", "3", "", "3,0.33333,3\n4,"])

@@ -20,7 +20,7 @@ from tar3d.training.state import load_state, newest_state
 TOLD = [
     "--gpt-type",
     "any",
-    "text_encoder.source=trained",
+    "text_encoder.model=trained",
     "text_encoder.max_tokens=8",
     "text_encoder.vocabulary=16",
     "text_encoder.width=16",
@@ -34,10 +34,10 @@ FEW = {
         *TOLD,
         "train.steps=12",
         "train.micro_batch_size=2",
-        "gpt.sketch_dim=4",
-        "gpt.sketch_local=3",
-        "train.sketch_weight=1",
-        "train.sketch_rows=8",
+        "gpt.code_predictor_dim=4",
+        "gpt.code_predictor_local=3",
+        "train.code_predictor_weight=1",
+        "train.code_predictor_rows=8",
     ],
 }
 
@@ -54,7 +54,9 @@ def test_two_processes_train_as_one_and_resume_each_other(commands, tmp_path, na
     finish(torchrun([*command, "--out", str(two)]))
     log = [rows(folder / "train.csv") for folder in (one, two)]
     assert len(log[0]) == 12
-    columns = ["loss", "volume", "near", "commitment"] if name == "vqvae" else ["nll", "sketch"]
+    columns = (
+        ["loss", "volume", "near", "commitment"] if name == "vqvae" else ["nll", "code_distance"]
+    )
     for mine, theirs in zip(*log, strict=True):
         for column in (*columns, "gradient_norm"):
             assert float(mine[column]) == pytest.approx(
@@ -88,7 +90,7 @@ def test_processes_that_share_the_weights_train_as_one(commands, tmp_path, ema):
     output = finish([*sharded, "--out", str(two)])
     log = [rows(folder / "train.csv") for folder in (one, two)]
     for mine, theirs in zip(*log, strict=True):
-        for column in ("nll", "sketch", "gradient_norm"):
+        for column in ("nll", "code_distance", "gradient_norm"):
             assert float(mine[column]) == pytest.approx(
                 float(theirs[column]), rel=2e-3, abs=1e-5
             ), (mine["step"], column)

@@ -17,7 +17,7 @@ from tar3d.data.formats.dataset_folder import read_categories, read_splits
 from tar3d.data.formats.npz import float32, read_npz
 from tar3d.data.formats.sample_bytes import sample_bytes
 from tar3d.data.formats.shapenet import ShapeNetV2, holds_shapenet
-from tar3d.data.formats.shards import Files
+from tar3d.data.formats.shards import ShardedFiles
 from tar3d.io import atomic_write
 
 _SHAPES = {
@@ -95,7 +95,7 @@ class SampleFolder:
         self.root, self.folder = Path(folder), Path(folder) / "samples"
         # for who finds none
         self.advice = f"make them with python -m tar3d.data.make_samples {folder}"
-        self.files = Files(self.folder, ".npz")
+        self.files = ShardedFiles(self.folder, ".npz")
 
     def listed(self, split: str) -> list[str]:
         """The ids of a split, whether or not there are samples of them."""

@@ -21,7 +21,7 @@ from tar3d.io import atomic_write, write_json
 LOOSE = None  # in place of a shard's name
 
 
-class Files:
+class ShardedFiles:
     """Names (POSIX, relative to `folder`) that end in `suffix`, sorted. A loose file goes before a
     packed one of its name."""
 

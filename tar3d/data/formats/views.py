@@ -16,7 +16,7 @@ from tar3d.condition.image import ImageError, load_image
 from tar3d.config import ViewConfig
 from tar3d.contracts import Mesh
 from tar3d.data.formats.dataset_folder import mesh_path
-from tar3d.data.formats.shards import Files
+from tar3d.data.formats.shards import ShardedFiles
 from tar3d.io import json_bytes
 from tar3d.mesh.load import load_mesh
 from tar3d.mesh.render import Camera, Renderer, orbit_cameras, picture, rgba
@@ -85,7 +85,7 @@ def _write_folder(folder: Path, files: dict[str, bytes]) -> None:
     os.replace(partial, folder)
 
 
-def view_names(views: Files, wanted: set[str] | None = None) -> dict[str, list[str]]:
+def view_names(views: ShardedFiles, wanted: set[str] | None = None) -> dict[str, list[str]]:
     """Shape id -> names of its .png pictures in `views`, in the order of their numbers; of the
     `wanted` ids alone, if given."""
     names: dict[str, list[str]] = {}
@@ -103,7 +103,7 @@ class Views:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder) / "views"
-        self._files = Files(self.folder, ".png")
+        self._files = ShardedFiles(self.folder, ".png")
         self._names = view_names(self._files)
 
     def names(self, shape_id: str) -> list[str]:

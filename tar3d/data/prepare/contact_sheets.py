@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from tar3d.data.formats.shards import Files
+from tar3d.data.formats.shards import ShardedFiles
 from tar3d.mesh.load import load_mesh
 from tar3d.mesh.render import contact_sheet, picture
 
@@ -18,7 +18,7 @@ _FONT_SIZE, _LINE = 13, 16  # pixels
 _INK, _GREY, _FLAG = (30, 30, 30), (110, 110, 110), (213, 94, 0)
 
 
-def shape_picture(views: Files, names: list[str], mesh_file: str) -> Image.Image | None:
+def shape_picture(views: ShardedFiles, names: list[str], mesh_file: str) -> Image.Image | None:
     """The first view of a shape, else its mesh as it is rendered for previews, else None: nothing
     of it is left."""
     try:

@@ -23,15 +23,15 @@ from pathlib import Path
 from tqdm import tqdm
 
 from tar3d import config as configuration
-from tar3d.config import PrepareConfig, SampleConfig, ViewConfig
+from tar3d.config import PointSamplingConfig, PrepareConfig, ViewConfig
 from tar3d.data.formats.dataset_folder import complete_splits
-from tar3d.data.formats.shards import Files
+from tar3d.data.formats.shards import ShardedFiles
 from tar3d.data.prepare.mesh_list import Shape, find_shapes, write_tables
 from tar3d.data.prepare.report import write_report
-from tar3d.data.prepare.sample_mesh import Made, MeshJob, sample_mesh
-from tar3d.data.prepare.sample_writer import Output, read_report
+from tar3d.data.prepare.sample_mesh import MeshJob, SampleResult, sample_mesh
+from tar3d.data.prepare.sample_writer import SampleWriter, read_report
 from tar3d.io import write_json
-from tar3d.parallel.processes import Lost, check_limits, parallel
+from tar3d.parallel.processes import JobFailure, check_limits, parallel
 from tar3d.parallel.ray_cluster import parallel_on_ray
 
 # What `sample_shape` says of a mesh.
@@ -49,7 +49,7 @@ FIELDS = ["id", "file", "status", "reason", *FACTS, "seconds"]
 # files up to ten times their size, which may be 1 GiB.
 SECONDS, GIGABYTES = 300.0, 12.0
 SETTINGS = {
-    "samples": SampleConfig,
+    "samples": PointSamplingConfig,
     "views": ViewConfig,
 }  # that may gain keys from version to version
 
@@ -57,7 +57,7 @@ SETTINGS = {
 def make_samples(
     source: Path,
     out: Path,
-    config: SampleConfig,
+    config: PointSamplingConfig,
     *,
     seed: int = 0,
     workers: int | None = 1,
@@ -96,15 +96,17 @@ def make_samples(
     else:
         made = parallel_on_ray(function, jobs, ray, workers, **limits)
     with (
-        Output(out, FIELDS, dict(kept), shard_size) as output,
+        SampleWriter(out, FIELDS, dict(kept), shard_size) as output,
         contextlib.closing(made),
         tqdm(
             total=len(shapes), initial=len(shapes) - len(jobs), unit="mesh", desc="samples"
         ) as bar,
     ):
         for job, result in made:
-            if isinstance(result, Lost):
-                result = Made({"status": "refused", "reason": f"{job.path}: {result.reason}"})
+            if isinstance(result, JobFailure):
+                result = SampleResult(
+                    {"status": "refused", "reason": f"{job.path}: {result.reason}"}
+                )
             good = result.row["status"] == "ok"
             facts = kept.get(job.id, {}) if good else {}  # of samples that only lacked views
             output.add(
@@ -128,8 +130,8 @@ def _what_is_missing(
     """The rows of earlier runs that hold for `shapes`, by id, and what is still to be made. Views
     that are there stay."""
     earlier = read_report(out, FIELDS)
-    sampled = {name.removesuffix(".npz") for name in Files(out / "samples", ".npz")}
-    seen = {name.rpartition("/")[0] for name in Files(out / "views", ".png")}
+    sampled = {name.removesuffix(".npz") for name in ShardedFiles(out / "samples", ".npz")}
+    seen = {name.rpartition("/")[0] for name in ShardedFiles(out / "views", ".png")}
     kept, jobs = {}, []
     for shape_id, shape in shapes.items():
         row = earlier.get(shape_id)
@@ -153,7 +155,7 @@ def _check_settings(out: Path, wanted: dict) -> None:
     for name, value in wanted.items():
         earlier = found.get(name)
         if earlier and name in SETTINGS:
-            earlier = configuration.completed(SETTINGS[name], earlier, str(path))
+            earlier = configuration.with_defaults(SETTINGS[name], earlier, str(path))
         if None not in (earlier, value) and earlier != value:
             raise ValueError(
                 f"{out / 'samples'} was made with {name} {earlier}, not {value}: "

@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tar3d.data.datasets.sampler import spread
-from tar3d.data.formats.shards import Files
+from tar3d.data.formats.shards import ShardedFiles
 from tar3d.data.formats.views import view_names
 from tar3d.data.prepare.contact_sheets import shape_picture, sheet, tile
 from tar3d.io import atomic_write
@@ -203,7 +203,7 @@ def _has_heavy_tail(values: np.ndarray) -> bool:
 def _write_sheets(out: Path, sheets: dict[str, list[dict[str, str]]]) -> None:
     """Each sheet, or none where it has no shapes."""
     wanted = {row["id"] for rows in sheets.values() for row in rows}
-    views = Files(out / "views")
+    views = ShardedFiles(out / "views")
     names = view_names(views, wanted)
     pictures = {}
     with tqdm(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tar3d.config import SampleConfig, ViewConfig
+from tar3d.config import PointSamplingConfig, ViewConfig
 from tar3d.data.formats.sample_bytes import sample_bytes
 from tar3d.data.formats.views import picture_files, view_files
 from tar3d.mesh.load import MeshError, load_mesh
@@ -31,7 +31,7 @@ class MeshJob:
 
 
 @dataclass(frozen=True)
-class Made:
+class SampleResult:
     """Values of a row of the report, and files by name: samples/<id>.npz, views/<id>/<k>.png,
     views/<id>/cameras.json."""
 
@@ -39,7 +39,9 @@ class Made:
     files: dict[str, bytes] = field(default_factory=dict)
 
 
-def sample_mesh(job: MeshJob, *, config: SampleConfig, seed: int, views: ViewConfig | None) -> Made:
+def sample_mesh(
+    job: MeshJob, *, config: PointSamplingConfig, seed: int, views: ViewConfig | None
+) -> SampleResult:
     """What comes out depends on the mesh, its id and the settings; a mesh that cannot be used gives
     a row with the reason. Views are rendered where no picture is given, or none of use, unless
     `views` is None."""
@@ -64,4 +66,4 @@ def sample_mesh(job: MeshJob, *, config: SampleConfig, seed: int, views: ViewCon
             files |= {f"views/{job.id}/{name}": content for name, content in pictures.items()}
     except MeshError as e:
         row, files = {"status": "refused", "reason": str(e)}, {}
-    return Made(row | {"seconds": f"{time.perf_counter() - start:.3f}"}, files)
+    return SampleResult(row | {"seconds": f"{time.perf_counter() - start:.3f}"}, files)

@@ -20,7 +20,7 @@ KINDS = (
 )  # the larger last: of shards that a kill left without rows there is then hardly ever a large one
 
 
-class Output:
+class SampleWriter:
     """Used in a `with` block. `rows` are those of earlier runs that still hold, by id; `shard_size`
     0 writes loose files."""
 
@@ -38,7 +38,7 @@ class Output:
         self._write_sorted()
         self._report = open(folder / "report.csv", "a", encoding="utf-8", newline="")
 
-    def __enter__(self) -> Output:
+    def __enter__(self) -> SampleWriter:
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -192,7 +192,7 @@ def encoders_of(
         if stamp.get(kind, "").startswith(GivenEmbeddings.prefix):
             encoders[kind] = given_encoder(config, kind)
             continue
-        if kind == "text" and config.text_encoder.source == TRAINED and words is None:
+        if kind == "text" and config.text_encoder.model == TRAINED and words is None:
             words = words_of(data, config.text_encoder.vocabulary)
         encoders[kind] = build_encoder(config, kind, words)
     return encoders

@@ -68,7 +68,7 @@ def _check_stamp(path: Path, settings: dict) -> None:
         return
     found = json.loads(path.read_text(encoding="utf-8"))
     if found.get("views"):
-        found["views"] = configuration.completed(ViewConfig, found["views"], str(path))
+        found["views"] = configuration.with_defaults(ViewConfig, found["views"], str(path))
     if found != settings:
         raise ValueError(
             f"{path.parent} holds a procedural set made with {found}, not {settings}: "

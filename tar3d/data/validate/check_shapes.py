@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from tar3d.condition.image import ImageError, load_image
-from tar3d.config import SampleConfig, ViewConfig
+from tar3d.config import PointSamplingConfig, ViewConfig
 from tar3d.contracts import CUBE_FILL, ShapeSamples
 from tar3d.data.formats.samples import load_samples
-from tar3d.data.formats.shards import Files
+from tar3d.data.formats.shards import ShardedFiles
 from tar3d.data.formats.views import view_names
 from tar3d.data.validate.overlay import View, project, seen_at
 from tar3d.mesh.render import Camera
@@ -71,18 +71,18 @@ class Folder:
     """
 
     root: Path
-    samples: Files
-    views: Files
+    samples: ShardedFiles
+    views: ShardedFiles
     sample_names: dict[str, str]  # id -> name in `samples`
     view_names: dict[str, list[str]]
     settings: dict[str, object] = field(
         default_factory=dict
-    )  # "samples": SampleConfig, "views": ViewConfig or None
+    )  # "samples": PointSamplingConfig, "views": ViewConfig or None
 
     @classmethod
     def open(cls, root: Path, settings: dict[str, object]) -> Folder:
         """A ValueError where a shard is damaged."""
-        samples, views = Files(root / "samples", ".npz"), Files(root / "views")
+        samples, views = ShardedFiles(root / "samples", ".npz"), ShardedFiles(root / "views")
         return cls(
             root,
             samples,
@@ -165,7 +165,7 @@ def check_shape(folder: Folder, shape_id: str) -> tuple[list[Problem], dict[str,
 
 
 def check_samples(
-    samples: ShapeSamples, where: str, shape_id: str, config: SampleConfig | None
+    samples: ShapeSamples, where: str, shape_id: str, config: PointSamplingConfig | None
 ) -> Iterator[Problem]:
     """What `load_samples` does not look at: lengths, counts, order, the frame, and whether the
     labels can be right."""

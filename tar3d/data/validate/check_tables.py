@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from tar3d import config as configuration
-from tar3d.config import SampleConfig, ViewConfig
+from tar3d.config import PointSamplingConfig, ViewConfig
 from tar3d.data.datasets.tokens import read_stamp
 from tar3d.data.formats.dataset_folder import SPLITS, read_splits
 from tar3d.data.validate.check_shapes import Problem
@@ -49,7 +49,7 @@ def read_settings(root: Path) -> tuple[dict[str, object], list[Problem]]:
             Problem(str(path), "", f"it cannot be read ({e})", "JSON with samples, seed and views")
         ]
     settings, problems = {}, []
-    for key, kind in (("samples", SampleConfig), ("views", ViewConfig)):
+    for key, kind in (("samples", PointSamplingConfig), ("views", ViewConfig)):
         try:
             settings[key] = (
                 configuration.from_mapping(kind, stored[key], str(path))

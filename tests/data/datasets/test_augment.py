@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import trimesh
 
-from tar3d.config import AugmentConfig, SampleConfig
+from tar3d.config import AugmentConfig, PointSamplingConfig
 from tar3d.contracts import CUBE_FILL, Mesh
 from tar3d.data.datasets.augment import augment, random_matrix
 from tar3d.mesh.points import sample_shape
@@ -18,7 +18,7 @@ def arrays() -> dict[str, np.ndarray]:
     shape = trimesh.creation.box(2 * BOX)
     samples, _ = sample_shape(
         Mesh(shape.vertices, shape.faces),
-        SampleConfig(surface_points=6000, volume_points=20_000, near_points=5000),
+        PointSamplingConfig(surface_points=6000, volume_points=20_000, near_points=5000),
         0,
     )
     return {

@@ -222,7 +222,7 @@ def test_command_line(data, tmp_path, capsys):
         str(data),
         "--tokenizer",
         str(tmp_path / "model"),
-        "image_encoder.source=trained",
+        "image_encoder.model=trained",
         "image_encoder.image_size=16",
         "image_encoder.patch_size=8",
     ]

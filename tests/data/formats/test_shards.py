@@ -4,7 +4,7 @@ import tarfile
 
 import pytest
 
-from tar3d.data.formats.shards import Files, read_index, write_shard
+from tar3d.data.formats.shards import ShardedFiles, read_index, write_shard
 
 CONTENT = {
     "a.npz": b"first",
@@ -18,7 +18,7 @@ def test_a_shard_reads_like_the_files_in_it(tmp_path):
     write_shard(tmp_path / "packed" / "00000.tar", CONTENT)
     with tarfile.open(tmp_path / "packed" / "00000.tar") as tar:
         tar.extractall(tmp_path / "loose", filter="data")
-    packed, loose = Files(tmp_path / "packed"), Files(tmp_path / "loose")
+    packed, loose = ShardedFiles(tmp_path / "packed"), ShardedFiles(tmp_path / "loose")
     assert list(packed) == list(loose) == sorted(CONTENT)
     for name, content in CONTENT.items():
         assert packed.read(name) == loose.read(name) == content
@@ -30,7 +30,7 @@ def test_a_shard_reads_like_the_files_in_it(tmp_path):
 def test_a_loose_file_goes_before_a_packed_one(tmp_path):
     write_shard(tmp_path / "0.tar", CONTENT)
     (tmp_path / "a.npz").write_bytes(b"newer")
-    files = Files(tmp_path, ".npz")
+    files = ShardedFiles(tmp_path, ".npz")
     assert files.read("a.npz") == b"newer" and len(files) == len(CONTENT)
 
 
@@ -40,7 +40,7 @@ def test_the_index_is_only_a_cache(tmp_path, spoilt):
     beside = tmp_path / "0.tar.json"
     beside.unlink() if spoilt is None else beside.write_bytes(spoilt)
     assert set(read_index(tmp_path / "0.tar")) == set(CONTENT)
-    assert Files(tmp_path).read("a.npz") == b"first"
+    assert ShardedFiles(tmp_path).read("a.npz") == b"first"
 
 
 def test_the_same_files_give_the_same_bytes(tmp_path):
@@ -54,9 +54,9 @@ def test_a_shard_that_was_cut_off_is_a_sentence(tmp_path, kept):
     write_shard(tmp_path / "0.tar", {"a.npz": b"z" * 5000})
     (tmp_path / "0.tar").write_bytes((tmp_path / "0.tar").read_bytes()[:kept])
     with pytest.raises(ValueError, match="make it again"):
-        Files(tmp_path).read("a.npz")
+        ShardedFiles(tmp_path).read("a.npz")
 
 
 def test_a_name_that_is_not_there(tmp_path):
     with pytest.raises(ValueError, match="holds no b.npz"):
-        Files(tmp_path).read("b.npz")
+        ShardedFiles(tmp_path).read("b.npz")

@@ -11,7 +11,7 @@ import pytest
 from made_data import everything, facts
 from PIL import Image
 
-from tar3d.config import SampleConfig, ViewConfig
+from tar3d.config import PointSamplingConfig, ViewConfig
 from tar3d.data.formats.dataset_folder import mesh_path, read_splits
 from tar3d.data.formats.samples import load_samples
 from tar3d.data.formats.shards import read_index
@@ -23,7 +23,7 @@ def list_views(folder, shape_id) -> list:
     return sorted((folder / "views" / shape_id).glob("*.png"))
 
 
-SMALL = SampleConfig(
+SMALL = PointSamplingConfig(
     surface_points=200, volume_points=300, near_points=100
 )  # as in the `samples` fixture
 IDS = ["ball", "ball.obj", "box", "more__deep__ring", "more__pill", "more__tube"]

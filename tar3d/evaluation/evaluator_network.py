@@ -1,4 +1,4 @@
-"""The judge's two encoders: surface points and captions as unit vectors of one space, and a
+"""The evaluator's two encoders: surface points and captions as unit vectors of one space, and a
 category for points.
 
 Points go through PointNet (arXiv 1612.00593): the same small network for each point, then the
@@ -26,7 +26,7 @@ HIGHEST_SCALE = 100.0  # of the cosines, as in CLIP
 
 
 @dataclass(kw_only=True)
-class JudgeConfig:
+class EvaluatorConfig:
     """Saved beside the weights. `categories` and `terms` (words, and pairs of words with a space
     between) come from the data."""
 
@@ -56,15 +56,15 @@ class JudgeConfig:
         ]
         if low:
             raise ValueError(
-                f"{low[0]} of the judge must be at least 1, got {getattr(self, low[0])}"
+                f"{low[0]} of the evaluator must be at least 1, got {getattr(self, low[0])}"
             )
 
 
-class Judge(nn.Module):
+class Evaluator(nn.Module):
     """Points (B, N, 6), xyz in the cube [-1, 1]^3 of the project's frame and unit normals, N any
     (2,048 is usual)."""
 
-    def __init__(self, config: JudgeConfig) -> None:
+    def __init__(self, config: EvaluatorConfig) -> None:
         super().__init__()
         self.config = config
         self.index = {term: k for k, term in enumerate(config.terms)}
@@ -97,8 +97,8 @@ class Judge(nn.Module):
         """(B, N, 6) -> (B, 2 width), what both heads see."""
         if points.ndim != 3 or points.shape[-1] != 6 or points.shape[1] == 0:
             raise ValueError(
-                f"the judge takes points and normals (B, N, 6), got {tuple(points.shape)}: "
-                "draw them with tar3d.evaluation.judge.surface"
+                f"the evaluator takes points and normals (B, N, 6), got {tuple(points.shape)}: "
+                "draw them with tar3d.evaluation.evaluator.surface"
             )
         return self.all_points(torch.cat([self._pooled(part) for part in points.split(AT_ONCE)]))
 

@@ -1,4 +1,4 @@
-"""The judge: it learns, sees what it should and nothing else, and its scores are what they are
+"""The evaluator: it learns, sees what it should and nothing else, and its scores are what they are
 called."""
 
 import json
@@ -12,14 +12,22 @@ from tar3d.contracts import ShapeSamples
 from tar3d.data.formats.samples import save_samples
 from tar3d.data.tokens.conditions import captions_of
 from tar3d.data.toy.shapes import generate
-from tar3d.evaluation import judge as judging
+from tar3d.evaluation import evaluator as evaluating
 from tar3d.evaluation.attributes import ATTRIBUTES
-from tar3d.evaluation.judge import Shapes, load_judge, measured, ranks, retrieval, surface, train
-from tar3d.evaluation.judge_network import Judge, JudgeConfig, terms_of, vocabulary
+from tar3d.evaluation.evaluator import (
+    Shapes,
+    load_evaluator,
+    measured,
+    ranks,
+    retrieval,
+    surface,
+    train,
+)
+from tar3d.evaluation.evaluator_network import Evaluator, EvaluatorConfig, terms_of, vocabulary
 from tar3d.io import write_csv, write_json
 from tar3d.mesh.load import MeshError
 
-SHIPPED = Path(__file__).resolve().parents[2] / "pretrained" / "tiny" / "judge"
+SHIPPED = Path(__file__).resolve().parents[2] / "pretrained" / "tiny" / "evaluator"
 TINY = dict(width=32, pooled=48, embedding=16, points=128, batch_size=12, warmup=5, rarest_term=1)
 FEW = ["a mug with one handle", "a round table", "a boat"]
 
@@ -55,7 +63,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 class Given:
-    """A judge whose embeddings are given: those of a shape stand in its first point, those of a
+    """A evaluator whose embeddings are given: those of a shape stand in its first point, those of a
     caption in a table."""
 
     def __init__(self, captions: dict[str, list[float]]) -> None:
@@ -74,27 +82,31 @@ def shape_at(*vector: float) -> np.ndarray:
 
 def test_a_handful_of_shapes_is_learnt_by_heart(folder):
     shapes = Shapes(folder, ["train"])
-    judge = train(shapes, JudgeConfig(**TINY, steps=150, learning_rate=5e-3))
-    scores = measured(judge, shapes.judged(), [c[0] for c in shapes.captions], shapes.categories)
+    evaluator = train(shapes, EvaluatorConfig(**TINY, steps=150, learning_rate=5e-3))
+    scores = measured(
+        evaluator, shapes.evaluated(), [c[0] for c in shapes.captions], shapes.categories
+    )
     assert scores["category"] == 1 and scores["r@1"] == 1 and scores["captions"] == 12
     assert (
-        measured(judge, [None] * 12, [c[0] for c in shapes.captions], shapes.categories)["category"]
+        measured(evaluator, [None] * 12, [c[0] for c in shapes.captions], shapes.categories)[
+            "category"
+        ]
         == 0
     )
 
 
 def test_the_same_seed_gives_the_same_weights(folder):
     shapes = Shapes(folder, ["train"])
-    one, other = (train(shapes, JudgeConfig(**TINY, steps=3)).state_dict() for _ in range(2))
+    one, other = (train(shapes, EvaluatorConfig(**TINY, steps=3)).state_dict() for _ in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_retrieval_counts_the_captions_that_fit_better():
     captions = ["east", "north", "between"]
-    judge = Given({"east": [1.0, 0.0], "north": [0.0, 1.0], "between": [0.6, 0.8]})
+    evaluator = Given({"east": [1.0, 0.0], "north": [0.0, 1.0], "between": [0.6, 0.8]})
     surfaces = [shape_at(1, 0), shape_at(1, 0), shape_at(0.6, 0.8)]
-    assert ranks(judge, surfaces, captions).tolist() == [1, 3, 1]
-    assert retrieval(judge, surfaces, captions) == {
+    assert ranks(evaluator, surfaces, captions).tolist() == [1, 3, 1]
+    assert retrieval(evaluator, surfaces, captions) == {
         "r@1": pytest.approx(2 / 3),
         "r@5": 1.0,
         "captions": 3,
@@ -102,24 +114,24 @@ def test_retrieval_counts_the_captions_that_fit_better():
 
 
 def test_equal_captions_are_one_caption():
-    judge = Given({"east": [1.0, 0.0], "north": [0.0, 1.0]})
+    evaluator = Given({"east": [1.0, 0.0], "north": [0.0, 1.0]})
     surfaces = [shape_at(1, 0), shape_at(0.9, 0.1), shape_at(0, 1)]
-    assert ranks(judge, surfaces, ["east", "east", "north"]).tolist() == [1, 1, 1]
+    assert ranks(evaluator, surfaces, ["east", "east", "north"]).tolist() == [1, 1, 1]
 
 
 def test_ties_count_against_and_what_is_not_there_is_a_miss():
     blind = Given({c: [1.0, 0.0] for c in "abcdefgh"})
     assert ranks(blind, [shape_at(1, 0)] * 8, list("abcdefgh")).tolist() == [8] * 8
-    judge = Given({"east": [1.0, 0.0], "north": [0.0, 1.0]})
-    assert ranks(judge, [None, shape_at(0, 1)], ["east", "north"]).tolist() == [np.inf, 1]
-    assert retrieval(judge, [None, None], ["east", "north"])["r@5"] == 0
+    evaluator = Given({"east": [1.0, 0.0], "north": [0.0, 1.0]})
+    assert ranks(evaluator, [None, shape_at(0, 1)], ["east", "north"]).tolist() == [np.inf, 1]
+    assert retrieval(evaluator, [None, None], ["east", "north"])["r@5"] == 0
     with pytest.raises(
         ValueError, match="a caption for each of one or more shapes, got 1 shapes and 2 captions"
     ):
-        retrieval(judge, [None], ["east", "north"])
+        retrieval(evaluator, [None], ["east", "north"])
 
 
-def test_saved_and_loaded_it_judges_alike(folder, tmp_path, capsys):
+def test_saved_and_loaded_it_evaluates_alike(folder, tmp_path, capsys):
     tiny = [f"{name}={value}" for name, value in TINY.items()]
     splits = json.loads((folder / "splits.json").read_text())
     write_json(
@@ -128,21 +140,24 @@ def test_saved_and_loaded_it_judges_alike(folder, tmp_path, capsys):
     )
     for name in ("samples", "captions.csv", "manifest.csv"):
         (tmp_path / name).symlink_to(folder / name)
-    assert judging.main([str(tmp_path), "--out", str(tmp_path / "judge"), *tiny, "steps=5"]) == 0
-    assert "val" in capsys.readouterr().out
-    record = json.loads((tmp_path / "judge" / "metrics.json").read_text())
     assert (
-        record["command"] in (tmp_path / "judge" / "README.md").read_text()
+        evaluating.main([str(tmp_path), "--out", str(tmp_path / "evaluator"), *tiny, "steps=5"])
+        == 0
+    )
+    assert "val" in capsys.readouterr().out
+    record = json.loads((tmp_path / "evaluator" / "metrics.json").read_text())
+    assert (
+        record["command"] in (tmp_path / "evaluator" / "README.md").read_text()
         and record["val"]["shapes"] == 3
     )
-    judge, shapes = load_judge(tmp_path / "judge"), Shapes(tmp_path, ["train"])
-    fresh = train(shapes, JudgeConfig(**TINY, steps=5))
-    points = torch.from_numpy(shapes.judged())
-    assert torch.allclose(judge.embed_shapes(points), fresh.embed_shapes(points), atol=0.01), (
+    evaluator, shapes = load_evaluator(tmp_path / "evaluator"), Shapes(tmp_path, ["train"])
+    fresh = train(shapes, EvaluatorConfig(**TINY, steps=5))
+    points = torch.from_numpy(shapes.evaluated())
+    assert torch.allclose(evaluator.embed_shapes(points), fresh.embed_shapes(points), atol=0.01), (
         "but for float16"
     )
-    assert judge.config.terms == fresh.config.terms
-    assert judging.main([str(folder), "--judge", str(tmp_path / "judge")]) == 0
+    assert evaluator.config.terms == fresh.config.terms
+    assert evaluating.main([str(folder), "--evaluator", str(tmp_path / "evaluator")]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
         "truth",
         "shuffled",
@@ -150,10 +165,10 @@ def test_saved_and_loaded_it_judges_alike(folder, tmp_path, capsys):
 
 
 def test_captions_of_unknown_words_have_a_place_too():
-    judge = Judge(
-        JudgeConfig(**TINY, categories=["mug", "boat"], terms=vocabulary(FEW, at_least=1))
+    evaluator = Evaluator(
+        EvaluatorConfig(**TINY, categories=["mug", "boat"], terms=vocabulary(FEW, at_least=1))
     ).eval()
-    embedded = judge.embed_captions(["", "qwertz 東京", "a boat", "A boat!", "a round boat"])
+    embedded = evaluator.embed_captions(["", "qwertz 東京", "a boat", "A boat!", "a round boat"])
     assert torch.isfinite(embedded).all() and torch.allclose(embedded.norm(dim=-1), torch.ones(5))
     assert torch.equal(embedded[0], embedded[1]) and torch.equal(embedded[2], embedded[3])
     assert not torch.allclose(embedded[2], embedded[4])
@@ -175,24 +190,28 @@ def test_terms_are_words_and_their_pairs():
 def test_shapes_with_equal_captions_are_no_rivals():
     """Two shapes of one caption at the same place lose nothing; with different captions they do."""
     torch.manual_seed(0)
-    judge = Judge(JudgeConfig(**TINY, categories=["mug"], terms=vocabulary(FEW, at_least=1))).eval()
+    evaluator = Evaluator(
+        EvaluatorConfig(**TINY, categories=["mug"], terms=vocabulary(FEW, at_least=1))
+    ).eval()
     points, category = torch.rand(1, 50, 6).expand(2, -1, -1), torch.zeros(2, dtype=torch.long)
-    assert judge.loss(points, ["a boat", "a boat"], category).item() == pytest.approx(
+    assert evaluator.loss(points, ["a boat", "a boat"], category).item() == pytest.approx(
         np.log(2), abs=1e-5
     )
-    assert judge.loss(points, FEW[:2], category).item() > np.log(2)
+    assert evaluator.loss(points, FEW[:2], category).item() > np.log(2)
 
 
 def test_points_may_come_in_any_order_and_must_be_points():
-    judge = Judge(JudgeConfig(**TINY, categories=["mug"], terms=["a"])).eval()
+    evaluator = Evaluator(EvaluatorConfig(**TINY, categories=["mug"], terms=["a"])).eval()
     points = torch.rand(2, 100, 6)
     assert torch.allclose(
-        judge.embed_shapes(points), judge.embed_shapes(points[:, torch.randperm(100)]), atol=1e-5
+        evaluator.embed_shapes(points),
+        evaluator.embed_shapes(points[:, torch.randperm(100)]),
+        atol=1e-5,
     )
     with pytest.raises(ValueError, match=r"points and normals \(B, N, 6\), got \(2, 100, 3\)"):
-        judge.embed_shapes(points[..., :3])
-    with pytest.raises(ValueError, match="steps of the judge must be at least 1, got 0"):
-        JudgeConfig(steps=0)
+        evaluator.embed_shapes(points[..., :3])
+    with pytest.raises(ValueError, match="steps of the evaluator must be at least 1, got 0"):
+        EvaluatorConfig(steps=0)
 
 
 def test_what_is_missing_is_said(folder, tmp_path):
@@ -206,18 +225,20 @@ def test_what_is_missing_is_said(folder, tmp_path):
         surface(type(flat)(flat.vertices * 0, flat.faces), 0)
 
 
-def test_the_shipped_judge_knows_procedural_shapes():
-    judge = load_judge(SHIPPED)
+def test_the_shipped_evaluator_knows_procedural_shapes():
+    evaluator = load_evaluator(SHIPPED)
     shapes = [generate(i, seed=77) for i in range(24)]
     points = [surface(shape.mesh, seed=0) for shape in shapes]
-    scores = measured(judge, points, [s.captions[0] for s in shapes], [s.category for s in shapes])
+    scores = measured(
+        evaluator, points, [s.captions[0] for s in shapes], [s.category for s in shapes]
+    )
     assert scores["category"] >= 0.95 and scores["r@1"] >= 0.6 and scores["r@5"] >= 0.9
     turned = [shapes[k - 1].captions[0] for k in range(24)]
-    assert retrieval(judge, points, turned)["r@1"] <= 0.2
+    assert retrieval(evaluator, points, turned)["r@1"] <= 0.2
 
 
-def test_the_shipped_judge_reads_how_many_legs_a_caption_has():
-    judge, other = load_judge(SHIPPED), {"three": "four", "four": "three"}
+def test_the_shipped_evaluator_reads_how_many_legs_a_caption_has():
+    evaluator, other = load_evaluator(SHIPPED), {"three": "four", "four": "three"}
     shapes = [
         shape
         for shape in (generate(i, seed=78) for i in range(150))
@@ -227,12 +248,13 @@ def test_the_shipped_judge_reads_how_many_legs_a_caption_has():
     true = [shape.captions[0] for shape in shapes]
     false = [" ".join(other.get(word, word) for word in caption.split()) for caption in true]
     gain = (
-        judge.embed_shapes(points) * (judge.embed_captions(true) - judge.embed_captions(false))
+        evaluator.embed_shapes(points)
+        * (evaluator.embed_captions(true) - evaluator.embed_captions(false))
     ).sum(-1)
     assert len(shapes) >= 10 and (gain > 0).float().mean() >= 0.9
 
 
-def test_the_shipped_judge_says_how_it_was_made():
+def test_the_shipped_evaluator_says_how_it_was_made():
     record = json.loads((SHIPPED / "metrics.json").read_text())
     assert all(record[key] for key in ("command", "commit", "machine", "date", "hours", "step"))
     assert record["command"] in (SHIPPED / "README.md").read_text()

@@ -1,16 +1,16 @@
-"""The judge: a small network that says which category a surface is of and how well a caption fits
+"""The evaluator: a small network that says which category a surface is of and how well a caption fits
 it, trained here:
 
-    python -m tar3d.evaluation.judge data/toy --out outputs/judge
-    python -m tar3d.evaluation.judge data/test --judge outputs/judge --tokenizer pretrained/tiny
+    python -m tar3d.evaluation.evaluator data/toy --out outputs/evaluator
+    python -m tar3d.evaluation.evaluator data/test --evaluator outputs/evaluator --tokenizer pretrained/tiny
 
 The first line trains it on the training split (a data set folder with samples, captions.csv and
 manifest.csv) and measures it on "val"; the second measures it on all shapes of a set, their
 reconstructions, and shuffled captions. In between:
 
-    judge = load_judge("pretrained/tiny/judge")
+    evaluator = load_evaluator("pretrained/tiny/evaluator")
     points = np.stack([surface(mesh, seed=0) for mesh in meshes])              (B, 2048, 6)
-    judge.categories_of(torch.from_numpy(points)), retrieval(judge, points, captions)
+    evaluator.categories_of(torch.from_numpy(points)), retrieval(evaluator, points, captions)
 """
 
 from __future__ import annotations
@@ -34,28 +34,29 @@ from tar3d.contracts import Mesh
 from tar3d.data.formats.dataset_folder import SPLITS
 from tar3d.data.formats.samples import open_samples
 from tar3d.data.tokens.conditions import captions_of
-from tar3d.evaluation.judge_network import Judge, JudgeConfig, vocabulary
+from tar3d.evaluation.evaluator_network import Evaluator, EvaluatorConfig, vocabulary
 from tar3d.mesh.extract import EmptyFieldError
 from tar3d.mesh.points import sample_surface
 from tar3d.pipeline import reconstruct
 from tar3d.runtime import describe_machine
+from tar3d.upgrade import upgrade_flags
 
 POINTS = 2048  # of a surface that is judged
 KEPT = 4096  # of a training shape in memory
 TIE = 1e-6  # cosines that are closer than this are equal
-README = """# Judge of shapes and captions
+README = """# Evaluator of shapes and captions
 
 Trained by this repository: `{command}` (step {step}, {hours} h, {machine}, commit {commit}, {date}).
 Of {shapes} validation shapes it tells the category of {category:.1%}; of {captions} different captions a shape's own is
 the first for {r1:.1%}, among the first five for {r5:.1%}. It knows the categories and words of config.yaml and nothing
 else. Weights are stored as float16.
-Use: `tar3d.evaluation.judge.load_judge(DIR)`; what its scores mean: `docs/evaluation.md`.
+Use: `tar3d.evaluation.evaluator.load_evaluator(DIR)`; what its scores mean: `docs/evaluation.md`.
 """
 
 
-def load_judge(folder: str | Path) -> Judge:
+def load_evaluator(folder: str | Path) -> Evaluator:
     """From a model directory or a Hub id, in eval mode."""
-    return load_weights(Judge(read_config(folder, JudgeConfig)), folder).eval()
+    return load_weights(Evaluator(read_config(folder, EvaluatorConfig)), folder).eval()
 
 
 def surface(mesh: Mesh, seed: int, count: int = POINTS) -> np.ndarray:
@@ -65,17 +66,17 @@ def surface(mesh: Mesh, seed: int, count: int = POINTS) -> np.ndarray:
 
 
 def retrieval(
-    judge: Judge, surfaces: Sequence[np.ndarray | None], captions: Sequence[str]
+    evaluator: Evaluator, surfaces: Sequence[np.ndarray | None], captions: Sequence[str]
 ) -> dict[str, float]:
     """How often a shape's own caption is the one that fits it best, or among the best five, of the
-    captions of all (the R-precision of Dream Fields, arXiv 2112.01455, with this judge in place of
+    captions of all (the R-precision of Dream Fields, arXiv 2112.01455, with this evaluator in place of
     CLIP and surfaces in place of renders).
 
     `surfaces` are B times (N, 6), None for a shape that could not be made, which is a miss. Captions that are literally equal are
-    one; a different one with an equal cosine counts against the shape, so that a judge that sees nothing scores 0.
+    one; a different one with an equal cosine counts against the shape, so that a evaluator that sees nothing scores 0.
     -> "r@1", "r@5" in [0, 1], and "captions", how many different ones there are: guessing scores min(k, captions) / captions.
     """
-    place = ranks(judge, surfaces, captions)
+    place = ranks(evaluator, surfaces, captions)
     return {
         "r@1": float((place <= 1).mean()),
         "r@5": float((place <= 5).mean()),
@@ -84,7 +85,7 @@ def retrieval(
 
 
 def ranks(
-    judge: Judge, surfaces: Sequence[np.ndarray | None], captions: Sequence[str]
+    evaluator: Evaluator, surfaces: Sequence[np.ndarray | None], captions: Sequence[str]
 ) -> np.ndarray:
     """The place (B,) of each shape's own caption among the different ones, 1 the best; infinite for
     a shape that is None."""
@@ -101,7 +102,7 @@ def ranks(
     )
     if made:
         points = torch.from_numpy(np.stack([surfaces[k] for k in made]).astype(np.float32))
-        cosine = (judge.embed_shapes(points) @ judge.embed_captions(different).T).numpy()
+        cosine = (evaluator.embed_shapes(points) @ evaluator.embed_captions(different).T).numpy()
         mine = np.take_along_axis(cosine, own[made, None], axis=1)
         place[made] = (cosine >= mine - TIE).sum(1)  # its own among them
     return place
@@ -136,13 +137,13 @@ class Shapes:
         points = self.source.surface(shape_id)
         return points[rng.permutation(len(points))[:KEPT]].astype(np.float16)
 
-    def judged(self) -> np.ndarray:
+    def evaluated(self) -> np.ndarray:
         """(S, POINTS, 6) float32"""
         return np.stack([s[:POINTS] for s in self.surfaces]).astype(np.float32)
 
 
-def train(shapes: Shapes, config: JudgeConfig) -> Judge:
-    """A judge of the categories and words of `shapes`; the same seed gives the same weights on the
+def train(shapes: Shapes, config: EvaluatorConfig) -> Evaluator:
+    """A evaluator of the categories and words of `shapes`; the same seed gives the same weights on the
     same machine."""
     config.categories = sorted(set(shapes.categories))
     config.terms = vocabulary(
@@ -154,9 +155,9 @@ def train(shapes: Shapes, config: JudgeConfig) -> Judge:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        judge = Judge(config)
+        evaluator = Evaluator(config)
     optimizer = torch.optim.AdamW(
-        judge.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        evaluator.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
@@ -165,7 +166,7 @@ def train(shapes: Shapes, config: JudgeConfig) -> Judge:
         ),
     )
     order: list[int] = []
-    with tqdm(total=config.steps, unit="step", desc="judge") as bar:
+    with tqdm(total=config.steps, unit="step", desc="evaluator") as bar:
         for step in range(config.steps):
             while len(order) < min(config.batch_size, len(shapes.ids)):
                 order += rng.permutation(len(shapes.ids)).tolist()
@@ -174,7 +175,7 @@ def train(shapes: Shapes, config: JudgeConfig) -> Judge:
                 shapes.captions[k][int(rng.integers(len(shapes.captions[k])))] for k in chosen
             ]
             points = np.stack([roughened(shapes.surfaces[k], config, rng) for k in chosen])
-            loss = judge.loss(
+            loss = evaluator.loss(
                 torch.from_numpy(points),
                 captions,
                 torch.tensor([number[shapes.categories[k]] for k in chosen]),
@@ -186,10 +187,10 @@ def train(shapes: Shapes, config: JudgeConfig) -> Judge:
             bar.update()
             if step % 20 == 0:
                 bar.set_postfix(loss=f"{loss.item():.3f}")
-    return judge.eval()
+    return evaluator.eval()
 
 
-def roughened(points: np.ndarray, config: JudgeConfig, rng: np.random.Generator) -> np.ndarray:
+def roughened(points: np.ndarray, config: EvaluatorConfig, rng: np.random.Generator) -> np.ndarray:
     """Some of the points (N, 6), moved a little, as those of generated surfaces are."""
     drawn = points[rng.integers(len(points), size=config.points)].astype(np.float32)
     sigma = config.noise * rng.random()
@@ -201,7 +202,7 @@ def roughened(points: np.ndarray, config: JudgeConfig, rng: np.random.Generator)
 
 
 def measured(
-    judge: Judge,
+    evaluator: Evaluator,
     surfaces: Sequence[np.ndarray | None],
     captions: Sequence[str],
     categories: Sequence[str],
@@ -210,23 +211,25 @@ def measured(
     category."""
     made = [k for k, s in enumerate(surfaces) if s is not None]
     told = (
-        judge.categories_of(torch.from_numpy(np.stack([surfaces[k] for k in made]))) if made else []
+        evaluator.categories_of(torch.from_numpy(np.stack([surfaces[k] for k in made])))
+        if made
+        else []
     )
     right = sum(name == categories[k] for name, k in zip(told, made, strict=True))
     return {
         "shapes": len(surfaces),
         "category": right / len(surfaces),
-        **retrieval(judge, surfaces, captions),
+        **retrieval(evaluator, surfaces, captions),
     }
 
 
 def measure_set(
-    judge: Judge, shapes: Shapes, tokenizer: Path | None, resolution: int, seed: int
+    evaluator: Evaluator, shapes: Shapes, tokenizer: Path | None, resolution: int, seed: int
 ) -> dict[str, dict[str, float]]:
     """`measured` of the true shapes, of their reconstructions by a tokenizer if there is one, and
     of the true shapes with the captions shuffled among them."""
-    first, points = [c[0] for c in shapes.captions], shapes.judged()
-    result = {"truth": measured(judge, points, first, shapes.categories)}
+    first, points = [c[0] for c in shapes.captions], shapes.evaluated()
+    result = {"truth": measured(evaluator, points, first, shapes.categories)}
     if tokenizer is not None:
         vqvae, rebuilt = load_tokenizer(tokenizer), []
         for shape_id in tqdm(shapes.ids, unit="shape", desc="reconstruct"):
@@ -238,9 +241,9 @@ def measure_set(
                 )
             except EmptyFieldError:
                 rebuilt.append(None)
-        result["reconstruction"] = measured(judge, rebuilt, first, shapes.categories)
+        result["reconstruction"] = measured(evaluator, rebuilt, first, shapes.categories)
     shuffled = [first[k] for k in np.random.default_rng(seed).permutation(len(first))]
-    result["shuffled captions"] = measured(judge, points, shuffled, shapes.categories)
+    result["shuffled captions"] = measured(evaluator, points, shuffled, shapes.categories)
     return result
 
 
@@ -253,14 +256,16 @@ def main(argv: list[str] | None = None) -> int:
     )
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("--out", type=Path, help="train, and write this model directory")
-    task.add_argument("--judge", type=Path, help="measure the judge of this model directory")
+    task.add_argument(
+        "--evaluator", type=Path, help="measure the evaluator of this model directory"
+    )
     parser.add_argument(
-        "--split", nargs="+", choices=SPLITS, help="with --judge: of these (default: all)"
+        "--split", nargs="+", choices=SPLITS, help="with --evaluator: of these (default: all)"
     )
     parser.add_argument(
         "--tokenizer",
         type=Path,
-        help="with --judge: model directory whose reconstructions are measured as well",
+        help="with --evaluator: model directory whose reconstructions are measured as well",
     )
     parser.add_argument(
         "--resolution",
@@ -270,20 +275,28 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="settings of JudgeConfig, as in steps=500"
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="settings of EvaluatorConfig, as in steps=500",
     )
-    args = parser.parse_intermixed_args(argv)
+    args = parser.parse_intermixed_args(upgrade_flags(argv))
     try:
-        if args.judge:
-            judge, shapes = load_judge(args.judge), Shapes(args.data, args.split or SPLITS)
-            rows = measure_set(judge, shapes, args.tokenizer, args.resolution, args.seed)
+        if args.evaluator:
+            evaluator, shapes = (
+                load_evaluator(args.evaluator),
+                Shapes(args.data, args.split or SPLITS),
+            )
+            rows = measure_set(evaluator, shapes, args.tokenizer, args.resolution, args.seed)
         else:
-            config = configuration.load(JudgeConfig, None, [*args.overrides, f"seed={args.seed}"])
+            config = configuration.load(
+                EvaluatorConfig, None, [*args.overrides, f"seed={args.seed}"]
+            )
             command = shlex.join(
                 [
                     "python",
                     "-m",
-                    "tar3d.evaluation.judge",
+                    "tar3d.evaluation.evaluator",
                     *(sys.argv[1:] if argv is None else argv),
                 ]
             )
@@ -301,13 +314,15 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _train_and_save(data: Path, out: Path, config: JudgeConfig, command: str) -> dict[str, float]:
+def _train_and_save(
+    data: Path, out: Path, config: EvaluatorConfig, command: str
+) -> dict[str, float]:
     """The scores on the validation split."""
     start = time.perf_counter()
-    judge = train(Shapes(data, ["train"]), config)
+    evaluator = train(Shapes(data, ["train"]), config)
     hours = (time.perf_counter() - start) / 3600
     held = Shapes(data, ["val"])
-    scores = measured(judge, held.judged(), [c[0] for c in held.captions], held.categories)
+    scores = measured(evaluator, held.evaluated(), [c[0] for c in held.captions], held.categories)
     made = {
         "command": command,
         "step": config.steps,
@@ -316,7 +331,7 @@ def _train_and_save(data: Path, out: Path, config: JudgeConfig, command: str) ->
         **describe_machine(torch.device("cpu")),
     }
     readme = README.format(**made, **scores, r1=scores["r@1"], r5=scores["r@5"])
-    save_model(out, judge, config, {**made, "val": scores}, readme, torch.float16)
+    save_model(out, evaluator, config, {**made, "val": scores}, readme, torch.float16)
     return scores
 
 

@@ -1,0 +1,96 @@
+"""Names of earlier versions and what replaced them: config keys, config values, weights and flags.
+
+Saved models, training states, config files and command lines of earlier versions keep working
+through these tables, and through nothing else. A line stays for as long as files with the old name
+may exist.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+CONFIG_KEYS = {
+    "gpt.linear": "gpt.linear_attention",
+    "gpt.rope_prefix": "gpt.prefix_rope",
+    "gpt.sketch_dim": "gpt.code_predictor_dim",
+    "gpt.sketch_hidden": "gpt.code_predictor_hidden",
+    "gpt.sketch_local": "gpt.code_predictor_local",
+    "image_encoder.source": "image_encoder.model",
+    "optim.hidden_matrices": "optim.optimizer",
+    "sampling.sketch_scale": "sampling.code_predictor_scale",
+    "text_encoder.source": "text_encoder.model",
+    "train.recompute": "train.activation_checkpointing",
+    "train.sketch_rows": "train.code_predictor_rows",
+    "train.sketch_weight": "train.code_predictor_weight",
+}
+CONFIG_VALUES = {
+    ("train.stage", "sketch"): "code_predictor",
+    ("train.stage", "layers"): "transformer",
+}
+# Parts of parameter names, the longer ones first.
+PARAMETERS = {
+    "gpt.sketch.guess.": "gpt.code_predictor.mlp.",
+    "gpt.sketch.": "gpt.code_predictor.",
+}
+FLAGS = {
+    "--init-sketch": "--init-code-predictor",
+    "--judge": "--evaluator",
+    "--sketch-scale": "--code-predictor-scale",
+}
+
+
+def upgrade_config(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested config values with old keys and values replaced.
+
+    Raises ValueError where a key is given under its old and its new name.
+    """
+    new: dict[str, Any] = {
+        key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()
+    }
+    for old_key, key in CONFIG_KEYS.items():
+        (section, old_name), name = old_key.split("."), key.split(".")[1]
+        fields = new.get(section)
+        if not isinstance(fields, dict) or old_name not in fields:
+            continue
+        if name in fields:
+            raise ValueError(f"{old_key} is the old name of {key}: give one of the two")
+        fields[name] = fields.pop(old_name)
+    for (key, old_value), value in CONFIG_VALUES.items():
+        section, name = key.split(".")
+        fields = new.get(section)
+        if isinstance(fields, dict) and fields.get(name) == old_value:
+            fields[name] = value
+    return new
+
+
+def upgrade_override(item: str) -> str:
+    """A `key=value` override with an old key or value replaced."""
+    key, equals, value = item.partition("=")
+    key = CONFIG_KEYS.get(key, key)
+    return f"{key}{equals}{CONFIG_VALUES.get((key, value), value)}"
+
+
+def upgrade_parameter(name: str) -> str:
+    """The name that a parameter of a saved model or training state has today."""
+    for old, new in PARAMETERS.items():
+        if name.startswith(old) or f".{old}" in name:
+            return name.replace(old, new, 1)
+    return name
+
+
+def upgrade_parameters(tensors: Mapping[str, T]) -> dict[str, T]:
+    """A state dict under the parameter names of today."""
+    return {upgrade_parameter(name): tensor for name, tensor in tensors.items()}
+
+
+def upgrade_flags(argv: Sequence[str] | None) -> list[str]:
+    """Command-line arguments (None: those of this process) with old flags replaced."""
+    arguments = sys.argv[1:] if argv is None else argv
+    return [
+        "=".join([FLAGS.get(flag, flag), *value])
+        for flag, *value in (argument.split("=", 1) for argument in arguments)
+    ]
