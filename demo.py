@@ -16,7 +16,6 @@ import dataclasses
 import sys
 import time
 import warnings
-from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -31,6 +30,8 @@ from tar3d.pipeline import ANY, Pipeline
 from tar3d.runtime import PRECISIONS, choose_device, positive_int, resolve_precision
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import gradio
 
 TABS = {"i23d": "Picture", "t23d": "Text", "uncond": "Nothing"}

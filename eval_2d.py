@@ -21,8 +21,7 @@ import sys
 import time
 from datetime import date
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from tar3d.config import GPT_TYPES, EvalProtocol
 from tar3d.data.defaults import DEFAULT_FOLDER, default_library, default_test
@@ -50,6 +49,9 @@ from tar3d.metrics.images import SSIM_WINDOW
 from tar3d.metrics.perceptual import DEFAULT_CLIP, GET_LPIPS, Clip, load_lpips
 from tar3d.pipeline import Pipeline
 from tar3d.runtime import choose_device, command_line, describe_machine, positive_int
+
+if TYPE_CHECKING:
+    import torch
 
 CAMERAS = PROTOCOLS / "cameras.json"
 # What each way of working takes, and its defaults: an option of another way is refused, not ignored

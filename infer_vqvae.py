@@ -25,6 +25,7 @@ import sys
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -56,7 +57,9 @@ from tar3d.metrics.geometry import (
 from tar3d.pipeline import MIN_COMPONENT_SHARE, Placement, mesh_from_tokens, reconstruct
 from tar3d.runtime import choose_device, describe_machine, extraction_bar, peak_memory, positive_int
 from tar3d.tokenizer.quantize import codebook_usage
-from tar3d.tokenizer.vqvae import VQVAE
+
+if TYPE_CHECKING:
+    from tar3d.tokenizer.vqvae import VQVAE
 
 PROTOCOL = EvalProtocol()
 SCORES = ["chamfer", "fscore@0.02", "iou", "floor_chamfer", "floor_fscore@0.02"]

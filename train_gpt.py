@@ -18,11 +18,11 @@ import argparse
 import sys
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning_fabric import Fabric
 from PIL import Image
 from torch.utils.data import default_collate
 
@@ -44,12 +44,16 @@ from tar3d.mesh.render import contact_sheet, picture
 from tar3d.pipeline import WORDS, ConditionalGPT, Pipeline, gpt_folder, gpt_type_of, words_of_model
 from tar3d.runtime import positive_int, start_fabric, uncompiled
 from tar3d.token_order import NUM_PLANES, to_planes
-from tar3d.tokenizer.vqvae import VQVAE
 from tar3d.training.dry_run import dry_run
 from tar3d.training.faults import report
 from tar3d.training.run import Run, prepare_folder
 from tar3d.training.start import add_run_arguments, print_verdict, training_loader
 from tar3d.upgrade import upgrade_flags
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from tar3d.tokenizer.vqvae import VQVAE
 
 SHIPPED_TOKENIZER = "pretrained/tiny/tokenizer"
 VALIDATION_BATCH = 16

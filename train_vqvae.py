@@ -17,10 +17,10 @@ import argparse
 import sys
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from tqdm import tqdm
 
 from tar3d import checkpoint
@@ -42,6 +42,9 @@ from tar3d.training.dry_run import dry_run
 from tar3d.training.faults import report
 from tar3d.training.run import Run, prepare_folder
 from tar3d.training.start import add_run_arguments, print_verdict, training_loader
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 KMEANS_SHAPES = 512  # shapes whose latents start the codebook
 OVERFIT_BAR = 0.95  # volume IoU

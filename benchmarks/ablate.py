@@ -27,11 +27,11 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from tqdm import tqdm
@@ -53,6 +53,9 @@ from tar3d.data.defaults import DEFAULT_FOLDER
 from tar3d.gpt.model import GPT
 from tar3d.io import write_json
 from tar3d.runtime import describe_machine, positive_int
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # Of a data set, for tokens of its own.
 LINKED = ("meshes", "views", "samples", "manifest.csv", "captions.csv", "splits.json", "report.csv")

@@ -11,8 +11,7 @@ speeds into docs/ablations.md.
 from __future__ import annotations
 
 from functools import partial
-
-import torch
+from typing import TYPE_CHECKING
 
 from benchmarks.measure import Case, Work
 from benchmarks.studies import ARMS, CONFIG, MODEL, STUDIES, TOKENIZER_CONFIG
@@ -20,6 +19,9 @@ from benchmarks.train import step_of
 from tar3d import config as configuration
 from tar3d.config import TokenizerConfig, VQVAEConfig
 from tar3d.gpt.model import PREDICTOR_PARAMETERS
+
+if TYPE_CHECKING:
+    import torch
 
 SMALL = (
     "gpt.num_layers=4",

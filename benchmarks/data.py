@@ -25,9 +25,9 @@ import itertools
 import os
 import tempfile
 import weakref
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -45,6 +45,9 @@ from tar3d.data.formats.samples import save_samples
 from tar3d.data.formats.shards import write_shard
 from tar3d.gpt.model import GPT
 from tar3d.io import write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 WORKERS = (0, 1, 2, 4, 8)
 FILES, SHARDS, SHARD_ROWS = 32, 2, 128

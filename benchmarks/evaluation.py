@@ -10,8 +10,9 @@ Nothing here runs a network: the sizes do not differ, and the device does not ma
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
 import trimesh
 
 from benchmarks.measure import Case, Work
@@ -19,6 +20,9 @@ from tar3d.config import EvalProtocol
 from tar3d.contracts import Mesh
 from tar3d.mesh.render import Renderer, orbit
 from tar3d.metrics.geometry import compare_meshes, floor_scores, point_scores, surface_cloud
+
+if TYPE_CHECKING:
+    import torch
 
 PROTOCOL = EvalProtocol()
 FACES, VIEWS, VIEW_SIZE = 50_000, 20, 224

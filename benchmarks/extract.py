@@ -14,9 +14,9 @@ of the (resolution + 1)^3 points of the dense lattice.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -33,6 +33,9 @@ from tar3d.mesh.points import sample_surface
 from tar3d.pipeline import QUERIES_AT_ONCE, coarse_cells
 from tar3d.tokenizer.field import OccupancyField
 from tar3d.tokenizer.vqvae import VQVAE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 FULL_CONFIG, SHIPPED = (
     "configs/vqvae3d.yaml",

@@ -184,7 +184,7 @@ def _suite(path: Path) -> list[str]:
 
 def _tests(path: Path) -> list[str]:
     suites = ElementTree.parse(path).getroot().iter("testsuite")
-    counts = {key: 0 for key in ("tests", "failures", "errors", "skipped")}
+    counts = dict.fromkeys(("tests", "failures", "errors", "skipped"), 0)
     failed = []
     for suite in suites:
         for key in counts:

@@ -18,13 +18,16 @@ from __future__ import annotations
 import functools
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 
 from tar3d.runtime import COMPUTE_DTYPES, peak_resident_bytes
 from tar3d.throughput import best_seconds, find_peak, matmul_rate, synchronize
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SIZES = ("tiny", "full")
 # What a goal can be of: the field of a record, whether more of it is better, and how it is printed.

@@ -20,14 +20,17 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from benchmarks.measure import SIZES, Case, goal_lines, measure, speedup_text
 from tar3d.runtime import choose_device, describe_machine, positive_int
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # A module of this folder each, with its CASES, the most valuable first. Loaded when asked for: they
 # need different packages.

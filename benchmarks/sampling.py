@@ -19,12 +19,12 @@ import sys
 import time
 from datetime import date
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from tar3d import config as configuration
 from tar3d.config import GPT_TYPES, SamplingConfig
-from tar3d.contracts import Mesh
 from tar3d.data.datasets.sampler import spread
 from tar3d.data.defaults import DEFAULT_FOLDER
 from tar3d.data.formats.dataset_folder import mesh_path
@@ -41,6 +41,9 @@ from tar3d.metrics.summary import aggregate, cell, markdown_table
 from tar3d.pipeline import Pipeline, reconstruct
 from tar3d.runtime import choose_device, command_line, describe_machine, positive_int
 from tar3d.upgrade import upgrade_flags
+
+if TYPE_CHECKING:
+    from tar3d.contracts import Mesh
 
 SWEEP: dict[str, tuple[float, ...]] = {
     "code_predictor_scale": (0.0, 10.0, 20.0, 40.0),

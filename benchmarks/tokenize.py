@@ -21,9 +21,9 @@ hours of the paper's recipe.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,9 @@ from tar3d.runtime import resolve_precision
 from tar3d.tokenizer.encoder import PlanePoolEncoder, build_encoder, plane_cells
 from tar3d.tokenizer.loss import tokenizer_loss
 from tar3d.tokenizer.vqvae import VQVAE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ENCODERS = ("cross_attention", "plane_pool")  # the first is what the other is compared with
 FULL_CONFIGS = {

@@ -20,8 +20,8 @@ sheet).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,9 @@ from tar3d.gpt.loss import cross_entropy
 from tar3d.gpt.model import GPT
 from tar3d.optim.groups import Muon, build_optimizers
 from tar3d.runtime import prepare_blocks, resolve_precision
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
 
 TINY_CONFIGS = ("configs/vqvae3d_tiny.yaml", "configs/gpt_i23d_tiny.yaml", "GPT-tiny")
 PATTERNS = ("F", "LLLF")  # the first is what the other is compared with

@@ -208,7 +208,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
                         f"{path} belongs to other weights than {INDEX}: a save was interrupted, or files of two "
                         "models were mixed; fetch or make the model again"
                     )
-                tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                tensors |= {key: file.get_tensor(key) for key in file.keys()}
         return tensors
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as e:
         raise ValueError(

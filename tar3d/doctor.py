@@ -12,8 +12,8 @@ import argparse
 import importlib.metadata
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,9 @@ from tar3d.runtime import COMPUTE_DTYPES, describe_machine, resolve_precision
 from tar3d.throughput import VENDOR_PEAKS, best_seconds
 from tar3d.tokenizer.vqvae import VQVAE
 from tar3d.training.memory import step_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = (
@@ -163,7 +166,7 @@ def try_models(source: str, device: torch.device) -> bool:
             f"  GPT of {Path(source).name}: {gpt.config.num_tokens / seconds:,.0f} tokens/s forward, batch 1"
         )
         return all(
-            [decodes_what_it_predicts(pipeline.model, backend) for backend in DECODING[device.type]]
+            decodes_what_it_predicts(pipeline.model, backend) for backend in DECODING[device.type]
         )
     except (RuntimeError, ValueError, OSError) as e:
         print(f"  the models do not run here: {type(e).__name__}: {e}")

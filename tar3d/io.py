@@ -6,9 +6,11 @@ import contextlib
 import csv
 import json
 import os
-from collections.abc import Iterator
-from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 
 @contextlib.contextmanager

@@ -10,10 +10,8 @@ from __future__ import annotations
 import dataclasses
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,13 +33,17 @@ from tar3d.gpt.model import GPT
 from tar3d.mesh.extract import COARSE, EmptyFieldError, drop_small_components, extract
 from tar3d.runtime import describe_machine
 from tar3d.tokenizer.field import OccupancyField
-from tar3d.tokenizer.vqvae import VQVAE
 
 # of a GPT's model directory: the tokenizer of a text encoder that was trained along
 WORDS = "words"
 ANY = "any"  # the type of a GPT that serves for each of the others
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Sequence
+    from pathlib import Path
+
     from transformers import PreTrainedTokenizerBase
+
+    from tar3d.tokenizer.vqvae import VQVAE
 
 QUERIES_AT_ONCE = {
     "cpu": 1 << 14,

@@ -10,7 +10,6 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +17,8 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from lightning_fabric import Fabric
     from torch.distributed.device_mesh import DeviceMesh
 

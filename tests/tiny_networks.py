@@ -34,18 +34,23 @@ def save_tiny_clip(folder: Path, seed: int = 0) -> Path:
     from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
     torch.manual_seed(seed)
-    small = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
-    text = small | dict(
-        vocab_size=len(WORDS),
-        max_position_embeddings=8,
-        bos_token_id=4,
-        eos_token_id=5,
-        pad_token_id=5,
-    )
+    small = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
+    text = small | {
+        "vocab_size": len(WORDS),
+        "max_position_embeddings": 8,
+        "bos_token_id": 4,
+        "eos_token_id": 5,
+        "pad_token_id": 5,
+    }
     CLIPModel(
         CLIPConfig(
             text_config=text,
-            vision_config=small | dict(image_size=32, patch_size=8),
+            vision_config=small | {"image_size": 32, "patch_size": 8},
             projection_dim=6,
         )
     ).save_pretrained(folder)

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from tar3d.condition.encoders import GivenEmbeddings, ImageEncoder, build_image_encoder
 from tar3d.condition.text import TextEncoder, build_text_encoder
-from tar3d.config import GPTRunConfig
 from tar3d.contracts import Condition
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from tar3d.config import GPTRunConfig
 
 Encoder = ImageEncoder | TextEncoder | GivenEmbeddings
 Source = dict[str, Tensor]

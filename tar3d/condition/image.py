@@ -21,12 +21,13 @@ import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
-from tar3d.config import ImageEncoderConfig
+if TYPE_CHECKING:
+    from tar3d.config import ImageEncoderConfig
 
 MAX_PIXELS = 64_000_000  # about 0.7 GB while it is prepared
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,11 +29,15 @@ from tar3d.condition.encoders import (
     transformer_flops,
     weights_hash,
 )
-from tar3d.config import TextEncoderConfig
 from tar3d.contracts import Condition
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
     from transformers import PreTrainedTokenizerBase
+
+    from tar3d.config import TextEncoderConfig
 
 PADDING = -1  # the id where a caption has ended
 UNKNOWN, END = "[UNK]", "[END]"

@@ -19,21 +19,25 @@ import csv
 import json
 import re
 import sys
-from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
 
 from tar3d.checkpoint import load_tokenizer
-from tar3d.contracts import Mesh
 from tar3d.data.formats.dataset_folder import SPLITS, mesh_path, read_splits
 from tar3d.data.formats.samples import open_samples
 from tar3d.mesh.extract import EmptyFieldError
 from tar3d.mesh.load import load_mesh
 from tar3d.mesh.points import inside
 from tar3d.pipeline import reconstruct
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tar3d.contracts import Mesh
 
 # What is measured of a category. "legs" counts what stands on the floor: 1 is a pedestal, 2 are
 # side panels.

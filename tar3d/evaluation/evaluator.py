@@ -20,9 +20,9 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -30,7 +30,6 @@ from tqdm import tqdm
 
 from tar3d import config as configuration
 from tar3d.checkpoint import load_tokenizer, load_weights, read_config, save_model
-from tar3d.contracts import Mesh
 from tar3d.data.formats.dataset_folder import SPLITS
 from tar3d.data.formats.samples import open_samples
 from tar3d.data.tokens.conditions import captions_of
@@ -40,6 +39,11 @@ from tar3d.mesh.points import sample_surface
 from tar3d.pipeline import reconstruct
 from tar3d.runtime import describe_machine
 from tar3d.upgrade import upgrade_flags
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tar3d.contracts import Mesh
 
 POINTS = 2048  # of a surface that is judged
 KEPT = 4096  # of a training shape in memory

@@ -10,15 +10,19 @@ seat"; words that training never saw say nothing. Both are trained to meet as in
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 FREQUENCIES = 3  # sines and cosines of pi, 2 pi, 4 pi times a coordinate
 AT_ONCE = 8  # shapes: more would leave the processor's cache
@@ -160,7 +164,7 @@ class Evaluator(nn.Module):
 def terms_of(caption: str) -> list[str]:
     """The words of a caption, in lower case, and the pairs of words that follow each other."""
     words = re.findall(r"[a-z0-9]+(?:-[a-z0-9]+)*", caption.lower())
-    return words + [f"{a} {b}" for a, b in zip(words, words[1:], strict=False)]
+    return words + [f"{a} {b}" for a, b in itertools.pairwise(words)]
 
 
 def vocabulary(captions: Iterable[str], at_least: int) -> list[str]:

@@ -11,9 +11,8 @@ From captions it also generates with those of other shapes: what the words do is
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,7 +20,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from tar3d.condition.conditioner import Source, rows_of
-from tar3d.condition.encoders import ImageEncoder
 from tar3d.condition.image import preprocess
 from tar3d.contracts import Mesh
 from tar3d.data.formats.dataset_folder import SPLITS, mesh_path
@@ -35,6 +33,12 @@ from tar3d.mesh.extract import EmptyFieldError
 from tar3d.mesh.load import load_mesh
 from tar3d.mesh.render import contact_sheet, picture, text_picture
 from tar3d.pipeline import Pipeline, reconstruct
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tar3d.condition.encoders import ImageEncoder
 
 TOLD_BY = {"image": " and views", "text": " and captions", "": ""}
 RECONSTRUCTION = {"reconstruction": "tokenizer's reconstruction of the truth (upper bound)"}

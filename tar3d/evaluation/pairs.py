@@ -12,12 +12,12 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from tar3d import config as configuration
 from tar3d.config import EvalProtocol
-from tar3d.contracts import Mesh
 from tar3d.data.prepare.mesh_list import mesh_ids
 from tar3d.mesh.load import load_mesh
 from tar3d.metrics.align import alignment
@@ -30,6 +30,9 @@ from tar3d.metrics.geometry import (
     transformed,
 )
 from tar3d.parallel.processes import results
+
+if TYPE_CHECKING:
+    from tar3d.contracts import Mesh
 
 CSV_COLUMNS = ("id", "pred", "truth")
 ABOUT = (

@@ -6,17 +6,20 @@ import platform
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tar3d.config import EvalProtocol, to_mapping
-from tar3d.contracts import Mesh
 from tar3d.evaluation.pairs import ABOUT, Pair, read_pair
 from tar3d.io import write_csv, write_json
 from tar3d.mesh.load import normalize
 from tar3d.mesh.render import contact_sheet, picture
 from tar3d.metrics.geometry import FORMULAS, describe, transformed
 from tar3d.metrics.summary import aggregate, cell, histograms, markdown_table
+
+if TYPE_CHECKING:
+    from tar3d.contracts import Mesh
 
 LIBRARIES = ("numpy", "scipy", "trimesh", "libigl")
 RANKED = 10  # pairs in each part of the ranked picture

@@ -8,17 +8,21 @@ the floor.
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from tar3d.contracts import Mesh
 from tar3d.evaluation.attributes import ATTRIBUTES, score
 from tar3d.evaluation.evaluator import measured, surface
-from tar3d.evaluation.evaluator_network import Evaluator
-from tar3d.evaluation.generations import Generations
 from tar3d.mesh.load import load_mesh
 from tar3d.metrics.summary import aggregate, cell, markdown_table
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tar3d.contracts import Mesh
+    from tar3d.evaluation.evaluator_network import Evaluator
+    from tar3d.evaluation.generations import Generations
 
 TRUTH = "truth"
 NAMES = ("legs", "top", "arms")

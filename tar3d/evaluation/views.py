@@ -10,18 +10,15 @@ Letters: H, W height and width of a picture, S its side where it is square.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from tar3d.condition.image import IMAGE_SUFFIXES, PLAIN_TOLERANCE, VISIBLE_ALPHA, load_image
-from tar3d.contracts import Mesh
 from tar3d.evaluation.pairs import Pair
 from tar3d.evaluation.report import in_view
 from tar3d.mesh.load import load_mesh
@@ -30,6 +27,12 @@ from tar3d.metrics.geometry import in_frame
 from tar3d.metrics.images import fid, image_scores, kid
 from tar3d.metrics.perceptual import LPIPS, Clip, cosine, crop_to
 from tar3d.parallel.processes import results
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from tar3d.contracts import Mesh
 
 BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128)}
 FILTERS = {
@@ -217,8 +220,10 @@ def picture_pairs(pred: Path, truth: Path) -> list[Pair]:
             f"no id of {pred} is one of {truth}: ids are names of pictures without suffix or of sub-folders, e.g. "
             f"{min(predicted)!r} and {min(true)!r}"
         )
-    reasons = {i: f"{pred} holds no prediction for it" for i in true.keys() - predicted.keys()}
-    reasons |= {i: f"{truth} holds no true picture for it" for i in predicted.keys() - true.keys()}
+    reasons = dict.fromkeys(true.keys() - predicted.keys(), f"{pred} holds no prediction for it")
+    reasons |= dict.fromkeys(
+        predicted.keys() - true.keys(), f"{truth} holds no true picture for it"
+    )
     return [
         Pair(i, predicted.get(i), true.get(i), "", reasons.get(i, ""))
         for i in sorted(predicted.keys() | true.keys())

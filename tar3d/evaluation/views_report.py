@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from importlib.metadata import version
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -32,6 +32,9 @@ from tar3d.mesh.render import contact_sheet
 from tar3d.metrics.images import IMAGE_FORMULAS, PSNR_CAP
 from tar3d.metrics.perceptual import PERCEPTUAL_FORMULAS
 from tar3d.metrics.summary import cell, markdown_table
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 LIBRARIES = ("scikit-image", "pillow", "embreex", "torch", "transformers")
 KINDS = ("psnr", "psnr_fg", "ssim", "ssim_fg", "lpips", "lpips_fg")

@@ -16,15 +16,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tar3d.config import GPTConfig
 from tar3d.gpt import gated_attention, linear_attention
 from tar3d.gpt.backends import FullBackend, GatedBackend, LinearBackend
 from tar3d.gpt.rope import rotate
+
+if TYPE_CHECKING:
+    from tar3d.config import GPTConfig
 
 NORM_EPS = 1e-6
 FIRST_STEP_SIZE = math.log(math.e - 1)  # softplus of it is 1

@@ -33,8 +33,8 @@ from __future__ import annotations
 import functools
 import importlib
 import warnings
-from collections.abc import Callable, Container
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,9 @@ from torch import Tensor
 from torch.torch_version import TorchVersion
 
 from tar3d.gpt import gated_attention, linear_attention
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container
 
 HALF = (torch.float16, torch.bfloat16)
 

@@ -27,22 +27,25 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from types import ModuleType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tar3d.config import SamplingConfig
 from tar3d.contracts import Condition
 from tar3d.gpt import decode_ops
 from tar3d.gpt.attention import NORM_EPS, GatedLinearAttention, KVCache, LinearAttention, RMSNorm
-from tar3d.gpt.model import GPT, Block, SwiGLU
 from tar3d.gpt.sampling import guide, sample
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+
+    from tar3d.config import SamplingConfig
+    from tar3d.gpt.model import GPT, Block, SwiGLU
 
 BACKENDS = ("auto", "plain", "compiled", "triton")
 MIN_WINDOW, MAX_GRAPHS = (

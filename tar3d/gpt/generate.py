@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from tar3d.config import SamplingConfig
 from tar3d.contracts import Condition, Tokens
 from tar3d.gpt.engine import Engine
-from tar3d.gpt.model import GPT
 from tar3d.gpt.sampling import uniform_draws
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from tar3d.config import SamplingConfig
+    from tar3d.gpt.model import GPT
 
 
 def generate(

@@ -14,11 +14,15 @@ Letters: N positions, D width, V codebook size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # Logits at a time: 2^24 float32 are 64 MiB. Smaller parts save no memory that matters; larger ones
 # leave a CPU's caches.
@@ -97,7 +101,7 @@ def _parts(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
     """Slices of the positions, as equal as they can be."""
     count = max(1, -(-len(hidden) * len(weight) // LOGITS_AT_ONCE))
     bounds = [len(hidden) * k // count for k in range(count + 1)]
-    return (slice(*ends) for ends in zip(bounds, bounds[1:], strict=False))
+    return (slice(*ends) for ends in itertools.pairwise(bounds))
 
 
 def _in_compute_dtype(x: Tensor) -> Tensor:

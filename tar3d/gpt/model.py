@@ -27,13 +27,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tar3d.config import GPTConfig
-from tar3d.contracts import Condition
 from tar3d.gpt.attention import (
     Extent,
     FullAttention,
@@ -45,6 +44,10 @@ from tar3d.gpt.attention import (
 )
 from tar3d.gpt.rope import TriPE
 from tar3d.token_order import NUM_PLANES, coordinates, num_tokens, places
+
+if TYPE_CHECKING:
+    from tar3d.config import GPTConfig
+    from tar3d.contracts import Condition
 
 INIT_STD = 0.02
 LINEAR = {
@@ -551,12 +554,12 @@ class GPT(nn.Module):
         whether all are surely valid."""
         config = self.config
         B, P, E = condition.embeddings.shape
-        if E != config.condition_width:
+        if config.condition_width != E:
             raise ValueError(
                 f"condition embeddings are {E} wide, this GPT takes {config.condition_width} "
                 "(gpt.condition_width): use the encoder it was trained with"
             )
-        if P > config.condition_tokens:
+        if config.condition_tokens < P:
             raise ValueError(
                 f"condition has {P} positions, this GPT takes at most {config.condition_tokens} "
                 "(gpt.condition_tokens): shorten the prefix or train with a larger value"

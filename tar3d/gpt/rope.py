@@ -16,11 +16,15 @@ Letters: T tokens = 3 R^2, D head dimension, B batch, S positions of a packed ro
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from tar3d import token_order
-from tar3d.config import GPTConfig
+
+if TYPE_CHECKING:
+    from tar3d.config import GPTConfig
 
 
 def _angles(positions: Tensor, frequencies: Tensor) -> Tensor:

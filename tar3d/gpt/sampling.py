@@ -11,11 +11,13 @@ Letters: B batch, V codebook size, T tokens.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from tar3d.config import SamplingConfig
+if TYPE_CHECKING:
+    from tar3d.config import SamplingConfig
 
 _MASS_TOLERANCE = 1e-6  # float32 sums: 0.5 + 0.3 has reached a top_p of 0.8
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import trimesh
 from trimesh.visual import TextureVisuals
 from trimesh.visual.material import PBRMaterial
 
-from tar3d.contracts import Mesh
+if TYPE_CHECKING:
+    from tar3d.contracts import Mesh
 
 FORMATS = (".glb", ".obj", ".ply", ".stl", ".off")
 # Without a material glTF means white metal, which viewers without surroundings to mirror draw black

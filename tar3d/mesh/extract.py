@@ -22,7 +22,7 @@ of the field. One of the mesh files that use torch: data workers must not import
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -32,6 +32,9 @@ from tar3d.contracts import Mesh
 from tar3d.mesh.lattice import Lattice, Points, between, find, nonzero
 from tar3d.mesh.load import FACES_AT_ONCE, blocks, face_components
 from tar3d.mesh.marching_cubes import CORNERS, crossing, edge_corners, triangulate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
 
 # cells along an axis of the coarse lattice, at least: as many as the planes of the small tokenizer
 COARSE = 48

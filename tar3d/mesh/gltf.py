@@ -14,10 +14,13 @@ from __future__ import annotations
 import base64
 import json
 import struct
-from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MAX_NODE_DEPTH = 256  # real scenes stay below 50; a longer chain is a broken or hostile exporter
 MAX_NODES = 1_000_000

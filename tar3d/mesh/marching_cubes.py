@@ -14,10 +14,14 @@ axis along which it leaves it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import itertools
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 CORNERS = tuple((x, y, z) for x in (0, 1) for y in (0, 1) for z in (0, 1))
 EDGES = tuple(
@@ -78,7 +82,7 @@ def _triangulate(loop: tuple[int, ...]) -> list[tuple[int, int, int]]:
     for turn in range(len(loop)):
         tip, *others = loop[turn:] + loop[:turn]
         if not any(_share_a_face(tip, other) for other in others[1:-1]):
-            return [(tip, a, b) for a, b in zip(others, others[1:], strict=False)]
+            return [(tip, a, b) for a, b in itertools.pairwise(others)]
     raise AssertionError(f"every loop has such a fan, {loop} has none")
 
 

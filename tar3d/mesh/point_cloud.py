@@ -213,7 +213,7 @@ def _columns(rows: np.ndarray, name: str) -> Parts:
         return rows, None, None
     with np.errstate(over="ignore"):
         length = np.linalg.norm(rows[:, 3:], axis=1)
-    if len(rows) and 0 < (typical := float(np.median(length))) and not 0.5 < typical < 1.5:
+    if len(rows) and (typical := float(np.median(length))) > 0 and not 0.5 < typical < 1.5:
         raise ValueError(
             f"columns 4 to 6 of {name} should be unit normals, but have a typical length of {typical:.3g}: "
             "if they are colours, leave them out"

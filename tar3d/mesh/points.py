@@ -16,15 +16,18 @@ from it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.spatial import cKDTree
 from trimesh.triangles import closest_point
 
-from tar3d.config import PointSamplingConfig
 from tar3d.contracts import Mesh, ShapeSamples
 from tar3d.mesh.load import FACES_AT_ONCE, MeshError, blocks, face_components
 from tar3d.mesh.winding import WindingNumber, unbalanced_edges
+
+if TYPE_CHECKING:
+    from tar3d.config import PointSamplingConfig
 
 INSIDE = 0.5
 # share of all directions, averaged over a piece: a disc has 0.5, a dish a third as deep as wide

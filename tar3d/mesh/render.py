@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import textwrap
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from embreex.mesh_construction import TriangleMesh
 from embreex.rtcore_scene import EmbreeScene
 from PIL import Image, ImageDraw, ImageFont
 
-from tar3d.config import ViewConfig
 from tar3d.contracts import Mesh
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tar3d.config import ViewConfig
 
 _ALBEDO = np.array([0.80, 0.78, 0.75], dtype=np.float32)
 _AMBIENT, _KEY, _FILL = 0.22, 0.62, 0.20

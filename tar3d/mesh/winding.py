@@ -14,15 +14,19 @@ Clouds"). A mesh that is mostly boundary is summed whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import igl
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from tar3d.contracts import Mesh
 from tar3d.mesh.load import blocks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tar3d.contracts import Mesh
 
 FACES_OF_A_TREE = 1 << 22  # bounds what a search tree takes to 1 GB
 LARGEST_BOUNDARY = 1.0  # edges a face: above it the lids have more faces than the mesh

@@ -11,13 +11,16 @@ rot24+icp   bbox after each of the 24 rotations that map a cube onto itself, the
 from __future__ import annotations
 
 import itertools
+from typing import TYPE_CHECKING
 
 import numpy as np
 import trimesh
 from scipy.spatial import cKDTree
 
-from tar3d.contracts import Mesh
 from tar3d.metrics.geometry import surface_cloud, transformed
+
+if TYPE_CHECKING:
+    from tar3d.contracts import Mesh
 
 ALIGNMENTS = ("none", "bbox", "icp", "rot24+icp")
 ICP_POINTS = 4096

@@ -12,7 +12,7 @@ coordinates.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import igl
 import numpy as np
@@ -22,6 +22,9 @@ from tar3d.config import EvalProtocol
 from tar3d.contracts import CUBE_FILL, Mesh
 from tar3d.mesh.load import face_components
 from tar3d.mesh.points import inside, sample_surface
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 FORMULAS = {
     "chamfer": "(mean_p d(p, T) + mean_t d(t, P)) / 2, d the Euclidean distance to the nearest point, not squared",

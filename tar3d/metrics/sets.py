@@ -8,11 +8,14 @@ depend on the sizes of both sets and on the number of points, so all three belon
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.spatial import cKDTree
 from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 SET_FORMULAS = {
     "coverage": "share of reference shapes that are the nearest one of some generated shape; higher is better",

@@ -4,10 +4,13 @@ silently: every aggregate says over how many values it is."""
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+    from pathlib import Path
 
 RESAMPLES = 10_000
 _RESAMPLES_AT_ONCE = 1000

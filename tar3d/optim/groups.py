@@ -19,14 +19,17 @@ kind `matrix`: AdamW is all there is.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn, optim
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from tar3d.config import OptimConfig
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from tar3d.config import OptimConfig
 
 CONVOLUTIONS = (
     nn.Conv1d,

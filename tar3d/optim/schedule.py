@@ -4,11 +4,14 @@ decay ("wsd"). Each group keeps its own base rate."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from torch.optim import Optimizer
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
-from tar3d.config import OptimConfig
+    from torch.optim import Optimizer
+
+    from tar3d.config import OptimConfig
 
 
 def learning_rate_factor(step: int, total: int, config: OptimConfig) -> float:

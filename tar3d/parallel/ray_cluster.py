@@ -14,12 +14,14 @@ import logging
 import os
 import pickle
 import socket
-from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from types import ModuleType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from tar3d.parallel.processes import JobFailure, Worker, check_limits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from types import ModuleType
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -5,6 +5,8 @@ Letters: B batch, R token grid side, S = R 2^stages plane side, D width, K code 
 channels, M query points.
 """
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -80,9 +82,7 @@ class OccupancyHead(nn.Module):
             config.occupancy_layers - 1
         )
         hidden = [
-            layer
-            for a, b in zip(widths, widths[1:], strict=False)
-            for layer in (nn.Linear(a, b), nn.GELU())
+            layer for a, b in itertools.pairwise(widths) for layer in (nn.Linear(a, b), nn.GELU())
         ]
         self.mlp = nn.Sequential(*hidden)
         self.logit = nn.Linear(widths[-1], 1)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import copy
 import csv
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,8 @@ from tar3d.throughput import clock
 from tar3d.training.state import KEPT, STATES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lightning_fabric import Fabric
 
 STEPS = 2  # of each kind: the first is slower than all that follow

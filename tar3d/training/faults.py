@@ -10,12 +10,15 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from types import FrameType
+from typing import TYPE_CHECKING
 
 import torch
 
 from tar3d.training.state import SaveError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
 
 # Slurm sends SIGTERM, or what --signal names (USR1 by custom), before it takes the node away;
 # Ctrl-C is SIGINT.

@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import csv
 import json
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tar3d.io import atomic_write, write_csv
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class RunLog:

@@ -6,7 +6,7 @@ GiB)."""
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tar3d.config import OptimConfig
 from tar3d.optim.groups import build_optimizers
 from tar3d.runtime import prepare_blocks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tar3d.config import OptimConfig
 
 
 class LiveTensors(TorchDispatchMode):

@@ -22,7 +22,6 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -34,8 +33,6 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from tar3d import config as configuration
-from tar3d.config import GPTRunConfig, VQVAEConfig
-from tar3d.data.datasets.sampler import JoinedOrder, TrainingOrder
 from tar3d.optim.groups import build_optimizers, routing_table
 from tar3d.optim.schedule import learning_rate_factor, set_learning_rates
 from tar3d.runtime import (
@@ -63,7 +60,12 @@ from tar3d.training.state import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
     from lightning_fabric import Fabric
+
+    from tar3d.config import GPTRunConfig, VQVAEConfig
+    from tar3d.data.datasets.sampler import JoinedOrder, TrainingOrder
 
 T = TypeVar("T")
 AUTO = "auto"

@@ -3,7 +3,6 @@ them."""
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,8 @@ from tar3d.runtime import add_device_arguments, positive_int
 from tar3d.training.faults import ignore_stopping
 
 if TYPE_CHECKING:
+    import argparse
+
     from lightning_fabric import Fabric
 
 PREFETCHED_BATCHES = 4  # of each worker

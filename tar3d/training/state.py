@@ -13,19 +13,22 @@ import hashlib
 import json
 import os
 import pickle
-from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from tar3d.optim.groups import held_part
 from tar3d.upgrade import upgrade_parameters
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch.optim import Optimizer
 
 T = TypeVar("T")
 

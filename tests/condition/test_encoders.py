@@ -31,14 +31,14 @@ from tar3d.condition.encoders import (
 from tar3d.config import ImageEncoderConfig
 from tar3d.optim.groups import routes
 
-TINY = dict(
-    hidden_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    intermediate_size=64,
-    image_size=32,
-    patch_size=8,
-)
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "image_size": 32,
+    "patch_size": 8,
+}
 TRAINED = ImageEncoderConfig(
     model="trained", image_size=32, patch_size=8, width=48, num_layers=2, num_heads=3
 )
@@ -51,13 +51,13 @@ def pixels(count: int = 2, size: int = 32) -> torch.Tensor:
 
 
 def clip() -> CLIPModel:
-    text = dict(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        vocab_size=50,
-    )
+    text = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "vocab_size": 50,
+    }
     return CLIPModel(CLIPConfig(text_config=text, vision_config=TINY, projection_dim=16))
 
 
@@ -80,7 +80,7 @@ def directories(tmp_path_factory):
     return root
 
 
-@pytest.fixture()
+@pytest.fixture
 def offline(monkeypatch):
     import huggingface_hub.constants
 

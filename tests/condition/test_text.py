@@ -42,7 +42,7 @@ CAPTIONS = [
 TRAINED = TextEncoderConfig(
     model="trained", max_tokens=12, vocabulary=32, width=24, num_layers=2, num_heads=3
 )
-T5 = dict(vocab_size=64, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+T5 = {"vocab_size": 64, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
 MODELS = {
     "t5": lambda: T5EncoderModel(T5Config(**T5)),
     "whole t5": lambda: T5ForConditionalGeneration(T5Config(**T5)),
@@ -85,7 +85,7 @@ def directories(tmp_path_factory, words):
     return root
 
 
-@pytest.fixture()
+@pytest.fixture
 def trained(words):
     torch.manual_seed(0)
     return build_text_encoder(TRAINED, words)

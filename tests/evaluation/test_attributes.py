@@ -48,7 +48,7 @@ def chair(shape: str, count: int, *more: list) -> list:
 
 def legs(count: int, low: float = -0.6) -> list:
     ring = disk(0.08, segments=20)
-    return [loft((low, 0.45), ring + [x, z], ring + [x, z]) for x, z in PLACES[count]]
+    return [loft((low, 0.45), [*ring, x, z], [*ring, x, z]) for x, z in PLACES[count]]
 
 
 def mesh_of(parts: list) -> Mesh:

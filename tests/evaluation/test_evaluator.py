@@ -28,7 +28,15 @@ from tar3d.io import write_csv, write_json
 from tar3d.mesh.load import MeshError
 
 SHIPPED = Path(__file__).resolve().parents[2] / "pretrained" / "tiny" / "evaluator"
-TINY = dict(width=32, pooled=48, embedding=16, points=128, batch_size=12, warmup=5, rarest_term=1)
+TINY = {
+    "width": 32,
+    "pooled": 48,
+    "embedding": 16,
+    "points": 128,
+    "batch_size": 12,
+    "warmup": 5,
+    "rarest_term": 1,
+}
 FEW = ["a mug with one handle", "a round table", "a boat"]
 
 

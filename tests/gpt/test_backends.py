@@ -532,7 +532,7 @@ def test_the_measure_itself_on_the_chunked_form(T, carried, dtype):
         dtype,
         carried=carried,
     )
-    assert T == 1 and not carried or max(wrong.values()) > 2 * TOLERANCE[dtype], wrong
+    assert (T == 1 and not carried) or max(wrong.values()) > 2 * TOLERANCE[dtype], wrong
 
 
 IN_THE_INTERPRETER = """

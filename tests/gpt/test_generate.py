@@ -132,7 +132,7 @@ def test_makes_exactly_all_tokens_and_reports_them():
             [0],
             progress=lambda done, total, to=reports: to.append((done, total)),
         )
-        assert tokens.ids.shape == (1, T) and 0 <= tokens.ids.min() and tokens.ids.max() < V
+        assert tokens.ids.shape == (1, T) and tokens.ids.min() >= 0 and tokens.ids.max() < V
         assert reports == [(i, T) for i in range(n, T + 1, n)]
 
 

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 
@@ -203,7 +205,7 @@ def test_slopes():
 
 def test_deeper_layers_forget_more_slowly():
     layers = [layer_slopes(4, layer, 12) for layer in range(12)]
-    assert all((a > b).all() for a, b in zip(layers, layers[1:], strict=False))
+    assert all((a > b).all() for a, b in itertools.pairwise(layers))
     torch.testing.assert_close(layers[0], alibi_slopes(4), rtol=1e-4, atol=0)
     torch.testing.assert_close(layer_slopes(4, 0, 1), alibi_slopes(4), rtol=1e-4, atol=0)
 

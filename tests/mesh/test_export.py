@@ -136,6 +136,6 @@ def test_a_glb_is_no_metal(one_armed, tmp_path):
     surface = described["materials"][primitive["material"]]["pbrMetallicRoughness"]
     assert (
         surface["metallicFactor"] == 0
-        and 0 < min(surface["baseColorFactor"][:3])
+        and min(surface["baseColorFactor"][:3]) > 0
         and surface["baseColorFactor"][3] == 1
     )

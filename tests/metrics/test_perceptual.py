@@ -331,14 +331,14 @@ def test_a_missing_clip_says_how_to_get_one(source, offline):
 def test_unfit_clip_folders_are_refused(clip_folder, tmp_path):
     from transformers import ViTConfig, ViTModel
 
-    small = dict(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        image_size=32,
-        patch_size=8,
-    )
+    small = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "image_size": 32,
+        "patch_size": 8,
+    }
     ViTModel(ViTConfig(**small)).save_pretrained(tmp_path / "vit")
     with pytest.raises(ValueError, match="'vit' model, not CLIP"):
         Clip.load(str(tmp_path / "vit"), CPU)

@@ -19,21 +19,21 @@ BALL, RADIUS = np.array([0.45, 0.3, 0.1]), 0.42
 
 def tiny(encoder: str, **changes: int) -> VQVAE:
     torch.manual_seed(0)
-    values = dict(
-        grid_size=4,
-        width=16,
-        num_heads=2,
-        num_frequencies=3,
-        encoder_layers=1,
-        point_width=8,
-        codebook_size=32,
-        code_dim=4,
-        decoder_layers=1,
-        plane_channels=4,
-        upsample_stages=2,
-        occupancy_width=16,
-        occupancy_layers=2,
-    )
+    values = {
+        "grid_size": 4,
+        "width": 16,
+        "num_heads": 2,
+        "num_frequencies": 3,
+        "encoder_layers": 1,
+        "point_width": 8,
+        "codebook_size": 32,
+        "code_dim": 4,
+        "decoder_layers": 1,
+        "plane_channels": 4,
+        "upsample_stages": 2,
+        "occupancy_width": 16,
+        "occupancy_layers": 2,
+    }
     return VQVAE(TokenizerConfig(encoder=encoder, **values | changes))
 
 

@@ -8,10 +8,14 @@ one; so the volume points are uniform in the cube again. Normals are moved by th
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from tar3d.config import AugmentConfig
 from tar3d.contracts import CUBE_FILL
+
+if TYPE_CHECKING:
+    from tar3d.config import AugmentConfig
 
 
 def random_matrix(config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from tar3d.config import AugmentConfig
 from tar3d.data.datasets.augment import augment, random_matrix
 from tar3d.data.datasets.sampler import spread
 from tar3d.data.formats.samples import open_samples, to_samples
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tar3d.config import AugmentConfig
 
 
 class ShapeDataset(Dataset):

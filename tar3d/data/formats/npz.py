@@ -9,12 +9,14 @@ import math
 import mmap
 import zipfile
 import zlib
-from collections.abc import Iterable
-from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
 
 # bytes of a zip's local header before the name and the extra field, whose lengths stand at 26 and
 # 28

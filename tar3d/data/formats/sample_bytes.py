@@ -4,10 +4,12 @@ for that; whoever only makes samples does without."""
 from __future__ import annotations
 
 import io
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tar3d.contracts import ShapeSamples
+if TYPE_CHECKING:
+    from tar3d.contracts import ShapeSamples
 
 
 def sample_bytes(samples: ShapeSamples) -> bytes:

@@ -7,8 +7,8 @@ allow_pickle=False.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from tar3d.data.formats.sample_bytes import sample_bytes
 from tar3d.data.formats.shapenet import ShapeNetV2, holds_shapenet
 from tar3d.data.formats.shards import ShardedFiles
 from tar3d.io import atomic_write
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _SHAPES = {
     "surface": (np.float16, 2),

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,7 +21,11 @@ from tar3d.checkpoint import token_fingerprint
 from tar3d.contracts import Tokens
 from tar3d.data.formats.npz import read_npz
 from tar3d.io import atomic_write
-from tar3d.tokenizer.vqvae import VQVAE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tar3d.tokenizer.vqvae import VQVAE
 
 SUFFIX = ".tokens.npz"
 FOLDER = "tokens"  # of an output folder: what lies in it can be given back as it is

@@ -13,9 +13,12 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class EmbeddingError(ValueError):

@@ -6,20 +6,25 @@ from __future__ import annotations
 import io
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
-import numpy as np
 from PIL import Image
 
 from tar3d.condition.image import ImageError, load_image
-from tar3d.config import ViewConfig
-from tar3d.contracts import Mesh
 from tar3d.data.formats.dataset_folder import mesh_path
 from tar3d.data.formats.shards import ShardedFiles
 from tar3d.io import json_bytes
 from tar3d.mesh.load import load_mesh
 from tar3d.mesh.render import Camera, Renderer, orbit_cameras, picture, rgba
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+
+    from tar3d.config import ViewConfig
+    from tar3d.contracts import Mesh
 
 WHITE = (255, 255, 255)
 

@@ -11,15 +11,78 @@ from __future__ import annotations
 import re
 
 _SAYS_NOTHING = frozenset(
-    """3d asset assets blend copy dae default export exported fbx final glb glbs gltf highpoly lowpoly mesh
-    meshes model models normalized obj object objects ply scan scene scenes stl unnamed untitled""".split()
+    [
+        "3d",
+        "asset",
+        "assets",
+        "blend",
+        "copy",
+        "dae",
+        "default",
+        "export",
+        "exported",
+        "fbx",
+        "final",
+        "glb",
+        "glbs",
+        "gltf",
+        "highpoly",
+        "lowpoly",
+        "mesh",
+        "meshes",
+        "model",
+        "models",
+        "normalized",
+        "obj",
+        "object",
+        "objects",
+        "ply",
+        "scan",
+        "scene",
+        "scenes",
+        "stl",
+        "unnamed",
+        "untitled",
+    ]
 )
 _FOLDERS = frozenset(
-    """archive archives batch cache data dataset datasets download downloads file files input inputs misc new
-    other others output outputs raw sample samples shape shapes source sources src test tmp train val validation""".split()
+    [
+        "archive",
+        "archives",
+        "batch",
+        "cache",
+        "data",
+        "dataset",
+        "datasets",
+        "download",
+        "downloads",
+        "file",
+        "files",
+        "input",
+        "inputs",
+        "misc",
+        "new",
+        "other",
+        "others",
+        "output",
+        "outputs",
+        "raw",
+        "sample",
+        "samples",
+        "shape",
+        "shapes",
+        "source",
+        "sources",
+        "src",
+        "test",
+        "tmp",
+        "train",
+        "val",
+        "validation",
+    ]
 )
 _TWO_CONSONANTS = frozenset(
-    "bb cd dj dr gp hq jr lp mr ms pc rv st tv vr vw".split()
+    ["bb", "cd", "dj", "dr", "gp", "hq", "jr", "lp", "mr", "ms", "pc", "rv", "st", "tv", "vr", "vw"]
 )  # that are words, other than sm_ or bm_
 _UUID = re.compile(r"[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}", re.IGNORECASE)
 _WORD_STARTS = re.compile(

@@ -4,14 +4,18 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from tar3d.data.formats.shards import ShardedFiles
 from tar3d.mesh.load import load_mesh
 from tar3d.mesh.render import contact_sheet, picture
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tar3d.data.formats.shards import ShardedFiles
 
 TILE = 160  # pixels along the side of a tile's picture
 _FONT_SIZE, _LINE = 13, 16  # pixels

@@ -14,15 +14,18 @@ import contextlib
 import csv
 import os
 import warnings
-from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tar3d.condition.image import IMAGE_SUFFIXES
 from tar3d.data.formats.dataset_folder import SPLITS, read_splits
 from tar3d.data.prepare.captions_from_names import clean_name, folder_name
 from tar3d.io import write_csv, write_json
 from tar3d.mesh.load import SUPPORTED, list_meshes
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
 
 PICTURE_COLUMNS = ("image", "thumbnail")  # of a table, the first that is filled
 SPLIT_COLUMNS = ("split", "split_hint")

@@ -25,15 +25,17 @@ import sys
 import time
 import urllib.error
 import zlib
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from tqdm import tqdm
 
 from tar3d.data.prepare.captions_from_names import clean_name
 from tar3d.io import write_csv
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from types import ModuleType
 
 GROUP = 16  # uids a call of the package, which reads its list of 800,000 paths (a second) each time
 FIRST_PAUSE, LONGEST_PAUSE = (

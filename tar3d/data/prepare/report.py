@@ -12,9 +12,8 @@ import array
 import csv
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
@@ -25,6 +24,10 @@ from tar3d.data.formats.views import view_names
 from tar3d.data.prepare.contact_sheets import shape_picture, sheet, tile
 from tar3d.io import atomic_write
 from tar3d.metrics.summary import histograms, markdown_table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
 SHEET_SHAPES, LISTED_SHAPES, NAMED_IDS = 64, 10, 8
 LEAST_CONFIDENT_SHAPES = 16

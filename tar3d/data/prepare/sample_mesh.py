@@ -9,15 +9,19 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tar3d.config import PointSamplingConfig, ViewConfig
 from tar3d.data.formats.sample_bytes import sample_bytes
 from tar3d.data.formats.views import picture_files, view_files
 from tar3d.mesh.load import MeshError, load_mesh
 from tar3d.mesh.points import sample_shape
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tar3d.config import PointSamplingConfig, ViewConfig
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import csv
 import io
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tar3d.data.formats.shards import write_shard
 from tar3d.io import atomic_write, write_csv
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 KINDS = (
     "views",

@@ -10,16 +10,12 @@ for an encoder that is trained along, its input is kept: pixels, or token ids.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 
-from tar3d.condition.encoders import GivenEmbeddings, ImageEncoder
 from tar3d.condition.image import ImageError, preprocess
-from tar3d.condition.text import TextEncoder
-from tar3d.config import ImageEncoderConfig
 from tar3d.data.formats.ulip import (
     EmbeddingError,
     read_caption_embeddings,
@@ -28,6 +24,13 @@ from tar3d.data.formats.ulip import (
 )
 from tar3d.data.formats.views import Views
 from tar3d.data.prepare.mesh_list import read_captions
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tar3d.condition.encoders import GivenEmbeddings, ImageEncoder
+    from tar3d.condition.text import TextEncoder
+    from tar3d.config import ImageEncoderConfig
 
 
 class CaptionError(ValueError):

@@ -46,10 +46,11 @@ from tar3d.data.tokens.conditions import (
     captions_of,
 )
 from tar3d.io import atomic_write, write_csv, write_json
-from tar3d.tokenizer.vqvae import VQVAE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from tar3d.tokenizer.vqvae import VQVAE
 
 SHARD_SHAPES = 512
 

@@ -8,11 +8,12 @@ the sentence's form on chance.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TypeVar
-
-import numpy as np
+from typing import TYPE_CHECKING, TypeVar
 
 from tar3d.contracts import CUBE_FILL
+
+if TYPE_CHECKING:
+    import numpy as np
 
 T = TypeVar("T", str, int, bool)
 Range = tuple[float, float]

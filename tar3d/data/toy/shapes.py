@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tar3d.contracts import Mesh
 from tar3d.data.toy.draw import Draw, Words
 from tar3d.data.toy.furniture import bed, chair, lamp, shelf, sofa, stool, table
 from tar3d.data.toy.objects import boat, bottle, car, house, mug, plane, vase
@@ -24,6 +23,8 @@ from tar3d.mesh.load import normalize
 
 if TYPE_CHECKING:
     from manifold3d import Manifold
+
+    from tar3d.contracts import Mesh
 
 MIN_THICKNESS = 0.07
 FURTHER_CAPTIONS = 3  # besides the one that says all

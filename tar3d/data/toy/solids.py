@@ -8,12 +8,13 @@ the ground plane, as (x, z).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from manifold3d import Manifold
 
 Span = tuple[float, float]

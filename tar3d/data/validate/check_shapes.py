@@ -9,20 +9,24 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tar3d.condition.image import ImageError, load_image
-from tar3d.config import PointSamplingConfig, ViewConfig
 from tar3d.contracts import CUBE_FILL, ShapeSamples
 from tar3d.data.formats.samples import load_samples
 from tar3d.data.formats.shards import ShardedFiles
 from tar3d.data.formats.views import view_names
 from tar3d.data.validate.overlay import View, project, seen_at
 from tar3d.mesh.render import Camera
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tar3d.config import PointSamplingConfig, ViewConfig
 
 SAMPLE_KEYS = {
     "surface": "float16 (N, 6), N > 0: finite points in [-1, 1] and unit normals",

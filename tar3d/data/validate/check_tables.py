@@ -7,8 +7,7 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +16,10 @@ from tar3d.config import PointSamplingConfig, ViewConfig
 from tar3d.data.datasets.tokens import read_stamp
 from tar3d.data.formats.dataset_folder import SPLITS, read_splits
 from tar3d.data.validate.check_shapes import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator
+    from pathlib import Path
 
 STAMP_KEYS = ("tokenizer", "grid_size", "codebook_size")
 ITEMS = {

@@ -18,9 +18,9 @@ import functools
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -51,6 +51,9 @@ from tar3d.io import atomic_write, write_csv
 from tar3d.mesh.render import orbit
 from tar3d.metrics.summary import markdown_table
 from tar3d.parallel.processes import results
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 BATCH = 32  # shapes a worker checks in one go
 PICTURED_VIOLATIONS = 64  # at most as many shapes are pictured because of what is wrong with them

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from tar3d.condition.image import find_foreground
-from tar3d.contracts import ShapeSamples
-from tar3d.mesh.render import Camera
+
+if TYPE_CHECKING:
+    from tar3d.contracts import ShapeSamples
+    from tar3d.mesh.render import Camera
 
 INSIDE, OUTSIDE = (
     (213, 94, 0, 255),

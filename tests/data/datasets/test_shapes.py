@@ -273,7 +273,7 @@ def test_a_set_is_as_large_for_a_worker_as_its_names(samples):
 
 
 def test_augmented_items_are_as_many_points_as_asked_for_and_repeat(samples):
-    kwargs = dict(surface_points=150, volume_points=200, near_points=40, seed=3)
+    kwargs = {"surface_points": 150, "volume_points": 200, "near_points": 40, "seed": 3}
     change = AugmentConfig(scale=[0.75, 1.25], rotate=0.5, mirror=0.5)
     plain, one, two = (
         ShapeDataset(samples, "train", **kwargs, augment_as=a)
@@ -294,7 +294,7 @@ def test_augmented_items_are_as_many_points_as_asked_for_and_repeat(samples):
 
 
 def test_several_sets_as_one(samples):
-    kwargs = dict(surface_points=150, volume_points=200, near_points=40, seed=3)
+    kwargs = {"surface_points": 150, "volume_points": 200, "near_points": 40, "seed": 3}
     train, val = (ShapeDataset(samples, split, **kwargs) for split in ("train", "val"))
     mixed = MixedShapes([train, val], [1, 3])
     assert len(mixed) == len(train) + 3 * len(val)

@@ -22,10 +22,10 @@ from tar3d.data.tokens.make_tokens import TokenMaker, words_of
 from tar3d.tokenizer.vqvae import VQVAE
 
 ENCODER = ImageEncoderConfig(
-    source="trained", image_size=16, patch_size=8, width=8, num_layers=1, num_heads=2
+    model="trained", image_size=16, patch_size=8, width=8, num_layers=1, num_heads=2
 )
 TEXT = TextEncoderConfig(
-    source="trained", max_tokens=9, vocabulary=16, width=8, num_layers=1, num_heads=2
+    model="trained", max_tokens=9, vocabulary=16, width=8, num_layers=1, num_heads=2
 )
 TOKENIZER = TokenizerConfig(
     grid_size=2,
@@ -152,7 +152,7 @@ def test_pixels_serve_a_trained_encoder_of_any_size(data):
     maker(data).run()
     before = shards(data)
     wide = ImageEncoderConfig(
-        source="trained", image_size=16, patch_size=4, width=16, num_layers=2, num_heads=4
+        model="trained", image_size=16, patch_size=4, width=16, num_layers=2, num_heads=4
     )
     maker(data, encoder=wide).run()
     assert shards(data) == before
@@ -165,7 +165,7 @@ def test_tokens_of_another_tokenizer_or_encoder_are_refused(data):
     ):
         maker(data, seed=1).run()
     larger = ImageEncoderConfig(
-        source="trained", image_size=24, patch_size=8, width=8, num_layers=1, num_heads=2
+        model="trained", image_size=24, patch_size=8, width=8, num_layers=1, num_heads=2
     )
     with pytest.raises(
         ValueError, match="was made with image 'trained ViT, 16 px.* instead of 'trained ViT, 24 px"
@@ -268,7 +268,7 @@ def test_frozen_encoder_stores_its_embeddings(data, tmp_path):
         add_pooling_layer=False,
     )
     vit.save_pretrained(tmp_path / "vit")
-    frozen = maker(data, encoder=ImageEncoderConfig(source=str(tmp_path / "vit"), image_size=16))
+    frozen = maker(data, encoder=ImageEncoderConfig(model=str(tmp_path / "vit"), image_size=16))
     frozen.run()
     source = dataset(data)[(0, 0)]["source"]["image"]
     assert source.dtype == torch.float16 and source.shape == (5, 8)
@@ -380,7 +380,7 @@ def test_text_embeddings_keep_their_own_lengths(data, tmp_path):
     transformers.T5EncoderModel(config).save_pretrained(tmp_path / "t5")
     words_of(data, 32).save_pretrained(tmp_path / "t5")
     encoder = build_text_encoder(
-        TextEncoderConfig(source=str(tmp_path / "t5"), max_tokens=9, dtype="float32")
+        TextEncoderConfig(model=str(tmp_path / "t5"), max_tokens=9, dtype="float32")
     )
     TokenMaker(data, vqvae(), [ToldByCaptions(data, encoder, CPU)], CPU).run()
     rows = TokenDataset(

@@ -10,7 +10,7 @@ from tar3d.config import ImageEncoderConfig, TextEncoderConfig
 from tar3d.data.formats.ulip import EmbeddingError, read_pairs
 from tar3d.data.tokens.conditions import ToldByEmbeddings
 
-ENCODER = GivenEmbeddings(ImageEncoderConfig(source="facebook/dino-vitb16"), 3, 4)
+ENCODER = GivenEmbeddings(ImageEncoderConfig(model="facebook/dino-vitb16"), 3, 4)
 T5 = GivenEmbeddings(TextEncoderConfig(), 120, 2048)
 
 

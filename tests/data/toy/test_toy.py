@@ -12,17 +12,19 @@ import pytest
 
 pytest.importorskip("manifold3d")
 
-import trimesh  # noqa: E402
+import itertools
 
-from tar3d.config import ViewConfig  # noqa: E402
-from tar3d.contracts import CUBE_FILL  # noqa: E402
-from tar3d.data.formats.dataset_folder import split_ids  # noqa: E402
-from tar3d.data.toy.make_toy import main, make_toy_data  # noqa: E402
-from tar3d.data.toy.shapes import CATEGORIES, MIN_THICKNESS, ToyShape, generate  # noqa: E402
-from tar3d.data.toy.solids import tube  # noqa: E402
-from tar3d.mesh.load import load_mesh  # noqa: E402
-from tar3d.mesh.points import inside  # noqa: E402
-from tar3d.mesh.winding import WindingNumber  # noqa: E402
+import trimesh
+
+from tar3d.config import ViewConfig
+from tar3d.contracts import CUBE_FILL
+from tar3d.data.formats.dataset_folder import split_ids
+from tar3d.data.toy.make_toy import main, make_toy_data
+from tar3d.data.toy.shapes import CATEGORIES, MIN_THICKNESS, ToyShape, generate
+from tar3d.data.toy.solids import tube
+from tar3d.mesh.load import load_mesh
+from tar3d.mesh.points import inside
+from tar3d.mesh.winding import WindingNumber
 
 SEED, PER_CATEGORY = 11, 20
 VIEWS = ViewConfig(count=2, size=32)
@@ -145,7 +147,7 @@ def test_captions_read_well(shapes, category):
             and not caption.endswith((",", "with", "and"))
         ), caption
         assert "None" not in caption and "True" not in caption and "_" not in caption, caption
-        for a, b in zip(words, words[1:], strict=False):
+        for a, b in itertools.pairwise(words):
             assert a != "a" or b[0] not in "aeiou" or b.startswith("one"), caption
             assert a != "an" or b[0] in "aeiou", caption
 
