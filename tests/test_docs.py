@@ -10,7 +10,7 @@ from tar3d.mesh.load import load_mesh
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
     ROOT / "README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "pretrained").rglob("*.md")),
 ]
 
