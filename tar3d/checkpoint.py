@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from tar3d import config as configuration
 from tar3d.config import VQVAEConfig
+from tar3d.paths import HUB_PREFIX, find_local, hub_id, is_hub_address
 from tar3d.tokenizer.vqvae import VQVAE
 from tar3d.upgrade import upgrade_parameters
 
@@ -115,22 +116,26 @@ def find_model(source: str | Path) -> Path:
 
 def _local_folder(source: str | Path) -> Path:
     """`source` if it is a folder, else the folder that the Hub id `source` is downloaded to."""
-    path = Path(source)
-    if path.is_dir():
+    path = find_local(source)
+    if path.is_dir() and not is_hub_address(source):
         return path
-    if path.exists() or len(path.parts) != 2 or str(source).startswith((".", "/", "~")):
+    name = hub_id(source)
+    if name is None:
         raise ValueError(
-            f"no model at {path}: give a model directory (with {WEIGHTS} and {CONFIG}) or a Hub id like owner/name"
+            f"no model at {path}, which was taken for a local path: give a model directory (with "
+            f"{WEIGHTS} and {CONFIG}) or a Hub id like owner/name; {HUB_PREFIX}owner/name is always "
+            "a Hub id"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(str(source)))
+        return Path(snapshot_download(name))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
+        tried = "was" if is_hub_address(source) else "is not a local folder, and was"
         raise ValueError(
-            f"{source} is neither a local folder nor a model that the Hub could deliver "
-            f"({type(e).__name__}); check the name and the network, or give a local model directory"
+            f"{source} {tried} looked up on the Hub, which did not deliver it ({type(e).__name__}): "
+            f"check the name and the network, or give a local model directory, as in ./{name}"
         ) from e
 
 

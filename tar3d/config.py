@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from tar3d.paths import find_local
 from tar3d.upgrade import upgrade_config, upgrade_override
 
 T = TypeVar("T")
@@ -733,7 +734,7 @@ def load(
     """
     values = OmegaConf.create({})
     if path is not None:
-        path = Path(path)
+        path = find_local(path)
         if not path.is_file():
             raise ValueError(f"config file {path} does not exist")
         values = _read(path)

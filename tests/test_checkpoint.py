@@ -183,7 +183,7 @@ def test_hub_id_without_a_network_is_one_sentence(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(
         ValueError,
-        match="nobody/no-model is neither a local folder nor a model that the Hub could deliver",
+        match="nobody/no-model is not a local folder, and was looked up on the Hub, which did not",
     ) as caught:
         load_tokenizer("nobody/no-model")
     assert "\n" not in str(caught.value)
