@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tar3d.condition.image import load_image
+from tar3d.conditional_gpt import ANY
 from tar3d.config import GPT_TYPES
 from tar3d.io import write_json
 from tar3d.mesh.export import save_mesh
 from tar3d.mesh.simplify import LEAST_FACES, simplify
-from tar3d.pipeline import ANY, Pipeline
+from tar3d.pipeline import Pipeline
 from tar3d.runtime import PRECISIONS, choose_device, positive_int, resolve_precision
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def make(
     if faces and faces < LEAST_FACES:
         raise ValueError(f"{faces} faces: a closed mesh has {LEAST_FACES} or more, 0 keeps all")
     shown = load_image(Path(told)) if gpt_type == "i23d" else told
-    source = {} if gpt_type == "uncond" else pipeline.source([shown])
+    source = {} if gpt_type == "uncond" else pipeline.prepare([shown]).inputs
     sampling = dataclasses.replace(pipeline.sampling(GPT_TYPES[gpt_type]), **changed)
     (result,) = pipeline.generate(
         source,

@@ -34,6 +34,7 @@ import numpy as np
 import torch
 import trimesh
 
+from tar3d.conditional_gpt import ANY
 from tar3d.config import GPT_TYPES, EvalProtocol
 from tar3d.contracts import Mesh
 from tar3d.data.defaults import DEFAULT_FOLDER, default_library, default_test
@@ -63,7 +64,7 @@ from tar3d.mesh.export import save_mesh
 from tar3d.metrics.align import ALIGNMENTS
 from tar3d.metrics.sets import SET_FORMULAS, set_scores
 from tar3d.metrics.summary import aggregate, cell, markdown_table
-from tar3d.pipeline import ANY, Pipeline
+from tar3d.pipeline import Pipeline
 from tar3d.runtime import choose_device, command_line, describe_machine, positive_int
 from tar3d.upgrade import upgrade_flags
 

@@ -31,6 +31,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from tar3d.condition.image import ImageError, list_images, load_image, preprocess
+from tar3d.conditional_gpt import ANY
 from tar3d.config import GPT_TYPES, SamplingConfig
 from tar3d.data.formats.token_file import FOLDER, SUFFIX
 from tar3d.gpt.engine import BACKENDS
@@ -38,7 +39,7 @@ from tar3d.io import write_json
 from tar3d.mesh.export import FORMATS, save_mesh
 from tar3d.mesh.render import contact_sheet, picture, save_turntable, text_picture
 from tar3d.mesh.simplify import LEAST_FACES, simplify
-from tar3d.pipeline import ANY, Generated, Pipeline
+from tar3d.pipeline import GeneratedShape, Pipeline
 from tar3d.runtime import (
     PRECISIONS,
     choose_device,
@@ -386,7 +387,7 @@ def prepare(pipeline: Pipeline, job: Job) -> Ready:
     if job.told is None:
         return Ready()
     if isinstance(job.told, str):
-        text = pipeline.model.conditioner.encoder("text").words.prepare(job.told)
+        text = pipeline.model.prepare_text(job.told)
         return Ready(
             text.ids,
             (text_picture(job.told, PREVIEW_SIZE),),
@@ -419,7 +420,7 @@ def save(
     pipeline: Pipeline,
     job: Job,
     ready: Ready,
-    result: Generated,
+    result: GeneratedShape,
     sampling: SamplingConfig,
     args: argparse.Namespace,
 ) -> None:

@@ -30,6 +30,13 @@ from tar3d import checkpoint
 from tar3d import config as configuration
 from tar3d.condition.conditioner import Encoder, Source, rows_of
 from tar3d.condition.encoders import GivenEmbeddings
+from tar3d.conditional_gpt import (
+    TEXT_TOKENIZER,
+    ConditionalGPT,
+    gpt_folder,
+    gpt_type_of,
+    load_gpt_text_tokenizer,
+)
 from tar3d.config import CONDITIONS, GPT_SIZES, GPT_TYPES, GPTRunConfig, SamplingConfig
 from tar3d.contracts import PLANES, Condition
 from tar3d.data.datasets.sampler import JoinedOrder, TrainingOrder, spread
@@ -41,7 +48,7 @@ from tar3d.gpt.evaluate import condition_nll, of_others
 from tar3d.gpt.loss import cross_entropy
 from tar3d.gpt.model import PREDICTOR_PARAMETERS
 from tar3d.mesh.render import contact_sheet, picture
-from tar3d.pipeline import WORDS, ConditionalGPT, Pipeline, gpt_folder, gpt_type_of, words_of_model
+from tar3d.pipeline import Pipeline
 from tar3d.runtime import positive_int, start_fabric, uncompiled
 from tar3d.token_order import NUM_PLANES, to_planes
 from tar3d.training.dry_run import dry_run
@@ -198,7 +205,7 @@ def new_encoders(config: GPTRunConfig, data: Path, init: str | None = None) -> d
     torch.manual_seed(
         config.train.seed
     )  # initial weights only: everything random later has its own generator
-    return encoders_of(config, data, words_of_model(init) if init else None)
+    return encoders_of(config, data, load_gpt_text_tokenizer(init) if init else None)
 
 
 def init_from(model: ConditionalGPT, init: str, fabric: Fabric) -> None:
@@ -690,7 +697,7 @@ def save_gpt(
         largest_file=config.train.weights_file_mb * 10**6,
     )
     if "text" in model.conditioner.trained:
-        model.conditioner.encoder("text").words.tokenizer.save_pretrained(folder / WORDS)
+        model.conditioner.encoder("text").words.tokenizer.save_pretrained(folder / TEXT_TOKENIZER)
 
 
 def needs(given: list[GivenEmbeddings]) -> str:

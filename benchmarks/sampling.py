@@ -156,10 +156,10 @@ def main(argv: list[str] | None = None) -> int:
         if kind == "text":
             known, evaluator = captions_of(args.data), load_evaluator(args.evaluator)
             captions = [known[i][0] for i in ids]
-            source = pipeline.source(captions)
+            source = pipeline.prepare(captions).inputs
         else:
             views = Views(args.data)
-            source = pipeline.source([views.load(views.names(i)[0]) for i in ids])
+            source = pipeline.prepare([views.load(views.names(i)[0]) for i in ids]).inputs
     except ValueError as e:
         parser.exit(2, f"{e}\n")
     table = []

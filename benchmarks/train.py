@@ -52,9 +52,7 @@ LOSS_ROWS = {"cpu": 3072, "cuda": 8 * 3072}
 def tiny_step(device: torch.device) -> Work:
     """The tiny recipe with its image encoder and the rows that only the code predictor sees."""
     from tar3d.condition.conditioner import build_encoder
-    from tar3d.pipeline import (
-        ConditionalGPT,
-    )  # with it come packages for meshes, which the other cases do without
+    from tar3d.conditional_gpt import ConditionalGPT
 
     tokenizer, path, name = TINY_CONFIGS
     vqvae = configuration.load(VQVAEConfig, tokenizer).tokenizer

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tar3d import config as configuration
+from tar3d.conditional_gpt import ConditionalGPT
 from tar3d.config import GPT_SIZES, GPTConfig, OptimConfig, SamplingConfig, VQVAEConfig
 from tar3d.contracts import Condition
 from tar3d.gpt.backends import refusals
@@ -27,7 +28,7 @@ from tar3d.gpt.engine import Engine
 from tar3d.gpt.generate import generate
 from tar3d.gpt.loss import cross_entropy
 from tar3d.gpt.model import GPT
-from tar3d.pipeline import ConditionalGPT, Pipeline
+from tar3d.pipeline import Pipeline
 from tar3d.runtime import COMPUTE_DTYPES, describe_machine, resolve_precision
 from tar3d.throughput import VENDOR_PEAKS, best_seconds
 from tar3d.tokenizer.vqvae import VQVAE

@@ -41,6 +41,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": BASE
     | {"parallel", "runtime", "mesh", "tokenizer", "condition", "metrics", "checkpoint"},
 }
+MAY_IMPORT["placement"] = BASE
+MAY_IMPORT["conditional_gpt"] = BASE | {"checkpoint", "condition", "gpt"}
+MAY_IMPORT["prepared_conditions"] = BASE | {"conditional_gpt", "condition", "mesh"}
 MAY_IMPORT["training"] = BASE | {"runtime", "throughput", "optim", "data"}
 MAY_IMPORT["pipeline"] = set(MAY_IMPORT) - {"training"}
 MAY_IMPORT["evaluation"] = set(MAY_IMPORT) - {"training"}

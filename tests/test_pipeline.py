@@ -4,14 +4,17 @@ import shutil
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from tar3d import checkpoint, config
 from tar3d.condition.image import ImageError
+from tar3d.conditional_gpt import ConditionalGPT
 from tar3d.config import GPTRunConfig
-from tar3d.pipeline import ConditionalGPT, Pipeline, Placement
+from tar3d.pipeline import Pipeline
+from tar3d.placement import Placement
 
 TINY = Path(__file__).resolve().parent.parent / "pretrained" / "tiny"
 SHIPPED = TINY / "gpt_any"
@@ -87,23 +90,40 @@ def test_of_nothing_there_is_nothing_to_heed():
     assert sum(shape.mesh is not None for shape in free) >= 2
 
 
-def test_a_source_is_pictures_or_texts_as_the_encoders_take_them():
+def test_conditions_are_images_or_texts_as_the_encoders_take_them():
     pipeline = Pipeline.load(TINY)
-    picture = Image.open(TINY.parent.parent / "assets" / "sample_image.png")
-    pixels = pipeline.source([picture, picture])["image"]
+    image = Image.open(TINY.parent.parent / "assets" / "sample_image.png")
+    pixels = pipeline.prepare([image, image]).inputs["image"]
     assert (
         pixels.shape == (2, 64, 64, 3)
         and pixels.dtype == torch.uint8
         and (pixels[0] == pixels[1]).all()
     )
-    ids = pipeline.source(["a chair", "a round table with four legs"])["text"]
+    ids = pipeline.prepare(["a chair", "a round table with four legs"]).inputs["text"]
     assert len(ids) == 2 and (ids[0] != ids[1]).any()
     with pytest.warns(UserWarning, match="does not know.*zeppelin"):
-        pipeline.source(["a zeppelin"])
-    for refused in ("a chair", [], [picture, "a chair"], [TINY], [pixels[0].numpy()]):
-        with pytest.raises(
-            ValueError, match=r"a list of pictures \(PIL.Image\) or a list of texts"
-        ):
-            pipeline.source(refused)
+        pipeline.prepare(["a zeppelin"])
+    for refused in (
+        "a chair",
+        [],
+        [image, "a chair"],
+        [None, "a chair"],
+        [TINY],
+        [pixels[0].numpy()],
+    ):
+        with pytest.raises(ValueError, match=r"a list of images \(PIL.Image\), a list of texts"):
+            pipeline.prepare(refused)
     with pytest.raises(ImageError, match="single colour"):
-        pipeline.source([Image.new("RGB", (8, 8), "red")])
+        pipeline.prepare([Image.new("RGB", (8, 8), "red")])
+    assert pipeline.prepare([None, None]).inputs == {}
+
+
+def test_what_was_prepared_can_be_seen_and_recorded(recwarn):
+    pipeline = Pipeline.load(TINY)
+    image = Image.open(TINY.parent.parent / "assets" / "sample_image.png")
+    (row,) = pipeline.prepare([image], preview_size=48).rows
+    assert list(row.previews) == ["input", "seen by the encoder"] and row.warning is None
+    assert all(p.shape == (48, 48, 3) and p.dtype == np.uint8 for p in row.previews.values())
+    (row,) = pipeline.prepare(["a zeppelin"], warn=False).rows
+    assert "zeppelin" in row.warning and not row.previews and not recwarn.list
+    assert row.record == {"prompt": "a zeppelin", "note": row.warning}

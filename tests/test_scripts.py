@@ -26,6 +26,7 @@ import train_vqvae
 from tar3d import checkpoint
 from tar3d import config as configuration
 from tar3d.condition.conditioner import build_encoder, rows_of
+from tar3d.conditional_gpt import ConditionalGPT, load_gpt
 from tar3d.config import GPTRunConfig, SamplingConfig, VQVAEConfig
 from tar3d.contracts import Mesh
 from tar3d.data.formats.dataset_folder import read_splits
@@ -37,7 +38,7 @@ from tar3d.mesh.point_normals import estimate_normals
 from tar3d.mesh.points import outer_surface, sample_surface
 from tar3d.metrics.geometry import volume_iou
 from tar3d.optim.groups import Muon
-from tar3d.pipeline import ConditionalGPT, Pipeline, load_gpt, reconstruct
+from tar3d.pipeline import Pipeline, reconstruct
 from tar3d.runtime import start_fabric
 from tar3d.token_order import to_planes
 from tar3d.training.faults import NotFinite

@@ -18,10 +18,11 @@ import run
 import train_gpt
 from tar3d import checkpoint
 from tar3d import config as configuration
+from tar3d.conditional_gpt import ConditionalGPT, load_gpt
 from tar3d.config import GPT_TYPES, GPTRunConfig, VQVAEConfig
 from tar3d.data.formats.dataset_folder import read_splits
 from tar3d.data.tokens.make_tokens import encoders_of
-from tar3d.pipeline import ConditionalGPT, Pipeline, load_gpt
+from tar3d.pipeline import Pipeline
 from tar3d.tokenizer.vqvae import VQVAE as Tokenizer
 
 TEXT = [

@@ -202,7 +202,7 @@ def told_by_views(pipeline: Pipeline, test: Path, train: Path, ids: list[str]) -
         pipeline.device,
     )
     views = Views(test)
-    source = pipeline.source([views.load(views.names(i)[0]) for i in ids])
+    source = pipeline.prepare([views.load(views.names(i)[0]) for i in ids]).inputs
     pixels = source["image"].numpy()
     library, views, owner, known = training_ids(train, "image"), Views(train), [], []
     for shape_id in tqdm(library, unit="shape", desc="training views"):
@@ -232,7 +232,7 @@ def told_by_captions(pipeline: Pipeline, test: Path, train: Path, ids: list[str]
     library = [(i, caption) for i in training_ids(train, "text") for caption in known[i]]
     chosen = nearest_captions(captions, [caption for _, caption in library])
     return Told(
-        pipeline.source(captions),
+        pipeline.prepare(captions).inputs,
         [text_picture(caption, GRID_SIZE) for caption in captions],
         {"caption": [library[k][0] for k in chosen]},
         captions,

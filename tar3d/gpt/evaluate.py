@@ -24,7 +24,7 @@ def condition_nll(
     with no source, "null" alone.
 
     `model.token_nll(tokens, source, dropped)` gives the NLL (B, T) of tokens (B, T) int64 under a
-    source of tensors (B, ...), as that of `tar3d.pipeline.ConditionalGPT` does. The model is in
+    source of tensors (B, ...), as that of `tar3d.conditional_gpt.ConditionalGPT` does. The model is in
     eval mode meanwhile, and then as it was before.
     """
     for kind, shown in source.items():

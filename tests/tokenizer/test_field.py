@@ -13,7 +13,8 @@ from tar3d.contracts import Triplane
 from tar3d.data.toy.shapes import generate
 from tar3d.mesh.extract import extract
 from tar3d.mesh.points import sample_surface
-from tar3d.pipeline import Placement, mesh_from_triplane, reconstruct
+from tar3d.pipeline import mesh_from_triplane, reconstruct
+from tar3d.placement import Placement
 from tar3d.tokenizer.field import OccupancyField
 from tar3d.tokenizer.vqvae import VQVAE
 
@@ -111,7 +112,7 @@ def test_a_part_comes_back_when_its_work_fails():
 
     with (
         pytest.raises(ZeroDivisionError),
-        Placement(torch.device("cpu", 0), low_vram=True).working(Part()),
+        Placement(torch.device("cpu", 0), low_vram=True).on_device(Part()),
     ):
         raise ZeroDivisionError
     assert moves == ["cpu:0", "cpu"]
@@ -119,7 +120,7 @@ def test_a_part_comes_back_when_its_work_fails():
 
 def test_weights_that_were_moved_can_still_be_trained():
     layer = torch.nn.Linear(2, 2).double()
-    with torch.inference_mode(), Placement(torch.device("cpu"), low_vram=True).working(layer):
+    with torch.inference_mode(), Placement(torch.device("cpu"), low_vram=True).on_device(layer):
         layer(torch.zeros(1, 2, dtype=torch.float64))
     layer(torch.ones(1, 2, dtype=torch.float64)).sum().backward()
     assert layer.weight.grad is not None

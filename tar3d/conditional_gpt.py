@@ -1,0 +1,104 @@
+"""The GPT with the encoders of its conditions as one module, and its model directory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from tar3d import checkpoint
+from tar3d.condition.conditioner import Conditioner, Encoder, Source, build_encoder
+from tar3d.condition.encoders import TRAINED
+from tar3d.condition.image import Prepared, preprocess
+from tar3d.condition.text import PreparedText, TextEncoder, load_words
+from tar3d.config import GPT_TYPES, GPTRunConfig
+from tar3d.contracts import Condition
+from tar3d.gpt.loss import token_nll
+from tar3d.gpt.model import GPT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from PIL import Image
+    from transformers import PreTrainedTokenizerBase
+
+# Folder in a GPT's model directory: the tokenizer of a text encoder that was trained with the GPT.
+TEXT_TOKENIZER = "words"
+ANY = "any"  # the type of a GPT that also serves as each of the other types
+
+
+def gpt_folder(gpt_type: str) -> str:
+    """Name of a GPT's folder beside checkpoint.TOKENIZER, in a model directory that generates."""
+    return f"gpt_{gpt_type}"
+
+
+def gpt_type_of(conditions: list[str]) -> str:
+    """The type of a GPT with these modalities as conditions."""
+    return next(
+        name for name, modalities in GPT_TYPES.items() if sorted(modalities) == sorted(conditions)
+    )
+
+
+class ConditionalGPT(torch.nn.Module):
+    """The GPT and the encoders of its conditions as one module."""
+
+    def __init__(self, config: GPTRunConfig, encoders: dict[str, Encoder]) -> None:
+        super().__init__()
+        self.config = config
+        self.gpt = GPT(config.gpt)
+        self.conditioner = Conditioner(
+            encoders, config.gpt.condition_tokens, config.gpt.condition_width
+        )
+
+    def encoder(self, modality: str) -> Encoder:
+        """The encoder of a modality; ValueError for one that this model was not trained on."""
+        return self.conditioner.encoder(modality)
+
+    def prepare_image(self, image: Image.Image) -> Prepared:
+        """The pixels that the image encoder takes. Raises ImageError for an unusable image."""
+        self.encoder("image")
+        return preprocess(image, self.config.image_encoder)
+
+    def prepare_text(self, text: str) -> PreparedText:
+        """The token ids that the text encoder takes. Raises ValueError for an unusable text."""
+        encoder = self.encoder("text")
+        if not isinstance(encoder, TextEncoder):
+            raise ValueError(
+                f"this GPT's text encoder is a {type(encoder).__name__}, which reads no text: load "
+                "the model with its own text encoder"
+            )
+        return encoder.words.prepare(text)
+
+    def token_nll(
+        self, tokens: torch.Tensor, inputs: Source, dropped: torch.Tensor
+    ) -> torch.Tensor:
+        """NLL (B, T) in nats of tokens (B, T), each given those before it; without gradients."""
+        tokens = self.gpt.ordered(tokens)
+        with torch.no_grad():
+            hidden = self.gpt.hidden(tokens[:, :-1], self.condition(inputs, len(tokens)), dropped)
+        return self.gpt.reordered(token_nll(hidden, self.gpt.head.weight, tokens))
+
+    def condition(self, inputs: Source, rows: int) -> Condition:
+        """The prefixes encoded from `inputs`, or without any the null prefix in each of `rows`."""
+        if inputs:
+            return self.conditioner(inputs)
+        return Condition.of(self.gpt.null_prefix.expand(rows, -1, -1))
+
+
+def load_gpt(folder: str | Path) -> ConditionalGPT:
+    """A GPT from a model directory or Hub id, with the tokenizer of its text encoder."""
+    config = checkpoint.read_config(folder, GPTRunConfig)
+    # A saved config names the attention backends of the machine that trained the model.
+    config.gpt.linear_backend = config.gpt.attention_backend = "auto"
+    tokenizer = load_gpt_text_tokenizer(folder)
+    encoders = {name: build_encoder(config, name, tokenizer) for name in config.conditions}
+    model = ConditionalGPT(config, encoders)
+    checkpoint.load_weights(model, folder)
+    return model
+
+
+def load_gpt_text_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a text encoder that was trained with the GPT; None for a GPT without one."""
+    config = checkpoint.read_config(folder, GPTRunConfig)
+    trained = "text" in config.conditions and config.text_encoder.model == TRAINED
+    return load_words(checkpoint.find_model(folder) / TEXT_TOKENIZER) if trained else None
