@@ -19,20 +19,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 : "${AUTOENCODER_STEPS:=400}" "${CODEBOOK_STEPS:=300}" "${PREDICTOR_STEPS:=1500}" "${GPT_STEPS:=350}"
 read -ra tokenizer_options <<<"${TOKENIZER_OPTIONS:-}"
 read -ra gpt_options <<<"${GPT_OPTIONS:-}"
-
-# step NAME COMMAND...: runs the command and prints how long it took; passed over where it has ended.
-step() {
-    local name=$1 start=$SECONDS
-    shift
-    if [ -e "$OUT/done/$name" ]; then
-        echo "== $name: done before"
-        return
-    fi
-    echo "== $name: $*"
-    "$@"
-    mkdir -p "$OUT/done"
-    echo "$((SECONDS - start)) s" | tee "$OUT/done/$name"
-}
+. recipes/step.sh
 
 step data python -m tar3d.data.toy --out "$OUT/data" --num "$SHAPES" --seed 0 \
     --workers "$WORKERS" "views.count=$VIEWS"
@@ -42,18 +29,18 @@ step samples python -m tar3d.data.make_samples "$OUT/data" --workers "$WORKERS" 
 step tokenizer python train_vqvae.py --base configs/vqvae3d_tiny.yaml --data "$OUT/data" \
     --out "$OUT/vqvae" --resume auto "train.autoencoder_steps=$AUTOENCODER_STEPS" \
     "train.codebook_steps=$CODEBOOK_STEPS" train.validate_every=200 train.validation_shapes=32 \
-    ${tokenizer_options[@]+"${tokenizer_options[@]}"}
+    "${tokenizer_options[@]}"
 
 step code_predictor python train_gpt.py --gpt-type i23d --gpt-model GPT-tiny --data "$OUT/data" \
     --vq-ckpt "$OUT/vqvae/model" --out "$OUT/code_predictor" --resume auto \
     train.stage=code_predictor "train.steps=$PREDICTOR_STEPS" train.global_batch_size=64 \
     train.code_predictor_rows=0 train.validate_every=500 train.validation_shapes=32 \
-    ${gpt_options[@]+"${gpt_options[@]}"}
+    "${gpt_options[@]}"
 step gpt python train_gpt.py --gpt-type i23d --gpt-model GPT-tiny --data "$OUT/data" \
     --vq-ckpt "$OUT/vqvae/model" --init-code-predictor "$OUT/code_predictor/model/gpt_i23d" \
     --out "$OUT/gpt" --resume auto train.stage=transformer "train.steps=$GPT_STEPS" \
     train.code_predictor_weight=0 train.code_predictor_rows=0 train.token_noise=0.5 \
-    train.validate_every=150 train.validation_shapes=32 ${gpt_options[@]+"${gpt_options[@]}"}
+    train.validate_every=150 train.validation_shapes=32 "${gpt_options[@]}"
 
 step generate python run.py --gpt-type i23d --model "$OUT/gpt/model" \
     --save-path "$OUT/generated" --resolution "$RESOLUTION"
