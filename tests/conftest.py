@@ -13,6 +13,16 @@ from tar3d.config import PointSamplingConfig, ViewConfig
 
 SAMPLES = PointSamplingConfig(surface_points=200, volume_points=300, near_points=100)
 VIEWS = ViewConfig(count=2, size=32)
+# Marked quick: folders and files of tests/ that together take less than 60 s (pytest -m quick).
+QUICK = (
+    "gpt/test_sampling.py",
+    "metrics",
+    "optim",
+    "test_config.py",
+    "test_contracts.py",
+    "test_packaging.py",
+    "test_token_order.py",
+)
 
 
 def write_meshes(folder: Path) -> Path:
@@ -49,8 +59,12 @@ def samples(tmp_path_factory) -> Path:
     return root / "set"
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
 def pytest_collection_modifyitems(config, items):
+    quick = tuple(Path(__file__).parent / name for name in QUICK)
     for item in items:
+        if any(item.path.is_relative_to(path) for path in quick):
+            item.add_marker("quick")
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if item.get_closest_marker("soak") and "soak" not in config.option.markexpr:
