@@ -15,7 +15,6 @@ import pytest
 
 from tar3d.config import (
     EvalProtocol,
-    EvaluatorConfig,
     PrepareConfig,
     TokenizerConfig,
     ToyConfig,
@@ -23,6 +22,7 @@ from tar3d.config import (
     load,
     load_gpt_run,
 )
+from tar3d.evaluation.evaluator import EvaluatorConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 NUMBERS = {  # of the speedrun, so that it takes seconds
@@ -118,7 +118,7 @@ def test_a_recipe_that_has_ended_does_nothing_more(tmp_path):
 @pytest.mark.parametrize(
     ("recipe", "number", "variables"),
     [
-        ("shipped_weights.sh", 23, {"REAL_MESHES": "manifest.csv"}),
+        ("shipped_weights.sh", 24, {"REAL_MESHES": "manifest.csv"}),
         ("one_gpu.sh", 11, {"MESHES": "meshes"}),
         ("speedrun_cpu.sh", 7, {}),
     ],
