@@ -16,38 +16,38 @@ from typing import TYPE_CHECKING
 
 import igl
 import numpy as np
-from scipy.spatial import cKDTree
 
 from tar3d.config import EvalProtocol
 from tar3d.contracts import CUBE_FILL, Mesh
 from tar3d.mesh.load import face_components
 from tar3d.mesh.points import inside, sample_surface
+from tar3d.metrics.metric import Metric, formulas
+from tar3d.metrics.points import (
+    CLOUD_METRICS,
+    DISTANCE_METRICS,
+    NORMAL_METRICS,
+    Clouds,
+    cloud_scores,
+    distance_scores,
+    normal_scores,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-FORMULAS = {
-    "chamfer": "(mean_p d(p, T) + mean_t d(t, P)) / 2, d the Euclidean distance to the nearest point, not squared",
-    "chamfer_sum": "mean_p d(p, T) + mean_t d(t, P)",
-    "chamfer_squared": "(mean_p d(p, T)^2 + mean_t d(t, P)^2) / 2",
-    "chamfer_squared_sum": "mean_p d(p, T)^2 + mean_t d(t, P)^2",
-    "chamfer_manhattan": "chamfer with |dx| + |dy| + |dz| to the point that is nearest in it",
-    "chamfer_manhattan_sum": "chamfer_sum with |dx| + |dy| + |dz| to the point that is nearest in it",
-    "accuracy": "mean_p d(p, T)",
-    "completeness": "mean_t d(t, P)",
-    "precision@tau": "share of p with d(p, T) < tau",
-    "recall@tau": "share of t with d(t, P) < tau",
-    "fscore@tau": "2 precision recall / (precision + recall), 0 where both are 0",
-    "normal_consistency": "(mean_p |n_p . n_t| + mean_t |n_t . n_p|) / 2, unit normals of each point and the one nearest to it",
-    "hausdorff": "max(max_p d(p, T), max_t d(t, P))",
-    "hausdorff95": "the larger of the 95th percentiles of d(p, T) and of d(t, P)",
-    "surface_*": "the same with d the exact distance to the nearest point of the other mesh's triangles: no sampling floor",
-    "iou": "|inside both| / |inside either| over uniform points in the box that holds both meshes; inside means |generalised "
-    "winding number| > 0.5, which also answers for open meshes (marked by pred_closed, truth_closed)",
-    "iou_near": "the same over points near the true surface",
-    "aligned_*": "the same after the alignment named",
-    "floor_*": "the true mesh against a second sampling of itself: no prediction can be expected to score better",
-}
+
+def geometry_formulas() -> dict[str, str]:
+    """Name -> formula and direction of every score of geometry."""
+    return {
+        **formulas(DISTANCE_METRICS, CLOUD_METRICS, NORMAL_METRICS),
+        "surface_*": "the same with d the exact distance to the nearest point of the other mesh's "
+        "triangles: no sampling floor",
+        **formulas(VOLUME_METRICS),
+        "*_near": "the same over points near the true surface",
+        "aligned_*": "the same after the alignment named",
+        "floor_*": "the true mesh against a second sampling of itself: no prediction can be "
+        "expected to score better",
+    }
 
 
 def describe(protocol: EvalProtocol) -> str:
@@ -66,7 +66,7 @@ def describe(protocol: EvalProtocol) -> str:
             f"tau          {thresholds}",
             f"iou          {protocol.iou_points:,} points; near: {protocol.near_points:,}, Gaussian noise of {protocol.near_sigma:g}",
             f"seed         {protocol.seed}",
-            *(f"{name:<22} = {formula}" for name, formula in FORMULAS.items()),
+            *(f"{name:<22} = {formula}" for name, formula in geometry_formulas().items()),
         ]
     )
 
@@ -99,15 +99,12 @@ def point_scores(
     """Scores of (N, 3) predicted against (M, 3) true points as they are; with normals, (N, 6), also
     normal_consistency."""
     pred, truth = _points(pred, "predicted"), _points(truth, "true")
-    p, t = pred[:, :3], truth[:, :3]
-    tree_p, tree_t = cKDTree(p), cKDTree(t)
-    to_truth, nearest_t = tree_t.query(p)  # (N,)
-    to_pred, nearest_p = tree_p.query(t)  # (M,)
-    scores = _distance_scores(to_truth, to_pred, thresholds)
-    manhattan = tree_t.query(p, p=1)[0].mean() + tree_p.query(t, p=1)[0].mean()
-    scores |= {"chamfer_manhattan": float(manhattan) / 2, "chamfer_manhattan_sum": float(manhattan)}
+    clouds = Clouds(pred[:, :3], truth[:, :3])
+    to_truth, nearest_t = clouds.truth_tree.query(clouds.pred)  # (N,)
+    to_pred, nearest_p = clouds.pred_tree.query(clouds.truth)  # (M,)
+    scores = distance_scores(to_truth, to_pred, thresholds) | cloud_scores(clouds)
     if pred.shape[1] == truth.shape[1] == 6:
-        scores["normal_consistency"] = _consistency(
+        scores |= normal_scores(
             pred[:, 3:], truth[nearest_t, 3:], truth[:, 3:], pred[nearest_p, 3:]
         )
     return scores
@@ -124,10 +121,8 @@ def surface_scores(
     triangles, named surface_*."""
     to_truth, normals_t = _to_triangles(pred_cloud[:, :3], truth)
     to_pred, normals_p = _to_triangles(true_cloud[:, :3], pred)
-    scores = _distance_scores(to_truth, to_pred, thresholds)
-    scores["normal_consistency"] = _consistency(
-        pred_cloud[:, 3:], normals_t, true_cloud[:, 3:], normals_p
-    )
+    scores = distance_scores(to_truth, to_pred, thresholds)
+    scores |= normal_scores(pred_cloud[:, 3:], normals_t, true_cloud[:, 3:], normals_p)
     return {f"surface_{name}": value for name, value in scores.items()}
 
 
@@ -142,43 +137,6 @@ def _to_triangles(points: np.ndarray, mesh: Mesh) -> tuple[np.ndarray, np.ndarra
     cross = np.cross(b - a, c - a)
     length = np.linalg.norm(cross, axis=1, keepdims=True)
     return np.sqrt(squared), cross / np.where(length > 0, length, 1)
-
-
-def _distance_scores(
-    to_truth: np.ndarray, to_pred: np.ndarray, thresholds: Sequence[float]
-) -> dict[str, float]:
-    if any(not tau > 0 for tau in thresholds):
-        raise ValueError(f"F-score thresholds must be positive, got {tuple(thresholds)}")
-    accuracy, completeness = float(to_truth.mean()), float(to_pred.mean())
-    squared = float((to_truth**2).mean() + (to_pred**2).mean())
-    scores = {
-        "chamfer": (accuracy + completeness) / 2,
-        "chamfer_sum": accuracy + completeness,
-        "chamfer_squared": squared / 2,
-        "chamfer_squared_sum": squared,
-        "accuracy": accuracy,
-        "completeness": completeness,
-    }
-    for tau in thresholds:
-        precision, recall = float((to_truth < tau).mean()), float((to_pred < tau).mean())
-        both = precision + recall
-        scores |= {
-            f"precision@{tau:g}": precision,
-            f"recall@{tau:g}": recall,
-            f"fscore@{tau:g}": 2 * precision * recall / both if both > 0 else 0.0,
-        }
-    scores["hausdorff"] = float(max(to_truth.max(), to_pred.max()))
-    scores["hausdorff95"] = float(max(np.quantile(to_truth, 0.95), np.quantile(to_pred, 0.95)))
-    return scores
-
-
-def _consistency(
-    pred: np.ndarray, at_truth: np.ndarray, truth: np.ndarray, at_pred: np.ndarray
-) -> float:
-    forward, back = (
-        np.abs(np.einsum("ij,ij->i", a, b)).mean() for a, b in ((pred, at_truth), (truth, at_pred))
-    )
-    return float(forward + back) / 2
 
 
 def floor_scores(truth: Mesh, protocol: EvalProtocol) -> dict[str, float]:
@@ -231,9 +189,12 @@ def volume_scores(
         inside(truth, points),
     )  # at once: each call builds a search tree
     uniform, close = slice(None, protocol.iou_points), slice(protocol.iou_points, None)
-    return {
-        "iou": label_iou(inside_pred[uniform], inside_true[uniform]),
-        "iou_near": label_iou(inside_pred[close], inside_true[close]),
+    scores = {
+        f"{name}{suffix}": metric.measure(inside_pred[part], inside_true[part])
+        for name, metric in VOLUME_METRICS.items()
+        for suffix, part in (("", uniform), ("_near", close))
+    }
+    return scores | {
         "pred_closed": is_closed(pred),
         "truth_closed": is_closed(truth),
     }
@@ -271,6 +232,17 @@ def label_iou(inside_pred: np.ndarray, inside_true: np.ndarray) -> float | None:
         )
     union = int((pred | true).sum())
     return int((pred & true).sum()) / union if union else None
+
+
+VOLUME_METRICS = {
+    "iou": Metric(
+        "|inside both| / |inside either| over uniform points in the box that holds both meshes; "
+        "inside means |generalised winding number| > 0.5, which also answers for open meshes "
+        "(marked by pred_closed, truth_closed)",
+        "higher",
+        label_iou,
+    ),
+}
 
 
 def is_closed(mesh: Mesh) -> bool:
