@@ -168,7 +168,7 @@ def test_too_few_or_unusable_features_are_refused():
         ValueError, match="FID over 5 features needs at least 6 images in each set, got 5 and 9"
     ):
         fid(x, np.zeros((9, 5)))
-    with pytest.raises(ValueError, match="KID needs at least 2 pictures in each set, got 1 and 5"):
+    with pytest.raises(ValueError, match="KID needs at least 2 images in each set, got 1 and 5"):
         kid(x[:1], x)
     with pytest.raises(ValueError, match=r"must be \(N, E\)"):
         kid(x, np.zeros((5, 4)))
