@@ -1,13 +1,12 @@
-"""How close a mesh is to the true one: every common form of Chamfer distance, F-score, normal
-consistency, IoU.
+"""Metrics of a predicted mesh against the true one: distances of surfaces, and IoU of volumes.
 
-A Chamfer number means nothing without its convention, so each form has its own name in `FORMULAS`,
-and `describe` prints what a protocol measures. Predicted and true surface are sampled
-independently, so even a perfect prediction scores the `floor`, not 0: print it beside the score. It
-is no detail: with 16,000 points, a sphere that fills the cube cannot exceed F@0.02 = 0.80, a cube
-0.57 (0.995 with 100,000). The scores named surface_ have no such floor: they measure from points to
-the other mesh's triangles. Refused with a ValueError: empty point sets, NaN or infinite
-coordinates.
+A Chamfer distance means nothing without its convention, so each form has its own name in the tables
+of `points`, and `describe` prints what a protocol measures. Predicted and true surface are sampled
+independently, so even a perfect prediction scores the `floor`, not 0, which belongs beside the
+score: with 16,000 points, a sphere that fills the cube cannot exceed F@0.02 = 0.80, a cube 0.57
+(0.995 with 100,000). Scores named surface_* have no such floor: they measure from points to the
+other mesh's triangles. A metric of volumes is a function of two labels and one line in
+`VOLUME_METRICS`.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from tar3d.metrics.points import (
     DISTANCE_METRICS,
     NORMAL_METRICS,
     Clouds,
+    Distances,
     cloud_scores,
     distance_scores,
     normal_scores,
@@ -51,9 +51,10 @@ def geometry_formulas() -> dict[str, str]:
 
 
 def describe(protocol: EvalProtocol) -> str:
-    """What a score of this protocol means, to be printed beside it."""
+    """Text that defines every score of `protocol`, to be printed beside it."""
     frames = {
-        "truth": "both meshes moved and scaled alike, so that the TRUE mesh's bounding box is centred and its longest side is 2",
+        "truth": "both meshes moved and scaled alike, so that the TRUE mesh's bounding box is "
+        "centred and its longest side is 2",
         "each": "EACH mesh moved and scaled by its own bounding box: centred, longest side 2",
         "source": "the coordinates of the files, as they are",
     }
@@ -62,9 +63,11 @@ def describe(protocol: EvalProtocol) -> str:
         [
             f"convention   {protocol.source}; headline {', '.join(protocol.headline)}",
             f"frame, unit  {frames[protocol.frame]}; distances and thresholds are in that unit",
-            f"points       P (predicted) and T (true) drawn independently and uniformly by area, {protocol.points:,} each",
+            "points       P (predicted) and T (true) drawn independently and uniformly by area, "
+            f"{protocol.points:,} each",
             f"tau          {thresholds}",
-            f"iou          {protocol.iou_points:,} points; near: {protocol.near_points:,}, Gaussian noise of {protocol.near_sigma:g}",
+            f"iou          {protocol.iou_points:,} points; near: {protocol.near_points:,}, "
+            f"Gaussian noise of {protocol.near_sigma:g}",
             f"seed         {protocol.seed}",
             *(f"{name:<22} = {formula}" for name, formula in geometry_formulas().items()),
         ]
@@ -72,9 +75,11 @@ def describe(protocol: EvalProtocol) -> str:
 
 
 def in_frame(pred: Mesh, truth: Mesh, frame: str) -> tuple[Mesh, Mesh]:
-    """Two meshes as `load_mesh` gives them -> the same in the frame of a protocol
-    (`EvalProtocol.frame`)."""
-    unit = np.diag([1 / CUBE_FILL] * 3 + [1.0])  # from 0.95 to 1
+    """Moves two meshes as `load_mesh` gives them into the frame of a protocol.
+
+    `frame` is "truth", "each" or "source" (`EvalProtocol.frame`).
+    """
+    unit = np.diag([1 / CUBE_FILL] * 3 + [1.0])  # half the longest side, 0.95, becomes 1
     to_frame = {"truth": unit @ np.linalg.inv(truth.to_source), "source": np.eye(4)}
     if frame == "each":
         return transformed(pred, unit), transformed(truth, unit)
@@ -84,25 +89,28 @@ def in_frame(pred: Mesh, truth: Mesh, frame: str) -> tuple[Mesh, Mesh]:
 
 
 def transformed(mesh: Mesh, matrix: np.ndarray) -> Mesh:
-    """`mesh` with homogeneous `matrix` (4, 4) applied; the way back to its file is dropped."""
+    """`mesh` with the homogeneous `matrix` (4, 4) applied; its `to_source` is dropped."""
     return Mesh(mesh.vertices.astype(np.float64) @ matrix[:3, :3].T + matrix[:3, 3], mesh.faces)
 
 
 def surface_cloud(mesh: Mesh, count: int, seed: int | Sequence[int]) -> np.ndarray:
-    """(count, 6) points, uniform by area, with unit normals, in the mesh's own frame."""
+    """Points (count, 6), uniform by area, with unit normals, in the mesh's own frame."""
     return sample_surface(mesh, count, np.random.default_rng(seed)).astype(np.float64)
 
 
 def point_scores(
     pred: np.ndarray, truth: np.ndarray, thresholds: Sequence[float]
 ) -> dict[str, float]:
-    """Scores of (N, 3) predicted against (M, 3) true points as they are; with normals, (N, 6), also
-    normal_consistency."""
+    """Scores of predicted points (N, 3) against true ones (M, 3), by nearest sampled points.
+
+    DISTANCE_METRICS and CLOUD_METRICS; NORMAL_METRICS too if both have normals, (N, 6) and (M, 6).
+    Raises ValueError for empty sets, NaN or infinite coordinates, and thresholds <= 0.
+    """
     pred, truth = _points(pred, "predicted"), _points(truth, "true")
     clouds = Clouds(pred[:, :3], truth[:, :3])
     to_truth, nearest_t = clouds.truth_tree.query(clouds.pred)  # (N,)
     to_pred, nearest_p = clouds.pred_tree.query(clouds.truth)  # (M,)
-    scores = distance_scores(to_truth, to_pred, thresholds) | cloud_scores(clouds)
+    scores = distance_scores(Distances(to_truth, to_pred), thresholds) | cloud_scores(clouds)
     if pred.shape[1] == truth.shape[1] == 6:
         scores |= normal_scores(
             pred[:, 3:], truth[nearest_t, 3:], truth[:, 3:], pred[nearest_p, 3:]
@@ -117,18 +125,19 @@ def surface_scores(
     true_cloud: np.ndarray,
     thresholds: Sequence[float],
 ) -> dict[str, float]:
-    """`point_scores` with exact distances from each cloud (N, 6), (M, 6) to the other mesh's
-    triangles, named surface_*."""
+    """Scores named surface_*, by exact distances from each cloud to the other mesh's triangles.
+
+    Clouds are (N, 6) and (M, 6). DISTANCE_METRICS and NORMAL_METRICS.
+    """
     to_truth, normals_t = _to_triangles(pred_cloud[:, :3], truth)
     to_pred, normals_p = _to_triangles(true_cloud[:, :3], pred)
-    scores = distance_scores(to_truth, to_pred, thresholds)
+    scores = distance_scores(Distances(to_truth, to_pred), thresholds)
     scores |= normal_scores(pred_cloud[:, 3:], normals_t, true_cloud[:, 3:], normals_p)
     return {f"surface_{name}": value for name, value in scores.items()}
 
 
 def _to_triangles(points: np.ndarray, mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
-    """Distances (N,) of `points` (N, 3) to `mesh`, and the unit normals (N, 3) of the triangles
-    they are nearest to."""
+    """Distances (N,) of `points` (N, 3) to `mesh`, unit normals (N, 3) of the nearest triangles."""
     vertices = mesh.vertices.astype(np.float64)
     squared, face, _ = igl.point_mesh_squared_distance(
         np.ascontiguousarray(points), vertices, mesh.faces
@@ -140,8 +149,10 @@ def _to_triangles(points: np.ndarray, mesh: Mesh) -> tuple[np.ndarray, np.ndarra
 
 
 def floor_scores(truth: Mesh, protocol: EvalProtocol) -> dict[str, float]:
-    """What a perfect prediction would score by `point_scores`, named floor_*: the truth, sampled in
-    the prediction's place."""
+    """Scores of a perfect prediction by `point_scores`, named floor_*.
+
+    The truth is sampled a second time in the prediction's place.
+    """
     scores = point_scores(
         _cloud(truth, 0, protocol), _cloud(truth, 1, protocol), protocol.thresholds
     )
@@ -149,7 +160,7 @@ def floor_scores(truth: Mesh, protocol: EvalProtocol) -> dict[str, float]:
 
 
 def compare_points(pred: Mesh, truth: Mesh, protocol: EvalProtocol) -> dict[str, float]:
-    """`point_scores` of two meshes in one frame, by independent samples; and those of the floor."""
+    """`point_scores` of two meshes in one frame, by independent samples, and `floor_scores`."""
     scores = point_scores(
         _cloud(pred, 0, protocol), _cloud(truth, 1, protocol), protocol.thresholds
     )
@@ -159,8 +170,10 @@ def compare_points(pred: Mesh, truth: Mesh, protocol: EvalProtocol) -> dict[str,
 def compare_meshes(
     pred: Mesh, truth: Mesh, protocol: EvalProtocol
 ) -> dict[str, float | bool | None]:
-    """All scores of FORMULAS but those of the floor and of an alignment, of two meshes that stand
-    in one frame; repeats for the same seed."""
+    """All scores of two meshes in one frame, except floor_* and aligned_*.
+
+    The same protocol, which holds the seed, gives the same numbers.
+    """
     pred_cloud, true_cloud = _cloud(pred, 0, protocol), _cloud(truth, 1, protocol)
     return (
         point_scores(pred_cloud, true_cloud, protocol.thresholds)
@@ -170,24 +183,24 @@ def compare_meshes(
 
 
 def _cloud(mesh: Mesh, stream: int, protocol: EvalProtocol) -> np.ndarray:
-    """The points of stream 0, the prediction's, or of 1, the truth's."""
+    """Points of a mesh from random stream 0, the prediction's, or 1, the truth's."""
     return surface_cloud(mesh, protocol.points, (protocol.seed, stream))
 
 
 def volume_scores(
     pred: Mesh, truth: Mesh, protocol: EvalProtocol
 ) -> dict[str, float | bool | None]:
-    """iou, iou_near, and whether the two meshes are closed. An IoU is None where no point is inside
-    either mesh."""
+    """VOLUME_METRICS, over uniform points and near the surface, and whether the meshes are closed.
+
+    An IoU is None where no point is inside either mesh.
+    """
     near = surface_cloud(truth, protocol.near_points, (protocol.seed, 3))[:, :3]
     near += np.random.default_rng((protocol.seed, 4)).normal(
         scale=protocol.near_sigma, size=near.shape
     )
     points = np.concatenate([_points_around(pred, truth, protocol.iou_points, protocol.seed), near])
-    inside_pred, inside_true = (
-        inside(pred, points),
-        inside(truth, points),
-    )  # at once: each call builds a search tree
+    # all points in one call, because each call builds a search tree
+    inside_pred, inside_true = inside(pred, points), inside(truth, points)
     uniform, close = slice(None, protocol.iou_points), slice(protocol.iou_points, None)
     scores = {
         f"{name}{suffix}": metric.measure(inside_pred[part], inside_true[part])
@@ -203,17 +216,17 @@ def volume_scores(
 def volume_iou(
     pred: Mesh, truth: Mesh, count: int = EvalProtocol.iou_points, seed: int = 0
 ) -> float | None:
-    """Volume IoU of two meshes in one frame, estimated on `count` uniform points in the box that
-    holds both; None if they enclose none of them.
+    """Volume IoU of two meshes in one frame, or None if they enclose none of the points.
 
-    The standard error is at most 0.5 / sqrt(points inside either).
+    It is estimated on `count` uniform points in the box that holds both; the standard error is at
+    most 0.5 / sqrt(points inside either).
     """
     points = _points_around(pred, truth, count, seed)
     return label_iou(inside(pred, points), inside(truth, points))
 
 
 def _points_around(pred: Mesh, truth: Mesh, count: int, seed: int) -> np.ndarray:
-    """(count, 3) uniform points in the box that holds both meshes."""
+    """Points (count, 3), uniform in the box that holds both meshes."""
     corners = np.concatenate(
         [mesh.vertices[np.unique(mesh.faces)] for mesh in (pred, truth)]
     ).astype(np.float64)
@@ -223,12 +236,16 @@ def _points_around(pred: Mesh, truth: Mesh, count: int, seed: int) -> np.ndarray
 
 
 def label_iou(inside_pred: np.ndarray, inside_true: np.ndarray) -> float | None:
-    """Intersection over union of two (M,) bool labels of the same points, in [0, 1]; None if no
-    point is inside either shape, for then the ratio says nothing."""
+    """Intersection over union of two (M,) bool labels of the same points, in [0, 1].
+
+    None if no point is inside either shape: the ratio says nothing then. Raises ValueError for
+    other shapes or dtypes.
+    """
     pred, true = np.asarray(inside_pred), np.asarray(inside_true)
     if pred.shape != true.shape or pred.ndim != 1 or pred.dtype != bool or true.dtype != bool:
         raise ValueError(
-            f"an IoU needs two (M,) bool arrays, got {pred.shape} {pred.dtype} and {true.shape} {true.dtype}"
+            f"an IoU needs two (M,) bool arrays, got {pred.shape} {pred.dtype} and "
+            f"{true.shape} {true.dtype}"
         )
     union = int((pred | true).sum())
     return int((pred & true).sum()) / union if union else None
@@ -254,7 +271,7 @@ def is_closed(mesh: Mesh) -> bool:
 
 
 def mesh_facts(mesh: Mesh) -> dict[str, int]:
-    """Counts of a prediction; components are pieces that share no vertex."""
+    """Numbers of vertices, faces and components (pieces that share no vertex) of a prediction."""
     return {
         "pred_vertices": len(mesh.vertices),
         "pred_faces": len(mesh.faces),
@@ -270,6 +287,7 @@ def _points(points: np.ndarray, name: str) -> np.ndarray:
         )
     if not np.isfinite(points).all():
         raise ValueError(
-            f"{int((~np.isfinite(points)).any(axis=1).sum())} of {len(points)} {name} points are NaN or infinite"
+            f"{int((~np.isfinite(points)).any(axis=1).sum())} of {len(points)} {name} points are "
+            "NaN or infinite"
         )
     return points

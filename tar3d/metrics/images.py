@@ -26,10 +26,10 @@ _KID_ROWS = 1024  # of the kernel matrix at once
 
 
 def image_scores(pred: np.ndarray, truth: np.ndarray, foreground: np.ndarray) -> dict[str, float]:
-    """PIXEL_METRICS of two (H, W, 3) uint8 images, over all pixels (psnr) and over `foreground`
-    (psnr_fg), (H, W) bool.
+    """PIXEL_METRICS of two (H, W, 3) uint8 images over all pixels and over the foreground (*_fg).
 
-    Raises ValueError for different sizes and for a foreground without a pixel.
+    `foreground` is (H, W) bool. Raises ValueError for different sizes and for a foreground without
+    a pixel.
     """
     if pred.shape != truth.shape or pred.shape[:2] != foreground.shape:
         raise ValueError(
@@ -54,11 +54,11 @@ def psnr(pred: np.ndarray, truth: np.ndarray) -> float:
 
 
 def ssim(pred: np.ndarray, truth: np.ndarray) -> tuple[float, np.ndarray]:
-    """Structural similarity of two (H, W, 3) uint8 images, and its map (H, W), the mean of the
-    channels.
+    """Structural similarity of two (H, W, 3) uint8 images, and its map (H, W).
 
-    The mean leaves out the border where the window is not whole, as scikit-image's does; the map
-    has it, mirrored. Raises ValueError for an image smaller than the window.
+    Both are means over the channels. The mean over pixels leaves out the border where the window is
+    not whole, as scikit-image's does; the map has it, mirrored. Raises ValueError for an image
+    smaller than the window.
     """
     from skimage.metrics import structural_similarity  # takes two seconds to import
 
@@ -141,8 +141,8 @@ def _feature_sets(features: np.ndarray, reference: np.ndarray) -> tuple[np.ndarr
     return x, y
 
 
-# A function of the predicted image, the true one and the foreground -> the score over all pixels and
-# the score over the foreground.
+# A function of the predicted image, the true one and the foreground -> the score over all pixels
+# and the score over the foreground.
 PIXEL_METRICS = {
     "psnr": Metric(
         "10 log10(255^2 / mean squared difference of the 8-bit values), in dB, at most "

@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 GET_LPIPS = (
-    'get them once, on any machine with pip install lpips torchvision: python -c "import lpips, torch; '
-    "torch.save(lpips.LPIPS(net='alex').state_dict(), 'lpips_alex.pth')\"; then give --lpips-path lpips_alex.pth"
+    "get them once, on any machine with pip install lpips torchvision: "
+    'python -c "import lpips, torch; '
+    "torch.save(lpips.LPIPS(net='alex').state_dict(), 'lpips_alex.pth')\"; "
+    "then give --lpips-path lpips_alex.pth"
 )
 
 _WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
@@ -35,14 +37,13 @@ _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of pixels in
 
 @dataclass(frozen=True)
 class Stack:
-    """The convolutions of a feature network in five stages, as (index in torchvision's `features`,
-    stride, padding); a stage in `pooled` starts with a max pool of (kernel, stride) `pool`.
-    `smallest` is the least side of a picture, in pixels."""
+    """The convolutions of a feature network in five stages."""
 
+    # of each convolution: index in torchvision's `features`, stride, padding
     stages: tuple[tuple[tuple[int, int, int], ...], ...]
-    pooled: tuple[int, ...]
-    pool: tuple[int, int]
-    smallest: int
+    pooled: tuple[int, ...]  # stages that start with a max pool
+    pool: tuple[int, int]  # its kernel and stride
+    smallest: int  # least side of an image, in pixels
 
 
 STACKS = {
@@ -59,13 +60,16 @@ STACKS = {
         16,
     ),
 }
-_FIRST_KERNEL = {11: "alex", 3: "vgg"}  # what tells the two apart
+_FIRST_KERNEL = {11: "alex", 3: "vgg"}  # side of the first kernel, in which the two differ
 
 
 class LPIPS:
-    """`weights` by torchvision's names of the features (features.0.weight, ...) and the lpips
-    package's of the heads (lin0.model.1.weight, ...). Widths are those of the weights. Raises
-    ValueError when they make no network."""
+    """LPIPS network with an AlexNet or a VGG16, recognised by its weights.
+
+    `weights` have torchvision's names for the features (features.0.weight, ...) and the lpips
+    package's for the heads (lin0.model.1.weight, ...). Widths are those of the weights. Raises
+    ValueError when they make no network. `identity` names network and weights in reports.
+    """
 
     def __init__(self, weights: dict[str, Tensor], device: torch.device) -> None:
         first = weights.get("features.0.weight")
@@ -74,7 +78,8 @@ class LPIPS:
         )
         if not self.net:
             raise ValueError(
-                "it does not hold the features of an AlexNet or a VGG16 (features.0.weight of 11 x 11 or 3 x 3)"
+                "it does not hold the features of an AlexNet or a VGG16 (features.0.weight of "
+                "11 x 11 or 3 x 3)"
             )
         self._stack = STACKS[self.net]
         convolutions = [
@@ -85,7 +90,8 @@ class LPIPS:
         missing = [name for name in names if name not in weights]
         if missing:
             raise ValueError(
-                f"it lacks {len(missing)} of the {len(names)} weights of LPIPS {self.net}, e.g. {missing[0]}"
+                f"it lacks {len(missing)} of the {len(names)} weights of LPIPS {self.net}, "
+                f"e.g. {missing[0]}"
             )
         self._weights = {name: weights[name].to(device, torch.float32) for name in names}
         self._check_shapes()
@@ -105,30 +111,31 @@ class LPIPS:
                 shape = tuple(self._weights[f"features.{index}.weight"].shape)
                 if len(shape) != 4 or shape[1] != channels:
                     raise ValueError(
-                        f"its features.{index}.weight has the shape {shape}, but {channels} channels come in"
+                        f"its features.{index}.weight has the shape {shape}, but {channels} "
+                        "channels come in"
                     )
                 channels = shape[0]
             head = tuple(self._weights[f"lin{k}.model.1.weight"].shape)
             if head != (1, channels, 1, 1):
                 raise ValueError(
-                    f"its lin{k}.model.1.weight has the shape {head}, but the {self.net} features before it need "
-                    f"{(1, channels, 1, 1)}: the heads are those of another network"
+                    f"its lin{k}.model.1.weight has the shape {head}, but the {self.net} features "
+                    f"before it need {(1, channels, 1, 1)}: the heads are those of another network"
                 )
 
     @torch.inference_mode()
     def compare(
         self, pred: np.ndarray, truth: np.ndarray, foreground: np.ndarray
     ) -> tuple[float, float]:
-        """LPIPS of two (H, W, 3) uint8 pictures, and the mean of its map over `foreground` (H, W)
-        bool.
+        """LPIPS of two (H, W, 3) uint8 images, and the mean of its map over the foreground.
 
-        The map is the sum of the layers' maps, each upsampled to (H, W) (bilinear), as the lpips
-        package's spatial=True.
+        `foreground` is (H, W) bool. The map is the sum of the layers' maps, each upsampled to
+        (H, W) (bilinear), as with the lpips package's spatial=True. Raises ValueError for an image
+        smaller than the network takes.
         """
         if min(pred.shape[:2]) < self._stack.smallest:
             raise ValueError(
-                f"LPIPS with {self.net} needs pictures of at least {self._stack.smallest} pixels a side, got "
-                f"{pred.shape[1]} x {pred.shape[0]}"
+                f"LPIPS with {self.net} needs images of at least {self._stack.smallest} pixels a "
+                f"side, got {pred.shape[1]} x {pred.shape[0]}"
             )
         pairs = zip(self.features(pred), self.features(truth), strict=True)
         layers = [
@@ -146,17 +153,10 @@ class LPIPS:
         local = functools.reduce(torch.add, maps)[0, 0]  # (H, W)
         return whole, float(local[torch.from_numpy(foreground).to(self.device)].double().mean())
 
-    def features(self, picture: np.ndarray) -> list[Tensor]:
-        """What the five stages make of a (H, W, 3) uint8 picture: (1, C, h, w) each, after the
-        ReLU."""
-        x = (
-            torch.from_numpy(np.ascontiguousarray(picture))
-            .to(self.device)
-            .permute(2, 0, 1)[None]
-            .float()
-            / 127.5
-            - 1
-        )
+    def features(self, image: np.ndarray) -> list[Tensor]:
+        """Outputs (1, C, h, w) of the five stages, after the ReLU, for a (H, W, 3) uint8 image."""
+        pixels = torch.from_numpy(np.ascontiguousarray(image)).to(self.device)
+        x = pixels.permute(2, 0, 1)[None].float() / 127.5 - 1  # (1, 3, H, W)
         x = (x - self._shift) / self._scale
         found = []
         with full_precision():
@@ -177,19 +177,21 @@ def _unit(features: Tensor) -> Tensor:
 
 
 def load_lpips(path: Path, device: torch.device) -> LPIPS:
-    """LPIPS from a file, or from all weight files of a folder: a whole state dict of lpips.LPIPS,
-    or torchvision's AlexNet (or VGG16) and the lpips package's heads in two files. Safetensors, or
-    .pth read without running code from it."""
+    """Loads LPIPS from a weight file, or from all weight files of a folder.
+
+    They hold a whole state dict of lpips.LPIPS, or torchvision's AlexNet (or VGG16) and the lpips
+    package's heads in two files, as safetensors or as .pth, which is read without running code from
+    it. Raises ValueError, with the remedy, for files that cannot be used.
+    """
     files = (
         sorted(p for p in path.iterdir() if p.suffix in _WEIGHT_SUFFIXES)
         if path.is_dir()
         else [path]
     )
     if not files or not all(p.is_file() for p in files):
-        kinds = ", ".join(_WEIGHT_SUFFIXES)
-        raise ValueError(
-            f"LPIPS weights: {path} {f'holds no {kinds} file' if path.is_dir() else 'does not exist'}; {GET_LPIPS}"
-        )
+        suffixes = ", ".join(_WEIGHT_SUFFIXES)
+        reason = f"holds no {suffixes} file" if path.is_dir() else "does not exist"
+        raise ValueError(f"LPIPS weights: {path} {reason}; {GET_LPIPS}")
     weights: dict[str, Tensor] = {}
     for file in files:
         for name, value in _read_weights(file).items():
@@ -198,8 +200,8 @@ def load_lpips(path: Path, device: torch.device) -> LPIPS:
                 weights[name].shape == value.shape and torch.equal(weights[name], value)
             ):
                 raise ValueError(
-                    f"LPIPS weights: {name} of {file} is also in another file of {path}, with other values: leave "
-                    "the files of one network there"
+                    f"LPIPS weights: {name} of {file} is also in another file of {path}, with "
+                    "other values: leave the files of one network there"
                 )
             if name:
                 weights[name] = value
@@ -210,8 +212,10 @@ def load_lpips(path: Path, device: torch.device) -> LPIPS:
 
 
 def _canonical(name: str) -> str:
-    """torchvision's and the heads' own names for those of the lpips package (net.slice2.3.weight);
-    "" for what is not needed."""
+    """The name that `LPIPS` has for a weight of the lpips package or of torchvision.
+
+    For example net.slice2.3.weight -> features.3.weight; "" for a weight that is not needed.
+    """
     found = re.fullmatch(r"(?:net\.slice\d+|features)\.(\d+)\.(weight|bias)", name)
     if found:
         return f"features.{found[1]}.{found[2]}"
@@ -240,6 +244,7 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
         ) from e
     if not isinstance(values, dict) or not all(isinstance(v, Tensor) for v in values.values()):
         raise ValueError(
-            f"LPIPS weights: {file} holds no plain table of tensors; save a state_dict(), {GET_LPIPS}"
+            f"LPIPS weights: {file} holds no plain table of tensors; save a state_dict(), "
+            f"{GET_LPIPS}"
         )
     return values

@@ -22,8 +22,11 @@ def _measured_elsewhere(*_: object) -> Any:
 
 @dataclass(frozen=True)
 class Metric:
-    """The definition in words, the direction of a good value, and the function that computes the
-    number from what its table hands over (left out where a network computes it)."""
+    """Definition in words, direction of a good value, and function that computes the number.
+
+    Each table states what it hands over to the function; where a network computes the number there
+    is none.
+    """
 
     formula: str
     better: Better

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
 
 def full_precision() -> AbstractContextManager:
-    """A context without TF32 and with deterministic algorithms for convolutions on a GPU, so that a
-    score repeats. It changes nothing on a CPU."""
+    """A context in which convolutions on a GPU use no TF32 and deterministic algorithms.
+
+    So a score repeats. It changes nothing on a CPU.
+    """
     return torch.backends.cudnn.flags(
         enabled=True, benchmark=False, deterministic=True, allow_tf32=False
     )

@@ -1,10 +1,9 @@
-"""Perceptual metrics: the tables of LPIPS (arXiv 1801.03924) and CLIP similarity (arXiv 2103.00020),
-cosines, and the crop to the foreground. Needs no torch.
+"""Perceptual metrics: the tables of LPIPS (arXiv 1801.03924) and CLIP (arXiv 2103.00020) scores.
 
-The networks are in `lpips` and `clip`. Neither is shipped: `load_lpips` reads files that you bring,
-`Clip.load` a directory or a Hub id; a network that cannot be had is a ValueError of one sentence
-that says what is missing and how to get it. The pixels' way into a network is written out
-there, because a resize filter alone changes scores.
+Needs no torch. The networks are in `lpips` and `clip`. Neither is shipped: `load_lpips` reads files
+that you bring, `Clip.load` a directory or a Hub id; a network that cannot be had is a ValueError of
+one sentence that says what is missing and how to get it. The preparation of the pixels is written
+out there, because a resize filter alone changes scores.
 """
 
 from __future__ import annotations
@@ -44,8 +43,10 @@ def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def crop_to(
     image: np.ndarray, foreground: np.ndarray, background: tuple[int, int, int]
 ) -> np.ndarray:
-    """The square around the True pixels of `foreground` (H, W), cut from `image` (H, W, 3);
-    what lies outside the image is `background`."""
+    """The square (S, S, 3) around the True pixels of `foreground` (H, W) in `image` (H, W, 3).
+
+    Pixels outside the image are `background`.
+    """
     rows, columns = np.flatnonzero(foreground.any(1)), np.flatnonzero(foreground.any(0))
     height, width = rows[-1] + 1 - rows[0], columns[-1] + 1 - columns[0]
     side = max(height, width)

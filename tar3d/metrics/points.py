@@ -1,12 +1,10 @@
-"""Metrics of two surfaces by points drawn from them: every common form of Chamfer distance, F-score,
-Hausdorff distance and normal consistency.
+"""Metrics of two surfaces by points drawn from them: Chamfer, F-score, Hausdorff, normals.
 
 P are N points of the predicted surface, T are M points of the true one, d(p, T) is the Euclidean
 distance from p to the nearest point of T. To add a metric, write a function of what a table hands
 over and add one line to that table:
 
-    DISTANCE_METRICS  (N,) distances d(p, T) and (M,) distances d(t, P); a name that ends in @tau
-                      also takes a threshold
+    DISTANCE_METRICS  `Distances`; a metric whose name ends in @tau also takes a threshold
     CLOUD_METRICS     the two clouds (`Clouds`)
     NORMAL_METRICS    (N, 3) normals of P, (N, 3) normals at the points of T nearest to them, then
                       the same for T and P, (M, 3) each
@@ -20,7 +18,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from scipy.spatial import cKDTree
@@ -29,6 +27,13 @@ from tar3d.metrics.metric import Metric
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+
+class Distances(NamedTuple):
+    """Distances d(p, T) of the predicted points (N,) and d(t, P) of the true ones (M,)."""
+
+    to_truth: np.ndarray
+    to_pred: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -53,50 +58,50 @@ class Clouds:
         return float(forward + self.pred_tree.query(self.truth, p=1)[0].mean())
 
 
-def _accuracy(to_truth: np.ndarray, to_pred: np.ndarray) -> float:
-    return float(to_truth.mean())
+def _accuracy(d: Distances) -> float:
+    return float(d.to_truth.mean())
 
 
-def _completeness(to_truth: np.ndarray, to_pred: np.ndarray) -> float:
-    return float(to_pred.mean())
+def _completeness(d: Distances) -> float:
+    return float(d.to_pred.mean())
 
 
-def _chamfer_sum(to_truth: np.ndarray, to_pred: np.ndarray) -> float:
-    return float(to_truth.mean()) + float(to_pred.mean())
+def _chamfer_sum(d: Distances) -> float:
+    return float(d.to_truth.mean()) + float(d.to_pred.mean())
 
 
-def _chamfer(to_truth: np.ndarray, to_pred: np.ndarray) -> float:
-    return _chamfer_sum(to_truth, to_pred) / 2
+def _chamfer(d: Distances) -> float:
+    return _chamfer_sum(d) / 2
 
 
-def _chamfer_squared_sum(to_truth: np.ndarray, to_pred: np.ndarray) -> float:
-    return float((to_truth**2).mean() + (to_pred**2).mean())
+def _chamfer_squared_sum(d: Distances) -> float:
+    return float((d.to_truth**2).mean() + (d.to_pred**2).mean())
 
 
-def _chamfer_squared(to_truth: np.ndarray, to_pred: np.ndarray) -> float:
-    return _chamfer_squared_sum(to_truth, to_pred) / 2
+def _chamfer_squared(d: Distances) -> float:
+    return _chamfer_squared_sum(d) / 2
 
 
-def _precision(to_truth: np.ndarray, to_pred: np.ndarray, tau: float) -> float:
-    return float((to_truth < tau).mean())
+def _precision(d: Distances, tau: float) -> float:
+    return float((d.to_truth < tau).mean())
 
 
-def _recall(to_truth: np.ndarray, to_pred: np.ndarray, tau: float) -> float:
-    return float((to_pred < tau).mean())
+def _recall(d: Distances, tau: float) -> float:
+    return float((d.to_pred < tau).mean())
 
 
-def _fscore(to_truth: np.ndarray, to_pred: np.ndarray, tau: float) -> float:
-    precision, recall = _precision(to_truth, to_pred, tau), _recall(to_truth, to_pred, tau)
+def _fscore(d: Distances, tau: float) -> float:
+    precision, recall = _precision(d, tau), _recall(d, tau)
     both = precision + recall
     return 2 * precision * recall / both if both > 0 else 0.0
 
 
-def _hausdorff(to_truth: np.ndarray, to_pred: np.ndarray) -> float:
-    return float(max(to_truth.max(), to_pred.max()))
+def _hausdorff(d: Distances) -> float:
+    return float(max(d.to_truth.max(), d.to_pred.max()))
 
 
-def _hausdorff95(to_truth: np.ndarray, to_pred: np.ndarray) -> float:
-    return float(max(np.quantile(to_truth, 0.95), np.quantile(to_pred, 0.95)))
+def _hausdorff95(d: Distances) -> float:
+    return float(max(np.quantile(d.to_truth, 0.95), np.quantile(d.to_pred, 0.95)))
 
 
 def _manhattan(clouds: Clouds) -> float:
@@ -162,11 +167,11 @@ NORMAL_METRICS = {
 }
 
 
-def distance_scores(
-    to_truth: np.ndarray, to_pred: np.ndarray, thresholds: Sequence[float]
-) -> dict[str, float]:
-    """DISTANCE_METRICS of (N,) distances from prediction to truth and (M,) back, those that need a
-    threshold for each of `thresholds` (ValueError unless positive)."""
+def distance_scores(distances: Distances, thresholds: Sequence[float]) -> dict[str, float]:
+    """DISTANCE_METRICS of two surfaces, those with a threshold at each of `thresholds`.
+
+    Raises ValueError for a threshold that is not positive.
+    """
     if any(not tau > 0 for tau in thresholds):
         raise ValueError(f"F-score thresholds must be positive, got {tuple(thresholds)}")
     scores: dict[str, float] = {}
@@ -176,10 +181,10 @@ def distance_scores(
         for tau in thresholds if needs_threshold else [None]:
             for name, metric in group:
                 if tau is None:
-                    scores[name] = metric.measure(to_truth, to_pred)
+                    scores[name] = metric.measure(distances)
                 else:
                     name = f"{name.removesuffix('tau')}{tau:g}"
-                    scores[name] = metric.measure(to_truth, to_pred, tau)
+                    scores[name] = metric.measure(distances, tau)
     return scores
 
 
@@ -191,7 +196,10 @@ def cloud_scores(clouds: Clouds) -> dict[str, float]:
 def normal_scores(
     pred: np.ndarray, at_truth: np.ndarray, truth: np.ndarray, at_pred: np.ndarray
 ) -> dict[str, float]:
-    """NORMAL_METRICS of the unit normals (N, 3) of P, those (N, 3) that are nearest to them on T,
-    and the same (M, 3) for T and P."""
+    """NORMAL_METRICS of two surfaces.
+
+    `pred` (N, 3) are the unit normals of P, `at_truth` (N, 3) those at the nearest points of T;
+    `truth` and `at_pred` (M, 3) the same for T and P.
+    """
     normals = (pred, at_truth, truth, at_pred)
     return {name: metric.measure(*normals) for name, metric in NORMAL_METRICS.items()}

@@ -53,8 +53,10 @@ def image_formulas() -> dict[str, str]:
 
 
 def find_metric(score: str) -> Metric:
-    """The metric that a score's name, such as "aligned_fscore@0.02", belongs to; ValueError for a
-    name that is in no table."""
+    """The metric that a score's name, such as "aligned_fscore@0.02", belongs to.
+
+    Raises ValueError for a name that is in no table.
+    """
     name = re.sub(r"@[\d.e+-]+$", "@tau", score)
     for table, prefixes, suffixes in _FAMILIES:
         for metric in table:
@@ -68,8 +70,11 @@ def find_metric(score: str) -> Metric:
 
 
 def is_lower_better(score: str) -> bool:
-    """Whether the smaller of two values of `score` is the better one. ValueError for a name that is
-    in no table, and for a metric whose best value lies between its extremes."""
+    """True if the smaller of two values of `score` is the better one.
+
+    Raises ValueError for a name that is in no table, and for a metric whose best value lies between
+    its extremes.
+    """
     better = find_metric(score).better
     if better not in ("lower", "higher"):
         raise ValueError(f"two values of {score!r} have no order: {better} is the best one")

@@ -46,8 +46,8 @@ SET_METRICS = {
         _coverage,
     ),
     "mmd": Metric(
-        "mean over reference shapes of the Chamfer distance (squared, sum) to the nearest generated "
-        "shape",
+        "mean over reference shapes of the Chamfer distance (squared, sum) to the nearest "
+        "generated shape",
         "lower",
         _mmd,
     ),

@@ -32,7 +32,7 @@ def test_a_metric_of_clouds_is_one_line(monkeypatch):
 
 
 def test_a_metric_with_a_threshold_is_one_line(monkeypatch):
-    far = Metric("share of p beyond tau", "lower", lambda p, t, tau: float((p > tau).mean()))
+    far = Metric("share of p beyond tau", "lower", lambda d, tau: float((d.to_truth > tau).mean()))
     monkeypatch.setitem(DISTANCE_METRICS, "outliers@tau", far)
     scores = point_scores(np.zeros((2, 3)), np.ones((2, 3)), (0.1, 2.0))
     assert scores["outliers@0.1"] == 1 and scores["outliers@2"] == 0
