@@ -45,8 +45,9 @@ from tar3d.evaluation.views import (
     score_sets,
 )
 from tar3d.evaluation.views_report import picture_sheet, write_report
+from tar3d.metrics.clip import DEFAULT_CLIP, Clip
 from tar3d.metrics.images import SSIM_WINDOW
-from tar3d.metrics.perceptual import DEFAULT_CLIP, GET_LPIPS, Clip, load_lpips
+from tar3d.metrics.lpips import GET_LPIPS, load_lpips
 from tar3d.pipeline import Pipeline
 from tar3d.runtime import choose_device, command_line, describe_machine, positive_int
 

@@ -62,7 +62,8 @@ from tar3d.evaluation.text import text_report, text_scores
 from tar3d.io import write_json
 from tar3d.mesh.export import save_mesh
 from tar3d.metrics.align import ALIGNMENTS
-from tar3d.metrics.sets import SET_FORMULAS, set_scores
+from tar3d.metrics.metric import formulas
+from tar3d.metrics.sets import SET_METRICS, set_scores
 from tar3d.metrics.summary import aggregate, cell, markdown_table
 from tar3d.pipeline import Pipeline
 from tar3d.runtime import choose_device, command_line, describe_machine, positive_int
@@ -340,13 +341,13 @@ def freely(
     rows = [
         [
             name,
-            *(f"{values[k]:.4g}" for k in (*SET_FORMULAS, "generated_shapes", "reference_shapes")),
+            *(f"{values[k]:.4g}" for k in (*SET_METRICS, "generated_shapes", "reference_shapes")),
         ]
         for name, values in scores.items()
     ]
     return sets_report(
         "Shapes from nothing against unseen ones",
-        markdown_table(["set", *SET_FORMULAS, "shapes", "unseen shapes"], rows),
+        markdown_table(["set", *SET_METRICS, "shapes", "unseen shapes"], rows),
         failed,
         protocol,
         args,
@@ -396,7 +397,7 @@ def sets_report(
         "",
         f"2,048 points a shape, {where}, seed {protocol.seed}.",
         "",
-        *(f"{name} = {formula}  " for name, formula in SET_FORMULAS.items()),
+        *(f"{name} = {formula}  " for name, formula in formulas(SET_METRICS).items()),
         "",
         f"`{command_line()}`",
     ]
@@ -408,7 +409,7 @@ def sets_report(
             **described,
             "versions": versions(),
             "failed": failed,
-            "formulas": SET_FORMULAS,
+            "formulas": formulas(SET_METRICS),
             "frame": where,
             "seed": protocol.seed,
         },

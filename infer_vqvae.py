@@ -56,7 +56,7 @@ from tar3d.metrics.geometry import (
 )
 from tar3d.pipeline import MIN_COMPONENT_SHARE, Placement, mesh_from_tokens, reconstruct
 from tar3d.runtime import choose_device, describe_machine, extraction_bar, peak_memory, positive_int
-from tar3d.tokenizer.quantize import codebook_usage
+from tar3d.tokenizer.quantizer import codebook_usage
 
 if TYPE_CHECKING:
     from tar3d.tokenizer.vqvae import VQVAE

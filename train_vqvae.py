@@ -36,7 +36,7 @@ from tar3d.mesh.render import contact_sheet, picture
 from tar3d.pipeline import reconstruct
 from tar3d.runtime import positive_int, start_fabric, uncompiled
 from tar3d.tokenizer.loss import intersection_over_union, tokenizer_loss
-from tar3d.tokenizer.quantize import codebook_usage
+from tar3d.tokenizer.quantizer import codebook_usage
 from tar3d.tokenizer.vqvae import VQVAE
 from tar3d.training.dry_run import dry_run
 from tar3d.training.faults import report
@@ -197,7 +197,7 @@ def train(
         values["revived"] = 0
         if quantize and run.moved and t.stage != "decoder":
             values["revived"] = vqvae.quantizer.step(codebook_random, fabric.all_gather)
-        vqvae.quantizer.forget()
+        vqvae.quantizer.discard_statistics()
         run.advance(values, "codebook " if quantize else "autoencoder ")
 
         if run.due(t.validate_every):
@@ -301,7 +301,7 @@ def start_codebook(
         surface = dataset[draw]["surface"][None].to(fabric.device)
         with fabric.autocast():
             latents.append(model.encode(surface).flatten(0, -2))
-    model.quantizer.start_from(torch.cat(latents), generator)
+    model.quantizer.init_from_latents(torch.cat(latents), generator)
 
 
 def validation_set(data: Path, split: str, count: int) -> list[tuple[str, dict[str, torch.Tensor]]]:

@@ -35,9 +35,10 @@ from benchmarks.train import autocast, finish_step, optimizers_of
 from tar3d import config as configuration
 from tar3d.config import TokenizerConfig, VQVAEConfig
 from tar3d.runtime import resolve_precision
-from tar3d.tokenizer.encoder import PlanePoolEncoder, build_encoder, plane_cells
+from tar3d.tokenizer.encoder import PlanePoolEncoder
 from tar3d.tokenizer.loss import tokenizer_loss
-from tar3d.tokenizer.vqvae import VQVAE
+from tar3d.tokenizer.planes import plane_cells
+from tar3d.tokenizer.vqvae import VQVAE, build_encoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable

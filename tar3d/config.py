@@ -134,7 +134,8 @@ class TokenizerConfig:
     width: int = 768
     num_heads: int = 12
     num_frequencies: int = 8
-    encoder: str = "cross_attention"  # or "plane_pool"
+    encoder: str = "cross_attention"  # a name in ENCODERS of tar3d/tokenizer/vqvae.py
+    quantizer: str = "ema"  # a name in its QUANTIZERS
     encoder_layers: int = 8
     point_width: int = 128  # hidden width of plane_pool's per-point network
     codebook_size: int = 16_384
@@ -146,7 +147,6 @@ class TokenizerConfig:
     occupancy_layers: int = 4
 
     def __post_init__(self) -> None:
-        _one_of("tokenizer.encoder", self.encoder, ("cross_attention", "plane_pool"))
         _at_least(
             1,
             self,

@@ -90,7 +90,6 @@ def test_values_of_an_earlier_version_are_completed():
         (["train.batch_size=four"], "four"),
         (["train.batch_size=1.5"], "1.5"),
         (["train=3"], "train|VQVAETrainConfig|3"),
-        (["tokenizer.encoder=pointnet"], "pointnet.*cross_attention, plane_pool"),
         (["batch_size"], "'batch_size' is not an override"),
         (["--train.batch_size=4"], "not an override"),
     ],

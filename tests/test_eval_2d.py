@@ -258,7 +258,7 @@ def test_the_report_says_what_was_measured(folders, networks, capsys):
     assert sets["pictures"] == sets["reference_pictures"] == 6
     assert sets["kid_clip"] is not None and sets["fid_clip"] is None
     assert sets["reasons"] == {
-        "fid_clip": "FID over 6 features needs at least 7 pictures in each set, got 6 and 6"
+        "fid_clip": "FID over 6 features needs at least 7 images in each set, got 6 and 6"
     }
     assert Image.open(folders / "out" / "views.png").width == 4 * 164 + 4
     assert "clip_text" not in summary["sets"]["prediction"]["scores"]
@@ -674,7 +674,7 @@ def test_a_model_is_compared_with_baselines_and_bound(folders, monkeypatch):
 
 
 def test_lower_lpips_counts_as_better():
-    ours, theirs = ([{"id": "a", "x_lpips": v}] for v in (0.2, 0.5))
-    compared = compare_sets(ours, theirs, "x_lpips", 0)
+    ours, theirs = ([{"id": "a", "image_lpips": v}] for v in (0.2, 0.5))
+    compared = compare_sets(ours, theirs, "image_lpips", 0)
     assert compared["share"] == 1 and compared["gain"]["mean"] == pytest.approx(0.3)
-    assert compare_sets(theirs, ours, "x_lpips", 0)["share"] == 0
+    assert compare_sets(theirs, ours, "image_lpips", 0)["share"] == 0

@@ -10,6 +10,8 @@ import pytest
 import trimesh
 
 import eval_3d
+from tar3d.metrics.metric import Metric
+from tar3d.metrics.points import DISTANCE_METRICS
 
 FAST = ["points=500", "iou_points=500", "near_points=500"]
 
@@ -272,13 +274,7 @@ def test_broken_meshes_each_get_a_sentence(tmp_path):
 def test_the_selftest_passes_and_notices_a_wrong_formula(capsys, monkeypatch):
     assert eval_3d.main(["--selftest", "--workers", "1", "points=4000"]) == 0
     assert "PASS: 31 of 31 checks" in capsys.readouterr().out
-    from tar3d.metrics import geometry
-
-    right = geometry._distance_scores
-    monkeypatch.setattr(
-        geometry,
-        "_distance_scores",
-        lambda a, b, t: right(a, b, t) | {"chamfer_squared": 2 * a.mean()},
-    )
+    wrong = Metric("not squared", "lower", lambda d: 2 * d.to_truth.mean())
+    monkeypatch.setitem(DISTANCE_METRICS, "chamfer_squared", wrong)
     assert eval_3d.main(["--selftest", "--workers", "1", "points=4000"]) == 1
     assert "WRONG larger surface_chamfer_squared" in capsys.readouterr().out

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from tar3d.metrics.perceptual import STACKS
+from tar3d.metrics.lpips import STACKS
 
 WORDS = ["a", "chair", "red", "table", "<|startoftext|>", "<|endoftext|>", "<unk>"]
 

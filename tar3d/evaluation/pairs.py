@@ -29,6 +29,7 @@ from tar3d.metrics.geometry import (
     surface_cloud,
     transformed,
 )
+from tar3d.metrics.registry import is_lower_better
 from tar3d.parallel.processes import results
 
 if TYPE_CHECKING:
@@ -58,7 +59,10 @@ def load_protocol(name: str, overrides: list[str]) -> EvalProtocol:
         raise ValueError(
             f"--protocol {name}: there is no such protocol or file; there are {protocol_names()}"
         )
-    return configuration.load(EvalProtocol, path, overrides)
+    protocol = configuration.load(EvalProtocol, path, overrides)
+    for score in protocol.headline:
+        is_lower_better(score)  # refuses a name that cannot be ranked before hours of work
+    return protocol
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,7 @@ def score_pairs(
 
 
 def score_pair(pair: Pair, *, protocol: EvalProtocol, align: str) -> dict:
-    """ABOUT, and the scores of `tar3d.metrics.geometry.FORMULAS`; after an alignment once more,
+    """ABOUT, and the scores of `tar3d.metrics.geometry`; after an alignment once more,
     named aligned_*."""
     row = pair.row()
     try:

@@ -15,7 +15,8 @@ from tar3d.evaluation.pairs import ABOUT, Pair, read_pair
 from tar3d.io import write_csv, write_json
 from tar3d.mesh.load import normalize
 from tar3d.mesh.render import contact_sheet, picture
-from tar3d.metrics.geometry import FORMULAS, describe, transformed
+from tar3d.metrics.geometry import describe, geometry_formulas, transformed
+from tar3d.metrics.registry import is_lower_better
 from tar3d.metrics.summary import aggregate, cell, histograms, markdown_table
 
 if TYPE_CHECKING:
@@ -24,17 +25,10 @@ if TYPE_CHECKING:
 LIBRARIES = ("numpy", "scipy", "trimesh", "libigl")
 RANKED = 10  # pairs in each part of the ranked picture
 SAID = 10  # failures that are printed; a report has them all
-LOWER_IS_BETTER = ("chamfer", "accuracy", "completeness", "hausdorff")
 
 
 def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
-
-
-def is_lower_better(score: str) -> bool:
-    return "lpips" in score or score.removeprefix("aligned_").removeprefix("surface_").startswith(
-        LOWER_IS_BETTER
-    )
 
 
 def score_names(rows: list[dict]) -> list[str]:
@@ -122,7 +116,7 @@ def write_report(
             **about,
             "versions": versions(),
             "protocol": to_mapping(protocol),
-            "formulas": FORMULAS,
+            "formulas": geometry_formulas(),
             "sets": summaries,
             "comparisons": comparisons,
         },

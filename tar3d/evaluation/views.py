@@ -23,9 +23,11 @@ from tar3d.evaluation.pairs import Pair
 from tar3d.evaluation.report import in_view
 from tar3d.mesh.load import load_mesh
 from tar3d.mesh.render import Camera, Renderer
+from tar3d.metrics.clip import Clip
 from tar3d.metrics.geometry import in_frame
-from tar3d.metrics.images import fid, image_scores, kid
-from tar3d.metrics.perceptual import LPIPS, Clip, cosine, crop_to
+from tar3d.metrics.images import FEATURE_METRICS, image_scores
+from tar3d.metrics.lpips import LPIPS
+from tar3d.metrics.perceptual import cosine, crop_to
 from tar3d.parallel.processes import results
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ FILTERS = {
 }
 CLIP_SCORES = ("clip_image", "clip_image_fg")
 TEXT_SCORES = ("clip_text", "clip_text_fg")
-SET_SCORES = ("fid_clip", "kid_clip")
+SET_SCORES = tuple(f"{name}_clip" for name in FEATURE_METRICS)
 NO_CLIP = "there is no CLIP model"
 FOREGROUNDS = {
     "coverage": f"the object covers at least {VISIBLE_ALPHA} / 255 of the pixel in either render",
@@ -448,9 +450,9 @@ def set_scores(rows: list[dict], features: SetFeatures, with_clip: bool) -> dict
     pred, truth = (
         np.concatenate([by_id[i] for i in ids]) for by_id in (features.pred, features.truth)
     )
-    for name, score in zip(SET_SCORES, (fid, kid), strict=True):
+    for name, metric in zip(SET_SCORES, FEATURE_METRICS.values(), strict=True):
         try:
-            result[name] = score(pred, truth)
+            result[name] = metric.measure(pred, truth)
         except ValueError as e:
             result["reasons"][name] = str(e)
     return result

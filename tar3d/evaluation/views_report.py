@@ -29,17 +29,17 @@ from tar3d.evaluation.views import (
 )
 from tar3d.io import write_json
 from tar3d.mesh.render import contact_sheet
-from tar3d.metrics.images import IMAGE_FORMULAS, PSNR_CAP
-from tar3d.metrics.perceptual import PERCEPTUAL_FORMULAS
+from tar3d.metrics.images import PIXEL_METRICS, PSNR_CAP
+from tar3d.metrics.perceptual import LPIPS_METRICS
+from tar3d.metrics.registry import image_formulas
 from tar3d.metrics.summary import cell, markdown_table
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 LIBRARIES = ("scikit-image", "pillow", "embreex", "torch", "transformers")
-KINDS = ("psnr", "psnr_fg", "ssim", "ssim_fg", "lpips", "lpips_fg")
+KINDS = tuple(f"{name}{end}" for name in (*PIXEL_METRICS, *LPIPS_METRICS) for end in ("", "_fg"))
 INFO = ("pictures", "foreground")  # further columns of a row that are no scores
-FORMULAS = IMAGE_FORMULAS | PERCEPTUAL_FORMULAS
 SHEET_ROWS, SHEET_SIZE = 8, 160
 
 
@@ -84,7 +84,7 @@ def write_report(
             "settings": settings,
             "left_out": left_out,
             "versions": all_versions,
-            "formulas": FORMULAS,
+            "formulas": image_formulas(),
             "foregrounds": FOREGROUNDS,
             "sets": summaries,
             "comparisons": comparisons,
@@ -100,7 +100,7 @@ def write_report(
         *(f"- {key}: {_plain(value)}" for key, value in settings.items()),
         *(f"- foreground: {FOREGROUNDS[k]}" for k in _used(summaries)),
         "",
-        *(f"{name} = {formula}  " for name, formula in FORMULAS.items()),
+        *(f"{name} = {formula}  " for name, formula in image_formulas().items()),
         "",
         *(
             f"{key}: {_plain(value)}  "

@@ -1,11 +1,11 @@
-"""Moves a prediction onto the truth before it is scored, and says how. Nothing is aligned unless
-asked for.
+"""Alignments: the matrix that moves a prediction onto the truth before it is scored.
 
-none        the prediction stays where it is
+none        the prediction stays where it is (the default everywhere)
 bbox        translation and one scale factor: bounding boxes share centre and longest side
-icp         rotation and translation: iterative closest point from where it is (Besl and McKay 1992)
-rot24+icp   bbox after each of the 24 rotations that map a cube onto itself, the one with the least Chamfer, then icp
-            that may also scale, because the box of a shape that is turned a little is no measure of its size
+icp         rotation and translation: iterative closest point (Besl and McKay 1992)
+rot24+icp   bbox after each of the 24 rotations that map a cube onto itself; from the one with
+            the least Chamfer distance, icp that may also scale, because the box of a shape that
+            is turned a little is no measure of its size
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ COARSE_POINTS = 1024  # enough to tell rotations by 90 degrees apart
 
 
 def alignment(pred: Mesh, truth: Mesh, method: str, seed: int = 0) -> np.ndarray:
-    """The (4, 4) matrix that moves `pred` onto `truth`; the same seed gives the same matrix."""
+    """The matrix (4, 4) that moves `pred` onto `truth`; the same seed gives the same matrix.
+
+    Raises ValueError for a `method` that is not in ALIGNMENTS.
+    """
     if method not in ALIGNMENTS:
         raise ValueError(f"alignment {method!r} is not known, allowed are {', '.join(ALIGNMENTS)}")
     if method == "none":
@@ -53,7 +56,7 @@ def cube_rotations() -> list[np.ndarray]:
 
 def _box_onto_box(pred: Mesh, truth: Mesh) -> np.ndarray:
     (low_p, high_p), (low_t, high_t) = (
-        (v.min(axis=0), v.max(axis=0)) for v in (_used(pred), _used(truth))
+        (v.min(axis=0), v.max(axis=0)) for v in (_used_vertices(pred), _used_vertices(truth))
     )
     matrix = np.eye(4)
     matrix[:3, :3] *= (high_t - low_t).max() / (high_p - low_p).max()
@@ -67,12 +70,13 @@ def _best_rotation(pred: Mesh, truth: Mesh, seed: int) -> np.ndarray:
     )
     tree_t, best, least = cKDTree(cloud_t), np.eye(4), np.inf
     for rotation in cube_rotations():
-        turn = np.eye(4)
-        turn[:3, :3] = rotation
-        matrix = _box_onto_box(transformed(pred, turn), truth) @ turn
+        rotated = np.eye(4)
+        rotated[:3, :3] = rotation
+        matrix = _box_onto_box(transformed(pred, rotated), truth) @ rotated
         moved = cloud_p @ matrix[:3, :3].T + matrix[:3, 3]
         distance = tree_t.query(moved)[0].mean() + cKDTree(moved).query(cloud_t)[0].mean()
-        if distance < least - 1e-12:  # of equals the first, whatever the order of additions inside
+        # the first of equals, whatever the order of additions in the means
+        if distance < least - 1e-12:
             best, least = matrix, distance
     return best
 
@@ -86,5 +90,5 @@ def _icp(pred: Mesh, truth: Mesh, seed: int, scale: bool) -> np.ndarray:
     )[0]
 
 
-def _used(mesh: Mesh) -> np.ndarray:
+def _used_vertices(mesh: Mesh) -> np.ndarray:
     return mesh.vertices[np.unique(mesh.faces)].astype(np.float64)

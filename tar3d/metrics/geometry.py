@@ -1,13 +1,12 @@
-"""How close a mesh is to the true one: every common form of Chamfer distance, F-score, normal
-consistency, IoU.
+"""Metrics of a predicted mesh against the true one: distances of surfaces, and IoU of volumes.
 
-A Chamfer number means nothing without its convention, so each form has its own name in `FORMULAS`,
-and `describe` prints what a protocol measures. Predicted and true surface are sampled
-independently, so even a perfect prediction scores the `floor`, not 0: print it beside the score. It
-is no detail: with 16,000 points, a sphere that fills the cube cannot exceed F@0.02 = 0.80, a cube
-0.57 (0.995 with 100,000). The scores named surface_ have no such floor: they measure from points to
-the other mesh's triangles. Refused with a ValueError: empty point sets, NaN or infinite
-coordinates.
+A Chamfer distance means nothing without its convention, so each form has its own name in the tables
+of `points`, and `describe` prints what a protocol measures. Predicted and true surface are sampled
+independently, so even a perfect prediction scores the `floor`, not 0, which belongs beside the
+score: with 16,000 points, a sphere that fills the cube cannot exceed F@0.02 = 0.80, a cube 0.57
+(0.995 with 100,000). Scores named surface_* have no such floor: they measure from points to the
+other mesh's triangles. A metric of volumes is a function of two labels and one line in
+`VOLUME_METRICS`.
 """
 
 from __future__ import annotations
@@ -16,44 +15,46 @@ from typing import TYPE_CHECKING
 
 import igl
 import numpy as np
-from scipy.spatial import cKDTree
 
 from tar3d.config import EvalProtocol
 from tar3d.contracts import CUBE_FILL, Mesh
 from tar3d.mesh.load import face_components
 from tar3d.mesh.points import inside, sample_surface
+from tar3d.metrics.metric import Metric, formulas
+from tar3d.metrics.points import (
+    CLOUD_METRICS,
+    DISTANCE_METRICS,
+    NORMAL_METRICS,
+    Clouds,
+    Distances,
+    cloud_scores,
+    distance_scores,
+    normal_scores,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-FORMULAS = {
-    "chamfer": "(mean_p d(p, T) + mean_t d(t, P)) / 2, d the Euclidean distance to the nearest point, not squared",
-    "chamfer_sum": "mean_p d(p, T) + mean_t d(t, P)",
-    "chamfer_squared": "(mean_p d(p, T)^2 + mean_t d(t, P)^2) / 2",
-    "chamfer_squared_sum": "mean_p d(p, T)^2 + mean_t d(t, P)^2",
-    "chamfer_manhattan": "chamfer with |dx| + |dy| + |dz| to the point that is nearest in it",
-    "chamfer_manhattan_sum": "chamfer_sum with |dx| + |dy| + |dz| to the point that is nearest in it",
-    "accuracy": "mean_p d(p, T)",
-    "completeness": "mean_t d(t, P)",
-    "precision@tau": "share of p with d(p, T) < tau",
-    "recall@tau": "share of t with d(t, P) < tau",
-    "fscore@tau": "2 precision recall / (precision + recall), 0 where both are 0",
-    "normal_consistency": "(mean_p |n_p . n_t| + mean_t |n_t . n_p|) / 2, unit normals of each point and the one nearest to it",
-    "hausdorff": "max(max_p d(p, T), max_t d(t, P))",
-    "hausdorff95": "the larger of the 95th percentiles of d(p, T) and of d(t, P)",
-    "surface_*": "the same with d the exact distance to the nearest point of the other mesh's triangles: no sampling floor",
-    "iou": "|inside both| / |inside either| over uniform points in the box that holds both meshes; inside means |generalised "
-    "winding number| > 0.5, which also answers for open meshes (marked by pred_closed, truth_closed)",
-    "iou_near": "the same over points near the true surface",
-    "aligned_*": "the same after the alignment named",
-    "floor_*": "the true mesh against a second sampling of itself: no prediction can be expected to score better",
-}
+
+def geometry_formulas() -> dict[str, str]:
+    """Name -> formula and direction of every score of geometry."""
+    return {
+        **formulas(DISTANCE_METRICS, CLOUD_METRICS, NORMAL_METRICS),
+        "surface_*": "the same with d the exact distance to the nearest point of the other mesh's "
+        "triangles: no sampling floor",
+        **formulas(VOLUME_METRICS),
+        "*_near": "the same over points near the true surface",
+        "aligned_*": "the same after the alignment named",
+        "floor_*": "the true mesh against a second sampling of itself: no prediction can be "
+        "expected to score better",
+    }
 
 
 def describe(protocol: EvalProtocol) -> str:
-    """What a score of this protocol means, to be printed beside it."""
+    """Text that defines every score of `protocol`, to be printed beside it."""
     frames = {
-        "truth": "both meshes moved and scaled alike, so that the TRUE mesh's bounding box is centred and its longest side is 2",
+        "truth": "both meshes moved and scaled alike, so that the TRUE mesh's bounding box is "
+        "centred and its longest side is 2",
         "each": "EACH mesh moved and scaled by its own bounding box: centred, longest side 2",
         "source": "the coordinates of the files, as they are",
     }
@@ -62,19 +63,23 @@ def describe(protocol: EvalProtocol) -> str:
         [
             f"convention   {protocol.source}; headline {', '.join(protocol.headline)}",
             f"frame, unit  {frames[protocol.frame]}; distances and thresholds are in that unit",
-            f"points       P (predicted) and T (true) drawn independently and uniformly by area, {protocol.points:,} each",
+            "points       P (predicted) and T (true) drawn independently and uniformly by area, "
+            f"{protocol.points:,} each",
             f"tau          {thresholds}",
-            f"iou          {protocol.iou_points:,} points; near: {protocol.near_points:,}, Gaussian noise of {protocol.near_sigma:g}",
+            f"iou          {protocol.iou_points:,} points; near: {protocol.near_points:,}, "
+            f"Gaussian noise of {protocol.near_sigma:g}",
             f"seed         {protocol.seed}",
-            *(f"{name:<22} = {formula}" for name, formula in FORMULAS.items()),
+            *(f"{name:<22} = {formula}" for name, formula in geometry_formulas().items()),
         ]
     )
 
 
 def in_frame(pred: Mesh, truth: Mesh, frame: str) -> tuple[Mesh, Mesh]:
-    """Two meshes as `load_mesh` gives them -> the same in the frame of a protocol
-    (`EvalProtocol.frame`)."""
-    unit = np.diag([1 / CUBE_FILL] * 3 + [1.0])  # from 0.95 to 1
+    """Moves two meshes as `load_mesh` gives them into the frame of a protocol.
+
+    `frame` is "truth", "each" or "source" (`EvalProtocol.frame`).
+    """
+    unit = np.diag([1 / CUBE_FILL] * 3 + [1.0])  # half the longest side, 0.95, becomes 1
     to_frame = {"truth": unit @ np.linalg.inv(truth.to_source), "source": np.eye(4)}
     if frame == "each":
         return transformed(pred, unit), transformed(truth, unit)
@@ -84,30 +89,30 @@ def in_frame(pred: Mesh, truth: Mesh, frame: str) -> tuple[Mesh, Mesh]:
 
 
 def transformed(mesh: Mesh, matrix: np.ndarray) -> Mesh:
-    """`mesh` with homogeneous `matrix` (4, 4) applied; the way back to its file is dropped."""
+    """`mesh` with the homogeneous `matrix` (4, 4) applied; its `to_source` is dropped."""
     return Mesh(mesh.vertices.astype(np.float64) @ matrix[:3, :3].T + matrix[:3, 3], mesh.faces)
 
 
 def surface_cloud(mesh: Mesh, count: int, seed: int | Sequence[int]) -> np.ndarray:
-    """(count, 6) points, uniform by area, with unit normals, in the mesh's own frame."""
+    """Points (count, 6), uniform by area, with unit normals, in the mesh's own frame."""
     return sample_surface(mesh, count, np.random.default_rng(seed)).astype(np.float64)
 
 
 def point_scores(
     pred: np.ndarray, truth: np.ndarray, thresholds: Sequence[float]
 ) -> dict[str, float]:
-    """Scores of (N, 3) predicted against (M, 3) true points as they are; with normals, (N, 6), also
-    normal_consistency."""
+    """Scores of predicted points (N, 3) against true ones (M, 3), by nearest sampled points.
+
+    DISTANCE_METRICS and CLOUD_METRICS; NORMAL_METRICS too if both have normals, (N, 6) and (M, 6).
+    Raises ValueError for empty sets, NaN or infinite coordinates, and thresholds <= 0.
+    """
     pred, truth = _points(pred, "predicted"), _points(truth, "true")
-    p, t = pred[:, :3], truth[:, :3]
-    tree_p, tree_t = cKDTree(p), cKDTree(t)
-    to_truth, nearest_t = tree_t.query(p)  # (N,)
-    to_pred, nearest_p = tree_p.query(t)  # (M,)
-    scores = _distance_scores(to_truth, to_pred, thresholds)
-    manhattan = tree_t.query(p, p=1)[0].mean() + tree_p.query(t, p=1)[0].mean()
-    scores |= {"chamfer_manhattan": float(manhattan) / 2, "chamfer_manhattan_sum": float(manhattan)}
+    clouds = Clouds(pred[:, :3], truth[:, :3])
+    to_truth, nearest_t = clouds.truth_tree.query(clouds.pred)  # (N,)
+    to_pred, nearest_p = clouds.pred_tree.query(clouds.truth)  # (M,)
+    scores = distance_scores(Distances(to_truth, to_pred), thresholds) | cloud_scores(clouds)
     if pred.shape[1] == truth.shape[1] == 6:
-        scores["normal_consistency"] = _consistency(
+        scores |= normal_scores(
             pred[:, 3:], truth[nearest_t, 3:], truth[:, 3:], pred[nearest_p, 3:]
         )
     return scores
@@ -120,20 +125,19 @@ def surface_scores(
     true_cloud: np.ndarray,
     thresholds: Sequence[float],
 ) -> dict[str, float]:
-    """`point_scores` with exact distances from each cloud (N, 6), (M, 6) to the other mesh's
-    triangles, named surface_*."""
+    """Scores named surface_*, by exact distances from each cloud to the other mesh's triangles.
+
+    Clouds are (N, 6) and (M, 6). DISTANCE_METRICS and NORMAL_METRICS.
+    """
     to_truth, normals_t = _to_triangles(pred_cloud[:, :3], truth)
     to_pred, normals_p = _to_triangles(true_cloud[:, :3], pred)
-    scores = _distance_scores(to_truth, to_pred, thresholds)
-    scores["normal_consistency"] = _consistency(
-        pred_cloud[:, 3:], normals_t, true_cloud[:, 3:], normals_p
-    )
+    scores = distance_scores(Distances(to_truth, to_pred), thresholds)
+    scores |= normal_scores(pred_cloud[:, 3:], normals_t, true_cloud[:, 3:], normals_p)
     return {f"surface_{name}": value for name, value in scores.items()}
 
 
 def _to_triangles(points: np.ndarray, mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
-    """Distances (N,) of `points` (N, 3) to `mesh`, and the unit normals (N, 3) of the triangles
-    they are nearest to."""
+    """Distances (N,) of `points` (N, 3) to `mesh`, unit normals (N, 3) of the nearest triangles."""
     vertices = mesh.vertices.astype(np.float64)
     squared, face, _ = igl.point_mesh_squared_distance(
         np.ascontiguousarray(points), vertices, mesh.faces
@@ -144,46 +148,11 @@ def _to_triangles(points: np.ndarray, mesh: Mesh) -> tuple[np.ndarray, np.ndarra
     return np.sqrt(squared), cross / np.where(length > 0, length, 1)
 
 
-def _distance_scores(
-    to_truth: np.ndarray, to_pred: np.ndarray, thresholds: Sequence[float]
-) -> dict[str, float]:
-    if any(not tau > 0 for tau in thresholds):
-        raise ValueError(f"F-score thresholds must be positive, got {tuple(thresholds)}")
-    accuracy, completeness = float(to_truth.mean()), float(to_pred.mean())
-    squared = float((to_truth**2).mean() + (to_pred**2).mean())
-    scores = {
-        "chamfer": (accuracy + completeness) / 2,
-        "chamfer_sum": accuracy + completeness,
-        "chamfer_squared": squared / 2,
-        "chamfer_squared_sum": squared,
-        "accuracy": accuracy,
-        "completeness": completeness,
-    }
-    for tau in thresholds:
-        precision, recall = float((to_truth < tau).mean()), float((to_pred < tau).mean())
-        both = precision + recall
-        scores |= {
-            f"precision@{tau:g}": precision,
-            f"recall@{tau:g}": recall,
-            f"fscore@{tau:g}": 2 * precision * recall / both if both > 0 else 0.0,
-        }
-    scores["hausdorff"] = float(max(to_truth.max(), to_pred.max()))
-    scores["hausdorff95"] = float(max(np.quantile(to_truth, 0.95), np.quantile(to_pred, 0.95)))
-    return scores
-
-
-def _consistency(
-    pred: np.ndarray, at_truth: np.ndarray, truth: np.ndarray, at_pred: np.ndarray
-) -> float:
-    forward, back = (
-        np.abs(np.einsum("ij,ij->i", a, b)).mean() for a, b in ((pred, at_truth), (truth, at_pred))
-    )
-    return float(forward + back) / 2
-
-
 def floor_scores(truth: Mesh, protocol: EvalProtocol) -> dict[str, float]:
-    """What a perfect prediction would score by `point_scores`, named floor_*: the truth, sampled in
-    the prediction's place."""
+    """Scores of a perfect prediction by `point_scores`, named floor_*.
+
+    The truth is sampled a second time in the prediction's place.
+    """
     scores = point_scores(
         _cloud(truth, 0, protocol), _cloud(truth, 1, protocol), protocol.thresholds
     )
@@ -191,7 +160,7 @@ def floor_scores(truth: Mesh, protocol: EvalProtocol) -> dict[str, float]:
 
 
 def compare_points(pred: Mesh, truth: Mesh, protocol: EvalProtocol) -> dict[str, float]:
-    """`point_scores` of two meshes in one frame, by independent samples; and those of the floor."""
+    """`point_scores` of two meshes in one frame, by independent samples, and `floor_scores`."""
     scores = point_scores(
         _cloud(pred, 0, protocol), _cloud(truth, 1, protocol), protocol.thresholds
     )
@@ -201,8 +170,10 @@ def compare_points(pred: Mesh, truth: Mesh, protocol: EvalProtocol) -> dict[str,
 def compare_meshes(
     pred: Mesh, truth: Mesh, protocol: EvalProtocol
 ) -> dict[str, float | bool | None]:
-    """All scores of FORMULAS but those of the floor and of an alignment, of two meshes that stand
-    in one frame; repeats for the same seed."""
+    """All scores of two meshes in one frame, except floor_* and aligned_*.
+
+    The same protocol, which holds the seed, gives the same numbers.
+    """
     pred_cloud, true_cloud = _cloud(pred, 0, protocol), _cloud(truth, 1, protocol)
     return (
         point_scores(pred_cloud, true_cloud, protocol.thresholds)
@@ -212,28 +183,31 @@ def compare_meshes(
 
 
 def _cloud(mesh: Mesh, stream: int, protocol: EvalProtocol) -> np.ndarray:
-    """The points of stream 0, the prediction's, or of 1, the truth's."""
+    """Points of a mesh from random stream 0, the prediction's, or 1, the truth's."""
     return surface_cloud(mesh, protocol.points, (protocol.seed, stream))
 
 
 def volume_scores(
     pred: Mesh, truth: Mesh, protocol: EvalProtocol
 ) -> dict[str, float | bool | None]:
-    """iou, iou_near, and whether the two meshes are closed. An IoU is None where no point is inside
-    either mesh."""
+    """VOLUME_METRICS, over uniform points and near the surface, and whether the meshes are closed.
+
+    An IoU is None where no point is inside either mesh.
+    """
     near = surface_cloud(truth, protocol.near_points, (protocol.seed, 3))[:, :3]
     near += np.random.default_rng((protocol.seed, 4)).normal(
         scale=protocol.near_sigma, size=near.shape
     )
     points = np.concatenate([_points_around(pred, truth, protocol.iou_points, protocol.seed), near])
-    inside_pred, inside_true = (
-        inside(pred, points),
-        inside(truth, points),
-    )  # at once: each call builds a search tree
+    # all points in one call, because each call builds a search tree
+    inside_pred, inside_true = inside(pred, points), inside(truth, points)
     uniform, close = slice(None, protocol.iou_points), slice(protocol.iou_points, None)
-    return {
-        "iou": label_iou(inside_pred[uniform], inside_true[uniform]),
-        "iou_near": label_iou(inside_pred[close], inside_true[close]),
+    scores = {
+        f"{name}{suffix}": metric.measure(inside_pred[part], inside_true[part])
+        for name, metric in VOLUME_METRICS.items()
+        for suffix, part in (("", uniform), ("_near", close))
+    }
+    return scores | {
         "pred_closed": is_closed(pred),
         "truth_closed": is_closed(truth),
     }
@@ -242,17 +216,17 @@ def volume_scores(
 def volume_iou(
     pred: Mesh, truth: Mesh, count: int = EvalProtocol.iou_points, seed: int = 0
 ) -> float | None:
-    """Volume IoU of two meshes in one frame, estimated on `count` uniform points in the box that
-    holds both; None if they enclose none of them.
+    """Volume IoU of two meshes in one frame, or None if they enclose none of the points.
 
-    The standard error is at most 0.5 / sqrt(points inside either).
+    It is estimated on `count` uniform points in the box that holds both; the standard error is at
+    most 0.5 / sqrt(points inside either).
     """
     points = _points_around(pred, truth, count, seed)
     return label_iou(inside(pred, points), inside(truth, points))
 
 
 def _points_around(pred: Mesh, truth: Mesh, count: int, seed: int) -> np.ndarray:
-    """(count, 3) uniform points in the box that holds both meshes."""
+    """Points (count, 3), uniform in the box that holds both meshes."""
     corners = np.concatenate(
         [mesh.vertices[np.unique(mesh.faces)] for mesh in (pred, truth)]
     ).astype(np.float64)
@@ -262,15 +236,30 @@ def _points_around(pred: Mesh, truth: Mesh, count: int, seed: int) -> np.ndarray
 
 
 def label_iou(inside_pred: np.ndarray, inside_true: np.ndarray) -> float | None:
-    """Intersection over union of two (M,) bool labels of the same points, in [0, 1]; None if no
-    point is inside either shape, for then the ratio says nothing."""
+    """Intersection over union of two (M,) bool labels of the same points, in [0, 1].
+
+    None if no point is inside either shape: the ratio says nothing then. Raises ValueError for
+    other shapes or dtypes.
+    """
     pred, true = np.asarray(inside_pred), np.asarray(inside_true)
     if pred.shape != true.shape or pred.ndim != 1 or pred.dtype != bool or true.dtype != bool:
         raise ValueError(
-            f"an IoU needs two (M,) bool arrays, got {pred.shape} {pred.dtype} and {true.shape} {true.dtype}"
+            f"an IoU needs two (M,) bool arrays, got {pred.shape} {pred.dtype} and "
+            f"{true.shape} {true.dtype}"
         )
     union = int((pred | true).sum())
     return int((pred & true).sum()) / union if union else None
+
+
+VOLUME_METRICS = {
+    "iou": Metric(
+        "|inside both| / |inside either| over uniform points in the box that holds both meshes; "
+        "inside means |generalised winding number| > 0.5, which also answers for open meshes "
+        "(marked by pred_closed, truth_closed)",
+        "higher",
+        label_iou,
+    ),
+}
 
 
 def is_closed(mesh: Mesh) -> bool:
@@ -282,7 +271,7 @@ def is_closed(mesh: Mesh) -> bool:
 
 
 def mesh_facts(mesh: Mesh) -> dict[str, int]:
-    """Counts of a prediction; components are pieces that share no vertex."""
+    """Numbers of vertices, faces and components (pieces that share no vertex) of a prediction."""
     return {
         "pred_vertices": len(mesh.vertices),
         "pred_faces": len(mesh.faces),
@@ -298,6 +287,7 @@ def _points(points: np.ndarray, name: str) -> np.ndarray:
         )
     if not np.isfinite(points).all():
         raise ValueError(
-            f"{int((~np.isfinite(points)).any(axis=1).sum())} of {len(points)} {name} points are NaN or infinite"
+            f"{int((~np.isfinite(points)).any(axis=1).sum())} of {len(points)} {name} points are "
+            "NaN or infinite"
         )
     return points

@@ -1,5 +1,7 @@
-"""From the scores of single shapes to means with intervals, tables and plots. Nothing is left out
-silently: every aggregate says over how many values it is."""
+"""Means of scores with bootstrap intervals, Markdown tables and histograms.
+
+Every aggregate states over how many values it is and how many are missing.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,10 @@ def bootstrap_interval(
     coverage: float = 0.95,
     resamples: int = RESAMPLES,
 ) -> tuple[float, float]:
-    """Percentile interval of the mean of (n,) values, n > 0, over draws with replacement (Efron
-    1979)."""
+    """Bootstrap percentile interval (low, high) of the mean of values (n,), n > 0 (Efron 1979).
+
+    `coverage` in (0, 1) is the interval's probability. Raises ValueError for other shapes.
+    """
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or len(values) == 0:
         raise ValueError(f"a bootstrap needs (n,) values with n > 0, got {values.shape}")
@@ -40,16 +44,16 @@ def bootstrap_interval(
 
 
 def aggregate(values: Sequence[float | None], seed: int = 0) -> dict[str, float | int | None]:
-    """count, missing, mean with its 95 % bootstrap interval (low, high), median, and the 5th and
-    95th percentile.
+    """Count, missing, mean, its 95 % bootstrap interval (low, high), median, p5 and p95.
 
-    None is a missing value: counted, not averaged. NaN and infinity are refused: a score that has
-    none is None.
+    None is a missing value: counted, not averaged. Raises ValueError for NaN and infinity: a score
+    that is not defined is None.
     """
     present = np.array([v for v in values if v is not None], dtype=np.float64)
     if not np.isfinite(present).all():
         raise ValueError(
-            f"{int((~np.isfinite(present)).sum())} of {len(present)} values to aggregate are NaN or infinite"
+            f"{int((~np.isfinite(present)).sum())} of {len(present)} values to aggregate are NaN "
+            "or infinite"
         )
     counts = {"count": len(present), "missing": len(values) - len(present)}
     if len(present) == 0:
@@ -67,13 +71,14 @@ def aggregate(values: Sequence[float | None], seed: int = 0) -> dict[str, float 
 
 
 def cell(value: dict, form: str = ".3f") -> str:
-    """ "0.123 [0.100, 0.140]", or "none" where nothing was measured."""
+    """Text of an aggregate, such as 0.123 [0.100, 0.140], or "none" where nothing was measured."""
     if value["mean"] is None:
         return "none"
     return f"{value['mean']:{form}} [{value['low']:{form}}, {value['high']:{form}}]"
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table."""
     return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
 
 
@@ -83,11 +88,12 @@ def histograms(
     bins: int = 30,
     logarithmic: Collection[str] = (),
 ) -> None:
-    """A picture with one histogram for each named list of values, the mean marked; `logarithmic`
-    names have such an axis."""
-    from matplotlib.figure import (
-        Figure,
-    )  # without pyplot: needs no display and keeps no global state
+    """Saves an image with one histogram for each named list of values, the mean marked.
+
+    Names in `logarithmic` have a logarithmic axis.
+    """
+    # not pyplot, which needs a display and keeps global state
+    from matplotlib.figure import Figure
 
     columns = min(3, len(values))
     rows = math.ceil(len(values) / columns)

@@ -1,26 +1,29 @@
-"""Layers that the encoder and the decoder share: Fourier features, attention, and the block that
-mixes a triplane.
+"""Layers that the encoders and the decoder share.
 
-Letters: B batch, R grid side, D width, H heads, L sequence length. A triplane of tokens is (B, 3,
-R, R, D); planes are xy, xz, yz, and plane `ab` has rows along b and columns along a.
+Fourier features, attention, and the block that mixes a triplane. Letters: B batch, R grid side, D
+width, H heads, L sequence length. A triplane of tokens is (B, 3, R, R, D); planes are xy, xz, yz,
+and plane `ab` has rows along b and columns along a.
 """
+
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-SHORT = 512  # keys up to which plain attention is faster on a CPU
+SHORT_SEQUENCE = 512  # keys up to which plain attention is faster on a CPU
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v for (B, H, L, d).
+    """Attention softmax(q k^T / sqrt(d)) v of q (B, H, L, d) over k, v (B, H, S, d).
 
     The CPU kernel behind scaled_dot_product_attention is built for long sequences: forward and
     backward over the 32 to 256 keys of a small triplane take 2 to 9 times longer than the plain
     form in bfloat16.
     """
-    if q.device.type == "cpu" and k.shape[-2] <= SHORT:
+    if q.device.type == "cpu" and k.shape[-2] <= SHORT_SEQUENCE:
         return (
             torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), dim=-1).to(v.dtype) @ v
         )
@@ -28,23 +31,32 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def linear_flops(module: nn.Module, rows: int) -> int:
-    """Operations of all linear layers in `module` over so many rows, a multiply-add counted as two.
+    """Operations of all linear layers in `module` over `rows` rows, a multiply-add counted as two.
 
     Every `flops` of this folder counts the same way: one shape forward, matrix products,
-    convolutions and attention. What is done element by element (norms, activations, interpolation,
-    pooling) is left out.
+    convolutions and attention. Element-wise work (norms, activations, interpolation, pooling) is
+    left out.
     """
     return 2 * rows * sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
 
 
 def attention_flops(queries: int, keys: int, width: int) -> int:
-    """The two products of attention, over all heads."""
+    """Operations of the two products of attention, over all heads of total `width`."""
     return 2 * 2 * queries * keys * width
 
 
+def blocks_flops(blocks: Iterable[Any], size: int) -> int:
+    """Operations of all `blocks`, each of which has `flops(size)`."""
+    return sum(block.flops(size) for block in blocks)
+
+
 class FourierFeatures(nn.Module):
-    """(..., 3) coordinates in [-1, 1] -> (..., 3 + 6 n): the coordinates, and sin and cos of pi 2^i
-    times each."""
+    """Coordinates (..., 3) in [-1, 1] -> features (..., 3 + 6 n), n = `num_frequencies`.
+
+    The features are the coordinates, then sin and cos of pi 2^i times each, i < n.
+    """
+
+    frequencies: Tensor  # (n,)
 
     def __init__(self, num_frequencies: int) -> None:
         super().__init__()
@@ -58,9 +70,11 @@ class FourierFeatures(nn.Module):
         return torch.cat([x, angles.sin(), angles.cos()], dim=-1)
 
 
-class Attention(nn.Module):
-    """Multi-head attention of x (B, L, D) over context (B, S, D); q, k, v apart, because Muon
-    orthogonalises matrices."""
+class _Projections(nn.Module):
+    """The four matrices of multi-head attention.
+
+    Queries, keys and values have one each, because Muon orthogonalises matrices.
+    """
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -68,6 +82,10 @@ class Attention(nn.Module):
         self.query, self.key, self.value, self.out = (
             nn.Linear(width, width, bias=False) for _ in range(4)
         )
+
+
+class Attention(_Projections):
+    """Multi-head attention of x (B, L, D) over context (B, S, D), or over itself."""
 
     def heads(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         split = "b l (h d) -> b h l d"
@@ -83,6 +101,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Sequential):
+    """Two linear layers with a GELU between them."""
+
     def __init__(self, width: int, expansion: int = 4) -> None:
         super().__init__(
             nn.Linear(width, expansion * width), nn.GELU(), nn.Linear(expansion * width, width)
@@ -107,9 +127,8 @@ class SelfAttentionBlock(nn.Module):
         )
 
 
-class SharedAxisAttention(Attention):
-    """Attention across the three planes: a token sees the tokens of the other planes that share a
-    coordinate with it.
+class SharedAxisAttention(_Projections):
+    """Attention across the three planes, among tokens that share a coordinate.
 
     Two planes share one axis: xy and xz share x, xy and yz share y, xz and yz share z. For each
     axis and each of its R coordinates, the 2R tokens of the two planes attend to each other; a
@@ -129,23 +148,23 @@ class SharedAxisAttention(Attention):
 
 
 def _to_axis_groups(x: Tensor) -> Tensor:
-    """(B, 3, R, R, D) -> (B, R coordinate on the axis, 3 axes, 2R tokens, D): in this order, one
-    copy makes all the groups."""
+    """Tokens (B, 3, R, R, D) -> (B, R coordinates on the axis, 3 axes, 2R tokens, D).
+
+    In this order, one copy makes all the groups.
+    """
     xy, xz, yz = x.unbind(1)  # rows, columns: xy is (y, x), xz is (z, x), yz is (z, y)
-    halves = [
-        xy.transpose(1, 2),
-        xz.transpose(1, 2),  # they share x
-        xy,
-        yz.transpose(1, 2),  # y
-        xz,
-        yz,
-    ]  # z
-    return rearrange(torch.stack(halves, dim=2), "b r (a half) l d -> b r a (half l) d", a=3)
+    x_axis = [xy.transpose(1, 2), xz.transpose(1, 2)]
+    y_axis = [xy, yz.transpose(1, 2)]
+    z_axis = [xz, yz]
+    halves = torch.stack([*x_axis, *y_axis, *z_axis], dim=2)
+    return rearrange(halves, "b r (a half) l d -> b r a (half l) d", a=3)
 
 
 def _from_axis_groups(groups: Tensor) -> Tensor:
-    """The mean of the two groups that each token belongs to; inverse of `_to_axis_groups` for equal
-    copies."""
+    """Mean of the two groups that each token belongs to, (B, 3, R, R, D).
+
+    It is the inverse of `_to_axis_groups` when both copies of a token are equal.
+    """
     x_axis, y_axis, z_axis = groups.unbind(2)
     R = x_axis.shape[1]
     xy = x_axis[:, :, :R].transpose(1, 2) + y_axis[:, :, :R]
@@ -155,8 +174,10 @@ def _from_axis_groups(groups: Tensor) -> Tensor:
 
 
 class TriplaneBlock(nn.Module):
-    """Self-attention within each plane, attention across the planes, MLP; all pre-norm, on (B, 3,
-    R, R, D)."""
+    """Self-attention within each plane, attention across the planes, and an MLP, all pre-norm.
+
+    Tokens are (B, 3, R, R, D).
+    """
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -166,7 +187,7 @@ class TriplaneBlock(nn.Module):
         self.mlp = MLP(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        B, P, R, _, _ = x.shape
+        B, _, R, _, _ = x.shape
         flat = rearrange(self.norm_plane(x), "b p r c d -> (b p) (r c) d")
         x = x + rearrange(self.within_plane(flat), "(b p) (r c) d -> b p r c d", b=B, r=R)
         x = x + self.across_planes(self.norm_across(x))

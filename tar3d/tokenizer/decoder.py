@@ -1,5 +1,4 @@
-"""Codes (B, 3, R, R, K) -> feature planes (B, 3, C, S, S), and feature planes -> occupancy logits
-at points.
+"""Decoder: codes (B, 3, R, R, K) -> feature planes (B, 3, C, S, S) -> occupancy logits at points.
 
 Letters: B batch, R token grid side, S = R 2^stages plane side, D width, K code width, C plane
 channels, M query points.
@@ -13,11 +12,13 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from tar3d.config import TokenizerConfig
-from tar3d.tokenizer.blocks import TriplaneBlock, linear_flops
-from tar3d.tokenizer.encoder import sample_planes
+from tar3d.tokenizer.blocks import TriplaneBlock, blocks_flops, linear_flops
+from tar3d.tokenizer.planes import sample_planes
 
 
 class TriplaneDecoder(nn.Module):
+    """Transformer blocks on the token grid, then `Upsample` stages."""
+
     adamw_parameters = ("positions",)
 
     def __init__(self, config: TokenizerConfig) -> None:
@@ -37,6 +38,7 @@ class TriplaneDecoder(nn.Module):
         )
 
     def forward(self, codes: Tensor) -> Tensor:
+        """Codes (B, 3, R, R, K) -> planes (B, 3, C, S, S)."""
         x = self.code_in(codes) + self.positions  # (B, 3, R, R, D)
         for block in self.blocks:
             x = block(x)
@@ -45,17 +47,17 @@ class TriplaneDecoder(nn.Module):
 
     def flops(self) -> int:
         R = self.positions.shape[1]
-        stages = sum(stage.flops(3 * (R * 2**i) ** 2) for i, stage in enumerate(self.upsample))
-        return (
-            linear_flops(self.code_in, 3 * R * R)
-            + sum(block.flops(R) for block in self.blocks)
-            + stages
+        upsample = sum(
+            blocks_flops([stage], 3 * (R * 2**i) ** 2) for i, stage in enumerate(self.upsample)
         )
+        return linear_flops(self.code_in, 3 * R * R) + blocks_flops(self.blocks, R) + upsample
 
 
 class Upsample(nn.Module):
-    """Doubles a plane. Interpolation and a convolution, no strided deconvolution: that one leaves a
-    checkerboard."""
+    """Doubles a plane by interpolation and a convolution.
+
+    A strided deconvolution would leave a checkerboard.
+    """
 
     def __init__(self, width_in: int, width_out: int) -> None:
         super().__init__()
@@ -67,12 +69,12 @@ class Upsample(nn.Module):
         return x + F.gelu(self.refine(x))
 
     def flops(self, pixels: int) -> int:
-        """Of so many pixels coming in."""
+        """Operations for `pixels` input pixels."""
         return 2 * pixels * (self.reduce.weight.numel() + 4 * self.refine.weight.numel())
 
 
 class OccupancyHead(nn.Module):
-    """The three sampled features, concatenated, through an MLP to one logit: positive inside."""
+    """MLP from the three sampled features of a point to one logit, positive inside."""
 
     adamw_parameters = ("logit",)
 
@@ -88,7 +90,7 @@ class OccupancyHead(nn.Module):
         self.logit = nn.Linear(widths[-1], 1)
 
     def forward(self, planes: Tensor, points: Tensor) -> Tensor:
-        """(B, 3, C, S, S), (B, M, 3) in [-1, 1] -> (B, M) logits."""
+        """Planes (B, 3, C, S, S), points (B, M, 3) in [-1, 1] -> logits (B, M)."""
         return self.logit(self.mlp(sample_planes(planes, points)))[..., 0]
 
     def flops(self, num_points: int) -> int:

@@ -9,20 +9,22 @@ Letters: C plane channels, S plane side, W width of the head, M points.
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tar3d.tokenizer.decoder import OccupancyHead
-from tar3d.tokenizer.encoder import PLANE_AXES
+from tar3d.tokenizer.planes import PLANE_AXES
 
 
 class OccupancyField:
-    """`field(points)` maps (M, 3) points in [-1, 1]^3 to (M,) float32 logits of being inside, what
-    the head says of `planes`."""
+    """A function from points (M, 3) in [-1, 1]^3 to float32 logits (M,), positive inside.
+
+    It gives what `head` gives for `planes` (3, C, S, S), up to rounding.
+    """
 
     @torch.no_grad()
     def __init__(self, head: OccupancyHead, planes: Tensor) -> None:
-        """`planes` (3, C, S, S)"""
         first, *self._rest = [*head.mlp, head.logit]
+        assert isinstance(first, nn.Linear)
         weight = first.weight.view(len(first.weight), 3, -1)  # (W, 3, C)
         rows = torch.einsum("pcrk,wpc->prkw", planes.float(), weight.float())  # (3, S, S, W)
         rows[0] += first.bias  # the shares of a point's four rows of a plane add up to 1
@@ -31,9 +33,9 @@ class OccupancyField:
     @torch.no_grad()
     def __call__(self, points: Tensor) -> Tensor:
         S = self._side
-        place = ((points + 1) * (S / 2) - 0.5).clamp(0, S - 1)  # in cells from the first centre
-        low = place.floor().clamp_(max=S - 2) if S > 1 else place.floor()
-        high_share = place - low  # (M, 3)
+        position = ((points + 1) * (S / 2) - 0.5).clamp(0, S - 1)  # in cells from the first centre
+        low = position.floor().clamp_(max=S - 2) if S > 1 else position.floor()
+        high_share = position - low  # (M, 3)
         low = low.long()
         index, share = [], []
         for plane, (column, row) in enumerate(PLANE_AXES):

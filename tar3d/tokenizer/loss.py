@@ -1,5 +1,4 @@
-"""The tokenizer's training loss: occupancy on volume and near-surface points apart, and the
-commitment to the codebook."""
+"""The tokenizer's training loss: occupancy of volume and near-surface points, and commitment."""
 
 from dataclasses import dataclass
 
@@ -10,10 +9,12 @@ from torch import Tensor
 
 @dataclass
 class TokenizerLoss:
+    """Scalars: the weighted total, and its three terms."""
+
     total: Tensor
     volume: Tensor  # binary cross-entropy on points uniform in the cube, nats
     near: Tensor  # the same on points near the surface
-    commitment: Tensor
+    commitment: Tensor  # squared distance of the latents to their codes
 
 
 def tokenizer_loss(
@@ -25,8 +26,12 @@ def tokenizer_loss(
     near_weight: float,
     commitment_weight: float,
 ) -> TokenizerLoss:
-    """logits, inside (bool), is_near (bool) all (B, M). total = volume + near_weight near +
-    commitment_weight commitment."""
+    """Loss of `logits` (B, M) float against `inside` (B, M) bool.
+
+    `is_near` (B, M) bool marks the near-surface points. total = volume + near_weight near +
+    commitment_weight commitment, after TAR3D (arXiv 2412.16919, section 3.1); a term without points
+    is 0.
+    """
     bce = F.binary_cross_entropy_with_logits(logits.float(), inside.float(), reduction="none")
     near_share = is_near.float()
     near = (bce * near_share).sum() / near_share.sum().clamp_min(1)
@@ -37,8 +42,10 @@ def tokenizer_loss(
 
 @torch.no_grad()
 def intersection_over_union(logits: Tensor, inside: Tensor, chosen: Tensor) -> Tensor:
-    """IoU (B,) of {logit > 0} and `inside` over the `chosen` (B, M) points; 1 where both are
-    empty."""
+    """IoU (B,) of {logit > 0} and `inside` over the `chosen` points, all (B, M).
+
+    It is 1 where neither holds a chosen point.
+    """
     predicted = (logits > 0) & chosen
     true = inside & chosen
     union = (predicted | true).sum(-1)

@@ -1,14 +1,19 @@
-"""The 3D VQ-VAE: surface points -> tokens -> triplane -> occupancy. The folder's only face.
+"""The 3D VQ-VAE (TAR3D, arXiv 2412.16919, section 3.1): surface points -> tokens -> occupancy.
+
+The only module of the folder that other code needs:
 
     latents = model.encode(surface)          (B, 3, R, R, K)
     tokens  = model.tokenize(surface)        Tokens (B, T), GPT order
     plane   = model.decode(tokens)           Triplane (B, 3, C, S, S)
     logits  = model.query(plane, points)     (B, M), positive inside
 
-It never sees a file, marching cubes or an optimizer. TAR3D, arXiv 2412.16919, section 3.1.
+It never sees a file, marching cubes or an optimizer. `ENCODERS` and `QUANTIZERS` are the tables of
+its exchangeable parts.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,18 +23,53 @@ from tar3d.contracts import Tokens, Triplane
 from tar3d.token_order import to_planes, to_sequence
 from tar3d.tokenizer.blocks import linear_flops
 from tar3d.tokenizer.decoder import OccupancyHead, TriplaneDecoder
-from tar3d.tokenizer.encoder import build_encoder
-from tar3d.tokenizer.quantize import Quantizer, normalize
+from tar3d.tokenizer.ema_quantizer import EMAQuantizer
+from tar3d.tokenizer.encoder import CrossAttentionEncoder, PlanePoolEncoder, SurfaceEncoder
+from tar3d.tokenizer.quantizer import Quantizer
+
+# Names in a config (tokenizer.encoder, tokenizer.quantizer) -> classes, built from the config.
+ENCODERS: dict[str, Callable[[TokenizerConfig], SurfaceEncoder]] = {
+    "cross_attention": CrossAttentionEncoder,
+    "plane_pool": PlanePoolEncoder,
+}
+QUANTIZERS: dict[str, Callable[[TokenizerConfig], Quantizer]] = {"ema": EMAQuantizer}
+
+
+Part = TypeVar("Part")
 
 
 @dataclass
 class TokenizerOutput:
+    """Result of a training pass."""
+
     logits: Tensor  # (B, M)
     commitment: Tensor  # scalar, zero in the autoencoder stage
     ids: Tensor | None  # (B, 3, R, R), None in the autoencoder stage
 
 
+def build_part(
+    key: str,
+    name: str,
+    table: dict[str, Callable[[TokenizerConfig], Part]],
+    config: TokenizerConfig,
+) -> Part:
+    """The part that `name`, the value of the config's `key`, stands for.
+
+    Raises ValueError for a name that is not in `table`.
+    """
+    if name not in table:
+        raise ValueError(f"tokenizer.{key} is {name!r}, allowed are {', '.join(table)}")
+    return table[name](config)
+
+
+def build_encoder(config: TokenizerConfig) -> SurfaceEncoder:
+    """The encoder that the config names."""
+    return build_part("encoder", config.encoder, ENCODERS, config)
+
+
 class VQVAE(nn.Module):
+    """Encoder, quantizer and decoder of shapes, as one module."""
+
     adamw_parameters = ("to_code",)  # 768 -> 8 is a projection to coordinates, not a hidden matrix
 
     def __init__(self, config: TokenizerConfig) -> None:
@@ -37,37 +77,46 @@ class VQVAE(nn.Module):
         self.config = config
         self.encoder = build_encoder(config)
         self.to_code = nn.Linear(config.width, config.code_dim)
-        self.quantizer = Quantizer(config.codebook_size, config.code_dim)
+        self.quantizer = build_part("quantizer", config.quantizer, QUANTIZERS, config)
         self.decoder = TriplaneDecoder(config)
         self.occupancy = OccupancyHead(config)
 
     def encode(self, surface: Tensor) -> Tensor:
-        """(B, N, 6) points in [-1, 1]^3 with unit normals, of any float dtype -> (B, 3, R, R, K)
-        unit latents, not yet quantized."""
-        return normalize(self.to_code(self.encoder(surface.float())))
+        """Points in [-1, 1]^3 with unit normals (B, N, 6) -> latents (B, 3, R, R, K).
+
+        Any float dtype is taken. Latents are in the space of the codes, not yet quantized.
+        """
+        return self.quantizer.project(self.to_code(self.encoder(surface.float())))
 
     @torch.inference_mode()
     def tokenize(self, surface: Tensor) -> Tokens:
+        """Surface points (B, N, 6) -> tokens (B, T), in the order in which a GPT reads them."""
         latents = self.encode(surface)
         ids = self.quantizer.nearest(latents.reshape(-1, self.config.code_dim))
         return Tokens(to_sequence(ids.view(latents.shape[:-1])))
 
     def decode(self, tokens: Tokens) -> Triplane:
+        """Tokens (B, T) -> planes (B, 3, C, S, S).
+
+        Raises ValueError for another number of tokens, or ids outside the codebook.
+        """
         if tokens.ids.shape[1] != self.config.num_tokens:
             raise ValueError(
-                f"this tokenizer decodes {self.config.num_tokens} tokens (R = {self.config.grid_size}), "
-                f"got {tokens.ids.shape[1]}"
+                f"this tokenizer decodes {self.config.num_tokens} tokens "
+                f"(R = {self.config.grid_size}), got {tokens.ids.shape[1]}"
             )
         codes = self.quantizer.lookup(to_planes(tokens.ids, self.config.grid_size))
         return Triplane(self.decoder(codes))
 
     def query(self, triplane: Triplane, points: Tensor) -> Tensor:
-        """Points (B, M, 3) in [-1, 1]^3 -> (B, M) logits of being inside."""
+        """Points (B, M, 3) in [-1, 1]^3 -> logits (B, M), positive inside."""
         return self.occupancy(triplane.planes, points)
 
     def forward(self, surface: Tensor, points: Tensor, quantize: bool) -> TokenizerOutput:
-        """The training pass. `quantize=False` is the autoencoder stage: latents go to the decoder
-        as they are."""
+        """Training pass of `surface` (B, N, 6) with query `points` (B, M, 3).
+
+        Without `quantize`, the autoencoder stage, latents go to the decoder as they are.
+        """
         latents = self.encode(surface)
         if quantize:
             quantized = self.quantizer(latents)
@@ -77,16 +126,17 @@ class VQVAE(nn.Module):
         return TokenizerOutput(self.occupancy(self.decoder(codes), points), commitment, ids)
 
     def flops(self, surface_points: int, query_points: int) -> int:
-        """Operations of `forward` with the codebook, for one shape: matrix products, convolutions
-        and attention, a multiply-add counted as two. Forward and backward together are three times
-        as many, to within the comparison with the codebook (0.2 % at the paper's size), which has
-        no backward."""
-        T, K = self.config.num_tokens, self.config.code_dim
-        comparison = 2 * T * self.config.codebook_size * K
+        """Operations of `forward` with the codebook for one shape, a multiply-add counted as two.
+
+        Matrix products, convolutions and attention count. Forward and backward together are three
+        times as many, to within the comparison with the codebook (0.2 % at the paper's size), which
+        has no backward.
+        """
+        T = self.config.num_tokens
         return (
             self.encoder.flops(surface_points)
             + linear_flops(self.to_code, T)
-            + comparison
+            + self.quantizer.flops(T)
             + self.decoder.flops()
             + self.occupancy.flops(query_points)
         )

@@ -11,10 +11,11 @@ from tar3d.config import EvalProtocol
 from tar3d.contracts import Mesh
 from tar3d.mesh.load import normalize
 from tar3d.metrics.geometry import (
-    FORMULAS,
     compare_meshes,
     compare_points,
     describe,
+    floor_scores,
+    geometry_formulas,
     in_frame,
     is_closed,
     label_iou,
@@ -25,6 +26,7 @@ from tar3d.metrics.geometry import (
     transformed,
     volume_iou,
 )
+from tar3d.metrics.registry import find_metric
 
 SMALL = EvalProtocol(points=2000, iou_points=4000, near_points=4000)
 TAU = (0.02, 0.1)
@@ -309,13 +311,13 @@ def test_the_protocol_states_frame_unit_count_seed_and_every_formula():
         "12,345",
         "seed         7",
         "0.01, 0.02, 0.05",
-        *FORMULAS.values(),
+        *geometry_formulas().values(),
     ):
         assert word in text
 
 
-def test_every_score_has_a_formula():
-    measured = compare_meshes(ball(), box(), SMALL).keys()
-    for name in measured - {"pred_closed", "truth_closed"}:
-        plain = name.removeprefix("floor_").removeprefix("surface_").split("@")[0]
-        assert plain in {formula.split("@")[0] for formula in FORMULAS}, name
+def test_every_score_is_described_and_has_a_direction():
+    measured = compare_meshes(ball(), box(), SMALL) | floor_scores(box(), SMALL)
+    for name in measured.keys() - {"pred_closed", "truth_closed"}:
+        assert find_metric(name).describe() in geometry_formulas().values(), name
+        assert find_metric(f"aligned_{name.removeprefix('floor_')}") is find_metric(name)

@@ -165,10 +165,10 @@ def test_kid_is_computed_in_parts_and_averages_to_nothing_on_equal_sets(monkeypa
 def test_too_few_or_unusable_features_are_refused():
     x = np.zeros((5, 5))
     with pytest.raises(
-        ValueError, match="FID over 5 features needs at least 6 pictures in each set, got 5 and 9"
+        ValueError, match="FID over 5 features needs at least 6 images in each set, got 5 and 9"
     ):
         fid(x, np.zeros((9, 5)))
-    with pytest.raises(ValueError, match="KID needs at least 2 pictures in each set, got 1 and 5"):
+    with pytest.raises(ValueError, match="KID needs at least 2 images in each set, got 1 and 5"):
         kid(x[:1], x)
     with pytest.raises(ValueError, match=r"must be \(N, E\)"):
         kid(x, np.zeros((5, 4)))

@@ -12,7 +12,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from tiny_networks import lpips_weights, save_tiny_clip
 
-from tar3d.metrics.perceptual import LPIPS, STACKS, Clip, cosine, crop_to, load_lpips
+from tar3d.metrics.clip import Clip
+from tar3d.metrics.lpips import LPIPS, STACKS, load_lpips
+from tar3d.metrics.perceptual import cosine, crop_to
 
 CPU = torch.device("cpu")
 

@@ -21,7 +21,7 @@ def test_scores_equal_plain_loops():
     between = np.array([[chamfer(g, r) for r in reference] for g in generated])
     everything, right = [*generated, *reference], 0
     for i, cloud in enumerate(everything):
-        distance, nearest = min(
+        _, nearest = min(
             (chamfer(cloud, other), j) for j, other in enumerate(everything) if j != i
         )
         right += (nearest < 5) == (i < 5)

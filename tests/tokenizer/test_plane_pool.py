@@ -6,7 +6,8 @@ import torch
 
 from benchmarks.tokenize import PlainPlanePoolEncoder
 from tar3d.config import TokenizerConfig
-from tar3d.tokenizer.encoder import PlaneCells, PlanePoolEncoder, plane_cells
+from tar3d.tokenizer.encoder import PlanePoolEncoder
+from tar3d.tokenizer.planes import PlaneCells, plane_cells
 
 CONFIG = TokenizerConfig(
     grid_size=4,

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tar3d.contracts import PLANES
-from tar3d.tokenizer.encoder import plane_cells, sample_by_gathering, sample_planes
+from tar3d.tokenizer.planes import plane_cells, sample_by_gathering, sample_planes
 
 AXES = {"x": 0, "y": 1, "z": 2}
 

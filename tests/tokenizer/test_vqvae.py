@@ -165,7 +165,9 @@ def test_it_overfits_one_shape_through_its_codebook():
     steps, first_codebook_step = 300, 100
     for step in range(steps):
         if step == first_codebook_step:
-            model.quantizer.start_from(model.encode(surface).detach().flatten(0, -2), revival)
+            model.quantizer.init_from_latents(
+                model.encode(surface).detach().flatten(0, -2), revival
+            )
         points = rng.uniform(-1, 1, (1, 1024, 3)).astype(np.float32)
         inside = torch.from_numpy(solid(points))
         output = model(surface, torch.from_numpy(points), quantize=step >= first_codebook_step)

@@ -7,13 +7,15 @@ import threading
 import pytest
 import torch
 
-from tar3d.tokenizer import quantize
-from tar3d.tokenizer.quantize import EMA_DECAY, Quantizer, codebook_usage, normalize
+from tar3d.config import TokenizerConfig
+from tar3d.tokenizer import ema_quantizer
+from tar3d.tokenizer.ema_quantizer import EMA_DECAY, EMAQuantizer, normalize
+from tar3d.tokenizer.quantizer import codebook_usage
 
 
-def quantizer(codes: int = 32, dim: int = 4) -> Quantizer:
+def quantizer(codes: int = 32, dim: int = 4) -> EMAQuantizer:
     torch.manual_seed(0)
-    return Quantizer(codes, dim)
+    return EMAQuantizer(TokenizerConfig(codebook_size=codes, code_dim=dim))
 
 
 def latents(*shape: int, seed: int = 1) -> torch.Tensor:
@@ -24,11 +26,11 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def state(q: Quantizer) -> list[torch.Tensor]:
+def state(q: EMAQuantizer) -> list[torch.Tensor]:
     return [q.codebook.clone(), q.ema_count.clone(), q.ema_sum.clone()]
 
 
-def unmoved(q: Quantizer, before: list[torch.Tensor]) -> bool:
+def unmoved(q: EMAQuantizer, before: list[torch.Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(state(q), before, strict=True))
 
 
@@ -45,7 +47,7 @@ def test_codes_are_the_nearest_in_cosine(monkeypatch):
     similarity = normalize(z) @ q.codebook.T
     expected = torch.tensor([max(range(32), key=row.__getitem__) for row in similarity])
     assert torch.equal(q(z).ids, expected)
-    monkeypatch.setattr(quantize, "CHUNK", 7)
+    monkeypatch.setattr(ema_quantizer, "CHUNK", 7)
     assert torch.equal(q(z).ids, expected)
 
 
@@ -73,7 +75,7 @@ def test_eval_leaves_nothing_for_the_next_step():
 
 def test_a_step_moves_once_whatever_the_number_of_forwards(monkeypatch):
     monkeypatch.setattr(
-        quantize, "DEAD_BELOW", 0.0
+        ema_quantizer, "DEAD_BELOW", 0.0
     )  # what is revived depends on the draw, so nobody dies here
     z, whole, parts = latents(96, 4), quantizer(), quantizer()
     whole(z)
@@ -88,7 +90,7 @@ def test_a_step_moves_once_whatever_the_number_of_forwards(monkeypatch):
 
 
 def test_a_step_is_the_moving_average(monkeypatch):
-    monkeypatch.setattr(quantize, "DEAD_BELOW", 0.0)
+    monkeypatch.setattr(ema_quantizer, "DEAD_BELOW", 0.0)
     q, z = quantizer(), normalize(latents(200, 4))
     before = state(q)
     ids = q(z).ids
@@ -105,7 +107,7 @@ def test_a_step_is_the_moving_average(monkeypatch):
 @pytest.mark.parametrize("candidates", [1, 5, 256])
 def test_processes_that_share_a_batch_get_the_codebook_of_one(monkeypatch, candidates):
     """Revived codes too: each process knows the candidates of all, in the order of the batch."""
-    monkeypatch.setattr(quantize, "CANDIDATES", candidates)
+    monkeypatch.setattr(ema_quantizer, "CANDIDATES", candidates)
     z = normalize(latents(1, 4)).expand(6 * 16, 4) + 0.01 * latents(
         6 * 16, 4, seed=2
     )  # most codes are dead
@@ -207,7 +209,7 @@ def test_commitment_pulls_latents_to_their_codes_and_leaves_the_codebook_alone()
     assert not q.codebook.requires_grad and not list(q.parameters())
 
 
-def error(q: Quantizer, z: torch.Tensor) -> float:
+def error(q: EMAQuantizer, z: torch.Tensor) -> float:
     return (z - q.codebook[q.nearest(z)]).square().sum(-1).mean().item()
 
 
@@ -217,9 +219,9 @@ def test_kmeans_start_improves_the_quantization_error():
         normalize(latents(40, 4)[:, None] + 0.05 * latents(40, 30, 4, seed=2)).reshape(-1, 4),
     )
     at_random = error(q, z)
-    q.start_from(z, generator(), iterations=1)
+    q.init_from_latents(z, generator(), iterations=1)
     once = error(q, z)
-    q.start_from(z, generator())
+    q.init_from_latents(z, generator())
     assert error(q, z) < once < 0.5 * at_random
     assert torch.allclose(q.codebook.norm(dim=-1), torch.ones(32), atol=1e-5)
     assert torch.allclose(q.ema_sum, q.codebook * q.ema_count[:, None])
@@ -228,13 +230,13 @@ def test_kmeans_start_improves_the_quantization_error():
 
 def test_kmeans_fills_codes_that_nothing_is_near():
     q, z = quantizer(8), normalize(torch.cat([latents(1, 4).expand(60, 4), latents(10, 4, seed=2)]))
-    q.start_from(z, generator(), iterations=5)
+    q.init_from_latents(z, generator(), iterations=5)
     assert torch.isfinite(q.codebook).all() and (q.ema_count > 0).all()
 
 
 def test_kmeans_refuses_too_few_latents():
     with pytest.raises(ValueError, match="at least 32 latents .* got 31"):
-        quantizer().start_from(latents(31, 4), generator())
+        quantizer().init_from_latents(latents(31, 4), generator())
 
 
 def test_usage_and_perplexity_by_hand():

@@ -1,47 +1,54 @@
-"""Vector quantizer: latents -> code ids -> codes on the unit sphere, with straight-through
-gradients.
+"""Vector quantizer with codes on the unit sphere and a codebook of moving averages.
 
-The codebook is moved by exponential moving averages (van den Oord et al., arXiv 1711.00937,
-appendix A.1) and only by `step()`, which the training loop calls once per optimizer step: `forward`
-collects statistics, `eval()` collects none. So the codebook cannot move in validation, and gradient
-accumulation counts once. All arithmetic is float32, also under autocast.
+The codebook follows exponential moving averages (van den Oord et al., arXiv 1711.00937, appendix
+A.1) and moves only in `step`, which the training loop calls once per optimizer step: `forward`
+collects statistics in training mode and none after `eval()`. So the codebook cannot move in
+validation, and gradient accumulation counts once. All arithmetic is float32, also under autocast.
 
 Letters: L any number of latents, V codebook size, K code width.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from tar3d.config import TokenizerConfig
+from tar3d.tokenizer.quantizer import Quantized, Quantizer
 
 EMA_DECAY = 0.99
 # a code is dead when its averaged count falls below this share of an evenly used code's
 DEAD_BELOW = 0.02
 CANDIDATES = 256  # latents kept of each shape and step, from which dead codes are revived
 CHUNK = 16_384  # latents compared with the codebook at a time: bounds the (L, V) similarity matrix
+KMEANS_ITERATIONS = 20
 
 
-@dataclass
-class Quantized:
-    codes: Tensor  # (..., K) unit vectors, straight-through
-    ids: Tensor  # (...) int64
-    commitment: Tensor  # scalar: mean squared distance of the latents to their fixed codes
+class EMAQuantizer(Quantizer):
+    """Nearest code by cosine. Unused codes are moved onto random latents (`step`)."""
 
+    ema_count: Tensor  # (V,)
+    ema_sum: Tensor  # (V, K)
 
-class Quantizer(nn.Module):
-    def __init__(self, codebook_size: int, code_dim: int) -> None:
-        super().__init__()
-        self.codebook_size, self.code_dim = codebook_size, code_dim
-        codes = F.normalize(torch.randn(codebook_size, code_dim), dim=-1)
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__(config.codebook_size, config.code_dim)
+        codes = F.normalize(torch.randn(self.codebook_size, self.code_dim), dim=-1)
         self.register_buffer("codebook", codes)  # (V, K), unit rows
-        self.register_buffer("ema_count", torch.ones(codebook_size))
+        self.register_buffer("ema_count", torch.ones(self.codebook_size))
         self.register_buffer("ema_sum", codes.clone())
         self._pending: list[tuple[Tensor, Tensor, Tensor]] = []
 
+    def project(self, latents: Tensor) -> Tensor:
+        """Latents (..., K) -> (..., K) unit vectors, float32."""
+        return normalize(latents)
+
     def forward(self, latents: Tensor) -> Quantized:
-        """(..., K) latents of any scale -> codes, ids and the commitment loss (Quantized)."""
+        """Latents (..., K) of any scale -> unit codes.
+
+        The commitment loss is the mean squared distance of the unit latents to their codes, which
+        count as fixed.
+        """
         with torch.autocast(latents.device.type, enabled=False):
             z = normalize(latents)
             flat = z.detach().reshape(-1, self.code_dim)
@@ -57,14 +64,8 @@ class Quantizer(nn.Module):
         with torch.autocast(flat.device.type, enabled=False):
             return torch.cat([(part @ self.codebook.T).argmax(-1) for part in flat.split(CHUNK)])
 
-    def lookup(self, ids: Tensor) -> Tensor:
-        """(...) int64 -> (..., K) codes; a ValueError when an id is outside the codebook."""
-        if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= self.codebook_size):
-            raise ValueError(
-                f"token ids {int(ids.min())}..{int(ids.max())} leave the codebook 0..{self.codebook_size - 1}: "
-                "the tokens come from another tokenizer"
-            )
-        return self.codebook[ids]
+    def flops(self, num_latents: int) -> int:
+        return 2 * num_latents * self.codebook_size * self.code_dim
 
     def _collect(self, z: Tensor, ids: Tensor) -> None:
         flat = z.reshape(-1, self.code_dim)
@@ -80,16 +81,16 @@ class Quantizer(nn.Module):
     def step(
         self, generator: torch.Generator, gather: Callable[[Tensor], Tensor] = lambda t: t
     ) -> int:
-        """Moves the codebook by what `forward` saw since the last call and revives dead codes;
-        returns how many.
+        """Moves the codebook, revives dead codes, and returns their number.
 
-        `gather` stacks a tensor of all W processes, (W, ...), or returns that of the only one as it
-        is; so the codebook does not depend on how many share a batch. A revived code also gets a
-        fresh count and sum, or its next average would drag it back to where it died.
+        The codebook follows what `forward` saw since the last call. Statistics of all processes are
+        added up, so the codebook does not depend on how many share a batch. A revived code also
+        gets a fresh count and sum, or its next average would drag it back to where it died. Raises
+        RuntimeError without a forward pass in training mode.
         """
         if not self._pending:
             raise RuntimeError(
-                "Quantizer.step() needs a forward pass in training mode since the last step"
+                "EMAQuantizer.step() needs a forward pass in training mode since the last step"
             )
         counts, totals, candidates = zip(*self._pending, strict=True)
         self._pending = []
@@ -110,19 +111,22 @@ class Quantizer(nn.Module):
             self.ema_sum[dead] = chosen * even
         return len(dead)
 
-    def forget(self) -> None:
-        """Drops what `forward` saw since the last `step`: of a training step that moved nothing."""
+    def discard_statistics(self) -> None:
         self._pending = []
 
     @torch.no_grad()
-    def start_from(self, latents: Tensor, generator: torch.Generator, iterations: int = 20) -> None:
-        """Spherical k-means over latents (L, K), L >= V: the codebook starts where the
-        autoencoder's latents are."""
+    def init_from_latents(
+        self, latents: Tensor, generator: torch.Generator, iterations: int = KMEANS_ITERATIONS
+    ) -> None:
+        """Starts the codebook at the centres of a spherical k-means over latents (L, K).
+
+        Raises ValueError for fewer latents than codes.
+        """
         flat = normalize(latents.float()).reshape(-1, self.code_dim)
         if len(flat) < self.codebook_size:
             raise ValueError(
-                f"k-means needs at least {self.codebook_size} latents (one per code), got {len(flat)}: "
-                "use more shapes or a smaller tokenizer.codebook_size"
+                f"k-means needs at least {self.codebook_size} latents (one per code), "
+                f"got {len(flat)}: use more shapes or a smaller tokenizer.codebook_size"
             )
         pick = torch.randperm(len(flat), generator=generator).to(flat.device)
         self.codebook.copy_(flat[pick[: self.codebook_size]])
@@ -144,12 +148,3 @@ class Quantizer(nn.Module):
 def normalize(x: Tensor) -> Tensor:
     """Unit vectors along the last axis, in float32."""
     return F.normalize(x.float(), dim=-1)
-
-
-@torch.no_grad()
-def codebook_usage(counts: Tensor) -> tuple[float, float]:
-    """Counts (V,) of assigned ids -> (share of codes used at least once, perplexity = exp of the
-    entropy)."""
-    p = counts.double() / counts.sum().clamp_min(1)
-    entropy = -(p * p.clamp_min(1e-12).log()).sum()
-    return float((counts > 0).double().mean()), float(entropy.exp())
