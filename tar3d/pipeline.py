@@ -81,10 +81,10 @@ class ConditionalGPT(torch.nn.Module):
     ) -> torch.Tensor:
         """NLL (B, T) in nats of tokens (B, T), each after those that the GPT has before it; no
         gradients."""
-        tokens = self.gpt.ordered(tokens)
+        tokens = self.gpt.to_model_order(tokens)
         with torch.no_grad():
             hidden = self.gpt.hidden(tokens[:, :-1], self.condition(source, len(tokens)), dropped)
-        return self.gpt.reordered(token_nll(hidden, self.gpt.head.weight, tokens))
+        return self.gpt.to_raster_order(token_nll(hidden, self.gpt.head.weight, tokens))
 
     def condition(self, source: Source, rows: int) -> Condition:
         """The prefixes of so many rows: of what they are told (`tar3d.condition.conditioner`), or

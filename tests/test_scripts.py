@@ -39,7 +39,7 @@ from tar3d.metrics.geometry import volume_iou
 from tar3d.optim.groups import Muon
 from tar3d.pipeline import ConditionalGPT, Pipeline, load_gpt, reconstruct
 from tar3d.runtime import start_fabric
-from tar3d.token_order import to_planes
+from tar3d.layouts.triplane import to_planes
 from tar3d.training.faults import NotFinite
 from tar3d.training.state import load_state, newest_state
 

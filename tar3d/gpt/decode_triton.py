@@ -37,7 +37,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tar3d.gpt.attention import NORM_EPS
+from tar3d.gpt.norm import NORM_EPS
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_HEAD_DIM = 128  # a state of 128 x 128 still fits the registers of one program
