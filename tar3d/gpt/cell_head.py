@@ -62,8 +62,5 @@ class CellHead(nn.Module):
         return CellHeadWeights(
             self.plane.weight,
             [pack(linear) for linear in self.before],
-            [
-                mlp.pack(norm.weight, pack)
-                for norm, mlp in zip(self.norms, self.mlps, strict=True)
-            ],
+            [mlp.pack(norm.weight, pack) for norm, mlp in zip(self.norms, self.mlps, strict=True)],
         )

@@ -293,7 +293,9 @@ class Engine:
         b, n = self.buffers, self.config.tokens_per_step
         tokens = b.ids.index_select(1, b.step * n + self._offsets)  # (B, n)
         after = b.step + 1
-        added = None if self._position_table is None else self._position_table.index_select(0, b.step)
+        added = (
+            None if self._position_table is None else self._position_table.index_select(0, b.step)
+        )
         if b.hints is not None:
             hint = b.hints.index_select(1, after)[:, 0]
             added = hint if added is None else added + hint

@@ -104,9 +104,7 @@ class AttentionLayer(nn.Module):
         """(B, S, D) -> (B, S, D), whole rows."""
         raise NotImplementedError
 
-    def prefill(
-        self, x: Tensor, rotary: Rotary, rows: RowLengths
-    ) -> tuple[Tensor, LayerCache]:
+    def prefill(self, x: Tensor, rotary: Rotary, rows: RowLengths) -> tuple[Tensor, LayerCache]:
         """`forward`, and the cache that the rows leave."""
         raise NotImplementedError
 
