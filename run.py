@@ -34,7 +34,7 @@ from tar3d.condition.image import ImageError, list_images, load_image, preproces
 from tar3d.conditional_gpt import ANY
 from tar3d.config import GPT_TYPES, SamplingConfig
 from tar3d.data.formats.token_file import FOLDER, SUFFIX
-from tar3d.gpt.engine import BACKENDS
+from tar3d.gpt.packed import BACKENDS
 from tar3d.io import write_json
 from tar3d.mesh.export import FORMATS, save_mesh
 from tar3d.mesh.render import contact_sheet, picture, save_turntable, text_picture

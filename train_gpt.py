@@ -44,13 +44,13 @@ from tar3d.data.datasets.tokens import TokenDataset
 from tar3d.data.defaults import DEFAULT_FOLDER, default_data
 from tar3d.data.formats.views import mesh_pictures
 from tar3d.data.tokens.make_tokens import TokenMaker, encoders_of, told_of
+from tar3d.gpt.code_predictor import PREDICTOR_PARAMETERS
 from tar3d.gpt.evaluate import condition_nll, of_others
 from tar3d.gpt.loss import cross_entropy
-from tar3d.gpt.model import PREDICTOR_PARAMETERS
+from tar3d.layouts.triplane import NUM_PLANES, to_planes
 from tar3d.mesh.render import contact_sheet, picture
 from tar3d.pipeline import Pipeline
 from tar3d.runtime import positive_int, start_fabric, uncompiled
-from tar3d.token_order import NUM_PLANES, to_planes
 from tar3d.training.dry_run import dry_run
 from tar3d.training.faults import report
 from tar3d.training.run import Run, prepare_folder
@@ -276,10 +276,11 @@ class GPTObjective(torch.nn.Module):
         T) from `inputs` (B, T - 1); "code_distance": 1 - cosine of the predicted codes to the true codes, over all
         rows."""
         condition, gpt, B = self.model.condition(source, len(tokens)), self.model.gpt, len(inputs)
-        tokens, inputs, losses = gpt.ordered(tokens), gpt.ordered(inputs), {}
+        inputs = torch.cat([inputs, tokens[:B, -1:]], dim=1)  # whole, to be ordered, then cut
+        tokens, losses = gpt.to_model_order(tokens), {}
         if self.stage != "code_predictor":
             hidden = gpt.hidden(
-                inputs,
+                gpt.to_model_order(inputs)[:, :-1],
                 Condition(condition.embeddings[:B], condition.mask[:B], condition.full),
                 dropped,
             )
@@ -593,7 +594,7 @@ def validate_code_predictor(
     by itself where there is more than one; and of another shape's condition, "shuffled"."""
     model, right, wrong = objective.model.eval(), {}, []
     with fabric.autocast():
-        tokens = model.gpt.ordered(rows["tokens"].to(fabric.device))
+        tokens = model.gpt.to_model_order(rows["tokens"].to(fabric.device))
         for kind in model.conditioner.kinds:
             told = {kind: rows["source"][kind].to(fabric.device)}
             right[kind] = float(objective.code_distance(model.condition(told, len(tokens)), tokens))

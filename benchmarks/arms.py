@@ -18,7 +18,7 @@ from benchmarks.studies import ARMS, CONFIG, MODEL, STUDIES, TOKENIZER_CONFIG
 from benchmarks.train import step_of
 from tar3d import config as configuration
 from tar3d.config import TokenizerConfig, VQVAEConfig
-from tar3d.gpt.model import PREDICTOR_PARAMETERS
+from tar3d.gpt.code_predictor import PREDICTOR_PARAMETERS
 
 if TYPE_CHECKING:
     import torch

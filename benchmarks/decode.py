@@ -31,9 +31,11 @@ from benchmarks.measure import Case, Work
 from tar3d import config as configuration
 from tar3d.config import GPTRunConfig, SamplingConfig, VQVAEConfig, gpt_config
 from tar3d.contracts import Condition
-from tar3d.gpt.attention import FullAttention, KVCache, StateCache
-from tar3d.gpt.engine import BACKENDS, Engine
+from tar3d.gpt.engine import Engine
+from tar3d.gpt.layers.full import FullAttention, KVCache
+from tar3d.gpt.layers.linear import StateCache
 from tar3d.gpt.model import GPT, Cache
+from tar3d.gpt.packed import BACKENDS
 from tar3d.gpt.sampling import guide, sample, uniform_draws
 
 SAMPLING = SamplingConfig(cfg_scale=3.0)
@@ -108,7 +110,7 @@ def from_position(engine: Engine, name: str, batch: int, position: int | None) -
     b = engine.buffers
     b.ids.random_(config.codebook_size)
     b.draws.uniform_()
-    for tensor in (t for memory in b.memories for t in memory):
+    for tensor in (t for cache in b.caches for t in cache):
         tensor.normal_()
     if b.hints is not None:
         b.hints.normal_()
@@ -279,8 +281,8 @@ def step_cost(gpt: GPT, dtype: torch.dtype, rows: int, filled: float) -> tuple[f
 def memory_bytes(engine: Engine) -> dict[str, int]:
     """What the engine's layers remember: two tensors of keys and values, or one state."""
     sizes = {"kv_bytes": 0, "state_bytes": 0}
-    for memory in engine.buffers.memories:
-        sizes["kv_bytes" if len(memory) == 2 else "state_bytes"] += sum(t.nbytes for t in memory)
+    for cache in engine.buffers.caches:
+        sizes["kv_bytes" if len(cache) == 2 else "state_bytes"] += sum(t.nbytes for t in cache)
     return sizes
 
 

@@ -73,10 +73,10 @@ class ConditionalGPT(torch.nn.Module):
         self, tokens: torch.Tensor, inputs: Source, dropped: torch.Tensor
     ) -> torch.Tensor:
         """NLL (B, T) in nats of tokens (B, T), each given those before it; without gradients."""
-        tokens = self.gpt.ordered(tokens)
+        tokens = self.gpt.to_model_order(tokens)
         with torch.no_grad():
             hidden = self.gpt.hidden(tokens[:, :-1], self.condition(inputs, len(tokens)), dropped)
-        return self.gpt.reordered(token_nll(hidden, self.gpt.head.weight, tokens))
+        return self.gpt.to_raster_order(token_nll(hidden, self.gpt.head.weight, tokens))
 
     def condition(self, inputs: Source, rows: int) -> Condition:
         """The prefixes encoded from `inputs`, or without any the null prefix in each of `rows`."""

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from tar3d.layouts import build_layout
 from tar3d.paths import find_local
 from tar3d.upgrade import upgrade_config, upgrade_override
 
@@ -288,10 +289,11 @@ class GPTConfig:
     condition_width: int = 768  # E
     # probability that a training row sees the learned null prefix (guidance)
     condition_dropout: float = 0.1
+    layout: str = "triplane"  # what a sequence is made of: tar3d/layouts
     layer_pattern: str = "LLLF"  # repeated over depth: L linear attention, F full attention
     # or 3: the layers see the three plane tokens of a cell as one position
     tokens_per_step: int = 1
-    # or "planes", one plane after the other, for comparison: tar3d/token_order.py
+    # or "planes", one plane after the other, for comparison: tar3d/layouts/triplane.py
     token_order: str = "cells"
     rope: str = "rotation"  # or, for comparison, "paper_sum" or "sequence": tar3d/gpt/rope.py
     # how the prefix is rotated; or "zero", as in TAR3D, for comparison
@@ -311,26 +313,17 @@ class GPTConfig:
     attention_backend: str = "auto"
     chunk_size: int = 64  # of the chunked form
     # or, for comparison, "gated" or "delta", whose decay depends on the data:
-    # tar3d/gpt/attention.py
+    # tar3d/gpt/layers
     linear_attention: str = "lightning"
     # sigmoid output gate of the linear layers: one more width x width matrix in each
     linear_gate: bool = True
 
     def __post_init__(self) -> None:
-        _one_of("gpt.token_order", self.token_order, ("cells", "planes"))
-        _require(
-            self.token_order == "cells" or self.tokens_per_step == 1,
-            f"gpt.token_order is {self.token_order}, but with gpt.tokens_per_step {self.tokens_per_step} a step is a cell: "
-            "write gpt.token_order=cells, or gpt.tokens_per_step=1",
-        )
+        build_layout(self)  # raises for options that the layout does not have
         _one_of("gpt.rope", self.rope, ("rotation", "paper_sum", "sequence"))
         _one_of("gpt.prefix_rope", self.prefix_rope, ("identity", "zero"))
-        _one_of("gpt.linear_attention", self.linear_attention, ("lightning", "gated", "delta"))
-        _require(
-            self.linear_attention == "lightning" or self.linear_backend != "lightning_attn",
-            "gpt.linear_backend is lightning_attn, which computes lightning attention alone, but gpt.linear_attention is "
-            f"{self.linear_attention}: write gpt.linear_backend=auto",
-        )
+        # Which names there are is known where their table is: tar3d/gpt/layers.
+        _require(self.linear_attention != "", "gpt.linear_attention must name a layer, got ''")
         _one_of(
             "gpt.linear_backend",
             self.linear_backend,
@@ -362,11 +355,6 @@ class GPTConfig:
             f"gpt.width {self.width} is not divisible by num_heads {self.num_heads}",
         )
         _require(
-            self.tokens_per_step in (1, 3),
-            f"gpt.tokens_per_step is {self.tokens_per_step}, allowed are 1 and 3: "
-            "a token, or the three plane tokens of a cell",
-        )
-        _require(
             len(self.layer_pattern) > 0 and set(self.layer_pattern) <= {"L", "F"},
             f"gpt.layer_pattern may hold L and F only, got {self.layer_pattern!r}",
         )
@@ -385,12 +373,12 @@ class GPTConfig:
 
     @property
     def num_tokens(self) -> int:
-        return 3 * self.grid_size**2
+        return build_layout(self).num_tokens
 
     @property
     def num_steps(self) -> int:
         """Positions that the layers see after the prefix."""
-        return self.num_tokens // self.tokens_per_step
+        return build_layout(self).num_steps
 
 
 CONDITIONS = ("image", "text")

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tar3d.layouts import layout_class
+
 if TYPE_CHECKING:
     import torch
 
@@ -108,20 +110,20 @@ class ShapeSamples:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Code `ids` (B, T) int64 in GPT order (`tar3d.token_order`), T = 3 R^2."""
+    """Code `ids` (B, T) int64 in the file order of their `layout` (`tar3d.layouts`).
+
+    T must be a length that the layout has: 3 R^2 for "triplane".
+    """
 
     ids: torch.Tensor
+    layout: str = "triplane"
 
     def __post_init__(self) -> None:
         _check(self.ids.ndim == 2, f"token ids must be (B, T), got {tuple(self.ids.shape)}")
         _check(
             str(self.ids.dtype) == "torch.int64", f"token ids must be int64, got {self.ids.dtype}"
         )
-        grid = round((self.ids.shape[1] / 3) ** 0.5)
-        _check(
-            3 * grid * grid == self.ids.shape[1] and grid > 0,
-            f"{self.ids.shape[1]} tokens are not 3 R^2 for any R",
-        )
+        layout_class(self.layout, "the layout of tokens").check_length(self.ids.shape[1])
 
 
 @dataclass(frozen=True)

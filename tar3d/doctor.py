@@ -184,7 +184,7 @@ def decodes_what_it_predicts(model: ConditionalGPT, backend: str) -> bool:
     except ValueError as e:
         print(f"  decoding={backend}: no ({e})")
         return True
-    ids = gpt.ordered(
+    ids = gpt.to_model_order(
         generate(gpt, condition, SamplingConfig(temperature=0.0), [0], engine=engine).ids
     )
     logits = gpt(ids[:, :-1], condition)

@@ -32,6 +32,7 @@ from tar3d.contracts import Mesh
 from tar3d.data.formats.dataset_folder import read_splits
 from tar3d.data.formats.token_file import TokenFiles
 from tar3d.data.tokens.make_tokens import TokenMaker, encoders_of, told_of
+from tar3d.layouts.triplane import to_planes
 from tar3d.mesh.load import load_mesh
 from tar3d.mesh.point_cloud import load_points
 from tar3d.mesh.point_normals import estimate_normals
@@ -40,7 +41,6 @@ from tar3d.metrics.geometry import volume_iou
 from tar3d.optim.groups import Muon
 from tar3d.pipeline import Pipeline, reconstruct
 from tar3d.runtime import start_fabric
-from tar3d.token_order import to_planes
 from tar3d.training.faults import NotFinite
 from tar3d.training.state import load_state, newest_state
 

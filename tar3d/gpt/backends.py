@@ -133,6 +133,14 @@ class LinearBackend:
 class GatedBackend(LinearBackend):
     """The same for the forms of tar3d/gpt/gated_attention.py."""
 
+    def __init__(self, name: str, head_dim: int, chunk_size: int) -> None:
+        if name == "lightning_attn":
+            raise ValueError(
+                "gpt.linear_backend is lightning_attn, which computes lightning attention alone, "
+                "but the linear layers read their decay from the data: write gpt.linear_backend=auto"
+            )
+        super().__init__(name, head_dim, chunk_size)
+
     def __call__(
         self,
         q: Tensor,

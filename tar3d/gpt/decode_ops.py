@@ -2,8 +2,6 @@
 
     norm_linear, linear_attend or full_attend, linear_add, norm_swiglu, linear_add        is a layer
 
-`gated_attend` stands in linear_attend's place where the decay depends on the data.
-
 They read nothing back to the host and change caches in place, so that a CUDA graph can hold them;
 `decode_triton` has the same five as one kernel each. Activations between operations are in the
 weights' dtype, the residual stream and all that is computed inside are float32.
@@ -15,12 +13,17 @@ cache.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tar3d.gpt.attention import NORM_EPS, head_gates, unit_silu
+from tar3d.gpt.norm import NORM_EPS
 from tar3d.gpt.rope import rotate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # In oneDNN's blocked layout a matrix is read at the memory's speed for a few rows, which the BLAS
 # behind F.linear misses by half or more on a CPU. Below this size the call itself costs more.
@@ -43,7 +46,7 @@ def pack(weight: Tensor) -> Tensor:
 
 def norm_linear(x: Tensor, gain: Tensor, weight: Tensor) -> Tensor:
     """RMS norm of x (B, D) float32 with `gain` (D,), times weight (N, D) -> (B, N)."""
-    return _linear((_normalise(x) * gain).to(weight.dtype), weight)
+    return _linear((normalise(x) * gain).to(weight.dtype), weight)
 
 
 def linear_add(x: Tensor, weight: Tensor, residual: Tensor) -> Tensor:
@@ -73,42 +76,13 @@ def linear_attend(
     d, d) float32, updated.
     """
     B, H, d, _ = state.shape
-    q, k = _rotated(F.silu, projected, cos, sin, qk_gain, H)
+    q, k = rotated(F.silu, projected, cos, sin, qk_gain, H)
     v = projected[:, 2 * H * d : 3 * H * d].view(B, H, 1, d).float()
     state.mul_(decay[:, None, None]).addcmul_(k[..., None], v)
-    o = _normalise(q[:, :, None] @ state) * o_gain  # (B, H, 1, d)
+    o = normalise(q[:, :, None] @ state) * o_gain  # (B, H, 1, d)
     o = o.reshape(B, H * d)
     if projected.shape[1] == 4 * H * d:
         o = o * torch.sigmoid(projected[:, 3 * H * d :].float())
-    return o.to(projected.dtype)
-
-
-def gated_attend(
-    projected: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    qk_gain: Tensor,
-    bias: Tensor,
-    log_rate: Tensor,
-    o_gain: Tensor,
-    delta: bool,
-    state: Tensor,
-) -> Tensor:
-    """Linear attention whose decay depends on the data, of one position: q, k, v, the gate if there
-    is one, and what tells heads to forget as `projected` (B, 3 D or 4 D, and H or with the delta
-    rule 2 H more) -> (B, D). bias and log_rate (H,); the rest as in `linear_attend`."""
-    B, H, d, _ = state.shape
-    q, k = _rotated(unit_silu if delta else F.silu, projected, cos, sin, qk_gain, H)
-    v = projected[:, 2 * H * d : 3 * H * d].view(B, H, 1, d).float()
-    gates = projected.shape[1] % (H * d)
-    log_decay, beta = head_gates(projected[:, -gates:], bias, log_rate)
-    state.mul_(log_decay.exp()[..., None, None])
-    if beta is not None:
-        v = (v - k[:, :, None] @ state) * beta[..., None, None]
-    state.addcmul_(k[..., None], v)
-    o = (_normalise(q[:, :, None] @ state) * o_gain).reshape(B, H * d)
-    if projected.shape[1] - gates == 4 * H * d:
-        o = o * torch.sigmoid(projected[:, 3 * H * d : -gates].float())
     return o.to(projected.dtype)
 
 
@@ -130,7 +104,7 @@ def full_attend(
     them hold something.
     """
     B, H, _, d = keys.shape
-    q, k = _rotated(None, projected, cos, sin, qk_gain, H)
+    q, k = rotated(None, projected, cos, sin, qk_gain, H)
     keys.index_copy_(2, slot, k[:, :, None].to(keys.dtype))
     values.index_copy_(2, slot, projected[:, 2 * H * d :].view(B, H, 1, d))
     o = F.scaled_dot_product_attention(
@@ -142,17 +116,22 @@ def full_attend(
     return o.reshape(B, H * d)
 
 
-def _normalise(x: Tensor) -> Tensor:
+def normalise(x: Tensor) -> Tensor:
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + NORM_EPS)
 
 
-def _rotated(
-    feature_map, projected: Tensor, cos: Tensor, sin: Tensor, qk_gain: Tensor, num_heads: int
+def rotated(
+    feature_map: Callable[[Tensor], Tensor] | None,
+    projected: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    qk_gain: Tensor,
+    num_heads: int,
 ) -> tuple[Tensor, Tensor]:
     """q and k (B, H, d) float32 out of `projected`: normalised, mapped and rotated."""
     d = qk_gain.shape[1]
     qk = projected[:, : 2 * num_heads * d].view(-1, 2, num_heads, d).float()
-    qk = _normalise(qk) * qk_gain[:, None]
+    qk = normalise(qk) * qk_gain[:, None]
     if feature_map is not None:
         qk = feature_map(qk)
     return rotate(qk, cos, sin).unbind(1)

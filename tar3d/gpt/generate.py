@@ -1,4 +1,4 @@
-"""Condition -> Tokens: exactly T = 3 R^2 tokens per row, never more."""
+"""Condition -> Tokens: all tokens of the GPT's layout for each row, never more."""
 
 from __future__ import annotations
 
@@ -50,6 +50,5 @@ def generate(
     ids = (engine or Engine(gpt)).run(
         condition, sampling, uniform_draws(seeds, gpt.config.num_tokens), codes, progress
     )
-    return Tokens(
-        gpt.reordered(ids).clone()
-    )  # a clone made out here is an ordinary tensor that training may use
+    # A clone made out here is an ordinary tensor that training may use.
+    return Tokens(gpt.to_raster_order(ids).clone(), gpt.layout.name)

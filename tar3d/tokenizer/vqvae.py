@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from tar3d.config import TokenizerConfig
 from tar3d.contracts import Tokens, Triplane
-from tar3d.token_order import to_planes, to_sequence
+from tar3d.layouts.triplane import to_planes, to_sequence
 from tar3d.tokenizer.blocks import linear_flops
 from tar3d.tokenizer.decoder import OccupancyHead, TriplaneDecoder
 from tar3d.tokenizer.ema_quantizer import EMAQuantizer

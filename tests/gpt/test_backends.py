@@ -18,8 +18,11 @@ import torch.nn.functional as F
 from tar3d.config import GPTConfig, load
 from tar3d.contracts import Condition
 from tar3d.gpt import backends, gated_attention
-from tar3d.gpt.attention import Extent, FullAttention, GatedLinearAttention, LinearAttention
 from tar3d.gpt.backends import FullBackend, GatedBackend, LinearBackend
+from tar3d.gpt.layers import LINEAR_ATTENTION
+from tar3d.gpt.layers.base import RowLengths
+from tar3d.gpt.layers.full import FullAttention
+from tar3d.gpt.layers.lightning import LightningAttention
 from tar3d.gpt.linear_attention import alibi_slopes, chunked, layer_slopes, reference
 from tar3d.gpt.model import GPT
 
@@ -310,14 +313,14 @@ def test_layers_ask_for_a_state_only_where_it_is_kept(anywhere):
         ("fla", ["fla"], ["fla"]),
         ("lightning_attn", ["lightning_attn"], []),
     ):
-        layer = LinearAttention(config(linear_backend=name), 0)
+        layer = LightningAttention(config(linear_backend=name), 0)
         layer(x, rotary).sum().backward()
         assert anywhere == of_forward
         anywhere.clear()
-        layer.prefill(x, rotary, Extent(None, room=1))
+        layer.prefill(x, rotary, RowLengths(None, 1))
         assert anywhere == of_prefill
         anywhere.clear()
-        layer.prefill(x, rotary, Extent(torch.tensor([9, 4]), room=1))
+        layer.prefill(x, rotary, RowLengths(torch.tensor([9, 4]), 1))
         assert anywhere == []
 
 
@@ -345,11 +348,11 @@ def test_every_gated_backend_has_one_meaning(packages, monkeypatch, rule, short)
             )
             assert max(errors.values()) < 1e-5, (name, errors)
         assert calls == ([rule, rule] if name == "fla" else [])
-    layer = GatedLinearAttention(config(linear_attention=rule, linear_backend="fla"), 0)
+    layer = LINEAR_ATTENTION[rule](config(linear_attention=rule, linear_backend="fla"), 0)
     rotary, calls[:] = (torch.ones(9, 32), torch.zeros(9, 32)), []
     x = torch.randn(2, 9, 64, generator=torch.Generator().manual_seed(0))
     layer(x, rotary).sum().backward()
-    layer.prefill(x, rotary, Extent(torch.tensor([9, 4]), room=1))
+    layer.prefill(x, rotary, RowLengths(torch.tensor([9, 4]), 1))
     assert calls == [rule, rule]
 
 
@@ -847,11 +850,11 @@ def test_a_full_layer_with_each_backend_on_a_gpu():
     x = torch.randn(2, 130, 128, generator=torch.Generator().manual_seed(0)).to(CUDA)
     rotary = (torch.ones(130, 64, device=CUDA), torch.zeros(130, 64, device=CUDA))
     torch.manual_seed(0)
-    plain = FullAttention(config(width=128)).to(CUDA)
+    plain = FullAttention(config(width=128), 0).to(CUDA)
     with torch.autocast("cuda", torch.bfloat16):
         expected = plain(x, rotary)
         for name in backends.FULL:
             if not backends._import_error(MODULES[name], backends.FULL[name].function):
-                layer = FullAttention(config(width=128, attention_backend=name)).to(CUDA)
+                layer = FullAttention(config(width=128, attention_backend=name), 0).to(CUDA)
                 layer.load_state_dict(plain.state_dict())
                 assert relative_error(layer(x, rotary), expected.double()) < 2e-2

@@ -345,10 +345,13 @@ def resources(compiled, folder: Path) -> dict[str, int]:
 def test_kernels_compile_for_hopper(kernels, monkeypatch, tmp_path, B, names):
     """GPT-L in bfloat16: they fit the registers and the shared memory, and weights go straight from
     memory to the sums."""
+    from tar3d.gpt import triton_attention, triton_inputs
+
     launches: list = []
     for name in ("_linear_kernel", "_linear_attend_kernel", "_attend_kernel", "_combine_kernel"):
-        monkeypatch.setattr(kernels, name, Recorder(getattr(kernels, name), launches))
-    monkeypatch.setattr(kernels, "_INTERPRETED", True)  # takes tensors that are not on a GPU
+        module = kernels if name == "_linear_kernel" else triton_attention
+        monkeypatch.setattr(module, name, Recorder(getattr(module, name), launches))
+    monkeypatch.setattr(triton_inputs, "INTERPRETED", True)  # takes tensors that are not on a GPU
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
 
     def make(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

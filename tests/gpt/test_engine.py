@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tar3d.config import GPTConfig, SamplingConfig
 from tar3d.contracts import Condition
-from tar3d.gpt.attention import KVCache
 from tar3d.gpt.engine import Engine
+from tar3d.gpt.layers.full import KVCache
 from tar3d.gpt.model import GPT
 from tar3d.gpt.sampling import guide, sample, uniform_draws
 
@@ -93,7 +93,7 @@ def _assert_same(gpt, condition, sampling, codes=None, backend="auto", engine=No
     )  # before them: those of a warm-up
     assert torch.equal(got, ids)
     slots = cache.layers[-1].filled if isinstance(cache.layers[-1], KVCache) else 0
-    for memory, layer in zip(engine.buffers.memories, cache.layers, strict=True):
+    for memory, layer in zip(engine.buffers.caches, cache.layers, strict=True):
         if isinstance(layer, KVCache):
             held = (
                 layer.valid[..., :slots, None]
@@ -185,7 +185,7 @@ def test_the_cache_is_a_quarter_of_full_attention():
         engine.prepare(2, SamplingConfig())
         return sum(
             m.numel()
-            for memory in engine.buffers.memories
+            for memory in engine.buffers.caches
             for m in memory
             if m.shape[2] == engine.capacity
         )
@@ -199,8 +199,8 @@ def test_dtype_is_that_of_autocast_or_of_the_weights_and_states_are_float32():
         engine = Engine(gpt)
         engine.run(_condition(RAGGED), SamplingConfig(), draws)
     assert engine.dtype == torch.bfloat16 and Engine(gpt).dtype == torch.float32
-    for block, memory in zip(engine._blocks, engine.buffers.memories, strict=True):
-        assert block.qkv.dtype == torch.bfloat16
+    for block, memory in zip(engine._blocks, engine.buffers.caches, strict=True):
+        assert block.weights.attention.o.dtype == torch.bfloat16
         assert {m.dtype for m in memory} == {torch.bfloat16 if len(memory) == 2 else torch.float32}
     assert torch.isfinite(engine.buffers.hidden).all()
 

@@ -4,14 +4,11 @@ from networks import draw_large_weights
 
 from tar3d.config import GPT_SIZES, GPTConfig, gpt_config
 from tar3d.contracts import Condition
-from tar3d.gpt.attention import (
-    GatedLinearAttention,
-    KVCache,
-    LinearAttention,
-    StateCache,
-    head_gates,
-)
-from tar3d.gpt.model import GPT, INIT_STD, mlp_width
+from tar3d.gpt.blocks import mlp_width
+from tar3d.gpt.layers.full import KVCache
+from tar3d.gpt.layers.gated import GatedAttention, head_gates
+from tar3d.gpt.layers.linear import LinearAttention, StateCache
+from tar3d.gpt.model import GPT, INIT_STD
 
 P, E, V, T = 6, 5, 11, 12  # R = 2
 KINDS = ["L", "F", "LLLF"]
@@ -109,7 +106,7 @@ def test_layers_that_read_their_decay_begin_as_lightning_attention_forgets(linea
         )
     )
     for block in gpt.blocks:
-        if isinstance(block.attention, GatedLinearAttention):
+        if isinstance(block.attention, GatedAttention):
             attention, at_rest = (
                 block.attention,
                 torch.zeros(1, block.attention.forget.out_features, 1),

@@ -18,9 +18,12 @@ from torch.utils._pytree import tree_leaves
 
 from tar3d.config import GPTConfig
 from tar3d.contracts import Condition
-from tar3d.gpt.attention import Extent, FullAttention, LinearAttention
+from tar3d.gpt.layers.base import RowLengths
+from tar3d.gpt.layers.full import FullAttention
+from tar3d.gpt.layers.lightning import LightningAttention
 from tar3d.gpt.model import GPT
 from tar3d.gpt.rope import TriPE
+from tar3d.layouts import build_layout
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDTH, HEADS, P, E, V = 32, 2, 6, 5, 40
@@ -63,14 +66,13 @@ def run_layer(kind: str, grid_size: int) -> Tensors:
     """Forward and backward of one layer over whole rows, then prefill with rows of different
     length."""
     T = 3 * grid_size**2
-    layer = LinearAttention(config(), 0) if kind == "L" else FullAttention(config())
-    rotary = TriPE(GPTConfig(grid_size=grid_size, width=WIDTH, num_heads=HEADS)).packed(
-        P, P + T - 1
-    )
+    layer = (LightningAttention if kind == "L" else FullAttention)(config(), 0)
+    of_grid = config(grid_size=grid_size)
+    rotary = TriPE(of_grid, build_layout(of_grid)).packed(P, P + T - 1)
     x = torch.randn(2, P + T - 1, WIDTH, requires_grad=True)
     with Tensors(T) as made:
         layer(x, rotary).square().sum().backward()
-        layer.prefill(x, rotary, Extent(torch.tensor([P + T - 1, T // 2]), room=1))
+        layer.prefill(x, rotary, RowLengths(torch.tensor([P + T - 1, T // 2]), 1))
     return made
 
 
@@ -115,12 +117,12 @@ def test_the_largest_tensor_grows_with_the_length(run: Callable[[int], Tensors])
 PEAKS = """
 import torch
 from tar3d.config import GPTConfig
-from tar3d.gpt.attention import LinearAttention
+from tar3d.gpt.layers.lightning import LightningAttention
 from tar3d.runtime import peak_resident_bytes
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
-layer = LinearAttention(GPTConfig(num_layers=4, width=64, num_heads=2), 0)
+layer = LightningAttention(GPTConfig(num_layers=4, width=64, num_heads=2), 0)
 
 def step(T):
     x, rotary = torch.randn(1, T, 64, requires_grad=True), (torch.ones(T, 32), torch.zeros(T, 32))

@@ -1,18 +1,27 @@
 import pytest
 import torch
 
-from tar3d import token_order
 from tar3d.config import GPTConfig
-from tar3d.gpt.rope import TriPE, pair_shares, rotate, tripe_tables
+from tar3d.gpt.rope import TriPE, pair_shares, rotary_tables, rotate
+from tar3d.layouts import build_layout
+from tar3d.layouts.triplane import planes, to_planes
 
 GRID, HEAD_DIM = 4, 16
+
+
+def _config(**changes) -> GPTConfig:
+    return GPTConfig(grid_size=GRID, width=HEAD_DIM, num_heads=1, **changes)
+
+
+def _tables(kind: str, prefix: str = "identity", **changes) -> tuple[torch.Tensor, torch.Tensor]:
+    return rotary_tables(build_layout(_config(**changes)), HEAD_DIM, 10_000.0, kind, prefix)
 
 
 @pytest.fixture
 def places() -> list[tuple[int, int, int]]:
     """(row, col, plane) of each sequence position, read off the layout and not off
     `coordinates`."""
-    laid_out = token_order.to_planes(torch.arange(3 * GRID**2)[None], GRID)[0]  # (3, R, R)
+    laid_out = to_planes(torch.arange(3 * GRID**2)[None], GRID)[0]  # (3, R, R)
     found = {
         int(laid_out[p, r, c]): (r, c, p)
         for p in range(3)
@@ -24,7 +33,7 @@ def places() -> list[tuple[int, int, int]]:
 
 def _rotated(x: torch.Tensor, kind: str = "rotation") -> torch.Tensor:
     """x (D,) at every token position: (T, D) float64."""
-    cos, sin = (table[1:].double() for table in tripe_tables(GRID, HEAD_DIM, 10_000.0, kind))
+    cos, sin = (table[1:].double() for table in _tables(kind))
     return rotate(x.expand_as(cos), cos, sin)
 
 
@@ -70,7 +79,7 @@ def test_rotation_keeps_norms(kind, kept):
 def test_prefix_is_identity_or_zero(kind):
     x = torch.randn(HEAD_DIM, generator=torch.Generator().manual_seed(2))
     for prefix, expected in (("identity", x), ("zero", torch.zeros_like(x))):
-        cos, sin = tripe_tables(GRID, HEAD_DIM, 10_000.0, kind, prefix)
+        cos, sin = _tables(kind, prefix)
         assert torch.equal(rotate(x, cos[0], sin[0]), expected)
 
 
@@ -85,18 +94,13 @@ def test_plain_positions_depend_on_the_distance_in_the_sequence_alone():
 
 def test_tables_follow_the_order_of_the_tokens():
     for kind in ("rotation", "paper_sum"):
-        cells, planes = (
-            tripe_tables(GRID, HEAD_DIM, 10_000.0, kind, order=order)
-            for order in ("cells", "planes")
-        )
-        for mine, theirs in zip(planes, cells, strict=True):
-            assert torch.equal(
-                mine[1:], theirs[1:][token_order.places(torch.arange(3 * GRID**2), GRID, "planes")]
-            )
+        of_orders = (_tables(kind, token_order=order) for order in ("planes", "cells"))
+        for mine, theirs in zip(*of_orders, strict=True):
+            assert torch.equal(mine[1:], theirs[1:][planes(GRID)])
 
 
 def test_positions_count_from_a_rows_own_first_token():
-    rope = TriPE(GPTConfig(grid_size=GRID, width=HEAD_DIM, num_heads=1))
+    rope = TriPE(_config(), build_layout(_config()))
     cos, sin = rope.packed(torch.tensor([2, 5]), 9)  # (2, 1, 9, D)
     for row, prefix in enumerate((2, 5)):
         alone = rope.packed(prefix, prefix + 4)
@@ -108,16 +112,16 @@ def test_positions_count_from_a_rows_own_first_token():
 
 @pytest.mark.parametrize("head_dim", [6, 8, 48, 64, 100, 128])
 def test_all_pairs_are_used_and_planes_get_the_small_share(head_dim):
-    row, col, plane = pair_shares(head_dim)
+    row, col, plane = pair_shares(head_dim, build_layout(_config()).axes())
     assert row + col + plane == head_dim // 2
     assert row == col >= 1
     assert 1 <= plane <= max(2, head_dim // 8)
 
 
 def test_tables_are_not_weights():
-    assert not TriPE(GPTConfig(grid_size=GRID, width=HEAD_DIM, num_heads=1)).state_dict()
+    assert not TriPE(_config(), build_layout(_config())).state_dict()
 
 
 def test_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="rotation, paper_sum, sequence"):
-        tripe_tables(GRID, HEAD_DIM, 10_000.0, "sum")
+        _tables("sum")

@@ -7,8 +7,8 @@ import torch
 
 from tar3d.config import OptimConfig, TokenizerConfig
 from tar3d.contracts import Tokens
+from tar3d.layouts.triplane import to_sequence
 from tar3d.optim.groups import build_optimizers
-from tar3d.token_order import to_sequence
 from tar3d.tokenizer.loss import intersection_over_union, tokenizer_loss
 from tar3d.tokenizer.vqvae import VQVAE
 

@@ -2,7 +2,7 @@
 --save-tokens, and what `infer_vqvae.py` makes a surface of again, for instance one of finer cells.
 `docs/data.md` is the specification.
 
-    tokens      (T,) uint16, or uint32 where V > 65,536: code ids in the order of `tar3d.token_order`
+    tokens      (T,) uint16, or uint32 where V > 65,536: code ids in the order of `tar3d.layouts.triplane`
     transform   (4, 4) float64: `to_source` of the mesh, from the project's frame to its file's own
     tokenizer   the fingerprint (`checkpoint.token_fingerprint`) of the tokenizer whose codes they are
     sampled     bool: a GPT made them up, so that loose pieces of their surface are floaters

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tar3d.token_order import coordinates, num_tokens, places, to_planes, to_sequence
+from tar3d.layouts.triplane import ORDERS, coordinates, num_tokens, to_planes, to_sequence
 
 
 @pytest.mark.parametrize("grid", [1, 2, 5, 32])
@@ -33,19 +33,17 @@ def test_the_planes_of_a_cell_are_adjacent_and_cells_follow_the_raster():
 
 
 @pytest.mark.parametrize("grid", [1, 2, 5])
-def test_places_bring_a_sequence_into_another_order_and_back(grid):
+def test_an_order_brings_a_sequence_into_it_and_back(grid):
     planes = torch.randperm(3 * grid * grid).view(1, 3, grid, grid)
-    cells, positions = to_sequence(planes), torch.arange(num_tokens(grid))
-    assert torch.equal(places(positions, grid, "cells"), positions)
-    assert torch.equal(cells[:, places(positions, grid, "planes")], planes.flatten(1))
-    for order in ("cells", "planes"):
-        where = places(positions, grid, order)
-        assert (
-            torch.equal(cells[:, where][:, where.argsort()], cells)
-            and int(where[-1]) == num_tokens(grid) - 1
-        )
-        row, column, plane = coordinates(positions, grid, order)
-        assert torch.equal(cells[0, where], planes[0, plane, row, column])
+    raster = to_sequence(planes)
+    assert torch.equal(ORDERS["cells"](grid), torch.arange(num_tokens(grid)))
+    assert torch.equal(raster[:, ORDERS["planes"](grid)], planes.flatten(1))
+    for order in ORDERS.values():
+        permutation = order(grid)
+        assert torch.equal(permutation.sort().values, torch.arange(num_tokens(grid)))
+        assert torch.equal(raster[:, permutation][:, permutation.argsort()], raster)
+        row, column, plane = coordinates(permutation, grid)
+        assert torch.equal(raster[0, permutation], planes[0, plane, row, column])
 
 
 def test_a_sequence_of_another_grid_is_refused():

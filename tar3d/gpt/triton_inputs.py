@@ -1,0 +1,49 @@
+"""What the Triton kernels of decoding take, checked before they are launched."""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MOST_HEAD_DIM = 128  # a state of 128 x 128 still fits the registers of one program
+# A product and its sum are one instruction; no longer Triton's default from 3.10 on.
+OPTIONS = {"enable_fp_fusion": True}
+
+
+@triton.jit
+def _kernel():
+    pass
+
+
+# Under TRITON_INTERPRET=1 kernels are run by Python, on the CPU.
+INTERPRETED = not isinstance(_kernel, triton.JITFunction)
+
+
+def check(*tensors: Tensor) -> None:
+    for tensor in tensors:
+        if tensor.dtype not in (*DTYPES, torch.int64, torch.bool):
+            raise ValueError(
+                f"decoding with Triton takes float32, bfloat16 and float16, got {tensor.dtype}"
+            )
+        if not tensor.is_contiguous():
+            shape, strides = tuple(tensor.shape), tensor.stride()
+            raise ValueError(
+                f"decoding with Triton takes contiguous tensors, got {shape} with strides {strides}"
+            )
+        if not (tensor.is_cuda or INTERPRETED):
+            raise ValueError(
+                f"decoding with Triton needs tensors on a CUDA device, got one on {tensor.device}"
+            )
+
+
+def check_heads(projected: Tensor, head_dim: int, rows: int, widths: tuple[int, ...]) -> None:
+    if head_dim % 2 or head_dim > MOST_HEAD_DIM:
+        raise ValueError(
+            f"decoding with Triton takes even head dimensions up to {MOST_HEAD_DIM}, got {head_dim}"
+        )
+    if len(projected) != rows or projected.shape[1] not in widths:
+        raise ValueError(
+            f"projected must be ({rows}, {' or '.join(map(str, widths))}), got {tuple(projected.shape)}"
+        )
