@@ -146,6 +146,8 @@ def main(argv: list[str] | None = None) -> int:
         fabric = start_fabric(
             args.gpus, args.num_nodes, config.train.precision, shard=config.train.strategy == "fsdp"
         )
+        if note := configuration.size_note(config.gpt, args.gpt_model):
+            fabric.print(note)
         state = None if args.dry_run else prepare_folder(fabric, args.out, args.resume, config)
         with fabric.rank_zero_first():
             data = args.data or default_data(args.toy_shapes)

@@ -48,7 +48,7 @@ from benchmarks.studies import (
     Arm,
 )
 from tar3d import checkpoint
-from tar3d.config import GPT_SIZES, load_gpt_run
+from tar3d.config import GPT_SIZES, load_gpt_run, size_values
 from tar3d.data.defaults import DEFAULT_FOLDER
 from tar3d.gpt.model import GPT
 from tar3d.io import write_json
@@ -321,7 +321,9 @@ def _train_gpt(tokenizer: str, data: Path, out: Path, args: argparse.Namespace) 
 
 def size_overrides(gpt_model: str) -> tuple[str, ...]:
     """GPT-tiny stands for the size of the studies, which has no name; the others are as named."""
-    return MODEL if gpt_model == "GPT-tiny" else ()
+    if gpt_model == "GPT-tiny":
+        return MODEL
+    return tuple(f"gpt.{name}={value}" for name, value in size_values(gpt_model).items())
 
 
 def steps_of(

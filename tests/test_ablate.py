@@ -252,7 +252,7 @@ def test_another_size_is_asked_for_by_name(arguments, monkeypatch, tmp_path):
     trained = [call for call in commands.calls if call[0] == "train_gpt.py"]
     assert any("train.stage=code_predictor" in call for call in trained)
     assert all(
-        call[call.index("--gpt-model") + 1] == "GPT-B" and not set(MODEL) & set(call)
+        call[call.index("--gpt-model") + 1] == "GPT-B" and "gpt.width=768" in call
         for call in trained
     )
     runs = json.loads((tmp_path / "results.json").read_text())["runs"]

@@ -107,7 +107,7 @@ def script_files() -> list[Path]:
 
 
 def part_of(path: Path) -> str:
-    """tar3d/mesh/points.py -> "mesh", tar3d/config.py -> "config", tar3d/__init__.py -> ""."""
+    """tar3d/mesh/points.py -> "mesh", tar3d/config/gpt.py -> "config", tar3d/__init__.py -> ""."""
     first = path.relative_to(ROOT / "tar3d").parts[0].removesuffix(".py")
     return "" if first == "__init__" else first
 

@@ -25,13 +25,21 @@ from tar3d.config import (
     ViewConfig,
     VQVAEConfig,
     VQVAETrainConfig,
+    add_config_flags,
+    add_sampling_flags,
+    config_from_flags,
     from_mapping,
     gpt_config,
+    help_texts,
     load,
+    load_gpt_run,
+    sampling_from_flags,
     save,
+    size_note,
     to_mapping,
     with_defaults,
 )
+from tar3d.config.flags import described
 
 ROOT = Path(__file__).resolve().parents[1]
 CODE = sorted((ROOT / "tar3d").rglob("*.py")) + sorted(ROOT.glob("*.py"))
@@ -196,14 +204,87 @@ def test_sizes_by_name():
         gpt_config("GPT-B", gridsize=16)
 
 
-# every key and every flag is read ------------------------------------------------------------------------------------
+# precedence: the named size, the file, overrides --------------------------------------------------
+
+
+@pytest.fixture
+def sized(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("gpt: {width: 384, num_layers: 8, num_heads: 6, grid_size: 4}\n")
+    return path
+
+
+def test_a_size_in_the_file_wins_over_the_name(sized):
+    gpt = load_gpt_run(sized, "GPT-tiny", TokenizerConfig(grid_size=8)).gpt
+    assert (gpt.num_layers, gpt.width, gpt.num_heads, gpt.grid_size) == (8, 384, 6, 4)
+    assert size_note(gpt, "GPT-tiny") == (
+        "not the size GPT-tiny: config file or overrides set gpt.num_layers 8 instead of 6, "
+        "gpt.width 384 instead of 192, gpt.num_heads 6 instead of 3"
+    )
+
+
+def test_the_command_line_wins_over_the_file(sized):
+    gpt = load_gpt_run(sized, "GPT-tiny", TokenizerConfig(), ["gpt.width=192"]).gpt
+    assert (gpt.num_layers, gpt.width, gpt.num_heads) == (8, 192, 6)
+
+
+def test_the_name_decides_what_the_file_leaves_open():
+    config = load_gpt_run("configs/gpt_i23d.yaml", "GPT-L", TokenizerConfig(grid_size=8))
+    assert (config.gpt.num_layers, config.gpt.width) == (24, 1024)
+    assert config.gpt.grid_size == 8 and size_note(config.gpt, "GPT-L") is None
+
+
+# flags made from a dataclass ----------------------------------------------------------------------
+
+
+def test_sampling_flags_change_what_they_name():
+    parser = argparse.ArgumentParser()
+    add_sampling_flags(parser.add_argument_group("sampling"))
+    base = SamplingConfig(cfg_scale=3.0, temperature=0.5)
+    flags = ["--temperature", "0", "--top-k", "5", "--code-predictor-scale", "2"]
+    assert sampling_from_flags(parser.parse_args([]), base) == base
+    assert sampling_from_flags(parser.parse_args(flags), base) == SamplingConfig(
+        cfg_scale=3.0, temperature=0.0, top_k=5, code_predictor_scale=2.0
+    )
+    with pytest.raises(ValueError, match="top_p must be in"):
+        sampling_from_flags(parser.parse_args(["--top-p", "2"]), base)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--top-k", "1.5"])
+
+
+def test_every_sampling_setting_has_a_flag_with_its_old_spelling():
+    parser = argparse.ArgumentParser()
+    add_sampling_flags(parser)
+    assert {"--temperature", "--top-k", "--top-p", "--min-p", "--cfg-scale"} < set(
+        parser._option_string_actions
+    )
+    assert set(help_texts(SamplingConfig)) == {f.name for f in dataclasses.fields(SamplingConfig)}
+
+
+@dataclasses.dataclass(kw_only=True)
+class MoreSampling(SamplingConfig):
+    typical_p: float = described(1.0, "draw from the typical tokens; 1 is off")
+    greedy_first: bool = described(False, "no draw for the first token")
+    internal: int = 3
+
+
+def test_a_new_described_field_is_a_flag_without_any_other_change():
+    parser = argparse.ArgumentParser()
+    add_config_flags(parser, MoreSampling)
+    args = parser.parse_args(["--typical-p", "0.5", "--greedy-first"])
+    changed = config_from_flags(args, MoreSampling(internal=4))
+    assert changed == MoreSampling(typical_p=0.5, greedy_first=True, internal=4)
+    assert "--typical-p TYPICAL_P" in parser.format_help() and "internal" not in vars(args)
+
+
+# every key and every flag is read -----------------------------------------------------------------
 
 
 def config_classes() -> list[type]:
     return [
         v
         for v in vars(configuration).values()
-        if dataclasses.is_dataclass(v) and v.__module__ == configuration.__name__
+        if dataclasses.is_dataclass(v) and v.__module__.startswith(configuration.__name__)
     ]
 
 
@@ -250,6 +331,8 @@ def flags_of(path: Path) -> set[str]:
                 k.arg: k.value.value for k in node.keywords if isinstance(k.value, ast.Constant)
             }
             names = [a.value for a in node.args if isinstance(a, ast.Constant)]
+            if not names:
+                continue  # made from a dataclass, whose fields are walked above
             choices = next((k.value for k in node.keywords if k.arg == "choices"), None)
             if isinstance(choices, ast.List) and len(choices.elts) == 1:
                 continue  # argparse has already decided it
