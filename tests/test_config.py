@@ -342,7 +342,7 @@ def flags_of(path: Path) -> set[str]:
 
 
 SHARED_FLAGS = (
-    "tar3d/runtime.py",
+    "tar3d/runtime/arguments.py",
     "tar3d/training/start.py",
 )  # of all scripts that call add_run_arguments
 
@@ -376,7 +376,7 @@ def test_every_flag_is_read(path):
 
 
 def test_the_walk_finds_the_flags():
-    assert {"gpus", "num_nodes"} <= flags_of(ROOT / "tar3d" / "runtime.py")
+    assert {"gpus", "num_nodes"} <= flags_of(ROOT / "tar3d" / "runtime" / "arguments.py")
     assert {"resume", "overrides"} <= flags_of(ROOT / "tar3d" / "training" / "start.py")
     assert {"model", "vq_ckpt"} <= flags_of(ROOT / "infer_vqvae.py") | flags_of(
         ROOT / "train_gpt.py"

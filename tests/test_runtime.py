@@ -112,7 +112,7 @@ def test_deterministic_within_and_as_before_after(monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     enabled = torch.are_deterministic_algorithms_enabled
-    with pytest.raises(KeyError), deterministic():
+    with pytest.raises(KeyError), deterministic():  # noqa: PT012 (the block is the subject)
         assert (
             enabled()
             and not torch.backends.cudnn.benchmark
@@ -218,7 +218,7 @@ def test_the_command_is_recorded_as_one_would_type_it(tmp_path):
         package / "part.py",
     ):
         path.write_text("" if path.stem == "__init__" else code)
-    root = Path(runtime.__file__).resolve().parents[1]
+    root = Path(runtime.__file__).resolve().parents[2]
     for started in (["script.py"], ["-m", "tools"], ["-m", "tools.part"]):
         result = subprocess.run(
             [sys.executable, *started, "--name", "two words"],

@@ -1,0 +1,74 @@
+"""The device of a script, the precision of its matrix products, and deterministic algorithms."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# The dtype of matrix products, by precision.
+COMPUTE_DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+PRECISIONS = ("auto", *COMPUTE_DTYPES)
+
+
+def resolve_precision(precision: str, accelerator: str) -> str:
+    """`precision`, "auto" being bfloat16 autocast where the hardware computes it, else float32."""
+    if precision != "auto":
+        return precision
+    if accelerator == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.cpu._is_avx512_bf16_supported()
+    return "bf16-mixed" if native else "32-true"
+
+
+def choose_device(name: str | None, low_vram: bool = False) -> torch.device:
+    """The device of an inference script: `name`, or by default a GPU if there is one.
+
+    Raises ValueError when it is not there, or when it is a CPU, where `low_vram` has nothing to
+    save.
+    """
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as e:
+        raise ValueError(f"--device is {name!r}; write cpu, cuda or cuda:N") from e
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; "
+            "write --device cpu"
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device is {name!r}; this project runs on cpu and cuda")
+    if low_vram and device.type == "cpu":
+        raise ValueError(
+            "--low-vram keeps models off the GPU while they do not work, but this runs on the CPU: "
+            "there is no GPU memory to save, leave it out"
+        )
+    return device
+
+
+@contextmanager
+def deterministic(on: bool = True) -> Iterator[None]:
+    """Context in which every run gives the same bits on a GPU too.
+
+    Some sums are otherwise made in whatever order threads arrive. An operation that has no
+    deterministic algorithm raises RuntimeError. With `on` False, inside such a context, any
+    algorithm is allowed again.
+    """
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    if on:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # stays: cuBLAS reads it once
+        torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(on)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
