@@ -65,8 +65,9 @@ def test_every_script_is_a_command_that_returns_its_exit_code():
 
 def test_every_folder_of_the_package_is_listed():
     folders = {path.parent.relative_to(ROOT) for path in (ROOT / "tar3d").rglob("*.py")}
-    listed = METADATA["tool"]["setuptools"]["packages"]
-    assert {".".join(folder.parts) for folder in folders} | {"tar3d_scripts"} == set(listed)
+    there = {".".join(folder.parts) for folder in folders} | {"tar3d_scripts"}
+    listed = set(METADATA["tool"]["setuptools"]["packages"])
+    assert there == listed, "pyproject.toml, [tool.setuptools] packages: add or remove these"
 
 
 @pytest.fixture(scope="module")

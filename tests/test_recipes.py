@@ -22,7 +22,7 @@ from tar3d.config import (
     load,
     load_gpt_run,
 )
-from tar3d.evaluation.evaluator import EvaluatorConfig
+from tar3d.evaluation.evaluator_network import EvaluatorConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 NUMBERS = {  # of the speedrun, so that it takes seconds
