@@ -1,23 +1,21 @@
-"""A scalar field on the cube [-1, 1]^3 -> a closed `Mesh` with outward winding, by marching cubes
-from coarse to fine.
+"""Extraction: a scalar field on the cube [-1, 1]^3 -> a closed `Mesh`, by marching cubes.
 
 The field is a plain function of points, so this module knows no network. Outside the cube
-everything is empty: a shape that touches the border is closed there. Refuses a field that is
-nowhere inside (`EmptyFieldError`) or not finite.
+everything is empty: a shape that touches the border is closed there. Faces wind outward.
 
 A coarse lattice is evaluated everywhere, then cells are halved, again and again, where the surface
 is or may be, until they have the size asked for (hierarchical decoding, as in FlashVDM, arXiv
-2503.16302). Two rules say where that is:
+2503.16302). Two rules select the cells that are halved:
 
-    near    a cell is halved if, of its corners, the value next to the level is off it by less than MARGIN times the corners'
-            range: were the field as steep beyond the cell as it is within, it would come to the level that near
-    follow  where the surface leaves the listed cells the next one is listed too, on every lattice, so that a surface is found
-            whole or not at all
+    near    the corner value next to the level is off it by less than MARGIN times the range of the
+            corners' values: a field as steep beyond the cell as within would reach the level there
+    follow  where the surface leaves the selected cells, the next cell is selected too, on every
+            lattice, so that a surface is found whole or not at all
 
-So what can be missed is a piece of its own that no value and no slope of a coarser lattice betrays.
+So only a separate piece that no value and no slope of a coarser lattice shows can be missed.
 Everything else is what the dense lattice gives, vertex by vertex. Nothing as large as the fine
-lattice exists: cells are lists, gone through in slabs of a few layers. All of it runs on the device
-of the field. One of the mesh files that use torch: data workers must not import it.
+lattice exists: cells are lists, worked on in slabs of a few layers. All of it runs on the device
+of the field. This module uses torch, so data workers must not import it.
 """
 
 from __future__ import annotations
@@ -40,6 +38,7 @@ if TYPE_CHECKING:
 COARSE = 48
 # with 0.5, two of 37 test shapes miss a speck at 256^3, with 0.75 and 1 none (docs/speed.md)
 MARGIN = 0.75
+# the six faces of a cell: axis, end (0 or 1), and the bits of its four corners in a case number
 _FACES = tuple(
     (axis, end, sum(1 << c for c in range(8) if CORNERS[c][axis] == end))
     for axis in range(3)
@@ -48,8 +47,7 @@ _FACES = tuple(
 
 
 class EmptyFieldError(ValueError):
-    """The field exceeds the level at no lattice point that was asked, so there is no surface to
-    extract."""
+    """The field exceeds the level at no lattice point that was evaluated: there is no surface."""
 
 
 @torch.no_grad()
@@ -65,46 +63,53 @@ def extract(
 ) -> Mesh:
     """The surface where `field` crosses `level`; larger values are inside.
 
-    `field` maps (M, 3) float32 points on `device`, M <= `chunk`, to (M,) values. It is asked at points of the lattice
-    -1 + 2 i / resolution, a cell being 2 / resolution wide: at all that make a coarse lattice of at least `coarse`, less than
-    twice as many cells along each axis, and at finer ones where the surface may be. `coarse` = `resolution` asks everywhere.
-    `progress` is called with (cells done, cells in all) of each lattice in turn, the finest being most of the work.
+    `field` maps points (M, 3) float32 on `device`, M <= `chunk`, to values (M,). It is evaluated at
+    points of the lattice -1 + 2 i / resolution, whose cells are 2 / resolution wide: everywhere on
+    a coarse lattice of at least `coarse` and less than twice as many cells along each axis, and on
+    finer ones where the surface may be. With `coarse` = `resolution` it is evaluated everywhere.
+    `progress` is called with (cells done, cells in all) of each lattice in turn; the finest is most
+    of the work. Raises `EmptyFieldError` for a field without a surface, and ValueError for one that
+    is not finite or returns another number of values.
     """
     if resolution < 1 or chunk < 1 or coarse < 1:
         raise ValueError(
-            f"extraction needs resolution, chunk and coarse >= 1, got {resolution}, {chunk} and {coarse}"
+            f"extraction needs resolution, chunk and coarse >= 1, got {resolution}, {chunk} and "
+            f"{coarse}"
         )
     device = torch.device(device)
     halvings = 0
     while resolution >= coarse << (halvings + 1):
         halvings += 1
-    asker = _Asker(field, resolution, float(level), chunk, device)
-    cells, points = None, None
+    values = _LatticeField(field, resolution, float(level), chunk, device)
+    cells: Tensor | None = None
+    points: Points | None = None
     for halving in range(halvings, -1, -1):
         lattice = Lattice(resolution, 1 << halving)
         if points is not None:
             points = lattice.from_coarser(points)
-        cells, points = _survey(asker, lattice, cells, points, near=halving > 0, progress=progress)
+        cells, points = _select_cells(
+            values, lattice, cells, points, near=halving > 0, progress=progress
+        )
+    assert cells is not None
+    assert points is not None
     if len(cells) == 0:
+        coarsest = f" of the {-(-resolution // (1 << halvings))}^3 that were evaluated first"
         raise EmptyFieldError(
-            f"the field is empty: its largest value {'asked of' if halvings else 'on'} the {resolution + 1}^3 lattice is "
-            f"{asker.highest + level:.4g}, not above the level {level:.4g}; the shape is missing or thinner than a cell"
-            + (
-                f" of the {-(-resolution // (1 << halvings))}^3 that were looked at first"
-                if halvings
-                else ""
-            )
+            f"the field is empty: its largest value {'found ' if halvings else ''}on the "
+            f"{resolution + 1}^3 lattice is {values.highest + level:.4g}, not above the level "
+            f"{level:.4g}; the shape is missing or thinner than a cell"
+            + (coarsest if halvings else "")
         )
     vertices, faces = _surface(lattice, cells, points)
     return Mesh(vertices.cpu().numpy(), faces.cpu().numpy())
 
 
 def drop_small_components(mesh: Mesh, min_volume_share: float) -> Mesh:
-    """Removes the connected pieces that enclose less than `min_volume_share` (0 to 1) of the volume
-    of the largest one.
+    """Removes connected pieces that enclose little volume.
 
-    Meant for extracted meshes: pieces are faces that share vertices, and each is closed. Small
-    cavities are filled too.
+    A piece is removed if its volume is less than `min_volume_share`, in [0, 1] (else ValueError),
+    of that of the largest one. Meant for extracted meshes: pieces are faces that share vertices,
+    and each is closed. Small cavities are filled too.
     """
     if not 0.0 <= min_volume_share <= 1.0:
         raise ValueError(f"min_volume_share must be in [0, 1], got {min_volume_share}")
@@ -117,17 +122,20 @@ def drop_small_components(mesh: Mesh, min_volume_share: float) -> Mesh:
             piece[part], np.einsum("ij,ij->i", a, np.cross(b, c)) / 6, minlength=len(volume)
         )
     volume = np.abs(volume)
-    kept = volume[piece] >= min_volume_share * volume.max()
-    if kept.all():
+    is_large = volume[piece] >= min_volume_share * volume.max()
+    if is_large.all():
         return mesh
-    kept = faces[kept]
+    faces = faces[is_large]
     used = np.zeros(len(mesh.vertices), dtype=bool)
-    used[kept] = True
-    return Mesh(mesh.vertices[used], (np.cumsum(used) - 1)[kept], mesh.to_source)
+    used[faces] = True
+    return Mesh(mesh.vertices[used], (np.cumsum(used) - 1)[faces], mesh.to_source)
 
 
-class _Asker:
-    """The field at lattice points: checked, relative to the level, -inf outside the cube."""
+class _LatticeField:
+    """Values of the field at lattice points: checked, relative to the level, -inf outside the cube.
+
+    `highest` is the largest value so far.
+    """
 
     def __init__(
         self,
@@ -144,149 +152,163 @@ class _Asker:
         self.highest = float("-inf")
 
     def __call__(self, lattice: Lattice, keys: Tensor) -> Tensor:
-        """(M,) keys -> (M,) float32"""
-        index, there = lattice.fine_indices(keys)
-        index = index[there]
-        answers = [
-            self._ask(self.axis[index[start : start + self.chunk]])
+        """Keys (M,) of points of `lattice` -> values (M,) float32."""
+        index, in_cube = lattice.fine_indices(keys)
+        index = index[in_cube]
+        chunks = [
+            self._evaluate(self.axis[index[start : start + self.chunk]])
             for start in range(0, len(index), self.chunk)
         ]
-        values = torch.full(keys.shape, -torch.inf, device=self.device)
-        if answers:
-            answer = torch.cat(answers) - self.level
-            self.highest = max(self.highest, float(answer.max()))
-            if bad := int((~answer.isfinite()).sum()):
+        result = torch.full(keys.shape, -torch.inf, device=self.device)
+        if chunks:
+            values = torch.cat(chunks) - self.level
+            self.highest = max(self.highest, float(values.max()))
+            if bad := int((~values.isfinite()).sum()):
                 raise ValueError(
-                    f"the field has {bad:,} NaN or infinite values at {len(answer):,} lattice points"
+                    f"the field has {bad:,} NaN or infinite values at {len(values):,} lattice "
+                    "points"
                 )
-            values[there] = answer
-        return values
+            result[in_cube] = values
+        return result
 
-    def _ask(self, points: Tensor) -> Tensor:
-        answer = torch.as_tensor(self.field(points), device=self.device)
-        if answer.shape != points.shape[:1]:
+    def _evaluate(self, points: Tensor) -> Tensor:
+        values = torch.as_tensor(self.field(points), device=self.device)
+        if values.shape != points.shape[:1]:
             raise ValueError(
-                f"the field must map {tuple(points.shape)} points to {tuple(points.shape[:1])} values, "
-                f"got {tuple(answer.shape)}"
+                f"the field must map {tuple(points.shape)} points to {tuple(points.shape[:1])} "
+                f"values, got {tuple(values.shape)}"
             )
-        return answer.float()
+        return values.float()
 
 
-def _survey(
-    asker: _Asker,
+def _select_cells(
+    field: _LatticeField,
     lattice: Lattice,
     parents: Tensor | None,
     known: Points | None,
     near: bool,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[Tensor, Points]:
-    """Those halves of `parents`, ascending cells of the next coarser lattice (None: all cells),
-    that the surface crosses or, with `near`, may cross, and those that it leads to from them, with
-    the values at their corners. What is `known` of the lattice is not asked again."""
-    plane, device = lattice.side**2, asker.device
-    kept, keys, values, missing, done = [], [], [], [], 0
+    """The cells of `lattice` that the surface crosses, and the values at their corners.
+
+    With `near`, also the cells that the surface may cross. Candidates are the halves of `parents`,
+    ascending cells of the next coarser lattice (None: all cells), and the cells that the surface
+    leads to from there. Values that are `known` are not evaluated again. Works in slabs of a few
+    layers, and hands the layer of points between two slabs on.
+    """
+    plane, device = lattice.side**2, field.device
+    selected, keys, values, missing, done = [], [], [], [], 0
     height = lattice.slab_height(device)
     slab = torch.empty((height + 1) * plane, device=device)
-    listed = torch.zeros(
-        (height + 2) * plane, dtype=torch.bool, device=device
-    )  # cells, with a layer to either side
-    # Of the layer of points between two slabs: which values are there, and which of them are kept.
-    shared, shared_kept = torch.zeros(2, plane, dtype=torch.bool, device=device)
+    # candidate cells of the slab, with a layer to either side
+    candidates = torch.zeros((height + 2) * plane, dtype=torch.bool, device=device)
+    # of the layer of points between two slabs: is the value there, is it returned
+    shared, shared_returned = torch.zeros(2, plane, dtype=torch.bool, device=device)
     for first in range(0, lattice.cells, height):
         last = min(first + height, lattice.cells)
         start, end = first * plane, last * plane
-        listed.zero_()
-        lattice.mark_halves(listed, parents, first - 1, last + 1)
-        here = nonzero(listed[plane : end - start + plane])
-        wanted = _corner_marks(here, lattice, end + plane - start)
-        wanted[:plane] &= ~shared
-        shared = wanted[-plane:].clone()
+        candidates.zero_()
+        lattice.mark_halves(candidates, parents, first - 1, last + 1)
+        cells = nonzero(candidates[plane : end - start + plane])
+        marks = _corner_marks(cells, lattice, end + plane - start)
+        marks[:plane] &= ~shared
+        shared = marks[-plane:].clone()
         if known is not None:
-            there = between(known.keys, start, end + plane)
-            at = known.keys[there] - start
-            slab[at] = known.values[there]
-            wanted[at] = False
-        wanted = nonzero(wanted)
-        slab[wanted] = asker(lattice, wanted + start)
-        case, chosen = _judge((slab[here + step] for step in lattice.corner_steps), near)
-        ahead = _ahead(here, case, lattice) + plane
-        missing.append(ahead[~listed[ahead]] + (start - plane))
-        done += len(here)
-        here = here[chosen]
-        marks = _corner_marks(here, lattice, end + plane - start)
-        marks[:plane] |= shared_kept
-        shared_kept = marks[-plane:].clone()
+            in_slab = between(known.keys, start, end + plane)
+            index = known.keys[in_slab] - start
+            slab[index] = known.values[in_slab]
+            marks[index] = False
+        unknown = nonzero(marks)
+        slab[unknown] = field(lattice, unknown + start)
+        case, is_selected = _classify((slab[cells + step] for step in lattice.corner_steps), near)
+        beyond = _cells_beyond_crossed_faces(cells, case, lattice) + plane
+        missing.append(beyond[~candidates[beyond]] + (start - plane))
+        done += len(cells)
+        cells = cells[is_selected]
+        marks = _corner_marks(cells, lattice, end + plane - start)
+        marks[:plane] |= shared_returned
+        shared_returned = marks[-plane:].clone()
         corners = nonzero(marks[:-plane])
-        kept.append(here + start)
+        selected.append(cells + start)
         keys.append(corners + start)
         values.append(slab[corners])
         slab[:plane] = slab[end - start : end - start + plane].clone()
         if progress is not None:
             progress(done, lattice.cells**3 if parents is None else 8 * len(parents))
-    chosen, points = torch.cat(kept), Points(torch.cat(keys), torch.cat(values))
-    return _follow(asker, lattice, parents, chosen, points, torch.cat(missing).unique(), near)
+    points = Points(torch.cat(keys), torch.cat(values))
+    outside = torch.cat(missing).unique()
+    return _follow_surface(field, lattice, parents, torch.cat(selected), points, outside, near)
 
 
-def _follow(
-    asker: _Asker,
+def _follow_surface(
+    field: _LatticeField,
     lattice: Lattice,
     parents: Tensor | None,
-    chosen: Tensor,
+    selected: Tensor,
     points: Points,
-    ahead: Tensor,
+    outside: Tensor,
     near: bool,
 ) -> tuple[Tensor, Points]:
-    """`chosen` and `points` with what is found by walking on from the cells `ahead`, which are no
-    halves of `parents`."""
-    seen, more, found = ahead, Points(points.keys[:0], points.values[:0]), [chosen]
-    while len(ahead) > 0:
-        keys, place = lattice.corners(ahead).unique(return_inverse=True)
+    """`selected` cells and `points`, extended along the surface where it leaves the candidates.
+
+    `outside` are the first cells of the walk, none of them a half of `parents`.
+    """
+    front, seen = outside, outside
+    more, found = Points(points.keys[:0], points.values[:0]), [selected]
+    while len(front) > 0:
+        keys, corner = lattice.corners(front).unique(return_inverse=True)
         values = torch.full(keys.shape, torch.nan, device=keys.device)
         for store in (points, more):
-            at, there = find(store.keys, keys)
-            values[there] = store.values[at[there]]
+            index, is_stored = find(store.keys, keys)
+            values[is_stored] = store.values[index[is_stored]]
         unknown = values.isnan()
-        values[unknown] = asker(lattice, keys[unknown])
+        values[unknown] = field(lattice, keys[unknown])
         more = more.merged(Points(keys[unknown], values[unknown]))
-        case, is_chosen = _judge(values[place].T, near)
-        found.append(ahead[is_chosen])
-        ahead = _ahead(ahead, case, lattice).unique()
-        ahead = ahead[~(find(parents, lattice.parents(ahead))[1] | find(seen, ahead)[1])]
-        seen = torch.cat([seen, ahead]).sort().values
+        case, is_selected = _classify(values[corner].T, near)
+        found.append(front[is_selected])
+        front = _cells_beyond_crossed_faces(front, case, lattice).unique()
+        assert parents is not None, "the surface cannot leave a list of all cells"
+        front = front[~(find(parents, lattice.parents(front))[1] | find(seen, front)[1])]
+        seen = torch.cat([seen, front]).sort().values
     if len(seen) > 0:
-        chosen, points = torch.cat(found).sort().values, points.merged(more)
-    return chosen, points
+        selected, points = torch.cat(found).sort().values, points.merged(more)
+    return selected, points
 
 
-def _judge(corner_values: Iterable[Tensor], near: bool) -> tuple[Tensor, Tensor]:
-    """From the values of many cells at each of the eight corners: their case numbers (M,), and
-    which of them are chosen (M,)."""
-    case, least, greatest = 0, torch.inf, -torch.inf
-    for bit, value in enumerate(corner_values):
+def _classify(corner_values: Iterable[Tensor], near: bool) -> tuple[Tensor, Tensor]:
+    """Case numbers (M,) of cells, and whether they are selected (M,) bool.
+
+    `corner_values` gives the values (M,) of all cells at each of the eight corners in turn. A cell
+    is selected if the surface crosses it or, with `near`, comes near it (see the module).
+    """
+    corners = iter(corner_values)
+    value = next(corners)
+    case = (value > 0).long()
+    greatest = value
+    least = torch.where(value == -torch.inf, torch.inf, value) if near else value
+    for bit, value in enumerate(corners, start=1):
         case = case | (value > 0).long() << bit
         if near:
             greatest = value.clamp_min(greatest)
             least = torch.where(value == -torch.inf, torch.inf, value).clamp_max(least)
-    chosen = (case > 0) & (case < 255)
+    is_selected = (case > 0) & (case < 255)
     if near:
-        chosen |= torch.minimum(least.abs(), greatest.abs()) < MARGIN * (greatest - least)
-    return case, chosen
+        is_selected |= torch.minimum(least.abs(), greatest.abs()) < MARGIN * (greatest - least)
+    return case, is_selected
 
 
-def _ahead(cells: Tensor, case: Tensor, lattice: Lattice) -> Tensor:
-    """The cells behind those faces of `cells` that the surface crosses, some of them more than
-    once."""
+def _cells_beyond_crossed_faces(cells: Tensor, case: Tensor, lattice: Lattice) -> Tensor:
+    """The neighbours of `cells` across faces that the surface crosses; one may be there twice."""
     found = []
     for axis, end, mask in _FACES:
-        of_face = case & mask
-        found.append(
-            cells[(of_face != 0) & (of_face != mask)] + (2 * end - 1) * lattice.steps[axis]
-        )
+        corners = case & mask
+        crossed = (corners != 0) & (corners != mask)
+        found.append(cells[crossed] + (2 * end - 1) * lattice.steps[axis])
     return torch.cat(found)
 
 
 def _corner_marks(cells: Tensor, lattice: Lattice, size: int) -> Tensor:
-    """(size,) bool: which points of a slab are corners of `cells`."""
+    """Marks (size,) bool of the points of a slab that are corners of `cells`."""
     marks = torch.zeros(size, dtype=torch.bool, device=cells.device)
     for step in lattice.corner_steps:
         marks[cells + step] = True
@@ -294,35 +316,30 @@ def _corner_marks(cells: Tensor, lattice: Lattice, size: int) -> Tensor:
 
 
 def _surface(lattice: Lattice, cells: Tensor, points: Points) -> tuple[Tensor, Tensor]:
-    """Vertices (V, 3) float32 and faces (F, 3) of the surface through `cells` of the fine lattice,
-    a vertex for each edge of the lattice that it crosses."""
+    """Vertices (V, 3) float32 and faces (F, 3) of the surface through `cells` of the fine lattice.
+
+    There is a vertex for each edge of the lattice that the surface crosses.
+    """
     plane, device = lattice.side**2, cells.device
     vertices, faces, count = [], [], 0
     height = lattice.slab_height(device)
-    # For each axis and point the number of the vertex on the edge between the point and the next
-    # one.
+    # for each axis and point, the vertex on the edge between the point and the next one
     number = torch.empty(3, (height + 1) * plane, dtype=torch.int32, device=device)
     is_new = torch.empty(3, (height + 1) * plane, dtype=torch.bool, device=device)
-    shared = torch.full(
-        (2, plane), -1, dtype=torch.int32, device=device
-    )  # numbers for y and z on the layer between two slabs
+    # vertices on edges along y and z in the layer between two slabs, -1 for none
+    shared = torch.full((2, plane), -1, dtype=torch.int32, device=device)
+    corner_steps = torch.tensor(lattice.corner_steps, device=device)
     for first in range(0, lattice.cells, height):
         start, end = first * plane, (first + height) * plane
-        here, there = (
-            cells[between(cells, start, end)] - start,
-            between(points.keys, start, end + plane),
-        )
+        in_slab = cells[between(cells, start, end)] - start
+        corners = between(points.keys, start, end + plane)
         slab = torch.full(number.shape[1:], -torch.inf, device=device)
-        slab[points.keys[there] - start] = points.values[there]
+        slab[points.keys[corners] - start] = points.values[corners]
         cell, edges = triangulate(
-            torch.stack([slab[here + step] for step in lattice.corner_steps], dim=1)
+            torch.stack([slab[in_slab + step] for step in lattice.corner_steps], dim=1)
         )
         corner, axis = edge_corners(edges)
-        edges = (
-            axis * len(slab)
-            + here[cell, None]
-            + torch.tensor(lattice.corner_steps, device=device)[corner]
-        )  # (F, 3)
+        edges = axis * len(slab) + in_slab[cell, None] + corner_steps[corner]  # (F, 3)
         is_new.zero_().view(-1)[edges] = True
         number[1:, :plane] = shared
         is_new[1:, :plane] &= shared < 0
@@ -338,7 +355,11 @@ def _surface(lattice: Lattice, cells: Tensor, points: Points) -> tuple[Tensor, T
 
 
 def _vertices(lattice: Lattice, slab: Tensor, axis: Tensor, point: Tensor, start: int) -> Tensor:
-    """(M, 3) float32 places of the crossings of edges that leave points of the slab along axes."""
+    """Positions (M, 3) float32 at which the surface crosses edges of the lattice.
+
+    An edge is given by its `axis` (M,) and its lower `point` (M,) in the slab whose first key is
+    `start`.
+    """
     step = torch.tensor(lattice.steps, device=slab.device)
     share = crossing(slab[point], slab[point + step[axis]])
     index = torch.stack(lattice.unravel(point + start), dim=1).double() - 1

@@ -1,14 +1,14 @@
-"""Marching cubes (Lorensen and Cline 1987) over a list of cells, vectorised on any device. One of
-the mesh files that use torch.
+"""Marching cubes (Lorensen and Cline 1987) over a list of cells, vectorised on any device.
 
-The table of the 256 cases is not typed in but derived. On each face of a cell every run of inside
-corners is cut off by one segment; of two inside corners at the ends of a diagonal, each alone. The
-cell behind a face sees the same runs the other way round, so both draw the same segments in
-opposite directions, and whatever the values are, the surface is closed and its winding consistent.
-Segments chain into loops, loops are cut into triangles.
+The table of the 256 cases is derived, not typed in. On each face of a cell every run of inside
+corners is cut off by one segment; two inside corners at the ends of a diagonal are two runs. The
+cell beyond a face sees the same runs in the other direction, so both draw the same segments in
+opposite directions: the surface is closed and its winding consistent for any values. Segments chain
+into loops, and loops are cut into triangles.
 
-A corner (x, y, z) of a cell, each 0 or 1, has the number 4 x + 2 y + z. An edge is a corner and an
-axis along which it leaves it.
+A corner (x, y, z) of a cell, each 0 or 1, has the number 4 x + 2 y + z. An edge is given by a
+corner and the axis along which it leaves that corner. This module uses torch, so data workers must
+not import it.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ _STEP = (4, 2, 1)  # from a corner's number to that of its neighbour along each 
 
 @functools.cache
 def case_table() -> tuple[tuple[tuple[int, int, int], ...], ...]:
-    """For each case (bit c is set if corner c is inside) its triangles, as numbers of EDGES, wound
-    so that they look outward."""
+    """The triangles of each of the 256 cases, as indices into EDGES, wound outward.
+
+    Bit c of a case is set if corner c is inside.
+    """
     return tuple(
         tuple(triangle for loop in _loops(case) for triangle in _triangulate(loop))
         for case in range(256)
@@ -49,8 +51,11 @@ def _faces() -> Iterator[tuple[int, ...]]:
 
 
 def _loops(case: int) -> Iterator[tuple[int, ...]]:
-    """The closed chains of crossed edges. Each such edge is where a run of inside corners starts on
-    one of its two faces, and where one ends on the other."""
+    """The closed chains of crossed edges of a case.
+
+    A run of inside corners starts at a crossed edge on one of its two faces, and one ends there on
+    the other.
+    """
     follows = {}
     for face in _faces():
         inside = [case >> corner & 1 for corner in face]
@@ -77,10 +82,13 @@ def _edge_between(a: int, b: int) -> int:
 
 
 def _triangulate(loop: tuple[int, ...]) -> list[tuple[int, int, int]]:
-    """A fan whose diagonals lie inside the cell: one within a face could be met by one of the cell
-    behind it, and an edge of the mesh would have four triangles."""
-    for turn in range(len(loop)):
-        tip, *others = loop[turn:] + loop[:turn]
+    """A fan of triangles whose diagonals lie inside the cell.
+
+    A diagonal within a face could meet one of the cell beyond it, and an edge of the mesh would
+    have four triangles.
+    """
+    for shift in range(len(loop)):
+        tip, *others = loop[shift:] + loop[:shift]
         if not any(_share_a_face(tip, other) for other in others[1:-1]):
             return [(tip, a, b) for a, b in itertools.pairwise(others)]
     raise AssertionError(f"every loop has such a fan, {loop} has none")
@@ -93,43 +101,44 @@ def _share_a_face(a: int, b: int) -> bool:
 
 @functools.cache
 def _tables(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Triangles (256, 5, 3) as numbers of EDGES, their count (256,), corner (12,) and axis (12,) of
-    the edges."""
+    """The tables on a device: triangles (256, 5, 3), their counts (256,), and EDGES.
+
+    Triangles are indices into EDGES, which come as corners (12,) and axes (12,).
+    """
     cases = case_table()
     triangles = torch.zeros(256, max(map(len, cases)), 3, dtype=torch.int64)
-    for case, of_case in enumerate(cases):
-        if of_case:
-            triangles[case, : len(of_case)] = torch.tensor(of_case)
-    count = torch.tensor([len(of_case) for of_case in cases])
-    corner, axis = torch.tensor(EDGES).T
-    return tuple(t.contiguous().to(device) for t in (triangles, count, corner, axis))
+    for case, case_triangles in enumerate(cases):
+        if case_triangles:
+            triangles[case, : len(case_triangles)] = torch.tensor(case_triangles)
+    count = torch.tensor([len(case_triangles) for case_triangles in cases])
+    corner, axis = (t.contiguous().to(device) for t in torch.tensor(EDGES).T)
+    return triangles.to(device), count.to(device), corner, axis
 
 
 def triangulate(values: Tensor) -> tuple[Tensor, Tensor]:
-    """(M, 8) corner values of cells -> for each triangle its cell (F,) and the edges of that cell,
-    (F, 3) numbers of EDGES."""
+    """Values (M, 8) at the corners of cells -> the cell (F,) and the edges (F, 3) of each triangle.
+
+    Edges are indices into EDGES. A value of 0 is outside.
+    """
     triangles, count, _, _ = _tables(values.device)
-    case = ((values > 0) << torch.arange(8, device=values.device)).sum(
-        dim=1
-    )  # a value of 0 is outside
-    cell, place = torch.nonzero(
+    case = ((values > 0) << torch.arange(8, device=values.device)).sum(dim=1)
+    cell, slot = torch.nonzero(
         torch.arange(triangles.shape[1], device=values.device) < count[case][:, None], as_tuple=True
     )
-    return cell, triangles[case[cell], place]
+    return cell, triangles[case[cell], slot]
 
 
 def edge_corners(edges: Tensor) -> tuple[Tensor, Tensor]:
-    """Numbers of EDGES -> their lower corners and their axes."""
+    """Indices into EDGES -> their lower corners and their axes."""
     _, _, corner, axis = _tables(edges.device)
     return corner[edges], axis[edges]
 
 
 def crossing(low: Tensor, high: Tensor) -> Tensor:
-    """Where the surface crosses edges with these values at their ends, one of them above 0: float64
-    in [0, 1] from the lower end.
+    """Positions in [0, 1], float64, at which the surface crosses edges, counted from the lower end.
 
-    Measured from the end that is inside, so that an end at -inf (nothing is known but that it is
-    outside) gives that end.
+    `low` and `high` are the values at the ends, one of them above 0. Computed from the end that is
+    inside, so that a value of -inf at the other (known only to be outside) gives the inside end.
     """
     low, high = low.double(), high.double()
     inside, outside = torch.maximum(low, high), torch.minimum(low, high)

@@ -259,7 +259,7 @@ def test_what_no_coarse_value_betrays_is_missed_and_said():
         return sphere(points, (0.0625, 0.0625, 0.0625), 0.02).clamp_min(-0.02)
 
     with pytest.raises(
-        EmptyFieldError, match=r"thinner than a cell of the 16\^3 that were looked at first"
+        EmptyFieldError, match=r"thinner than a cell of the 16\^3 that were evaluated first"
     ):
         extract(speck, 128, coarse=16)
     assert extract(speck, 128, coarse=64).faces.size

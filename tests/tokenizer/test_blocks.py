@@ -71,7 +71,7 @@ def test_short_attention_equals_the_kernel(keys):
         for n in (5, keys, keys)
     )
     weight = torch.randn(2, 3, 5, 8, generator=generator, dtype=torch.float64)
-    assert keys <= blocks.SHORT
+    assert keys <= blocks.SHORT_SEQUENCE
     outputs, gradients = [], []
     for form in (attend, F.scaled_dot_product_attention):
         out = form(q, k, v)
@@ -85,7 +85,7 @@ def test_long_and_short_attention_meet(monkeypatch):
     torch.manual_seed(0)
     layer, x, context = Attention(16, 4), torch.randn(2, 6, 16), torch.randn(2, 20, 16)
     short = layer(x, context)
-    monkeypatch.setattr(blocks, "SHORT", 0)
+    monkeypatch.setattr(blocks, "SHORT_SEQUENCE", 0)
     assert torch.allclose(layer(x, context), short, atol=1e-6)
 
 

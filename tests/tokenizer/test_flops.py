@@ -18,7 +18,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 @pytest.mark.parametrize("layers, stages", [(0, 1), (2, 3)])
 def test_flops_are_those_that_pytorch_counts(monkeypatch, encoder, layers, stages):
     monkeypatch.setattr(
-        blocks, "SHORT", 10**6
+        blocks, "SHORT_SEQUENCE", 10**6
     )  # PyTorch does not count its fused attention on a CPU; plain attention it does
     model = VQVAE(
         TokenizerConfig(
