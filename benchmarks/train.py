@@ -34,7 +34,8 @@ from tar3d.contracts import Condition
 from tar3d.doctor import gpt_step_bytes
 from tar3d.gpt.loss import cross_entropy
 from tar3d.gpt.model import GPT
-from tar3d.optim.groups import Muon, build_optimizers
+from tar3d.optim.groups import build_optimizers
+from tar3d.optim.muon import Muon
 from tar3d.runtime import prepare_blocks, resolve_precision
 
 if TYPE_CHECKING:

@@ -54,7 +54,7 @@ def curves(folder: Path) -> dict[str, list[float]]:
     from tar3d.config import PointSamplingConfig, ViewConfig
     from tar3d.data.prepare.make_samples import make_samples
     from tar3d.data.toy.make_toy import make_toy_data
-    from tar3d.optim import groups
+    from tar3d.optim import muon
 
     data = make_toy_data(folder / "toy", SHAPES, 0, ViewConfig(count=1, size=64), workers=1)
     make_samples(
@@ -64,7 +64,7 @@ def curves(folder: Path) -> dict[str, list[float]]:
         views=ViewConfig(count=0),
     )
     with mock.patch.object(
-        groups, "_product_dtype", lambda device: torch.float32
+        muon, "_product_dtype", lambda device: torch.float32
     ):  # whatever the CPU has
         assert train_vqvae.main(["--data", str(data), "--out", str(folder / "vqvae"), *VQVAE]) == 0
         # The shipped tokenizer, so that a change of one training is not seen in the other.
