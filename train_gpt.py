@@ -33,6 +33,7 @@ from tar3d.config import GPT_SIZES, GPT_TYPES, GPTRunConfig
 from tar3d.data.defaults import DEFAULT_FOLDER, default_data
 from tar3d.optim.groups import new_optimizers
 from tar3d.optim.schedule import learning_rate_factor, set_learning_rates
+from tar3d.paths import shipped
 from tar3d.runtime import positive_int, start_fabric
 from tar3d.training.arguments import add_run_arguments, chosen_trackers, print_overfit_result
 from tar3d.training.dry_run import dry_run
@@ -94,9 +95,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--vq-ckpt",
-        default=SHIPPED_TOKENIZER,
         metavar="MODEL",
-        help="the tokenizer's model directory or Hub id (default: %(default)s)",
+        help=f"the tokenizer's model directory or Hub id (default: {SHIPPED_TOKENIZER})",
     )
     parser.add_argument(
         "--global-batch-size",
@@ -123,7 +123,7 @@ class Inputs:
 
     data: Path
     vqvae: VQVAE
-    vq_ckpt: str
+    vq_ckpt: str | Path
     encoders: dict[str, Encoder]
     init: str | None = None
     init_code_predictor: str | None = None
@@ -132,7 +132,8 @@ class Inputs:
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
-        vqvae = checkpoint.load_tokenizer(args.vq_ckpt)
+        vq_ckpt = args.vq_ckpt or shipped(SHIPPED_TOKENIZER)
+        vqvae = checkpoint.load_tokenizer(vq_ckpt)
         config = read_config(args, vqvae)
         shard = config.train.strategy == "fsdp"
         fabric = start_fabric(args.gpus, args.num_nodes, config.train.precision, shard=shard)
@@ -141,7 +142,7 @@ def main(argv: list[str] | None = None) -> int:
             data = args.data or default_data(args.toy_shapes)
             encoders = new_encoders(config, data, args.init_code_predictor or args.init)
             make_tokens(config, data, vqvae, encoders, fabric)
-        inputs = Inputs(data, vqvae, args.vq_ckpt, encoders, args.init, args.init_code_predictor)
+        inputs = Inputs(data, vqvae, vq_ckpt, encoders, args.init, args.init_code_predictor)
         begin = partial(train, fabric=fabric, inputs=inputs)
         if args.dry_run:
             dry_run(begin, config, ["steps"], fabric)
@@ -163,7 +164,7 @@ def main(argv: list[str] | None = None) -> int:
 def read_config(args: argparse.Namespace, vqvae: VQVAE) -> GPTRunConfig:
     """The config file for the named size and the tokenizer, with the overrides on top."""
     size = "_tiny" if args.gpt_model == "GPT-tiny" else ""
-    path = args.config or f"configs/gpt_{args.gpt_type}{size}.yaml"
+    path = args.config or shipped(f"configs/gpt_{args.gpt_type}{size}.yaml")
     overrides = list(args.overrides)
     if args.global_batch_size is not None:
         overrides.insert(0, f"train.global_batch_size={args.global_batch_size}")

@@ -27,6 +27,7 @@ from tar3d.data.datasets.shapes import MixedShapes, ShapeDataset
 from tar3d.data.defaults import DEFAULT_FOLDER, default_data
 from tar3d.optim.groups import new_optimizers
 from tar3d.optim.schedule import learning_rate_factor, set_learning_rates
+from tar3d.paths import shipped
 from tar3d.runtime import positive_int, start_fabric
 from tar3d.tokenizer.loss import intersection_over_union, tokenizer_loss
 from tar3d.tokenizer.vqvae import VQVAE
@@ -42,6 +43,7 @@ from tar3d.training.vqvae_reports import VQVAEReports
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+DEFAULT_CONFIG = "configs/vqvae3d_tiny.yaml"
 LEAST_OVERFIT_IOU = 0.95
 # The fields of the configuration that count the steps of each phase of a stage.
 PHASES = {
@@ -56,11 +58,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--base",
-        default="configs/vqvae3d_tiny.yaml",
-        help="config file (default: %(default)s)",
-    )
+    parser.add_argument("--base", metavar="CONFIG", help=f"config file (default: {DEFAULT_CONFIG})")
     parser.add_argument(
         "--data",
         action="append",
@@ -81,7 +79,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
-        config = configuration.load(VQVAEConfig, args.base, args.overrides)
+        config = configuration.load(
+            VQVAEConfig, args.base or shipped(DEFAULT_CONFIG), args.overrides
+        )
         fabric = start_fabric(args.gpus, args.num_nodes, config.train.precision)
         state = None if args.dry_run else prepare_folder(fabric, args.out, args.resume, config)
         with fabric.rank_zero_first():
