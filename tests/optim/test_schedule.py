@@ -17,8 +17,8 @@ def test_known_points():
     assert factors[10] == 1.0 == max(factors)
     assert factors[55] == pytest.approx(0.55)  # halfway down
     assert factors[100] == pytest.approx(0.1)
-    assert all(a < b for a, b in itertools.pairwise(factors))
-    assert all(a > b for a, b in itertools.pairwise(factors))
+    assert all(a < b for a, b in itertools.pairwise(factors[:11]))
+    assert all(a > b for a, b in itertools.pairwise(factors[10:]))
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_a_plateau_and_a_decay():
     assert factors[0] == pytest.approx(1 / 11) and factors[100] == pytest.approx(0.1)
     assert set(factors[10:76]) == {1.0}
     assert factors[79] == pytest.approx(0.1 + 0.9 * (1 - (4 / 25) ** 0.5))
-    assert all(a > b for a, b in itertools.pairwise(factors))
+    assert all(a > b for a, b in itertools.pairwise(factors[75:]))
     longer = [learning_rate_factor(step, 201, config) for step in range(76)]
     assert longer == factors[:76], "what a longer run would have done up to here"
 
