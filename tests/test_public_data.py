@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from script_runs import GPT, VQVAE, base
 from shapenet_files import write_shapenet
+from test_scripts import GPT, VQVAE, base
 
 import run
 import train_gpt
@@ -18,7 +18,7 @@ import train_vqvae
 from tar3d.condition import encoders
 from tar3d.data.datasets.tokens import TokenDataset, read_stamp
 from tar3d.data.tokens import make_tokens
-from tar3d.evaluation.generations import choose_shapes
+from tar3d.evaluation.generations import EvalData, choose_shapes
 
 LISTS = {
     "0001": {"train": ["a", "b"], "val": ["c"], "test": ["d"]},
@@ -104,7 +104,7 @@ def test_the_gpt_trains_on_shapenet_and_views(shapenet, tokenizer, tmp_path):
         data, "test", seed=0, wanted={}, conditions=["image"]
     ).ids == ["0001_d"]
     assert len(rows(tmp_path / "run" / "train.csv")) == 2
-    assert choose_shapes(data, data, "image", 5, 0) == ["0001_d"]
+    assert choose_shapes(EvalData(data, data), "image", 5, 0) == ["0001_d"]
 
 
 @pytest.fixture
