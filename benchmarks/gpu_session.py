@@ -1,14 +1,13 @@
-"""All that wants measuring on a GPU, for whoever has one for a few minutes: tests, then suites,
-under one time budget.
+"""Measures everything that needs a GPU within a few minutes: tests, then suites.
 
     python -m benchmarks.gpu_session --out DIR [--minutes 9]
 
-Runs `pytest -m gpu` on tests/gpt, then the suites decode, attention and stages, each in its own
-slice of the time; what a part does not use goes to the later ones. In DIR: tests.log, tests.xml, a
-JSON file a suite, written anew after every case, and summary.md with the tables, the versions, what
-failed and what was left out for want of time. A part that fails, or that lacks a package, is listed
-and the rest goes on; the exit status is then 1. `--device cpu --quick` takes the same way through
-on any machine, with the smallest sizes.
+It runs `pytest -m gpu` on TESTS, then the suites of PARTS, each in its own slice of the time; time
+that a part does not use goes to the later ones. DIR gets tests.log, tests.xml, a JSON file a suite,
+written again after every case, and summary.md with the tables, the versions, what failed and what
+was left out for lack of time. A part that fails, or that lacks a package, is listed and the rest
+goes on; the exit status is then 1. `--device cpu --quick` does the same on any machine, with the
+smallest sizes.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from xml.etree import ElementTree
 
 import torch
 
-from benchmarks.run import ROOT, table
+from benchmarks.run import ROOT, suite_name, table
 from tar3d.runtime import choose_device, commit, describe_machine
 
 # Share of the time, in the order in which they run.
@@ -38,7 +37,7 @@ PARTS = {
     "tests": 2,
     "train": 5,
     "decode": 5,
-    "tokenize": 3,
+    "tokenizer": 3,
     "extract": 2,
     "attention": 2,
     "stages": 1,
@@ -59,18 +58,20 @@ PACKAGES = (
     "flash-attn",
     "xformers",
 )
-SUMMARY_SECONDS = 3.0  # kept for the last words
-# of a suite's time, the most for one case: one that hangs leaves something to the others
+SUMMARY_SECONDS = 3.0  # kept for the summary
+# Largest share of a suite's time for one case: one that hangs leaves something to the others.
 CASE_SHARE = 0.4
-# for a suite to write down what it left out after its own budget, and for a part that is
-# interrupted
+# Time for a suite to write down what it left out after its own budget, and for a part to end that
+# is interrupted.
 GRACE_SECONDS = 4.0
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a part: the command, its exit status (None: stopped), the seconds it took and
-    the end of its stderr."""
+    """The result of a part.
+
+    `status` is the exit status of its command, None if it was stopped; `complaint` is its stderr.
+    """
 
     command: list[str]
     status: int | None
@@ -79,46 +80,13 @@ class Outcome:
 
 
 def run_part(name: str, out: Path, device: str, quick: bool, code: str, seconds: float) -> Outcome:
-    """Runs a part for at most so many seconds; what an earlier run left of it in `out` goes."""
+    """Runs a part for at most so many seconds; the report of an earlier run in `out` is deleted."""
     target = _report(out, name)
     target.unlink(missing_ok=True)
-    target = (
-        target.relative_to(ROOT) if target.is_relative_to(ROOT) else target
-    )  # the records name it
-    if name == "tests":
-        arguments = [
-            "-m",
-            "pytest",
-            "-m",
-            "gpu",
-            "-v",
-            "-p",
-            "no:cacheprovider",
-            "--continue-on-collection-errors",
-            *TESTS,
-            f"--junitxml={target}",
-        ]
-    else:
-        budget = max(seconds - 2 * GRACE_SECONDS, 1)
-        arguments = [
-            "-m",
-            "benchmarks.run",
-            "--suite",
-            name,
-            "--device",
-            device,
-            "--budget",
-            f"{budget:.0f}",
-            "--limit",
-            f"{CASE_SHARE * budget:.0f}",
-            "--commit",
-            code,
-            "--out",
-            str(target),
-        ]
-        arguments += ["--size", "tiny", "--repeats", "1"] if quick else []
+    arguments = _arguments(name, target, device, quick, code, seconds)
     start = time.perf_counter()
-    with open(out / "tests.log" if name == "tests" else os.devnull, "w", encoding="utf-8") as log:
+    log_path = out / "tests.log" if name == "tests" else Path(os.devnull)
+    with log_path.open("w", encoding="utf-8") as log:
         # Its own process group: what it has started ends with it.
         process = subprocess.Popen(
             [sys.executable, *arguments],
@@ -136,8 +104,26 @@ def run_part(name: str, out: Path, device: str, quick: bool, code: str, seconds:
     return Outcome(["python", *arguments], status, time.perf_counter() - start, complaint.strip())
 
 
+def _arguments(
+    name: str, target: Path, device: str, quick: bool, code: str, seconds: float
+) -> list[str]:
+    """The arguments of the command of a part, which writes its report to `target`."""
+    # Reports name the file as it was given.
+    target = target.relative_to(ROOT) if target.is_relative_to(ROOT) else target
+    if name == "tests":
+        options = ["-v", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
+        return ["-m", "pytest", "-m", "gpu", *options, *TESTS, f"--junitxml={target}"]
+    budget = max(seconds - 2 * GRACE_SECONDS, 1)
+    return [
+        *("-m", "benchmarks.run", "--suite", name, "--device", device),
+        *("--budget", f"{budget:.0f}", "--limit", f"{CASE_SHARE * budget:.0f}"),
+        *("--commit", code, "--out", str(target)),
+        *(("--size", "tiny", "--repeats", "1") if quick else ()),
+    ]
+
+
 def _stop(process: subprocess.Popen) -> str:
-    """Interrupts a part, which lets pytest write its report, and ends what does not heed it."""
+    """Interrupts a part, which lets pytest write its report, and kills it if that is not enough."""
     os.killpg(process.pid, signal.SIGINT)
     try:
         return process.communicate(timeout=GRACE_SECONDS)[1]
@@ -147,28 +133,24 @@ def _stop(process: subprocess.Popen) -> str:
 
 
 def summarise(out: Path, head: list[str], outcomes: dict[str, Outcome], waiting: list[str]) -> str:
-    """summary.md: a section a part, the parts that have not run, all from the files in `out`."""
+    """The text of summary.md, from the files in `out`: a section a part, and parts not run."""
     lines = [*head, ""]
     for name, outcome in outcomes.items():
-        how = (
-            "stopped: its time was over"
-            if outcome.status is None
-            else f"exit status {outcome.status}"
-        )
+        result = f"exit status {outcome.status}"
+        if outcome.status is None:
+            result = "stopped: its time was over"
         lines += [
             f"## {name}",
             "",
-            f"`{shlex.join(outcome.command)}`: {how}, {outcome.seconds:.0f} s",
+            f"`{shlex.join(outcome.command)}`: {result}, {outcome.seconds:.0f} s",
             "",
         ]
         report = _report(out, name)
         if report.is_file():
             lines += _tests(report) if name == "tests" else _suite(report)
         else:
-            lines += [
-                f"It left no report. Its last words: {(outcome.complaint.splitlines() or ['none'])[-1]}",
-                "",
-            ]
+            last_line = (outcome.complaint.splitlines() or ["none"])[-1]
+            lines += [f"It left no report. The last line of its errors: {last_line}", ""]
     if waiting:
         lines += [f"Not run: {', '.join(waiting)}", ""]
     return "\n".join(lines)
@@ -190,7 +172,7 @@ def _tests(path: Path) -> list[str]:
         for key in counts:
             counts[key] += int(suite.get(key, "0"))
         failed += [
-            f"- {case.get('classname')}::{case.get('name')}: {' '.join(reason.get('message', '').split())[:200]}"
+            f"- {case.get('classname')}::{case.get('name')}: {_one_line(reason.get('message', ''))}"
             for case in suite.iter("testcase")
             for reason in case
             if reason.tag in ("failure", "error")
@@ -201,6 +183,10 @@ def _tests(path: Path) -> list[str]:
         *failed,
         *([""] if failed else []),
     ]
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())[:200]
 
 
 def _head(device: torch.device, code: str, argv: list[str]) -> list[str]:
@@ -226,19 +212,18 @@ def _head(device: torch.device, code: str, argv: list[str]) -> list[str]:
     ]
 
 
-def main(argv: list[str] | None = None) -> int:
-    start = time.perf_counter()
-    argv = sys.argv[1:] if argv is None else argv
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument(
-        "--minutes", type=float, default=9.0, help="of everything (default: %(default)s)"
+        "--minutes", type=float, default=9.0, help="for everything (default: %(default)s)"
     )
     parser.add_argument(
         "--parts",
         nargs="+",
+        type=suite_name,
         choices=list(PARTS),
         default=list(PARTS),
         help="run only these (default: all)",
@@ -250,7 +235,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--commit", help="of the code, where git cannot tell (default: what git says)"
     )
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    start = time.perf_counter()
+    argv = sys.argv[1:] if argv is None else argv
+    args = parse_arguments(argv)
     try:
         device = choose_device(args.device)
     except ValueError as e:
@@ -258,7 +249,8 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     out, code = args.out.resolve(), args.commit or commit()
     out.mkdir(parents=True, exist_ok=True)
-    head, outcomes = _head(device, code, argv), {}
+    head = _head(device, code, argv)
+    outcomes: dict[str, Outcome] = {}
     parts = [part for part in PARTS if part in args.parts]
     for number, part in enumerate(parts):
         left = 60 * args.minutes - SUMMARY_SECONDS - (time.perf_counter() - start)

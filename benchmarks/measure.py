@@ -1,12 +1,11 @@
-"""What a benchmark case is, and how one is timed in the present process: warm-up, repeats, median,
-memory, roofline.
+"""A benchmark case, and how it is timed: warm-up, repeats, median, memory, roofline.
 
-Nothing here asserts a time. Every call is followed by a device synchronisation, so a kernel's time
-is its own call's.
+Nothing here asserts a time. Every call is followed by a device synchronisation, so that a kernel's
+time counts for the call that launched it.
 
-What is compared with each other is timed in turn, A B C A B C ..., so that a machine that is slow
-for a while is slow for all of them; the first is the baseline, and `speedup` is its time per item
-over another's, pair by pair.
+The variants of a case are timed in turn, A B C A B C ..., so that a machine that is slow for a
+while is slow for all of them. The first is the baseline, and `speedup` is its time per item over
+another's, pair by pair.
 
 A roofline is the least time that the bytes and the operations of a call can take on this machine:
 bytes over bandwidth or operations over rate, whichever is longer, both ceilings measured here
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SIZES = ("tiny", "full")
-# What a goal can be of: the field of a record, whether more of it is better, and how it is printed.
+# Goals by name: the field of a record, whether more of it is better, and how it is printed.
 GOALS = {
     "seconds": ("median_seconds", False, "{:.3g} s"),
     "speedup": ("speedup", True, "{:.2f} times the baseline's speed"),
@@ -38,23 +37,23 @@ GOALS = {
     "gpu_mib": ("peak_gpu_mib", False, "{:,.0f} MiB of GPU memory"),
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, **COMPUTE_DTYPES}
-# Of the ceilings, by device: float32 elements that no cache holds, the side of a matrix product,
-# calls between two looks at the clock (a launch costs a GPU more than looking at it does).
+# Sizes for measuring ceilings, by device: float32 elements that no cache holds, the side of
+# a matrix product, calls between two readings of the clock (a launch costs a GPU more than that).
 PROBE_SIZES = {"cpu": (1 << 26, 1536, 1), "cuda": (1 << 29, 8192, 10)}
 PROBE_ROWS = 1 << 12
 
 
 @dataclass(frozen=True)
 class Work:
-    """A built case: `call` does the work once and returns what is worth noting of it, `items`
-    counts what one call makes.
+    """A built case or a variant of one.
 
-    `settings` are the sizes a reader needs to repeat it; `reduced` says in words what is smaller
-    than the config has it. `bytes_moved` are the fewest bytes of memory that a call can do with,
-    inputs that stay in a cache aside: weights and caches read once, states read and written once.
-    `flops` are the fewest operations. None: nobody has counted them. `goals` are wanted of the
-    record, by one of the names in `GOALS`. `whole_run` are the items of a whole training: their
-    hours at the rate measured go into the notes as `estimated_hours`.
+    `call` does the work once and returns notes for the record; one call makes `items` items.
+    `settings` are the sizes that a reader needs to repeat it; `reduced` says in words what is
+    smaller than in the config. `bytes_moved` is the least number of bytes of memory that a call
+    moves, without inputs that stay in a cache: weights and caches read once, states read and
+    written once. `flops` is the least number of operations. Both are None where they are not
+    counted. `goals` are values to reach, by names of `GOALS`. `whole_run` is the number of items of
+    a whole training: its hours at the rate measured go into the notes as `estimated_hours`.
     """
 
     call: Callable[[], dict[str, float | int] | None]
@@ -70,11 +69,11 @@ class Work:
 
 @dataclass(frozen=True)
 class Case:
-    """`build(device)` makes the models and inputs, untimed. `repeats` and `warmup` suit the CPU;
-    `--repeats` overrides.
+    """A benchmark case by name and size.
 
-    It gives one work, or several by name that are compared, the first being the baseline. Words
-    instead of a work say why this machine cannot run it.
+    `build(device)` makes the models and inputs, untimed. It returns one work, or several variants
+    by name, the first being the baseline; a text instead of a work says why this machine cannot run
+    it. `repeats` and `warmup` suit the CPU; `--repeats` overrides the first.
     """
 
     name: str
@@ -98,11 +97,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What this machine was seen to do, the best of a few calls.
+    """The measured limits of this machine, the best of a few calls.
 
-    Three ways to move bytes, because none is the fastest everywhere: a copy (bytes read and
+    Bytes are moved in three ways, because none is the fastest everywhere: a copy (bytes read and
     written), a sum and a matrix-vector product (bytes read). A processor may read a line before it
-    writes it, so that a copy understates what decoding, which hardly writes, could have. The
+    writes it, so that a copy understates the bandwidth of decoding, which hardly writes. The
     fastest of the three is the bandwidth of the roofline.
     """
 
@@ -121,44 +120,27 @@ class Ceilings:
 def measure(
     case: Case, device: torch.device, repeats: int | None = None
 ) -> list[dict[str, object]]:
-    """Runs the case and returns a record (plain values) for each of its works.
+    """Runs the case and returns a record (plain values) for each of its variants.
 
-    The peak memories of a work that is alone in its case are those of this process so far, models
-    and inputs included: call it once in a fresh process. Of several works in one process nobody can
-    tell, and they are None.
+    The peak memories of a case with one work are those of this process so far, with models and
+    inputs: call it once in a fresh process. With several variants in one process they are None.
     """
     built = case.build(device)
     alone = not isinstance(built, dict)
     variants = {"": built} if alone else built
-    refused = {name: {"left_out": work} for name, work in variants.items() if isinstance(work, str)}
-    for name, work in variants.items():
-        if name in refused:
-            continue
-        try:
-            for _ in range(case.warmup):
-                work.call()
-            synchronize(device)
-        except (
-            Exception
-        ) as e:  # whatever a kernel library raises: what it is compared with goes on without it
-            if alone:
-                raise
-            # A ValueError is this project's way to say that it cannot, the rest is a failure.
-            refused[name] = (
-                {"left_out": str(e)}
-                if isinstance(e, ValueError)
-                else {"error": f"{type(e).__name__}: {e}".splitlines()[0]}
-            )
+    refused = _warm_up(variants, case.warmup, device, alone)
     works = {name: work for name, work in variants.items() if name not in refused}
-    seconds, notes = {name: [] for name in works}, {}
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    notes: dict[str, dict] = {}
     for _ in range(repeats or case.repeats):
         for name, work in works.items():
             synchronize(device)
             start = time.perf_counter()
-            notes[name] = work.call()
+            noted = work.call()
             synchronize(device)
             seconds[name].append(time.perf_counter() - start)
-    # Read before the probes of the ceilings, which take a good deal of memory.
+            notes[name] = noted or {}
+    # Read before the ceilings are measured, which takes a good deal of memory.
     memory = _peak_memory(device) if alone else {"peak_resident_mib": None, "peak_gpu_mib": None}
     baseline = next(iter(variants))
     records = []
@@ -173,24 +155,56 @@ def measure(
             **memory,
             "warmup": case.warmup,
             "unit": case.unit,
+            "notes": notes[name] | _whole_run(work, seconds[name]),
         }
-        record["notes"] = notes[name] or {}
-        if work.whole_run is not None:
-            record["notes"]["estimated_hours"] = work.whole_run / record["per_second"] / 3600
         if not alone and baseline in works:
             record["speedup"] = _speedup(works[baseline], seconds[baseline], work, seconds[name])
-        if work.bytes_moved is not None or work.flops is not None:
-            record |= roofline(
-                work, record["median_seconds"], measure_ceilings(device, DTYPES[work.dtype])
-            )
-            if work.flops is not None and device.type == "cuda":
-                record["mfu"] = (
-                    work.flops
-                    / record["median_seconds"]
-                    / find_peak(device, DTYPES[work.dtype]).flops_per_second
-                )
-        records.append(record)
+        records.append(record | _limits(work, seconds[name], device))
     return records
+
+
+def _warm_up(
+    variants: dict[str, Work | str], calls: int, device: torch.device, alone: bool
+) -> dict[str, dict[str, str]]:
+    """Calls each variant, and returns the reasons of those that do not run, by name.
+
+    An error of a variant that is alone is raised.
+    """
+    refused: dict[str, dict[str, str]] = {}
+    for name, work in variants.items():
+        if isinstance(work, str):
+            refused[name] = {"left_out": work}
+            continue
+        try:
+            for _ in range(calls):
+                work.call()
+            synchronize(device)
+        except ValueError as e:  # the way in which this project refuses what it cannot do
+            if alone:
+                raise
+            refused[name] = {"left_out": str(e)}
+        except Exception as e:
+            if alone:
+                raise
+            refused[name] = {"error": f"{type(e).__name__}: {e}".splitlines()[0]}
+    return refused
+
+
+def _whole_run(work: Work, seconds: list[float]) -> dict[str, float]:
+    if work.whole_run is None:
+        return {}
+    return {"estimated_hours": work.whole_run / (work.items / statistics.median(seconds)) / 3600}
+
+
+def _limits(work: Work, seconds: list[float], device: torch.device) -> dict[str, object]:
+    """The roofline of a work whose bytes or operations are counted, and its MFU on a GPU."""
+    if work.bytes_moved is None and work.flops is None:
+        return {}
+    median, dtype = statistics.median(seconds), DTYPES[work.dtype]
+    limits = roofline(work, median, measure_ceilings(device, dtype))
+    if work.flops is not None and device.type == "cuda":
+        limits["mfu"] = work.flops / median / find_peak(device, dtype).flops_per_second
+    return limits
 
 
 def _figures(work: Work, seconds: list[float]) -> dict[str, object]:
@@ -231,8 +245,11 @@ def speedup_text(record: dict) -> str:
 
 
 def roofline(work: Work, seconds: float, ceilings: Ceilings) -> dict[str, object]:
-    """`fraction` of the machine's limit that a call of `seconds` reaches, and which limit that is.
-    Where all that a call touches fits a cache the fraction may pass 1: the limit is memory's."""
+    """The `fraction` of the machine's limit that a call of `seconds` reaches, and which limit.
+
+    It may exceed 1 where everything that a call touches fits a cache, because the limit is that of
+    memory.
+    """
     moving = (work.bytes_moved or 0) / ceilings.bytes_per_second
     computing = (work.flops or 0) / ceilings.flops_per_second
     least = max(moving, computing)
@@ -247,7 +264,7 @@ def roofline(work: Work, seconds: float, ceilings: Ceilings) -> dict[str, object
 
 
 def goal_lines(record: dict) -> list[str]:
-    """What became of each goal of a record; what this machine has no figure for is no goal here."""
+    """A line for each goal of a record: reached or not. Goals without a figure are left out."""
     lines = []
     for name, wanted in record.get("goals", {}).items():
         key, more, form = GOALS[name]

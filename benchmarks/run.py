@@ -1,13 +1,13 @@
-"""Times the stages of the project and prints JSON; a readable table goes to stderr:
+"""Times the stages of the project and prints JSON; a readable table goes to stderr.
 
     python -m benchmarks.run
     python -m benchmarks.run --device cuda --repeats 10 --out benchmarks/results/NAME.json
 
-Every case runs in a process of its own, so its peak memory is its own. What a case compares runs in
-one process, in turn. A case that fails or exceeds the limit is listed with the reason, the rest
+Every case runs in a process of its own, so its peak memory is its own. The variants of a case run
+in one process, in turn. A case that fails or exceeds the limit is listed with the reason, the rest
 goes on, and the exit status is 1. The weights are random, which changes no time but that of
-marching cubes (see benchmarks/stages.py). OMP_NUM_THREADS sets the threads. How long the suites
-take: docs/speed.md.
+marching cubes (see benchmarks/suites/stages.py). OMP_NUM_THREADS sets the threads. docs/speed.md
+says how long the suites take.
 """
 
 from __future__ import annotations
@@ -32,23 +32,24 @@ from tar3d.runtime import choose_device, describe_machine, positive_int
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# A module of this folder each, with its CASES, the most valuable first. Loaded when asked for: they
-# need different packages.
+# Each is a module of benchmarks/suites with its CASES, the most valuable first, that is loaded when
+# it is asked for: suites need different packages.
 SUITES = (
     "stages",
     "evaluation",
     "decode",
     "attention",
     "train",
-    "tokenize",
+    "tokenizer",
     "extract",
     "data",
-    "arms",
+    "step_times",
 )
+OLD_SUITES = {"tokenize": "tokenizer", "arms": "step_times"}
 WEIGHTS = {"extract": "shipped (tiny) and random (full)"}  # of a suite; of the others random
 ROOT = Path(__file__).resolve().parents[1]
 CASE_LIMIT = 600.0  # seconds
-LEAST_SECONDS = 5.0  # left of a budget, with which no further case is started
+LEAST_SECONDS = 5.0  # of a budget that must be left for another case to start
 
 
 def run_suite(
@@ -60,19 +61,17 @@ def run_suite(
     only: str = "",
     limit: float = CASE_LIMIT,
     budget: float | None = None,
-    progress: Callable[[str], None] | None = None,
     save: Callable[[dict], None] | None = None,
-) -> dict[str, object]:
-    """Measures the cases of a suite whose id contains `only`; the result is what is written as
-    JSON.
+) -> dict:
+    """Measures the cases of a suite whose id contains `only`, and returns the report.
 
-    `progress` gets one line as each case starts, `save` the result so far as each ends. A case that
-    failed has "error" instead of figures; one for which the `budget` in seconds was too short has
-    "left_out".
+    Prints a line to stderr as each case starts; `save` gets the report so far as each ends. A case
+    that failed has "error" instead of figures; one for which the `budget` in seconds was too short
+    has "left_out".
     """
     start = time.perf_counter()
     cases = select_cases(suite, size, device, only)
-    report = {
+    report: dict = {
         "suite": suite,
         "size": size,
         "device": str(device),
@@ -90,8 +89,7 @@ def run_suite(
                 {"case": case.id, "left_out": f"the {budget:.0f} s for this suite were over"}
             )
             continue
-        if progress:
-            progress(f"{number}/{len(cases)} {suite} {case.id}")
+        print(f"{number}/{len(cases)} {suite} {case.id}", file=sys.stderr, flush=True)
         if left is not None and left < limit:
             records = _measure_apart(suite, case, device, repeats, left)
             if "error" in records[0] and time.perf_counter() - start >= budget:
@@ -109,19 +107,28 @@ def run_suite(
     return report
 
 
+def suite_name(name: str) -> str:
+    """A suite's name of today; reports and command lines may have an earlier one."""
+    return OLD_SUITES.get(name, name)
+
+
 def select_cases(suite: str, size: str, device: torch.device, only: str = "") -> list[Case]:
+    """The cases of a suite of one size ("all": every size) whose id contains `only`.
+
+    Raises ValueError where there is none, or the suite cannot be loaded.
+    """
     if suite not in SUITES:
         raise ValueError(f"there is no suite {suite!r}; there are {', '.join(SUITES)}")
     try:
-        there = importlib.import_module(f"benchmarks.{suite}").CASES
+        known = importlib.import_module(f"benchmarks.suites.{suite}").CASES
     except ImportError as e:
         raise ValueError(f"suite {suite} cannot be loaded here: {e}") from e
     sizes = SIZES if size == "all" else (size,)
-    cases = [c for c in there if c.size in sizes and device.type in c.devices and only in c.id]
+    cases = [c for c in known if c.size in sizes and device.type in c.devices and only in c.id]
     if not cases:
         raise ValueError(
-            f"suite {suite} has no case of size {size} for {device.type} whose name contains {only!r}; "
-            f"it has {', '.join(c.id for c in there)}"
+            f"suite {suite} has no case of size {size} for {device.type} whose name contains "
+            f"{only!r}; it has {', '.join(c.id for c in known)}"
         )
     return cases
 
@@ -160,8 +167,9 @@ def table(report: dict) -> str:
     """The report for people, in lines of about 130 characters."""
     records = report["cases"]
     lines = [
-        f"{report['suite']}: {report['machine']}, {report['device']}, {report['threads']} threads, torch {report['torch']}, "
-        f"commit {report['commit']}, {report['date']}, {report['weights']} weights",
+        f"{report['suite']}: {report['machine']}, {report['device']}, {report['threads']} threads, "
+        f"torch {report['torch']}, commit {report['commit']}, {report['date']}, "
+        f"{report['weights']} weights",
         *_limits(records),
     ]
     width = max(len(_label(r)) for r in records) + 2
@@ -171,10 +179,8 @@ def table(report: dict) -> str:
     )
     for r in records:
         if "error" in r or "left_out" in r:
-            lines.append(
-                f"{_label(r):<{width}}"
-                + (f"failed: {r['error']}" if "error" in r else f"left out: {r['left_out']}")
-            )
+            reason = f"failed: {r['error']}" if "error" in r else f"left out: {r['left_out']}"
+            lines.append(f"{_label(r):<{width}}{reason}")
             continue
         resident, gpu = (
             "" if r[key] is None else f"{r[key]:.0f}"
@@ -183,8 +189,9 @@ def table(report: dict) -> str:
         rate = f"{r['per_second']:{',.0f' if r['per_second'] >= 100 else '.3g'}} {r['unit']}/s"
         limit = f"{r['fraction']:.0%}" if "fraction" in r else ""
         lines.append(
-            f"{_label(r):<{width}}{r['median_seconds']:>9.3g}{rate:>20}{r['ms_per_item']:>9.3g}{limit:>9}"
-            f"{speedup_text(r):>19}{resident:>7}{gpu:>8}  {r['dtype']:<10} {r['settings'].get('batch', '')}"
+            f"{_label(r):<{width}}{r['median_seconds']:>9.3g}{rate:>20}{r['ms_per_item']:>9.3g}"
+            f"{limit:>9}{speedup_text(r):>19}{resident:>7}{gpu:>8}  {r['dtype']:<10} "
+            f"{r['settings'].get('batch', '')}"
         )
     reduced = [f"  {_label(r)}: {r['reduced']}" for r in records if r.get("reduced")]
     goals = [f"  {_label(r)}: {line}" for r in records for line in goal_lines(r)]
@@ -204,10 +211,10 @@ def _limits(records: list[dict]) -> list[str]:
         seen = [r["ceilings"] for r in records if "ceilings" in r and r["dtype"] == dtype]
         best = {key: statistics.median(c[key] for c in seen) / 1e9 for key in seen[0]}
         lines.append(
-            "limits ({}): copy {copy_bytes_per_second:.3g} GB/s, sum {sum_bytes_per_second:.3g} GB/s, matrix-vector "
-            "{product_bytes_per_second:.3g} GB/s, matrix product {flops_per_second:.3g} GFLOP/s".format(
-                dtype, **best
-            )
+            f"limits ({dtype}): copy {best['copy_bytes_per_second']:.3g} GB/s, "
+            f"sum {best['sum_bytes_per_second']:.3g} GB/s, "
+            f"matrix-vector {best['product_bytes_per_second']:.3g} GB/s, "
+            f"matrix product {best['flops_per_second']:.3g} GFLOP/s"
         )
     return lines
 
@@ -220,7 +227,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--suite", choices=SUITES, default="stages", help="default: %(default)s")
+    parser.add_argument(
+        "--suite",
+        type=suite_name,
+        choices=SUITES,
+        default="stages",
+        help="what is timed (default: %(default)s)",
+    )
     parser.add_argument(
         "--size",
         choices=[*SIZES, "all"],
@@ -251,13 +264,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--budget",
         type=float,
         metavar="SECONDS",
-        help="of the whole suite: cases for which no time is left are listed as left out (default: none)",
+        help="for the whole suite; cases without time are listed as left out (default: none)",
     )
     parser.add_argument(
         "--commit", help="of the code, where git cannot tell (default: what git says)"
     )
     parser.add_argument(
-        "--out", type=Path, help="also write the JSON to this file, anew after every case"
+        "--out", type=Path, help="also write the JSON to this file, again after every case"
     )
     parser.add_argument(
         "--case",
@@ -272,14 +285,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         device = choose_device(args.device)
         if args.case:
-            case = next(
-                (
-                    c
-                    for c in select_cases(args.suite, "all", device, args.case)
-                    if c.id == args.case
-                ),
-                None,
-            )
+            cases = select_cases(args.suite, "all", device, args.case)
+            case = next((c for c in cases if c.id == args.case), None)
             if case is None:
                 raise ValueError(f"--case takes a whole name, as in tiny/encode, got {args.case!r}")
             print(json.dumps(measure(case, device, args.repeats)))
@@ -293,7 +300,6 @@ def main(argv: list[str] | None = None) -> int:
             limit=args.limit,
             budget=args.budget,
             save=lambda report: _write(report, args),
-            progress=lambda line: print(line, file=sys.stderr, flush=True),
         )
     except ValueError as e:
         print(e, file=sys.stderr)

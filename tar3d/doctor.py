@@ -1,9 +1,9 @@
-"""Says what this machine can do here: python -m tar3d.doctor
+"""Reports what this machine can do with the project: python -m tar3d.doctor
 
-Versions, devices, which attention backends work and why others do not; both shipped models tried on
-every device, and whether what is decoded token by token is what the model predicts; which trainings
-fit the memory found; last, hours of each training on other GPUs, by arithmetic. Exit status 1 if
-something that should work does not.
+It prints versions, devices, which attention backends work and why others do not. It tries both
+shipped models on every device, and checks that decoding token by token gives what the model
+predicts. It counts which trainings fit the memory found, and computes the hours of each training on
+some GPUs. The exit status is 1 if something that should work does not.
 """
 
 from __future__ import annotations
@@ -20,14 +20,21 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tar3d import config as configuration
-from tar3d.conditional_gpt import ConditionalGPT
-from tar3d.config import GPT_SIZES, GPTConfig, OptimConfig, SamplingConfig, VQVAEConfig
+from tar3d.config import (
+    GPT_SIZES,
+    GPTConfig,
+    GPTRunConfig,
+    OptimConfig,
+    SamplingConfig,
+    VQVAEConfig,
+)
 from tar3d.contracts import Condition
 from tar3d.gpt.backends import refusals
 from tar3d.gpt.engine import Engine
 from tar3d.gpt.generate import generate
 from tar3d.gpt.loss import cross_entropy
 from tar3d.gpt.model import GPT
+from tar3d.paths import shipped
 from tar3d.pipeline import Pipeline
 from tar3d.runtime import COMPUTE_DTYPES, describe_machine, resolve_precision
 from tar3d.throughput import VENDOR_PEAKS, best_seconds
@@ -35,9 +42,11 @@ from tar3d.tokenizer.vqvae import VQVAE
 from tar3d.training.memory import step_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-ROOT = Path(__file__).resolve().parents[1]
+    from tar3d.conditional_gpt import ConditionalGPT
+
+MODEL = "pretrained/tiny"
 PACKAGES = (
     "torch",
     "lightning-fabric",
@@ -54,20 +63,18 @@ PACKAGES = (
     "ray",
     "wandb",
 )
-RESERVED = 2**30  # of a GPU's memory: context, allocator, kernels
+RESERVED = 2**30  # bytes of a GPU that its context, allocator and kernels take
 TOKENIZERS = ("vqvae3d_tiny", "vqvae3d_small", "vqvae3d_fast", "vqvae3d")
-GPU_BYTES = {
-    "RTX 4090": 24e9,
-    "A100": 80e9,
-    "H100": 80e9,
-    "H200": 141e9,
-}  # for hours by arithmetic; NVIDIA's data sheets
+# Memory by NVIDIA's data sheets, for hours by arithmetic.
+GPU_BYTES = {"RTX 4090": 24e9, "A100": 80e9, "H100": 80e9, "H200": 141e9}
 ASSUMED_MFU = 0.4
-DECODING = {
-    "cpu": ("plain",),
-    "cuda": ("plain", "triton"),
-}  # that are tried; "compiled" takes a minute
-LEAST_AGREEMENT = 0.99  # equally likely tokens may be told apart otherwise by another order of sums
+# Decoding backends that are tried; "compiled" takes a minute.
+DECODING = {"cpu": ("plain",), "cuda": ("plain", "triton")}
+WRONG_DECODING = (
+    ": what this machine decodes is wrong, choose another with run.py --decoding, and report it"
+)
+# Another order of sums may choose otherwise between tokens that are equally likely.
+LEAST_AGREEMENT = 0.99
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -76,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--model",
-        default=str(ROOT / "pretrained" / "tiny"),
+        default=MODEL,
         help="model directory to try (default: the shipped one)",
     )
     args = parser.parse_args(argv)
@@ -89,12 +96,11 @@ def main(argv: list[str] | None = None) -> int:
         print_device(device)
     failed = [device for device in devices if not try_models(args.model, device)]
     print_hours(print_fits({device: memory_of(device) for device in devices}))
-    print(
-        f"\nsomething that should work does not: {', '.join(map(str, failed))}"
-        if failed
-        else "\nall that was tried works"
-    )
-    return 1 if failed else 0
+    if failed:
+        print(f"\nsomething that should work does not: {', '.join(map(str, failed))}")
+        return 1
+    print("\nall that was tried works")
+    return 0
 
 
 def print_versions() -> None:
@@ -111,7 +117,7 @@ def print_versions() -> None:
 
 
 def memory_of(device: torch.device) -> int:
-    """Bytes of the device; of the CPU what the machine has, or its control group allows."""
+    """Bytes of a GPU; for the CPU those of the machine, or those that its control group allows."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     limit = Path("/sys/fs/cgroup/memory.max")
@@ -127,24 +133,29 @@ def memory_of(device: torch.device) -> int:
 def print_device(device: torch.device) -> None:
     precision = resolve_precision("auto", device.type)
     if device.type == "cuda":
-        more = f"compute capability {'.'.join(map(str, torch.cuda.get_device_capability(device)))}, CUDA {torch.version.cuda}"
+        capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
+        more = f"compute capability {capability}, CUDA {torch.version.cuda}"
     else:
         more = f"{torch.get_num_threads()} threads"
     print(
-        f"\n{device}: {describe_machine(device)['machine']}, {memory_of(device) / 2**30:.1f} GiB, {more}; "
-        f"train.precision=auto is {precision}"
+        f"\n{device}: {describe_machine(device)['machine']}, {memory_of(device) / 2**30:.1f} GiB, "
+        f"{more}; train.precision=auto is {precision}"
     )
     for option, reasons in refusals(device, COMPUTE_DTYPES[precision]).items():
         for name, reason in reasons.items():
             print(f"  {option}={name}: {'works' if not reason else f'no ({reason})'}")
     print(
-        "  chunked (linear) and sdpa (full attention) are PyTorch's own operations and work everywhere"
+        "  chunked (linear) and sdpa (full attention) are PyTorch's own operations and work "
+        "everywhere"
     )
 
 
 @torch.inference_mode()
 def try_models(source: str, device: torch.device) -> bool:
-    """Both models forward, a few times each."""
+    """Runs both models forward and decodes; returns whether everything works.
+
+    `source` is a model directory or a Hub id.
+    """
     try:
         pipeline = Pipeline.load(source, device=device)
         vqvae, gpt, size = (
@@ -156,16 +167,16 @@ def try_models(source: str, device: torch.device) -> bool:
         tokens = vqvae.tokenize(surface).ids
         seconds = best_seconds(lambda: vqvae.decode(vqvae.tokenize(surface)), device)
         print(
-            f"  tokenizer of {Path(source).name}: {1 / seconds:.1f} shapes/s encoded and decoded (8,192 points)"
+            f"  tokenizer of {Path(source).name}: {1 / seconds:.1f} shapes/s encoded and decoded "
+            "(8,192 points)"
         )
         pixels = torch.zeros(1, size, size, 3, dtype=torch.uint8, device=device)
         dropped = torch.zeros(1, dtype=torch.bool, device=device)
         seconds = best_seconds(
             lambda: pipeline.model.token_nll(tokens, {"image": pixels}, dropped), device
         )
-        print(
-            f"  GPT of {Path(source).name}: {gpt.config.num_tokens / seconds:,.0f} tokens/s forward, batch 1"
-        )
+        rate = gpt.config.num_tokens / seconds
+        print(f"  GPT of {Path(source).name}: {rate:,.0f} tokens/s forward, batch 1")
         return all(
             decodes_what_it_predicts(pipeline.model, backend) for backend in DECODING[device.type]
         )
@@ -175,9 +186,11 @@ def try_models(source: str, device: torch.device) -> bool:
 
 
 def decodes_what_it_predicts(model: ConditionalGPT, backend: str) -> bool:
-    """Whether the tokens that are decoded one by one, the likeliest each time, are those that the
-    whole sequence at once says are the likeliest: a cache or a kernel that is wrong gives shapes
-    that look like a badly trained model's."""
+    """Whether decoding token by token gives the tokens that a forward pass predicts.
+
+    The likeliest token is taken each time. A wrong cache or kernel would give shapes that look like
+    a badly trained model's.
+    """
     gpt, condition = model.gpt, model.condition({}, 1)
     try:
         engine = Engine(gpt, backend)
@@ -192,11 +205,7 @@ def decodes_what_it_predicts(model: ConditionalGPT, backend: str) -> bool:
     agrees = same >= LEAST_AGREEMENT * ids.numel()
     print(
         f"  decoding={backend}: {same:,} of {ids.numel():,} tokens are those of a forward pass"
-        + (
-            ""
-            if agrees
-            else ": what this machine decodes is wrong, choose another with run.py --decoding, and report it"
-        )
+        + ("" if agrees else WRONG_DECODING)
     )
     return agrees
 
@@ -204,8 +213,10 @@ def decodes_what_it_predicts(model: ConditionalGPT, backend: str) -> bool:
 def gpt_step_bytes(
     config: GPTConfig, optim: OptimConfig, rows: int, activation_checkpointing: str
 ) -> int:
-    """`step_bytes` of the GPT over `rows` rows at a time. A frozen image encoder and the data are
-    not counted."""
+    """Peak bytes of a training step of the GPT over `rows` rows at a time.
+
+    A frozen image encoder and the data are not counted.
+    """
 
     def make() -> tuple[nn.Module, Callable[[], Tensor]]:
         gpt = GPT(config).train()
@@ -220,8 +231,10 @@ def gpt_step_bytes(
 
 
 def tokenizer_step_bytes(config: VQVAEConfig, shapes: int, activation_checkpointing: str) -> int:
-    """The same of a step of the tokenizer over `shapes` shapes at a time, in the autoencoder stage;
-    the comparison with the codebook needs little beside it."""
+    """Peak bytes of a training step of the tokenizer over `shapes` shapes at a time.
+
+    It is a step of the autoencoder stage; comparing with the codebook needs little beside it.
+    """
     t = config.train
 
     def make() -> tuple[nn.Module, Callable[[], Tensor]]:
@@ -234,83 +247,95 @@ def tokenizer_step_bytes(config: VQVAEConfig, shapes: int, activation_checkpoint
 
 
 def print_fits(memory: dict[torch.device, int]) -> dict[str, int]:
-    """What a step of each training needs, and where that fits; returns the least bytes of each,
-    with one row at a time."""
-    least = {}
+    """Prints the memory of a step of each training, and the devices in which it fits.
+
+    Returns the least bytes of each training, with one row at a time.
+    """
+    least: dict[str, int] = {}
     print(
-        "\nmemory of a training step, counted without computing it (bfloat16; weights, gradients, optimizers, what the "
-        "backward pass needs; 1 GiB is left for a GPU's context):"
+        "\nmemory of a training step, counted without computing it (bfloat16; weights, gradients, "
+        "optimizers, what the\nbackward pass needs; 1 GiB is left for a GPU's context):"
     )
     header = "  ".join(f"fits {device}" for device in memory)
-    print(f"{'training':<34} {'rows':>5} {'recompute':>10} {'GiB':>7}  {header}")
-
-    def line(name: str, rows: int, activation_checkpointing: str, needed: int) -> None:
+    print(f"{'training':<34} {'rows':>5} {'checkpointing':>13} {'GiB':>7}  {header}")
+    for name, rows, checkpointing, needed in training_steps():
         fits = "  ".join(
-            f"{'yes' if needed + RESERVED < have else 'no':<{5 + len(str(device))}}"
-            for device, have in memory.items()
+            f"{'yes' if needed + RESERVED < size else 'no':<{5 + len(str(device))}}"
+            for device, size in memory.items()
         )
-        print(
-            f"{name:<34} {rows:>5} {activation_checkpointing:>10} {needed / 2**30:>7.1f}  {fits}",
-            flush=True,
-        )
+        line = f"{name:<34} {rows:>5} {checkpointing:>13} {needed / 2**30:>7.1f}  {fits}"
+        print(line, flush=True)
         least[name] = min(needed, least.get(name, needed))
-
-    for name in TOKENIZERS:
-        config = configuration.load(VQVAEConfig, ROOT / "configs" / f"{name}.yaml")
-        for rows in sorted({1, config.train.batch_size}):
-            line(f"configs/{name}.yaml", rows, "none", tokenizer_step_bytes(config, rows, "none"))
-    paper = configuration.load(VQVAEConfig, ROOT / "configs" / "vqvae3d.yaml").tokenizer
-    for size in GPT_SIZES:
-        config = configuration.load_gpt_run(ROOT / "configs" / "gpt_i23d.yaml", size, paper)
-        for activation_checkpointing in ("cheap", "blocks"):
-            needed = gpt_step_bytes(config.gpt, OptimConfig(), 1, activation_checkpointing)
-            line(_gpt_name(size, config.gpt), 1, activation_checkpointing, needed)
     return least
 
 
-def _gpt_name(size: str, config: GPTConfig) -> str:
-    return f"{size}, {config.num_tokens:,} tokens"
+def training_steps() -> Iterator[tuple[str, int, str, int]]:
+    """Name, rows, activation checkpointing and bytes of a step of each training."""
+    for name, tokenizer in tokenizer_runs():
+        for rows in sorted({1, tokenizer.train.batch_size}):
+            yield name, rows, "none", tokenizer_step_bytes(tokenizer, rows, "none")
+    for name, run in gpt_runs():
+        for checkpointing in ("cheap", "blocks"):
+            needed = gpt_step_bytes(run.gpt, OptimConfig(), 1, checkpointing)
+            yield name, 1, checkpointing, needed
+
+
+def tokenizer_runs() -> Iterator[tuple[str, VQVAEConfig]]:
+    """The shipped configs of tokenizers by name."""
+    for name in TOKENIZERS:
+        path = f"configs/{name}.yaml"
+        yield path, configuration.load(VQVAEConfig, shipped(path))
+
+
+def gpt_runs() -> Iterator[tuple[str, GPTRunConfig]]:
+    """A training of each GPT size on the tokens of the paper's tokenizer, by name."""
+    paper = configuration.load(VQVAEConfig, shipped("configs/vqvae3d.yaml")).tokenizer
+    for size in GPT_SIZES:
+        run = configuration.load_gpt_run(shipped("configs/gpt_i23d.yaml"), size, paper)
+        yield f"{size}, {run.gpt.num_tokens:,} tokens", run
 
 
 def training_flops() -> dict[str, tuple[int, int, float]]:
-    """Of each training by name: its steps, rows of a step, and model FLOPs of a step (forward and
-    twice that backward)."""
-    found = {}
+    """Steps, rows of a step, and model FLOPs of a step of each training by name.
+
+    FLOPs are those of the forward pass and twice as many for the backward pass.
+    """
+    found: dict[str, tuple[int, int, float]] = {}
     with FakeTensorMode():  # a GPT-7B without its 28 GB
-        for name in TOKENIZERS:
-            config = configuration.load(VQVAEConfig, ROOT / "configs" / f"{name}.yaml")
-            t = config.train
-            flops = VQVAE(config.tokenizer).flops(t.surface_points, t.volume_points + t.near_points)
-            found[f"configs/{name}.yaml"] = t.steps, t.batch_size, 3 * t.batch_size * flops
-        paper = configuration.load(VQVAEConfig, ROOT / "configs" / "vqvae3d.yaml").tokenizer
-        for size in GPT_SIZES:
-            config = configuration.load_gpt_run(ROOT / "configs" / "gpt_i23d.yaml", size, paper)
-            rows, gpt = config.train.global_batch_size, config.gpt
-            flops = GPT(gpt).flops(gpt.condition_tokens, gpt.num_tokens)
-            found[_gpt_name(size, gpt)] = config.train.steps, rows, 3 * rows * flops
+        for name, tokenizer in tokenizer_runs():
+            t = tokenizer.train
+            queries = t.volume_points + t.near_points
+            flops = VQVAE(tokenizer.tokenizer).flops(t.surface_points, queries)
+            found[name] = t.steps, t.batch_size, 3 * t.batch_size * flops
+        for name, run in gpt_runs():
+            rows = run.train.global_batch_size
+            flops = GPT(run.gpt).flops(run.gpt.condition_tokens, run.gpt.num_tokens)
+            found[name] = run.train.steps, rows, 3 * rows * flops
     return found
 
 
 def print_hours(least: dict[str, int]) -> None:
-    """Hours of whole trainings on one GPU by arithmetic, where a step fits that needs at `least` so
-    many bytes."""
+    """Prints the hours of whole trainings on one GPU, by arithmetic.
+
+    `least` are the bytes of each training's smallest step; a GPU with less memory has no hours.
+    """
     print(
-        f"\nhours of a whole training on one GPU, computed and not measured: model FLOPs at {ASSUMED_MFU:.0%} of the\n"
-        "data sheet's dense bfloat16 peak (small models reach less), without validation; -: not even one row at a time fits"
+        "\nhours of a whole training on one GPU, computed and not measured: model FLOPs at "
+        f"{ASSUMED_MFU:.0%} of the\ndata sheet's dense bfloat16 peak (small models reach less), "
+        "without validation; -: not even one row at a time fits"
     )
-    print(
-        f"{'training':<34} {'steps':>8} {'rows':>5} {'TFLOP/step':>11}  {'  '.join(f'{gpu:>8}' for gpu in GPU_BYTES)}"
-    )
+    header = "  ".join(f"{gpu:>8}" for gpu in GPU_BYTES)
+    print(f"{'training':<34} {'steps':>8} {'rows':>5} {'TFLOP/step':>11}  {header}")
     for name, (steps, rows, flops) in training_flops().items():
-        hours = [
-            _figure(steps * flops / (ASSUMED_MFU * VENDOR_PEAKS[gpu]) / 3600)
-            if least[name] + RESERVED < have
-            else "-"
-            for gpu, have in GPU_BYTES.items()
-        ]
-        print(
-            f"{name:<34} {steps:>8,} {rows:>5} {_figure(flops / 1e12):>11}  {'  '.join(f'{h:>8}' for h in hours)}"
+        hours = "  ".join(
+            f"{_hours(steps * flops, gpu) if least[name] + RESERVED < size else '-':>8}"
+            for gpu, size in GPU_BYTES.items()
         )
+        print(f"{name:<34} {steps:>8,} {rows:>5} {_figure(flops / 1e12):>11}  {hours}")
+
+
+def _hours(flops: float, gpu: str) -> str:
+    return _figure(flops / (ASSUMED_MFU * VENDOR_PEAKS[gpu]) / 3600)
 
 
 def _figure(number: float) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -35,6 +36,11 @@ CONFIG_VALUES = {
 PARAMETERS = {
     "gpt.sketch.guess.": "gpt.code_predictor.mlp.",
     "gpt.sketch.": "gpt.code_predictor.",
+    "each_point.": "point_mlp.",
+    "all_points.": "pool_mlp.",
+    "of_shape.": "shape_proj.",
+    "of_terms.": "term_embedding.",
+    "of_bag.": "text_proj.",
 }
 FLAGS = {
     "--init-sketch": "--init-code-predictor",
@@ -85,6 +91,13 @@ def upgrade_parameter(name: str) -> str:
 def upgrade_parameters(tensors: Mapping[str, T]) -> dict[str, T]:
     """A state dict under the parameter names of today."""
     return {upgrade_parameter(name): tensor for name, tensor in tensors.items()}
+
+
+def upgrade_evaluator_folder(folder: str | Path) -> str | Path:
+    """The folder `judge` beside `folder`, where an earlier model directory has no `evaluator`."""
+    path = Path(folder)
+    old = path.with_name("judge") if path.name == "evaluator" else path
+    return old if old.is_dir() and not path.exists() else folder
 
 
 def upgrade_flags(argv: Sequence[str] | None) -> list[str]:

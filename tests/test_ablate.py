@@ -9,10 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import ablate, ablation_report
-from benchmarks.ablate import Trial, best_rate, main, missing, missing_sweep
-from benchmarks.studies import ARMS, MODEL, STUDIES
-from benchmarks.studies import TOKENIZER as STUDY_TOKENIZER
+from benchmarks import ablate
+from benchmarks.ablate import main
+from benchmarks.ablation import tables, trials
+from benchmarks.ablation.trials import Trial, best_rate, missing, missing_sweep
+from benchmarks.ablation.variants import CONFIG, MODEL, STUDIES, TOKENIZER_CONFIG, VARIANTS
+from benchmarks.ablation.variants import TOKENIZER as STUDY_TOKENIZER
 from tar3d.config import TokenizerConfig, VQVAEConfig, load, load_gpt_run
 from tar3d.data.formats.dataset_folder import mesh_path
 
@@ -21,7 +23,7 @@ TOKENIZER = TokenizerConfig(grid_size=4, codebook_size=32)
 
 def record(trial: Trial, nll: float, **more) -> dict:
     return {
-        "arm": trial.arm.name,
+        "arm": trial.variant.name,
         "rate": trial.rate,
         "seed": trial.seed,
         "sweep": trial.sweep,
@@ -32,43 +34,45 @@ def record(trial: Trial, nll: float, **more) -> dict:
 
 
 def tried(name: str, nll: dict[float, float]) -> dict[str, dict]:
-    trials = {rate: Trial(ARMS[name], rate, ablate.SWEEP_SEED, sweep=True) for rate in nll}
-    return {t.key: record(t, nll[rate]) for rate, t in trials.items()}
+    sweeps = {rate: Trial(VARIANTS[name], rate, trials.SWEEP_SEED, sweep=True) for rate in nll}
+    return {t.key: record(t, nll[rate]) for rate, t in sweeps.items()}
 
 
-@pytest.mark.parametrize("name", ARMS)
-def test_every_arm_is_a_config_that_trains_on_equal_terms(name):
-    default = load_gpt_run(ablate.CONFIG, "GPT-tiny", TOKENIZER, list(MODEL))
-    trial = Trial(ARMS[name], 4e-3, 1, sweep=False)
-    config = load_gpt_run(ablate.CONFIG, "GPT-tiny", TOKENIZER, trial.overrides(7))
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_is_a_config_that_trains_on_equal_terms(name):
+    default = load_gpt_run(CONFIG, "GPT-tiny", TOKENIZER, list(MODEL))
+    trial = Trial(VARIANTS[name], 4e-3, 1, sweep=False)
+    config = load_gpt_run(CONFIG, "GPT-tiny", TOKENIZER, trial.overrides(7))
     assert config.gpt.num_layers == 12 and config.train.seed == 1 and config.train.steps == 7
     for key in ("global_batch_size", "token_noise", "validation_shapes"):
         assert getattr(config.train, key) == getattr(default.train, key)
     changed = config.optim.adamw_lr if config.optim.optimizer == "adamw" else config.optim.muon_lr
     assert changed == 4e-3
-    if ARMS[name].tokenizer is not None:
-        recipe = load(
-            VQVAEConfig, ablate.TOKENIZER_CONFIG, [*STUDY_TOKENIZER, *ARMS[name].tokenizer]
-        )
+    if VARIANTS[name].tokenizer is not None:
+        recipe = load(VQVAEConfig, TOKENIZER_CONFIG, [*STUDY_TOKENIZER, *VARIANTS[name].tokenizer])
         assert f"r{recipe.tokenizer.grid_size}_k{recipe.tokenizer.codebook_size}" == name
         return
     assert (
         name == "hybrid"
-        or ARMS[name].share < 1
+        or VARIANTS[name].share < 1
         or config.gpt != default.gpt
         or config.optim.optimizer == "adamw"
     )
 
 
-def test_studies_name_arms_and_an_arm_takes_the_rate_of_one_that_is_tuned():
+def test_studies_name_variants_and_a_variant_takes_the_rate_of_one_that_is_tuned():
     for study in STUDIES.values():
-        assert set(study.arms) <= set(ARMS) and len(set(study.arms)) == len(study.arms)
-    assert all(not ARMS[arm.rate_of].rate_of for arm in ARMS.values() if arm.rate_of)
-    assert set(ARMS) == {name for study in STUDIES.values() for name in study.arms}
+        assert set(study.variants) <= set(VARIANTS) and len(set(study.variants)) == len(
+            study.variants
+        )
+    assert all(
+        not VARIANTS[variant.rate_of].rate_of for variant in VARIANTS.values() if variant.rate_of
+    )
+    assert set(VARIANTS) == {name for study in STUDIES.values() for name in study.variants}
 
 
 def test_rates_are_tried_before_seeds_are_run():
-    full = ARMS["full"]
+    full = VARIANTS["full"]
     assert [t.rate for t in missing(full, {}, 3)] == list(full.rates) and all(
         t.sweep for t in missing(full, {}, 3)
     )
@@ -89,19 +93,22 @@ def test_rates_are_tried_before_seeds_are_run():
 )
 def test_the_grid_grows_where_its_end_is_best(nll, further):
     runs = tried("full", nll)
-    left = missing_sweep(ARMS["full"], runs)
+    left = missing_sweep(VARIANTS["full"], runs)
     assert [t.rate for t in left] == ([] if further is None else [further])
 
 
 def test_the_grid_does_not_grow_for_ever():
-    runs = tried("full", {8e-3 * 2**k: 2.0 - 0.1 * k for k in range(ablate.MOST_RATES)})
-    assert missing_sweep(ARMS["full"], runs) == [] and best_rate(ARMS["full"], runs) == 8e-3 * 2**5
+    runs = tried("full", {8e-3 * 2**k: 2.0 - 0.1 * k for k in range(trials.MOST_RATES)})
+    assert (
+        missing_sweep(VARIANTS["full"], runs) == []
+        and best_rate(VARIANTS["full"], runs) == 8e-3 * 2**5
+    )
 
 
-def test_an_arm_without_rates_of_its_own_waits_for_the_one_whose_rate_it_takes():
-    assert {t.arm.name for t in missing(ARMS["muon_050"], {}, 3)} == {"hybrid"}
-    left = missing(ARMS["muon_050"], tried("hybrid", {8e-3: 1.2, 1.6e-2: 1.0, 3.2e-2: 1.1}), 2)
-    assert [(t.arm.name, t.rate) for t in left] == [("muon_050", 1.6e-2)] * 2
+def test_a_variant_without_rates_of_its_own_waits_for_the_one_whose_rate_it_takes():
+    assert {t.variant.name for t in missing(VARIANTS["muon_050"], {}, 3)} == {"hybrid"}
+    left = missing(VARIANTS["muon_050"], tried("hybrid", {8e-3: 1.2, 1.6e-2: 1.0, 3.2e-2: 1.1}), 2)
+    assert [(t.variant.name, t.rate) for t in left] == [("muon_050", 1.6e-2)] * 2
 
 
 class Commands:
@@ -160,7 +167,7 @@ def arguments(tmp_path, monkeypatch) -> list[str]:
             config=TokenizerConfig(grid_size=sides.get(Path(source).name, 4), codebook_size=32)
         )
 
-    monkeypatch.setattr(ablate.checkpoint, "load_tokenizer", tokenizer)
+    monkeypatch.setattr(trials.checkpoint, "load_tokenizer", tokenizer)
     data = tmp_path / "toy"
     (data / "samples").mkdir(parents=True)
     (data / "splits.json").write_text("{}")
@@ -177,13 +184,13 @@ def arguments(tmp_path, monkeypatch) -> list[str]:
 
 
 def test_a_study_is_tuned_run_scored_and_not_run_again(arguments, tmp_path, monkeypatch):
-    monkeypatch.setattr(ablate, "_command", commands := Commands())
+    monkeypatch.setattr(trials, "_command", commands := Commands())
     assert main(["order", *arguments, "--seeds", "2"]) == 0
     runs = json.loads((tmp_path / "results.json").read_text())["runs"]
-    arms = STUDIES["order"].arms
-    assert len(runs) == len(arms) * (3 + 2) and sum(r["sweep"] for r in runs.values()) == 3 * len(
-        arms
-    )
+    variants = STUDIES["order"].variants
+    assert len(runs) == len(variants) * (3 + 2) and sum(
+        r["sweep"] for r in runs.values()
+    ) == 3 * len(variants)
     counted = [r for r in runs.values() if not r["sweep"]]
     assert {r["rate"] for r in counted} == {1.6e-2} and all(
         r["fscore"] == 0.25 and r["empty"] == 1 for r in counted
@@ -210,11 +217,11 @@ def test_a_study_is_tuned_run_scored_and_not_run_again(arguments, tmp_path, monk
     assert main(["order", *arguments, "--seeds", "2"]) == 0 and len(commands.calls) == before
 
 
-def test_an_arm_with_a_tokenizer_has_tokens_of_its_own_and_steps_that_cost_the_same(
+def test_a_variant_with_a_tokenizer_has_tokens_of_its_own_and_steps_that_cost_the_same(
     arguments, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(ablate, "_command", commands := Commands())
-    monkeypatch.setitem(STUDIES, "tokens", replace(STUDIES["tokens"], arms=("r8_k4096",)))
+    monkeypatch.setattr(trials, "_command", commands := Commands())
+    monkeypatch.setitem(STUDIES, "tokens", replace(STUDIES["tokens"], variants=("r8_k4096",)))
     assert main(["tokens", *arguments, "--seeds", "1"]) == 0
     runs = json.loads((tmp_path / "results.json").read_text())["runs"]
     own = tmp_path / "out" / "r8_k4096" / "tokenizer" / "data"
@@ -237,17 +244,17 @@ def test_an_arm_with_a_tokenizer_has_tokens_of_its_own_and_steps_that_cost_the_s
     assert str(own) in made and commands.calls.index(made) > 0
 
 
-def test_the_first_seed_of_every_arm_comes_before_the_second_of_any():
-    arms = [ARMS[name] for name in STUDIES["tokens"].arms]
+def test_the_first_seed_of_every_variant_comes_before_the_second_of_any():
+    variants = [VARIANTS[name] for name in STUDIES["tokens"].variants]
     tuned = tried("hybrid", {8e-3: 1.0, 1.6e-2: 1.1, 3.2e-2: 1.2, 4e-3: 1.1})
-    left = ablate._left(arms, tuned, 2)
-    assert [t.seed for t in left] == [0] * len(arms) + [1] * len(arms) and [
-        t.arm for t in left[: len(arms)]
-    ] == arms
+    left = trials.first_seeds_first(variants, tuned, 2)
+    assert [t.seed for t in left] == [0] * len(variants) + [1] * len(variants) and [
+        t.variant for t in left[: len(variants)]
+    ] == variants
 
 
 def test_another_size_is_asked_for_by_name(arguments, monkeypatch, tmp_path):
-    monkeypatch.setattr(ablate, "_command", commands := Commands())
+    monkeypatch.setattr(trials, "_command", commands := Commands())
     assert main(["order", *arguments, "--seeds", "1", "--gpt-model", "GPT-B"]) == 0
     trained = [call for call in commands.calls if call[0] == "train_gpt.py"]
     assert any("train.stage=code_predictor" in call for call in trained)
@@ -260,7 +267,7 @@ def test_another_size_is_asked_for_by_name(arguments, monkeypatch, tmp_path):
 
 
 def test_what_fails_is_listed_and_the_rest_is_run(arguments, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(ablate, "_command", Commands(broken="planes/rate0.016-seed1"))
+    monkeypatch.setattr(trials, "_command", Commands(broken="planes/rate0.016-seed1"))
     assert main(["order", *arguments]) == 1
     assert "planes/rate0.016-seed1: python train_gpt.py ended with 1" in capsys.readouterr().err
     runs = json.loads((tmp_path / "results.json").read_text())["runs"]
@@ -268,23 +275,23 @@ def test_what_fails_is_listed_and_the_rest_is_run(arguments, tmp_path, monkeypat
 
 
 def test_results_of_another_recipe_are_not_added_to(arguments, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(ablate, "_command", Commands())
+    monkeypatch.setattr(trials, "_command", Commands())
     assert main(["order", *arguments, "--seeds", "1"]) == 0
-    monkeypatch.setattr(ablate, "SHAPES", ablate.SHAPES + 1)
+    monkeypatch.setattr(trials, "SHAPES", trials.SHAPES + 1)
     with pytest.raises(SystemExit):
         main(["order", *arguments, "--seeds", "2"])
     assert "holds runs of another recipe" in capsys.readouterr().err
 
 
 def test_nothing_is_begun_when_time_is_up(arguments, tmp_path, monkeypatch):
-    monkeypatch.setattr(ablate, "_command", commands := Commands())
+    monkeypatch.setattr(trials, "_command", commands := Commands())
     assert main(["order", *arguments, "--minutes", "0"]) == 0
     assert commands.calls == []
 
 
 def test_a_command_that_fails_says_how_its_log_ends(tmp_path):
     with pytest.raises(RuntimeError, match=r"ended with 3; .* ends with: the reason"):
-        ablate._command(["-c", "print('the reason'); raise SystemExit(3)"], tmp_path / "log", 1)
+        trials._command(["-c", "print('the reason'); raise SystemExit(3)"], tmp_path / "log", 1)
 
 
 def test_an_unknown_study_is_refused(capsys):
@@ -297,7 +304,7 @@ def test_tables_hold_means_and_differences_by_seed(tmp_path):
     runs = {}
     for name, shift in (("hybrid", 0.0), ("planes", 0.5)):
         for seed in range(3):
-            trial = Trial(ARMS[name], 4e-3, seed, sweep=False)
+            trial = Trial(VARIANTS[name], 4e-3, seed, sweep=False)
             runs[trial.key] = record(
                 trial,
                 1 + seed + shift,
@@ -318,9 +325,7 @@ def test_tables_hold_means_and_differences_by_seed(tmp_path):
         "speedup": {"median": 0.9, "min": 0.88, "max": 0.912},
     }
     speeds.write_text(json.dumps({"cases": [timed, timed | {"case": "tiny/order", "speedup": {}}]}))
-    ablation_report.write_report(
-        {"runs": runs | tried("hybrid", {2e-3: 1.2, 4e-3: 1.0})}, document, speeds
-    )
+    tables.write_tables({"runs": runs | tried("hybrid", {2e-3: 1.2, 4e-3: 1.0})}, document, speeds)
     text = document.read_text()
     table = text[text.index("study order") :]
     assert (
@@ -338,12 +343,12 @@ def test_tables_hold_means_and_differences_by_seed(tmp_path):
     assert (tmp_path / "ablations" / "order.png").stat().st_size > 5000
 
 
-def test_arms_with_tokenizers_are_compared_by_what_they_generate():
+def test_variants_with_tokenizers_are_compared_by_what_they_generate():
     trained = {"iou_volume": 0.91, "codebook_usage": 0.97}
     runs = {}
     for name, tokens, fscore in (("r16_k4096", 768, 0.3), ("r8_k4096", 192, 0.2)):
         for seed in range(2):
-            trial = Trial(ARMS[name], 4e-3, seed, sweep=False)
+            trial = Trial(VARIANTS[name], 4e-3, seed, sweep=False)
             runs[trial.key] = record(
                 trial,
                 1.5,
@@ -354,8 +359,8 @@ def test_arms_with_tokenizers_are_compared_by_what_they_generate():
                 steps=300,
                 tokenizer=trained,
             )
-    first, second = ablation_report.rows_of(STUDIES["tokens"], runs, {})
-    assert len(first) == len(ablation_report.TOKEN_HEAD) and first[6:9] == [
+    first, second = tables.rows_of(STUDIES["tokens"], runs, {})
+    assert len(first) == len(tables.TOKEN_HEAD) and first[6:9] == [
         "0.300 ± 0.000",
         "",
         "0.375 ± 0.000",
@@ -368,7 +373,7 @@ def test_arms_with_tokenizers_are_compared_by_what_they_generate():
 
 
 def test_a_document_without_a_place_for_a_table_is_refused(tmp_path):
-    trials = [Trial(ARMS[name], 4e-3, 0, sweep=False) for name in ("hybrid", "full")]
+    both = [Trial(VARIANTS[name], 4e-3, 0, sweep=False) for name in ("hybrid", "full")]
     runs = {
         t.key: record(
             t,
@@ -379,15 +384,20 @@ def test_a_document_without_a_place_for_a_table_is_refused(tmp_path):
             million_parameters=1.4,
             gflop_a_step=60.0,
         )
-        for t in trials
+        for t in both
     }
     (tmp_path / "ablations.md").write_text("nothing")
     with pytest.raises(ValueError, match="0 places for the study attention"):
-        ablation_report.write_report({"runs": runs}, tmp_path / "ablations.md")
+        tables.write_tables({"runs": runs}, tmp_path / "ablations.md")
+
+
+def test_the_stored_results_are_of_todays_recipe():
+    """A key that is renamed changes the hash: write the new one into the file of results."""
+    assert ablate.load_results(ablate.RESULTS)["recipe"] == ablate.recipe()
 
 
 def test_the_document_is_what_the_results_say(tmp_path):
     document = Path("docs/ablations.md").read_text(encoding="utf-8")
     (tmp_path / "ablations.md").write_text(document, encoding="utf-8")
-    ablation_report.write_report(ablate.load_results(ablate.RESULTS), tmp_path / "ablations.md")
+    tables.write_tables(ablate.load_results(ablate.RESULTS), tmp_path / "ablations.md")
     assert (tmp_path / "ablations.md").read_text(encoding="utf-8") == document

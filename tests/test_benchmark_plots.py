@@ -5,7 +5,7 @@ import json
 from PIL import Image
 
 from benchmarks import curves, plot
-from benchmarks.tokenize import ENCODERS
+from benchmarks.suites.tokenizer import ENCODERS
 
 ORIGIN = {"machine": "m", "threads": 2, "torch": "2", "commit": "c", "date": "2026-01-02T03:04:05"}
 

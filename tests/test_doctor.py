@@ -39,7 +39,7 @@ def test_decoding_that_is_not_the_forward_pass_is_a_sentence_and_a_status(monkey
         return attend(*args)
 
     monkeypatch.setattr(decode_ops, "linear_attend", forgetful)
-    assert not doctor.try_models(str(doctor.ROOT / "pretrained" / "tiny"), torch.device("cpu"))
+    assert not doctor.try_models(doctor.MODEL, torch.device("cpu"))
     assert (
         "tokens are those of a forward pass: what this machine decodes is wrong"
         in capsys.readouterr().out

@@ -19,9 +19,11 @@ from tiny_networks import lpips_weights, save_tiny_clip
 
 import eval_2d
 from tar3d.contracts import Mesh
-from tar3d.evaluation.pairs import Pair
-from tar3d.evaluation.report import compare_sets
-from tar3d.evaluation.views import BACKGROUNDS, Networks, Renders, read_cameras, score_sets
+from tar3d.evaluation.generations import GenerationSettings
+from tar3d.evaluation.image_pairs import BACKGROUNDS, RenderedImages, read_cameras
+from tar3d.evaluation.image_scores import Networks, score_sets
+from tar3d.evaluation.mesh_pairs import Pair
+from tar3d.evaluation.mesh_report import compare_sets
 from tar3d.mesh.load import normalize
 from tar3d.mesh.render import Renderer, orbit
 
@@ -99,7 +101,7 @@ def run_images(folders: Path, *flags: str, out: str = "out") -> int:
 
 
 def rows_of(folder: Path) -> dict[str, dict]:
-    with open(folder / "rows.csv", newline="") as f:
+    with (folder / "rows.csv").open(newline="") as f:
         return {row["id"]: row for row in csv.DictReader(f)}
 
 
@@ -135,14 +137,20 @@ def test_every_camera_sees_the_whole_cube():
         assert (np.abs([right, up]) < forward * np.tan(np.radians(camera.field_of_view / 2))).all()
 
 
+def test_the_shipped_cameras_are_found_from_any_folder(folders, monkeypatch):
+    monkeypatch.chdir(folders)
+    flags = ["--pred", "pred", "--gt", "gt", "--size", "16", "--workers", "1", "--out", "far"]
+    assert eval_2d.main(flags) == 0 and summary_of(folders / "far")["settings"]["views"] == 20
+
+
 def test_twenty_views_of_fifty_thousand_faces_take_less_than_two_seconds():
     ring = trimesh.creation.torus(0.7, 0.25, major_sections=200, minor_sections=125)
     mesh = normalize(ring.vertices, ring.faces)
     assert len(mesh.faces) == 50_000
-    source = Renders(read_cameras(eval_2d.CAMERAS), 224, BACKGROUNDS["white"], "truth")
+    provider = RenderedImages(read_cameras(eval_2d.CAMERAS), 224, BACKGROUNDS["white"], "truth")
     start = time.process_time()
-    pictures = source.render(mesh)
-    assert len(pictures) == 20 and time.process_time() - start < 2
+    images = provider.render(mesh)
+    assert len(images) == 20 and time.process_time() - start < 2
 
 
 def test_maps_are_the_renders_and_their_scores_scikit_images(folders):
@@ -278,7 +286,7 @@ def test_workers_chunks_and_order_change_nothing(folders, networks, monkeypatch)
     flags = ["--lpips-path", str(networks / "lpips.pth"), "--clip-path", str(networks / "clip")]
     run(folders, *flags, out="a")
     run(folders, *flags, out="b", workers=2)
-    monkeypatch.setattr("tar3d.evaluation.views._MESHES_AT_ONCE", 2)
+    monkeypatch.setattr("tar3d.evaluation.image_scores._MESHES_AT_ONCE", 2)
     run(folders, *flags, out="c")
     a, b, c = (summary_of(folders / name)["sets"] for name in "abc")
     assert a == b == c
@@ -287,9 +295,11 @@ def test_workers_chunks_and_order_change_nothing(folders, networks, monkeypatch)
         Pair(i, folders / "pred" / f"{i}.obj", folders / "gt" / f"{i}.glb")
         for i in ("ball", "box", "ring")
     ]
-    source = Renders(read_cameras(folders / "cameras.json"), 48, BACKGROUNDS["white"], "truth")
+    provider = RenderedImages(
+        read_cameras(folders / "cameras.json"), 48, BACKGROUNDS["white"], "truth"
+    )
     forward, back = (
-        score_sets({"x": p}, source, Networks(), 1)[0]["x"] for p in (pairs, pairs[::-1])
+        score_sets({"x": p}, provider, Networks(), 1)[0]["x"] for p in (pairs, pairs[::-1])
     )
     assert forward == back[::-1]
 
@@ -387,7 +397,7 @@ def test_pairs_that_fail_are_listed_and_the_rest_goes_on(folders, capsys):
         (["--pred", "x", "--gt", "y", "--cameras", "none.json"], "none.json does not exist"),
         (["--pred", "x", "--gt", "y", "--captions", "none.csv"], "none.csv does not exist"),
         (["--pred", "no-such-x", "--gt", "no-such-y"], "not a folder of meshes"),
-        (["--pred-images", "no-such-x", "--gt-images", "no-such-y"], "not a folder of pictures"),
+        (["--pred-images", "no-such-x", "--gt-images", "no-such-y"], "not a folder of images"),
         (["--pred", "x", "--gt", "y", "--device", "tpu"], "--device"),
     ],
 )
@@ -554,11 +564,9 @@ def test_pictures_that_cannot_be_scored_are_listed(images):
     )
     assert "no foreground" in reasons["blank"] and "at least 11 x 11" in reasons["tiny"]
     assert "not an image that can be read" in reasons["text"]
-    assert "only the truth has the picture '1' (of 1 predicted and 2 true ones)" in reasons["views"]
-    assert "a single picture and the other a folder" in reasons["mixed"]
-    assert (
-        "no prediction for it" in reasons["alone"] and "no true picture for it" in reasons["extra"]
-    )
+    assert "only the truth has the image '1' (of 1 predicted and 2 true ones)" in reasons["views"]
+    assert "a single image and the other a folder" in reasons["mixed"]
+    assert "no prediction for it" in reasons["alone"] and "no true image for it" in reasons["extra"]
     assert all("\n" not in reason for reason in reasons.values())
     assert run_images(images, "--size", "24", "--filter", "box", out="resized") == 1
     resized = {
@@ -573,14 +581,14 @@ def test_pictures_that_cannot_be_scored_are_listed(images):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda f: shutil.rmtree(f / "pred") or (f / "pred").mkdir(), "pred holds no pictures"),
+        (lambda f: shutil.rmtree(f / "pred") or (f / "pred").mkdir(), "pred holds no images"),
         (
             lambda f: on_white(disc()).save(f / "gt" / "one.jpg"),
-            "two pictures named one: one.jpg and one.png",
+            "two images named one: one.jpg and one.png",
         ),
         (
             lambda f: shutil.copytree(f / "gt" / "sub", f / "gt" / "one"),
-            "both a picture and a sub-folder named one",
+            "both an image and a sub-folder named one",
         ),
         (
             lambda f: [shutil.move(p, p.with_stem("x" + p.stem)) for p in f.glob("pred/*")],
@@ -623,12 +631,12 @@ def test_a_model_is_compared_with_baselines_and_bound(folders, monkeypatch):
     }
     calls = []
 
-    def evaluate_model(pipeline, kind, test, train, out, **options):
-        calls.append((pipeline, kind, test, train, out, options))
-        return SimpleNamespace(pairs=sets, told=SimpleNamespace(views_in_training=0), nll={})
+    def evaluate_model(pipeline, *arguments):
+        calls.append(arguments)
+        return SimpleNamespace(pairs=sets, inputs=SimpleNamespace(views_in_training=0), nll={})
 
     def load(source, gpt_type, device):
-        return SimpleNamespace(sampling=lambda told: SimpleNamespace(top_k=3))
+        return SimpleNamespace(sampling=lambda modalities: SimpleNamespace(top_k=3))
 
     monkeypatch.setattr(eval_2d, "evaluate_model", evaluate_model)
     monkeypatch.setattr(eval_2d.Pipeline, "load", load)
@@ -650,12 +658,11 @@ def test_a_model_is_compared_with_baselines_and_bound(folders, monkeypatch):
         str(folders / "out"),
     ]
     assert eval_2d.main(flags) == 1  # the empty field
-    assert calls[0][1:] == (
+    assert calls[0] == (
         "image",
-        folders / "data",
-        folders / "train",
+        (folders / "data", folders / "train"),
         folders / "out",
-        {"shapes": 3, "resolution": 32, "batch": 10, "seed": 0},
+        GenerationSettings(shapes=3, resolution=32, batch=10, seed=0),
     )
     summary, report = summary_of(folders / "out"), (folders / "out" / "report.md").read_text()
     assert {name: s["scored"] for name, s in summary["sets"].items()} == {

@@ -51,7 +51,7 @@ def run(folders: Path, *flags: str, out: str = "out") -> int:
 
 
 def rows_of(folder: Path) -> dict[str, dict]:
-    with open(folder / "rows.csv", newline="") as f:
+    with (folder / "rows.csv").open(newline="") as f:
         return {row["id"]: row for row in csv.DictReader(f)}
 
 
@@ -94,6 +94,12 @@ def test_a_folder_against_a_folder(folders, capsys):
     )
     for picture in ("ranked.png", "histogram.png"):
         assert (folders / "out" / picture).stat().st_size > 3000
+
+
+def test_protocols_are_found_from_any_folder(folders, monkeypatch):
+    monkeypatch.chdir(folders)
+    assert run(folders, "--protocol", "cube") == 0
+    assert summary_of(folders / "out")["protocol"]["headline"][0] == "iou"
 
 
 def test_workers_and_the_order_of_files_change_nothing(folders):

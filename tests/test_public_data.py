@@ -18,7 +18,7 @@ import train_vqvae
 from tar3d.condition import encoders
 from tar3d.data.datasets.tokens import TokenDataset, read_stamp
 from tar3d.data.tokens import make_tokens
-from tar3d.evaluation.generations import choose_shapes
+from tar3d.evaluation.generations import EvalData, choose_shapes
 
 LISTS = {
     "0001": {"train": ["a", "b"], "val": ["c"], "test": ["d"]},
@@ -104,7 +104,7 @@ def test_the_gpt_trains_on_shapenet_and_views(shapenet, tokenizer, tmp_path):
         data, "test", seed=0, wanted={}, conditions=["image"]
     ).ids == ["0001_d"]
     assert len(rows(tmp_path / "run" / "train.csv")) == 2
-    assert choose_shapes(data, data, "image", 5, 0) == ["0001_d"]
+    assert choose_shapes(EvalData(data, data), "image", 5, 0) == ["0001_d"]
 
 
 @pytest.fixture

@@ -1,13 +1,13 @@
-"""Whether a mesh has what its caption says, measured from geometry alone: legs, a round or square
-top, arms.
+"""Legs, round or square tops and arms, measured from a mesh and compared with its caption.
 
-    measure(mesh, "chair")                                     {"legs": 3, "top": "square", "arms": False}
-    stated("a chair with three legs and arms", "chair")        {"legs": 3, "arms": True}
-    score(mesh, "a chair with three legs and arms", "chair")   {"legs": True, "arms": False}
+    measure(mesh, "chair")                                     legs 3, top square, arms False
+    stated("a chair with three legs and arms", "chair")        legs 3, arms True
+    score(mesh, "a chair with three legs and arms", "chair")   legs True, arms False
 
 The solid is rasterized by its winding number into cells of 2 / 96 of the cube, specks are dropped,
-and its horizontal slices are looked at. No network has a say. How often this agrees with what
-shapes were made from, and with their reconstructions:
+and its horizontal slices are examined. No network takes part. The command counts how often the
+measurements agree with the parameters of procedural shapes, and with those of their
+reconstructions:
 
     python -m tar3d.evaluation.attributes data/test --tokenizer pretrained/tiny
 """
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
     from tar3d.contracts import Mesh
 
-# What is measured of a category. "legs" counts what stands on the floor: 1 is a pedestal, 2 are
-# side panels.
+# What is measured of a category. "legs" counts the pieces that stand on the floor: 1 is a pedestal,
+# 2 are side panels.
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "chair": ("legs", "top", "arms"),
     "stool": ("legs", "top"),
@@ -49,23 +49,19 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 Value = int | str | bool
 
 # Heights are shares of the object's own, counted from its lowest cells.
-# along a side of the cube [-1, 1]^3: the thinnest leg of the procedural shapes is four of them wide
+# Along a side of the cube [-1, 1]^3: the thinnest leg of the procedural shapes is four cells wide.
 CELLS = 96
 SPECK = 0.005  # connected pieces of less than this share of the largest one are dropped
 FEET = (0.04, 0.16)  # between which legs are counted: above uneven feet, below rungs and shelves
 FOOT = 0.15  # share of its slice's largest piece that a leg has at least
-TOP = {
-    "chair": (0.25, 0.65),
-    "stool": (0.6, 1.0),
-    "table": (0.6, 1.0),
-}  # between which the seat or top is the widest slice
+# Heights between which the seat or top is the widest slice.
+TOP = {"chair": (0.25, 0.65), "stool": (0.6, 1.0), "table": (0.6, 1.0)}
 PLATE = 0.9  # share of the widest slice's area that the other slices of the same plate have
-# share of its bounding rectangle that a round top fills at most: an ellipse fills pi / 4, a
-# rectangle all
+# Largest share of its bounding rectangle that a round top fills: an ellipse fills pi / 4, a
+# rectangle all.
 ROUND = 0.93
 ABOVE_SEAT = (0.06, 0.28)  # over the seat, between which arms are searched
-# share of the seat's area that lies over its front half, on either side, in some slice where there
-# are arms
+# Least share of the seat's area that arms cover, in some slice, on either side of its front half.
 ARM = 0.012
 EIGHT = np.ones((3, 3), dtype=bool)  # neighbours in a slice
 
@@ -85,11 +81,11 @@ _NO_ARMS = re.compile(r"\b(?:no|without|lacks)\s+(?:any\s+)?arm(?:s|rests?)\b|\b
 
 
 def measure(mesh: Mesh, category: str) -> dict[str, Value | None]:
-    """The attributes of a `mesh` in the project's frame (Y up, front +Z) that is known to be of
-    `category`.
+    """The attributes of a `mesh` in the project's frame (Y up, front +Z), of a known category.
 
-    -> "legs", the count of separate pieces near the floor; "top", "round" or "square"; for chairs "arms", bool. None where there
-    is nothing to measure. Raises ValueError for a category without attributes.
+    -> "legs", the count of separate pieces near the floor; "top", "round" or "square"; for chairs
+    "arms", bool. None where there is nothing to measure. Raises ValueError for a category without
+    attributes.
     """
     names, solid = _names(category), rasterize(mesh)
     rows = np.flatnonzero(solid.any(axis=(1, 2)))
@@ -97,49 +93,56 @@ def measure(mesh: Mesh, category: str) -> dict[str, Value | None]:
         return dict.fromkeys(names)
     solid = solid[rows[0] : rows[-1] + 1]
     plate = find_plate(solid, *TOP[category])
-    found = {"legs": count_legs(solid), "top": outline(solid[plate].any(axis=0))}
+    found: dict[str, Value | None] = {
+        "legs": count_legs(solid),
+        "top": outline(np.asarray(solid[plate].any(axis=0))),
+    }
     if "arms" in names:
         found["arms"] = has_arms(solid, plate)
     return {name: found[name] for name in names}
 
 
-def stated(said: str | Mapping[str, Value], category: str) -> dict[str, Value]:
-    """What a caption, or a procedural shape's parameters (manifest.csv), says about the attributes
-    of `category`.
+def stated(description: str | Mapping[str, Value], category: str) -> dict[str, Value]:
+    """The attributes that a caption, or a procedural shape's parameters (manifest.csv), states.
 
-    Only what is said is in the result: a caption that names arms says so, one that does not says
-    nothing. Of a caption that says two things of one attribute, that attribute is left out. Raises
+    An attribute that is not mentioned, or that a caption gives two values, is left out. Raises
     ValueError for a category without attributes.
     """
     names = _names(category)
-    if not isinstance(said, str):
+    if not isinstance(description, str):
         values = {
-            "legs": said.get("legs", _BASES.get(said.get("base"))),
-            "top": said.get("top", said.get("seat")),
-            "arms": said.get("arms"),
+            "legs": description.get("legs", _BASES.get(str(description.get("base")))),
+            "top": description.get("top", description.get("seat")),
+            "arms": description.get("arms"),
         }
-        return {name: values[name] for name in names if values[name] is not None}
-    text = said.lower()
-    words = {
+        return {name: value for name in names if (value := values[name]) is not None}
+    text = description.lower()
+    found: dict[str, set] = {
         "legs": {NUMBERS[n] for n in _LEGS.findall(text)}
         | {_BASES[b] for b in _BASE.findall(text)},
         "top": set(_SEAT.findall(text) or ([] if category == "chair" else _SHAPE.findall(text))),
         "arms": {_NO_ARMS.search(text) is None} if _ARMS.search(text) else set(),
     }
-    return {name: next(iter(words[name])) for name in names if len(words[name]) == 1}
+    return {name: next(iter(found[name])) for name in names if len(found[name]) == 1}
 
 
-def score(mesh: Mesh | None, said: str | Mapping[str, Value], category: str) -> dict[str, bool]:
-    """For each attribute that is stated, whether the mesh has it; what cannot be measured, or has
-    no mesh, has it not."""
-    wanted = stated(said, category)
-    found = {} if mesh is None or not wanted else measure(mesh, category)
-    return {name: found.get(name) == value for name, value in wanted.items()}
+def score(
+    mesh: Mesh | None, description: str | Mapping[str, Value], category: str
+) -> dict[str, bool]:
+    """For each attribute that is stated, whether the mesh has it.
+
+    A mesh that is None, or cannot be measured, has none.
+    """
+    expected = stated(description, category)
+    found = {} if mesh is None or not expected else measure(mesh, category)
+    return {name: found.get(name) == value for name, value in expected.items()}
 
 
 def rasterize(mesh: Mesh) -> np.ndarray:
-    """Which cells of the cube [-1, 1]^3 have their middle inside, without specks: (CELLS, CELLS,
-    CELLS) bool, axes y, z, x."""
+    """The cells of the cube [-1, 1]^3 whose middle is inside, without specks.
+
+    (CELLS, CELLS, CELLS) bool, axes y, z, x.
+    """
     middle = (np.arange(CELLS) + 0.5) * 2 / CELLS - 1
     y, z, x = np.meshgrid(middle, middle, middle, indexing="ij")
     solid = inside(mesh, np.stack([x, y, z], axis=-1).reshape(-1, 3)).reshape(CELLS, CELLS, CELLS)
@@ -152,8 +155,10 @@ def rasterize(mesh: Mesh) -> np.ndarray:
 
 
 def count_legs(solid: np.ndarray) -> int | None:
-    """How many separate pieces most slices near the floor of a solid (Y, Z, X) have; the lower
-    number of a tie."""
+    """The number of separate pieces that most slices near the floor of a solid (Y, Z, X) have.
+
+    Of a tie it is the lower number; None where there is no piece.
+    """
     counts = []
     for layer in _between(solid, *FEET):
         pieces, count = ndimage.label(layer, EIGHT)
@@ -164,8 +169,11 @@ def count_legs(solid: np.ndarray) -> int | None:
 
 
 def find_plate(solid: np.ndarray, low: float, high: float) -> slice:
-    """The layers of the seat or table top: the widest slice between the two heights, and those
-    around it that are as wide."""
+    """The layers of the seat or table top.
+
+    They are the widest slice between two heights (shares of the object's own), and those around it
+    that are as wide.
+    """
     area, start = solid.sum(axis=(1, 2)), int(low * len(solid))
     widest = start + int(area[start : max(int(high * len(solid)), start + 1)].argmax())
     wide = area >= PLATE * area[widest]
@@ -178,15 +186,19 @@ def find_plate(solid: np.ndarray, low: float, high: float) -> slice:
 
 
 def outline(layer: np.ndarray) -> str | None:
-    """ "round" or "square": by the share of its bounding rectangle that the largest piece of a
-    slice (Z, X) fills."""
+    """ "round" or "square", by the share of its bounding rectangle that a slice (Z, X) fills.
+
+    None for an empty slice.
+    """
     filled = fill(layer)
     return None if filled is None else "round" if filled < ROUND else "square"
 
 
 def fill(layer: np.ndarray) -> float | None:
-    """That share: pi / 4 for an ellipse, 1 for a rectangle along the axes; None for an empty
-    slice."""
+    """The share of its bounding rectangle that the largest piece of a slice (Z, X) fills.
+
+    It is pi / 4 for an ellipse, 1 for a rectangle along the axes, None for an empty slice.
+    """
     pieces, count = ndimage.label(layer, EIGHT)
     if count == 0:
         return None
@@ -196,53 +208,59 @@ def fill(layer: np.ndarray) -> float | None:
 
 
 def has_arms(solid: np.ndarray, seat: slice) -> bool:
-    """Whether a chair has something on both sides above the front half of its seat, where a back
-    does not reach."""
+    """Whether a chair has something on both sides above the front half of its seat.
+
+    A back does not reach that far.
+    """
     return arm_share(solid, seat) > ARM
 
 
 def arm_share(solid: np.ndarray, seat: slice) -> float:
-    """Of the slices above the seat, the most that one has over the seat's front half, left or
-    right, whichever is less, as a share of the seat's area."""
+    """How much of the seat's area arms cover.
+
+    In each slice above the front half of the seat, the smaller of the areas left and right counts;
+    the result is the largest over the slices, as a share of the seat's area.
+    """
     plate = solid[seat].any(axis=0)
     z, x = np.nonzero(plate)
     front, middle = int(np.ceil((z.min() + z.max() + 1) / 2)), (x.min() + x.max() + 1) / 2
     low, high = (seat.stop + int(share * len(solid)) for share in ABOVE_SEAT)
     above = solid[low:high, front:]
-    left, right = (
-        above[:, :, : int(middle)].sum(axis=(1, 2)),
-        above[:, :, int(np.ceil(middle)) :].sum(axis=(1, 2)),
-    )
+    left = above[:, :, : int(middle)].sum(axis=(1, 2))
+    right = above[:, :, int(np.ceil(middle)) :].sum(axis=(1, 2))
     return float(np.minimum(left, right).max(initial=0) / plate.sum())
 
 
 def agreement(
     data: Path, splits: list[str], tokenizer: Path | None, count: int | None, resolution: int
 ) -> dict[str, dict[tuple[str, str], list[bool]]]:
-    """Of the shapes of a procedural set with attributes: by kind of mesh ("truth",
-    "reconstruction"), category and value ("legs 3"), for each shape whether what is measured is
-    what manifest.csv says. Without a tokenizer only truths."""
-    with open(data / "manifest.csv", encoding="utf-8", newline="") as f:
+    """Whether the measurements of a procedural set's shapes agree with manifest.csv.
+
+    -> by origin of the mesh ("truth", "reconstruction"), then by category and value ("legs 3"), a
+    bool for each shape. Without a tokenizer there are only truths.
+    """
+    with (data / "manifest.csv").open(encoding="utf-8", newline="") as f:
         rows = {row["id"]: row for row in csv.DictReader(f) if row["category"] in ATTRIBUTES}
     known = read_splits(data)
     ids = [i for split in splits for i in known[split] if i in rows]
     ids = [ids[k] for k in np.random.default_rng(0).permutation(len(ids))[:count]]
-    vqvae, samples = tokenizer and load_tokenizer(tokenizer), open_samples(data)
+    vqvae = None if tokenizer is None else load_tokenizer(tokenizer)
+    samples = open_samples(data)
     result: dict[str, dict[tuple[str, str], list[bool]]] = {}
     for shape_id in tqdm(ids, unit="shape"):
-        category, said = rows[shape_id]["category"], json.loads(rows[shape_id]["parameters"])
+        category = rows[shape_id]["category"]
+        parameters = json.loads(rows[shape_id]["parameters"])
         meshes: dict[str, Mesh | None] = {"truth": load_mesh(mesh_path(data, shape_id))}
         if vqvae is not None:
             try:
-                meshes["reconstruction"] = reconstruct(
-                    vqvae, samples.surface(shape_id), resolution
-                )[0]
+                surface = samples.surface(shape_id)
+                meshes["reconstruction"] = reconstruct(vqvae, surface, resolution)[0]
             except EmptyFieldError:
                 meshes["reconstruction"] = None
-        for kind, mesh in meshes.items():
-            for name, right in score(mesh, said, category).items():
-                key = category, f"{name} {stated(said, category)[name]}"
-                result.setdefault(kind, {}).setdefault(key, []).append(right)
+        for origin, mesh in meshes.items():
+            for name, right in score(mesh, parameters, category).items():
+                key = category, f"{name} {stated(parameters, category)[name]}"
+                result.setdefault(origin, {}).setdefault(key, []).append(right)
     return result
 
 
@@ -262,30 +280,30 @@ def main(argv: list[str] | None = None) -> int:
         "--resolution",
         type=int,
         default=128,
-        help="cells of these along an axis (default: %(default)s)",
+        help="extraction cells along an axis of reconstructions (default: %(default)s)",
     )
     args = parser.parse_args(argv)
     try:
         found = agreement(args.data, args.split, args.tokenizer, args.count, args.resolution)
     except (ValueError, OSError) as e:
-        parser.exit(2, f"{e}\n")
-    for kind, groups in found.items():
+        print(e, file=sys.stderr)
+        return 2
+    for origin, groups in found.items():
         for (category, name), right in sorted(groups.items()):
-            print(
-                f"{kind:<14} {category:<5} {name:<10} {sum(right):>4} of {len(right):>4}  {np.mean(right):6.1%}"
-            )
+            print(f"{origin:<14} {category:<5} {name:<10} {_share(right)}")
         every = [r for right in groups.values() for r in right]
-        print(
-            f"{kind:<14} all   {'':<10} {sum(every):>4} of {len(every):>4}  {np.mean(every):6.1%}"
-        )
+        print(f"{origin:<14} all   {'':<10} {_share(every)}")
     return 0
 
 
+def _share(right: list[bool]) -> str:
+    return f"{sum(right):>4} of {len(right):>4}  {np.mean(right):6.1%}"
+
+
 def _between(solid: np.ndarray, low: float, high: float) -> np.ndarray:
-    return solid[
-        int(np.ceil(low * len(solid))) : max(int(high * len(solid)), int(np.ceil(low * len(solid))))
-        + 1
-    ]
+    """The slices between two heights, at least one."""
+    first = int(np.ceil(low * len(solid)))
+    return solid[first : max(int(high * len(solid)), first) + 1]
 
 
 def _names(category: str) -> tuple[str, ...]:

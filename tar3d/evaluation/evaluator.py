@@ -1,12 +1,14 @@
-"""The evaluator: a small network that says which category a surface is of and how well a caption fits
-it, trained here:
+"""The evaluator: a small network that tells a surface's category and how well a caption fits it.
+
+Train it on the training split of a data set folder with samples, captions.csv and manifest.csv,
+measured on "val"; or measure it on all shapes of a set, their reconstructions, and shuffled
+captions:
 
     python -m tar3d.evaluation.evaluator data/toy --out outputs/evaluator
-    python -m tar3d.evaluation.evaluator data/test --evaluator outputs/evaluator --tokenizer pretrained/tiny
+    python -m tar3d.evaluation.evaluator data/test --evaluator outputs/evaluator \\
+        --tokenizer pretrained/tiny
 
-The first line trains it on the training split (a data set folder with samples, captions.csv and
-manifest.csv) and measures it on "val"; the second measures it on all shapes of a set, their
-reconstructions, and shuffled captions. In between:
+From Python:
 
     evaluator = load_evaluator("pretrained/tiny/evaluator")
     points = np.stack([surface(mesh, seed=0) for mesh in meshes])              (B, 2048, 6)
@@ -38,47 +40,55 @@ from tar3d.mesh.extract import EmptyFieldError
 from tar3d.mesh.points import sample_surface
 from tar3d.pipeline import reconstruct
 from tar3d.runtime import describe_machine
-from tar3d.upgrade import upgrade_flags
+from tar3d.upgrade import upgrade_evaluator_folder, upgrade_flags
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tar3d.contracts import Mesh
 
-POINTS = 2048  # of a surface that is judged
-KEPT = 4096  # of a training shape in memory
+POINTS = 2048  # of a surface that is evaluated
+POINTS_IN_MEMORY = 4096  # of a training shape
 TIE = 1e-6  # cosines that are closer than this are equal
 README = """# Evaluator of shapes and captions
 
-Trained by this repository: `{command}` (step {step}, {hours} h, {machine}, commit {commit}, {date}).
-Of {shapes} validation shapes it tells the category of {category:.1%}; of {captions} different captions a shape's own is
-the first for {r1:.1%}, among the first five for {r5:.1%}. It knows the categories and words of config.yaml and nothing
-else. Weights are stored as float16.
+Trained by this repository: `{command}`
+(step {step}, {hours} h, {machine}, commit {commit}, {date}).
+Of {shapes} validation shapes it tells the category of {category:.1%}; of {captions} different
+captions a shape's own is the first for {r1:.1%}, among the first five for {r5:.1%}. It knows the
+categories and words of config.yaml and nothing else. Weights are stored as float16.
 Use: `tar3d.evaluation.evaluator.load_evaluator(DIR)`; what its scores mean: `docs/evaluation.md`.
 """
 
 
 def load_evaluator(folder: str | Path) -> Evaluator:
-    """From a model directory or a Hub id, in eval mode."""
-    return load_weights(Evaluator(read_config(folder, EvaluatorConfig)), folder).eval()
+    """The evaluator of a model directory or a Hub id, in eval mode."""
+    folder = upgrade_evaluator_folder(folder)
+    evaluator = Evaluator(read_config(folder, EvaluatorConfig))
+    load_weights(evaluator, folder)
+    return evaluator.eval()
 
 
 def surface(mesh: Mesh, seed: int, count: int = POINTS) -> np.ndarray:
-    """`count` points uniform over a mesh in the project's frame, with unit normals: (count, 6)
-    float32."""
+    """`count` points uniform over a mesh in the project's frame, with unit normals.
+
+    (count, 6) float32.
+    """
     return sample_surface(mesh, count, np.random.default_rng(seed))
 
 
 def retrieval(
     evaluator: Evaluator, surfaces: Sequence[np.ndarray | None], captions: Sequence[str]
 ) -> dict[str, float]:
-    """How often a shape's own caption is the one that fits it best, or among the best five, of the
-    captions of all (the R-precision of Dream Fields, arXiv 2112.01455, with this evaluator in place of
-    CLIP and surfaces in place of renders).
+    """How often a shape's own caption is the one that fits it best, or among the best five.
 
-    `surfaces` are B times (N, 6), None for a shape that could not be made, which is a miss. Captions that are literally equal are
-    one; a different one with an equal cosine counts against the shape, so that a evaluator that sees nothing scores 0.
-    -> "r@1", "r@5" in [0, 1], and "captions", how many different ones there are: guessing scores min(k, captions) / captions.
+    This is the R-precision of Dream Fields (arXiv 2112.01455), with this evaluator in place of CLIP
+    and surfaces in place of renders. `surfaces` are B times (N, 6), None for a shape that could not
+    be made, which is a miss. Captions that are literally equal are one; a different one with an
+    equal cosine counts against the shape, so that an evaluator that is blind scores 0.
+
+    -> "r@1", "r@5" in [0, 1], and "captions", how many different ones there are: guessing scores
+    min(k, captions) / captions.
     """
     place = ranks(evaluator, surfaces, captions)
     return {
@@ -91,72 +101,84 @@ def retrieval(
 def ranks(
     evaluator: Evaluator, surfaces: Sequence[np.ndarray | None], captions: Sequence[str]
 ) -> np.ndarray:
-    """The place (B,) of each shape's own caption among the different ones, 1 the best; infinite for
-    a shape that is None."""
+    """The rank (B,) of each shape's own caption among the different ones, 1 the best.
+
+    It is infinite for a shape that is None. Raises ValueError unless there is a caption a shape.
+    """
     if len(surfaces) != len(captions) or len(captions) == 0:
         raise ValueError(
-            f"retrieval needs a caption for each of one or more shapes, got {len(surfaces)} shapes and "
-            f"{len(captions)} captions"
+            f"retrieval needs a caption for each of one or more shapes, got {len(surfaces)} shapes "
+            f"and {len(captions)} captions"
         )
     different = list(dict.fromkeys(captions))
     own = np.array([different.index(c) for c in captions])
-    place, made = (
-        np.full(len(captions), np.inf),
-        [k for k, s in enumerate(surfaces) if s is not None],
-    )
-    if made:
-        points = torch.from_numpy(np.stack([surfaces[k] for k in made]).astype(np.float32))
+    place = np.full(len(captions), np.inf)
+    made, points = _stack(surfaces)
+    if points is not None:
         cosine = (evaluator.embed_shapes(points) @ evaluator.embed_captions(different).T).numpy()
         mine = np.take_along_axis(cosine, own[made, None], axis=1)
         place[made] = (cosine >= mine - TIE).sum(1)  # its own among them
     return place
 
 
-class Shapes:
-    """Those of some splits of a data set that have samples, a caption and a category; KEPT points
-    of each in memory."""
+def _stack(surfaces: Sequence[np.ndarray | None]) -> tuple[list[int], torch.Tensor | None]:
+    """The indices of the surfaces that are there, and their points (M, N, 6), None without any."""
+    present = [(k, s) for k, s in enumerate(surfaces) if s is not None]
+    if not present:
+        return [], None
+    points = np.stack([s for _, s in present]).astype(np.float32)
+    return [k for k, _ in present], torch.from_numpy(points)
+
+
+class CaptionedShapes:
+    """The shapes of some splits of a data set that have samples, a caption and a category.
+
+    POINTS_IN_MEMORY points of each are read. Raises ValueError where there is no such shape.
+    """
 
     def __init__(self, folder: Path, splits: Sequence[str]) -> None:
-        self.source, captions = open_samples(folder), captions_of(folder)
-        categories = self.source.categories()
+        self.samples, captions = open_samples(folder), captions_of(folder)
+        categories = self.samples.categories()
         self.ids = [
             i
             for split in splits
-            for i in self.source.ids(split)
+            for i in self.samples.ids(split)
             if captions.get(i) and categories.get(i)
         ]
         if not self.ids:
             raise ValueError(
-                f"{folder} has no shape in {' or '.join(splits)} with samples, a caption and a category: "
-                f"{self.source.advice}, and write captions.csv and manifest.csv"
+                f"{folder} has no shape in {' or '.join(splits)} with samples, a caption and a "
+                f"category: {self.samples.advice}, and write captions.csv and manifest.csv"
             )
-        self.captions, self.categories = (
-            [captions[i] for i in self.ids],
-            [categories[i] for i in self.ids],
-        )
+        self.captions = [captions[i] for i in self.ids]
+        self.categories = [categories[i] for i in self.ids]
         rng = np.random.default_rng(0)
         self.surfaces = [self._read(i, rng) for i in tqdm(self.ids, unit="shape", desc="surfaces")]
 
     def _read(self, shape_id: str, rng: np.random.Generator) -> np.ndarray:
-        points = self.source.surface(shape_id)
-        return points[rng.permutation(len(points))[:KEPT]].astype(np.float16)
+        points = self.samples.surface(shape_id)
+        return points[rng.permutation(len(points))[:POINTS_IN_MEMORY]].astype(np.float16)
 
-    def evaluated(self) -> np.ndarray:
-        """(S, POINTS, 6) float32"""
-        return np.stack([s[:POINTS] for s in self.surfaces]).astype(np.float32)
+    def evaluation_points(self) -> list[np.ndarray]:
+        """The points of each shape that are evaluated, (POINTS, 6) float32."""
+        return [s[:POINTS].astype(np.float32) for s in self.surfaces]
+
+    def first_captions(self) -> list[str]:
+        """The first caption of each shape, which is the one that it is evaluated with."""
+        return [captions[0] for captions in self.captions]
 
 
-def train(shapes: Shapes, config: EvaluatorConfig) -> Evaluator:
-    """A evaluator of the categories and words of `shapes`; the same seed gives the same weights on the
-    same machine."""
+def train(shapes: CaptionedShapes, config: EvaluatorConfig) -> Evaluator:
+    """Trains an evaluator of the categories and words of `shapes`.
+
+    They are written into `config`. The same seed gives the same weights on the same machine.
+    """
     config.categories = sorted(set(shapes.categories))
     config.terms = vocabulary(
         (c for captions in shapes.captions for c in captions), config.rarest_term
     )
-    rng, number = (
-        np.random.default_rng(config.seed),
-        {name: k for k, name in enumerate(config.categories)},
-    )
+    rng = np.random.default_rng(config.seed)
+    number = {name: k for k, name in enumerate(config.categories)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         evaluator = Evaluator(config)
@@ -178,7 +200,7 @@ def train(shapes: Shapes, config: EvaluatorConfig) -> Evaluator:
             captions = [
                 shapes.captions[k][int(rng.integers(len(shapes.captions[k])))] for k in chosen
             ]
-            points = np.stack([roughened(shapes.surfaces[k], config, rng) for k in chosen])
+            points = np.stack([augment(shapes.surfaces[k], config, rng) for k in chosen])
             loss = evaluator.loss(
                 torch.from_numpy(points),
                 captions,
@@ -194,8 +216,8 @@ def train(shapes: Shapes, config: EvaluatorConfig) -> Evaluator:
     return evaluator.eval()
 
 
-def roughened(points: np.ndarray, config: EvaluatorConfig, rng: np.random.Generator) -> np.ndarray:
-    """Some of the points (N, 6), moved a little, as those of generated surfaces are."""
+def augment(points: np.ndarray, config: EvaluatorConfig, rng: np.random.Generator) -> np.ndarray:
+    """Some of the points (N, 6) with noise, which makes them like those of generated surfaces."""
     drawn = points[rng.integers(len(points), size=config.points)].astype(np.float32)
     sigma = config.noise * rng.random()
     drawn += rng.standard_normal(drawn.shape, dtype=np.float32) * np.repeat(
@@ -205,21 +227,19 @@ def roughened(points: np.ndarray, config: EvaluatorConfig, rng: np.random.Genera
     return drawn
 
 
-def measured(
+def score_shapes(
     evaluator: Evaluator,
     surfaces: Sequence[np.ndarray | None],
     captions: Sequence[str],
     categories: Sequence[str],
 ) -> dict[str, float]:
-    """Share of shapes whose category is told, and `retrieval`; a shape that is None has no
-    category."""
-    made = [k for k, s in enumerate(surfaces) if s is not None]
-    told = (
-        evaluator.categories_of(torch.from_numpy(np.stack([surfaces[k] for k in made])))
-        if made
-        else []
-    )
-    right = sum(name == categories[k] for name, k in zip(told, made, strict=True))
+    """The share of shapes whose category the evaluator tells, and `retrieval`.
+
+    A shape that is None has no category.
+    """
+    made, points = _stack(surfaces)
+    predicted = [] if points is None else evaluator.categories_of(points)
+    right = sum(name == categories[k] for name, k in zip(predicted, made, strict=True))
     return {
         "shapes": len(surfaces),
         "category": right / len(surfaces),
@@ -227,31 +247,34 @@ def measured(
     }
 
 
-def measure_set(
-    evaluator: Evaluator, shapes: Shapes, tokenizer: Path | None, resolution: int, seed: int
+def score_data_set(
+    evaluator: Evaluator,
+    shapes: CaptionedShapes,
+    tokenizer: Path | None,
+    resolution: int,
+    seed: int,
 ) -> dict[str, dict[str, float]]:
-    """`measured` of the true shapes, of their reconstructions by a tokenizer if there is one, and
-    of the true shapes with the captions shuffled among them."""
-    first, points = [c[0] for c in shapes.captions], shapes.evaluated()
-    result = {"truth": measured(evaluator, points, first, shapes.categories)}
+    """`score_shapes` of the true shapes, of their reconstructions and with shuffled captions.
+
+    Reconstructions are there with a tokenizer; captions are shuffled among the true shapes.
+    """
+    captions, points = shapes.first_captions(), shapes.evaluation_points()
+    result = {"truth": score_shapes(evaluator, points, captions, shapes.categories)}
     if tokenizer is not None:
-        vqvae, rebuilt = load_tokenizer(tokenizer), []
+        vqvae, rebuilt = load_tokenizer(tokenizer), list[np.ndarray | None]()
         for shape_id in tqdm(shapes.ids, unit="shape", desc="reconstruct"):
             try:
-                rebuilt.append(
-                    surface(
-                        reconstruct(vqvae, shapes.source.surface(shape_id), resolution)[0], seed
-                    )
-                )
+                mesh = reconstruct(vqvae, shapes.samples.surface(shape_id), resolution)[0]
+                rebuilt.append(surface(mesh, seed))
             except EmptyFieldError:
                 rebuilt.append(None)
-        result["reconstruction"] = measured(evaluator, rebuilt, first, shapes.categories)
-    shuffled = [first[k] for k in np.random.default_rng(seed).permutation(len(first))]
-    result["shuffled captions"] = measured(evaluator, points, shuffled, shapes.categories)
+        result["reconstruction"] = score_shapes(evaluator, rebuilt, captions, shapes.categories)
+    shuffled = [captions[k] for k in np.random.default_rng(seed).permutation(len(captions))]
+    result["shuffled captions"] = score_shapes(evaluator, points, shuffled, shapes.categories)
     return result
 
 
-def main(argv: list[str] | None = None) -> int:
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -275,7 +298,7 @@ def main(argv: list[str] | None = None) -> int:
         "--resolution",
         type=int,
         default=128,
-        help="of those, cells along an axis (default: %(default)s)",
+        help="extraction cells along an axis of reconstructions (default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument(
@@ -284,58 +307,55 @@ def main(argv: list[str] | None = None) -> int:
         metavar="key=value",
         help="settings of EvaluatorConfig, as in steps=500",
     )
-    args = parser.parse_intermixed_args(upgrade_flags(argv))
+    return parser.parse_intermixed_args(upgrade_flags(argv))
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_arguments(argv)
     try:
         if args.evaluator:
-            evaluator, shapes = (
-                load_evaluator(args.evaluator),
-                Shapes(args.data, args.split or SPLITS),
-            )
-            rows = measure_set(evaluator, shapes, args.tokenizer, args.resolution, args.seed)
+            evaluator = load_evaluator(args.evaluator)
+            shapes = CaptionedShapes(args.data, args.split or SPLITS)
+            rows = score_data_set(evaluator, shapes, args.tokenizer, args.resolution, args.seed)
         else:
             config = configuration.load(
                 EvaluatorConfig, None, [*args.overrides, f"seed={args.seed}"]
             )
-            command = shlex.join(
-                [
-                    "python",
-                    "-m",
-                    "tar3d.evaluation.evaluator",
-                    *(sys.argv[1:] if argv is None else argv),
-                ]
-            )
+            flags = sys.argv[1:] if argv is None else argv
+            command = shlex.join(["python", "-m", "tar3d.evaluation.evaluator", *flags])
             rows = {"val": _train_and_save(args.data, args.out, config, command)}
     except (ValueError, OSError) as e:
-        parser.exit(2, f"{e}\n")
+        print(e, file=sys.stderr)
+        return 2
     for name, scores in rows.items():
-        print(
-            f"{name:<18}",
-            *(
-                f"{key} {value:.3f}" if isinstance(value, float) else f"{key} {value}"
-                for key, value in scores.items()
-            ),
-        )
+        cells = [
+            f"{key} {value:.3f}" if isinstance(value, float) else f"{key} {value}"
+            for key, value in scores.items()
+        ]
+        print(f"{name:<18}", *cells)
     return 0
 
 
 def _train_and_save(
     data: Path, out: Path, config: EvaluatorConfig, command: str
 ) -> dict[str, float]:
-    """The scores on the validation split."""
+    """Trains, saves a model directory, and returns the scores on the validation split."""
     start = time.perf_counter()
-    evaluator = train(Shapes(data, ["train"]), config)
+    evaluator = train(CaptionedShapes(data, ["train"]), config)
     hours = (time.perf_counter() - start) / 3600
-    held = Shapes(data, ["val"])
-    scores = measured(evaluator, held.evaluated(), [c[0] for c in held.captions], held.categories)
-    made = {
+    unseen = CaptionedShapes(data, ["val"])
+    scores = score_shapes(
+        evaluator, unseen.evaluation_points(), unseen.first_captions(), unseen.categories
+    )
+    record = {
         "command": command,
         "step": config.steps,
         "hours": round(hours, 3),
         "date": datetime.now(UTC).date().isoformat(),
         **describe_machine(torch.device("cpu")),
     }
-    readme = README.format(**made, **scores, r1=scores["r@1"], r5=scores["r@5"])
-    save_model(out, evaluator, config, {**made, "val": scores}, readme, torch.float16)
+    readme = README.format(**record, **scores, r1=scores["r@1"], r5=scores["r@5"])
+    save_model(out, evaluator, config, {**record, "val": scores}, readme, torch.float16)
     return scores
 
 

@@ -1,11 +1,10 @@
-"""The evaluator's two encoders: surface points and captions as unit vectors of one space, and a
-category for points.
+"""The evaluator's network: a PointNet and a bag-of-words encoder with one embedding space.
 
 Points go through PointNet (arXiv 1612.00593): the same small network for each point, then the
 maximum and the mean over all, so that their order does not matter, and their number little. A
-caption is a bag of its words and pairs of neighbouring words, so that "square legs" is not "square
-seat"; words that training never saw say nothing. Both are trained to meet as in CLIP (arXiv
-2103.00020).
+caption is a bag of its words and of pairs of neighbouring words, so that "square legs" is not
+"square seat"; words that training never saw are ignored. Both are trained with the contrastive loss
+of CLIP (arXiv 2103.00020), and a linear head tells the category of the points.
 """
 
 from __future__ import annotations
@@ -31,18 +30,20 @@ HIGHEST_SCALE = 100.0  # of the cosines, as in CLIP
 
 @dataclass(kw_only=True)
 class EvaluatorConfig:
-    """Saved beside the weights. `categories` and `terms` (words, and pairs of words with a space
-    between) come from the data."""
+    """The settings of an evaluator and its training, saved beside the weights.
+
+    `categories` and `terms` (words, and pairs of words with a space between) come from the data.
+    """
 
     categories: list[str] = field(default_factory=list)
     terms: list[str] = field(default_factory=list)
-    rarest_term: int = 10  # how often a term occurs at least in the captions of a training
+    rarest_term: int = 10  # least number of times that a term occurs in the training captions
     width: int = 128  # of the hidden layers of points and captions
     pooled: int = 384  # features of a point over which the maximum and the mean are taken
     embedding: int = 64
-    points: int = 1024  # of a surface, drawn anew each step
-    # largest standard deviation, ten times that of normals; each shape of a batch draws its own
-    # below it
+    points: int = 1024  # of a surface, drawn again at each step
+    # Largest standard deviation of positions; that of normals is ten times as large. Each shape of
+    # a batch draws its own below it.
     noise: float = 0.01
     batch_size: int = 64
     steps: int = 2000
@@ -65,15 +66,18 @@ class EvaluatorConfig:
 
 
 class Evaluator(nn.Module):
-    """Points (B, N, 6), xyz in the cube [-1, 1]^3 of the project's frame and unit normals, N any
-    (2,048 is usual)."""
+    """Embeds surface points and captions, and tells the category of points.
+
+    Points are (B, N, 6), xyz in the cube [-1, 1]^3 of the project's frame and unit normals; N is
+    any number (2,048 is usual).
+    """
 
     def __init__(self, config: EvaluatorConfig) -> None:
         super().__init__()
         self.config = config
         self.index = {term: k for k, term in enumerate(config.terms)}
         wide = config.width
-        self.each_point = nn.Sequential(
+        self.point_mlp = nn.Sequential(
             nn.Linear(6 + 6 * FREQUENCIES, wide // 2),
             nn.ReLU(),
             nn.Linear(wide // 2, wide),
@@ -81,15 +85,14 @@ class Evaluator(nn.Module):
             nn.Linear(wide, config.pooled),
             nn.ReLU(),
         )
-        self.all_points = nn.Sequential(
+        self.pool_mlp = nn.Sequential(
             nn.LayerNorm(2 * config.pooled), nn.Linear(2 * config.pooled, 2 * wide), nn.ReLU()
         )
         self.to_category = nn.Linear(2 * wide, len(config.categories))
-        self.of_shape = nn.Linear(2 * wide, config.embedding)
-        self.of_terms = nn.EmbeddingBag(
-            len(config.terms) + 1, wide, mode="sum"
-        )  # the last stands for the beginning
-        self.of_bag = nn.Sequential(
+        self.shape_proj = nn.Linear(2 * wide, config.embedding)
+        # The last term stands for the beginning of a caption.
+        self.term_embedding = nn.EmbeddingBag(len(config.terms) + 1, wide, mode="sum")
+        self.text_proj = nn.Sequential(
             nn.LayerNorm(wide),
             nn.Linear(wide, 2 * wide),
             nn.ReLU(),
@@ -98,62 +101,68 @@ class Evaluator(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def features(self, points: Tensor) -> Tensor:
-        """(B, N, 6) -> (B, 2 width), what both heads see."""
+        """(B, N, 6) -> (B, 2 width), the input of both heads.
+
+        Raises ValueError for another shape.
+        """
         if points.ndim != 3 or points.shape[-1] != 6 or points.shape[1] == 0:
             raise ValueError(
                 f"the evaluator takes points and normals (B, N, 6), got {tuple(points.shape)}: "
                 "draw them with tar3d.evaluation.evaluator.surface"
             )
-        return self.all_points(torch.cat([self._pooled(part) for part in points.split(AT_ONCE)]))
+        return self.pool_mlp(torch.cat([self._pooled(part) for part in points.split(AT_ONCE)]))
 
     def _pooled(self, points: Tensor) -> Tensor:
         angles = torch.cat([points[..., :3] * math.pi * 2**k for k in range(FREQUENCIES)], dim=-1)
         with torch.autocast(
             points.device.type, torch.bfloat16, enabled=self.training and self.config.bfloat16
         ):
-            each = self.each_point(torch.cat([points, angles.sin(), angles.cos()], dim=-1))
+            each = self.point_mlp(torch.cat([points, angles.sin(), angles.cos()], dim=-1))
         return torch.cat([each.amax(1), each.mean(1)], dim=-1).float()
 
-    def of_features(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """-> unit vectors (B, E) and logits over the categories (B, C)."""
-        return F.normalize(self.of_shape(features), dim=-1), self.to_category(features)
+    def heads(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 2 width) -> unit vectors (B, E) and logits over the categories (B, C)."""
+        return F.normalize(self.shape_proj(features), dim=-1), self.to_category(features)
 
     @torch.inference_mode()
     def embed_shapes(self, points: Tensor) -> Tensor:
         """(B, N, 6) -> unit vectors (B, E)."""
-        return self.of_features(self.features(points))[0]
+        return self.heads(self.features(points))[0]
 
     @torch.inference_mode()
     def categories_of(self, points: Tensor) -> list[str]:
         """(B, N, 6) -> the likeliest category of each."""
         return [
             self.config.categories[k]
-            for k in self.of_features(self.features(points))[1].argmax(-1).tolist()
+            for k in self.heads(self.features(points))[1].argmax(-1).tolist()
         ]
 
     @torch.inference_mode()
     def embed_captions(self, captions: Sequence[str]) -> Tensor:
-        """-> unit vectors (B, E), those of unknown words and of empty captions among them."""
-        return self.of_captions(captions)
+        """B captions -> unit vectors (B, E), also for unknown words and empty captions."""
+        return self.text_features(captions)
 
-    def of_captions(self, captions: Sequence[str]) -> Tensor:
+    def text_features(self, captions: Sequence[str]) -> Tensor:
+        """B captions -> unit vectors (B, E), with gradients."""
         known = [
             [len(self.index), *(self.index[t] for t in terms_of(c) if t in self.index)]
             for c in captions
         ]
         starts = torch.tensor([0, *(len(k) for k in known[:-1])]).cumsum(0)
         device = self.log_scale.device
-        bags = self.of_terms(torch.tensor(sum(known, []), device=device), starts.to(device))
-        return F.normalize(self.of_bag(bags), dim=-1)
+        terms = torch.tensor(list(itertools.chain.from_iterable(known)), device=device)
+        bags = self.term_embedding(terms, starts.to(device))
+        return F.normalize(self.text_proj(bags), dim=-1)
 
     def loss(self, points: Tensor, captions: Sequence[str], category: Tensor) -> Tensor:
-        """CLIP's symmetric InfoNCE plus the cross-entropy of the categories (B,), in nats. Shapes
-        with literally equal captions share a target: none is told to flee from the words that are
-        its own."""
-        shapes, logits = self.of_features(self.features(points))
-        scores = (
-            self.log_scale.exp().clamp(max=HIGHEST_SCALE) * shapes @ self.of_captions(captions).T
-        )
+        """CLIP's symmetric InfoNCE plus the cross-entropy of the categories (B,), in nats.
+
+        Shapes with literally equal captions share a target: identical captions are not used as
+        negatives.
+        """
+        shapes, logits = self.heads(self.features(points))
+        scale = self.log_scale.exp().clamp(max=HIGHEST_SCALE)
+        scores = scale * shapes @ self.text_features(captions).T
         number = {caption: k for k, caption in enumerate(captions)}
         same = torch.tensor([number[c] for c in captions], device=points.device)
         targets = F.normalize((same[:, None] == same).float(), p=1, dim=-1)
@@ -162,12 +171,12 @@ class Evaluator(nn.Module):
 
 
 def terms_of(caption: str) -> list[str]:
-    """The words of a caption, in lower case, and the pairs of words that follow each other."""
+    """The words of a caption in lower case, and the pairs of neighbouring words."""
     words = re.findall(r"[a-z0-9]+(?:-[a-z0-9]+)*", caption.lower())
     return words + [f"{a} {b}" for a, b in itertools.pairwise(words)]
 
 
 def vocabulary(captions: Iterable[str], at_least: int) -> list[str]:
-    """All terms that occur so often, the most frequent first."""
+    """All terms that occur at least so often, the most frequent first."""
     counts = Counter(term for caption in captions for term in terms_of(caption))
     return sorted((t for t, n in counts.items() if n >= at_least), key=lambda t: (-counts[t], t))

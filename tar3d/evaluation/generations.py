@@ -1,32 +1,34 @@
-"""What a model makes of unseen shapes, and what it must be compared with: baselines below, the
-tokenizer's bound above.
+"""Shapes that a model makes for unseen conditions, and what they must be compared with.
 
 From a data set of unseen shapes this makes, for each shape, the mesh generated from its first view
-or its first caption, and the tokenizer's reconstruction of it; and it finds the training shapes
-that somebody without a model could have copied: a random one of the same category, and the one with
-the nearest view (in pixels, in the image encoder's features) or the nearest caption (in words).
-From captions it also generates with those of other shapes: what the words do is the difference.
+or its first caption, and the tokenizer's reconstruction of it, which is the upper bound. The lower
+bounds are training shapes that somebody without a model could have copied: a random one of the same
+category, and the one with the nearest view (in pixels, in the image encoder's features) or the
+nearest caption (in words). From captions it also generates with those of other shapes; the
+difference is what the text does.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
 
-from tar3d.condition.conditioner import Source, rows_of
+from tar3d.condition.conditioner import rows_of
+from tar3d.condition.encoders import ImageEncoder
 from tar3d.condition.image import preprocess
 from tar3d.contracts import Mesh
 from tar3d.data.formats.dataset_folder import SPLITS, mesh_path
 from tar3d.data.formats.samples import open_samples
 from tar3d.data.formats.views import Views
 from tar3d.data.tokens.conditions import captions_of
-from tar3d.evaluation.pairs import Pair
+from tar3d.evaluation.mesh_pairs import Pair
 from tar3d.gpt.evaluate import condition_nll
 from tar3d.mesh.export import save_mesh
 from tar3d.mesh.extract import EmptyFieldError
@@ -35,13 +37,16 @@ from tar3d.mesh.render import contact_sheet, picture, text_picture
 from tar3d.pipeline import Pipeline, reconstruct
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
-    from tar3d.condition.encoders import ImageEncoder
+    from torch import Tensor
 
-TOLD_BY = {"image": " and views", "text": " and captions", "": ""}
+    from tar3d.condition.conditioner import Source
+    from tar3d.tokenizer.vqvae import VQVAE
+
+CONDITION_NAMES = {"image": "views", "text": "captions"}
 RECONSTRUCTION = {"reconstruction": "tokenizer's reconstruction of the truth (upper bound)"}
+# What each modality is compared with, by the name of the set, for readers.
 TITLES = {
     "image": {
         "generation": "generated from one view",
@@ -64,174 +69,206 @@ GRID_COLUMNS = {
     "image": ("truth", "reconstruction", "generation", "pixels", "category"),
     "text": ("truth", "reconstruction", "generation", "shuffled", "caption", "category"),
 }
-FREE_COLUMNS, FREE_SHOWN = 6, 24
+FREE_COLUMNS, FREE_SHAPES = 6, 24  # of grid.png of shapes that are generated from nothing
 FEATURE_BATCH = 64
 
 
-@dataclass(frozen=True)
-class Told:
-    """What the shapes to be generated are told: the `source` of all rows, how it looks (a picture a
-    row), the training shapes that somebody would have copied for it, by baseline, its `captions` if
-    it is text, and how many views are, pixel by pixel, training views."""
+class EvalData(NamedTuple):
+    """The data set of unseen shapes, and the one that the model was trained on."""
 
-    source: Source
-    pictures: list[np.ndarray]
-    copied: dict[str, list[str]]
+    test: Path
+    train: Path
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How many shapes are drawn from the unseen ones, and how they are generated.
+
+    `resolution` is the number of extraction cells along an axis, `batch` how many shapes are
+    generated at once. The `seed` decides which shapes are drawn and what is generated.
+    """
+
+    shapes: int
+    resolution: int
+    batch: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class GenerationInputs:
+    """The conditions that shapes are generated from.
+
+    `inputs` are those of all rows, `thumbnails` an image of each row. `nearest` are the training
+    shapes with the nearest condition, by baseline. `captions` are there for text.
+    `views_in_training` counts the views that are training views, pixel by pixel.
+    """
+
+    inputs: Source
+    thumbnails: list[np.ndarray]
+    nearest: dict[str, list[str]]
     captions: list[str] | None = None
     views_in_training: int = 0
 
 
 @dataclass(frozen=True)
 class Generations:
-    """`pairs` by name of the set (TITLES), `nll` (nats a token) by condition and shape id, and what
-    was told."""
+    """`pairs` by name of the set (TITLES), `nll` (nats a token) by condition and shape id."""
 
     pairs: dict[str, list[Pair]]
     nll: dict[str, dict[str, float]]
-    told: Told
+    inputs: GenerationInputs
 
 
 def evaluate_model(
-    pipeline: Pipeline,
-    kind: str,
-    test: Path,
-    train: Path,
-    out: Path,
-    *,
-    shapes: int,
-    resolution: int,
-    batch: int,
-    seed: int,
+    pipeline: Pipeline, modality: str, data: EvalData, out: Path, settings: GenerationSettings
 ) -> Generations:
-    """Writes out/generation and out/reconstruction (a .glb a shape; for text also out/shuffled) and
-    finds the baselines. `kind` is "image" or "text". Everything is decided by `seed`."""
-    device, samples = pipeline.device, open_samples(test)
-    ids = choose_shapes(test, train, kind, shapes, seed)
-    told = (told_by_views if kind == "image" else told_by_captions)(pipeline, test, train, ids)
-    categories, train_categories = samples.categories(), open_samples(train).categories()
-    rng, library = np.random.default_rng([seed, 1]), training_ids(train, kind)
-    copied = told.copied | {
-        "category": [
-            same_category(categories.get(i, ""), library, train_categories, rng) for i in ids
-        ]
-    }
+    """Makes everything that a model is evaluated by, and finds the baselines.
 
-    seeds = [seed + k for k in range(len(ids))]
-    made = {"generation": generate_all(pipeline, told.source, seeds, resolution, batch)}
-    if kind == "text":
-        shuffled = {name: rows.roll(-(len(ids) // 2), 0) for name, rows in told.source.items()}
-        made["shuffled"] = generate_all(pipeline, shuffled, seeds, resolution, batch)
-    tokens, made["reconstruction"] = [], []
-    for shape_id in tqdm(ids, unit="shape", desc="reconstruct"):
-        surface = samples.surface(shape_id)
-        tokens.append(
-            pipeline.vqvae.tokenize(torch.from_numpy(surface)[None].to(device)).ids[0].cpu()
-        )
-        made["reconstruction"].append(
-            or_none(lambda s=surface: reconstruct(pipeline.vqvae, s, resolution)[0])
-        )
-    nll = condition_nll(pipeline.model, torch.stack(tokens), told.source)
+    Writes out/generation and out/reconstruction (a .glb a shape; for text also out/shuffled) and
+    out/grid.png. `modality` is "image" or "text".
+    """
+    ids = choose_shapes(data, modality, settings.shapes, settings.seed)
+    read_inputs = inputs_from_views if modality == "image" else inputs_from_captions
+    inputs = read_inputs(pipeline, data, ids)
+    copied = inputs.nearest | {"category": _random_of_category(data, modality, ids, settings.seed)}
 
-    pairs: dict[str, list[Pair]] = {name: [] for name in TITLES[kind]}
-    for k, shape_id in enumerate(ids):
-        truth, category = mesh_path(test, shape_id), categories.get(shape_id, "")
-        to_source = load_mesh(
-            truth
-        ).to_source  # a model works in the unit cube: its meshes go back to the truth's frame
-        for name, meshes in made.items():
-            mesh = meshes[k]
-            path = (
-                None
-                if mesh is None
-                else save_mesh(
-                    Mesh(mesh.vertices, mesh.faces, to_source),
-                    out / name / f"{shape_id}.glb",
-                    frame="source",
-                )
-            )
-            pairs[name].append(Pair(shape_id, path, truth, category, EMPTY if mesh is None else ""))
-        for name, chosen in copied.items():
-            pairs[name].append(Pair(shape_id, mesh_path(train, chosen[k]), truth, category))
-    _grid(pairs, told.pictures, kind, ids).save(out / "grid.png")
+    seeds = [settings.seed + k for k in range(len(ids))]
+    generate = partial(generate_all, pipeline, resolution=settings.resolution, batch=settings.batch)
+    meshes = {"generation": generate(inputs.inputs, seeds)}
+    if modality == "text":
+        shuffled = {name: rows.roll(-(len(ids) // 2), 0) for name, rows in inputs.inputs.items()}
+        meshes["shuffled"] = generate(shuffled, seeds)
+    tokens, meshes["reconstruction"] = _reconstruct_all(
+        pipeline, data.test, ids, settings.resolution
+    )
+    nll = condition_nll(pipeline.model, tokens, inputs.inputs)
+
+    found = _save_pairs(data, ids, meshes, copied, out)
+    pairs = {name: found[name] for name in TITLES[modality]}
+    _draw_grid(pairs, inputs.thumbnails, modality).save(out / "grid.png")
     return Generations(
         pairs,
         {name: dict(zip(ids, rows.mean(1).tolist(), strict=True)) for name, rows in nll.items()},
-        told,
+        inputs,
     )
 
 
-def describable(folder: Path, kind: str) -> set[str]:
-    """The ids of a data set that have what is told: a view, a caption, or nothing at all."""
-    if kind == "text":
+def _random_of_category(data: EvalData, modality: str, ids: list[str], seed: int) -> list[str]:
+    """For each unseen shape a random training shape of its category."""
+    categories = open_samples(data.test).categories()
+    train_categories = open_samples(data.train).categories()
+    rng, library = np.random.default_rng([seed, 1]), training_ids(data.train, modality)
+    return [same_category(categories.get(i, ""), library, train_categories, rng) for i in ids]
+
+
+def _reconstruct_all(
+    pipeline: Pipeline, test: Path, ids: list[str], resolution: int
+) -> tuple[Tensor, list[Mesh | None]]:
+    """The tokens (B, T) of the true shapes, and what the tokenizer makes of them."""
+    samples, tokens, meshes = open_samples(test), [], []
+    for shape_id in tqdm(ids, unit="shape", desc="reconstruct"):
+        surface = samples.surface(shape_id)
+        batch = torch.from_numpy(surface)[None].to(pipeline.device)
+        tokens.append(pipeline.vqvae.tokenize(batch).ids[0].cpu())
+        meshes.append(reconstruct_or_none(pipeline.vqvae, surface, resolution))
+    return torch.stack(tokens), meshes
+
+
+def _save_pairs(
+    data: EvalData,
+    ids: list[str],
+    meshes: dict[str, list[Mesh | None]],
+    copied: dict[str, list[str]],
+    out: Path,
+) -> dict[str, list[Pair]]:
+    """Pairs by set: those of `meshes`, which are written to out/SET, and the `copied` shapes."""
+    categories = open_samples(data.test).categories()
+    pairs: dict[str, list[Pair]] = {name: [] for name in (*meshes, *copied)}
+    for k, shape_id in enumerate(ids):
+        truth, category = mesh_path(data.test, shape_id), categories.get(shape_id, "")
+        # A model works in the unit cube: its meshes go back to the frame of the truth.
+        to_source = load_mesh(truth).to_source
+        for name, of_set in meshes.items():
+            path, mesh = None, of_set[k]
+            if mesh is not None:
+                moved = Mesh(mesh.vertices, mesh.faces, to_source)
+                path = save_mesh(moved, out / name / f"{shape_id}.glb", frame="source")
+            pairs[name].append(Pair(shape_id, path, truth, category, EMPTY if mesh is None else ""))
+        for name, chosen in copied.items():
+            pairs[name].append(Pair(shape_id, mesh_path(data.train, chosen[k]), truth, category))
+    return pairs
+
+
+def conditioned_ids(folder: Path, modality: str) -> set[str]:
+    """The ids of a data set that have the condition: a view, a caption, or with "" nothing."""
+    if modality == "text":
         return set(captions_of(folder))
     views, samples = Views(folder), open_samples(folder)
-    return {i for split in SPLITS for i in samples.listed(split) if not kind or views.names(i)}
+    return {i for split in SPLITS for i in samples.listed(split) if not modality or views.names(i)}
 
 
-def choose_shapes(test: Path, train: Path, kind: str, count: int, seed: int) -> list[str]:
-    """`count` ids of unseen shapes, in random order (so that the next one's picture is that of any
-    shape)."""
-    samples, known = open_samples(test), describable(test, kind)
-    splits = ("test",) if test.resolve() == train.resolve() else SPLITS
+def choose_shapes(data: EvalData, modality: str, count: int, seed: int) -> list[str]:
+    """`count` ids of unseen shapes in random order, so that a row's neighbour is any shape.
+
+    Where test and training set are one folder, they are those of its test split. Raises ValueError
+    where there is no such shape.
+    """
+    samples, known = open_samples(data.test), conditioned_ids(data.test, modality)
+    splits = ("test",) if data.test.resolve() == data.train.resolve() else SPLITS
     ids = sorted(i for split in splits for i in samples.ids(split) if i in known)
     if not ids:
+        conditions = f" and {CONDITION_NAMES[modality]}" if modality else ""
         raise ValueError(
-            f"{test} holds no test shape with samples{TOLD_BY[kind]}: make them with "
-            f"python -m tar3d.data.make_samples {test} views.count=4"
+            f"{data.test} holds no test shape with samples{conditions}: make them with "
+            f"python -m tar3d.data.make_samples {data.test} views.count=4"
         )
     return [ids[i] for i in np.random.default_rng(seed).permutation(len(ids))[:count]]
 
 
-def training_ids(train: Path, kind: str) -> list[str]:
-    known = describable(train, kind)
+def training_ids(train: Path, modality: str) -> list[str]:
+    """The training shapes that have the condition. Raises ValueError where there are none."""
+    known = conditioned_ids(train, modality)
     ids = [i for i in open_samples(train).listed("train") if i in known]
     if not ids:
+        conditions = f" with {CONDITION_NAMES[modality]}" if modality else ""
         raise ValueError(
-            f"{train} holds no training shape{TOLD_BY[kind].replace(' and', ' with')}, so there is nothing to "
-            "compare with"
+            f"{train} holds no training shape{conditions}, so there is nothing to compare with"
         )
     return ids
 
 
-def told_by_views(pipeline: Pipeline, test: Path, train: Path, ids: list[str]) -> Told:
-    """The first view of each shape; copied is the training shape that owns the nearest of all
-    views."""
-    config, encoder, device = (
-        pipeline.model.config.image_encoder,
-        pipeline.model.conditioner.encoder("image"),
-        pipeline.device,
-    )
-    views = Views(test)
-    source = pipeline.prepare([views.load(views.names(i)[0]) for i in ids]).inputs
-    pixels = source["image"].numpy()
-    library, views, owner, known = training_ids(train, "image"), Views(train), [], []
+def inputs_from_views(pipeline: Pipeline, data: EvalData, ids: list[str]) -> GenerationInputs:
+    """The first view of each shape, and the training shapes that own the nearest of all views."""
+    encoder, device = pipeline.model.conditioner.encoder("image"), pipeline.device
+    if not isinstance(encoder, ImageEncoder):
+        raise ValueError("the model takes image embeddings from elsewhere: it has no image encoder")
+    config, views = pipeline.model.config.image_encoder, Views(data.test)
+    inputs = pipeline.prepare([views.load(views.names(i)[0]) for i in ids]).inputs
+    pixels = inputs["image"].numpy()
+    library, views, owner, known = training_ids(data.train, "image"), Views(data.train), [], []
     for shape_id in tqdm(library, unit="shape", desc="training views"):
-        pictures = [preprocess(views.load(name), config).pixels for name in views.names(shape_id)]
-        known += pictures
-        owner += [shape_id] * len(pictures)
+        images = [preprocess(views.load(name), config).pixels for name in views.names(shape_id)]
+        known += images
+        owner += [shape_id] * len(images)
     stacked = np.stack(known)
     by_pixels, distance = nearest(pixels, stacked)
     by_features, _ = nearest(features(encoder, pixels, device), features(encoder, stacked, device))
-    seen = [
-        np.asarray(Image.fromarray(p).resize((GRID_SIZE, GRID_SIZE), Image.Resampling.NEAREST))
-        for p in pixels
-    ]
-    return Told(
-        source,
-        seen,
+    size = (GRID_SIZE, GRID_SIZE)
+    return GenerationInputs(
+        inputs,
+        [np.asarray(Image.fromarray(p).resize(size, Image.Resampling.NEAREST)) for p in pixels],
         {"pixels": [owner[k] for k in by_pixels], "features": [owner[k] for k in by_features]},
         views_in_training=int((distance == 0).sum()),
     )
 
 
-def told_by_captions(pipeline: Pipeline, test: Path, train: Path, ids: list[str]) -> Told:
-    """The first caption of each shape; copied is the training shape with the nearest of all
-    captions."""
-    known, asked = captions_of(train), captions_of(test)
+def inputs_from_captions(pipeline: Pipeline, data: EvalData, ids: list[str]) -> GenerationInputs:
+    """The first caption of each shape, and the training shapes with the nearest of all captions."""
+    known, asked = captions_of(data.train), captions_of(data.test)
     captions = [asked[i][0] for i in ids]
-    library = [(i, caption) for i in training_ids(train, "text") for caption in known[i]]
+    library = [(i, caption) for i in training_ids(data.train, "text") for caption in known[i]]
     chosen = nearest_captions(captions, [caption for _, caption in library])
-    return Told(
+    return GenerationInputs(
         pipeline.prepare(captions).inputs,
         [text_picture(caption, GRID_SIZE) for caption in captions],
         {"caption": [library[k][0] for k in chosen]},
@@ -240,8 +277,10 @@ def told_by_captions(pipeline: Pipeline, test: Path, train: Path, ids: list[str]
 
 
 def nearest_captions(queries: list[str], candidates: list[str]) -> list[int]:
-    """For each query the candidate with the largest share of words in common (intersection over
-    union); the first of equals."""
+    """For each query the index of the candidate with the largest share of words in common.
+
+    The share is intersection over union; the first of equals is taken.
+    """
     known = [set(re.findall(r"\w+", caption.lower())) for caption in candidates]
     asked = [set(re.findall(r"\w+", caption.lower())) for caption in queries]
     return [
@@ -252,8 +291,10 @@ def nearest_captions(queries: list[str], candidates: list[str]) -> list[int]:
 
 @torch.inference_mode()
 def features(encoder: ImageEncoder, pixels: np.ndarray, device: torch.device) -> np.ndarray:
-    """Unit vectors (K, E): the encoder's embeddings, averaged over the picture. Their L2 order is
-    that of the cosine."""
+    """Unit vectors (K, E): the encoder's embeddings, averaged over the image.
+
+    Their order by L2 distance is that by cosine.
+    """
     parts = []
     for start in tqdm(
         range(0, len(pixels), FEATURE_BATCH), unit="batch", desc="features", leave=False
@@ -268,15 +309,15 @@ def features(encoder: ImageEncoder, pixels: np.ndarray, device: torch.device) ->
 def nearest(
     queries: np.ndarray, candidates: np.ndarray, *, chunk: int = 1024
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For each of (Q, ...) queries the index of the candidate (N, ...) at the least L2 distance,
-    and that distance, (Q,) each.
+    """For each query the index of the candidate at the least L2 distance, and that distance.
 
-    In float64, so that distances between uint8 pictures are exact: 0 means identical. The first of
-    equals is taken.
+    (Q, ...), (N, ...) -> (Q,), (Q,). It is computed in float64, so that distances between uint8
+    images are exact: 0 means identical. The first of equals is taken.
     """
     if len(candidates) == 0 or queries.shape[1:] != candidates.shape[1:]:
         raise ValueError(
-            f"nearest needs candidates of the queries' shape, got {queries.shape} and {candidates.shape}"
+            f"nearest needs candidates of the queries' shape, got {queries.shape} and "
+            f"{candidates.shape}"
         )
     q = queries.reshape(len(queries), -1).astype(np.float64)
     best, index = np.full(len(q), np.inf), np.zeros(len(q), dtype=np.int64)
@@ -293,18 +334,20 @@ def nearest(
 def same_category(
     category: str, ids: list[str], categories: dict[str, str], rng: np.random.Generator
 ) -> str:
+    """A random one of `ids` that is of the category; ValueError where there is none."""
     same = [i for i in ids if categories.get(i, "") == category]
     if not same:
         raise ValueError(
-            f"no training shape has the category {category!r}; both manifest.csv must use the same names"
+            f"no training shape has the category {category!r}; both manifest.csv must use the same "
+            "names"
         )
     return same[int(rng.integers(len(same)))]
 
 
 def generate_all(
-    pipeline: Pipeline, source: Source, seeds: list[int], resolution: int, batch: int
+    pipeline: Pipeline, inputs: Source, seeds: list[int], resolution: int, batch: int
 ) -> list[Mesh | None]:
-    """A mesh for each seed and its row of the source, None where the field is empty."""
+    """A mesh for each seed and its row of the inputs, None where the field is empty."""
     meshes: list[Mesh | None] = []
     with tqdm(total=len(seeds), unit="shape", desc="generate") as bar:
         for start in range(0, len(seeds), batch):
@@ -312,46 +355,70 @@ def generate_all(
             meshes += [
                 g.mesh
                 for g in pipeline.generate(
-                    rows_of(source, rows), seeds[rows], resolution=resolution
+                    rows_of(inputs, rows), seeds[rows], resolution=resolution
                 )
             ]
             bar.update(len(seeds[rows]))
     return meshes
 
 
-def or_none(make: Callable[[], Mesh]) -> Mesh | None:
+def reconstruct_or_none(vqvae: VQVAE, surface: np.ndarray, resolution: int) -> Mesh | None:
+    """What a tokenizer makes of surface points (N, 6), None where the field is empty."""
     try:
-        return make()
+        return reconstruct(vqvae, surface, resolution)[0]
     except EmptyFieldError:
         return None
 
 
-def _grid(
-    pairs: dict[str, list[Pair]], told: list[np.ndarray], kind: str, ids: list[str]
+def _draw_grid(
+    pairs: dict[str, list[Pair]], thumbnails: list[np.ndarray], modality: str
 ) -> Image.Image:
-    """One row a shape: what was told, the truth, and what each set has in its place."""
-    sheet, columns = [], GRID_COLUMNS[kind]
-    for k in range(min(GRID_ROWS, len(ids))):
+    """One row a shape: the condition, the truth, and what each set has in its place."""
+    sheet, columns = [], GRID_COLUMNS[modality]
+    for k in range(min(GRID_ROWS, len(thumbnails))):
         paths = [
             pairs[name][k].pred if name != "truth" else pairs["generation"][k].truth
             for name in columns
         ]
-        sheet.append([told[k], *(picture(path and load_mesh(path), GRID_SIZE) for path in paths)])
+        meshes = [None if path is None else load_mesh(path) for path in paths]
+        sheet.append([thumbnails[k], *(picture(mesh, GRID_SIZE) for mesh in meshes)])
     titles = ["nearest caption" if name == "caption" else name for name in columns]
-    return contact_sheet(sheet, ["view" if kind == "image" else "caption", *titles])
+    return contact_sheet(sheet, ["view" if modality == "image" else "caption", *titles])
 
 
-def generate_freely(
-    pipeline: Pipeline, out: Path, *, shapes: int, resolution: int, batch: int, seed: int
+def generate_unconditional(
+    pipeline: Pipeline, out: Path, settings: GenerationSettings
 ) -> list[str]:
-    """Writes out/generation with so many shapes that the model was told nothing of, and grid.png;
-    returns the names of those whose field is empty."""
-    meshes = generate_all(pipeline, {}, [seed + k for k in range(shapes)], resolution, batch)
+    """Writes out/generation, with a .glb for each shape generated from nothing, and out/grid.png.
+
+    Returns the names of the shapes whose field is empty.
+    """
+    seeds = [settings.seed + k for k in range(settings.shapes)]
+    meshes = generate_all(pipeline, {}, seeds, settings.resolution, settings.batch)
     for k, mesh in enumerate(meshes):
         if mesh is not None:
             save_mesh(mesh, out / "generation" / f"{k:05d}.glb")
-    shown = [picture(mesh, GRID_SIZE) for mesh in meshes[:FREE_SHOWN]]
-    contact_sheet([shown[k : k + FREE_COLUMNS] for k in range(0, len(shown), FREE_COLUMNS)]).save(
+    images = [picture(mesh, GRID_SIZE) for mesh in meshes[:FREE_SHAPES]]
+    contact_sheet([images[k : k + FREE_COLUMNS] for k in range(0, len(images), FREE_COLUMNS)]).save(
         out / "grid.png"
     )
     return [f"{k:05d}" for k, mesh in enumerate(meshes) if mesh is None]
+
+
+def unconditional_sets(
+    data: EvalData, out: Path, empty: list[str], settings: GenerationSettings
+) -> dict[str, list[Path]]:
+    """Meshes of the sets that shapes from nothing are scored with.
+
+    "generated" are those of `generate_unconditional` that are not `empty`, "truth" as many unseen
+    shapes, "training" as many training shapes, which are what a model need not be better than.
+    """
+    unseen = choose_shapes(data, "", settings.shapes, settings.seed)
+    library = sorted(open_samples(data.train).listed("train"))
+    drawn = np.random.default_rng([settings.seed, 1]).permutation(library)[: len(unseen)]
+    names = [f"{k:05d}" for k in range(settings.shapes)]
+    return {
+        "generated": [out / "generation" / f"{i}.glb" for i in names if i not in empty],
+        "truth": [mesh_path(data.test, i) for i in unseen],
+        "training": [mesh_path(data.train, i) for i in drawn],
+    }

@@ -43,12 +43,17 @@ def arms() -> list:
 
 
 def chair(shape: str, count: int, *more: list) -> list:
-    return [*plate(shape), *back(), *legs(count, low=-0.9), *sum(more, [])]
+    return [
+        *plate(shape),
+        *back(),
+        *legs(count, low=-0.9),
+        *(part for parts in more for part in parts),
+    ]
 
 
 def legs(count: int, low: float = -0.6) -> list:
     ring = disk(0.08, segments=20)
-    return [loft((low, 0.45), [*ring, x, z], [*ring, x, z]) for x, z in PLACES[count]]
+    return [loft((low, 0.45), ring + [x, z], ring + [x, z]) for x, z in PLACES[count]]
 
 
 def mesh_of(parts: list) -> Mesh:
@@ -119,7 +124,8 @@ def test_a_category_without_attributes_is_refused():
     "caption, category, said",
     [
         (
-            "a 3D model of a low chair with a solid back, a round seat, three thin square legs and arms",
+            "a 3D model of a low chair with a solid back, a round seat, three thin square legs "
+            "and arms",
             "chair",
             {"legs": 3, "top": "round", "arms": True},
         ),

@@ -2,11 +2,13 @@
 called."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tar3d.contracts import ShapeSamples
 from tar3d.data.formats.samples import save_samples
@@ -15,11 +17,11 @@ from tar3d.data.toy.shapes import generate
 from tar3d.evaluation import evaluator as evaluating
 from tar3d.evaluation.attributes import ATTRIBUTES
 from tar3d.evaluation.evaluator import (
-    Shapes,
+    CaptionedShapes,
     load_evaluator,
-    measured,
     ranks,
     retrieval,
+    score_shapes,
     surface,
     train,
 )
@@ -70,9 +72,9 @@ def folder(tmp_path_factory) -> Path:
     return root
 
 
-class Given:
-    """A evaluator whose embeddings are given: those of a shape stand in its first point, those of a
-    caption in a table."""
+class FixedEvaluator:
+    """An evaluator with fixed embeddings: a shape's stand in its first point, a caption's in a
+    table."""
 
     def __init__(self, captions: dict[str, list[float]]) -> None:
         self.table = captions
@@ -89,14 +91,14 @@ def shape_at(*vector: float) -> np.ndarray:
 
 
 def test_a_handful_of_shapes_is_learnt_by_heart(folder):
-    shapes = Shapes(folder, ["train"])
+    shapes = CaptionedShapes(folder, ["train"])
     evaluator = train(shapes, EvaluatorConfig(**TINY, steps=150, learning_rate=5e-3))
-    scores = measured(
-        evaluator, shapes.evaluated(), [c[0] for c in shapes.captions], shapes.categories
+    scores = score_shapes(
+        evaluator, shapes.evaluation_points(), [c[0] for c in shapes.captions], shapes.categories
     )
     assert scores["category"] == 1 and scores["r@1"] == 1 and scores["captions"] == 12
     assert (
-        measured(evaluator, [None] * 12, [c[0] for c in shapes.captions], shapes.categories)[
+        score_shapes(evaluator, [None] * 12, [c[0] for c in shapes.captions], shapes.categories)[
             "category"
         ]
         == 0
@@ -104,14 +106,14 @@ def test_a_handful_of_shapes_is_learnt_by_heart(folder):
 
 
 def test_the_same_seed_gives_the_same_weights(folder):
-    shapes = Shapes(folder, ["train"])
+    shapes = CaptionedShapes(folder, ["train"])
     one, other = (train(shapes, EvaluatorConfig(**TINY, steps=3)).state_dict() for _ in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_retrieval_counts_the_captions_that_fit_better():
     captions = ["east", "north", "between"]
-    evaluator = Given({"east": [1.0, 0.0], "north": [0.0, 1.0], "between": [0.6, 0.8]})
+    evaluator = FixedEvaluator({"east": [1.0, 0.0], "north": [0.0, 1.0], "between": [0.6, 0.8]})
     surfaces = [shape_at(1, 0), shape_at(1, 0), shape_at(0.6, 0.8)]
     assert ranks(evaluator, surfaces, captions).tolist() == [1, 3, 1]
     assert retrieval(evaluator, surfaces, captions) == {
@@ -122,15 +124,15 @@ def test_retrieval_counts_the_captions_that_fit_better():
 
 
 def test_equal_captions_are_one_caption():
-    evaluator = Given({"east": [1.0, 0.0], "north": [0.0, 1.0]})
+    evaluator = FixedEvaluator({"east": [1.0, 0.0], "north": [0.0, 1.0]})
     surfaces = [shape_at(1, 0), shape_at(0.9, 0.1), shape_at(0, 1)]
     assert ranks(evaluator, surfaces, ["east", "east", "north"]).tolist() == [1, 1, 1]
 
 
 def test_ties_count_against_and_what_is_not_there_is_a_miss():
-    blind = Given({c: [1.0, 0.0] for c in "abcdefgh"})
+    blind = FixedEvaluator({c: [1.0, 0.0] for c in "abcdefgh"})
     assert ranks(blind, [shape_at(1, 0)] * 8, list("abcdefgh")).tolist() == [8] * 8
-    evaluator = Given({"east": [1.0, 0.0], "north": [0.0, 1.0]})
+    evaluator = FixedEvaluator({"east": [1.0, 0.0], "north": [0.0, 1.0]})
     assert ranks(evaluator, [None, shape_at(0, 1)], ["east", "north"]).tolist() == [np.inf, 1]
     assert retrieval(evaluator, [None, None], ["east", "north"])["r@5"] == 0
     with pytest.raises(
@@ -158,9 +160,9 @@ def test_saved_and_loaded_it_evaluates_alike(folder, tmp_path, capsys):
         record["command"] in (tmp_path / "evaluator" / "README.md").read_text()
         and record["val"]["shapes"] == 3
     )
-    evaluator, shapes = load_evaluator(tmp_path / "evaluator"), Shapes(tmp_path, ["train"])
+    evaluator, shapes = load_evaluator(tmp_path / "evaluator"), CaptionedShapes(tmp_path, ["train"])
     fresh = train(shapes, EvaluatorConfig(**TINY, steps=5))
-    points = torch.from_numpy(shapes.evaluated())
+    points = torch.from_numpy(np.stack(shapes.evaluation_points()))
     assert torch.allclose(evaluator.embed_shapes(points), fresh.embed_shapes(points), atol=0.01), (
         "but for float16"
     )
@@ -170,6 +172,17 @@ def test_saved_and_loaded_it_evaluates_alike(folder, tmp_path, capsys):
         "truth",
         "shuffled",
     ]
+
+
+def test_an_evaluator_of_an_earlier_version_loads(tmp_path, monkeypatch):
+    """Under its old folder's name, with the old names of parameters, and from any folder."""
+    shutil.copytree(SHIPPED, tmp_path / "judge")
+    names = set(load_file(SHIPPED / "model.safetensors"))
+    assert {"each_point.0.weight", "of_bag.1.weight", "of_shape.weight"} <= names
+    monkeypatch.chdir(tmp_path)
+    old, new = load_evaluator(tmp_path / "evaluator"), load_evaluator("pretrained/tiny/evaluator")
+    assert all(torch.equal(new.state_dict()[k], v) for k, v in old.state_dict().items())
+    assert new.embed_captions(["a mug"]).norm().item() == pytest.approx(1)
 
 
 def test_captions_of_unknown_words_have_a_place_too():
@@ -226,10 +239,10 @@ def test_what_is_missing_is_said(folder, tmp_path):
     with pytest.raises(ValueError, match="captions.csv does not exist"):
         captions_of(tmp_path)
     with pytest.raises(ValueError, match="has no shape in val with samples"):
-        Shapes(folder, ["val"])
+        CaptionedShapes(folder, ["val"])
     assert all(len(c) == 2 for c in captions_of(folder).values())
+    flat = generate(0, 5).mesh
     with pytest.raises(MeshError, match="no surface area"):
-        flat = generate(0, 5).mesh
         surface(type(flat)(flat.vertices * 0, flat.faces), 0)
 
 
@@ -237,7 +250,7 @@ def test_the_shipped_evaluator_knows_procedural_shapes():
     evaluator = load_evaluator(SHIPPED)
     shapes = [generate(i, seed=77) for i in range(24)]
     points = [surface(shape.mesh, seed=0) for shape in shapes]
-    scores = measured(
+    scores = score_shapes(
         evaluator, points, [s.captions[0] for s in shapes], [s.category for s in shapes]
     )
     assert scores["category"] >= 0.95 and scores["r@1"] >= 0.6 and scores["r@5"] >= 0.9

@@ -27,11 +27,11 @@ def test_nearest_finds_the_pixels_that_are_there():
 
 
 def test_an_empty_field_costs_its_own_shape_only():
-    def generate(source, seeds, *, resolution):
+    def generate(inputs, seeds, *, resolution):
         return [SimpleNamespace(mesh=None if seed == 1 else TRIANGLE) for seed in seeds]
 
-    source, seeds = {"image": torch.zeros(5, 2, 2, 3, dtype=torch.uint8)}, [0, 1, 2, 3, 4]
-    meshes = generate_all(SimpleNamespace(generate=generate), source, seeds, 32, 3)
+    inputs, seeds = {"image": torch.zeros(5, 2, 2, 3, dtype=torch.uint8)}, [0, 1, 2, 3, 4]
+    meshes = generate_all(SimpleNamespace(generate=generate), inputs, seeds, 32, 3)
     assert [mesh is None for mesh in meshes] == [False, True, False, False, False]
 
 

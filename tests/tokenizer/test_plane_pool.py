@@ -4,7 +4,7 @@ plain form."""
 import pytest
 import torch
 
-from benchmarks.tokenize import PlainPlanePoolEncoder
+from benchmarks.suites.tokenizer import PlainPlanePoolEncoder
 from tar3d.config import TokenizerConfig
 from tar3d.tokenizer.encoder import PlanePoolEncoder
 from tar3d.tokenizer.planes import PlaneCells, plane_cells

@@ -1,21 +1,21 @@
 """The extraction suite: planes -> mesh, with the dense lattice as baseline.
 
     compare_*   every point of the lattice, and coarse to fine, as the scripts do it
-    growth_*    coarse to fine alone in its process: time and peak memory over the number of cells along an axis
+    growth_*    coarse to fine alone in its process: time and peak memory over the number of cells
+                along an axis
     planes      float32 planes, and float16 ones as --low-vram has them
     query       points through VQVAE.query, and through the OccupancyField that extraction asks
 
-What is extracted is, for "tiny", a procedural shape as the shipped tokenizer rebuilds it: the only
-case without random weights, whose fields have no surface or nothing but specks. For "full" there
-are no trained ones: the field is a bumpy ball and a millionth of what the random head says of
-random planes, so that a point costs what it would cost and the surface is smooth. `query_share` is
+"tiny" extracts a procedural shape as the shipped tokenizer rebuilds it: the only case without
+random weights, whose fields have no surface or nothing but specks. "full" has no trained weights:
+its field is a bumpy ball and a millionth of the random head's output for random planes, so that a
+point costs what it would cost and the surface is smooth. `query_share` is
 of the (resolution + 1)^3 points of the dense lattice.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,30 +37,25 @@ from tar3d.tokenizer.vqvae import VQVAE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-FULL_CONFIG, SHIPPED = (
-    "configs/vqvae3d.yaml",
-    Path(__file__).resolve().parents[1] / "pretrained" / "tiny",
-)
-SHAPE, SURFACE_POINTS = (
-    (1, 0),
-    8192,
-)  # index and seed of the procedural shape, and how many of its points are encoded
+FULL_CONFIG, SHIPPED = "configs/vqvae3d.yaml", "pretrained/tiny"
+# Index and seed of the procedural shape, and how many of its points are encoded.
+SHAPE, SURFACE_POINTS = (1, 0), 8192
 POINTS = 1 << 17  # of the case `query`
-BUMPS, BUMP_HEIGHT = (
-    12.0,
-    0.06,
-)  # radians a unit, and units: a surface of about 5 square units, as objects have
+# Radians a unit, and units: a surface of about 5 square units, as objects have.
+BUMPS, BUMP_HEIGHT = 12.0, 0.06
 
 
 class Field:
-    """The occupancy of planes, counting the points; with `is_ball`, a bumpy ball at the same
-    cost."""
+    """The occupancy of planes, counting the points.
+
+    With `is_ball` it is a bumpy ball at the same cost.
+    """
 
     def __init__(self, head: torch.nn.Module, planes: Tensor, is_ball: bool) -> None:
-        self.occupancy, self.is_ball, self.asked = OccupancyField(head, planes), is_ball, 0
+        self.occupancy, self.is_ball, self.queries = OccupancyField(head, planes), is_ball, 0
 
     def __call__(self, points: Tensor) -> Tensor:
-        self.asked += len(points)
+        self.queries += len(points)
         logits = self.occupancy(points)
         if not self.is_ball:
             return logits
@@ -98,11 +93,11 @@ def extraction(field: Field, side: int, resolution: int, dense: bool, device: to
 
     @torch.inference_mode()
     def call() -> dict[str, float | int]:
-        field.asked = 0
+        field.queries = 0
         mesh = extract(field, resolution, chunk=chunk, coarse=coarse, device=device)
         return {
-            "queries": field.asked,
-            "query_share": field.asked / (resolution + 1) ** 3,
+            "queries": field.queries,
+            "query_share": field.queries / (resolution + 1) ** 3,
             "faces": len(mesh.faces),
         }
 
@@ -145,11 +140,8 @@ def plane_types(resolution: int, size: str, device: torch.device) -> dict[str, W
 def query(size: str, device: torch.device) -> dict[str, Work]:
     """Neighbouring points of a lattice, in the numbers in which extraction asks for them."""
     vqvae, planes = model_and_planes(size, device)
-    chunk, triplane, field = (
-        QUERIES_AT_ONCE[device.type],
-        Triplane(planes[None]),
-        OccupancyField(vqvae.occupancy, planes),
-    )
+    chunk = QUERIES_AT_ONCE[device.type]
+    triplane, field = Triplane(planes[None]), OccupancyField(vqvae.occupancy, planes)
     calls = max(1, POINTS // chunk)
     axis = torch.linspace(-1, 1, 257, device=device)
     points = torch.cartesian_prod(axis[128:], axis[:64], axis)[:chunk]

@@ -1,4 +1,4 @@
-"""Rows of scores -> summary.json, rows.csv, report.md and pictures. Runs no model."""
+"""Rows of 3D scores -> summary.json, rows.csv, report.md and images. Runs no model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tar3d.config import EvalProtocol, to_mapping
-from tar3d.evaluation.pairs import ABOUT, Pair, read_pair
+from tar3d.evaluation.mesh_pairs import PAIR_COLUMNS, Pair, read_pair
 from tar3d.io import write_csv, write_json
 from tar3d.mesh.load import normalize
 from tar3d.mesh.render import contact_sheet, picture
@@ -20,25 +20,27 @@ from tar3d.metrics.registry import is_lower_better
 from tar3d.metrics.summary import aggregate, cell, histograms, markdown_table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tar3d.contracts import Mesh
 
 LIBRARIES = ("numpy", "scipy", "trimesh", "libigl")
-RANKED = 10  # pairs in each part of the ranked picture
-SAID = 10  # failures that are printed; a report has them all
+RANKED = 10  # pairs in each part of the ranked image
+MOST_PRINTED = 10  # failures on the terminal; a report has them all
 
 
 def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that a score of meshes may depend on."""
     return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
 
 
 def score_names(rows: list[dict]) -> list[str]:
     """Names of the numeric columns, in the order in which rows have them."""
-    return list(dict.fromkeys(name for row in rows for name in row if name not in ABOUT))
+    return list(dict.fromkeys(name for row in rows for name in row if name not in PAIR_COLUMNS))
 
 
 def summarise(rows: list[dict], seed: int) -> dict:
-    """Aggregates of all scores over the pairs that have them, means by category, and what
-    failed."""
+    """Aggregates of every score over the pairs that have it, means by category, and failures."""
     good = [row for row in rows if row["status"] == "ok"]
     names = score_names(rows)
     groups: dict[str, list[dict]] = {}
@@ -69,8 +71,10 @@ def _mean(values: list[float | None]) -> float | None:
 
 
 def compare_sets(ours: list[dict], theirs: list[dict], score: str, seed: int) -> dict:
-    """Pair by pair: over how many ids both have the score, the share in which `ours` is better, and
-    the mean gain."""
+    """Compares two sets pair by pair, over the ids of which both have the score.
+
+    `share` is that of the pairs in which `ours` is better; `gain` aggregates by how much.
+    """
     other = {row["id"]: row.get(score) for row in theirs}
     sign = -1 if is_lower_better(score) else 1
     gains = [
@@ -84,7 +88,7 @@ def compare_sets(ours: list[dict], theirs: list[dict], score: str, seed: int) ->
     }
 
 
-def write_report(
+def write_mesh_report(
     out: Path,
     sets: dict[str, list[dict]],
     protocol: EvalProtocol,
@@ -93,11 +97,11 @@ def write_report(
     titles: dict[str, str] | None = None,
     extra: list[str] | None = None,
 ) -> str:
-    """Writes everything for named sets of rows (the first one is what is evaluated) and returns the
-    Markdown text.
+    """Writes all files of a report on named sets of rows, and returns its Markdown text.
 
-    `about` goes into summary.json as it is (command, machine, alignment, ...); `extra` are further
-    Markdown lines.
+    The first set is the one that is evaluated; the others are what it is compared with. `about`
+    goes into summary.json as it is (command, machine, alignment, ...); `extra` are Markdown lines
+    that follow the tables; `titles` are the sets' names for readers.
     """
     summaries = {name: summarise(rows, protocol.seed) for name, rows in sets.items()}
     main = next(iter(sets))
@@ -122,34 +126,29 @@ def write_report(
         },
     )
     names = score_names([row for rows in sets.values() for row in rows])
-    write_rows(out / "rows.csv", sets, [*ABOUT, *names])
-    text = "\n".join(
-        [
-            *_markdown(summaries, comparisons, protocol, titles or {}),
-            *(extra or []),
-            "",
-            "## Protocol",
-            "",
-            "```",
-            describe(protocol),
-            "```",
-            "",
-            *(f"{name}: {value}  " for name, value in about.items()),
-            "",
-        ]
-    )
+    write_rows(out / "rows.csv", sets, [*PAIR_COLUMNS, *names])
+    lines = [
+        *_markdown(summaries, comparisons, protocol, titles or {}),
+        *(extra or []),
+        *["", "## Protocol", "", "```", describe(protocol), "```", ""],
+        *(f"{name}: {value}  " for name, value in about.items()),
+    ]
+    text = "\n".join(lines) + "\n"
     (out / "report.md").write_text(text, encoding="utf-8")
-    good = [row for row in sets[main] if row["status"] == "ok"]
-    if good:
-        histograms(
-            {
-                score: [row[score] for row in good if row.get(score) is not None]
-                for score in protocol.headline
-            },
-            out / "histogram.png",
-        )
-        ranked_pictures(good, protocol, out / "ranked.png")
+    _draw([row for row in sets[main] if row["status"] == "ok"], protocol, out)
     return text
+
+
+def _draw(rows: list[dict], protocol: EvalProtocol, out: Path) -> None:
+    """Writes histogram.png and ranked.png of rows that are scored; nothing without any."""
+    if not rows:
+        return
+    values: dict[str, Sequence[float]] = {
+        score: [row[score] for row in rows if row.get(score) is not None]
+        for score in protocol.headline
+    }
+    histograms(values, out / "histogram.png")
+    draw_ranked_pairs(rows, protocol, out / "ranked.png")
 
 
 def write_rows(path: Path, sets: dict[str, list[dict]], columns: list[str]) -> None:
@@ -178,104 +177,89 @@ def _markdown(
     main, first = next(iter(summaries.items()))
     lines = ["# Meshes against the truth", ""]
     for name, summary in summaries.items():
-        lines += [
-            f"{titles.get(name, name)}: {summary['scored']} of {summary['pairs']} pairs scored.  "
-        ]
+        scored = f"{summary['scored']} of {summary['pairs']} pairs scored."
+        lines.append(f"{titles.get(name, name)}: {scored}  ")
         lines += [f"- failed: {f['id']}: {f['reason']}" for f in summary["failed"]]
-    rows = [
-        [
-            titles.get(name, name),
-            str(s["scored"]),
-            *(cell(s["scores"][h]) if h in s["scores"] else "none" for h in headline),
-        ]
-        for name, s in summaries.items()
-    ]
+    lines += ["", "Mean and 95 % bootstrap interval over pairs.", ""]
+    rows = [_headline_row(titles.get(name, name), s, headline) for name, s in summaries.items()]
     if f"floor_{headline[0]}" in first["scores"]:
-        rows.append(
-            [
-                "floor: the truth, sampled again",
-                str(first["scored"]),
-                *(
-                    cell(first["scores"][f"floor_{h}"]) if f"floor_{h}" in first["scores"] else "1"
-                    for h in headline
-                ),
-            ]
-        )
-    lines += [
-        "",
-        "Mean and 95 % bootstrap interval over pairs.",
-        "",
-        *markdown_table(["", "pairs", *headline], rows),
-        "",
-    ]
+        rows.append(_floor_row(first, headline))
+    lines += [*markdown_table(["", "pairs", *headline], rows), ""]
     if comparisons:
         lines += [
-            f"Share of pairs in which {titles.get(main, main)} is better, and mean gain (positive is better).",
+            f"Share of pairs in which {titles.get(main, main)} is better, and mean gain "
+            "(positive is better).",
             "",
         ]
-        lines += markdown_table(
-            ["than", *protocol.headline],
-            [
-                [titles.get(other, other), *map(gain_cell, scores.values())]
-                for other, scores in comparisons.items()
-            ],
-        )
-        lines.append("")
-    return lines + details(
-        first, titles.get(main, main), [name for name in headline if name in first["scores"]]
-    )
+        rows = [
+            [titles.get(other, other), *map(gain_cell, scores.values())]
+            for other, scores in comparisons.items()
+        ]
+        lines += [*markdown_table(["than", *protocol.headline], rows), ""]
+    by_category = [name for name in headline if name in first["scores"]]
+    return lines + details(first, titles.get(main, main), by_category)
 
 
-def details(summary: dict, title: str, shown: list[str]) -> list[str]:
-    """Markdown of every score of a set, and of the scores `shown` by category where there are
-    several."""
+def _headline_row(title: str, summary: dict, headline: list[str]) -> list[str]:
+    scores = summary["scores"]
+    cells = [cell(scores[name]) if name in scores else "none" for name in headline]
+    return [title, str(summary["scored"]), *cells]
+
+
+def _floor_row(summary: dict, headline: list[str]) -> list[str]:
+    """The scores of the truth against a second sampling of itself; 1 where that is exact."""
+    scores = summary["scores"]
+    cells = [
+        cell(scores[f"floor_{name}"]) if f"floor_{name}" in scores else "1" for name in headline
+    ]
+    return ["floor: the truth, sampled again", str(summary["scored"]), *cells]
+
+
+def details(summary: dict, title: str, scores: list[str]) -> list[str]:
+    """Markdown of every score of a set.
+
+    Where it has several categories, the means of `scores` by category follow.
+    """
     lines = [f"## All scores of {title}", ""]
     lines += markdown_table(
         ["score", "pairs", "mean, 95 % interval", "median", "5 % to 95 %"],
-        [
-            [
-                name,
-                str(a["count"]),
-                cell(a, ".4g"),
-                *(
-                    ("none", "none")
-                    if a["mean"] is None
-                    else (f"{a['median']:.4g}", f"{a['p5']:.4g} to {a['p95']:.4g}")
-                ),
-            ]
-            for name, a in summary["scores"].items()
-        ],
+        [[name, *_spread_cells(a)] for name, a in summary["scores"].items()],
     )
     if summary["by_category"]:
-        lines += [
-            "",
-            "## By category",
-            "",
-            *markdown_table(
-                ["category", "pairs", *shown],
-                [
-                    [
-                        category or "none given",
-                        str(group["pairs"]),
-                        *("none" if group[n] is None else f"{group[n]:.3f}" for n in shown),
-                    ]
-                    for category, group in summary["by_category"].items()
-                ],
-            ),
+        rows = [
+            [
+                category or "none given",
+                str(group["pairs"]),
+                *("none" if group[n] is None else f"{group[n]:.3f}" for n in scores),
+            ]
+            for category, group in summary["by_category"].items()
         ]
+        table = markdown_table(["category", "pairs", *scores], rows)
+        lines += ["", "## By category", "", *table]
     return lines
 
 
+def _spread_cells(values: dict) -> list[str]:
+    """Cells of an aggregate: count, mean, median and percentiles."""
+    spread = (
+        ["none", "none"]
+        if values["mean"] is None
+        else [f"{values['median']:.4g}", f"{values['p5']:.4g} to {values['p95']:.4g}"]
+    )
+    return [str(values["count"]), cell(values, ".4g"), *spread]
+
+
 def print_failures(failed: list[tuple[str, str]], out: Path) -> int:
-    """Prints the first of the failed items and their reasons to stderr; returns the exit status."""
-    for label, reason in failed[:SAID]:
+    """Prints the first failed items with their reasons to stderr; returns the exit code."""
+    for label, reason in failed[:MOST_PRINTED]:
         print(f"failed: {label}: {reason}", file=sys.stderr)
-    if len(failed) > SAID:
-        print(f"... and {len(failed) - SAID} more, in {out / 'rows.csv'}", file=sys.stderr)
+    if len(failed) > MOST_PRINTED:
+        print(f"... and {len(failed) - MOST_PRINTED} more, in {out / 'rows.csv'}", file=sys.stderr)
     return 1 if failed else 0
 
 
 def gain_cell(comparison: dict) -> str:
+    """The share of better pairs and the mean gain of `compare_sets`, for a table."""
     return (
         "none"
         if comparison["share"] is None
@@ -283,9 +267,11 @@ def gain_cell(comparison: dict) -> str:
     )
 
 
-def ranked_pictures(rows: list[dict], protocol: EvalProtocol, path: Path) -> None:
-    """The ten worst, ten median and ten best pairs by the first headline score, truth beside
-    prediction."""
+def draw_ranked_pairs(rows: list[dict], protocol: EvalProtocol, path: Path) -> None:
+    """Writes an image of the ten worst, ten median and ten best pairs, truth beside prediction.
+
+    They are ranked by the first headline score.
+    """
     score = protocol.headline[0]
     ranked = sorted(
         (row for row in rows if row.get(score) is not None),
@@ -307,11 +293,10 @@ def ranked_pictures(rows: list[dict], protocol: EvalProtocol, path: Path) -> Non
         sheet.append(
             [picture(in_view(mesh, truth), 160) for pred, truth in meshes for mesh in (truth, pred)]
         )
-    contact_sheet(
-        sheet, [title for name in parts for title in (f"{name}: truth", "prediction")]
-    ).save(path)
+    titles = [title for name in parts for title in (f"{name}: truth", "prediction")]
+    contact_sheet(sheet, titles).save(path)
 
 
 def in_view(mesh: Mesh, truth: Mesh) -> Mesh:
-    """`mesh` moved and scaled with the truth so that the truth fills the picture."""
+    """`mesh`, moved and scaled by what makes the truth fill the image."""
     return transformed(mesh, np.linalg.inv(normalize(truth.vertices, truth.faces).to_source))

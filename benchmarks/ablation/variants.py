@@ -1,9 +1,9 @@
-"""What is compared with what: the arms of each study of `benchmarks/ablate.py`, as changes to
-configs/gpt_ablation.yaml.
+"""The variants of each ablation study of `benchmarks/ablate.py`.
 
-An arm is one way to do it. Arms of several studies are trained once. Every arm gets its own
-learning rate, the best of `rates` at half the steps with a seed that is not used again, and then
-the same steps, rows and seeds as the others, and the same code predictor to begin on.
+A variant is a set of changes to configs/gpt_ablation.yaml. One that belongs to several studies is
+trained once. Every variant gets its own learning rate, the best of `rates` at half the steps with a
+seed that is not used again, and then the same steps, rows and seeds as the others, and the same
+code predictor to begin with.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TOKENIZER = (
     "train.augment.rotate=0",
     "train.augment.mirror=0",
 )
-# Changes of the recipe for the code predictor that every arm begins on.
+# Changes of the recipe for the code predictor that every variant begins with.
 CODE_PREDICTOR = (
     "train.stage=code_predictor",
     "train.steps=900",
@@ -37,13 +37,14 @@ ADAMW_SHARE = 0.75  # adamw_lr over muon_lr, as in the shipped configs
 
 
 @dataclass(frozen=True)
-class Arm:
-    """`changes` of the recipe. `rates`: those that are tried; or the arm `rate_of` whose rate it
-    takes. `share` of the steps.
+class Variant:
+    """One way to do something, as `changes` of the recipe.
 
-    With `tokenizer`, changes of its recipe, a tokenizer is trained for the arm, and its GPT has as
-    many steps as cost the same operations as all steps of the recipe on the shipped tokenizer's
-    tokens."""
+    `rates` are the learning rates that are tried, unless `rate_of` names the variant whose rate it
+    takes; `share` is that of the steps. With `tokenizer`, changes of a tokenizer's recipe, a
+    tokenizer is trained for the variant, and its GPT has as many steps as cost the same operations
+    as all steps of the recipe on the shipped tokenizer's tokens.
+    """
 
     name: str
     label: str
@@ -64,50 +65,52 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Study:
-    """`arms` by name, the first being the one that the others are compared with."""
+class AblationStudy:
+    """Variants by name; the others are compared with the first."""
 
     name: str
     title: str
-    arms: tuple[str, ...]
+    variants: tuple[str, ...]
 
     @property
     def has_tokenizers(self) -> bool:
-        return ARMS[self.arms[0]].tokenizer is not None
+        return VARIANTS[self.variants[0]].tokenizer is not None
 
 
-ARMS = {
-    arm.name: arm
-    for arm in (
-        Arm("hybrid", "LLLF and the other defaults"),
-        Arm("full", "F, full attention in all", ("gpt.layer_pattern=F",)),
-        Arm("linear", "L, linear attention in all", ("gpt.layer_pattern=L",)),
-        Arm("llf", "LLF, 4 full layers of 12", ("gpt.layer_pattern=LLF",), rate_of="hybrid"),
-        Arm(
+VARIANTS = {
+    variant.name: variant
+    for variant in (
+        Variant("hybrid", "LLLF and the other defaults"),
+        Variant("full", "F, full attention in all", ("gpt.layer_pattern=F",)),
+        Variant("linear", "L, linear attention in all", ("gpt.layer_pattern=L",)),
+        Variant("llf", "LLF, 4 full layers of 12", ("gpt.layer_pattern=LLF",), rate_of="hybrid"),
+        Variant(
             "l7f", "LLLLLLLF, 1 full layer of 12", ("gpt.layer_pattern=LLLLLLLF",), rate_of="hybrid"
         ),
-        Arm("adamw", "AdamW for everything", ("optim.optimizer=adamw",), ADAMW_RATES),
-        Arm("muon_071", "Muon + AdamW, 1 / 1.4 of the steps", rate_of="hybrid", share=1 / 1.4),
-        Arm("muon_050", "Muon + AdamW, half the steps", rate_of="hybrid", share=0.5),
-        Arm("sequence", "1D rotary positions", ("gpt.rope=sequence",)),
-        Arm(
+        Variant("adamw", "AdamW for everything", ("optim.optimizer=adamw",), ADAMW_RATES),
+        Variant("muon_071", "Muon + AdamW, 1 / 1.4 of the steps", rate_of="hybrid", share=1 / 1.4),
+        Variant("muon_050", "Muon + AdamW, half the steps", rate_of="hybrid", share=0.5),
+        Variant("sequence", "1D rotary positions", ("gpt.rope=sequence",)),
+        Variant(
             "paper_sum",
             "the paper's sum, zero prefix (TAR3D's code)",
             ("gpt.rope=paper_sum", "gpt.prefix_rope=zero"),
         ),
-        Arm(
+        Variant(
             "sum_identity",
             "the paper's sum, prefix by the identity",
             ("gpt.rope=paper_sum",),
             rate_of="paper_sum",
         ),
-        Arm("zero_prefix", "rotation, zero prefix", ("gpt.prefix_rope=zero",), rate_of="hybrid"),
-        Arm(
+        Variant(
+            "zero_prefix", "rotation, zero prefix", ("gpt.prefix_rope=zero",), rate_of="hybrid"
+        ),
+        Variant(
             "no_code_predictor",
-            "no code predictor: the prefix alone tells of the picture",
+            "no code predictor: only the prefix carries the image",
             ("gpt.code_predictor_dim=0", "train.stage=gpt", "sampling.code_predictor_scale=0"),
         ),
-        Arm(
+        Variant(
             "no_code_predictor_zero",
             "no code predictor, zero prefix",
             (
@@ -118,10 +121,10 @@ ARMS = {
             ),
             rate_of="no_code_predictor",
         ),
-        Arm("planes", "plane after plane", ("gpt.token_order=planes",)),
-        Arm("cells", "three tokens a step", ("gpt.tokens_per_step=3",)),
+        Variant("planes", "plane after plane", ("gpt.token_order=planes",)),
+        Variant("cells", "three tokens a step", ("gpt.tokens_per_step=3",)),
         *(
-            Arm(
+            Variant(
                 f"r{side}_k{codes}",
                 f"R {side}, {3 * side * side:,} tokens of {codes:,} codes",
                 rate_of="hybrid",
@@ -140,21 +143,23 @@ ARMS = {
                 (16, 16384, ()),
             )
         ),
-        Arm("gated", "decay read from the data", ("gpt.linear_attention=gated",)),
-        Arm("delta", "gated delta rule", ("gpt.linear_attention=delta",)),
+        Variant("gated", "decay read from the data", ("gpt.linear_attention=gated",)),
+        Variant("delta", "gated delta rule", ("gpt.linear_attention=delta",)),
     )
 }
 
 STUDIES = {
     study.name: study
     for study in (
-        Study(
+        AblationStudy(
             "attention",
             "Hybrid, full and linear attention",
             ("hybrid", "full", "llf", "l7f", "linear"),
         ),
-        Study("optimizer", "Muon against AdamW", ("hybrid", "adamw", "muon_071", "muon_050")),
-        Study(
+        AblationStudy(
+            "optimizer", "Muon against AdamW", ("hybrid", "adamw", "muon_071", "muon_050")
+        ),
+        AblationStudy(
             "positions",
             "Rotary positions, and how the prefix is rotated",
             (
@@ -167,13 +172,15 @@ STUDIES = {
                 "no_code_predictor_zero",
             ),
         ),
-        Study("order", "Order of the tokens, and tokens a step", ("hybrid", "planes", "cells")),
-        Study(
+        AblationStudy(
+            "order", "Order of the tokens, and tokens a step", ("hybrid", "planes", "cells")
+        ),
+        AblationStudy(
             "tokens",
             "Tokens a shape, and codes",
             ("r16_k4096", "r8_k4096", "r12_k4096", "r24_k4096", "r16_k1024", "r16_k16384"),
         ),
-        Study(
+        AblationStudy(
             "linear",
             "Fixed decay, decay read from the data, and the delta rule",
             ("hybrid", "gated", "delta"),

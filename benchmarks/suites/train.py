@@ -1,20 +1,21 @@
-"""The training suite: a step of the GPT as train_gpt.py takes it (forward, loss, backward,
-clipping, optimizers), and its parts.
+"""The training suite: a step of the GPT as train_gpt.py takes it, and its parts.
 
-    step          the tiny recipe, or a GPT-L as an H200 would train it: as it is, and compiled
-    patterns_*    layers of full attention (F) and the hybrid (LLLF), at 3,072 tokens (R 32) and at 6,912 (R 48)
-    loss          head and cross-entropy: the plain form, parts of the batch (tar3d/gpt/loss.py), PyTorch's own where it has one
-    recompute     what is kept for the backward pass: all, products, inputs of blocks; and compiled
+    step          the tiny recipe, or a GPT-L as an H200 would train it: eager, and compiled
+    patterns_*    full attention (F) and the hybrid (LLLF), at 3,072 tokens (R 32) and 6,912 (R 48)
+    loss          head and cross-entropy: the plain form, parts of the batch (tar3d/gpt/loss.py),
+                  PyTorch's own where it has one
+    recompute     activation checkpointing: none, of cheap operations, of blocks; and compiled
     muon, adamw   one update: matrix by matrix and in batches; plain and fused
     growth_*      forward, loss and backward over R (16, 32, 48) for both patterns
-    memory_*      one step alone in its process, for the peak memory: sizes of GPT, forms of loss, what is recomputed, R
+    memory_*      one step alone in its process, for the peak memory: sizes of GPT, forms of loss,
+                  activation checkpointing, R
     fits_*        whether a whole step fits a consumer card
 
-Weights are random, conditions random embeddings but in tiny/step, which trains its image encoder
-and its code predictor along. The precision is that of training: bfloat16 autocast where the device has it,
-else float32. `flops` are `GPT.flops` times three: what is recomputed does not count, nor what
-optimizers do, so the share of the limit is the MFU (on a known GPU `mfu` is that of its data
-sheet).
+A step is forward, loss, backward, clipping and optimizers. Weights are random, conditions random
+embeddings but in tiny/step, which trains its image encoder and its code predictor along. The
+precision is that of training: bfloat16 autocast where the device has it, else float32. `flops` are
+`GPT.flops` times three: operations that are computed again do not count, nor those of optimizers,
+so the share of the limit is the MFU (on a known GPU `mfu` is that of its data sheet).
 """
 
 from __future__ import annotations
@@ -25,20 +26,28 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
 
 from benchmarks.measure import Case, Work
+from benchmarks.suites.gpt_step import (
+    LOSSES,
+    autocast,
+    describe_step,
+    dropped_rows,
+    finish_step,
+    optimizers_of,
+    step,
+)
 from tar3d import config as configuration
-from tar3d.config import GPTConfig, OptimConfig, VQVAEConfig, gpt_config
+from tar3d.config import OptimConfig, VQVAEConfig, gpt_config
 from tar3d.contracts import Condition
 from tar3d.doctor import gpt_step_bytes
 from tar3d.gpt.loss import cross_entropy
 from tar3d.gpt.model import GPT
-from tar3d.optim.groups import Muon, build_optimizers
-from tar3d.runtime import prepare_blocks, resolve_precision
+from tar3d.optim.groups import Muon
+from tar3d.runtime import resolve_precision
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
 TINY_CONFIGS = ("configs/vqvae3d_tiny.yaml", "configs/gpt_i23d_tiny.yaml", "GPT-tiny")
 PATTERNS = ("F", "LLLF")  # the first is what the other is compared with
@@ -58,11 +67,9 @@ def tiny_step(device: torch.device) -> Work:
     vqvae = configuration.load(VQVAEConfig, tokenizer).tokenizer
     config = configuration.load_gpt_run(path, name, vqvae)
     t, batch = config.train, config.train.global_batch_size
-    encoders = {kind: build_encoder(config, kind) for kind in config.conditions}
-    model, precision = (
-        ConditionalGPT(config, encoders).to(device).train(),
-        resolve_precision(t.precision, device.type),
-    )
+    encoders = {modality: build_encoder(config, modality) for modality in config.conditions}
+    model = ConditionalGPT(config, encoders).to(device).train()
+    precision = resolve_precision(t.precision, device.type)
     optimizers = optimizers_of(model, config.optim)
     tokens = torch.randint(
         config.gpt.codebook_size,
@@ -72,13 +79,9 @@ def tiny_step(device: torch.device) -> Work:
     codes = F.normalize(
         torch.randn(config.gpt.codebook_size, config.gpt.code_predictor_dim, device=device), dim=-1
     )
-    pixels = torch.randint(
-        256,
-        (len(tokens), *[config.image_encoder.image_size] * 2, 3),
-        dtype=torch.uint8,
-        device=device,
-    )
-    dropped = _dropped(batch, device)
+    side = config.image_encoder.image_size
+    pixels = torch.randint(256, (len(tokens), side, side, 3), dtype=torch.uint8, device=device)
+    dropped = dropped_rows(batch, device)
 
     def call() -> None:
         with autocast(device, precision):
@@ -89,15 +92,14 @@ def tiny_step(device: torch.device) -> Work:
                 model.gpt.head.weight,
                 tokens[:batch],
             )
-            code_predictor = (
-                1
-                - F.cosine_similarity(
-                    model.gpt.code_predictor(whole.embeddings, whole.mask), codes[tokens], dim=-1
-                ).mean()
-            )
-        finish_step(model, optimizers, nll + t.code_predictor_weight * code_predictor, config.optim)
+            predicted = model.gpt.code_predictor(whole.embeddings, whole.mask)
+            code_loss = 1 - F.cosine_similarity(predicted, codes[tokens], dim=-1).mean()
+        finish_step(model, optimizers, nll + t.code_predictor_weight * code_loss, config.optim)
 
-    settings = {**_settings(model.gpt, name, batch), "code_predictor_rows": t.code_predictor_rows}
+    settings = {
+        **describe_step(model.gpt, name, batch),
+        "code_predictor_rows": t.code_predictor_rows,
+    }
     flops = (
         batch * model.gpt.flops(config.gpt.condition_tokens, config.gpt.num_tokens)
         + len(tokens) * encoders["image"].flops()
@@ -106,6 +108,7 @@ def tiny_step(device: torch.device) -> Work:
 
 
 def large_steps(device: torch.device) -> dict[str, Work]:
+    """A step of GPT-L, eager and compiled."""
     works = {
         how: step(
             "GPT-L",
@@ -122,7 +125,10 @@ def large_steps(device: torch.device) -> dict[str, Work]:
 def patterns(
     name: str, grid: int, batch: int, device: torch.device, *, whole: bool = True
 ) -> dict[str, Work]:
-    """`whole`: with the optimizers, whose part of a step says nothing of how it grows."""
+    """A step of each layer pattern; without `whole`, without the optimizers.
+
+    Their part of a step does not grow with the sequence.
+    """
     works = {
         pattern: step(
             name,
@@ -142,7 +148,10 @@ def patterns(
 def recomputing(
     name: str, batch: int, device: torch.device, *, compiled: bool = True, **more: object
 ) -> dict[str, Work]:
-    """What is kept, and last a compiled step if it is to take a minute of compiling."""
+    """A step with each form of activation checkpointing, and last a compiled one.
+
+    Compiling takes a minute: without `compiled` it is left out.
+    """
     works = {
         how: step(name, batch, device, activation_checkpointing=how, **more)
         for how in configuration.ACTIVATION_CHECKPOINTING
@@ -152,81 +161,13 @@ def recomputing(
     )
 
 
-def step(
-    name: str,
-    batch: int,
-    device: torch.device,
-    *,
-    changes: dict[str, object] | None = None,
-    **how: object,
-) -> Work:
-    """A step of the named GPT with `changes` of its config; `how` goes to `step_of`."""
-    return step_of(
-        gpt_config(name, **(changes or {})), OptimConfig(), batch, device, name=name, **how
-    )
-
-
-def step_of(
-    config: GPTConfig,
-    optim: OptimConfig,
-    batch: int,
-    device: torch.device,
-    *,
-    name: str,
-    activation_checkpointing: str = "none",
-    compile: bool = False,
-    precision: str = "auto",
-    loss: str = "parts",
-    optimize: bool = True,
-    frozen: tuple[str, ...] = (),
-) -> Work:
-    """A step of a GPT from stored embeddings, as with a frozen image encoder; parameters whose
-    names begin with one of `frozen` are not trained."""
-    with device:
-        model = GPT(config).train()
-    for parameter_name, parameter in model.named_parameters():
-        parameter.requires_grad_(not parameter_name.startswith(frozen))
-    prepare_blocks(model, activation_checkpointing, compile)
-    head_loss = LOSSES[loss]
-    optimizers, precision = optimizers_of(model, optim), resolve_precision(precision, device.type)
-    tokens = torch.randint(config.codebook_size, (batch, config.num_tokens), device=device)
-    condition = Condition.of(
-        torch.randn(batch, config.condition_tokens, config.condition_width, device=device)
-    )
-    dropped = _dropped(batch, device)
-
-    def call() -> None:
-        with autocast(device, precision):
-            value = head_loss(
-                model.hidden(tokens[:, :-1], condition, dropped), model.head.weight, tokens
-            )
-        if optimize:
-            finish_step(model, optimizers, value, optim)
-        else:
-            value.backward()
-            model.zero_grad()
-
-    settings = _settings(model, name, batch) | {
-        "pattern": config.layer_pattern,
-        "recompute": activation_checkpointing,
-        "compiled": compile,
-        "loss": loss,
-        "optimizers": optimize,
-    }
-    return Work(
-        call,
-        batch * config.num_tokens,
-        precision,
-        settings,
-        flops=3 * batch * model.flops(config.condition_tokens, config.num_tokens),
-    )
-
-
 def fits(name: str, batch: int, activation_checkpointing: str, device: torch.device) -> Work:
-    """Whether a whole step in bfloat16 fits a consumer card: measured on a GPU. Elsewhere the step
-    is gone through with tensors that have no data, and `tensor_mib` in the notes is the most that
-    they would have held at a time; a GPU needs a little more, for its context and what its
-    allocator and kernels reserve."""
+    """Whether a whole step in bfloat16 fits a consumer card; measured on a GPU.
+
+    Elsewhere the step runs on tensors without data, and `tensor_mib` in the notes is the most that
+    they would have held at a time. A GPU needs a little more, for its context, its allocator and
+    its kernels.
+    """
     if device.type == "cuda":
         work = step(
             name,
@@ -287,30 +228,11 @@ def one_loss(form: str, rows: int, width: int, codes: int, device: torch.device)
     )
 
 
-def _plain_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(F.linear(hidden, weight).flatten(0, -2).float(), targets.flatten())
-
-
-def _pytorch_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    return F.linear_cross_entropy(
-        hidden.flatten(0, -2),
-        weight,
-        targets.flatten(),
-        options=torch.nn.LinearCrossEntropyOptions(),
-    )
-
-
-# The first is what the others are compared with.
-LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "plain": _plain_loss,
-    "parts": cross_entropy,
-    "pytorch": _pytorch_loss,
-}
-
-
 def muon(name: str, layers: int, device: torch.device) -> dict[str, Work]:
-    """One update of the matrices of so many layers: PyTorch's loop over them, and batches. On a CPU
-    without bfloat16 the second multiplies in float32."""
+    """One update of the matrices of so many layers: PyTorch's loop over them, and in batches.
+
+    On a CPU without bfloat16 the second multiplies in float32.
+    """
     with device:
         blocks = GPT(gpt_config(name, num_layers=layers)).blocks
     matrices = [p for p in blocks.parameters() if p.ndim == 2]
@@ -345,42 +267,6 @@ def _update(optimizer: torch.optim.Optimizer, name: str) -> Work:
         "million_parameters": round(count / 1e6, 2),
     }
     return Work(lambda: optimizer.step(), 1, "float32", settings)
-
-
-def optimizers_of(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
-    return [o for o in build_optimizers(model, config) if o is not None]
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
-
-
-def finish_step(
-    model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], loss: Tensor, config: OptimConfig
-) -> None:
-    """What follows the loss in both training scripts."""
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or float("inf"))
-    for optimizer in optimizers:
-        optimizer.step()
-        optimizer.zero_grad()
-
-
-def _dropped(batch: int, device: torch.device) -> Tensor:
-    """About a tenth of the rows, as gpt.condition_dropout has it."""
-    return torch.arange(batch, device=device) % 10 == 9
-
-
-def _settings(gpt: GPT, name: str, batch: int) -> dict[str, object]:
-    config = gpt.config
-    return {
-        "model": name,
-        "batch": batch,
-        "tokens": config.num_tokens,
-        "prefix": config.condition_tokens,
-        "grid_size": config.grid_size,
-        "million_parameters": round(gpt.num_parameters() / 1e6, 2),
-    }
 
 
 def _growth(grid: int) -> tuple[Case, Case]:

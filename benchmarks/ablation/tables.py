@@ -1,5 +1,6 @@
-"""Tables and plots of `benchmarks/ablate.py`'s results, written into docs/ablations.md between the
-marks that hold their place:
+"""Writes tables and plots of `benchmarks/ablate.py`'s results into docs/ablations.md.
+
+A table stands between the marks that hold its place:
 
 <!-- study attention --> ... <!-- end -->
 """
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmarks.ablation.variants import STUDIES, VARIANTS, AblationStudy
 from benchmarks.measure import speedup_text
-from benchmarks.studies import ARMS, STUDIES, Study
 from tar3d.metrics.summary import markdown_table
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 DOCUMENT, SPEEDS = Path("docs/ablations.md"), Path("benchmarks/results/cpu_2cores_arms.json")
 INK, OTHER, CAPTION, GRID = "#2b6ea6", "#c44e3f", "#666666", "#dddddd"
 TOKEN_HEAD = (
-    "arm",
+    "variant",
     "steps",
     "volume IoU",
     "codes used",
@@ -33,10 +34,10 @@ TOKEN_HEAD = (
     "F-score@0.02",
     "against the first",
     "share of the bound",
-    "picture's worth in nats a shape",
+    "image's worth in nats a shape",
 )
 HEAD = (
-    "arm",
+    "variant",
     "rate",
     "M parameters",
     "GFLOP a step",
@@ -46,7 +47,7 @@ HEAD = (
     "F-score@0.02 alone",
     "against the first",
     "F-score@0.02",
-    "picture's worth",
+    "image's worth",
 )
 
 
@@ -60,29 +61,31 @@ def interval(values: list[float]) -> tuple[float, float]:
     return mean, float(t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
 
 
-def finished(runs: dict[str, dict], arm: str) -> dict[int, dict]:
-    """The runs of an arm that count, by seed."""
-    return {r["seed"]: r for r in runs.values() if r["arm"] == arm and not r["sweep"]}
+def finished(runs: dict[str, dict], variant: str) -> dict[int, dict]:
+    """The runs of a variant that count, by seed."""
+    return {r["seed"]: r for r in runs.values() if r["arm"] == variant and not r["sweep"]}
 
 
-def speeds_of(study: Study, records: list[dict]) -> dict[str, str]:
-    """How many times as fast a step of each arm is as one of the study's first, in the records of
-    the suite `arms`."""
+def speeds_of(study: AblationStudy, records: list[dict]) -> dict[str, str]:
+    """How many times as fast a step of each variant is as one of the study's first.
+
+    `records` are those of the suite step_times.
+    """
     return {r["variant"]: speedup_text(r) for r in records if r["case"] == f"full/{study.name}"}
 
 
-def rows_of(study: Study, runs: dict[str, dict], speeds: dict[str, str]) -> list[list[str]]:
-    """A row an arm that has been run; the first one's differences are empty."""
-    first, rows = finished(runs, study.arms[0]), []
-    for name in study.arms:
+def rows_of(study: AblationStudy, runs: dict[str, dict], speeds: dict[str, str]) -> list[list[str]]:
+    """A row for each variant that has been run; the first one's differences are empty."""
+    first, rows = finished(runs, study.variants[0]), []
+    for name in study.variants:
         if mine := finished(runs, name):
-            others = {} if name == study.arms[0] else first
+            others = {} if name == study.variants[0] else first
             cells = (
                 _row_of_tokens(mine, others)
                 if study.has_tokenizers
                 else _row(mine, others, speeds.get(name, ""))
             )
-            rows.append([ARMS[name].label, *cells])
+            rows.append([VARIANTS[name].label, *cells])
     return rows
 
 
@@ -101,8 +104,10 @@ def _row(mine: dict[int, dict], first: dict[int, dict], speed: str) -> list[str]
 
 
 def _row_of_tokens(mine: dict[int, dict], first: dict[int, dict]) -> list[str]:
-    """Where arms have tokenizers of their own: NLLs of other tokens cannot be compared, what is
-    generated can."""
+    """Cells where variants have tokenizers of their own.
+
+    NLLs of other tokens cannot be compared; what is generated can.
+    """
     one = next(iter(mine.values()))
     return [
         f"{one['steps']:,}",
@@ -117,7 +122,7 @@ def _row_of_tokens(mine: dict[int, dict], first: dict[int, dict]) -> list[str]:
 
 
 def _compared(score: str, mine: dict[int, dict], first: dict[int, dict]) -> tuple[str, str]:
-    """The score over the seeds, and its difference to the first arm's, seed by seed."""
+    """The score over the seeds, and its difference to the first variant's, seed by seed."""
     both = sorted(set(mine) & set(first))
     return (
         _plus_minus([r[score] for r in mine.values()]),
@@ -130,7 +135,7 @@ def _plus_minus(values: list[float], signed: bool = False) -> str:
     return f"{mean:{'+' if signed else ''}.3f}" + ("" if math.isnan(half) else f" ± {half:.3f}")
 
 
-def write_report(results: dict, document: Path = DOCUMENT, speeds: Path = SPEEDS) -> None:
+def write_tables(results: dict, document: Path = DOCUMENT, speeds: Path = SPEEDS) -> None:
     """Brings every table of `document` up to date, and the plots beside it."""
     text = document.read_text(encoding="utf-8")
     timed = json.loads(speeds.read_text(encoding="utf-8"))["cases"] if speeds.is_file() else []
@@ -150,74 +155,66 @@ def write_report(results: dict, document: Path = DOCUMENT, speeds: Path = SPEEDS
         )
         if found != 1:
             raise ValueError(
-                f"{document} has {found} places for the study {name}: write <!-- study {name} --> and <!-- end --> "
-                "on lines of their own, once"
+                f"{document} has {found} places for the study {name}: write <!-- study {name} --> "
+                "and <!-- end --> on lines of their own, once"
             )
         draw(study, results["runs"], document.parent / "ablations" / f"{name}.png")
     document.write_text(text, encoding="utf-8")
 
 
-def draw(study: Study, runs: dict[str, dict], path: Path) -> None:
-    """Two panels, NLL and F-score: every seed a dot, means as bars, one line an arm; and, where
-    arms have rates of their own, the NLL over those that were tried."""
+def draw(study: AblationStudy, runs: dict[str, dict], path: Path) -> None:
+    """Two panels, NLL and F-score: every seed a dot, means as bars, one line a variant.
+
+    Where variants have rates of their own, a third panel has the NLL over those that were tried.
+    """
     from matplotlib.figure import Figure
 
-    arms = [name for name in study.arms if finished(runs, name)]
-    rates = sorted({r["rate"] for r in runs.values() if r["arm"] in arms and r["sweep"]})
-    figure = Figure(figsize=(13, 0.42 * len(arms) + 1.6), layout="constrained")
+    names = [name for name in study.variants if finished(runs, name)]
+    rates = sorted({r["rate"] for r in runs.values() if r["arm"] in names and r["sweep"]})
+    figure = Figure(figsize=(13, 0.42 * len(names) + 1.6), layout="constrained")
     panels = figure.subplots(1, 3 if rates else 2, width_ratios=(3, 3, 2.4) if rates else (3, 3))
-    made = (
-        ("fscore", "F-score at 0.02")
-        if study.has_tokenizers
-        else ("fscore_alone", "F-score at 0.02 alone")
-    )
-    for axis, score, label in (
-        (panels[0], "nll", "NLL, nats a token (less is better)"),
-        (panels[1], made[0], f"{made[1]} (more is better)"),
+    score, label = "fscore_alone", "F-score at 0.02 alone"
+    if study.has_tokenizers:
+        score, label = "fscore", "F-score at 0.02"
+    _draw_scores(panels[0], names, runs, "nll", "NLL, nats a token (less is better)")
+    _draw_scores(panels[1], names, runs, score, f"{label} (more is better)")
+    for axis, labels in (
+        (panels[0], [VARIANTS[name].label for name in names]),
+        (panels[1], [""] * len(names)),
     ):
-        for place, name in enumerate(arms):
-            values = [r[score] for r in finished(runs, name).values()]
-            colour = INK if name == study.arms[0] else OTHER
-            axis.plot(
-                values, [place] * len(values), "o", color=colour, alpha=0.55, markersize=5, zorder=3
-            )
-            axis.plot(
-                [np.mean(values)] * 2,
-                [place - 0.32, place + 0.32],
-                color=colour,
-                linewidth=2.4,
-                zorder=3,
-            )
-        axis.axvline(
-            np.mean([r[score] for r in finished(runs, arms[0]).values()]),
-            color=INK,
-            linewidth=0.8,
-            linestyle=":",
-        )
-        axis.set_yticks(
-            range(len(arms)),
-            [ARMS[name].label for name in arms] if axis is panels[0] else [""] * len(arms),
-            fontsize=9,
-        )
-        axis.set_ylim(len(arms) - 0.5, -0.5)
-        axis.set_xlabel(label, fontsize=9, color=CAPTION)
-        axis.grid(color=GRID, linewidth=0.6, axis="x")
-        axis.locator_params(axis="x", nbins=6)
+        axis.set_yticks(range(len(names)), labels, fontsize=9)
     if rates:
-        _draw_rates(panels[2], study, arms, rates, runs)
+        _draw_rates(panels[2], names, rates, runs)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
 
-def _draw_rates(
-    axis: Axes, study: Study, arms: list[str], rates: list[float], runs: dict[str, dict]
+def _draw_scores(
+    axis: Axes, names: list[str], runs: dict[str, dict], score: str, label: str
 ) -> None:
-    for name in arms:
+    for place, name in enumerate(names):
+        values = [r[score] for r in finished(runs, name).values()]
+        colour = INK if place == 0 else OTHER
+        axis.plot(
+            values, [place] * len(values), "o", color=colour, alpha=0.55, markersize=5, zorder=3
+        )
+        height = [place - 0.32, place + 0.32]
+        axis.plot([np.mean(values)] * 2, height, color=colour, linewidth=2.4, zorder=3)
+    baseline = np.mean([r[score] for r in finished(runs, names[0]).values()])
+    axis.axvline(baseline, color=INK, linewidth=0.8, linestyle=":")
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.set_xlabel(label, fontsize=9, color=CAPTION)
+    axis.grid(color=GRID, linewidth=0.6, axis="x")
+    axis.locator_params(axis="x", nbins=6)
+
+
+def _draw_rates(axis: Axes, names: list[str], rates: list[float], runs: dict[str, dict]) -> None:
+    for place, name in enumerate(names):
         tried = sorted(
             (r["rate"], r["nll"]) for r in runs.values() if r["arm"] == name and r["sweep"]
         )
         if tried:
-            colour = INK if name == study.arms[0] else OTHER
+            colour = INK if place == 0 else OTHER
             axis.plot(*zip(*tried, strict=True), marker=".", linewidth=1.2, alpha=0.9, color=colour)
             axis.annotate(
                 name,

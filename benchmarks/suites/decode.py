@@ -1,19 +1,21 @@
-"""The decoding suite: tokens with guidance through `Engine`, random weights, float32 on a CPU and
-bfloat16 on CUDA.
+"""The decoding suite: tokens with guidance through `Engine`.
 
-    shape_*        whole shapes, prefill and all
-    patterns_*     layers of full attention (F), the hybrid (LLLF), and linear attention alone (L), at position 3,000
+    shape_*        whole shapes with their prefill
+    patterns_*     full attention (F), the hybrid (LLLF), linear attention alone (L), at position
+                   3,000
     engine         the plain GPT.decode, and the engine that does the same
-    backends_*     who computes the operations of a layer, at position 3,000
+    backends_*     the backends of a layer's operations, at position 3,000
     cell           a token a step, and the three tokens of a cell a step
-    growth_*       the cost of the last tokens over their number T, the batch and the size of the GPT, for the three patterns
+    growth_*       the cost of the last tokens over their number T, the batch and the size of the
+                   GPT, for the three patterns
 
-All but the whole shapes start in the middle: caches and states hold random numbers, the position is
-set, and a call takes a few steps from there, always the same ones. No time depends on what a cache
-holds, and a prefill of thousands of tokens is saved.
+Weights are random, float32 on a CPU and bfloat16 on CUDA. All but the whole shapes start in the
+middle: caches and states hold random numbers, the position is set, and a call takes a few steps
+from there, always the same ones. No time depends on the values in a cache, and a prefill of
+thousands of tokens is saved.
 
-`bytes_moved` counts the layers' weights once a step and those of the head once a token, the
-key-value slots that hold something read once and the new one written, states read and written.
+`bytes_moved` counts the layers' weights once a step and those of the head once a token, filled
+key-value slots as read once and the new one as written, states as read and written.
 Embedding rows, activations and logits are left out. GPT-tiny fits in a processor's cache, where
 memory is no limit: its fraction of the roofline says little.
 """
@@ -43,18 +45,18 @@ PATTERNS = ("F", "LLLF", "L")  # the first is what the others are compared with
 POSITION = 3000
 TINY_POSITION = 300  # of 432
 STEPS = {"cpu": 4, "cuda": 32}  # of a call
-GOALS = {
-    1: 1.0,
-    16: 4.0,
-}  # seconds for so many whole shapes of the hybrid GPT-L on an H200, by batch
+# Seconds for so many whole shapes of the hybrid GPT-L on an H200, by batch.
+GOALS = {1: 1.0, 16: 4.0}
 TINY_CONFIGS = ("configs/vqvae3d_tiny.yaml", "configs/gpt_i23d_tiny.yaml", "GPT-tiny")
 
 
 def patterns(
     name: str, grid: int, batch: int, position: int | None, device: torch.device
 ) -> dict[str, Work]:
-    """The three kinds of GPT from `position` on, or None for the last tokens; `kv_share` is of the
-    key-value cache of F."""
+    """The three patterns from `position` on, None for the last tokens.
+
+    `kv_share` is the share of the key-value cache of F.
+    """
     works = {
         pattern: from_position(
             _engine(_gpt(device, name, grid_size=grid, layer_pattern=pattern)),
@@ -141,16 +143,15 @@ def from_position(engine: Engine, name: str, batch: int, position: int | None) -
 
 
 def plain_from_position(gpt: GPT, name: str, batch: int, position: int) -> Work:
-    """The same steps by GPT.decode, whose cache is made here in place of a prefill. One token a
-    step."""
+    """The same steps by GPT.decode, one token a step.
+
+    Its cache is made here in place of a prefill.
+    """
     config, device = gpt.config, gpt.head.weight.device
     count, dtype = STEPS[device.type], _dtype(device)
     step = _start(config.num_steps, count, position, 1)
-    slot, rows, capacity = (
-        config.condition_tokens + step,
-        2 * batch,
-        config.condition_tokens + config.num_steps - 1,
-    )
+    slot, rows = config.condition_tokens + step, 2 * batch
+    capacity = config.condition_tokens + config.num_steps - 1
     heads = (rows, config.num_heads)
     layers = []
     for block in gpt.blocks:
@@ -218,8 +219,10 @@ def large_shape(backend: str, pattern: str, batch: int, device: torch.device) ->
 def whole_shape(
     engine: Engine, name: str, batch: int, sampling: SamplingConfig, codes: Tensor | None = None
 ) -> Work:
-    """From random conditions to all tokens. The engine is prepared before, which `prepare_seconds`
-    tells."""
+    """From random conditions to all tokens.
+
+    The engine is prepared before: the notes have its `prepare_seconds`.
+    """
     config, device = engine.config, engine.device
     shape = (batch, config.condition_tokens, config.condition_width)
     condition = Condition.of(torch.randn(shape, device=device))
@@ -253,8 +256,10 @@ def whole_shape(
 
 
 def step_cost(gpt: GPT, dtype: torch.dtype, rows: int, filled: float) -> tuple[float, float]:
-    """(bytes, operations) of a step of `rows` with `filled` slots before it; linear in `filled`, so
-    a mean of it may be given."""
+    """(bytes, operations) of a step of `rows` with `filled` slots before it.
+
+    Both are linear in `filled`, so it may be a mean.
+    """
     config, n = gpt.config, gpt.config.tokens_per_step
     parts: list[tuple[nn.Module, int]] = [(gpt.blocks, 1), (gpt.norm, n), (gpt.head, n)]
     if gpt.cell_head is not None:
@@ -271,15 +276,13 @@ def step_cost(gpt: GPT, dtype: torch.dtype, rows: int, filled: float) -> tuple[f
     )
     flops = sum(2 * rows * times * _matrix_elements(part) for part, times in parts)
     full = sum(isinstance(block.attention, FullAttention) for block in gpt.blocks)
-    slots, states = (
-        full * rows * config.width * (filled + 1),
-        (len(gpt.blocks) - full) * rows * config.width * config.head_dim,
-    )
+    slots = full * rows * config.width * (filled + 1)
+    states = (len(gpt.blocks) - full) * rows * config.width * config.head_dim
     return moved + 2 * slots * dtype.itemsize + 2 * states * 4, flops + 4 * slots + 5 * states
 
 
 def memory_bytes(engine: Engine) -> dict[str, int]:
-    """What the engine's layers remember: two tensors of keys and values, or one state."""
+    """Bytes of the engine's caches: two tensors of keys and values, or one state, a layer."""
     sizes = {"kv_bytes": 0, "state_bytes": 0}
     for cache in engine.buffers.caches:
         sizes["kv_bytes" if len(cache) == 2 else "state_bytes"] += sum(t.nbytes for t in cache)
@@ -291,8 +294,10 @@ def _matrix_elements(module: nn.Module) -> int:
 
 
 def _start(steps: int, count: int, position: int | None, tokens_per_step: int) -> int:
-    """The step whose tokens go in first; `count` follow it, the last of them being drawn and not
-    taken in."""
+    """The step whose tokens go in first; `count` steps follow it.
+
+    The tokens of the last one are drawn and do not go in.
+    """
     last = steps - 1 - count
     return last if position is None else min(position // tokens_per_step, last)
 

@@ -31,29 +31,31 @@ from tar3d.metrics.geometry import (
 )
 from tar3d.metrics.registry import is_lower_better
 from tar3d.parallel.processes import results
+from tar3d.paths import shipped
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from tar3d.contracts import Mesh
 
 CSV_COLUMNS = ("id", "pred", "truth")
-ABOUT = (
-    "id",
-    "category",
-    "status",
-    "reason",
-    "pred",
-    "truth",
-)  # columns of a row that are no scores
-PROTOCOLS = Path(__file__).resolve().parents[2] / "configs" / "eval"
+# Columns of a row that are no scores.
+PAIR_COLUMNS = ("id", "category", "status", "reason", "pred", "truth")
+PROTOCOLS = shipped("configs/eval")
 SET_POINTS = 2048  # points a shape in set scores, as in PointFlow
 
 
 def protocol_names() -> str:
+    """Names of the shipped protocols, one for each file of configs/eval, with commas between."""
     return ", ".join(sorted(path.stem for path in PROTOCOLS.glob("*.yaml")))
 
 
 def load_protocol(name: str, overrides: list[str]) -> EvalProtocol:
-    """A protocol by its name or file, with `key=value` overrides."""
+    """A protocol by its name or file, with `key=value` overrides.
+
+    Raises ValueError where there is no such protocol, and for a headline score of which nothing
+    says which of two values is better.
+    """
     path = Path(name) if name.endswith((".yaml", ".yml")) else PROTOCOLS / f"{name}.yaml"
     if not path.is_file():
         raise ValueError(
@@ -76,7 +78,7 @@ class Pair:
     reason: str = ""
 
     def row(self) -> dict[str, str]:
-        """The columns ABOUT of a row of scores."""
+        """The columns PAIR_COLUMNS of a row of scores."""
         return {
             "id": self.id,
             "category": self.category,
@@ -86,15 +88,25 @@ class Pair:
             "truth": str(self.truth or ""),
         }
 
+    def files(self) -> tuple[Path, Path]:
+        """Prediction and truth. Raises ValueError with the reason where one of them is missing."""
+        if self.reason or self.pred is None or self.truth is None:
+            raise ValueError(self.reason or f"{self.id} lacks a file")
+        return self.pred, self.truth
+
 
 def pairs_by_id(pred: Path, truth: Path, categories: dict[str, str]) -> list[Pair]:
-    """Pairs of two folders by id (path without suffix); an id that only one of them has is a pair
-    with a reason."""
+    """Pairs of two folders by id, which is the path without suffix.
+
+    An id that only one of the folders has is a pair with a reason. Raises ValueError where they
+    have no id in common.
+    """
     predicted, true = mesh_ids(pred), mesh_ids(truth)
     if not predicted.keys() & true.keys():
         raise ValueError(
             f"no id of {pred} is one of {truth}: ids are file names without suffix, e.g. "
-            f"{min(predicted)!r} and {min(true)!r}; a CSV with the columns {', '.join(CSV_COLUMNS)} pairs any files"
+            f"{min(predicted)!r} and {min(true)!r}; a CSV with the columns "
+            f"{', '.join(CSV_COLUMNS)} pairs any files"
         )
     missing = {
         True: f"{pred} holds no prediction for it",
@@ -113,15 +125,19 @@ def pairs_by_id(pred: Path, truth: Path, categories: dict[str, str]) -> list[Pai
 
 
 def pairs_by_csv(path: Path) -> list[Pair]:
-    """Pairs that a CSV with the columns id, pred and truth lists; its paths are relative to it."""
+    """Pairs that a CSV with the columns id, pred and truth lists; its paths are relative to it.
+
+    Raises ValueError where it is missing, lacks a column, or has an id twice.
+    """
     if not path.is_file():
         raise ValueError(f"{path} does not exist")
-    with open(path, encoding="utf-8", newline="") as f:
+    with path.open(encoding="utf-8", newline="") as f:
         rows = list(csv.DictReader(f))
     lacking = [name for name in CSV_COLUMNS if not rows or name not in rows[0]]
     if lacking:
         raise ValueError(
-            f"{path} lists no pairs: it needs a header with {', '.join(CSV_COLUMNS)}, and a row for each pair"
+            f"{path} lists no pairs: it needs a header with {', '.join(CSV_COLUMNS)}, and a row "
+            "for each pair"
         )
     repeated = sorted(i for i, count in Counter(row["id"] for row in rows).items() if count > 1)
     if repeated:
@@ -143,12 +159,12 @@ def score_pairs(
 
 
 def score_pair(pair: Pair, *, protocol: EvalProtocol, align: str) -> dict:
-    """ABOUT, and the scores of `tar3d.metrics.geometry`; after an alignment once more,
-    named aligned_*."""
+    """PAIR_COLUMNS and the scores of one pair.
+
+    After an alignment (`align` other than "none") its scores stand there once more, as aligned_*.
+    """
     row = pair.row()
     try:
-        if pair.reason:
-            raise ValueError(pair.reason)
         pred, truth = read_pair(pair, protocol)
         scores = (
             compare_meshes(pred, truth, protocol) | floor_scores(truth, protocol) | mesh_facts(pred)
@@ -163,12 +179,17 @@ def score_pair(pair: Pair, *, protocol: EvalProtocol, align: str) -> dict:
 
 
 def read_pair(pair: Pair, protocol: EvalProtocol) -> tuple[Mesh, Mesh]:
-    return in_frame(load_mesh(pair.pred), load_mesh(pair.truth), protocol.frame)
+    """Prediction and truth in the frame of the protocol."""
+    pred, truth = pair.files()
+    return in_frame(load_mesh(pred), load_mesh(truth), protocol.frame)
 
 
-def set_cloud(path: Path, protocol: EvalProtocol) -> tuple[Path, object]:
-    """A mesh file -> (path, (SET_POINTS, 3) points in the frame of the protocol, or the reason why
-    not)."""
+def set_cloud(path: Path, protocol: EvalProtocol) -> tuple[Path, np.ndarray | str]:
+    """A mesh file -> (path, cloud).
+
+    The cloud is (SET_POINTS, 3) points in the frame of the protocol, or the reason why there are
+    none.
+    """
     try:
         mesh = load_mesh(path)
         return path, surface_cloud(
@@ -180,10 +201,10 @@ def set_cloud(path: Path, protocol: EvalProtocol) -> tuple[Path, object]:
 
 def set_clouds(
     paths: dict[str, Path], protocol: EvalProtocol, workers: int
-) -> tuple[dict[str, object], dict[str, str]]:
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Point clouds of mesh files by id, and the reasons of those that cannot be used."""
     job = partial(set_cloud, protocol=protocol)
-    done = dict(
+    found = dict(
         tqdm(
             results(job, paths.values(), min(workers, max(1, len(paths) // 16))),
             total=len(paths),
@@ -191,5 +212,11 @@ def set_clouds(
             desc="points",
         )
     )
-    clouds = {i: done[p] for i, p in paths.items() if not isinstance(done[p], str)}
-    return clouds, {i: done[p] for i, p in paths.items() if isinstance(done[p], str)}
+    clouds, reasons = {}, {}
+    for shape_id, path in paths.items():
+        cloud = found[path]
+        if isinstance(cloud, str):
+            reasons[shape_id] = cloud
+        else:
+            clouds[shape_id] = cloud
+    return clouds, reasons

@@ -1,8 +1,11 @@
 """The data suite: items a second for training, from files that this machine has just written.
 
-    shapes    items of the tokenizer's training, from one .npz a shape (81,920 surface and 200,000 query points)
-    shapenet  the same from ShapeNetV2's files (100,000 surface points and two pools of 500,000 query points)
-    tokens    rows of the GPT's training, from memory-mapped shards (3,072 tokens and 197 x 768 embeddings in float16)
+    shapes    items of the tokenizer's training, from one .npz a shape (81,920 surface and 200,000
+              query points)
+    shapenet  the same from ShapeNetV2's files (100,000 surface points and two pools of 500,000
+              query points)
+    tokens    rows of the GPT's training, from memory-mapped shards (3,072 tokens and 197 x 768
+              embeddings in float16)
 
 Variants: `plain` is an item made from a whole file as NumPy reads it (shapes only), `item` the data
 set called in this process, `packed` the same from a tar shard, `workers_N` a DataLoader with so
@@ -34,7 +37,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.measure import Case, Work
-from benchmarks.tokenize import FULL_CONFIGS, GOAL_SHARE, PAPER_HOURS, TINY_CONFIG, needed_rate
+from benchmarks.suites.tokenizer import (
+    FULL_CONFIGS,
+    GOAL_SHARE,
+    PAPER_HOURS,
+    TINY_CONFIG,
+    needed_rate,
+)
 from tar3d import config as configuration
 from tar3d.config import GPTRunConfig, PointSamplingConfig, VQVAEConfig
 from tar3d.contracts import ShapeSamples
@@ -59,24 +68,55 @@ GPT_CONFIGS = {
     "tiny": ("configs/gpt_i23d_tiny.yaml", "GPT-tiny"),
     "full": ("configs/gpt_i23d.yaml", "GPT-B"),
 }
-GPU_FLOPS, GPU_SHARE = (
-    989e12,
-    0.4,
-)  # dense bfloat16 of an H100 or H200 by its data sheet, and an assumed share of it
+# Dense bfloat16 of an H100 or H200 by its data sheet, and an assumed share of it.
+GPU_FLOPS, GPU_SHARE = 989e12, 0.4
 
 
 def shapes(size: str, device: torch.device) -> dict[str, Work]:
+    """Items of the tokenizer's training."""
     config = configuration.load(
         VQVAEConfig, TINY_CONFIG if size == "tiny" else FULL_CONFIGS["plane_pool"]
     )
     t = config.train
     stored = PointSamplingConfig(surface_points=t.surface_points)
-    temporary, rng = (
-        tempfile.TemporaryDirectory(ignore_cleanup_errors=True),
-        np.random.default_rng(0),
-    )
+    temporary = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     folder = Path(temporary.name)
-    ids, queries = [f"shape_{i}" for i in range(FILES)], stored.volume_points + stored.near_points
+    _write_shapes(folder, stored)
+
+    def open_set(path: Path) -> ShapeDataset:
+        return ShapeDataset(
+            path,
+            "train",
+            surface_points=t.surface_points,
+            volume_points=t.volume_points,
+            near_points=t.near_points,
+            seed=0,
+        )
+
+    data, packed = open_set(folder), open_set(folder / "packed")
+    weakref.finalize(data, temporary.cleanup)
+    why = f"shapes/s: the whole recipe in {GOAL_SHARE:g} of {PAPER_HOURS} h"
+    settings = {
+        "batch": t.batch_size,
+        "surface_points": t.surface_points,
+        "stored_surface_points": stored.surface_points,
+        "stored_query_points": stored.volume_points + stored.near_points,
+    }
+    needed = needed_rate(config) if size == "full" else None
+    works = _works(data, t.batch_size, settings, needed, why, device)
+    item = works.pop("item")
+
+    def alone(get: Callable[[tuple[int, int]], object]) -> Work:
+        return Work(partial(_each, get, data, item.items), item.items, "float32", item.settings)
+
+    plain = alone(partial(plain_item, data))
+    return {"plain": plain, "item": item, "packed": alone(packed.__getitem__), **works}
+
+
+def _write_shapes(folder: Path, stored: PointSamplingConfig) -> None:
+    """FILES random shapes, as .npz files in `folder`/samples and as a shard in `folder`/packed."""
+    rng, ids = np.random.default_rng(0), [f"shape_{i}" for i in range(FILES)]
+    queries = stored.volume_points + stored.near_points
     for shape_id in ids:
         save_samples(
             ShapeSamples(
@@ -87,53 +127,18 @@ def shapes(size: str, device: torch.device) -> dict[str, Work]:
             ),
             folder / "samples" / f"{shape_id}.npz",
         )
-    write_json(folder / "splits.json", {"train": ids, "val": [], "test": []})
-    data = ShapeDataset(
-        folder,
-        "train",
-        surface_points=t.surface_points,
-        volume_points=t.volume_points,
-        near_points=t.near_points,
-        seed=0,
-    )
-    weakref.finalize(data, temporary.cleanup)
     shard = folder / "packed" / "samples" / "00000.tar"
     write_shard(shard, {p.name: p.read_bytes() for p in (folder / "samples").iterdir()})
-    write_json(folder / "packed" / "splits.json", {"train": ids, "val": [], "test": []})
-    packed = ShapeDataset(
-        folder / "packed",
-        "train",
-        surface_points=t.surface_points,
-        volume_points=t.volume_points,
-        near_points=t.near_points,
-        seed=0,
-    )
-    why = f"shapes/s: the whole recipe in {GOAL_SHARE:g} of {PAPER_HOURS} h"
-    settings = {
-        "batch": t.batch_size,
-        "surface_points": t.surface_points,
-        "stored_surface_points": stored.surface_points,
-        "stored_query_points": queries,
-    }
-    works = _works(
-        data, t.batch_size, settings, needed_rate(config) if size == "full" else None, why, device
-    )
-    items = works["item"].items
-    others = {
-        name: Work(partial(_each, get, data, items), items, "float32", works["item"].settings)
-        for name, get in (("plain", partial(plain_item, data)), ("packed", packed.__getitem__))
-    }
-    return {
-        "plain": others["plain"],
-        "item": works.pop("item"),
-        "packed": others["packed"],
-        **works,
-    }
+    for path in (folder, folder / "packed"):
+        write_json(path / "splits.json", {"train": ids, "val": [], "test": []})
 
 
 def plain_item(data: ShapeDataset, key: tuple[int, int]) -> dict[str, torch.Tensor]:
-    """An item of a `ShapeDataset` as one would first write it: the file as NumPy has it, all of it
-    converted and checked, and the first rows of a permutation of all."""
+    """An item of a `ShapeDataset` by the simplest code.
+
+    The whole file is read with NumPy, converted and checked, and the item is the first rows of a
+    permutation of all.
+    """
     position, index = key
     rng = np.random.default_rng([data.seed, position])
     with np.load(data.source.where(data.ids[index])) as archive:
@@ -161,7 +166,7 @@ def plain_item(data: ShapeDataset, key: tuple[int, int]) -> dict[str, torch.Tens
     return {name: torch.from_numpy(a) for name, a in arrays.items()}
 
 
-def shapenet(size: str, device: torch.device) -> dict[str, Work]:
+def shapenet(size: str, _device: torch.device) -> dict[str, Work]:
     t = configuration.load(
         VQVAEConfig, TINY_CONFIG if size == "tiny" else FULL_CONFIGS["plane_pool"]
     ).train
@@ -280,29 +285,30 @@ def tokens(size: str, device: torch.device) -> dict[str, Work]:
             shard / "tokens.npy",
             rng.integers(gpt.codebook_size, size=(SHARD_ROWS, gpt.num_tokens), dtype=np.uint16),
         )
-        source = (
+        inputs = (
             rng.integers(256, size=(SHARD_ROWS, side, side, 3), dtype=np.uint8)
             if size == "tiny"
             else rng.random(
                 (SHARD_ROWS, gpt.condition_tokens, gpt.condition_width), dtype=np.float32
             ).astype(np.float16)
         )
-        np.save(shard / "image.npy", source)
+        np.save(shard / "image.npy", inputs)
         write_json(
             shard / "index.json", {"ids": [f"{k}_{i}" for i in range(SHARD_ROWS)], "sha256": ""}
         )
         write_json(shard / "image.json", {"counts": [1] * SHARD_ROWS, "sha256": ""})
-    data, batch = (
-        TokenDataset(folder, "train", seed=0, wanted={}, conditions=["image"]),
-        config.train.global_batch_size,
-    )
+    batch = config.train.global_batch_size
+    data = TokenDataset(folder, "train", seed=0, wanted={}, conditions=["image"])
     weakref.finalize(data, temporary.cleanup)
     settings = {
         "batch": batch,
         "tokens": gpt.num_tokens,
-        "source": f"{source.dtype} {source.shape[1:]}",
+        "source": f"{inputs.dtype} {inputs.shape[1:]}",
     }
-    why = f"rows/s: a step of {name} at {GPU_SHARE:.0%} of {GPU_FLOPS / 1e12:.0f} TFLOP/s, six operations a weight and position"
+    why = (
+        f"rows/s: a step of {name} at {GPU_SHARE:.0%} of {GPU_FLOPS / 1e12:.0f} TFLOP/s, six "
+        "operations a weight and position"
+    )
     return _works(
         data, batch, settings, _rows_needed(config) if size == "full" else None, why, device
     )

@@ -1,14 +1,16 @@
-"""The attention suite: what one layer's attention costs at this project's lengths, and what the
-pattern of layers makes of it.
+"""The attention suite: the cost of one layer's attention, and of the pattern of layers.
 
     forward_*, backward_*    every form at one length; backward is forward and backward
-    memory_*                 forward and backward of one form alone in its process, for the peak memory
-    blocks                   four blocks of GPT-B forward and backward, FFFF and LLLF, at the length of a training row
+    memory_*                 forward and backward of one form alone in its process, for the peak
+                             memory
+    blocks                   four blocks of GPT-B forward and backward, FFFF and LLLF, at the length
+                             of a training row
 
 q, k and v are 12 heads of 64 and batch 1, float32 on a CPU and bfloat16 on CUDA. The roofline is
-the function's, whatever computes it: q, k, v read and o written once, and backward those, two
-gradients in and three out; a causal softmax has half of the T x T products, a linear layer the two
-products of its recurrence, with the delta rule three; backward counts twice forward.
+that of the function, whatever computes it: q, k, v are read and o is written once, and backward
+also two gradients are read and three written. A causal softmax has half of the T x T products, a
+linear layer the two products of its recurrence, with the delta rule three; backward counts twice
+forward.
 """
 
 from __future__ import annotations
@@ -26,14 +28,13 @@ from tar3d.gpt import linear_attention
 from tar3d.gpt.backends import FullBackend, GatedBackend, LinearBackend
 from tar3d.gpt.model import GPT
 
-Attend = Callable[
-    [Tensor, Tensor, Tensor, Tensor], Tensor
-]  # q, k, v (B, H, T, d), slopes (H,) -> o (B, H, T, d)
+# q, k, v (B, H, T, d), slopes (H,) -> o (B, H, T, d)
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def _full(name: str) -> Attend:
     attend = FullBackend(name, HEAD_DIM)
-    return lambda q, k, v, slopes: attend(q, k, v)
+    return lambda q, k, v, _slopes: attend(q, k, v)
 
 
 def _linear(name: str) -> Attend:
@@ -42,10 +43,10 @@ def _linear(name: str) -> Attend:
 
 
 def _gated(name: str, delta: bool) -> Attend:
-    """Half a state is forgotten in about 70 positions, and half of what is new is written."""
+    """A state is halved in about 70 positions, and half of each new value is written."""
     attend = GatedBackend(name, HEAD_DIM, CHUNK_SIZE)
 
-    def call(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
+    def call(q: Tensor, k: Tensor, v: Tensor, _slopes: Tensor) -> Tensor:
         log_decay, beta = (
             torch.full(q.shape[:-1], value, device=q.device) for value in (-0.01, 0.5)
         )
@@ -54,8 +55,7 @@ def _gated(name: str, delta: bool) -> Attend:
     return call
 
 
-# Each makes its form, or raises ValueError where that is not installed. The first is what the
-# others are compared with.
+# Each makes its form, or raises ValueError where that is not installed. The first is the baseline.
 FULL: dict[str, Callable[[], Attend]] = {
     name: partial(_full, name) for name in ("sdpa", "flash_attn", "xformers")
 }

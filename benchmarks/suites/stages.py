@@ -1,13 +1,13 @@
-"""The first suite: what each stage costs, from surface points to a mesh.
+"""The suite of stages: the cost of each, from surface points to a mesh.
 
     encode       surface points -> tokens                 decode      tokens -> planes
     extract_64   planes -> mesh on 64^3 cells             extract_128 the same on 128^3
-    generate     one picture -> tokens, guidance on
+    generate     one image -> tokens, guidance on
 
 "tiny" are configs/*_tiny.yaml, "full" those of the paper (R 32, 3,072 tokens, GPT-B). Weights are
 random and inputs have the right sizes; the surface that is extracted is a ball's. Everything is
-float32, as in the scripts. Decoding late in a long sequence is in the suite decode, training in
-train and tokenize. Frozen image encoders are not run: the full GPT's conditions are random
+float32, as in the scripts. Decoding late in a long sequence is in the suite decode, training in the
+suites train and tokenizer. Frozen image encoders are not run: the full GPT's conditions are random
 embeddings.
 """
 
@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.measure import Case, Work
-from benchmarks.tokenize import sphere
+from benchmarks.suites.tokenizer import sphere
 from tar3d import config as configuration
 from tar3d.config import GPTRunConfig, VQVAEConfig
 from tar3d.contracts import Condition, Tokens
@@ -37,7 +37,7 @@ CONFIGS = {
     "full": ("configs/vqvae3d.yaml", "configs/gpt_i23d.yaml", "GPT-B"),
 }
 INFERENCE_POINTS = {"tiny": 8192, "full": 81_920}
-# on in every generation that is timed, whatever a config samples with: it doubles the rows
+# Guidance of every generation that is timed, whatever a config samples with: it doubles the rows.
 GUIDANCE = 3.0
 
 
@@ -64,8 +64,11 @@ def decode(size: str, device: torch.device) -> Work:
 
 
 def extract_surface(resolution: int, size: str, device: torch.device) -> Work:
-    """As the pipeline does it, with the removal of floaters. The surface is a ball's at the cost of
-    the head: random weights alone give a field without one, or only specks."""
+    """Extraction as the pipeline does it, with the removal of floaters.
+
+    The surface is a ball's at the cost of the head: random weights alone give a field without one,
+    or only specks.
+    """
     vqvae = _vqvae(size, device).eval()
     side = vqvae.config.grid_size * 2**vqvae.config.upsample_stages
     field = OccupancyField(
@@ -138,7 +141,7 @@ def _embeddings(config: GPTRunConfig, batch: int, device: torch.device) -> Condi
 
 
 def _quietly(work):
-    """Without gradients, and without what it returns."""
+    """`work` without gradients and without a result."""
 
     @torch.inference_mode()
     def call() -> None:

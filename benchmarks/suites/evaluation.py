@@ -1,11 +1,10 @@
-"""The evaluation suite: what scoring one pair costs, in one process (eval_3d.py runs one process a
-core).
+"""The evaluation suite: the cost of scoring one pair in one process.
 
-    point_scores     Chamfer in all forms, F-score, normal consistency of two clouds of 16,000 points
+    point_scores     Chamfer, F-score, normal consistency of two clouds of 16,000 points
     all_scores       those of a pair of 50,000-face meshes: sampled, exact, IoU and floor
     render_20        20 views at 224 px of a 50,000-face mesh, colour, normals and mask
 
-Nothing here runs a network: the sizes do not differ, and the device does not matter.
+eval_3d.py runs one process a core. Nothing here runs a network, so the device does not matter.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def torus(minor: float) -> Mesh:
     return Mesh(shape.vertices, shape.faces)
 
 
-def points(device: torch.device) -> Work:
+def points(_device: torch.device) -> Work:
     pred, truth = (
         surface_cloud(torus(minor), PROTOCOL.points, seed) for seed, minor in enumerate((0.3, 0.32))
     )
@@ -48,7 +47,7 @@ def points(device: torch.device) -> Work:
     )
 
 
-def everything(device: torch.device) -> Work:
+def everything(_device: torch.device) -> Work:
     pred, truth = torus(0.3), torus(0.32)
 
     def call() -> dict[str, float | int]:
@@ -64,7 +63,7 @@ def everything(device: torch.device) -> Work:
     )
 
 
-def views(device: torch.device) -> Work:
+def views(_device: torch.device) -> Work:
     mesh = torus(0.3)
     cameras = [
         orbit(azimuth, 20.0, 5.5, 35.0) for azimuth in np.linspace(0, 360, VIEWS, endpoint=False)

@@ -1,18 +1,22 @@
-"""The tokenizer suite: the paper's encoder (`cross_attention`, eight layers) against the one
-without (`plane_pool`, no layers).
+"""The tokenizer suite: the paper's encoder (`cross_attention`) against `plane_pool`.
 
     encode_*     surface points -> tokens
-    train_*      a whole training step with the codebook: forward, loss, backward, clipping, optimizers, codebook
-    pool_*       the encoder of plane_pool in its plain form, a sum for each plane, and as it is: forward and backward
+    train_*      a whole training step with the codebook: forward, loss, backward, clipping,
+                 optimizers, codebook
+    pool_*       the encoder of plane_pool, forward and backward: in its plain form, a sum for each
+                 plane, and as it is
     points_*     growth over the number of surface points: the encoder alone, forward and backward
     grid_*       growth over the grid side R: the same
-    memory_*     one encoder alone in its process, for the peak memory: of the encoder as in points_* and grid_*, and of training
+    memory_*     one encoder alone in its process, for the peak memory: as in points_* and grid_*,
+                 and in training
+
+The paper's encoder has eight layers of cross-attention, plane_pool has none.
 
 "full" compares configs/vqvae3d.yaml with configs/vqvae3d_fast.yaml, whose decoders are the same;
 "tiny" is vqvae3d_tiny.yaml with either encoder, and small enough to be run as a test. The points
-are a sphere's, the precision is that of training (bfloat16 autocast on CUDA); encode_* is float32,
-as the scripts are. A CPU takes minutes for a step of cross_attention at 81,920 points, so there the
-batch is 1 and one call is timed after one to warm up, or the first where memory is what counts.
+are a sphere's; the precision is that of training (bfloat16 autocast on CUDA), and float32 for
+encode_*, as in the scripts. A CPU takes minutes for a step of cross_attention at 81,920 points, so
+there the batch is 1 and one call is timed after one to warm up, or the first for the peak memory.
 
 `flops` are those of `VQVAE.flops`, times three with backward. train_* notes `estimated_hours`: what
 the whole recipe would take at the rate just measured; on CUDA it has the goal of a quarter of the
@@ -31,7 +35,7 @@ from einops import rearrange
 from torch import Tensor
 
 from benchmarks.measure import Case, Work
-from benchmarks.train import autocast, finish_step, optimizers_of
+from benchmarks.suites.gpt_step import autocast, finish_step, optimizers_of
 from tar3d import config as configuration
 from tar3d.config import TokenizerConfig, VQVAEConfig
 from tar3d.runtime import resolve_precision
@@ -52,16 +56,15 @@ TINY_CONFIG = "configs/vqvae3d_tiny.yaml"
 POINTS, GRIDS = (8192, 16_384, 32_768, 81_920), (16, 32, 48)
 CPU_GRID_POINTS = 16_384  # of the growth over R on a CPU
 TRAIN_BATCH = {"tiny": {"cpu": 2, "cuda": 2}, "full": {"cpu": 1, "cuda": 8}}
-# of the paper's recipe on an H200, the lower end of an estimate by arithmetic (docs/speed.md)
+# Of the paper's recipe on an H200: the lower end of an estimate by arithmetic (docs/speed.md).
 PAPER_HOURS = 59
 GOAL_SHARE = 1 / 4  # of those hours: the goal of plane_pool
 
 
 class PlainPlanePoolEncoder(PlanePoolEncoder):
-    """The same network written plainly: `to_plane` at every point, and each plane summed and read
-    back by itself.
+    """The same network written plainly: `to_plane` at every point, and planes one by one.
 
-    What the encoder is tested against, and what it is timed against here.
+    The encoder is tested against it, and timed against it here.
     """
 
     def forward(self, surface: Tensor) -> Tensor:
@@ -86,8 +89,10 @@ class PlainPlanePoolEncoder(PlanePoolEncoder):
 
 
 def pool_to_cells(features: Tensor, cells: Tensor, grid_size: int) -> tuple[Tensor, Tensor]:
-    """Mean of (B, N, C) features over `cells` (B, N) -> (B, G^2, C) float32 and the point count (B,
-    G^2, 1)."""
+    """Means of features over cells, and the number of points of each cell.
+
+    (B, N, C), (B, N) -> (B, G^2, C) float32, (B, G^2, 1).
+    """
     B, N, C = features.shape
     cells_per_item = grid_size * grid_size
     flat = (cells + torch.arange(B, device=cells.device)[:, None] * cells_per_item).reshape(-1)
@@ -146,16 +151,12 @@ def tokenizer_step(
     """A step of the second stage (with the codebook), as train_vqvae.py does it."""
     t = config.train
     model = VQVAE(config.tokenizer).to(device).train()
-    optimizers, precision = (
-        optimizers_of(model, config.optim),
-        resolve_precision(t.precision, device.type),
-    )
+    optimizers = optimizers_of(model, config.optim)
+    precision = resolve_precision(t.precision, device.type)
     surface, queries = sphere(batch, surface_points, device), t.volume_points + t.near_points
     points = torch.rand(batch, queries, 3, device=device) * 2 - 1
-    inside, is_near = (
-        points.norm(dim=-1) < 0.7,
-        (torch.arange(queries, device=device) >= t.volume_points).expand(batch, -1),
-    )
+    inside = points.norm(dim=-1) < 0.7
+    is_near = (torch.arange(queries, device=device) >= t.volume_points).expand(batch, -1)
     generator = torch.Generator().manual_seed(0)
 
     def call() -> None:
@@ -207,7 +208,10 @@ def encoders(
 def encoder_one(
     encoder: str, size: str, points: int | None, grid: int | None, device: torch.device
 ) -> Work:
-    """`grid` None: the config's. `points` None: the config's, or fewer on a CPU."""
+    """Forward and backward of an encoder; None takes the config's grid, or its points.
+
+    On a CPU there are fewer points than the full config has.
+    """
     config = _config(size, encoder)
     tokenizer, reduced = config.tokenizer, ""
     if grid is not None:
@@ -265,8 +269,10 @@ def _settings(config: TokenizerConfig, batch: int, points: int) -> dict[str, obj
 def _cases(
     name: str, build: Callable[[torch.device], Work | dict[str, Work]], cpu: tuple[int, int]
 ) -> tuple[Case, Case]:
-    """`cpu`: warm-up and repeats on a CPU. On a GPU a call is short, and the first ones choose
-    kernels."""
+    """A case for the CPU, with `cpu` warm-up calls and repeats, and one for a GPU.
+
+    On a GPU a call is short, and the first ones choose kernels.
+    """
     return (
         Case(name, "full", "shapes", build, repeats=cpu[1], warmup=cpu[0], devices=("cpu",)),
         Case(name, "full", "shapes", build, repeats=5, warmup=2, devices=("cuda",)),
