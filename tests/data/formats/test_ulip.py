@@ -8,18 +8,18 @@ import pytest
 from tar3d.condition.encoders import GivenEmbeddings
 from tar3d.config import ImageEncoderConfig, TextEncoderConfig
 from tar3d.data.formats.ulip import EmbeddingError, read_pairs
-from tar3d.data.tokens.conditions import ToldByEmbeddings
+from tar3d.data.tokens.conditions import EmbeddingConditions
 
 ENCODER = GivenEmbeddings(ImageEncoderConfig(model="facebook/dino-vitb16"), 3, 4)
 T5 = GivenEmbeddings(TextEncoderConfig(), 120, 2048)
 
 
-def views(folder) -> ToldByEmbeddings:
-    return ToldByEmbeddings("image", folder, ENCODER)
+def views(folder) -> EmbeddingConditions:
+    return EmbeddingConditions("image", folder, ENCODER)
 
 
-def captions(folder) -> ToldByEmbeddings:
-    return ToldByEmbeddings("text", folder, T5)
+def captions(folder) -> EmbeddingConditions:
+    return EmbeddingConditions("text", folder, T5)
 
 
 def view(value: float, *shape: int) -> np.ndarray:

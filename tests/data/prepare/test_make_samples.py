@@ -287,7 +287,7 @@ def test_given_pictures_become_views_and_the_others_are_rendered(meshes, tmp_pat
         ]
     row = report(out)["more__pill"]
     assert row["status"] == "ok" and "more__pill.png is not an image" in row["reason"]
-    assert "pictures of 1 shapes were left out, the first: " in capsys.readouterr().out
+    assert "images of 1 shapes were left out, the first: " in capsys.readouterr().out
     picture(source / "images" / "more__pill.png")
     shutil.rmtree(out / "views" / "more__pill")
     assert main(command) == 0 and len(list_views(out, "more__pill")) == 1

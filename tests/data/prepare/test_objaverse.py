@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tar3d.data.prepare import objaverse as tool
-from tar3d.data.prepare.mesh_list import find_shapes
+from tar3d.data.prepare.find_shapes import find_shapes
 
 UIDS = [f"{k:032x}" for k in range(1, 41)]
 STRANGER = "f" * 32

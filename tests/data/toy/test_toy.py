@@ -20,7 +20,7 @@ from tar3d.config import ViewConfig
 from tar3d.contracts import CUBE_FILL
 from tar3d.data.formats.dataset_folder import split_ids
 from tar3d.data.toy.make_toy import main, make_toy_data
-from tar3d.data.toy.shapes import CATEGORIES, MIN_THICKNESS, ToyShape, generate
+from tar3d.data.toy.shapes import CATEGORIES, ToyShape, generate
 from tar3d.data.toy.solids import tube
 from tar3d.mesh.load import load_mesh
 from tar3d.mesh.points import inside
@@ -28,6 +28,7 @@ from tar3d.mesh.winding import WindingNumber
 
 SEED, PER_CATEGORY = 11, 20
 VIEWS = ViewConfig(count=2, size=32)
+MIN_THICKNESS = 0.07
 
 
 @pytest.fixture(scope="module")
