@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING
 
 from tar3d.config import GPT_TYPES, EvalProtocol
 from tar3d.data.defaults import DEFAULT_FOLDER, default_library, default_test
-from tar3d.data.formats.dataset_folder import read_categories
 from tar3d.data.formats.captions import read_captions
+from tar3d.data.formats.dataset_folder import read_categories
 from tar3d.evaluation.generations import TITLES, evaluate_model
 from tar3d.evaluation.pairs import PROTOCOLS, Pair, load_protocol, pairs_by_id, protocol_names
 from tar3d.evaluation.report import print_failures

@@ -43,7 +43,7 @@ from tar3d.data.datasets.sampler import JoinedOrder, TrainingOrder, spread
 from tar3d.data.datasets.tokens import TokenDataset
 from tar3d.data.defaults import DEFAULT_FOLDER, default_data
 from tar3d.data.formats.views import mesh_images
-from tar3d.data.tokens.make_tokens import TokenMaker, encoders_of, condition_readers
+from tar3d.data.tokens.make_tokens import TokenMaker, condition_readers, encoders_of
 from tar3d.gpt.code_predictor import PREDICTOR_PARAMETERS
 from tar3d.gpt.evaluate import condition_nll, of_others
 from tar3d.gpt.loss import cross_entropy

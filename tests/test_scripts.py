@@ -31,7 +31,7 @@ from tar3d.config import GPTRunConfig, SamplingConfig, VQVAEConfig
 from tar3d.contracts import Mesh
 from tar3d.data.formats.dataset_folder import read_splits
 from tar3d.data.formats.token_file import TokenFiles
-from tar3d.data.tokens.make_tokens import TokenMaker, encoders_of, condition_readers
+from tar3d.data.tokens.make_tokens import TokenMaker, condition_readers, encoders_of
 from tar3d.layouts.triplane import to_planes
 from tar3d.mesh.load import load_mesh
 from tar3d.mesh.point_cloud import load_points
