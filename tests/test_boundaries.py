@@ -59,10 +59,10 @@ DATA_MAY_IMPORT: dict[str, set[str]] = {
     "toy": {"formats"},
 }
 TORCH_FREE = ("config", "contracts", "io", "layouts", "paths", "upgrade", "mesh", "parallel")
-# Modules of a torch-free start besides: what a process that samples meshes imports.
-STARTS_WITHOUT_TORCH = ("tar3d.data.prepare.sample_mesh",)
 # Of those, what runs where the field does, and what no data worker may load therefore.
 WITH_TORCH = {f"tar3d/mesh/{name}.py" for name in ("extract", "lattice", "marching_cubes")}
+# Modules besides that load no torch when they are imported: a process that samples meshes.
+STARTS_WITHOUT_TORCH = ("tar3d.data.prepare.sample_mesh",)
 
 # Packages that a plain installation may lack, or that are too slow to load for those who do not use
 # them.

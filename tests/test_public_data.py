@@ -70,7 +70,7 @@ def tokenizer(shapenet, tmp_path_factory) -> Path:
 
 
 def rows(path: Path) -> list[dict]:
-    with open(path, newline="") as f:
+    with path.open(newline="") as f:
         return list(csv.DictReader(f))
 
 
@@ -189,7 +189,7 @@ def test_the_gpt_trains_from_given_embeddings_without_their_encoder(
     [
         (
             ["gpt.condition_tokens=6"],
-            "view_0 is 5 x 12, but gpt.condition_tokens x gpt.condition_width is 6 x 12: write gpt.con",
+            "view_0 is 5 x 12, but gpt.condition_tokens x gpt.condition_width is 6 x 12: write ",
         ),
         (
             ["image_encoder.model=trained"],

@@ -4,6 +4,7 @@ import csv
 import json
 import pickle
 import shutil
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -57,14 +58,14 @@ CPU = torch.device("cpu")
 def maker(
     data, seed: int = 0, encoder: ImageEncoderConfig = ENCODER, captions: bool = False
 ) -> TokenMaker:
-    told = [ViewConditions(data, build_image_encoder(encoder), encoder, CPU)]
+    readers = [ViewConditions(data, build_image_encoder(encoder), encoder, CPU)]
     if captions:
-        told.append(
+        readers.append(
             CaptionConditions(
                 data, build_text_encoder(TEXT, caption_tokenizer(data, TEXT.vocabulary)), CPU
             )
         )
-    return TokenMaker(data, vqvae(seed), told, CPU)
+    return TokenMaker(data, vqvae(seed), readers, CPU)
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def data(samples, tmp_path, monkeypatch):
     monkeypatch.setattr(make_tokens, "SHARD_SHAPES", 2)
     folder = tmp_path / "set"
     shutil.copytree(samples, folder)
-    ids = sorted(sum(read_splits(folder).values(), []))
+    ids = sorted(chain(*read_splits(folder).values()))
     (folder / "splits.json").write_text(
         json.dumps({"train": ids[:4], "val": ids[4:5], "test": ids[5:]})
     )
@@ -195,7 +196,7 @@ def test_shards_follow_changed_splits(data):
 
 
 def refused(data) -> dict[str, str]:
-    with open(data / "tokens" / "refused.csv", newline="") as f:
+    with (data / "tokens" / "refused.csv").open(newline="") as f:
         return {row["id"]: row["reason"] for row in csv.DictReader(f)}
 
 
@@ -279,7 +280,7 @@ def test_frozen_encoder_stores_its_embeddings(data, tmp_path):
 
 def captioned(data) -> dict[str, list[str]]:
     """Captions for all but the second training shape, which is left without."""
-    ids = sorted(sum(read_splits(data).values(), []))
+    ids = sorted(chain(*read_splits(data).values()))
     captions = {
         i: [f"a mug number {k}", "a mug"] if k % 2 else [f"a thing number {k}"]
         for k, i in enumerate(ids)
@@ -343,7 +344,7 @@ def test_a_caption_that_comes_later_is_taken_in(data):
     captions = captioned(data)
     maker(data, captions=True).run()
     late = read_splits(data)["train"][1]
-    with open(data / "captions.csv", "a") as f:
+    with (data / "captions.csv").open("a") as f:
         f.write(f"{late},a mug\n")
     assert maker(data, captions=True).run() == 6 and late in read_both(data).ids
     place = read_both(data).ids.index(next(iter(captions)))

@@ -158,7 +158,7 @@ def test_other_names_of_the_surface_folder(own, name):
     (own / name).rename(own / "elsewhere")
     with pytest.raises(
         ValueError,
-        match="no surface points: they lie beside it in surface, ShapeNetV2_watertight, ShapeNetV2_s",
+        match="no surface points: they lie beside it in surface, ShapeNetV2_watertight, ",
     ):
         open_samples(own)
 

@@ -145,7 +145,7 @@ def test_a_wrong_sample_file_is_named_with_its_key(data, capsys, key, change, me
         and message in first
     )
     assert "; allowed: " in first
-    with open(data / "inspect" / "inspect.csv", newline="") as f:
+    with (data / "inspect" / "inspect.csv").open(newline="") as f:
         assert (
             (row := next(csv.DictReader(f)))["shape"] == "box"
             and row["key"] == key
