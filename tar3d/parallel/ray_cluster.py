@@ -27,7 +27,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 LOCAL = "local"  # the address that starts a cluster of this machine alone
-TRIES = 4  # of a task whose worker is lost
+TRIES = 4  # times that a task is run while its workers are lost
 _LOCAL_STORE = 256 << 20  # bytes for results on their way to the driver; Ray writes others to disk
 _CONNECT_TIMEOUT = 10  # seconds
 _PER_CORE = 2  # tasks for each core of the cluster: one that runs, and one that waits

@@ -1,1 +1,1 @@
-"""What training draws: items for the tokenizer and the GPT, and the order in which they come."""
+"""Data sets for training: items for the tokenizer and the GPT, and the order they come in."""

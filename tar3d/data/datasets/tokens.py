@@ -60,7 +60,7 @@ class TokenDataset(Dataset):
                 )
         self.ids: list[str] = []
         self._shards: list[Path] = []
-        # of each shard (items, 2): the first row of an item in <modality>.npy, its rows
+        # a table (items, 2) a shard: an item's first row in <modality>.npy, its number of rows
         self._items: dict[str, list[np.ndarray]] = {name: [] for name in self.modalities}
         locations: list[tuple[int, ...]] = []
         for shard in sorted(folder.glob(f"{split}-*")):

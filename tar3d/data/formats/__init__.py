@@ -1,1 +1,1 @@
-"""What lies on disk: one file for each format or layout, which alone reads and writes it."""
+"""Formats on disk: one file for each format or layout, which alone reads and writes it."""

@@ -26,14 +26,14 @@ class SampleReader(ABC):
     It is sent to the workers of a data loader, so it must be picklable; small if it can be.
     """
 
-    name: ClassVar[str]  # of the layout, for help texts
-    folder: Path  # where the samples lie, for messages
+    name: ClassVar[str]  # what help texts call the layout
+    folder: Path  # the folder of the samples, for messages
     advice: str  # what to do when a split is empty, for messages
 
     @classmethod
     @abstractmethod
     def holds(cls, folder: Path) -> bool:
-        """Whether `folder` has this layout. Must be cheap: it is asked for every data set."""
+        """True if `folder` has this layout. Must be cheap: it is asked for every data set."""
 
     @abstractmethod
     def __init__(self, folder: str | Path) -> None:

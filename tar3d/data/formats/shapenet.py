@@ -51,7 +51,7 @@ class ShapeNetV2(SampleReader):
 
     @classmethod
     def holds(cls, folder: Path) -> bool:
-        """Whether `folder` is ShapeNetV2_point/ or holds it."""
+        """True if `folder` is ShapeNetV2_point/ or holds it."""
         return folder.name == POINTS or (folder / POINTS).is_dir()
 
     def __init__(self, folder: str | Path) -> None:
@@ -256,7 +256,7 @@ def _pool(
 
 
 def _in_cube(points: np.ndarray, path: Path, key: str) -> np.ndarray:
-    """`points` clipped to the cube, in place."""
+    """Clips `points` to the cube, in place; a ValueError if they are far outside."""
     largest = float(max(points.max(initial=0.0), -points.min(initial=0.0)))
     if not largest <= 1 + OUTSIDE:  # not largest > ...: NaN is refused too
         raise ValueError(

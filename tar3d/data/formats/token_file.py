@@ -44,7 +44,7 @@ class StoredTokens:
 
 
 def is_token_file(path: Path) -> bool:
-    """Whether a file's name is that of a token file."""
+    """True if a file has the name of a token file."""
     return path.name.lower().endswith(SUFFIX)
 
 

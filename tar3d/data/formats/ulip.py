@@ -93,9 +93,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in sorted(archive, key=lambda key: (len(key), key))}
     except FileNotFoundError as e:
-        raise EmbeddingError(
-            f"{path} is not there, so no embeddings are given for this shape"
-        ) from e
+        raise EmbeddingError(f"{path} is not there, so this shape has no embeddings") from e
     except (
         OSError,
         ValueError,

@@ -128,7 +128,7 @@ def folder_name(name: str) -> str:
 
 
 def _is_code(token: str) -> bool:
-    """Whether a token is a hash, a uid or a part of one.
+    """True for a hash, a uid or a part of one.
 
     Such tokens alternate letters and digits, or have many hexadecimal digits.
     """
@@ -139,5 +139,5 @@ def _is_code(token: str) -> bool:
 
 
 def _is_serial(word: str) -> bool:
-    """Whether a word is a number with leading zeros, or one too long for a count or a date."""
+    """True for a number with leading zeros, and for one too long for a count or a date."""
     return word.isdigit() and (len(word) > 4 or (len(word) > 1 and word[0] == "0"))

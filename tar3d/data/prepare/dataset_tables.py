@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tar3d.data.prepare.find_shapes import Shape
     from tar3d.data.prepare.mesh_list import MeshList
 
-SPLIT_COLUMNS = ("split", "split_hint")  # of a table; the first that exists is used
+SPLIT_COLUMNS = ("split", "split_hint")  # the first that exists is used
 
 
 def write_tables(shapes: dict[str, Shape], source: Path, out: Path) -> None:

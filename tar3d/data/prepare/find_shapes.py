@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from tar3d.data.prepare.mesh_list import MeshList
 
-IMAGE_COLUMNS = ("image", "thumbnail")  # of a table; the first that is filled is used
+IMAGE_COLUMNS = ("image", "thumbnail")  # the first that is filled is used
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,8 @@ def _write_results(
                     {"status": "refused", "reason": f"{job.path}: {result.reason}"}
                 )
             good = result.row["status"] == "ok"
-            facts = done.get(job.id, {}) if good else {}  # of samples that only lacked views
+            # a shape that only lacked views keeps the facts of its samples
+            facts = done.get(job.id, {}) if good else {}
             row = dict.fromkeys(FIELDS, "") | facts | {"id": job.id, "file": str(job.path)}
             writer.add(row | result.row, result.files)
             refused += not good

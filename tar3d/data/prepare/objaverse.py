@@ -43,7 +43,7 @@ GROUP = 16
 # seconds before the second try; each further pause is twice as long
 FIRST_PAUSE, LONGEST_PAUSE = 2.0, 60.0
 GIVE_UP = 20  # failures in a row after which the network is taken to be down
-TAGS = 5  # of an object, at most so many become its caption
+TAGS = 5  # at most so many tags become a caption
 _GONE = (404, 410)  # HTTP status codes for which another try does not help
 # errors of the network, and of reading a list that was cut off
 _FAILURES = (OSError, http.client.HTTPException, EOFError, ValueError, zlib.error)

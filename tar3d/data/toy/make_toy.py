@@ -31,7 +31,7 @@ from tar3d.mesh.points import signed_volume
 from tar3d.parallel.processes import results
 
 MANIFEST = ["id", "category", "faces", "volume", "parameters"]
-VERSION = 2  # of the shapes; raise it when a seed gives other shapes than before
+VERSION = 2  # raise it when a seed gives other shapes than before
 
 
 def make_toy_data(out: Path, num: int, seed: int, views: ViewConfig | None, workers: int) -> Path:

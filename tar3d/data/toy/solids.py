@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Span = tuple[float, float]
 Ring = np.ndarray
 
-SEGMENTS = 36  # of a circle
+SEGMENTS = 36  # corners of a circle
 _CORNER = 3  # subdivisions of a rounded corner
 
 

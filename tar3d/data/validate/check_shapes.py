@@ -37,7 +37,7 @@ SAMPLE_KEYS = {
 # field of cameras.json -> shape
 CAMERA_FIELDS = {"position": (3,), "target": (3,), "up": (3,), "field_of_view": ()}
 FLOAT16_STEP = 2.0**-11  # largest rounding error of a coordinate near 1
-NORMAL_TOLERANCE = 2 * FLOAT16_STEP  # of a normal's length: each of three components is rounded
+NORMAL_TOLERANCE = 2 * FLOAT16_STEP  # a normal's length: each of three components is rounded
 SMALLEST_FILL = 0.9 * CUBE_FILL  # samples of a surface miss its farthest tip by less than that
 # usual share of the near points that are inside: low for thin plates, a half for boxes
 NEAR_SHARES = (0.02, 0.9)
@@ -53,8 +53,8 @@ class Problem:
 
     file: str  # path, or shard:member
     key: str  # array, column or field; empty for the file as a whole
-    found: str  # what is there
-    allowed: str  # what may be there
+    found: str
+    allowed: str
     shape: str = ""  # id of the shape, if it is about one
     warning: bool = False
 
@@ -304,13 +304,13 @@ def _check_images(
     """Problems of the number of views and of single images; the views that can be used, by name."""
     problems: list[Problem] = []
     config = folder.settings.views
-    place = str(folder.root / "views" / shape_id)
+    path = str(folder.root / "views" / shape_id)
     if not names and len(folder.views):
         allowed = "one at least, to train a GPT on the shape"
-        problems.append(Problem(place, "", "no .png view", allowed, shape_id, True))
+        problems.append(Problem(path, "", "no .png view", allowed, shape_id, True))
     if config is not None and names and len(names) != config.count:
         allowed = f"{config.count}, as samples/settings.json says"
-        problems.append(Problem(place, "", f"{len(names)} views", allowed, shape_id))
+        problems.append(Problem(path, "", f"{len(names)} views", allowed, shape_id))
     views = {}
     for name in names:
         try:

@@ -54,7 +54,7 @@ def project(points: np.ndarray, camera: Camera) -> np.ndarray:
 
 
 def seen_at(coordinates: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Whether image coordinates (N, 2) are on the object or within a pixel of it, (N,) bool."""
+    """(N,) bool: True for image coordinates (N, 2) on the object or within a pixel of it."""
     height, width = mask.shape
     wide = np.asarray(Image.fromarray(mask).convert("L").filter(ImageFilter.MaxFilter(3)))
     in_range = (coordinates >= 0) & (coordinates < 1)  # False for NaN
