@@ -285,7 +285,9 @@ def load_package() -> ModuleType:
 def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     """The parsed command line, and the parser for errors that are found later."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tar3d.data.objaverse",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "uids", type=Path, metavar="UIDS.txt", help="text file with one Objaverse uid a line"

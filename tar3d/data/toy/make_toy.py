@@ -101,7 +101,9 @@ def _write_shape(index: int, out: Path, seed: int, views: ViewConfig | None) -> 
 def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     """The parsed command line, and the parser for errors that are found later."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tar3d.data.toy",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, required=True, help="data set folder to write")
     parser.add_argument(

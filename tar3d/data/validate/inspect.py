@@ -311,7 +311,9 @@ def _write_findings(out: Path, problems: list[Problem], lines: Iterable[str]) ->
 def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     """The parsed command line, and the parser for errors that are found later."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tar3d.data.inspect",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("data", type=Path, help="data set folder to check")
     parser.add_argument(

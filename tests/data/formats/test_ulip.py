@@ -61,7 +61,7 @@ def test_embeddings_of_a_shape_that_cannot_be_used_are_named(tmp_path, arrays, m
 @pytest.mark.parametrize("content", [b"", b"no archive" * 20, b"PK\x03\x04"])
 def test_missing_and_damaged_files_are_named(tmp_path, content):
     with pytest.raises(
-        EmbeddingError, match=r"u\.npz is not there, so no embeddings are given for this shape"
+        EmbeddingError, match=r"u\.npz is not there, so this shape has no embeddings"
     ):
         views(tmp_path).read("u")
     (tmp_path / "u.npz").write_bytes(content)
