@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING
 
 from tar3d.config import GPT_TYPES, EvalProtocol
 from tar3d.data.defaults import default_library, default_test
+from tar3d.data.formats.captions import read_captions
 from tar3d.data.formats.dataset_folder import read_categories
-from tar3d.data.prepare.mesh_list import read_captions
 from tar3d.evaluation.arguments import (
     MODEL_DEFAULTS,
     add_model_arguments,

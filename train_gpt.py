@@ -42,8 +42,8 @@ from tar3d.contracts import PLANES, Condition
 from tar3d.data.datasets.sampler import JoinedOrder, TrainingOrder, spread
 from tar3d.data.datasets.tokens import TokenDataset
 from tar3d.data.defaults import DEFAULT_FOLDER, default_data
-from tar3d.data.formats.views import mesh_pictures
-from tar3d.data.tokens.make_tokens import TokenMaker, encoders_of, told_of
+from tar3d.data.formats.views import mesh_images
+from tar3d.data.tokens.make_tokens import TokenMaker, condition_readers, encoders_of
 from tar3d.gpt.code_predictor import PREDICTOR_PARAMETERS
 from tar3d.gpt.evaluate import condition_nll, of_others
 from tar3d.gpt.loss import cross_entropy
@@ -152,7 +152,7 @@ def main(argv: list[str] | None = None) -> int:
         with fabric.rank_zero_first():
             data = args.data or default_data(args.toy_shapes)
             encoders = new_encoders(config, data, args.init_code_predictor or args.init)
-            if told := told_of(data, encoders, config, fabric.device):
+            if told := condition_readers(data, encoders, config, fabric.device):
                 TokenMaker(data, vqvae, told, fabric.device).run()
         begin = partial(
             train,
@@ -365,7 +365,7 @@ def train(
         TokenDataset,
         data,
         seed=t.seed,
-        wanted=wanted,
+        expected_stamp=wanted,
         conditions=config.conditions,
         limit=overfit,
         caption_tokens=config.text_encoder.max_tokens,
@@ -389,7 +389,7 @@ def train(
     loader = training_loader(dataset, order, t.num_workers, fabric)
     held_out = validation_rows(validation, t.validation_shapes)
     shown = spread(len(validation), t.preview_shapes)
-    truths = mesh_pictures(data, [validation.ids[i] for i in shown])
+    truths = mesh_images(data, [validation.ids[i] for i in shown])
     local, further = (
         t.global_batch_size // fabric.world_size,
         t.code_predictor_rows // fabric.world_size,
@@ -525,7 +525,7 @@ def train_step(run: Run, batch: dict, dropped: torch.Tensor) -> dict[str, float]
             torch.cat([batch["tokens"][rows], batch["tokens"][further]]),
             {
                 kind: torch.cat([shown[rows], shown[further]])
-                for kind, shown in batch["source"].items()
+                for kind, shown in batch["condition"].items()
             },
         )
         losses = run.model(tokens, batch["inputs"][rows], source, dropped[rows])
@@ -558,7 +558,7 @@ def validate(
     with fabric.autocast():
         by_kind = {
             kind: condition_nll(
-                model, rows["tokens"], {kind: rows["source"][kind]}, VALIDATION_BATCH
+                model, rows["tokens"], {kind: rows["condition"][kind]}, VALIDATION_BATCH
             )
             for kind in model.conditioner.kinds
         } or {"": condition_nll(model, rows["tokens"], {}, VALIDATION_BATCH)}
@@ -598,7 +598,7 @@ def validate_code_predictor(
     with fabric.autocast():
         tokens = model.gpt.to_model_order(rows["tokens"].to(fabric.device))
         for kind in model.conditioner.kinds:
-            told = {kind: rows["source"][kind].to(fabric.device)}
+            told = {kind: rows["condition"][kind].to(fabric.device)}
             right[kind] = float(objective.code_distance(model.condition(told, len(tokens)), tokens))
             wrong.append(
                 float(
@@ -640,7 +640,7 @@ def regenerated(model: ConditionalGPT, vqvae: VQVAE, rows: dict, fabric: Fabric)
     pipeline = Pipeline(vqvae, model, fabric.device)
     found = [
         pipeline.tokens(
-            rows_of(rows["source"], slice(i, i + 1)), [0], SamplingConfig(temperature=0.0)
+            rows_of(rows["condition"], slice(i, i + 1)), [0], SamplingConfig(temperature=0.0)
         )
         .ids[0]
         .cpu()
@@ -663,7 +663,7 @@ def preview(
     pipeline, kinds = Pipeline(vqvae, model, fabric.device), model.conditioner.kinds
     sheet = []
     for index, (truth, row) in enumerate(zip(truths, rows, strict=True)):
-        sources = [{kind: row["source"][kind][None]} for kind in kinds] or [{}]
+        sources = [{kind: row["condition"][kind][None]} for kind in kinds] or [{}]
         sampling = CODE_PREDICTOR if objective.stage == "code_predictor" else None
         meshes = [
             pipeline.generate(source, seeds=[index], resolution=64, sampling=sampling)[0].mesh

@@ -30,7 +30,7 @@ from tar3d.data.datasets.sampler import TrainingOrder, spread
 from tar3d.data.datasets.shapes import MixedShapes, ShapeDataset
 from tar3d.data.defaults import DEFAULT_FOLDER, default_data
 from tar3d.data.formats.samples import to_samples
-from tar3d.data.formats.views import mesh_pictures
+from tar3d.data.formats.views import mesh_images
 from tar3d.mesh.extract import EmptyFieldError
 from tar3d.mesh.render import contact_sheet, picture
 from tar3d.pipeline import reconstruct
@@ -178,7 +178,7 @@ def train(
     for folder, shapes in validation.items():
         some = [shapes[i] for i in spread(len(shapes), -(-t.preview_shapes // len(data)))]
         shown += some
-        truths += mesh_pictures(folder, [shape_id for shape_id, _ in some])
+        truths += mesh_images(folder, [shape_id for shape_id, _ in some])
     fabric.print(
         f"{sum(p.numel() for p in vqvae.parameters()) / 1e6:.2f} M parameters, {len(dataset)} training shapes, "
         f"{sum(map(len, validation.values()))} validation shapes, {t.steps - run.step} steps of {t.batch_size} shapes "
@@ -312,10 +312,10 @@ def validation_set(data: Path, split: str, count: int) -> list[tuple[str, dict[s
     )
     result = []
     for shape_id in dataset.ids:
-        arrays = dataset.source.arrays(
+        arrays = dataset.reader.arrays(
             shape_id, lambda kind, stored: slice(None if kind == "surface" else VALIDATION_POINTS)
         )
-        s = to_samples(arrays, dataset.source.where(shape_id))
+        s = to_samples(arrays, dataset.reader.where(shape_id))
         result.append(
             (
                 shape_id,

@@ -27,10 +27,10 @@ from tar3d import config as configuration
 from tar3d.config import GPT_TYPES, SamplingConfig
 from tar3d.data.datasets.sampler import spread
 from tar3d.data.defaults import DEFAULT_FOLDER
+from tar3d.data.formats.captions import captions_of
 from tar3d.data.formats.dataset_folder import mesh_path
 from tar3d.data.formats.samples import open_samples
 from tar3d.data.formats.views import Views
-from tar3d.data.tokens.conditions import captions_of
 from tar3d.evaluation.attributes import ATTRIBUTES, score
 from tar3d.evaluation.evaluator import load_evaluator, measured, surface
 from tar3d.evaluation.generations import generate_all, or_none

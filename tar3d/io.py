@@ -15,29 +15,30 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def atomic_write(path: Path, mode: str = "wb", **kwargs) -> Iterator[IO]:
-    """Opens a file beside `path` that takes its place when the block ends well, and vanishes when
-    it does not."""
+    """Opens a temporary file that replaces `path` when the block succeeds, else is deleted."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(partial, mode, **kwargs) as f:
+        with partial.open(mode, **kwargs) as f:
             yield f
-        os.replace(partial, path)
+        partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: object) -> None:
+    """Writes a JSON file, whole or not at all."""
     with atomic_write(path) as f:
         f.write(json_bytes(value))
 
 
 def json_bytes(value: object) -> bytes:
-    """As every JSON file here is written."""
+    """The content of a JSON file in the project's format: indented, UTF-8."""
     return f"{json.dumps(value, indent=1, ensure_ascii=False)}\n".encode()
 
 
 def write_csv(path: Path, fields: list[str], rows: list[dict]) -> None:
+    """Writes a CSV file with the columns `fields`, whole or not at all."""
     with atomic_write(path, "w", encoding="utf-8", newline="") as f:
         writer = csv.DictWriter(f, fields, lineterminator="\n")
         writer.writeheader()

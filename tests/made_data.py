@@ -14,5 +14,5 @@ def everything(folder: Path) -> dict[str, bytes]:
 
 def facts(folder: Path) -> list[dict[str, str]]:
     """The report without what differs from run to run."""
-    with open(folder / "report.csv", newline="") as f:
+    with (folder / "report.csv").open(newline="") as f:
         return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(f)]

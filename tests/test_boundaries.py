@@ -48,9 +48,21 @@ MAY_IMPORT["training"] = BASE | {"runtime", "throughput", "optim", "data"}
 MAY_IMPORT["pipeline"] = set(MAY_IMPORT) - {"training"}
 MAY_IMPORT["evaluation"] = set(MAY_IMPORT) - {"training"}
 MAY_IMPORT["doctor"] = set(MAY_IMPORT)
+# The same for the folders of tar3d/data. The files beside them, commands and defaults, may import
+# all of them.
+DATA_MAY_IMPORT: dict[str, set[str]] = {
+    "formats": set(),
+    "datasets": {"formats"},
+    "prepare": {"formats", "datasets"},
+    "tokens": {"formats"},
+    "validate": {"formats", "datasets", "prepare"},
+    "toy": {"formats"},
+}
 TORCH_FREE = ("config", "contracts", "io", "layouts", "paths", "upgrade", "mesh", "parallel")
 # Of those, what runs where the field does, and what no data worker may load therefore.
 WITH_TORCH = {f"tar3d/mesh/{name}.py" for name in ("extract", "lattice", "marching_cubes")}
+# Modules besides that load no torch when they are imported: a process that samples meshes.
+STARTS_WITHOUT_TORCH = ("tar3d.data.prepare.sample_mesh",)
 
 # Packages that a plain installation may lack, or that are too slow to load for those who do not use
 # them.
@@ -189,6 +201,17 @@ def test_imports_climb_one_way(path):
     )
 
 
+def test_the_folders_of_data_climb_one_way():
+    data = ROOT / "tar3d" / "data"
+    folders = {p.name for p in data.iterdir() if (p / "__init__.py").is_file()}
+    assert folders == set(DATA_MAY_IMPORT), "say in DATA_MAY_IMPORT what a folder may import"
+    for path in data.glob("*/*.py"):
+        found = {
+            name.split(".")[2] for name in imports(path) if name.startswith("tar3d.data.")
+        } - DATA_MAY_IMPORT[path.parent.name]
+        assert found <= {path.parent.name}, f"{relative(path)} imports {sorted(found)}"
+
+
 @pytest.mark.parametrize("path", package_files() + script_files(), ids=relative)
 def test_nothing_is_imported_that_is_not_permissive(path):
     assert not [
@@ -285,6 +308,7 @@ def test_every_module_imports_without_torchvision_and_without_side_effects(tmp_p
         return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
     torch_free = [module_name(p) for p in package_files() if is_torch_free(p) or not part_of(p)]
+    torch_free += STARTS_WITHOUT_TORCH
     lacking = {package for package in NOT_EVERYWHERE if importlib.util.find_spec(package) is None}
     others = [
         module_name(p)

@@ -94,7 +94,7 @@ def test_the_page_goes_from_meshes_to_meshes(places, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert len(COMMANDS) == 9
     for command in COMMANDS:
-        python, *words = shlex.split(command)
+        words = shlex.split(command)[1:]
         module = words[1] if words[0] == "-m" else words[0].removesuffix(".py")
         arguments = [in_place(word, places) for word in words[2 if words[0] == "-m" else 1 :]]
         assert importlib.import_module(module).main([*arguments, *SMALL.get(module, [])]) == 0, (

@@ -16,7 +16,8 @@ import run
 import train_gpt
 import train_vqvae
 from tar3d.condition import encoders
-from tar3d.data.datasets.tokens import TokenDataset, read_stamp
+from tar3d.data.datasets.tokens import TokenDataset
+from tar3d.data.formats.token_shards import read_stamp
 from tar3d.data.tokens import make_tokens
 from tar3d.evaluation.generations import EvalData, choose_shapes
 
@@ -69,7 +70,7 @@ def tokenizer(shapenet, tmp_path_factory) -> Path:
 
 
 def rows(path: Path) -> list[dict]:
-    with open(path, newline="") as f:
+    with path.open(newline="") as f:
         return list(csv.DictReader(f))
 
 
@@ -99,9 +100,9 @@ def test_the_gpt_trains_on_shapenet_and_views(shapenet, tokenizer, tmp_path):
         str(tmp_path / "run"),
     ]
     assert train_gpt.main([*flags, *GPT, *FAST]) == 0
-    tokens = TokenDataset(data, "train", seed=0, wanted={}, conditions=["image"])
+    tokens = TokenDataset(data, "train", seed=0, expected_stamp={}, conditions=["image"])
     assert tokens.ids == TRAIN and TokenDataset(
-        data, "test", seed=0, wanted={}, conditions=["image"]
+        data, "test", seed=0, expected_stamp={}, conditions=["image"]
     ).ids == ["0001_d"]
     assert len(rows(tmp_path / "run" / "train.csv")) == 2
     assert choose_shapes(EvalData(data, data), "image", 5, 0) == ["0001_d"]
@@ -142,12 +143,12 @@ def test_the_gpt_trains_from_given_embeddings_without_their_encoder(
         stamp["image"] == "embeddings given: owner/dino-vitb16, 5 x 12"
         and stamp["image items"] == "float16 embeddings"
     )
-    stored = TokenDataset(given, "train", seed=0, wanted={}, conditions=["image"])
+    stored = TokenDataset(given, "train", seed=0, expected_stamp={}, conditions=["image"])
     assert stored.ids == [i for i in TRAIN if i != "0001_b"]
     with np.load(shapenet / "dino" / "0002_a.npz") as archive:
         for k in range(3):
             assert np.array_equal(
-                stored.row(1, k)["source"]["image"], archive[f"view_{k}"][0].astype(np.float16)
+                stored.row(1, k)["condition"]["image"], archive[f"view_{k}"][0].astype(np.float16)
             )
 
     out = tmp_path / "run"
@@ -188,7 +189,7 @@ def test_the_gpt_trains_from_given_embeddings_without_their_encoder(
     [
         (
             ["gpt.condition_tokens=6"],
-            "view_0 is 5 x 12, but gpt.condition_tokens x gpt.condition_width is 6 x 12: write gpt.con",
+            "view_0 is 5 x 12, but gpt.condition_tokens x gpt.condition_width is 6 x 12: write ",
         ),
         (
             ["image_encoder.model=trained"],

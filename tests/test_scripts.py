@@ -31,7 +31,7 @@ from tar3d.config import GPTRunConfig, SamplingConfig, VQVAEConfig
 from tar3d.contracts import Mesh
 from tar3d.data.formats.dataset_folder import read_splits
 from tar3d.data.formats.token_file import TokenFiles
-from tar3d.data.tokens.make_tokens import TokenMaker, encoders_of, told_of
+from tar3d.data.tokens.make_tokens import TokenMaker, condition_readers, encoders_of
 from tar3d.layouts.triplane import to_planes
 from tar3d.mesh.load import load_mesh
 from tar3d.mesh.point_cloud import load_points
@@ -151,7 +151,9 @@ def train_gpt_in(out: Path, data: Path, fabric, tokenizer: Path, overrides=(), *
     vqvae = checkpoint.load_tokenizer(tokenizer)
     train_gpt.check_tokenizer(config, vqvae)
     encoders = train_gpt.new_encoders(config, data)
-    TokenMaker(data, vqvae, told_of(data, encoders, config, fabric.device), fabric.device).run()
+    TokenMaker(
+        data, vqvae, condition_readers(data, encoders, config, fabric.device), fabric.device
+    ).run()
     return train_gpt.train(config, out, fabric, data, vqvae, str(tokenizer), encoders, **start)
 
 
@@ -1223,7 +1225,7 @@ def random_rows(config: GPTRunConfig, count: int) -> dict:
     size = config.image_encoder.image_size
     return {
         "tokens": torch.randint(config.gpt.codebook_size, (count, config.gpt.num_tokens)),
-        "source": {"image": torch.randint(256, (count, size, size, 3), dtype=torch.uint8)},
+        "condition": {"image": torch.randint(256, (count, size, size, 3), dtype=torch.uint8)},
     }
 
 
@@ -1236,7 +1238,7 @@ def test_the_code_predictor_loss_teaches_the_image_encoder_and_not_the_rest_of_t
     )
     rows = random_rows(config, 5)
     losses = objective(
-        rows["tokens"], rows["tokens"][:2, :-1], rows["source"], torch.tensor([False, True])
+        rows["tokens"], rows["tokens"][:2, :-1], rows["condition"], torch.tensor([False, True])
     )
     assert losses["nll"].item() == pytest.approx(math.log(config.gpt.codebook_size), rel=0.1)
     losses["code_distance"].backward()
@@ -1442,22 +1444,22 @@ def test_another_order_of_the_tokens_is_the_same_tokens_to_all_but_the_gpt(vqvae
     )
     rows, dropped = random_rows(config, 3), torch.tensor([False, True, False])
     tokens, model = rows["tokens"], objective.model.eval()
-    losses = objective(tokens, tokens[:, :-1], rows["source"], dropped)
-    by_token = model.token_nll(tokens, rows["source"], dropped)
+    losses = objective(tokens, tokens[:, :-1], rows["condition"], dropped)
+    by_token = model.token_nll(tokens, rows["condition"], dropped)
     assert set(losses) == {"nll"}
     torch.testing.assert_close(by_token.mean(), losses["nll"])
     plain = to_planes(tokens, config.gpt.grid_size).flatten(1)  # plane after plane
-    logits = model.gpt(plain[:, :-1], model.condition(rows["source"], 3), dropped)
+    logits = model.gpt(plain[:, :-1], model.condition(rows["condition"], 3), dropped)
     expected = torch.nn.functional.cross_entropy(logits.transpose(1, 2), plain, reduction="none")
     torch.testing.assert_close(to_planes(by_token, config.gpt.grid_size).flatten(1), expected)
     greedy = (
         Pipeline(vqvae, model, torch.device("cpu"))
-        .tokens(rows_of(rows["source"], slice(0, 1)), [0], SamplingConfig(temperature=0.0))
+        .tokens(rows_of(rows["condition"], slice(0, 1)), [0], SamplingConfig(temperature=0.0))
         .ids
     )
     again = model.gpt(
         to_planes(greedy, config.gpt.grid_size).flatten(1)[:, :-1],
-        model.condition(rows_of(rows["source"], slice(0, 1)), 1),
+        model.condition(rows_of(rows["condition"], slice(0, 1)), 1),
     )
     assert torch.equal(again.argmax(-1), to_planes(greedy, config.gpt.grid_size).flatten(1))
 

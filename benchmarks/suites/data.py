@@ -141,7 +141,7 @@ def plain_item(data: ShapeDataset, key: tuple[int, int]) -> dict[str, torch.Tens
     """
     position, index = key
     rng = np.random.default_rng([data.seed, position])
-    with np.load(data.source.where(data.ids[index])) as archive:
+    with np.load(data.reader.where(data.ids[index])) as archive:
         points = archive["points"].astype(np.float32)
         inside, is_near = (
             np.unpackbits(archive[name], count=len(points)).astype(bool)
@@ -240,11 +240,11 @@ def public_item(
     position, index = key
     rng, path = (
         np.random.default_rng([data.seed, position]),
-        Path(data.source.where(data.ids[index])),
+        Path(data.reader.where(data.ids[index])),
     )
     with np.load(path) as archive:
         stored = {name: archive[name] for name in archive}
-    with np.load(data.source.surfaces / "0" / "4_pointcloud" / path.name) as archive:
+    with np.load(data.reader.surfaces / "0" / "4_pointcloud" / path.name) as archive:
         points, normals = archive["points"] * np.load(path.with_suffix(".npy")), archive["normals"]
     surface = rng.choice(len(points), data.counts["surface"], replace=False)
     parts = []
@@ -298,7 +298,7 @@ def tokens(size: str, device: torch.device) -> dict[str, Work]:
         )
         write_json(shard / "image.json", {"counts": [1] * SHARD_ROWS, "sha256": ""})
     batch = config.train.global_batch_size
-    data = TokenDataset(folder, "train", seed=0, wanted={}, conditions=["image"])
+    data = TokenDataset(folder, "train", seed=0, expected_stamp={}, conditions=["image"])
     weakref.finalize(data, temporary.cleanup)
     settings = {
         "batch": batch,

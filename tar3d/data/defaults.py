@@ -1,4 +1,4 @@
-"""The data a script uses when none is named: procedural sets, made once."""
+"""The procedural data sets that a script makes once and uses when none is named."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from tar3d.data.toy.make_toy import make_toy_data
 
 DEFAULT_FOLDER, TEST_FOLDER = Path("data/toy"), Path("data/test")
 DEFAULT_SAMPLES = PointSamplingConfig(surface_points=8192, volume_points=8192, near_points=8192)
-SHIPPED_SHAPES = 6000  # of seed 0: what pretrained/tiny was trained on
+SHIPPED_SHAPES = 6000  # training set of pretrained/tiny: this many shapes of seed 0
 
 
 def default_data(num_shapes: int, folder: Path = DEFAULT_FOLDER, seed: int = 0) -> Path:
-    """Makes (or completes) `folder` with `num_shapes` procedural shapes, their views and
-    samples."""
+    """Makes or completes `folder`: `num_shapes` procedural shapes with views and samples."""
     workers = os.cpu_count() or 1
     make_toy_data(folder, num_shapes, seed=seed, views=ViewConfig(), workers=workers)
     make_samples(folder, folder, DEFAULT_SAMPLES, workers=workers)
@@ -24,13 +23,15 @@ def default_data(num_shapes: int, folder: Path = DEFAULT_FOLDER, seed: int = 0) 
 
 
 def default_test(num_shapes: int) -> Path:
-    """Procedural shapes of seed 1, which nothing shipped has seen."""
+    """Makes or completes the test set: shapes of seed 1, which no shipped model has seen."""
     return default_data(num_shapes, TEST_FOLDER, seed=1)
 
 
 def default_library() -> Path:
-    """The meshes and views that the shipped model was trained on, for baselines that copy one of
-    them; no samples."""
+    """Makes or completes the meshes and views that the shipped model was trained on, no samples.
+
+    Baselines that copy a training shape look them up here.
+    """
     return make_toy_data(
         DEFAULT_FOLDER, SHIPPED_SHAPES, seed=0, views=ViewConfig(), workers=os.cpu_count() or 1
     )

@@ -1,4 +1,4 @@
-"""The command `python -m tar3d.data.inspect`; its code is in `tar3d/data/validate/inspect.py`."""
+"""The command `python -m tar3d.data.inspect`; its code is in `tar3d/data/validate/`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The command `python -m tar3d.data.make_samples`; its code is in `tar3d/data/prepare/make_samples.py`."""
+"""The command `python -m tar3d.data.make_samples`; its code is in `tar3d/data/prepare/`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The command `python -m tar3d.data.make_tokens`; its code is in `tar3d/data/tokens/make_tokens.py`."""
+"""The command `python -m tar3d.data.make_tokens`; its code is in `tar3d/data/tokens/`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The command `python -m tar3d.data.objaverse`; its code is in `tar3d/data/prepare/objaverse.py`."""
+"""The command `python -m tar3d.data.objaverse`; its code is in `tar3d/data/prepare/`."""
 
 import sys
 

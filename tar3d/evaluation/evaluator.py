@@ -32,9 +32,9 @@ from tqdm import tqdm
 
 from tar3d import config as configuration
 from tar3d.checkpoint import load_tokenizer, load_weights, read_config, save_model
+from tar3d.data.formats.captions import captions_of
 from tar3d.data.formats.dataset_folder import SPLITS
 from tar3d.data.formats.samples import open_samples
-from tar3d.data.tokens.conditions import captions_of
 from tar3d.evaluation.evaluator_network import Evaluator, EvaluatorConfig, vocabulary
 from tar3d.mesh.extract import EmptyFieldError
 from tar3d.mesh.points import sample_surface

@@ -24,10 +24,10 @@ from tar3d.condition.conditioner import rows_of
 from tar3d.condition.encoders import ImageEncoder
 from tar3d.condition.image import preprocess
 from tar3d.contracts import Mesh
+from tar3d.data.formats.captions import captions_of
 from tar3d.data.formats.dataset_folder import SPLITS, mesh_path
 from tar3d.data.formats.samples import open_samples
 from tar3d.data.formats.views import Views
-from tar3d.data.tokens.conditions import captions_of
 from tar3d.evaluation.mesh_pairs import Pair
 from tar3d.gpt.evaluate import condition_nll
 from tar3d.mesh.export import save_mesh

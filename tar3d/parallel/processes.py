@@ -1,10 +1,9 @@
-"""Work spread over processes. A job that takes too long, needs too much memory or crashes costs
-itself alone.
+"""Work spread over processes, with limits of time and memory for each job.
 
     for job, result in parallel(function, jobs, workers=8, seconds=300, gigabytes=12): ...
 
-Jobs are drawn as processes come free, so there may be any number of them. `tar3d.parallel.ray_cluster` does
-the same on many machines.
+A job that exceeds a limit or crashes is lost alone. Jobs are drawn as processes come free, so there
+may be any number of them. `tar3d.parallel.ray_cluster` does the same on many machines.
 """
 
 from __future__ import annotations
@@ -20,28 +19,30 @@ import traceback
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-PENDING = object()  # in place of a result that is not there yet
+PENDING = object()  # stands for a result that is not ready
 _NO_JOB = object()
-# what a process says before it begins a job; anything else is a pickled (result, exception)
+# message of a process before it begins a job; any other one is a pickled (result, exception)
 _BEGUN = b""
-_NO_MEMORY = 77  # exit status of a process that met its memory limit
-_STARTS = 3  # processes that may end before they begin a job until that is taken for an error
-# seconds after which a process that should have been ended ends itself: its parent is gone
+_NO_MEMORY = 77  # exit code of a process that met its memory limit
+_STARTS = 3  # processes that end before they begin a job, until that is an error
+# seconds after a time limit at which a process ends itself, if its parent is gone
 _GRACE = 10
 
 
 @dataclass(frozen=True)
 class JobFailure:
-    """In place of a result: the process ended, or was ended, before it gave one. `reason` continues
-    the job's name and ": "."""
+    """Stands for the result of a job whose process crashed or was ended.
+
+    `reason` continues a message that begins with the job's name and ": ".
+    """
 
     reason: str
 
@@ -53,13 +54,13 @@ def parallel(
     *,
     seconds: float | None = None,
     gigabytes: float | None = None,
-) -> Iterator[tuple[T, R | JobFailure]]:
+) -> Generator[tuple[T, R | JobFailure], None, None]:
     """Each job and its result, in the order in which they are ready.
 
     A job may take `seconds`, and `gigabytes` of memory beyond what a process has when it starts
-    (Linux alone can limit that). `JobFailure` comes in place of the result of a job that takes more, or
-    whose process crashes; an exception is raised here. With one worker and without limits all
-    happens in this process: there is nothing to wait for until one has started.
+    (on Linux only). A job that takes more, or whose process crashes, gives a `JobFailure`; an
+    exception of a job is raised here. One worker without limits runs in this process, which saves
+    the start of another.
     """
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
@@ -70,8 +71,7 @@ def parallel(
 
 
 def results(function: Callable[[T], R], jobs: Iterable[T], workers: int) -> Iterator[R]:
-    """As `parallel`, for jobs that need no limits and are not expected to crash: a RuntimeError if
-    one does."""
+    """The results of `parallel` for jobs that need no limits; a RuntimeError if one crashes."""
     for job, result in parallel(function, jobs, workers):
         if isinstance(result, JobFailure):
             raise RuntimeError(f"{job}: {result.reason}")
@@ -79,6 +79,7 @@ def results(function: Callable[[T], R], jobs: Iterable[T], workers: int) -> Iter
 
 
 def check_limits(seconds: float | None, gigabytes: float | None) -> None:
+    """Raises ValueError for limits that are not positive and finite; None is no limit."""
     for name, value in (("seconds", seconds), ("gigabytes", gigabytes)):
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"{name} must be positive, got {value}")
@@ -90,9 +91,11 @@ def _in_processes(
     workers: int,
     seconds: float | None,
     gigabytes: float | None,
-) -> Iterator[tuple[T, R | JobFailure]]:
+) -> Generator[tuple[T, R | JobFailure], None, None]:
     jobs = iter(jobs)
-    idle, busy, finished = [], [], []
+    idle: list[Worker] = []
+    busy: list[Worker] = []
+    finished: list[tuple[T, R | JobFailure]] = []
     with contextlib.ExitStack() as stack:
         while True:
             while len(busy) < workers and (job := next(jobs, _NO_JOB)) is not _NO_JOB:
@@ -105,12 +108,17 @@ def _in_processes(
                 )
                 worker.give(job)
                 busy.append(worker)
-            yield from finished  # only now, so that no process waits for what is done with results
+            # after the next jobs are given out, so that no process waits for the use of results
+            yield from finished
             if not busy:
                 return
             _wait(busy)
             outcomes = [(w, w.outcome()) for w in busy]
-            finished = [(w.job, outcome) for w, outcome in outcomes if outcome is not PENDING]
+            finished = [
+                (cast("T", w.job), cast("R | JobFailure", outcome))
+                for w, outcome in outcomes
+                if outcome is not PENDING
+            ]
             idle += [w for w, outcome in outcomes if outcome is not PENDING]
             busy = [w for w, outcome in outcomes if outcome is PENDING]
 
@@ -118,9 +126,13 @@ def _in_processes(
 class Worker:
     """A process that does one job after the other, and is replaced when one of them ends it.
 
-    `give` it a job; when `connection` is readable or `deadline` (by time.monotonic) has passed,
-    there may be an `outcome`.
+    After `give`, ask for the `outcome` whenever `connection` is readable or `deadline` (of
+    time.monotonic) has passed.
     """
+
+    connection: Connection
+    deadline: float
+    job: object
 
     def __init__(
         self, function: Callable, seconds: float | None = None, gigabytes: float | None = None
@@ -129,18 +141,19 @@ class Worker:
         self._process: multiprocessing.process.BaseProcess | None = None
 
     def give(self, job: object) -> None:
+        """Starts a job, and the process if there is none."""
         self.job, self._starts = job, 0
         self._send()
 
     def run(self, job: object) -> object:
-        """The result of the job, or `JobFailure`."""
+        """Does a job; returns its result, or `JobFailure`."""
         self.give(job)
         while (outcome := self.outcome()) is PENDING:
             _wait([self])
         return outcome
 
     def outcome(self) -> object:
-        """The result of its job, `JobFailure`, or `PENDING`. Raises what the job raised."""
+        """The result of the job, `JobFailure`, or `PENDING`. Raises the exception of the job."""
         message = _BEGUN
         try:
             while message == _BEGUN and self.connection.poll():
@@ -170,9 +183,8 @@ class Worker:
 
     def _send(self) -> None:
         if self._process is None:
-            context = multiprocessing.get_context(
-                "spawn"
-            )  # a fork of a process in which threads already run can hang
+            # a fork of a process in which threads run can hang
+            context = multiprocessing.get_context("spawn")
             self.connection, theirs = context.Pipe()
             self._process = context.Process(
                 target=_serve,
@@ -181,14 +193,14 @@ class Worker:
             )
             self._process.start()
             theirs.close()
-        self._begun, self.deadline = (
-            False,
-            math.inf,
-        )  # the start of a process is not part of its job
-        with contextlib.suppress(OSError):  # it ended meanwhile: `outcome` will find out
+        # the start of a process does not count as time of its job
+        self._begun, self.deadline = False, math.inf
+        with contextlib.suppress(OSError):  # it ended meanwhile: `outcome` will notice
             self.connection.send(self.job)
 
     def _ended(self) -> object:
+        """The outcome of a job whose process has ended: a failure, or the job is given again."""
+        assert self._process is not None
         self._process.join(_GRACE)
         code = self._process.exitcode
         self.close()
@@ -197,8 +209,8 @@ class Worker:
         self._starts += 1
         if self._starts == _STARTS:
             raise RuntimeError(
-                f"{_STARTS} processes ended before they could begin with {self.job}, the last one with exit "
-                f"status {code}; what they printed says why"
+                f"{_STARTS} processes ended before they could begin with {self.job}, "
+                f"the last one with exit status {code}; what they printed says why"
             )
         self._send()
         return PENDING
@@ -210,9 +222,8 @@ class Worker:
                 if self._gigabytes is None
                 else f"it needs more than {self._gigabytes:g} GB of memory"
             )
-        if (
-            hasattr(signal, "SIGALRM") and code == -signal.SIGALRM
-        ):  # its own clock was first: this process did not run meanwhile
+        # the process ended itself before this one, which did not run meanwhile, could
+        if hasattr(signal, "SIGALRM") and code == -signal.SIGALRM:
             return f"it took longer than {self._seconds:g} s"
         if code is not None and code < 0:
             name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
@@ -223,7 +234,7 @@ class Worker:
 
 
 def _wait(workers: list[Worker]) -> None:
-    """Until one of them may have an outcome, or for a minute."""
+    """Waits until one of the workers may have an outcome, at most a minute."""
     left = min(w.deadline for w in workers) - time.monotonic()
     wait([w.connection for w in workers], min(max(left, 0.0), 60.0))
 
@@ -231,17 +242,14 @@ def _wait(workers: list[Worker]) -> None:
 def _serve(
     connection: Connection, function: Callable, seconds: float | None, gigabytes: float | None
 ) -> None:
-    """What a `Worker`'s process does until its parent is gone."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches all processes at once, and the parent ends its workers
+    """The loop of a `Worker`'s process, until its parent is gone."""
+    # Ctrl-C reaches all processes at once, and the parent ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # if the machine runs out of memory, a worker is ended before the run is
     with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(
-            "1000"
-        )  # the machine's memory is used up: a worker goes, not the run
-    os.environ.setdefault(
-        "IGL_NUM_THREADS", "1"
-    )  # libigl would start a thread a core in each process
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    # libigl would start a thread a core in each process
+    os.environ.setdefault("IGL_NUM_THREADS", "1")
     if gigabytes is not None:
         _limit_memory(gigabytes)
     with contextlib.suppress(EOFError, OSError):
@@ -252,14 +260,15 @@ def _serve(
 
 
 def _done(function: Callable, job: object, seconds: float | None) -> bytes:
+    """Does a job; returns the pickled (result, exception), one of which is None."""
     alarm = getattr(signal, "setitimer", None)
     if alarm and seconds is not None:
         alarm(signal.ITIMER_REAL, seconds + _GRACE)  # ends the process, whatever it is in
     try:
         return pickle.dumps((function(job), None))
     except MemoryError:
-        os._exit(_NO_MEMORY)  # whoever was refused memory may be left in any state
-    except Exception as e:
+        os._exit(_NO_MEMORY)  # code that was refused memory may have left anything half done
+    except Exception as e:  # noqa: BLE001  raised again in the parent
         e.add_note(f"in a worker process:\n{traceback.format_exc()}")
         return pickle.dumps((None, e))
     finally:
@@ -268,8 +277,10 @@ def _done(function: Callable, job: object, seconds: float | None) -> bytes:
 
 
 def _limit_memory(gigabytes: float) -> None:
-    """Private memory alone, which is what allocations give: address space is reserved by the
-    gigabyte and never used."""
+    """Limits the private memory that this process may allocate from now on (Linux only).
+
+    Address space is not limited: libraries reserve gigabytes of it that they never use.
+    """
     try:
         import resource
 

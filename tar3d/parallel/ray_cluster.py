@@ -1,10 +1,9 @@
-"""The work of `tar3d.parallel.processes.parallel` on many machines, by Ray (https://docs.ray.io,
-Apache-2.0).
+"""`tar3d.parallel.processes.parallel` on many machines, by Ray (https://docs.ray.io, Apache-2.0).
 
-Each job is a task. A task is given to another worker when its own is lost with its machine; the
-limits hold inside it, as each Ray worker has a process of its own for the jobs. The machines need
-this project and its packages, and the meshes and the driver's folder at the same paths as on the
-driver's machine.
+Each job is a Ray task. A task whose worker is lost with its machine goes to another worker. The
+limits hold inside a task, because each Ray worker runs the jobs in a process of its own. All
+machines need this project and its packages, and see the meshes and the driver's working folder at
+the same paths as the driver's machine.
 """
 
 from __future__ import annotations
@@ -15,25 +14,23 @@ import os
 import pickle
 import socket
 from itertools import islice
-from typing import TYPE_CHECKING, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from tar3d.parallel.processes import JobFailure, Worker, check_limits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable
     from types import ModuleType
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 LOCAL = "local"  # the address that starts a cluster of this machine alone
-TRIES = 4  # of a task whose worker is lost
-_LOCAL_STORE = (
-    256 << 20
-)  # bytes for results on their way to the driver; Ray writes what is more to disk
-_ANSWERS_WITHIN = 10  # seconds
-# tasks that are with the cluster for each of its cores: one that runs, and one that waits
-_PER_CORE = 2
+TRIES = 4  # times that a task is run while its workers are lost
+_LOCAL_STORE = 256 << 20  # bytes for results on their way to the driver; Ray writes others to disk
+_CONNECT_TIMEOUT = 10  # seconds
+_PER_CORE = 2  # tasks for each core of the cluster: one that runs, and one that waits
 
 
 def parallel_on_ray(
@@ -44,22 +41,24 @@ def parallel_on_ray(
     *,
     seconds: float | None = None,
     gigabytes: float | None = None,
-) -> Iterator[tuple[T, R | JobFailure]]:
-    """As `parallel`, on the cluster at `address`; at most `workers` jobs at a time, None for as
-    many as it has cores.
+) -> Generator[tuple[T, R | JobFailure], None, None]:
+    """As `parallel`, on the cluster at `address`.
 
-    Raises ValueError where Ray is not installed, or no cluster answers.
+    At most `workers` jobs run at a time, None for as many as the cluster has cores. Raises
+    ValueError where Ray is not installed, or no cluster answers.
     """
     try:
         import ray
     except ImportError as e:
         raise ValueError(
-            "Ray is not installed: python -m pip install 'ray==2.60.0', on every machine of the cluster"
+            "Ray is not installed: python -m pip install 'ray==2.60.0', "
+            "on every machine of the cluster"
         ) from e
     check_limits(seconds, gigabytes)
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
-    return _on_ray(ray, function, jobs, address, workers, seconds, gigabytes)
+    limits = {"seconds": seconds, "gigabytes": gigabytes}
+    return _on_ray(ray, function, jobs, address, workers, limits)
 
 
 def _on_ray(
@@ -68,34 +67,9 @@ def _on_ray(
     jobs: Iterable[T],
     address: str,
     workers: int | None,
-    seconds: float | None,
-    gigabytes: float | None,
-) -> Iterator[tuple[T, R | JobFailure]]:
-    quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
-    if address == LOCAL:
-        os.environ.setdefault(
-            "RAY_USAGE_STATS_ENABLED", "0"
-        )  # a cluster that we start reports to nobody
-        ray.init(
-            LOCAL,
-            num_cpus=workers,
-            include_dashboard=False,
-            object_store_memory=_LOCAL_STORE,
-            **quiet,
-        )
-    else:
-        try:
-            host, _, port = address.rpartition(":")
-            if port.isdigit():  # Ray would try for minutes
-                socket.create_connection(
-                    (host.removeprefix("ray://"), int(port)), _ANSWERS_WITHIN
-                ).close()
-            ray.init(address, **quiet)
-        except OSError as e:
-            raise ValueError(
-                f"no Ray cluster answers at {address} ({e}): start one with `ray start --head`, or use "
-                f"--ray {LOCAL} for this machine alone"
-            ) from e
+    limits: dict[str, float | None],
+) -> Generator[tuple[T, R | JobFailure], None, None]:
+    _connect(ray, address, workers)
     lost = (
         ray.exceptions.WorkerCrashedError,
         ray.exceptions.NodeDiedError,
@@ -104,13 +78,12 @@ def _on_ray(
     )
     try:
         task = ray.remote(num_cpus=1, max_retries=TRIES - 1)(_task)
-        jobs, running = iter(jobs), {}
+        jobs, running = iter(jobs), cast("dict[object, T]", {})
         while True:
             most = workers or _PER_CORE * max(1, int(ray.cluster_resources().get("CPU", 0)))
             for job in islice(jobs, max(0, most - len(running))):
-                running[
-                    task.remote(job, pickle.dumps(function), seconds, gigabytes, os.getcwd())
-                ] = job
+                reference = task.remote(job, pickle.dumps(function), str(Path.cwd()), **limits)
+                running[reference] = job
             if not running:
                 return
             for reference in ray.wait(list(running))[0]:
@@ -126,24 +99,51 @@ def _on_ray(
         ray.shutdown()
 
 
+def _connect(ray: ModuleType, address: str, workers: int | None) -> None:
+    """Starts a cluster of this machine, or connects to the one at `address`."""
+    quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
+    if address == LOCAL:
+        # a cluster that is started here reports its use to nobody
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(
+            LOCAL,
+            num_cpus=workers,
+            include_dashboard=False,
+            object_store_memory=_LOCAL_STORE,
+            **quiet,
+        )
+        return
+    try:
+        host, _, port = address.rpartition(":")
+        if port.isdigit():  # Ray itself would try for minutes
+            there = host.removeprefix("ray://"), int(port)
+            socket.create_connection(there, _CONNECT_TIMEOUT).close()
+        ray.init(address, **quiet)
+    except OSError as e:
+        raise ValueError(
+            f"no Ray cluster answers at {address} ({e}): start one with `ray start --head`, "
+            f"or use --ray {LOCAL} for this machine alone"
+        ) from e
+
+
 def _task(
-    job: T, function: bytes, seconds: float | None, gigabytes: float | None, folder: str
-) -> R | JobFailure:
-    return _worker(function, seconds, gigabytes, folder).run(job)
+    job: object, function: bytes, folder: str, seconds: float | None, gigabytes: float | None
+) -> object:
+    return _worker(function, folder, seconds, gigabytes).run(job)
 
 
 @functools.lru_cache(1)
-def _worker(function: bytes, seconds: float | None, gigabytes: float | None, folder: str) -> Worker:
-    """Of this Ray worker; kept from task to task, because it takes a second to start."""
+def _worker(function: bytes, folder: str, seconds: float | None, gigabytes: float | None) -> Worker:
+    """The process of this Ray worker, kept from task to task: it takes a second to start."""
     return Worker(functools.partial(_in_folder, pickle.loads(function), folder), seconds, gigabytes)
 
 
 def _in_folder(function: Callable[[T], R], folder: str, job: T) -> R:
-    """Paths of jobs may be relative to the folder of the driver."""
-    if not os.path.isdir(folder):
+    """Does a job in the working folder of the driver, which its paths may be relative to."""
+    if not Path(folder).is_dir():
         raise ValueError(
-            f"the machine {socket.gethostname()} has no folder {folder}, from which the run was started: all "
-            "machines of the cluster must see it and the meshes at the same paths"
+            f"the machine {socket.gethostname()} has no folder {folder}, from which the run was "
+            "started: all machines of the cluster must see it and the meshes at the same paths"
         )
     os.chdir(folder)
     return function(job)

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from tar3d.contracts import ShapeSamples
+from tar3d.data.formats.captions import captions_of
 from tar3d.data.formats.samples import save_samples
-from tar3d.data.tokens.conditions import captions_of
 from tar3d.data.toy.shapes import generate
 from tar3d.evaluation import evaluator as evaluating
 from tar3d.evaluation.attributes import ATTRIBUTES

@@ -21,9 +21,7 @@ def test_scores_equal_plain_loops():
     between = np.array([[chamfer(g, r) for r in reference] for g in generated])
     everything, right = [*generated, *reference], 0
     for i, cloud in enumerate(everything):
-        _, nearest = min(
-            (chamfer(cloud, other), j) for j, other in enumerate(everything) if j != i
-        )
+        _, nearest = min((chamfer(cloud, other), j) for j, other in enumerate(everything) if j != i)
         right += (nearest < 5) == (i < 5)
     scores = set_scores(generated, reference)
     assert scores["coverage"] == len({int(row.argmin()) for row in between}) / 7

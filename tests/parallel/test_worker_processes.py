@@ -179,9 +179,11 @@ def test_processes_end_with_the_run(tmp_path, how):
         import functools, pathlib, signal, sys
         sys.path[:0] = {sys.path!r}
         from test_worker_processes import parallel, touch_and_sleep
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores for what it begins with &
+        # a shell ignores it for what it starts with &
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         if __name__ == "__main__":
-            list(parallel(functools.partial(touch_and_sleep, folder=pathlib.Path({str(tmp_path / "ids")!r})), range(100), 2))
+            folder = pathlib.Path({str(tmp_path / "ids")!r})
+            list(parallel(functools.partial(touch_and_sleep, folder=folder), range(100), 2))
     """)
     )
     (tmp_path / "ids").mkdir()

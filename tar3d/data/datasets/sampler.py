@@ -1,5 +1,4 @@
-"""Which item each training step sees: a pure function of (seed, step), so that resuming needs no
-saved sampler state."""
+"""The order of training items, a pure function of (seed, step): no sampler state is saved."""
 
 from collections.abc import Iterator
 
@@ -8,8 +7,10 @@ from torch.utils.data import Sampler
 
 
 def spread(length: int, count: int) -> list[int]:
-    """At most `count` different indices, evenly over 0..length-1: ids sort by category, so the
-    first ones are all alike."""
+    """At most `count` different indices, spread evenly over 0..length-1.
+
+    Ids sort by category, so the first ones would be of one category.
+    """
     return np.unique(np.linspace(0, length - 1, min(count, length)).astype(int)).tolist()
 
 
@@ -18,8 +19,8 @@ class TrainingOrder(Sampler[list[tuple[int, int]]]):
 
     Position p counts the items seen since step 0 over all processes; epoch e = p // num_items is
     one seeded permutation of all items. Process r of w takes its slice of each global batch, so the
-    order does not depend on w. Whatever is random about an item (views, subsets of points) is to be
-    drawn from (seed, position).
+    order does not depend on w. A data set draws what is random about an item (the view, the subset
+    of points) from (seed, position).
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class TrainingOrder(Sampler[list[tuple[int, int]]]):
         return self.stop - self.start
 
     def of_step(self, step: int) -> list[tuple[int, int]]:
-        """The global batch of a step: that of all processes."""
+        """The global batch of a step, that is the batches of all processes."""
         return [
             (position, self._index(position))
             for position in range(step * self.batch_size, (step + 1) * self.batch_size)
@@ -56,10 +57,8 @@ class TrainingOrder(Sampler[list[tuple[int, int]]]):
     def _index(self, position: int) -> int:
         epoch = position // self.num_items
         if epoch != self._epoch:
-            self._epoch, self._permutation = (
-                epoch,
-                np.random.default_rng([self.seed, epoch]).permutation(self.num_items),
-            )
+            rng = np.random.default_rng([self.seed, epoch])
+            self._epoch, self._permutation = epoch, rng.permutation(self.num_items)
         return int(self._permutation[position % self.num_items])
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
@@ -69,8 +68,7 @@ class TrainingOrder(Sampler[list[tuple[int, int]]]):
 
 
 class JoinedOrder(Sampler[list[tuple[int, int]]]):
-    """Two orders of the same steps as one: each batch is the first one's and then the second
-    one's."""
+    """Two orders of the same steps as one: each batch joins a batch of either."""
 
     def __init__(self, first: TrainingOrder, second: TrainingOrder) -> None:
         self.first, self.second = first, second

@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 
 
 class ShapeDataset(Dataset):
-    """Items for the tokenizer: random subsets of a shape's samples, drawn from (seed, position).
+    """Random subsets of the shapes' samples, drawn from (seed, position).
 
-    Indexed by (position, index) as `TrainingOrder` yields them. An item is surface (N, 6), points
-    (M, 3), inside (M,), is_near (M,), with the volume points first. The surface stays float16, as
-    it is stored, until it is where it is used: it is most of what a worker copies and a GPU is
-    sent. Of rows that are not drawn at most the file's checksum is looked at, unless shapes are
-    changed (`augment_as`), which takes all of them.
+    Indexed by (position, index) as `TrainingOrder` yields them. An item has surface (N, 6), points
+    (M, 3) with the volume points first, inside (M,) and is_near (M,). The surface has its stored
+    type, float16, and is widened on the device: it is most of what a worker copies and sends.
+
+    `augment_as` scales, turns and mirrors the shapes. `limit` keeps that many shapes, spread evenly
+    over the ids. Rows that are not drawn are neither copied nor checked, except that augmentation
+    needs all rows.
     """
 
     def __init__(
@@ -41,15 +43,15 @@ class ShapeDataset(Dataset):
         limit: int | None = None,
     ) -> None:
         self.augment_as = augment_as if augment_as and augment_as.active else None
-        self.source = open_samples(folder)
+        self.reader = open_samples(folder)
         self.counts = {"surface": surface_points, "volume": volume_points, "near": near_points}
         self.seed = seed
-        self.ids = self.source.ids(split)
-        if limit is not None:  # evenly spread
+        self.ids = self.reader.ids(split)
+        if limit is not None:
             self.ids = [self.ids[i] for i in spread(len(self.ids), limit)] if self.ids else []
         if not self.ids:
             raise ValueError(
-                f"no samples for split {split!r} under {self.source.folder}: {self.source.advice}"
+                f"no samples for split {split!r} under {self.reader.folder}: {self.reader.advice}"
             )
 
     def __len__(self) -> int:
@@ -58,41 +60,15 @@ class ShapeDataset(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
         position, index = key
         rng, shape_id = np.random.default_rng([self.seed, position]), self.ids[index]
-
-        def draw(kind: str, stored: int) -> slice | np.ndarray:
-            """Different rows in no particular order; all of them as they are where all are
-            wanted."""
-            count = self.counts[kind]
-            if count > stored:
-                raise ValueError(
-                    f"{count} {kind} points are wanted, but {self.source.where(shape_id)} holds {stored}: "
-                    f"lower train.{kind}_points or make more samples"
-                )
-            return (
-                slice(None)
-                if count == stored
-                else rng.choice(stored, count, replace=False, shuffle=False)
-            )
-
         if self.augment_as is None:
-            arrays = self.source.arrays(shape_id, draw)
+            arrays = self.reader.arrays(
+                shape_id, lambda pool, stored: self._draw(pool, stored, shape_id, rng)
+            )
         else:
-            arrays = augment(
-                self.source.arrays(shape_id, lambda kind, stored: slice(None)),
-                random_matrix(self.augment_as, rng),
-                self.counts["volume"],
-                rng,
-            )
-            volume, near = (
-                np.flatnonzero(kind) for kind in (~arrays["is_near"], arrays["is_near"])
-            )
-            chosen = np.concatenate([volume, near[draw("near", len(near))]])
-            arrays |= {name: arrays[name][chosen] for name in ("points", "inside", "is_near")}
-            arrays["surface"] = arrays["surface"][draw("surface", len(arrays["surface"]))]
-        samples = to_samples(arrays, self.source.where(shape_id))
-        surface = np.require(
-            arrays["surface"], requirements="W"
-        )  # a copy, if it still lies in the file's bytes
+            arrays = self._augmented(shape_id, self.augment_as, rng)
+        samples = to_samples(arrays, self.reader.where(shape_id))
+        # a copy, if it is still a view of the file's bytes
+        surface = np.require(arrays["surface"], requirements="W")
         return {
             "surface": torch.from_numpy(surface),
             "points": torch.from_numpy(samples.points),
@@ -100,10 +76,41 @@ class ShapeDataset(Dataset):
             "is_near": torch.from_numpy(samples.is_near),
         }
 
+    def _draw(
+        self, pool: str, stored: int, shape_id: str, rng: np.random.Generator
+    ) -> slice | np.ndarray:
+        """Different rows of a pool's `stored` ones in random order; a slice where all are drawn."""
+        count = self.counts[pool]
+        if count > stored:
+            raise ValueError(
+                f"{count} {pool} points are wanted, but {self.reader.where(shape_id)} holds "
+                f"{stored}: lower train.{pool}_points or make more samples"
+            )
+        if count == stored:
+            return slice(None)
+        return rng.choice(stored, count, replace=False, shuffle=False)
+
+    def _augmented(
+        self, shape_id: str, config: AugmentConfig, rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """All samples of a shape, transformed, and then a subset of them."""
+        arrays = augment(
+            self.reader.arrays(shape_id, lambda _, stored: slice(0, stored)),
+            random_matrix(config, rng),
+            self.counts["volume"],
+            rng,
+        )
+        near = np.flatnonzero(arrays["is_near"])
+        drawn = near[self._draw("near", len(near), shape_id, rng)]
+        chosen = np.concatenate([np.flatnonzero(~arrays["is_near"]), drawn])
+        arrays |= {name: arrays[name][chosen] for name in ("points", "inside", "is_near")}
+        surface = arrays["surface"]
+        arrays["surface"] = surface[self._draw("surface", len(surface), shape_id, rng)]
+        return arrays
+
 
 class MixedShapes(Dataset):
-    """Several `ShapeDataset`s as one; each shape of the k-th counts `repeats[k]` times in an
-    epoch."""
+    """Several `ShapeDataset`s as one: shapes of part k come `repeats[k]` times in an epoch."""
 
     def __init__(self, parts: list[ShapeDataset], repeats: list[int]) -> None:
         self.parts = parts
@@ -115,9 +122,9 @@ class MixedShapes(Dataset):
         return int(self.ends[-1])
 
     def name(self, index: int) -> str:
-        """What messages call an item."""
+        """The path of an item's samples, for messages."""
         part, inner = self._find(index)
-        return part.source.where(part.ids[inner])
+        return part.reader.where(part.ids[inner])
 
     def _find(self, index: int) -> tuple[ShapeDataset, int]:
         k = int(np.searchsorted(self.ends, index, side="right"))

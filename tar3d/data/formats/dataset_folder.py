@@ -22,14 +22,16 @@ _VAL_SHARE, _TEST_SHARE = 0.05, 0.05
 
 
 def split_of(shape_id: str) -> str:
-    """90 / 5 / 5 % train, val, test by a hash of the id: stable when shapes are added."""
+    """The split of a shape by a hash of its id: 90 % train, 5 % val, 5 % test.
+
+    Adding shapes to a set moves no other shape.
+    """
     share = int.from_bytes(hashlib.sha256(shape_id.encode()).digest()[:8], "big") / 2**64
     return "test" if share < _TEST_SHARE else "val" if share < _TEST_SHARE + _VAL_SHARE else "train"
 
 
 def split_ids(ids: list[str]) -> dict[str, list[str]]:
-    """Each id by `split_of`; of a set so small that "val" came out empty, the last training shape
-    is held out for it."""
+    """Ids by `split_of`; if "val" would be empty, the last training shape goes there."""
     splits: dict[str, list[str]] = {name: [] for name in SPLITS}
     for shape_id in sorted(ids):
         splits[split_of(shape_id)].append(shape_id)
@@ -39,8 +41,10 @@ def split_ids(ids: list[str]) -> dict[str, list[str]]:
 
 
 def complete_splits(folder: Path, ids: list[str]) -> None:
-    """Writes `splits.json`, or adds new ids to one that was made here; one that somebody else made
-    stays as it is."""
+    """Writes `splits.json`, or adds new ids to one that `split_ids` made.
+
+    A file that differs from what `split_ids` makes was written by the user, and stays as it is.
+    """
     known: set[str] = set()
     if (folder / "splits.json").is_file():
         splits = read_splits(folder)
@@ -52,12 +56,15 @@ def complete_splits(folder: Path, ids: list[str]) -> None:
 
 
 def read_splits(folder: Path) -> dict[str, list[str]]:
-    """`splits.json` of a data set; a ValueError when it is missing, or when an id stands in two
-    splits."""
+    """`splits.json` of a data set.
+
+    Raises ValueError when it is missing, is no JSON with the three lists, or has an id in two.
+    """
     path = folder / "splits.json"
     if not path.is_file():
         raise ValueError(
-            f"{folder} has no splits.json: make it with python -m tar3d.data.make_samples MESHES --out {folder}"
+            f"{folder} has no splits.json: "
+            f"make it with python -m tar3d.data.make_samples MESHES --out {folder}"
         )
     try:
         splits = json.loads(path.read_text(encoding="utf-8"))
@@ -77,32 +84,36 @@ def read_splits(folder: Path) -> dict[str, list[str]]:
 
 
 def mesh_path(folder: Path, shape_id: str) -> Path:
-    """The mesh file that a shape's samples were made from, as report.csv tells; a ValueError when
-    it is not there."""
+    """The mesh file that a shape was sampled from, by report.csv.
+
+    Raises ValueError when report.csv, its row of the shape, or the mesh is missing.
+    """
     if not (folder / "report.csv").is_file():
         raise ValueError(
-            f"{folder} has no report.csv, so the meshes of its shapes are not known: "
-            "write it with columns id and file, or make the samples with python -m tar3d.data.make_samples"
+            f"{folder} has no report.csv, so the meshes of its shapes are not known: write it "
+            "with columns id and file, or make the samples with python -m tar3d.data.make_samples"
         )
-    with open(folder / "report.csv", encoding="utf-8", newline="") as f:
+    with (folder / "report.csv").open(encoding="utf-8", newline="") as f:
         for row in csv.DictReader(f):
             if row["id"] == shape_id:
                 path = Path(row["file"])
                 if not path.is_file():
                     raise ValueError(
-                        f"{path}, the mesh that {shape_id!r} was sampled from, is not there: run from the folder "
-                        "that make_samples ran in, or do without previews (train.preview_shapes=0)"
+                        f"{path}, the mesh that {shape_id!r} was sampled from, is not there: "
+                        "run from the folder that make_samples ran in, or do without previews "
+                        "(train.preview_shapes=0)"
                     )
                 return path
     raise ValueError(
-        f"{folder / 'report.csv'} has no row for {shape_id!r}: run python -m tar3d.data.make_samples again"
+        f"{folder / 'report.csv'} has no row for {shape_id!r}: "
+        "run python -m tar3d.data.make_samples again"
     )
 
 
 def read_categories(folder: Path) -> dict[str, str]:
-    """Categories by id, as manifest.csv tells; empty when there is none."""
+    """Categories by id, from manifest.csv; empty when there is none."""
     manifest = folder / "manifest.csv"
     if not manifest.is_file():
         return {}
-    with open(manifest, encoding="utf-8", newline="") as f:
+    with manifest.open(encoding="utf-8", newline="") as f:
         return {row["id"]: row.get("category", "") for row in csv.DictReader(f)}

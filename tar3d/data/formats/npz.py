@@ -1,5 +1,7 @@
-"""Arrays of an .npz as views of the bytes it was read or mapped from, so that only the rows
-somebody takes are copied."""
+"""A reader of .npz files that copies nothing.
+
+Arrays are views of the bytes that were read or mapped, so only the rows that are used are copied.
+"""
 
 from __future__ import annotations
 
@@ -12,29 +14,31 @@ import zlib
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-import torch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-# bytes of a zip's local header before the name and the extra field, whose lengths stand at 26 and
-# 28
+# bytes of a zip's local header before the name and the extra field; their lengths are at 26 and 28
 _LOCAL_HEADER = 30
 
 
 def read_npz(content: bytes, keys: Iterable[str]) -> dict[str, np.ndarray]:
-    """Those of `keys` that are there, read only, as numpy.load(allow_pickle=False) has them, each
-    checked by its CRC-32; else a ValueError that says why. A member that is stored is a view of
-    `content`, a compressed one is inflated as a whole."""
+    """The arrays of an .npz among `keys`, read only, each checked by its CRC-32.
+
+    Values are those of numpy.load(allow_pickle=False). An uncompressed member is a view of
+    `content`, a compressed one is inflated as a whole. A ValueError says what is damaged.
+    """
     return _arrays(io.BytesIO(content), content, keys)
 
 
 def map_npz(path: Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
-    """The same of a file that stays on disk: of stored members, what is not looked at is not read,
-    and so the CRC-32 is checked of compressed ones alone. A ValueError names the file."""
+    """As `read_npz`, for a file that stays on disk: rows that are not used are not read.
+
+    For that reason the CRC-32 of uncompressed members is not checked. A ValueError names the file.
+    """
     try:
-        with open(path, "rb") as f:
+        with path.open("rb") as f:
             return _arrays(f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ), keys)
     except (OSError, ValueError) as e:
         raise ValueError(f"{path} is not a readable .npz file ({e})") from e
@@ -57,7 +61,8 @@ def _array(content: bytes | mmap.mmap, info: zipfile.ZipInfo) -> np.ndarray:
     begin, view = info.header_offset, memoryview(content)
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(
-            f"{info.filename!r} is compressed by method {info.compress_type}; numpy writes none or deflate"
+            f"{info.filename!r} is compressed by method {info.compress_type}; "
+            "numpy writes none or deflate"
         )
     name, extra = (int.from_bytes(view[begin + at : begin + at + 2], "little") for at in (26, 28))
     start = begin + _LOCAL_HEADER + name + extra
@@ -78,8 +83,11 @@ def _array(content: bytes | mmap.mmap, info: zipfile.ZipInfo) -> np.ndarray:
 
 @functools.lru_cache(64)
 def _parse_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether it is in Fortran's order, and dtype; files of one set have few different
-    headers, and numpy takes longer to parse one than to read the array."""
+    """Shape, whether the order is Fortran's, and dtype.
+
+    Cached: files of one set have few different headers, and numpy takes longer to parse one than
+    to read the array.
+    """
     stream = io.BytesIO(header)
     if np.lib.format.read_magic(stream) != (1, 0):
         raise ValueError("an array is not in version 1.0 of the .npy format")
@@ -87,7 +95,8 @@ def _parse_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 
 def float32(stored: np.ndarray) -> np.ndarray:
-    """Widened or narrowed; a copy, unless it is float32 and writable already."""
-    return (
-        torch.from_numpy(np.require(stored, requirements="W")).float().numpy()
-    )  # six times as fast as numpy's astype
+    """Converts to float32; a copy, unless it is float32 and writable already."""
+    import torch  # here, so that processes that only write samples start without it
+
+    # six times as fast as numpy's astype
+    return torch.from_numpy(np.require(stored, requirements="W")).float().numpy()

@@ -1,12 +1,14 @@
-"""Training samples on disk, one .npz a shape, as `ShapeSamples` or as the arrays that are stored.
+"""Training samples on disk: one .npz a shape, and `open_samples` for every layout of a data set.
 
-File format: surface (N, 6) float16; points (M, 3) float16; inside, is_near packed bits of (M,);
-transform (4, 4) float64. Labels were computed for the stored float16 coordinates. Files load with
-allow_pickle=False.
+A sample file has surface (N, 6) float16; points (M, 3) float16; inside and is_near, packed bits of
+(M,); transform (4, 4) float64. Labels were computed for the stored float16 coordinates. Files load
+with allow_pickle=False. Importing this file does not load torch, because the processes that make
+samples do without it.
 """
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,15 +17,16 @@ import numpy as np
 from tar3d.contracts import ShapeSamples
 from tar3d.data.formats.dataset_folder import read_categories, read_splits
 from tar3d.data.formats.npz import float32, read_npz
-from tar3d.data.formats.sample_bytes import sample_bytes
-from tar3d.data.formats.shapenet import ShapeNetV2, holds_shapenet
+from tar3d.data.formats.sample_reader import SampleReader
+from tar3d.data.formats.shapenet import ShapeNetV2
 from tar3d.data.formats.shards import ShardedFiles
 from tar3d.io import atomic_write
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from tar3d.data.formats.sample_reader import ChooseRows
 
-_SHAPES = {
+# key -> dtype, number of axes
+_STORED: dict[str, tuple[type[np.generic], int]] = {
     "surface": (np.float16, 2),
     "points": (np.float16, 2),
     "inside": (np.uint8, 1),
@@ -32,26 +35,42 @@ _SHAPES = {
 }
 
 
+def sample_bytes(samples: ShapeSamples) -> bytes:
+    """The content of a sample file; the same samples give the same bytes."""
+    content = io.BytesIO()
+    np.savez(
+        content,
+        surface=samples.surface.astype(np.float16),
+        points=samples.points.astype(np.float16),
+        inside=np.packbits(samples.inside),
+        is_near=np.packbits(samples.is_near),
+        transform=samples.to_source,
+    )
+    return content.getvalue()
+
+
 def save_samples(samples: ShapeSamples, path: Path) -> None:
+    """Writes a sample file, whole or not at all."""
     with atomic_write(path) as f:
         f.write(sample_bytes(samples))
 
 
 def load_samples(path: str | Path, content: bytes | None = None) -> ShapeSamples:
-    """A ValueError names the file and the key that is missing or has the wrong type, shape or
-    range. `content` are its bytes, where it is no file of its own and `path` only says where it
-    lies."""
+    """Reads and checks a sample file.
+
+    With `content`, those bytes are parsed and `path` only names them in messages, as for a member
+    of a tar shard. A ValueError names the file and the key that is missing or has the wrong type,
+    shape or range.
+    """
     try:
         content = Path(path).read_bytes() if content is None else content
     except OSError as e:
-        raise ValueError(
-            f"{path} is not a readable sample file ({e}); make it again with tar3d.data.make_samples"
-        ) from e
+        raise _unreadable(str(path), e) from e
     return to_samples(_parse(content, str(path)), str(path))
 
 
 def to_samples(arrays: dict[str, np.ndarray], where: str) -> ShapeSamples:
-    """Coordinates widened, and all checked."""
+    """Arrays as `SampleReader.arrays` returns them, widened to float32 and checked."""
     try:
         return ShapeSamples(
             float32(arrays["surface"]),
@@ -67,68 +86,75 @@ def to_samples(arrays: dict[str, np.ndarray], where: str) -> ShapeSamples:
 def _parse(content: bytes, where: str) -> dict[str, np.ndarray]:
     """The arrays as they are stored, labels unpacked to bool."""
     try:
-        arrays = read_npz(content, _SHAPES)
+        arrays = read_npz(content, _STORED)
     except ValueError as e:
-        raise ValueError(
-            f"{where} is not a readable sample file ({e}); make it again with tar3d.data.make_samples"
-        ) from e
-    for key, (dtype, ndim) in _SHAPES.items():
+        raise _unreadable(where, e) from e
+    for key, (dtype, ndim) in _STORED.items():
         if key not in arrays:
-            raise ValueError(f"{where} has no key {key!r}; a sample file has {', '.join(_SHAPES)}")
+            raise ValueError(f"{where} has no key {key!r}; a sample file has {', '.join(_STORED)}")
         if arrays[key].dtype != dtype or arrays[key].ndim != ndim:
             raise ValueError(
                 f"{where}: {key} must be {np.dtype(dtype)} with {ndim} axes, "
                 f"got {arrays[key].dtype} {arrays[key].shape}"
             )
     count = len(arrays["points"])
+    num_bytes = -(-count // 8)
     for key in ("inside", "is_near"):
-        if len(arrays[key]) != -(-count // 8):
+        if len(arrays[key]) != num_bytes:
             raise ValueError(
-                f"{where}: {key} must be {-(-count // 8)} bytes, one bit a point, got {len(arrays[key])}"
+                f"{where}: {key} must be {num_bytes} bytes, one bit a point, got {len(arrays[key])}"
             )
         arrays[key] = np.unpackbits(arrays[key], count=count).view(bool)
     return arrays
 
 
-class SampleFolder:
-    """The samples that `make_samples` wrote, one by one or in tar shards. `ShapeNetV2` has the same
-    methods."""
+def _unreadable(where: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"{where} is not a readable sample file ({error}); "
+        "make it again with tar3d.data.make_samples"
+    )
+
+
+class SampleFolder(SampleReader):
+    """The samples that `make_samples` wrote, one by one or in tar shards."""
+
+    name = "samples/ and splits.json, as make_samples writes them"
+
+    @classmethod
+    def holds(cls, folder: Path) -> bool:  # noqa: ARG003  the last of the table takes any folder
+        """True: a folder without samples is reported when a split turns out to be empty."""
+        return True
 
     def __init__(self, folder: str | Path) -> None:
         self.root, self.folder = Path(folder), Path(folder) / "samples"
-        # for who finds none
         self.advice = f"make them with python -m tar3d.data.make_samples {folder}"
         self.files = ShardedFiles(self.folder, ".npz")
 
     def listed(self, split: str) -> list[str]:
-        """The ids of a split, whether or not there are samples of them."""
+        """The ids of a split in splits.json."""
         return read_splits(self.root)[split]
 
     def ids(self, split: str) -> list[str]:
+        """The ids of a split in splits.json that have samples, in its order."""
         return [i for i in self.listed(split) if f"{i}.npz" in self.files]
 
     def categories(self) -> dict[str, str]:
-        """By id, as far as they are known."""
+        """Categories by id, from manifest.csv."""
         return read_categories(self.root)
 
     def where(self, shape_id: str) -> str:
-        """For messages."""
+        """The path of a shape's file, or shard and member."""
         return self.files.where(f"{shape_id}.npz")
 
-    def arrays(
-        self, shape_id: str, choose: Callable[[str, int], slice | np.ndarray]
-    ) -> dict[str, np.ndarray]:
-        """Chosen rows of a shape's surface (N, 6), points (M, 3), inside and is_near (M,), volume
-        points first, and its transform (4, 4), as they are stored: nothing is checked but that the
-        file is whole. `choose` is told a kind (surface, volume, near) and how many rows are stored
-        of it, in this order."""
-        arrays = _parse(self.files.read(f"{shape_id}.npz"), self.where(shape_id))
+    def arrays(self, shape_id: str, choose: ChooseRows) -> dict[str, np.ndarray]:
+        """Chosen rows of a shape's samples; checksums are checked, values are not."""
+        arrays = self._read(shape_id)
         near = arrays["is_near"]
         surface = arrays["surface"][choose("surface", len(arrays["surface"]))]
         chosen = np.concatenate(
             [
-                rows[choose(kind, len(rows))]
-                for kind, rows in (
+                rows[choose(pool, len(rows))]
+                for pool, rows in (
                     ("volume", np.flatnonzero(~near)),
                     ("near", np.flatnonzero(near)),
                 )
@@ -141,13 +167,17 @@ class SampleFolder:
         )
 
     def surface(self, shape_id: str) -> np.ndarray:
-        """All surface points and normals, (N, 6) float32, checked."""
-        return to_samples(
-            _parse(self.files.read(f"{shape_id}.npz"), self.where(shape_id)), self.where(shape_id)
-        ).surface
+        """All surface points and normals of a shape, (N, 6) float32, checked."""
+        return to_samples(self._read(shape_id), self.where(shape_id)).surface
+
+    def _read(self, shape_id: str) -> dict[str, np.ndarray]:
+        return _parse(self.files.read(f"{shape_id}.npz"), self.where(shape_id))
 
 
-def open_samples(folder: str | Path) -> SampleFolder | ShapeNetV2:
-    """Where training samples come from: ShapeNet's files if `folder` holds ShapeNetV2_point/ (or is
-    it), else samples/."""
-    return ShapeNetV2(folder) if holds_shapenet(folder) else SampleFolder(folder)
+# Layouts of data sets; the first that `holds` a folder reads it.
+SAMPLE_READERS: tuple[type[SampleReader], ...] = (ShapeNetV2, SampleFolder)
+
+
+def open_samples(folder: str | Path) -> SampleReader:
+    """The samples of a data set folder, in whichever layout of `SAMPLE_READERS` it has."""
+    return next(reader for reader in SAMPLE_READERS if reader.holds(Path(folder)))(folder)

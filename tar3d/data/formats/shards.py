@@ -1,11 +1,11 @@
-"""The files of a folder, whether they lie in it one by one or in tar shards.
+"""Files of a folder, loose or packed into tar shards, read alike.
 
-    Files("DATA/samples").read("chair.npz")       # DATA/samples/chair.npz, or the member chair.npz of DATA/samples/*.tar
+    ShardedFiles("DATA/samples").read("chair.npz")   # DATA/samples/chair.npz, else a shard's member
 
 Millions of small files are more than most file systems bear, so `make_samples --shard-size N` packs
-N shapes into each tar. A shard is an ordinary uncompressed tar (`tar xf` gives the loose files
-back) and is never changed once it has its name. Where its members begin stands in a JSON file
-beside it; one that is missing or stale is made again from the tar.
+N shapes into each tar. A shard is an ordinary uncompressed tar (`tar xf` unpacks the loose files)
+and is never changed after it got its name. The offsets of its members are in a JSON file beside it,
+which is written again from the tar when it is missing or stale.
 """
 
 from __future__ import annotations
@@ -15,52 +15,59 @@ import json
 import os
 import tarfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tar3d.io import atomic_write, write_json
 
-LOOSE = None  # in place of a shard's name
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LOOSE = None  # the location of a file that is in no shard
 
 
 class ShardedFiles:
-    """Names (POSIX, relative to `folder`) that end in `suffix`, sorted. A loose file goes before a
-    packed one of its name."""
+    """The files below a folder whose names end in `suffix`.
+
+    Iterates over their names (POSIX, relative to `folder`), sorted. Where a loose and a packed file
+    have the same name, the loose one is read.
+    """
 
     def __init__(self, folder: str | Path, suffix: str = "") -> None:
         self.folder = Path(folder)
-        self._place: dict[str, tuple[str, int, int] | None] = {}  # name -> shard, offset, bytes
+        # name -> shard, offset, bytes
+        self._location: dict[str, tuple[str, int, int] | None] = {}
         for shard in sorted(self.folder.glob("*.tar")):
             for name, (offset, size) in read_index(shard).items():
-                self._place[name] = (shard.name, offset, size)
+                self._location[name] = (shard.name, offset, size)
         for base, _, files in os.walk(self.folder):
             for file in files:
                 name = Path(base, file).relative_to(self.folder).as_posix()
                 if not file.startswith(".") and not name.endswith((".tar", ".tar.json")):
-                    self._place[name] = LOOSE
-        self._place = {
-            name: self._place[name] for name in sorted(self._place) if name.endswith(suffix)
+                    self._location[name] = LOOSE
+        self._location = {
+            name: self._location[name] for name in sorted(self._location) if name.endswith(suffix)
         }
 
     def __contains__(self, name: str) -> bool:
-        return name in self._place
+        return name in self._location
 
-    def __iter__(self):
-        return iter(self._place)
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._location)
 
     def __len__(self) -> int:
-        return len(self._place)
+        return len(self._location)
 
     def read(self, name: str) -> bytes:
-        """The content; a ValueError if there is no such file, or the shard is shorter than its
-        index says."""
-        if name not in self._place:
+        """The content of a file; a ValueError if it does not exist or its shard was cut off."""
+        if name not in self._location:
             raise ValueError(
                 f"{self.folder} holds no {name}, neither as a file nor in a .tar shard"
             )
-        place = self._place[name]
-        if place is LOOSE:
+        location = self._location[name]
+        if location is LOOSE:
             return (self.folder / name).read_bytes()
-        shard, offset, size = place
-        with open(self.folder / shard, "rb") as f:
+        shard, offset, size = location
+        with (self.folder / shard).open("rb") as f:
             f.seek(offset)
             content = f.read(size)
         if len(content) != size:
@@ -70,14 +77,18 @@ class ShardedFiles:
         return content
 
     def where(self, name: str) -> str:
-        """For messages: the path of a loose file, or shard and member."""
-        place = self._place.get(name, LOOSE)
-        return str(self.folder / name) if place is LOOSE else f"{self.folder / place[0]}:{name}"
+        """The path of a loose file, or shard and member, for messages."""
+        location = self._location.get(name, LOOSE)
+        if location is LOOSE:
+            return str(self.folder / name)
+        return f"{self.folder / location[0]}:{name}"
 
 
 def write_shard(path: Path, files: dict[str, bytes]) -> None:
-    """Packs `files`, sorted by name, into the tar `path`. The same files give the same bytes: no
-    time, no owner."""
+    """Packs `files`, name -> content, into the tar `path`.
+
+    The same files give the same bytes: members are sorted and have no time and no owner.
+    """
     with (
         atomic_write(path) as f,
         tarfile.open(fileobj=f, mode="w", format=tarfile.PAX_FORMAT) as tar,
@@ -90,18 +101,21 @@ def write_shard(path: Path, files: dict[str, bytes]) -> None:
 
 
 def read_index(shard: Path) -> dict[str, tuple[int, int]]:
-    """Name -> (offset, bytes) of each member, from <shard>.json where it fits the tar's size, else
-    from the tar itself.
+    """Name -> (offset, bytes) of each member of a tar.
 
-    A ValueError if the tar cannot be read."""
-    beside, size = shard.with_name(f"{shard.name}.json"), shard.stat().st_size
-    if beside.is_file():
+    Read from <shard>.json if that records the tar's size, else from the tar. Raises ValueError for
+    a tar that cannot be read or was cut off.
+    """
+    cache, size = shard.with_name(f"{shard.name}.json"), shard.stat().st_size
+    if cache.is_file():
         try:
-            found = json.loads(beside.read_text(encoding="utf-8"))
+            found = json.loads(cache.read_text(encoding="utf-8"))
             if found["bytes"] == size:
-                return {name: tuple(place) for name, place in found["members"].items()}
+                return {
+                    name: (offset, length) for name, (offset, length) in found["members"].items()
+                }
         except (ValueError, KeyError, TypeError, AttributeError):
-            pass  # cut off or not ours: it is only a cache
+            pass  # damaged or of another program: it is only a cache
     try:
         with tarfile.open(shard) as tar:
             members = {m.name: (m.offset_data, m.size) for m in tar if m.isfile()}
@@ -110,5 +124,5 @@ def read_index(shard: Path) -> dict[str, tuple[int, int]]:
     if any(offset + length > size for offset, length in members.values()):
         raise ValueError(f"{shard} ends inside its last member: it was cut off; make it again")
     if os.access(shard.parent, os.W_OK):
-        write_json(beside, {"bytes": size, "members": members})
+        write_json(cache, {"bytes": size, "members": members})
     return members

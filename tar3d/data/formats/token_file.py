@@ -1,11 +1,12 @@
-"""A shape as a file of tokens, `<name>.tokens.npz`: what `infer_vqvae.py` and `run.py` write with
---save-tokens, and what `infer_vqvae.py` makes a surface of again, for instance one of finer cells.
-`docs/data.md` is the specification.
+"""Token files, `<name>.tokens.npz`: one shape as the codes of a tokenizer.
 
-    tokens      (T,) uint16, or uint32 where V > 65,536: code ids in the order of `tar3d.layouts.triplane`
+`infer_vqvae.py` and `run.py` write them with --save-tokens, and `infer_vqvae.py` decodes them
+again, for instance at a finer resolution. `docs/data.md` is the specification.
+
+    tokens      (T,) uint16, or uint32 where V > 65,536: code ids, ordered as in tar3d.layouts
     transform   (4, 4) float64: `to_source` of the mesh, from the project's frame to its file's own
-    tokenizer   the fingerprint (`checkpoint.token_fingerprint`) of the tokenizer whose codes they are
-    sampled     bool: a GPT made them up, so that loose pieces of their surface are floaters
+    tokenizer   fingerprint (`checkpoint.token_fingerprint`) of the tokenizer that the codes are of
+    sampled     bool: a GPT sampled them, so loose pieces of their surface are floaters
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ if TYPE_CHECKING:
     from tar3d.tokenizer.vqvae import VQVAE
 
 SUFFIX = ".tokens.npz"
-FOLDER = "tokens"  # of an output folder: what lies in it can be given back as it is
+FOLDER = "tokens"  # the folder in an output folder that holds token files
 MAX_BYTES = 1 << 26  # far above any T, and far below what would fill a memory
 KEYS = ("tokens", "transform", "tokenizer", "sampled")
 
 
 @dataclass(frozen=True)
 class StoredTokens:
-    """`tokens` (1, T), `to_source` (4, 4) as of a `Mesh`, `sampled` as in the file."""
+    """A token file: `tokens` (1, T), `to_source` (4, 4) as in `Mesh`, `sampled` as in the file."""
 
     tokens: Tokens
     to_source: np.ndarray
@@ -43,23 +44,24 @@ class StoredTokens:
 
 
 def is_token_file(path: Path) -> bool:
+    """True if a file has the name of a token file."""
     return path.name.lower().endswith(SUFFIX)
 
 
 def token_dtype(codebook_size: int) -> type[np.unsignedinteger]:
-    """Of ids on disk."""
+    """The dtype of token ids on disk."""
     return np.uint16 if codebook_size <= 2**16 else np.uint32
 
 
 class TokenFiles:
-    """Those of one tokenizer: no other could make anything of them."""
+    """Reads and writes the token files of one tokenizer, and refuses those of others."""
 
     def __init__(self, vqvae: VQVAE) -> None:
         self.vqvae, self.config = vqvae, vqvae.config
 
     @cached_property
     def tokenizer(self) -> str:
-        """Its fingerprint, which takes going through all of its weights."""
+        """The tokenizer's fingerprint; computed when needed, because it reads all weights."""
         return token_fingerprint(self.vqvae)
 
     def save(
@@ -71,8 +73,10 @@ class TokenFiles:
         to_source: np.ndarray | None = None,
         sampled: bool,
     ) -> Path:
-        """The ids (T,) of one shape in a folder of outputs, written atomically; returns the file.
-        Without `to_source`: the project's frame."""
+        """Writes the ids (T,) of one shape into a folder of outputs; returns the file.
+
+        Without `to_source`, the mesh's file is in the project's frame.
+        """
         path = output / FOLDER / f"{name}{SUFFIX}"
         with atomic_write(path) as f:
             np.savez(
@@ -85,29 +89,15 @@ class TokenFiles:
         return path
 
     def load(self, path: Path) -> StoredTokens:
-        """Raises ValueError, with the file and the reason, for what this tokenizer cannot
-        decode."""
-        try:
-            if path.stat().st_size > MAX_BYTES:
-                raise ValueError(f"it has {path.stat().st_size:,} bytes, allowed are {MAX_BYTES:,}")
-            arrays = read_npz(path.read_bytes(), KEYS)
-        except (OSError, ValueError) as e:
-            raise ValueError(f"{path} is not a readable file of tokens ({e})") from e
-        if absent := [key for key in KEYS if key not in arrays]:
-            raise ValueError(
-                f"{path} has no {' and no '.join(absent)}, as a file that --save-tokens wrote does"
-            )
-        ids, to_source, tokenizer, sampled = (
-            arrays["tokens"],
-            arrays["transform"],
-            str(arrays["tokenizer"]),
-            arrays["sampled"],
-        )
+        """Reads a token file; a ValueError says why this tokenizer cannot decode it."""
+        arrays = _read_arrays(path)
+        tokenizer = str(arrays["tokenizer"])
         if tokenizer != self.tokenizer:
             raise ValueError(
-                f"{path} has tokens of tokenizer {tokenizer}, but the one given is {self.tokenizer}: give the model "
-                "that made them (--model)"
+                f"{path} has tokens of tokenizer {tokenizer}, but the one given is "
+                f"{self.tokenizer}: give the model that made them (--model)"
             )
+        ids, to_source, sampled = arrays["tokens"], arrays["transform"], arrays["sampled"]
         T, V = self.config.num_tokens, self.config.codebook_size
         if ids.shape != (T,) or ids.dtype.kind not in "iu":
             raise ValueError(
@@ -123,7 +113,8 @@ class TokenFiles:
             or not np.isfinite(to_source).all()
         ):
             raise ValueError(
-                f"{path}: transform must be a finite (4, 4) matrix, got {to_source.shape} {to_source.dtype}"
+                f"{path}: transform must be a finite (4, 4) matrix, "
+                f"got {to_source.shape} {to_source.dtype}"
             )
         if sampled.shape != () or sampled.dtype != bool:
             raise ValueError(
@@ -134,3 +125,18 @@ class TokenFiles:
             to_source.astype(np.float64),
             bool(sampled),
         )
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The four arrays of a token file, unchecked."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"it has {path.stat().st_size:,} bytes, allowed are {MAX_BYTES:,}")
+        arrays = read_npz(path.read_bytes(), KEYS)
+    except (OSError, ValueError) as e:
+        raise ValueError(f"{path} is not a readable file of tokens ({e})") from e
+    if absent := [key for key in KEYS if key not in arrays]:
+        raise ValueError(
+            f"{path} has no {' and no '.join(absent)}, as a file that --save-tokens wrote does"
+        )
+    return arrays

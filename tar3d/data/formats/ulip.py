@@ -1,11 +1,12 @@
-"""Condition embeddings and captions of the ULIP data sets, as others have computed them:
+"""Condition embeddings and captions of the ULIP data sets, in the files of their authors:
 
-    dino_feats/<set>/<uid>.npz             an array for each view, (1, P, E) or (P, E); of DINO ViT-B/16 P is 197 and E 768
-    captions/t5_ulip_feats/<uid>.npz       an array for each caption, (1, L, 2048) or (L, 2048), L being the caption's own
-    uid2conds.json                         {uid: [[picture, caption], ...]}
+    dino_feats/<set>/<uid>.npz          one array a view, (1, P, E) or (P, E); P is 197 and E 768
+                                        for DINO ViT-B/16
+    captions/t5_ulip_feats/<uid>.npz    one array a caption, (1, L, 2048) or (L, 2048); L varies
+    uid2conds.json                      {uid: [[image, caption], ...]}
 
-Arrays go by their keys, shorter ones first: arr_9 before arr_10. A uid is the id of a shape: of
-ShapeNet <cat>_<id>.
+Arrays are read in the order of their keys, shorter keys first: arr_9 before arr_10. A uid is the id
+of a shape, for ShapeNet <cat>_<id>.
 """
 
 from __future__ import annotations
@@ -22,20 +23,22 @@ if TYPE_CHECKING:
 
 
 class EmbeddingError(ValueError):
-    """Embeddings of one shape that are not there or damaged; the message is one sentence that names
-    the file."""
+    """The embeddings of one shape are missing or damaged; the message names the file."""
 
 
 def read_view_embeddings(folder: Path, uid: str, num_tokens: int, width: int) -> list[np.ndarray]:
-    """The views of a shape, each (P, E) float16. A P or E that is not `num_tokens` x `width` is a
-    plain ValueError: all files of a folder were made by one encoder, so it is not this shape's
-    fault."""
+    """The embeddings of a shape's views, each (P, E) float16, P = `num_tokens` and E = `width`.
+
+    Raises EmbeddingError for a file that is missing or damaged, and a plain ValueError for another
+    P or E: the config must change then, because one encoder made all files of a folder.
+    """
     arrays = _read(folder / f"{uid}.npz")
     for key, (rows, columns) in ((key, array.shape) for key, array in arrays.items()):
         if (rows, columns) != (num_tokens, width):
             raise ValueError(
-                f"{folder / uid}.npz: {key} is {rows} x {columns}, but gpt.condition_tokens x gpt.condition_width "
-                f"is {num_tokens} x {width}: write gpt.condition_tokens={rows} gpt.condition_width={columns}"
+                f"{folder / uid}.npz: {key} is {rows} x {columns}, but gpt.condition_tokens x "
+                f"gpt.condition_width is {num_tokens} x {width}: "
+                f"write gpt.condition_tokens={rows} gpt.condition_width={columns}"
             )
     return list(arrays.values())
 
@@ -43,19 +46,23 @@ def read_view_embeddings(folder: Path, uid: str, num_tokens: int, width: int) ->
 def read_caption_embeddings(
     folder: Path, uid: str, num_tokens: int, width: int
 ) -> list[np.ndarray]:
-    """The captions of a shape, each (l, E) float16, l at most `num_tokens`: longer ones are cut."""
+    """The embeddings of a shape's captions, each (l, E) float16, cut to l <= `num_tokens`.
+
+    Raises EmbeddingError for a file that is missing or damaged, ValueError for another width E.
+    """
     arrays = _read(folder / f"{uid}.npz")
     for key, array in arrays.items():
         if array.shape[1] != width:
             raise ValueError(
-                f"{folder / uid}.npz: {key} is {array.shape[1]} wide, but gpt.condition_width is {width}: "
+                f"{folder / uid}.npz: {key} is {array.shape[1]} wide, "
+                f"but gpt.condition_width is {width}: "
                 f"write gpt.condition_width={array.shape[1]}"
             )
     return [array[:num_tokens] for array in arrays.values()]
 
 
 def read_pairs(path: Path) -> dict[str, list[tuple[str, str]]]:
-    """(picture, caption) pairs by uid, as uid2conds.json has them."""
+    """The (image, caption) pairs of uid2conds.json, by uid."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
@@ -68,20 +75,25 @@ def read_pairs(path: Path) -> dict[str, list[tuple[str, str]]]:
             and all(isinstance(p, list) and list(map(type, p)) == [str, str] for p in pairs)
         ):
             raise ValueError(
-                f"{path}: {uid!r} must have a list of [picture, caption], got {str(pairs)[:80]}"
+                f"{path}: {uid!r} must have a list of [image, caption], got {str(pairs)[:80]}"
             )
-    return {uid: [tuple(pair) for pair in pairs] for uid, pairs in values.items()}
+    return {uid: [(image, text) for image, text in pairs] for uid, pairs in values.items()}
+
+
+def read_ulip_captions(path: Path) -> dict[str, list[str]]:
+    """The captions of uid2conds.json, by uid."""
+    return {
+        uid: [caption for _, caption in pairs] for uid, pairs in read_pairs(path).items() if pairs
+    }
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of a file by key, (rows, width) float16 and finite, at least one."""
+    """All arrays of a file by key, each (rows, width) float16 and finite; at least one."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in sorted(archive, key=lambda key: (len(key), key))}
     except FileNotFoundError as e:
-        raise EmbeddingError(
-            f"{path} is not there, so no embeddings are given for this shape"
-        ) from e
+        raise EmbeddingError(f"{path} is not there, so this shape has no embeddings") from e
     except (
         OSError,
         ValueError,

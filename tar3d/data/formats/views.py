@@ -1,5 +1,7 @@
-"""Condition views of a shape: views/<id>/<k>.png, given or rendered, and cameras.json where they
-were rendered."""
+"""Views that a shape is conditioned on: views/<id>/<k>.png.
+
+They are images of the user, or rendered ones; rendered ones have their cameras in cameras.json.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +32,12 @@ WHITE = (255, 255, 255)
 
 
 def write_views(mesh: Mesh, folder: Path, config: ViewConfig, rng: np.random.Generator) -> None:
-    """Renders into `folder`, which is replaced."""
+    """Renders the views of a mesh into `folder`, which is replaced."""
     _write_folder(folder, view_files(mesh, config, rng))
 
 
 def view_files(mesh: Mesh, config: ViewConfig, rng: np.random.Generator) -> dict[str, bytes]:
-    """Rendered views by the names of their files, and cameras.json."""
+    """Renders the views of a mesh; returns their files and cameras.json, name -> content."""
     cameras, renderer = orbit_cameras(config, rng), Renderer(mesh)
     files = {
         f"{k}.png": _png(Image.fromarray(_pixels(renderer, camera, config)))
@@ -44,12 +46,14 @@ def view_files(mesh: Mesh, config: ViewConfig, rng: np.random.Generator) -> dict
     return files | {"cameras.json": json_bytes([camera.to_json() for camera in cameras])}
 
 
-def picture_files(pictures: Sequence[Path]) -> tuple[dict[str, bytes], list[str]]:
-    """Given pictures by the names they get as views, and why some were left out. PNG files are
-    copied, others converted; the cameras of views that were rendered come along."""
+def image_files(images: Sequence[Path]) -> tuple[dict[str, bytes], list[str]]:
+    """Images of the user as files of views, name -> content, and why some were left out.
+
+    PNG files are copied, others are converted. Images of a views/ folder keep their cameras.json.
+    """
     files: dict[str, bytes] = {}
     left_out = []
-    for path in pictures:
+    for path in images:
         try:
             image = load_image(path)
         except ImageError as e:
@@ -58,7 +62,7 @@ def picture_files(pictures: Sequence[Path]) -> tuple[dict[str, bytes], list[str]
             files[f"{len(files)}.png"] = (
                 path.read_bytes() if path.suffix.lower() == ".png" else _png(image)
             )
-    folders = {path.parent for path in pictures}
+    folders = {path.parent for path in images}
     if len(folders) == 1 and not left_out:
         cameras = folders.pop() / "cameras.json"
         if cameras.parent.parent.name == "views" and cameras.is_file():
@@ -67,7 +71,7 @@ def picture_files(pictures: Sequence[Path]) -> tuple[dict[str, bytes], list[str]
 
 
 def _pixels(renderer: Renderer, camera: Camera, config: ViewConfig) -> np.ndarray:
-    """(S, S, 4) uint8, or (S, S, 3) on white."""
+    """A rendered view, (S, S, 4) uint8, or (S, S, 3) on white."""
     if config.background == "white":
         return renderer.render(camera, config.size, background=WHITE).color
     return rgba(renderer.render(camera, config.size))
@@ -80,31 +84,33 @@ def _png(image: Image.Image) -> bytes:
 
 
 def _write_folder(folder: Path, files: dict[str, bytes]) -> None:
-    """All of the files or none, in place of the folder that was there."""
+    """Replaces a folder by `files`, name -> content: all of them or none."""
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     for name, content in files.items():
         (partial / name).write_bytes(content)
     shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
+    partial.replace(folder)
 
 
-def view_names(views: ShardedFiles, wanted: set[str] | None = None) -> dict[str, list[str]]:
-    """Shape id -> names of its .png pictures in `views`, in the order of their numbers; of the
-    `wanted` ids alone, if given."""
+def view_names(views: ShardedFiles, ids: set[str] | None = None) -> dict[str, list[str]]:
+    """Names of the .png files in `views` by shape id, in the order of their numbers.
+
+    With `ids`, only those of these shapes.
+    """
     names: dict[str, list[str]] = {}
     for name in views:
         shape_id, _, file = name.partition("/")
-        if file.endswith(".png") and "/" not in file and (wanted is None or shape_id in wanted):
+        if file.endswith(".png") and "/" not in file and (ids is None or shape_id in ids):
             names.setdefault(shape_id, []).append(name)
-    for of_one in names.values():
-        of_one.sort(key=lambda name: (len(PurePosixPath(name).stem), name))
+    for names_of_shape in names.values():
+        names_of_shape.sort(key=lambda name: (len(PurePosixPath(name).stem), name))
     return names
 
 
 class Views:
-    """The pictures of a data set folder's shapes, one by one or in tar shards."""
+    """The views of a data set folder's shapes, one by one or in tar shards."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder) / "views"
@@ -112,16 +118,19 @@ class Views:
         self._names = view_names(self._files)
 
     def names(self, shape_id: str) -> list[str]:
-        """`<id>/<k>.png`, in the order of their numbers; none of an unknown shape."""
+        """`<id>/<k>.png` in the order of their numbers; empty for an unknown shape."""
         return self._names.get(shape_id, [])
 
     def load(self, name: str) -> Image.Image:
-        """RGBA; an `ImageError` says where the picture lies."""
+        """A view as RGBA; an `ImageError` names the file that cannot be used."""
         return load_image(self._files.where(name), self._files.read(name))
 
 
-def mesh_pictures(folder: Path, ids: list[str]) -> list[np.ndarray]:
-    """One picture (S, S, 3) uint8 of each shape's mesh, for previews; a ValueError when a mesh is
-    not there any more. Blank of a set that has no report.csv, so that no meshes are known of it."""
+def mesh_images(folder: Path, ids: list[str]) -> list[np.ndarray]:
+    """One rendered image (S, S, 3) uint8 of each shape's mesh, for previews.
+
+    Blank for a set without report.csv, whose meshes are unknown. Raises ValueError when a mesh that
+    report.csv names is gone.
+    """
     known = (folder / "report.csv").is_file()
     return [picture(load_mesh(mesh_path(folder, shape_id)) if known else None) for shape_id in ids]

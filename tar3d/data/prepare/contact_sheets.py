@@ -1,5 +1,4 @@
-"""Tiles of contact sheets: a picture of a shape with its name below it.
-`tar3d.mesh.render.contact_sheet` puts them in a grid."""
+"""Contact sheets: a grid of tiles, each an image of a shape with its name below it."""
 
 from __future__ import annotations
 
@@ -17,22 +16,18 @@ if TYPE_CHECKING:
 
     from tar3d.data.formats.shards import ShardedFiles
 
-TILE = 160  # pixels along the side of a tile's picture
+TILE = 160  # pixels along the side of a tile's image
 _FONT_SIZE, _LINE = 13, 16  # pixels
 _INK, _GREY, _FLAG = (30, 30, 30), (110, 110, 110), (213, 94, 0)
 
 
-def shape_picture(views: ShardedFiles, names: list[str], mesh_file: str) -> Image.Image | None:
-    """The first view of a shape, else its mesh as it is rendered for previews, else None: nothing
-    of it is left."""
+def shape_image(views: ShardedFiles, names: list[str], mesh_file: str) -> Image.Image | None:
+    """The first view of a shape, else its rendered mesh, else None."""
     try:
         if names:
             return Image.open(io.BytesIO(views.read(names[0]))).convert("RGBA")
         return Image.fromarray(picture(load_mesh(mesh_file), TILE))
-    except (
-        ValueError,
-        OSError,
-    ):  # a damaged file, or one that is gone: the tile stays blank and the sheet is made
+    except (ValueError, OSError):  # a damaged or missing file: the tile stays blank
         return None
 
 
@@ -44,22 +39,22 @@ def tile(
     side: int = TILE,
     flagged: bool = False,
 ) -> np.ndarray:
-    """`image` within a square of `side` on white, below it a title of at most two lines, cut in its
-    middle to fit, and a note.
+    """A tile, (side + 52, side, 3) uint8: an image within a square of `side` on white, and text.
 
-    A flagged tile has a frame. (side + 52, side, 3) uint8.
+    The text is a title of at most two lines, cut in its middle to fit, and a note. A flagged tile
+    has a frame.
     """
     canvas = Image.new("RGB", (side, side + 3 * _LINE + 4), "white")
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(_FONT_SIZE)
     if image is not None:
         scale = side / max(image.size)
-        size = tuple(max(1, round(scale * length)) for length in image.size)
+        size = (max(1, round(scale * image.width)), max(1, round(scale * image.height)))
         image = image.convert("RGBA").resize(size, Image.Resampling.LANCZOS)
         canvas.paste(image, ((side - size[0]) // 2, (side - size[1]) // 2), image)
     else:
         draw.rectangle((0, 0, side - 1, side - 1), outline=(200, 200, 200))
-        draw.text((side / 2, side / 2), "no picture", fill=_GREY, font=font, anchor="mm")
+        draw.text((side / 2, side / 2), "no image", fill=_GREY, font=font, anchor="mm")
     if flagged:
         draw.rectangle((0, 0, side - 1, side - 1), outline=_FLAG, width=3)
     lines = [(text, _INK) for text in _two_lines(title, font, side - 2)] + [
@@ -70,9 +65,13 @@ def tile(
     return np.asarray(canvas)
 
 
-def _two_lines(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
-    """`text` as one or two lines of at most `width` pixels, without some of its middle where
-    needed: its ends tell ids apart."""
+def _two_lines(
+    text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float
+) -> list[str]:
+    """`text` as one or two lines of at most `width` pixels.
+
+    A text that is too long loses its middle: the ends tell ids apart.
+    """
     head = len(text)  # characters on the first line
     while head > 1 and font.getlength(text[:head]) > width:
         head -= 1
@@ -85,7 +84,7 @@ def _two_lines(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[st
 
 
 def sheet(tiles: Iterable[np.ndarray], columns: int = 8) -> Image.Image:
-    """Tiles of one size, row by row; a ValueError without any."""
+    """Tiles of one size in a grid, row by row; a ValueError without any."""
     tiles = list(tiles)
     return contact_sheet(
         [tiles[first : first + columns] for first in range(0, len(tiles), columns)]

@@ -1,14 +1,14 @@
-"""Meshes -> training samples, one .npz a shape:
+"""Samples meshes into training data, one .npz a shape:
 
     python -m tar3d.data.make_samples MESHES --out DATA --workers 2
 
-MESHES is a folder of meshes (any depth), a data set folder with meshes/ in it or a CSV table of
-meshes; without --out the samples go into that same folder. Pictures, captions and splits that lie
-beside the meshes are taken over (`tar3d.data.prepare.mesh_list`); of a shape without pictures views are
-rendered. A run that was interrupted or killed continues where it stopped. A mesh or picture that
-cannot be used, or a mesh that takes more time or memory than is allowed, is listed in report.csv
-with the reason, the rest goes on, and the exit status is 1. What a shape's samples are depends on
-its id and the settings alone, never on the order, the number of workers, or where they ran.
+MESHES is a folder of meshes (any depth), a data set folder with meshes/ in it, or a CSV table of
+meshes; without --out the samples go into that same folder. Images, captions and splits beside the
+meshes are used too (docs/data.md); views are rendered for shapes without images. An interrupted or
+killed run continues where it stopped. A mesh or image that cannot be used, and a mesh that takes
+more time or memory than is allowed, is listed in report.csv with the reason; all others are made,
+and the exit code is 1. The samples of a shape depend on its id and the settings alone, not on the
+order, the number of workers, or the machine.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import json
 import os
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -26,7 +27,8 @@ from tar3d import config as configuration
 from tar3d.config import PointSamplingConfig, PrepareConfig, ViewConfig
 from tar3d.data.formats.dataset_folder import complete_splits
 from tar3d.data.formats.shards import ShardedFiles
-from tar3d.data.prepare.mesh_list import Shape, find_shapes, write_tables
+from tar3d.data.prepare.dataset_tables import write_tables
+from tar3d.data.prepare.find_shapes import Shape, find_shapes
 from tar3d.data.prepare.report import write_report
 from tar3d.data.prepare.sample_mesh import MeshJob, SampleResult, sample_mesh
 from tar3d.data.prepare.sample_writer import SampleWriter, read_report
@@ -34,7 +36,10 @@ from tar3d.io import write_json
 from tar3d.parallel.processes import JobFailure, check_limits, parallel
 from tar3d.parallel.ray_cluster import parallel_on_ray
 
-# What `sample_shape` says of a mesh.
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+# Columns of report.csv that `sample_shape` fills.
 FACTS = [
     "faces",
     "components",
@@ -45,16 +50,14 @@ FACTS = [
     "label_confidence",
 ]
 FIELDS = ["id", "file", "status", "reason", *FACTS, "seconds"]
-# For one mesh. 9.9 M faces, about the most that `load_mesh` takes, need two minutes and 5 GB; text
-# files up to ten times their size, which may be 1 GiB.
+# Limits for one mesh. 9.9 M faces, about the most that `load_mesh` takes, need two minutes and
+# 5 GB; text files need up to ten times their size, which may be 1 GiB.
 SECONDS, GIGABYTES = 300.0, 12.0
-SETTINGS = {
-    "samples": PointSamplingConfig,
-    "views": ViewConfig,
-}  # that may gain keys from version to version
+# Settings that may gain keys from version to version.
+SETTINGS = {"samples": PointSamplingConfig, "views": ViewConfig}
 
 
-def make_samples(
+def make_samples(  # noqa: PLR0913  the flags of the command, one to one
     source: Path,
     out: Path,
     config: PointSamplingConfig,
@@ -67,12 +70,13 @@ def make_samples(
     gigabytes: float | None = None,
     ray: str | None = None,
 ) -> list[dict]:
-    """Writes out/samples, report.csv, the tables and splits.json. out/views gets the pictures of
-    `source`, and with `views` those of shapes without pictures. Returns the rows of the report.
+    """Samples the meshes of `source` into the data set folder `out`; returns the report's rows.
 
-    With a `shard_size`, that many shapes go into one tar. `seconds` and `gigabytes` are limits for
-    one mesh; without them and with one worker all happens in this process, which is for meshes that
-    one trusts. `ray` is the address of a cluster. `workers` None means all cores.
+    Writes samples/, report.csv, the tables and splits.json; views/ gets the images of `source`, and
+    with `views` rendered views of the other shapes. `shard_size` packs that many shapes into a tar.
+    `seconds` and `gigabytes` are limits for one mesh; without limits, one worker runs in this
+    process, which suits meshes that are trusted. `workers` None means all cores; `ray` is the
+    address of a cluster. Raises ValueError for settings that differ from those of an earlier run.
     """
     check_limits(seconds, gigabytes)
     shapes = find_shapes(source)
@@ -85,74 +89,80 @@ def make_samples(
         },
     )
     write_tables(shapes, source, out)
-    kept, jobs = _what_is_missing(out, shapes, with_views=views is not None)
-    refused = 0
+    done, jobs = _missing(out, shapes, with_views=views is not None)
     function = partial(sample_mesh, config=config, seed=seed, views=views)
     limits = {"seconds": seconds, "gigabytes": gigabytes}
     if ray is None:
-        made = parallel(
-            function, jobs, (os.cpu_count() or 1) if workers is None else workers, **limits
-        )
+        num_workers = (os.cpu_count() or 1) if workers is None else workers
+        results = parallel(function, jobs, num_workers, **limits)
     else:
-        made = parallel_on_ray(function, jobs, ray, workers, **limits)
+        results = parallel_on_ray(function, jobs, ray, workers, **limits)
+    with SampleWriter(out, FIELDS, dict(done), shard_size) as writer:
+        _write_results(results, writer, done, total=len(shapes), missing=len(jobs))
+    rows = writer.rows
+    complete_splits(out, [i for i, r in rows.items() if r["status"] == "ok"])
+    return [rows[i] for i in sorted(rows)]
+
+
+def _write_results(
+    results: Generator[tuple[MeshJob, SampleResult | JobFailure], None, None],
+    writer: SampleWriter,
+    done: dict[str, dict],
+    *,
+    total: int,
+    missing: int,
+) -> None:
+    """Writes each result as it comes, with a progress bar; `done` has the rows of earlier runs."""
+    refused = 0
     with (
-        SampleWriter(out, FIELDS, dict(kept), shard_size) as output,
-        contextlib.closing(made),
-        tqdm(
-            total=len(shapes), initial=len(shapes) - len(jobs), unit="mesh", desc="samples"
-        ) as bar,
+        contextlib.closing(results),
+        tqdm(total=total, initial=total - missing, unit="mesh", desc="samples") as bar,
     ):
-        for job, result in made:
+        for job, result in results:
             if isinstance(result, JobFailure):
                 result = SampleResult(
                     {"status": "refused", "reason": f"{job.path}: {result.reason}"}
                 )
             good = result.row["status"] == "ok"
-            facts = kept.get(job.id, {}) if good else {}  # of samples that only lacked views
-            output.add(
-                dict.fromkeys(FIELDS, "")
-                | facts
-                | {"id": job.id, "file": str(job.path)}
-                | result.row,
-                result.files,
-            )
+            # a shape that only lacked views keeps the facts of its samples
+            facts = done.get(job.id, {}) if good else {}
+            row = dict.fromkeys(FIELDS, "") | facts | {"id": job.id, "file": str(job.path)}
+            writer.add(row | result.row, result.files)
             refused += not good
             bar.set_postfix(refused=refused, refresh=False)
             bar.update()
-    rows = output.rows
-    complete_splits(out, [i for i, r in rows.items() if r["status"] == "ok"])
-    return [rows[i] for i in sorted(rows)]
 
 
-def _what_is_missing(
+def _missing(
     out: Path, shapes: dict[str, Shape], with_views: bool
 ) -> tuple[dict[str, dict], list[MeshJob]]:
-    """The rows of earlier runs that hold for `shapes`, by id, and what is still to be made. Views
-    that are there stay."""
+    """Valid rows of earlier runs by id, and the jobs that are left; existing views are kept."""
     earlier = read_report(out, FIELDS)
-    sampled = {name.removesuffix(".npz") for name in ShardedFiles(out / "samples", ".npz")}
-    seen = {name.rpartition("/")[0] for name in ShardedFiles(out / "views", ".png")}
-    kept, jobs = {}, []
+    with_samples = {name.removesuffix(".npz") for name in ShardedFiles(out / "samples", ".npz")}
+    viewed = {name.rpartition("/")[0] for name in ShardedFiles(out / "views", ".png")}
+    done, jobs = {}, []
     for shape_id, shape in shapes.items():
         row = earlier.get(shape_id)
         if row and row["status"] == "ok" and row["file"] == str(shape.mesh):
-            kept[shape_id] = row
+            done[shape_id] = row
         parts = []
-        if shape_id not in kept or shape_id not in sampled:
+        if shape_id not in done or shape_id not in with_samples:
             parts.append("samples")
-        if (with_views or shape.pictures) and shape_id not in seen:
+        if (with_views or shape.images) and shape_id not in viewed:
             parts.append("views")
         if parts:
-            jobs.append(MeshJob(shape_id, shape.mesh, shape.pictures, tuple(parts)))
-    return kept, jobs
+            jobs.append(MeshJob(shape_id, shape.mesh, shape.images, tuple(parts)))
+    return done, jobs
 
 
-def _check_settings(out: Path, wanted: dict) -> None:
-    """Refuses settings that differ from those of an earlier run; views may be added to samples, and
-    left out again."""
+def _check_settings(out: Path, settings: dict[str, Any]) -> None:
+    """Refuses settings that differ from those of an earlier run, and writes settings.json.
+
+    Views may be added to samples later, and left out again.
+    """
     path = out / "samples" / "settings.json"
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    for name, value in wanted.items():
+    for name, value in settings.items():
         earlier = found.get(name)
         if earlier and name in SETTINGS:
             earlier = configuration.with_defaults(SETTINGS[name], earlier, str(path))
@@ -162,57 +172,74 @@ def _check_settings(out: Path, wanted: dict) -> None:
                 "use another --out, or delete that folder"
             )
     write_json(
-        path, {name: found.get(name) if value is None else value for name, value in wanted.items()}
+        path,
+        {name: found.get(name) if value is None else value for name, value in settings.items()},
     )
 
 
-def main(argv: list[str] | None = None) -> int:
+def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
+    """The parsed command line, and the parser for errors that are found later."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tar3d.data.make_samples",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "source", type=Path, help="folder of meshes, data set folder, or table id,file (.csv)"
+        "source",
+        type=Path,
+        help="folder of meshes, data set folder, or CSV table with the columns id and file",
     )
     parser.add_argument(
-        "--out", type=Path, help="data set folder to write (default: where the source is)"
+        "--out", type=Path, help="data set folder to write (default: the folder of the source)"
     )
     parser.add_argument(
         "--workers",
         type=int,
-        help="meshes at a time (default: all cores, of all machines with --ray)",
+        help="meshes sampled at the same time (default: all cores, with --ray of all machines)",
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--seed", type=int, default=0, help="another seed draws other points and views (default: 0)"
+    )
     parser.add_argument(
         "--seconds",
         type=float,
         default=SECONDS,
-        help="a mesh that takes longer is refused (default: %(default)g)",
+        help="refuse a mesh that takes longer, so that none holds up the run "
+        "(default: %(default)g)",
     )
     parser.add_argument(
         "--gigabytes",
         type=float,
         default=GIGABYTES,
-        help="a mesh that needs more memory is refused; only on Linux (default: %(default)g)",
+        help="refuse a mesh that needs more memory, so that none ends the run; Linux only "
+        "(default: %(default)g)",
     )
     parser.add_argument(
         "--shard-size",
         type=int,
         default=0,
         metavar="N",
-        help="pack N shapes into a tar (default: loose files)",
+        help="pack N shapes into a tar, for file systems that dislike millions of files "
+        "(default: loose files)",
     )
     parser.add_argument(
         "--ray",
         metavar="ADDRESS",
-        help="run on the Ray cluster at this address; local starts one here",
+        help="spread the work over the Ray cluster at this address; local starts one here",
     )
     parser.add_argument(
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="settings of PrepareConfig, as in surface_points=16384 views.count=8; views.count=0 renders none",
+        help="settings of PrepareConfig, as in surface_points=16384 views.count=8; "
+        "views.count=0 renders no views",
     )
-    args = parser.parse_intermixed_args(argv)
+    return parser.parse_intermixed_args(argv), parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns the exit code, 1 if meshes or images were refused."""
+    args, parser = parse_arguments(argv)
     try:
         config = configuration.load(PrepareConfig, None, args.overrides)
         out = args.out or (args.source.parent if args.source.is_file() else args.source)
@@ -239,7 +266,7 @@ def main(argv: list[str] | None = None) -> int:
     flawed = [r for r in rows if r["status"] == "ok" and r["reason"]]
     if flawed:
         print(
-            f"pictures of {len(flawed)} shapes were left out, the first: {flawed[0]['reason']}; "
+            f"images of {len(flawed)} shapes were left out, the first: {flawed[0]['reason']}; "
             f"to try again delete the shapes' folders in {out / 'views'}"
         )
     return 1 if refused or flawed else 0

@@ -1,13 +1,14 @@
-"""Objaverse by a list of uids -> a table of meshes that make_samples takes:
+"""Downloads Objaverse meshes by a list of uids, and writes the table that make_samples reads:
 
     python -m tar3d.data.objaverse UIDS.txt --out DIR
     python -m tar3d.data.make_samples DIR/objaverse.csv
 
-UIDS.txt has one uid a line. The GLBs are downloaded by the `objaverse` package into its cache (below ~/.objaverse), those that
-are there already are not; run it again after an interruption. With --local FOLDER nothing is downloaded: <uid>.glb is looked
-for at any depth of it. Captions are the objects' names, else their tags, from the metadata of Objaverse (downloaded too, or, with
---local, read from metadata/ beside glbs/ where it lies there as in the cache). Uids without a mesh are listed in
-DIR/missing.csv with the reason, the rest goes on, and the exit status is 1.
+UIDS.txt has one uid a line. The `objaverse` package downloads the GLBs into its cache (below
+~/.objaverse), except those that are there; after an interruption run the command again. With
+--local FOLDER nothing is downloaded: <uid>.glb is looked for at any depth of the folder. Captions
+are the names of the objects, else their tags, from Objaverse's metadata; it is downloaded too or,
+with --local, read from metadata/ beside glbs/ as in the cache. Uids without a mesh are listed in
+DIR/missing.csv with the reason, all others are used, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -37,15 +38,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from types import ModuleType
 
-GROUP = 16  # uids a call of the package, which reads its list of 800,000 paths (a second) each time
-FIRST_PAUSE, LONGEST_PAUSE = (
-    2.0,
-    60.0,
-)  # seconds before the second try; each further pause is twice as long
-GIVE_UP = 20  # uids that fail one after the other: then it is the network, not they
-TAGS = 5
-_GONE = (404, 410)  # of HTTP: no further try helps
-# of the network, and of reading a list that was cut off
+# uids a call of the package, which reads its list of 800,000 paths (one second) in every call
+GROUP = 16
+# seconds before the second try; each further pause is twice as long
+FIRST_PAUSE, LONGEST_PAUSE = 2.0, 60.0
+GIVE_UP = 20  # failures in a row after which the network is taken to be down
+TAGS = 5  # at most so many tags become a caption
+_GONE = (404, 410)  # HTTP status codes for which another try does not help
+# errors of the network, and of reading a list that was cut off
 _FAILURES = (OSError, http.client.HTTPException, EOFError, ValueError, zlib.error)
 
 UNKNOWN = "Objaverse has no object with this uid"
@@ -54,18 +54,21 @@ T = TypeVar("T")
 
 
 def read_uids(path: Path) -> list[str]:
-    """The uids of a list, each once; a ValueError names the first line that is none. Comments (#)
-    and blank lines are skipped."""
+    """The uids of a list, each once; comments (#) and blank lines are skipped.
+
+    Raises ValueError for a list that cannot be read or is empty, and for a line that is no uid.
+    """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as e:
         raise ValueError(f"{path} is not a readable list of uids ({e})") from e
-    uids = {}
+    uids: dict[str, None] = {}
     for number, line in enumerate(lines, start=1):
         uid = line.partition("#")[0].strip().removesuffix(".glb").lower()
         if uid and not re.fullmatch("[0-9a-f]{32}", uid):
             raise ValueError(
-                f"{path}, line {number}: {line.strip()!r} is not a uid, which has 32 hexadecimal digits"
+                f"{path}, line {number}: {line.strip()!r} is not a uid, "
+                "which has 32 hexadecimal digits"
             )
         if uid:
             uids[uid] = None
@@ -75,7 +78,7 @@ def read_uids(path: Path) -> list[str]:
 
 
 def find_local(uids: Iterable[str], folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
-    """GLBs below `folder` by uid, and the reasons of those that are not there."""
+    """GLBs below `folder` by uid, and the reason for each uid without one."""
     if not folder.is_dir():
         raise ValueError(f"--local {folder} is not a folder")
     there = {
@@ -91,10 +94,10 @@ def find_local(uids: Iterable[str], folder: Path) -> tuple[dict[str, Path], dict
 def download(
     uids: list[str], package: ModuleType, *, retries: int
 ) -> tuple[dict[str, Path], dict[str, str]]:
-    """GLBs in the cache by uid, downloaded where they are not there yet, and the reasons of those
-    that could not be had.
+    """Downloads GLBs that are not in the cache; returns all by uid, and the reasons of failures.
 
-    Raises ValueError when the list of Objaverse's own uids cannot be fetched."""
+    Raises ValueError when Objaverse's list of uids cannot be fetched.
+    """
     cached = {p.stem: p for p in _cache(package).glob("glbs/*/*.glb")}
     found = {uid: cached[uid] for uid in uids if uid in cached}
     if len(found) == len(uids):
@@ -130,17 +133,18 @@ def download(
 def _download_group(
     uids: list[str], package: ModuleType, retries: int
 ) -> Iterator[tuple[str, Path | str]]:
-    """Each uid with its file, or the reason why there is none. The package stops at the first
-    object that fails: that one gets all its tries, and if none helps the others go on without
-    it."""
+    """Each uid with its file, or with the reason why there is none.
+
+    The package stops at the first object that fails. That object is tried again until its tries are
+    used up; then the rest of the group goes on without it.
+    """
     rest, tries = list(uids), 0
     while rest:
         try:
             paths = _quietly(package.load_objects, rest)
         except _FAILURES as e:
-            while rest and (
-                path := next(_cache(package).glob(f"glbs/*/{rest[0]}.glb"), None)
-            ):  # done before it
+            # objects that were downloaded before the one that failed
+            while rest and (path := next(_cache(package).glob(f"glbs/*/{rest[0]}.glb"), None)):
                 yield rest.pop(0), path
                 tries = 0
             if not rest:
@@ -166,11 +170,11 @@ def _fetch_index(
     retries: int,
     also: str = "",
 ) -> T:
-    """What `function` reads from the package's lists: the paths of the objects and the file `also`
-    of its cache.
+    """Calls a function of the package that reads its lists, and tries again when it fails.
 
-    The package writes these in place and reads whatever is there, so one that was cut off is
-    removed before the next try."""
+    The package writes its lists in place and reads whatever is there. So a list that was cut off is
+    deleted before the next try: the paths of the objects, and the file `also` of the cache.
+    """
     tries = 0
     while True:
         try:
@@ -186,7 +190,7 @@ def _fetch_index(
 
 
 def _quietly(function: Callable[..., T], *arguments: object) -> T:
-    """Calls the package without the line that it prints for each file."""
+    """Calls a function of the package, which would print a line for each file."""
     with contextlib.redirect_stdout(io.StringIO()):
         return function(*arguments)
 
@@ -200,7 +204,7 @@ def _cache(package: ModuleType) -> Path:
 
 
 def _read_gzip(path: Path) -> dict | None:
-    """A list of the package; None where there is none that can be read."""
+    """The content of a list of the package; None if it is missing or damaged."""
     try:
         with gzip.open(path, "rb") as f:
             return json.load(f)
@@ -208,13 +212,14 @@ def _read_gzip(path: Path) -> dict | None:
         return None
 
 
-def annotations(
+def read_metadata(
     found: dict[str, Path], package: ModuleType | None, *, retries: int
 ) -> Iterator[tuple[str, dict]]:
-    """Metadata by uid, of those that have some: from metadata/<folder>.json.gz beside
-    glbs/<folder>/, which `package` fetches.
+    """(uid, metadata) of the objects that have some, from metadata/<folder>.json.gz.
 
-    A file that cannot be fetched ends the fetching: captions are not worth hours of tries."""
+    The file is beside glbs/<folder>/, or `package` fetches it. After a file that cannot be fetched
+    no other is tried: captions are not worth hours of waiting.
+    """
     folders: dict[Path, list[str]] = {}
     for uid, path in found.items():
         folders.setdefault(path.parent, []).append(uid)
@@ -226,13 +231,12 @@ def annotations(
                 values = _fetch_index(
                     package, package.load_annotations, uids, retries=retries, also=file
                 )
-            except (
-                *_FAILURES,
-                KeyError,
-            ) as e:  # KeyError: a file in the cache that the package does not know
+            # KeyError: a file in the cache that the package does not know
+            except (*_FAILURES, KeyError) as e:
                 package = None
                 print(
-                    f"metadata could not be fetched ({type(e).__name__}: {e}), so captions are missing; run it again for them",
+                    f"metadata could not be fetched ({type(e).__name__}: {e}), "
+                    "so captions are missing; run it again for them",
                     file=sys.stderr,
                 )
         yield from (
@@ -241,7 +245,7 @@ def annotations(
 
 
 def describe(annotation: dict) -> tuple[str, str]:
-    """(caption, category) of an object's metadata, "" where it says nothing."""
+    """(caption, category) from an object's metadata; "" if it has none."""
 
     def names(key: str) -> list[str]:
         listed = annotation.get(key) or []
@@ -257,8 +261,7 @@ def describe(annotation: dict) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def _timeout(seconds: float) -> Iterator[None]:
-    """Without it a connection that fell silent is waited for without end; the package offers no
-    setting."""
+    """Limits the time a connection may be silent, for which the package has no setting."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:
@@ -268,6 +271,7 @@ def _timeout(seconds: float) -> Iterator[None]:
 
 
 def load_package() -> ModuleType:
+    """The objaverse package; a ValueError if it is not installed."""
     try:
         import objaverse
     except ImportError as e:
@@ -278,32 +282,49 @@ def load_package() -> ModuleType:
     return objaverse
 
 
-def main(argv: list[str] | None = None) -> int:
+def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
+    """The parsed command line, and the parser for errors that are found later."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("uids", type=Path, metavar="UIDS.txt", help="one uid a line")
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="gets objaverse.csv and missing.csv"
+        prog="python -m tar3d.data.objaverse",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--local", type=Path, metavar="FOLDER", help="take GLBs from here, and download nothing"
+        "uids", type=Path, metavar="UIDS.txt", help="text file with one Objaverse uid a line"
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="the first N uids only")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder for objaverse.csv, which make_samples reads, and missing.csv",
+    )
+    parser.add_argument(
+        "--local",
+        type=Path,
+        metavar="FOLDER",
+        help="use the GLBs below this folder and download nothing",
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="use the first N uids only")
     parser.add_argument(
         "--retries",
         type=int,
         default=3,
-        help="further tries of a download that failed (default: %(default)s)",
+        help="number of times a failed download is tried again (default: %(default)s)",
     )
     parser.add_argument(
         "--timeout",
         type=float,
         default=60.0,
         metavar="S",
-        help="seconds without a byte (default: %(default)s)",
+        help="give up a connection that is silent for S seconds (default: %(default)s)",
     )
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv), parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns the exit code, 1 if meshes are missing."""
+    args, parser = parse_arguments(argv)
     try:
         if args.retries < 0 or args.timeout <= 0 or (args.limit is not None and args.limit < 1):
             raise ValueError(
@@ -320,27 +341,36 @@ def main(argv: list[str] | None = None) -> int:
             )
             described = {
                 uid: describe(values)
-                for uid, values in annotations(found, package, retries=args.retries)
+                for uid, values in read_metadata(found, package, retries=args.retries)
             }
     except ValueError as e:
         parser.exit(2, f"{e}\n")
-    rows = [
-        {
-            "id": uid,
-            "file": os.path.abspath(found[uid]),
-            "caption": described.get(uid, ("", ""))[0],
-            "category": described.get(uid, ("", ""))[1],
-        }
-        for uid in uids
-        if uid in found
-    ]
-    write_csv(args.out / "objaverse.csv", ["id", "file", "caption", "category"], rows)
-    missing = [{"uid": uid, "reason": reasons[uid]} for uid in uids if uid in reasons]
-    write_csv(args.out / "missing.csv", ["uid", "reason"], missing)
+    _write_tables(args.out, uids, found, reasons, described)
+    num_captions = sum(bool(described.get(uid, ("", ""))[0]) for uid in found)
     print(
-        f"{len(rows):,} of {len(uids):,} meshes, {sum(bool(r['caption']) for r in rows):,} with a caption: next: "
+        f"{len(found):,} of {len(uids):,} meshes, {num_captions:,} with a caption: next: "
         f"python -m tar3d.data.make_samples {args.out / 'objaverse.csv'}"
     )
     if reasons:
         print(f"{len(reasons):,} are missing, see {args.out / 'missing.csv'}", file=sys.stderr)
     return 1 if reasons else 0
+
+
+def _write_tables(
+    out: Path,
+    uids: list[str],
+    found: dict[str, Path],
+    reasons: dict[str, str],
+    described: dict[str, tuple[str, str]],
+) -> None:
+    """Writes objaverse.csv and missing.csv, both in the order of `uids`."""
+    rows = []
+    for uid in uids:
+        if uid in found:
+            caption, category = described.get(uid, ("", ""))
+            # not Path.resolve, which would follow links
+            file = os.path.abspath(found[uid])  # noqa: PTH100
+            rows.append({"id": uid, "file": file, "caption": caption, "category": category})
+    write_csv(out / "objaverse.csv", ["id", "file", "caption", "category"], rows)
+    missing = [{"uid": uid, "reason": reasons[uid]} for uid in uids if uid in reasons]
+    write_csv(out / "missing.csv", ["uid", "reason"], missing)

@@ -1,7 +1,6 @@
-"""One mesh -> its row of report.csv and the bytes of its files: what a process or machine does of
-`make_samples`.
+"""One mesh -> its row of report.csv and the content of its files: the job of a worker process.
 
-It writes nothing, so that nobody who is ended in the middle leaves half of something behind.
+It writes nothing, so a worker that is killed leaves nothing half done.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tar3d.data.formats.sample_bytes import sample_bytes
-from tar3d.data.formats.views import picture_files, view_files
+from tar3d.data.formats.samples import sample_bytes
+from tar3d.data.formats.views import image_files, view_files
 from tar3d.mesh.load import MeshError, load_mesh
 from tar3d.mesh.points import sample_shape
 
@@ -26,18 +25,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MeshJob:
-    """A mesh, and what is to be made of it: "samples", "views" or both."""
+    """A mesh, and what to make of it: "samples", "views" or both."""
 
     id: str
     path: Path
-    pictures: tuple[Path, ...]  # given ones, to be its views
+    images: tuple[Path, ...]  # images of the user that become its views
     parts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class SampleResult:
-    """Values of a row of the report, and files by name: samples/<id>.npz, views/<id>/<k>.png,
-    views/<id>/cameras.json."""
+    """A row of report.csv, and files by name.
+
+    The names are samples/<id>.npz, views/<id>/<k>.png and views/<id>/cameras.json.
+    """
 
     row: dict[str, object]
     files: dict[str, bytes] = field(default_factory=dict)
@@ -46,9 +47,12 @@ class SampleResult:
 def sample_mesh(
     job: MeshJob, *, config: PointSamplingConfig, seed: int, views: ViewConfig | None
 ) -> SampleResult:
-    """What comes out depends on the mesh, its id and the settings; a mesh that cannot be used gives
-    a row with the reason. Views are rendered where no picture is given, or none of use, unless
-    `views` is None."""
+    """Samples a mesh, and takes over or renders its views.
+
+    The result depends on the mesh, its id and the settings alone. Views are rendered for a shape
+    without usable images, unless `views` is None. A mesh that cannot be used gives a row with the
+    reason.
+    """
     start = time.perf_counter()
     entropy = int.from_bytes(hashlib.sha256(f"{seed}:{job.id}".encode()).digest()[:8], "big")
     row: dict[str, object] = {"status": "ok", "reason": ""}
@@ -63,11 +67,11 @@ def sample_mesh(
                 for name, value in facts.items()
             }
         if "views" in job.parts:
-            pictures, left_out = picture_files(job.pictures)
-            if not pictures and views is not None:
-                pictures = view_files(mesh, views, np.random.default_rng([entropy, 1]))
+            images, left_out = image_files(job.images)
+            if not images and views is not None:
+                images = view_files(mesh, views, np.random.default_rng([entropy, 1]))
             row["reason"] = "; ".join(left_out)
-            files |= {f"views/{job.id}/{name}": content for name, content in pictures.items()}
+            files |= {f"views/{job.id}/{name}": content for name, content in images.items()}
     except MeshError as e:
         row, files = {"status": "refused", "reason": str(e)}, {}
     return SampleResult(row | {"seconds": f"{time.perf_counter() - start:.3f}"}, files)

@@ -1,8 +1,7 @@
-"""What `make_samples` leaves in a data set folder: files, loose or in shards, and a row of
-report.csv for each mesh.
+"""Writes the output of `make_samples`: files, loose or in shards, and a row of report.csv a mesh.
 
-A kill at any point loses only what was not finished: files take their names when they are complete,
-and a row is added when its files are there.
+A kill at any point loses only unfinished shapes: files get their names when they are complete, and
+a row is added after its files.
 """
 
 from __future__ import annotations
@@ -17,15 +16,17 @@ from tar3d.io import atomic_write, write_csv
 if TYPE_CHECKING:
     from pathlib import Path
 
-KINDS = (
-    "views",
-    "samples",
-)  # the larger last: of shards that a kill left without rows there is then hardly ever a large one
+# Samples last: their shards are the larger ones, and a kill between the two shards of a pair then
+# leaves a small one without rows.
+FOLDERS = ("views", "samples")
 
 
 class SampleWriter:
-    """Used in a `with` block. `rows` are those of earlier runs that still hold, by id; `shard_size`
-    0 writes loose files."""
+    """Adds shapes to a data set folder; used in a `with` block.
+
+    `rows` are the rows of earlier runs that are still valid, by id. `shard_size` is the number of
+    shapes a tar shard, 0 for loose files.
+    """
 
     def __init__(
         self, folder: Path, fields: list[str], rows: dict[str, dict], shard_size: int = 0
@@ -39,14 +40,14 @@ class SampleWriter:
         self._files: dict[str, bytes] = {}
         self._remove_leftovers()
         self._write_sorted()
-        self._report = open(folder / "report.csv", "a", encoding="utf-8", newline="")
+        # open until __exit__: rows are added one by one
+        self._report = (folder / "report.csv").open("a", encoding="utf-8", newline="")
 
     def __enter__(self) -> SampleWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """The last shard may be a short one, also when the run is interrupted. In the end the
-        report is in order of ids."""
+        """Writes the last shard, even after an error, and sorts the report by id."""
         try:
             self._write_waiting()
         finally:
@@ -54,6 +55,7 @@ class SampleWriter:
         self._write_sorted()
 
     def add(self, row: dict, files: dict[str, bytes]) -> None:
+        """Adds a shape: its row of the report, and its files by name."""
         if not self.shard_size:
             for name, content in files.items():
                 with atomic_write(self.folder / name) as f:
@@ -67,26 +69,24 @@ class SampleWriter:
         self._add_rows([row])
 
     def _write_waiting(self) -> None:
-        """A pair of shards: samples/<number>.tar and views/<number>.tar have the same shapes, as
-        far as they were wanted."""
+        """Writes samples/<number>.tar and views/<number>.tar, two shards of the same shapes."""
         taken = [
             int(p.stem)
-            for kind in KINDS
-            for p in (self.folder / kind).glob("*.tar")
+            for folder in FOLDERS
+            for p in (self.folder / folder).glob("*.tar")
             if p.stem.isdigit()
         ]
-        for kind in KINDS:
+        for folder in FOLDERS:
             members = {
-                name.removeprefix(f"{kind}/"): content
+                name.removeprefix(f"{folder}/"): content
                 for name, content in self._files.items()
-                if name.startswith(f"{kind}/")
+                if name.startswith(f"{folder}/")
             }
             if members:
-                write_shard(self.folder / kind / f"{max(taken, default=-1) + 1:05d}.tar", members)
+                write_shard(self.folder / folder / f"{max(taken, default=-1) + 1:05d}.tar", members)
             for name in members:
-                (self.folder / kind / name).unlink(
-                    missing_ok=True
-                )  # an older loose file would go before the packed one
+                # an older loose file would be read instead of the packed one
+                (self.folder / folder / name).unlink(missing_ok=True)
         self._add_rows(self._waiting)
         self._waiting, self._files = [], {}
 
@@ -103,15 +103,17 @@ class SampleWriter:
         )
 
     def _remove_leftovers(self) -> None:
-        """Unfinished files of a run that was killed."""
+        """Deletes unfinished files of a run that was killed."""
         for pattern in (".*.part", "samples/.*.part", "views/.*.part", "views/*/.*.part"):
             for path in self.folder.glob(pattern):
                 path.unlink()
 
 
 def read_report(folder: Path, fields: list[str]) -> dict[str, dict]:
-    """Rows of report.csv by id, the last one of an id; one that was cut off, as a kill may leave
-    the last, is left out."""
+    """Rows of report.csv by id, the last row of each id; empty without a report.
+
+    A last line that a kill has cut off is left out.
+    """
     path = folder / "report.csv"
     if not path.is_file():
         return {}

@@ -1,0 +1,1 @@
+"""From samples, views and captions to the token shards that the GPT trains on."""

@@ -1,11 +1,11 @@
-"""What a GPT is told of the shapes of a data set: their views, their captions, or embeddings that
-others made of either.
+"""Readers of what a GPT is conditioned on: views, captions, or embeddings that the user provides.
 
-    told = ToldByViews(DATA, encoder, config.image_encoder, device)
-    told.read("chair_0_000017")            # a list of arrays, one a view
+    reader = ViewConditions(DATA, encoder, config.image_encoder, device)
+    reader.read("chair_0_000017")            # a list of arrays, one a view
 
-Each kind has the same face (`Told`). A frozen encoder is run here, and its embeddings are float16;
-for an encoder that is trained along, its input is kept: pixels, or token ids.
+Every reader is a `ConditionReader`. A frozen encoder runs here, and its embeddings are stored as
+float16. For an encoder that is trained along with the GPT, its input is stored: pixels or token
+ids.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ import numpy as np
 import torch
 
 from tar3d.condition.image import ImageError, preprocess
+from tar3d.data.formats.captions import captions_of
 from tar3d.data.formats.ulip import (
     EmbeddingError,
     read_caption_embeddings,
-    read_pairs,
     read_view_embeddings,
 )
 from tar3d.data.formats.views import Views
-from tar3d.data.prepare.mesh_list import read_captions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,50 +31,47 @@ if TYPE_CHECKING:
     from tar3d.condition.text import TextEncoder
     from tar3d.config import ImageEncoderConfig
 
+EMBEDDINGS = "float16 embeddings"  # entry of stamp.json
+
 
 class CaptionError(ValueError):
-    """A shape whose captions cannot be used; the message is one sentence."""
+    """The captions of one shape cannot be used; the message is one sentence."""
 
 
-UNUSABLE = (
-    ImageError,
-    CaptionError,
-    EmbeddingError,
-)  # what `read` raises for one shape; anything else ends the work
+# Raised by `ConditionReader.read` for a single shape; any other error ends the work.
+UNUSABLE = (ImageError, CaptionError, EmbeddingError)
 
 
-class Told(Protocol):
-    """`kind` is one of CONDITIONS; `identity` stamps what `read` gives; `items` says what an item
-    is."""
+class ConditionReader(Protocol):
+    """Reads the conditions of one modality, as they are stored in token shards."""
 
-    kind: str
-    identity: str
-    items: str
+    modality: str  # one of config.CONDITIONS
+    identity: str  # what made them, an entry of stamp.json
+    items: str  # their type, an entry of stamp.json
 
     def read(self, shape_id: str) -> list[np.ndarray]:
-        """The views of a shape, each (S, S, 3) uint8 or (P, E) float16; or its captions, each (l,)
-        int32 or (l, E) float16, l being its own number of tokens. Never empty: one of `UNUSABLE` is
-        raised with the reason."""
+        """The conditions of a shape, at least one.
+
+        Views are (S, S, 3) uint8 or (P, E) float16; captions are (l,) int32 or (l, E) float16 with
+        a length l of their own. Raises one of `UNUSABLE` with the reason.
+        """
 
 
-class ToldByViews:
-    kind = "image"
+class ViewConditions:
+    """The views of a data set, as pixels or as embeddings of a frozen encoder."""
+
+    modality = "image"
 
     def __init__(
         self, data: Path, encoder: ImageEncoder, config: ImageEncoderConfig, device: torch.device
     ) -> None:
-        self.views, self.encoder, self.config, self.device = (
-            Views(data),
-            encoder.to(device),
-            config,
-            device,
-        )
-        self.identity, self.items = (
-            encoder.identity,
-            "float16 embeddings" if encoder.frozen else "uint8 pixels",
-        )
+        self.views, self.encoder = Views(data), encoder.to(device)
+        self.config, self.device = config, device
+        self.identity = encoder.identity
+        self.items = EMBEDDINGS if encoder.frozen else "uint8 pixels"
 
     def read(self, shape_id: str) -> list[np.ndarray]:
+        """The views of a shape, each (S, S, 3) uint8, or (P, E) float16 of a frozen encoder."""
         names = self.views.names(shape_id)
         if not names:
             raise ImageError(
@@ -85,75 +81,57 @@ class ToldByViews:
         pixels = [preprocess(self.views.load(name), self.config).pixels for name in names]
         if not self.encoder.frozen:
             return pixels
-        return list(
-            self.encoder(torch.from_numpy(np.stack(pixels)).to(self.device))
-            .embeddings.half()
-            .cpu()
-            .numpy()
-        )
+        embeddings = self.encoder(torch.from_numpy(np.stack(pixels)).to(self.device)).embeddings
+        return list(embeddings.half().cpu().numpy())
 
 
-def captions_of(data: Path) -> dict[str, list[str]]:
-    """The captions of a data set by id: its captions.csv, or ULIP's uid2conds.json."""
-    if not (data / "captions.csv").is_file() and (data / "uid2conds.json").is_file():
-        return {
-            uid: [caption for _, caption in pairs]
-            for uid, pairs in read_pairs(data / "uid2conds.json").items()
-            if pairs
-        }
-    return read_captions(data / "captions.csv")
+class CaptionConditions:
+    """The captions of a data set, as token ids or as embeddings of a frozen encoder."""
 
-
-class ToldByCaptions:
-    kind = "text"
+    modality = "text"
 
     def __init__(self, data: Path, encoder: TextEncoder, device: torch.device) -> None:
         self.captions, self.encoder, self.device = captions_of(data), encoder.to(device), device
-        self.identity, self.items = (
-            encoder.identity,
-            "float16 embeddings" if encoder.frozen else "int32 token ids",
-        )
+        self.identity = encoder.identity
+        self.items = EMBEDDINGS if encoder.frozen else "int32 token ids"
 
     def read(self, shape_id: str) -> list[np.ndarray]:
+        """The captions of a shape, each (l,) int32, or (l, E) float16 of a frozen encoder."""
         if shape_id not in self.captions:
             raise CaptionError(
                 f"there is no caption of {shape_id!r}: add a row for it to captions.csv"
             )
-        found = []
+        conditions = []
         for caption in self.captions[shape_id]:
             ids = self.encoder.words.prepare(caption).ids
             ids = ids[ids >= 0]
-            found.append(self._embed(ids, shape_id) if self.encoder.frozen else ids)
-        return found
+            conditions.append(self._embed(ids, shape_id) if self.encoder.frozen else ids)
+        return conditions
 
     def _embed(self, ids: np.ndarray, shape_id: str) -> np.ndarray:
-        embeddings = (
-            self.encoder(torch.from_numpy(ids)[None].to(self.device))
-            .embeddings[0]
-            .half()
-            .cpu()
-            .numpy()
-        )
+        batch = self.encoder(torch.from_numpy(ids)[None].to(self.device))
+        embeddings = batch.embeddings[0].half().cpu().numpy()
         if not np.isfinite(embeddings).all():
             raise CaptionError(f"a caption of {shape_id!r} has embeddings that float16 cannot hold")
         return embeddings
 
 
-class ToldByEmbeddings:
-    """Embeddings of a folder, `<id>.npz` for each shape, taken for what `encoder` stands in for."""
+class EmbeddingConditions:
+    """Embeddings that the user provides, one `<id>.npz` a shape in a folder.
 
-    items = "float16 embeddings"
+    They stand for what the frozen encoder that the config names would return; `encoder` has its
+    name, and the number and width of its embeddings.
+    """
 
-    def __init__(self, kind: str, folder: Path, encoder: GivenEmbeddings) -> None:
+    items = EMBEDDINGS
+
+    def __init__(self, modality: str, folder: Path, encoder: GivenEmbeddings) -> None:
         if not folder.is_dir():
             raise ValueError(f"{folder} is not a folder of embeddings <id>.npz")
-        self.kind, self.folder, self.encoder, self.identity = (
-            kind,
-            folder,
-            encoder,
-            encoder.identity,
-        )
+        self.modality, self.folder = modality, folder
+        self.encoder, self.identity = encoder, encoder.identity
 
     def read(self, shape_id: str) -> list[np.ndarray]:
-        read = read_view_embeddings if self.kind == "image" else read_caption_embeddings
+        """The embeddings of a shape's views or captions, each (P, E) or (l, E) float16."""
+        read = read_view_embeddings if self.modality == "image" else read_caption_embeddings
         return read(self.folder, shape_id, self.encoder.num_tokens, self.encoder.width)

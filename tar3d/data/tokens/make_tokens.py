@@ -1,17 +1,21 @@
-"""Samples, and the views or captions of the shapes -> token shards, which the GPT trains on:
+"""Turns samples, and the views or captions of the shapes, into token shards for the GPT:
 
-    python -m tar3d.data.make_tokens DATA --tokenizer pretrained/tiny --config configs/gpt_i23d_tiny.yaml
-    python -m tar3d.data.make_tokens DATA --tokenizer MODEL --gpt-type t23d --config configs/gpt_t23d.yaml
-    python -m tar3d.data.make_tokens DATA --tokenizer MODEL --config configs/gpt_i23d.yaml --embeddings ULIP/dino_feats/Shapenet
+    python -m tar3d.data.make_tokens DATA --tokenizer pretrained/tiny \\
+        --config configs/gpt_i23d_tiny.yaml
+    python -m tar3d.data.make_tokens DATA --tokenizer MODEL --gpt-type t23d \\
+        --config configs/gpt_t23d.yaml
+    python -m tar3d.data.make_tokens DATA --tokenizer MODEL --config configs/gpt_i23d.yaml \\
+        --embeddings ULIP/dino_feats/Shapenet
 
-A frozen encoder is run here once, and its float16 embeddings are stored; for an encoder that is
-trained along, its input is: the prepared pixels, or the ids of the words. With --embeddings or
---caption-embeddings, those of a folder (tar3d/data/formats/ulip.py) are stored instead, and taken for what
-the frozen encoder that the config names would give; its weights are not needed then. Every folder
-of shards carries a stamp (tokenizer, encoders); what was made with another tokenizer or encoder is
-refused, never mixed, and what a further kind of condition needs is added. Interrupted runs continue
-with the first file that is missing. A shape without usable views or captions is listed in
-tokens/refused.csv with the reason, the rest goes on, and the exit status is 1.
+A frozen encoder runs once, and its float16 embeddings are stored. For an encoder that is trained
+along with the GPT its input is stored: prepared pixels, or token ids of the text tokenizer. With
+--embeddings or --caption-embeddings, the embeddings of a folder (tar3d/data/formats/ulip.py) are
+stored instead, and the weights of the frozen encoder that the config names are not needed.
+
+The shards carry a stamp of the tokenizer and encoders. Shards of another tokenizer or encoder are
+refused, never mixed; conditions of another modality are added to them. An interrupted run continues
+with the first missing file. Shapes without usable views or captions are listed in
+tokens/refused.csv with the reason, all others are made, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ import dataclasses
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -33,47 +37,85 @@ from tar3d.condition.conditioner import Encoder, build_encoder
 from tar3d.condition.encoders import TRAINED, GivenEmbeddings
 from tar3d.condition.text import learn_words
 from tar3d.config import GPT_TYPES, GPTRunConfig
-from tar3d.data.datasets.tokens import read_json, read_stamp, sha256
+from tar3d.data.formats.captions import captions_of
 from tar3d.data.formats.dataset_folder import SPLITS
-from tar3d.data.formats.samples import open_samples
+from tar3d.data.formats.samples import SAMPLE_READERS, open_samples
 from tar3d.data.formats.token_file import token_dtype
+from tar3d.data.formats.token_shards import read_json, read_stamp, sha256
 from tar3d.data.tokens.conditions import (
     UNUSABLE,
-    Told,
-    ToldByCaptions,
-    ToldByEmbeddings,
-    ToldByViews,
-    captions_of,
+    CaptionConditions,
+    ConditionReader,
+    EmbeddingConditions,
+    ViewConditions,
 )
 from tar3d.io import atomic_write, write_csv, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from tar3d.condition.encoders import ImageEncoder
+    from tar3d.condition.text import TextEncoder
     from tar3d.tokenizer.vqvae import VQVAE
 
 SHARD_SHAPES = 512
 
 
 class TokenMaker:
-    """Turns the shapes of one data set folder into shards with one tokenizer, and with what the GPT
-    is `told` of them."""
+    """Turns the shapes of one data set folder into token shards.
 
-    def __init__(self, data: Path, vqvae: VQVAE, told: list[Told], device: torch.device) -> None:
-        self.data, self.vqvae, self.told, self.device = data, vqvae.eval().to(device), told, device
+    `vqvae` makes the tokens, `readers` what the GPT is conditioned on. After `run`, `refused` has a
+    row for each shape and modality that could not be used.
+    """
+
+    def __init__(
+        self, data: Path, vqvae: VQVAE, readers: list[ConditionReader], device: torch.device
+    ) -> None:
+        self.data, self.vqvae, self.device = data, vqvae.eval().to(device), device
+        self.readers = readers
         self.samples, self.folder = open_samples(data), data / "tokens"
-        self.stamp = {
+        self.stamp: dict[str, object] = {
             "tokenizer": checkpoint.token_fingerprint(vqvae),
             "grid_size": vqvae.config.grid_size,
             "codebook_size": vqvae.config.codebook_size,
         }
-        for one in told:
-            self.stamp |= {one.kind: one.identity, f"{one.kind} items": one.items}
+        for reader in readers:
+            self.stamp |= {
+                reader.modality: reader.identity,
+                f"{reader.modality} items": reader.items,
+            }
         self.refused: list[dict] = []
 
     def run(self) -> int:
-        """Makes what is missing and removes shards of other ids; returns the number of shapes that
-        a GPT can be told of."""
+        """Makes missing shards and removes those of other ids.
+
+        Returns the number of shapes with tokens and all conditions. Raises ValueError for shards of
+        another tokenizer or encoder, and for a data set without samples.
+        """
+        self._update_stamp()
+        jobs = self._jobs()
+        surplus = {p.parent for p in self.folder.glob("*/index.json")} - {
+            shard for shard, _ in jobs
+        }
+        for shard in surplus:
+            shutil.rmtree(shard)  # its split has shrunk: the shapes may be in another split now
+        usable, self.refused = 0, []
+        with tqdm(total=sum(len(ids) for _, ids in jobs), unit="shape", desc="tokens") as bar:
+            for shard, ids in jobs:
+                index = shard / "index.json"
+                if not index.is_file() or read_json(index)["ids"] != ids:
+                    self._make_tokens(shard, ids)
+                counts = [self._add_conditions(shard, ids, reader) for reader in self.readers]
+                if counts:
+                    usable += sum(all(numbers) for numbers in zip(*counts, strict=True))
+                else:
+                    usable += len(ids)
+                bar.update(len(ids))
+        write_csv(self.folder / "refused.csv", ["id", "kind", "reason"], self.refused)
+        return usable
+
+    def _update_stamp(self) -> None:
+        """Compares the stamp with that of the shards on disk, and writes the union of the two."""
         found = read_stamp(self.folder) if self.folder.is_dir() else {}
         if "encoder" in found:
             raise ValueError(
@@ -83,17 +125,21 @@ class TokenMaker:
             found.get("text items") == self.stamp.get("text items") == "int32 token ids"
             and found["text"] != self.stamp["text"]
         ):
-            for index in self.folder.glob(
-                "*/text.json"
-            ):  # captions have changed, and with them the words: quickly made again
+            # captions have changed, and with them the text tokenizer: ids are quickly made again
+            for index in self.folder.glob("*/text.json"):
                 index.unlink()
             del found["text"]
         if different := [k for k, v in self.stamp.items() if found.get(k, v) != v]:
-            said = ", ".join(f"{k} {found[k]!r} instead of {self.stamp[k]!r}" for k in different)
+            differences = ", ".join(
+                f"{k} {found[k]!r} instead of {self.stamp[k]!r}" for k in different
+            )
             raise ValueError(
-                f"{self.folder} was made with {said}; delete that folder to make it again"
+                f"{self.folder} was made with {differences}; delete that folder to make it again"
             )
         write_json(self.folder / "stamp.json", found | self.stamp)
+
+    def _jobs(self) -> list[tuple[Path, list[str]]]:
+        """The folder and the ids of every shard."""
         jobs = []
         for split in SPLITS:
             ids = self.samples.ids(split)
@@ -105,167 +151,150 @@ class TokenMaker:
             raise ValueError(
                 f"{self.samples.folder} holds no samples of a known split: {self.samples.advice}"
             )
-        for surplus in {p.parent for p in self.folder.glob("*/index.json")} - {
-            shard for shard, _ in jobs
-        }:
-            shutil.rmtree(surplus)  # of a split that has shrunk: its shapes may be held out by now
-        usable, self.refused = 0, []
-        with tqdm(total=sum(len(ids) for _, ids in jobs), unit="shape", desc="tokens") as bar:
-            for shard, ids in jobs:
-                if (
-                    not (shard / "index.json").is_file()
-                    or read_json(shard / "index.json")["ids"] != ids
-                ):
-                    self._make(shard, ids)
-                counts = [self._tell(shard, ids, one) for one in self.told]
-                usable += (
-                    sum(all(of_one) for of_one in zip(*counts, strict=True)) if counts else len(ids)
-                )
-                bar.update(len(ids))
-        write_csv(self.folder / "refused.csv", ["id", "kind", "reason"], self.refused)
-        return usable
+        return jobs
 
     @torch.inference_mode()
-    def _make(self, shard: Path, ids: list[str]) -> None:
-        """A shard with the tokens of `ids`, in place of one that was there."""
-        tokens = [
-            self.vqvae.tokenize(torch.from_numpy(self.samples.surface(i))[None].to(self.device))
-            .ids[0]
-            .cpu()
-            .numpy()
-            for i in ids
-        ]
+    def _make_tokens(self, shard: Path, ids: list[str]) -> None:
+        """Writes a shard with the tokens of `ids` in place of the one that was there."""
+        tokens = []
+        for shape_id in ids:
+            surface = torch.from_numpy(self.samples.surface(shape_id))[None].to(self.device)
+            tokens.append(self.vqvae.tokenize(surface).ids[0].cpu().numpy())
         partial = shard.with_name(f".{shard.name}.{os.getpid()}.part")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        np.save(
-            partial / "tokens.npy",
-            np.stack(tokens).astype(token_dtype(self.vqvae.config.codebook_size)),
-        )
+        dtype = token_dtype(self.vqvae.config.codebook_size)
+        np.save(partial / "tokens.npy", np.stack(tokens).astype(dtype))
         write_json(partial / "index.json", {"ids": ids, "sha256": sha256(partial / "tokens.npy")})
         shutil.rmtree(shard, ignore_errors=True)
-        os.replace(partial, shard)
+        partial.replace(shard)
 
     @torch.inference_mode()
-    def _tell(self, shard: Path, ids: list[str], told: Told) -> list[int]:
-        """Adds what is told of `ids`, unless it is there and nothing that was refused can be used
-        by now; returns how many items each has."""
-        index = shard / f"{told.kind}.json"
+    def _add_conditions(self, shard: Path, ids: list[str], reader: ConditionReader) -> list[int]:
+        """Adds the conditions of `ids` to a shard; returns how many each shape has.
+
+        A shard that has them is written again only if a shape that was refused is usable now.
+        """
+        name = reader.modality
+        index = shard / f"{name}.json"
         known = read_json(index)["counts"] if index.is_file() else [0] * len(ids)
-        items = {i: self._read(told, i) for i, count in zip(ids, known, strict=True) if count == 0}
+        items = {i: self._read(reader, i) for i, n in zip(ids, known, strict=True) if n == 0}
         if index.is_file() and not any(items.values()):
             return known
-        items |= {i: self._read(told, i) for i, count in zip(ids, known, strict=True) if count}
+        items |= {i: self._read(reader, i) for i, n in zip(ids, known, strict=True) if n}
         counts, every = [len(items[i]) for i in ids], [item for i in ids for item in items[i]]
         if every:
-            rows = np.stack(every) if told.kind == "image" else np.concatenate(every)
-            with atomic_write(shard / f"{told.kind}.npy") as f:
+            rows = np.stack(every) if name == "image" else np.concatenate(every)
+            with atomic_write(shard / f"{name}.npy") as f:
                 np.save(f, rows)
-        lengths = {} if told.kind == "image" else {"lengths": [len(item) for item in every]}
-        write_json(
-            index,
-            {
-                "counts": counts,
-                **lengths,
-                "sha256": sha256(shard / f"{told.kind}.npy") if every else "",
-            },
-        )
+        lengths = {} if name == "image" else {"lengths": [len(item) for item in every]}
+        digest = sha256(shard / f"{name}.npy") if every else ""
+        write_json(index, {"counts": counts, **lengths, "sha256": digest})
         return counts
 
-    def _read(self, told: Told, shape_id: str) -> list[np.ndarray]:
-        """What is told of a shape; nothing of one that is refused."""
+    def _read(self, reader: ConditionReader, shape_id: str) -> list[np.ndarray]:
+        """The conditions of a shape; empty, and a row of `refused`, if they cannot be used."""
         try:
-            return told.read(shape_id)
+            return reader.read(shape_id)
         except UNUSABLE as e:
-            self.refused.append({"id": shape_id, "kind": told.kind, "reason": str(e)})
+            self.refused.append({"id": shape_id, "kind": reader.modality, "reason": str(e)})
             return []
 
 
 def encoders_of(
     config: GPTRunConfig, data: Path, words: PreTrainedTokenizerBase | None = None
 ) -> dict[str, Encoder]:
-    """The encoder of each condition that the config names. What stands in for it where the shards
-    of `data` were made of given embeddings. A text encoder that is trained gets `words`, or learns
-    those of the training captions."""
+    """The encoder of each modality in `config.conditions`.
+
+    Where the shards of `data` hold embeddings that the user provided, a stand-in without weights.
+    A text encoder that is trained gets the text tokenizer `words`, or one trained on the captions
+    of the training shapes.
+    """
     stamp = read_stamp(data / "tokens") if (data / "tokens" / "stamp.json").is_file() else {}
     encoders: dict[str, Encoder] = {}
-    for kind in config.conditions:
-        if stamp.get(kind, "").startswith(GivenEmbeddings.prefix):
-            encoders[kind] = given_encoder(config, kind)
+    for modality in config.conditions:
+        if stamp.get(modality, "").startswith(GivenEmbeddings.prefix):
+            encoders[modality] = provided_embeddings(config, modality)
             continue
-        if kind == "text" and config.text_encoder.model == TRAINED and words is None:
-            words = words_of(data, config.text_encoder.vocabulary)
-        encoders[kind] = build_encoder(config, kind, words)
+        if modality == "text" and config.text_encoder.model == TRAINED and words is None:
+            words = caption_tokenizer(data, config.text_encoder.vocabulary)
+        encoders[modality] = build_encoder(config, modality, words)
     return encoders
 
 
-def given_encoder(config: GPTRunConfig, kind: str) -> GivenEmbeddings:
+def provided_embeddings(config: GPTRunConfig, modality: str) -> GivenEmbeddings:
+    """The stand-in for a frozen encoder whose embeddings the user provides."""
     return GivenEmbeddings(
-        getattr(config, f"{kind}_encoder"), config.gpt.condition_tokens, config.gpt.condition_width
+        getattr(config, f"{modality}_encoder"),
+        config.gpt.condition_tokens,
+        config.gpt.condition_width,
     )
 
 
-def words_of(data: Path, vocabulary: int) -> PreTrainedTokenizerBase:
-    """The words of the captions of a data set's training shapes."""
+def caption_tokenizer(data: Path, vocabulary: int) -> PreTrainedTokenizerBase:
+    """A text tokenizer of `vocabulary` words, trained on the captions of the training shapes."""
     captions, ids = captions_of(data), open_samples(data).ids("train")
     return learn_words((caption for i in ids for caption in captions.get(i, ())), vocabulary)
 
 
-def told_of(
+def condition_readers(
     data: Path, encoders: dict[str, Encoder], config: GPTRunConfig, device: torch.device
-) -> list[Told]:
-    """What each encoder is shown of a data set, but for those whose embeddings were given."""
-    made = {
-        kind: encoder
-        for kind, encoder in encoders.items()
-        if not isinstance(encoder, GivenEmbeddings)
-    }
-    return [
-        ToldByViews(data, encoder, config.image_encoder, device)
-        if kind == "image"
-        else ToldByCaptions(data, encoder, device)
-        for kind, encoder in made.items()
-    ]
+) -> list[ConditionReader]:
+    """A reader for each encoder, except for those whose embeddings the user provided."""
+    readers: list[ConditionReader] = []
+    for modality, encoder in encoders.items():
+        if isinstance(encoder, GivenEmbeddings):
+            continue
+        if modality == "image":
+            image_encoder = cast("ImageEncoder", encoder)
+            readers.append(ViewConditions(data, image_encoder, config.image_encoder, device))
+        else:
+            readers.append(CaptionConditions(data, cast("TextEncoder", encoder), device))
+    return readers
 
 
-def main(argv: list[str] | None = None) -> int:
+def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
+    """The parsed command line, and the parser for errors that are found later."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tar3d.data.make_tokens",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "data",
         type=Path,
-        help=f"data set folder with samples/, views/ and splits.json ({', '.join(SPLITS)}), "
-        "or ShapeNetV2's",
+        help="data set folder whose shapes are turned into tokens, in one of the layouts: "
+        f"{'; '.join(reader.name for reader in SAMPLE_READERS)}",
     )
     parser.add_argument(
         "--tokenizer",
         required=True,
         metavar="MODEL",
-        help="model directory or Hub id of the tokenizer",
+        help="model directory or Hub id of the tokenizer that makes the tokens",
     )
     parser.add_argument(
         "--gpt-type",
         choices=list(GPT_TYPES),
         default="i23d",
-        help="what the GPT is told of a shape (default: %(default)s)",
+        help="what the GPT will be conditioned on (default: %(default)s)",
     )
     parser.add_argument(
         "--config",
         default="configs/gpt_i23d_tiny.yaml",
-        help="the GPT's config: names the encoders (default: %(default)s)",
+        help="the GPT's config, which names the encoders (default: %(default)s)",
     )
     parser.add_argument(
         "--embeddings",
         type=Path,
         metavar="FOLDER",
-        help="take <id>.npz of this folder for the frozen image encoder's embeddings, instead of running it",
+        help="store the image embeddings <id>.npz of this folder, so that the frozen image encoder "
+        "that the config names need not be loaded or run",
     )
     parser.add_argument(
         "--caption-embeddings",
         type=Path,
         metavar="FOLDER",
-        help="the same for the frozen text encoder",
+        help="the same for caption embeddings and the frozen text encoder",
     )
     parser.add_argument(
         "overrides",
@@ -273,30 +302,19 @@ def main(argv: list[str] | None = None) -> int:
         metavar="key=value",
         help="config values, as in image_encoder.image_size=64",
     )
-    args = parser.parse_intermixed_args(argv)
+    return parser.parse_intermixed_args(argv), parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns the exit code, 1 if shapes were refused."""
+    args, parser = parse_arguments(argv)
     try:
         config = configuration.load(
             GPTRunConfig, args.config, args.overrides, base={"conditions": GPT_TYPES[args.gpt_type]}
         )
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        given = {"image": args.embeddings, "text": args.caption_embeddings}
-        if unasked := [
-            kind for kind, folder in given.items() if folder and kind not in config.conditions
-        ]:
-            raise ValueError(
-                f"embeddings of {unasked[0]} are given, but --gpt-type {args.gpt_type} is told of "
-                f"{' and '.join(config.conditions) or 'nothing'}"
-            )
-        told = [
-            ToldByEmbeddings(kind, folder, given_encoder(config, kind))
-            for kind, folder in given.items()
-            if folder
-        ]
-        rest = dataclasses.replace(
-            config, conditions=[kind for kind in config.conditions if not given[kind]]
-        )
-        told += told_of(args.data, encoders_of(rest, args.data), config, device)
-        maker = TokenMaker(args.data, checkpoint.load_tokenizer(args.tokenizer), told, device)
+        readers = _all_readers(args, config, device)
+        maker = TokenMaker(args.data, checkpoint.load_tokenizer(args.tokenizer), readers, device)
         done = maker.run()
     except ValueError as e:
         parser.exit(2, f"{e}\n")
@@ -305,3 +323,28 @@ def main(argv: list[str] | None = None) -> int:
         f"{len(maker.refused)} refused ({args.data / 'tokens' / 'refused.csv'})"
     )
     return 1 if maker.refused else 0
+
+
+def _all_readers(
+    args: argparse.Namespace, config: GPTRunConfig, device: torch.device
+) -> list[ConditionReader]:
+    """Readers of the embeddings that the user provides, then those of the other conditions."""
+    folders = {"image": args.embeddings, "text": args.caption_embeddings}
+    if unasked := [
+        modality
+        for modality, folder in folders.items()
+        if folder and modality not in config.conditions
+    ]:
+        raise ValueError(
+            f"embeddings of {unasked[0]} are given, but --gpt-type {args.gpt_type} is conditioned "
+            f"on {' and '.join(config.conditions) or 'nothing'}"
+        )
+    readers: list[ConditionReader] = [
+        EmbeddingConditions(modality, folder, provided_embeddings(config, modality))
+        for modality, folder in folders.items()
+        if folder
+    ]
+    rest = dataclasses.replace(
+        config, conditions=[name for name in config.conditions if not folders[name]]
+    )
+    return readers + condition_readers(args.data, encoders_of(rest, args.data), config, device)

@@ -1,4 +1,4 @@
-"""The command `python -m tar3d.data.toy`; its code is in `tar3d/data/toy/make_toy.py`."""
+"""The command `python -m tar3d.data.toy`; its code is in `make_toy.py`."""
 
 import sys
 

@@ -1,8 +1,8 @@
-"""How a procedural shape draws its parameters and finds its words.
+"""The random parameters of a procedural shape, and the parts of its caption.
 
-`Draw` is the only source of chance for a shape and keeps every value it gave, so a manifest is
-complete by construction. `Words` becomes a caption; what is said depends on the parameters, only
-the sentence's form on chance.
+`Draw` is the only source of randomness of a shape and records every value, so the manifest is
+complete. `CaptionParts` becomes a caption: its content depends on the parameters, only the form of
+the sentence is random.
 """
 
 from __future__ import annotations
@@ -10,77 +10,69 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
-from tar3d.contracts import CUBE_FILL
-
 if TYPE_CHECKING:
     import numpy as np
 
 T = TypeVar("T", str, int, bool)
-Range = tuple[float, float]
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 
 
 class Draw:
-    """Draws and remembers. Continuous values have four decimals, so what is written down is what
-    was built."""
+    """Draws parameters by name and records them in `parameters`.
+
+    Real numbers are rounded to four decimals before they are used, so that the manifest has exactly
+    what was built.
+    """
 
     def __init__(self, rng: np.random.Generator) -> None:
         self._rng = rng
         self.parameters: dict[str, float | int | str | bool] = {}
 
     def real(self, name: str, low: float, high: float) -> float:
-        return self._keep(name, round(float(self._rng.uniform(low, high)), 4))
+        """A uniform number in [low, high)."""
+        value = round(float(self._rng.uniform(low, high)), 4)
+        self._record(name, value)
+        return value
 
     def pick(self, name: str, *options: T) -> T:
-        return self._keep(name, options[int(self._rng.integers(len(options)))])
+        """One of the options, each with the same probability."""
+        value = options[int(self._rng.integers(len(options)))]
+        self._record(name, value)
+        return value
 
     def chance(self, name: str, probability: float = 0.5) -> bool:
-        return self._keep(name, bool(self._rng.random() < probability))
+        """True with the given probability."""
+        value = bool(self._rng.random() < probability)
+        self._record(name, value)
+        return value
 
-    def envelope(self, **ranges: Range) -> tuple[float, ...]:
-        """The sides of the box that a shape fills: proportions from `ranges`, scaled so that the
-        longest spans the cube.
-
-        A family that fills its envelope is built at its final scale: its other lengths are in units
-        of the cube [-1, 1]^3.
-        """
-        sides = [float(self._rng.uniform(*r)) for r in ranges.values()]
-        scale = 2 * CUBE_FILL / max(sides)
-        return tuple(
-            self._keep(name, round(side * scale, 4))
-            for name, side in zip(ranges, sides, strict=True)
-        )
-
-    def _keep(self, name: str, value: T | float) -> T | float:
+    def _record(self, name: str, value: float | str) -> None:
         assert name not in self.parameters, f"the parameter {name} is drawn twice"
         self.parameters[name] = value
-        return value
 
 
 @dataclass(frozen=True)
-class Words:
-    """A noun, adjectives that go before it, and features that come after "with"; empty ones are
-    left out."""
+class CaptionParts:
+    """A noun, adjectives before it, and features that follow "with"; empty strings are left out."""
 
     noun: str
     adjectives: list[str] = field(default_factory=list)
     features: list[str] = field(default_factory=list)
 
-    def fewer(self, rng: np.random.Generator) -> Words:
-        """Some of the words, from next to none to nearly all, as people who ask for a shape would
-        say."""
+    def subset(self, rng: np.random.Generator) -> CaptionParts:
+        """A random share of the adjectives and features, as in the request of a user."""
         share = rng.random()
-        return Words(
+        return CaptionParts(
             self.noun,
             *(
-                [w for w in words if rng.random() < share]
+                [word for word in words if rng.random() < share]
                 for words in (self.adjectives, self.features)
             ),
         )
 
     def caption(self, rng: np.random.Generator) -> str:
-        """One of four forms, the features in any order."""
+        """A caption in one of four forms, with the features in random order."""
         adjectives = [a for a in self.adjectives if a]
         features = [f for f in self.features if f]
         features = [features[i] for i in rng.permutation(len(features))]
@@ -97,22 +89,25 @@ class Words:
 
 
 def grade(value: float, low: float, low_word: str, high: float, high_word: str) -> str:
-    """The word for a value outside [low, high], else none."""
+    """`low_word` below `low`, `high_word` above `high`, else ""."""
     return low_word if value < low else high_word if value > high else ""
 
 
 def article(phrase: str) -> str:
+    """The phrase with "a" or "an" before it."""
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
 def number(count: int, thing: str) -> str:
-    """ "one leg", "three thin legs"."""
+    """A count in words, as in "one leg" and "three thin legs"."""
     return f"{NUMBERS[count]} {thing}{'s' if count > 1 else ''}"
 
 
 def listing(items: list[str]) -> str:
+    """Items joined by commas, and "and" before the last."""
     return " and ".join(filter(None, [", ".join(items[:-1]), items[-1]]))
 
 
 def phrase(*words: str) -> str:
+    """Words joined by spaces; empty ones are left out."""
     return " ".join(w for w in words if w)

@@ -1,5 +1,7 @@
-"""Procedural furniture: each family draws its parameters and returns a solid and its words (see
-`toy_shapes`)."""
+"""Procedural furniture: chair, stool, table, lamp, bed, shelf and sofa.
+
+Each function draws its parameters and returns a solid and the parts of its caption.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +9,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tar3d.data.toy.draw import Draw, Words, article, grade, number, phrase
+from tar3d.data.toy.draw import CaptionParts, Draw, article, grade, number, phrase
 from tar3d.data.toy.solids import (
-    Ring,
     both_sides,
     box,
     cylinder,
     disk,
-    ellipse,
     ellipsoid,
     extrude,
     lean,
+    legs,
     loft,
-    rectangle,
+    slab,
     union,
 )
 
@@ -27,38 +28,22 @@ if TYPE_CHECKING:
     from manifold3d import Manifold
 
 
-def leg_places(count: int, half_x: float, half_z: float) -> list[tuple[float, float]]:
-    """(x, z) of three or four legs, the corners of a box or a triangle with its tip in front."""
-    if count == 3:
-        return [(0.0, half_z), (-half_x, -half_z), (half_x, -half_z)]
-    return [(sx * half_x, sz * half_z) for sx in (-1, 1) for sz in (-1, 1)]
-
-
-def legs(
-    count: int,
-    round_legs: bool,
-    thickness: float,
-    splay: float,
-    half_x: float,
-    half_z: float,
-    floor: float,
-    top: float,
+def _chair_back(
+    style: str, half_x: float, z: tuple[float, float], bar: float, seat: float, bottom: float
 ) -> list[Manifold]:
-    """Legs from `top` down to `floor`, whose feet stand `splay` times further out."""
-    ring = disk(thickness / 2, segments=20) if round_legs else rectangle(thickness, thickness)
-    result = []
-    for x, z in leg_places(count, half_x - thickness / 2, half_z - thickness / 2):
-        result.append(loft((floor, top), ring + [x * splay, z * splay], ring + [x, z]))
-    return result
+    """The upright parts of a chair's back, `bar` thick, from `bottom` inside the seat."""
+    if style == "solid":
+        return [box((-half_x, half_x), (bottom, 0.95), z)]
+    parts = [
+        *both_sides(box((half_x - bar, half_x), (bottom, 0.95), z)),
+        box((-half_x, half_x), (0.95 - 1.6 * bar, 0.95), z),
+    ]
+    if style == "slatted":
+        parts.append(box((-half_x, half_x), ((seat + 0.95) / 2 - bar, (seat + 0.95) / 2), z))
+    return parts
 
 
-def slab(shape: str, half_x: float, half_z: float, y: tuple[float, float]) -> Manifold:
-    """A round or square plate."""
-    ring: Ring = ellipse(half_x, half_z) if shape == "round" else rectangle(2 * half_x, 2 * half_z)
-    return loft(y, ring)
-
-
-def chair(draw: Draw) -> tuple[Manifold, Words]:
+def chair(draw: Draw) -> tuple[Manifold, CaptionParts]:
     half_x, half_z = draw.real("half_width", 0.40, 0.58), draw.real("half_depth", 0.38, 0.55)
     seat, thick = draw.real("seat_height", -0.30, 0.0), draw.real("seat_thickness", 0.10, 0.18)
     leg, splay = draw.real("leg_thickness", 0.09, 0.16), draw.real("leg_splay", 1.0, 1.2)
@@ -76,24 +61,13 @@ def chair(draw: Draw) -> tuple[Manifold, Words]:
             count, round_legs, leg, splay, half_x * reach, half_z * reach, -0.95, seat - thick / 2
         ),
     ]
+    rear = -half_z * (0.8 if shape == "round" else 1.0)
     inset = half_x * (0.75 if shape == "round" else 1.0)
-    rear = (
-        -half_z * (0.8 if shape == "round" else 1.0),
-        -half_z * (0.8 if shape == "round" else 1.0) + bar,
-    )
-    if back == "solid":
-        panel = [box((-inset, inset), (seat - thick / 2, 0.95), rear)]
-    else:
-        panel = [
-            *both_sides(box((inset - bar, inset), (seat - thick / 2, 0.95), rear)),
-            box((-inset, inset), (0.95 - 1.6 * bar, 0.95), rear),
-        ]
-        if back == "slatted":
-            panel.append(box((-inset, inset), ((seat + 0.95) / 2 - bar, (seat + 0.95) / 2), rear))
+    panel = _chair_back(back, inset, (rear, rear + bar), bar, seat, seat - thick / 2)
     parts += [lean(p, slope, seat) for p in panel]
     if arms:
         parts += both_sides(
-            box((half_x - bar, half_x), (seat + 0.28, seat + 0.28 + bar), (rear[0], half_z * 0.7))
+            box((half_x - bar, half_x), (seat + 0.28, seat + 0.28 + bar), (rear, half_z * 0.7))
         )
         parts += both_sides(
             box(
@@ -102,7 +76,7 @@ def chair(draw: Draw) -> tuple[Manifold, Words]:
                 (half_z * 0.7 - bar, half_z * 0.7),
             )
         )
-    return union(parts), Words(
+    return union(parts), CaptionParts(
         "chair",
         [grade(seat, -0.22, "low", -0.08, "tall"), grade(half_x, 0.45, "narrow", 0.53, "wide")],
         [
@@ -123,7 +97,7 @@ def chair(draw: Draw) -> tuple[Manifold, Words]:
     )
 
 
-def stool(draw: Draw) -> tuple[Manifold, Words]:
+def stool(draw: Draw) -> tuple[Manifold, CaptionParts]:
     half_x = draw.real("half_width", 0.35, 0.65)
     stretch, thick = draw.real("depth_ratio", 0.75, 1.0), draw.real("seat_thickness", 0.12, 0.28)
     leg, splay = draw.real("leg_thickness", 0.10, 0.18), draw.real("leg_splay", 1.0, 1.45)
@@ -170,7 +144,7 @@ def stool(draw: Draw) -> tuple[Manifold, Words]:
         if base == "pedestal"
         else phrase(base.split()[0], grade(leg, 0.12, "thin", 0.16, "thick"), "legs")
     )
-    return union(parts), Words(
+    return union(parts), CaptionParts(
         "stool",
         [grade(height / half_x, 1.25, "low", 1.9, "tall"), shape],
         [
@@ -181,7 +155,7 @@ def stool(draw: Draw) -> tuple[Manifold, Words]:
     )
 
 
-def table(draw: Draw) -> tuple[Manifold, Words]:
+def table(draw: Draw) -> tuple[Manifold, CaptionParts]:
     half_x, ratio = draw.real("half_width", 0.6, 0.95), draw.real("depth_ratio", 0.5, 1.0)
     height, thick = draw.real("half_height", 0.3, 0.8), draw.real("top_thickness", 0.09, 0.18)
     leg, splay = draw.real("leg_thickness", 0.10, 0.20), draw.real("leg_inset", 0.7, 1.0)
@@ -227,14 +201,14 @@ def table(draw: Draw) -> tuple[Manifold, Words]:
     feature = {"pedestal": "a pedestal", "panels": "two side panels"}.get(base) or phrase(
         base.split()[0], grade(leg, 0.13, "thin", 0.17, "thick"), "legs"
     )
-    return union(parts), Words(
+    return union(parts), CaptionParts(
         "table",
         [grade(height, 0.42, "low", 0.62, "tall"), grade(ratio, 0.65, "long", 0.9, ""), shape],
         [feature, "a shelf below" if low else ""],
     )
 
 
-def lamp(draw: Draw) -> tuple[Manifold, Words]:
+def lamp(draw: Draw) -> tuple[Manifold, CaptionParts]:
     bottom, top = draw.real("shade_bottom", 0.38, 0.68), draw.real("shade_top", 0.18, 0.45)
     shade, pole = draw.real("shade_height", 0.40, 0.75), draw.real("pole_thickness", 0.10, 0.18)
     foot, thick = draw.real("foot_radius", 0.28, 0.55), draw.real("foot_thickness", 0.10, 0.2)
@@ -260,14 +234,14 @@ def lamp(draw: Draw) -> tuple[Manifold, Words]:
     if bulb:
         middle = (-0.95 + thick + rim) / 2
         parts.append(ellipsoid((pole * 1.1, pole * 1.1, pole * 1.1), (0, middle, 0)))
-    return union(parts), Words(
+    return union(parts), CaptionParts(
         "lamp",
         [grade(shade, 0.5, "", 0.65, "big-shaded"), grade(pole, 0.12, "thin", 0.16, "stout")],
         [f"a {style} shade", f"a {base} foot", "a knob on the pole" if bulb else ""],
     )
 
 
-def bed(draw: Draw) -> tuple[Manifold, Words]:
+def bed(draw: Draw) -> tuple[Manifold, CaptionParts]:
     half_x, height = draw.real("half_width", 0.42, 0.78), draw.real("mattress_height", -0.22, 0.02)
     frame, mattress = (
         draw.real("frame_thickness", 0.10, 0.18),
@@ -299,16 +273,12 @@ def bed(draw: Draw) -> tuple[Manifold, Words]:
             box((-half_x, half_x), (floor, height + mattress * 0.6 + foot), (0.95 - board, 0.95))
         )
     width = (half_x - 0.1) * (0.9 if pillows == 1 else 0.43)
-    for x in [0.0] if pillows == 1 else [-half_x / 2, half_x / 2]:
-        parts.append(
-            box(
-                (x - width, x + width),
-                (height + mattress - 0.04, height + mattress + 0.1),
-                (-0.78, -0.48),
-                0.06,
-            )
-        )
-    return union(parts), Words(
+    top = height + mattress
+    parts += [
+        box((x - width, x + width), (top - 0.04, top + 0.1), (-0.78, -0.48), 0.06)
+        for x in ([0.0] if pillows == 1 else [-half_x / 2, half_x / 2])
+    ]
+    return union(parts), CaptionParts(
         "bed",
         [grade(half_x, 0.52, "narrow", 0.68, "wide"), grade(height, -0.15, "low", -0.05, "high")],
         [
@@ -319,7 +289,7 @@ def bed(draw: Draw) -> tuple[Manifold, Words]:
     )
 
 
-def shelf(draw: Draw) -> tuple[Manifold, Words]:
+def shelf(draw: Draw) -> tuple[Manifold, CaptionParts]:
     half_x, half_z = draw.real("half_width", 0.35, 0.85), draw.real("half_depth", 0.2, 0.36)
     height, board = draw.real("half_height", 0.5, 0.95), draw.real("board_thickness", 0.09, 0.13)
     foot, side = draw.real("foot_height", 0.1, 0.25), draw.real("side_thickness", 0.09, 0.13)
@@ -341,7 +311,7 @@ def shelf(draw: Draw) -> tuple[Manifold, Words]:
         parts += legs(4, False, 0.13, 1.0, half_x, half_z, -height, bottom + 0.02)
     if middle:
         parts.append(box((-side / 2, side / 2), (bottom, height), (-half_z, half_z)))
-    return union(parts), Words(
+    return union(parts), CaptionParts(
         "shelf",
         [
             grade(height / half_x, 0.95, "low", 1.5, "tall"),
@@ -356,7 +326,7 @@ def shelf(draw: Draw) -> tuple[Manifold, Words]:
     )
 
 
-def sofa(draw: Draw) -> tuple[Manifold, Words]:
+def sofa(draw: Draw) -> tuple[Manifold, CaptionParts]:
     half_x, half_z = draw.real("half_width", 0.6, 0.95), draw.real("half_depth", 0.32, 0.45)
     seat, back = draw.real("seat_height", -0.12, 0.02), draw.real("back_height", 0.25, 0.5)
     arm, arm_height = draw.real("arm_width", 0.12, 0.24), draw.real("arm_height", 0.1, 0.26)
@@ -399,7 +369,7 @@ def sofa(draw: Draw) -> tuple[Manifold, Words]:
         parts += both_sides(solid)
     if feet:
         parts += legs(4, False, 0.12, 1.0, half_x - 0.03, half_z - 0.03, floor, bottom + 0.03)
-    return union(parts), Words(
+    return union(parts), CaptionParts(
         "sofa",
         [grade(half_x, 0.7, "small", 0.85, "long"), grade(back, 0.32, "low", 0.43, "high-backed")],
         [number(cushions, "cushion"), f"{arms} arms", "legs" if feet else ""],

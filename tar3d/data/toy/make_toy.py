@@ -1,10 +1,10 @@
-"""Writes the procedural data set:
+"""Makes the procedural data set: meshes, views and captions of chairs, cars, mugs and the like.
 
     python -m tar3d.data.toy --out data/toy --num 2000 --seed 0
 
-It gets meshes/<id>.glb, views/<id>/<k>.png with cameras.json, captions.csv (up to four a shape, the
-first says everything), manifest.csv (every parameter) and splits.json. The same seed gives the same
-bytes, whatever the number of processes, and shape i is the same in a set of any size. An
+It writes meshes/<id>.glb, views/<id>/<k>.png with cameras.json, captions.csv (up to four a shape,
+the first names everything), manifest.csv (every parameter) and splits.json. The same seed gives the
+same bytes with any number of processes, and shape i is the same in a set of any size. An
 interrupted or smaller set is completed; one made with other settings is refused.
 """
 
@@ -31,17 +31,18 @@ from tar3d.mesh.points import signed_volume
 from tar3d.parallel.processes import results
 
 MANIFEST = ["id", "category", "faces", "volume", "parameters"]
-VERSION = 2  # of the shapes: raised whenever a seed gives another shape than before
+VERSION = 2  # raise it when a seed gives other shapes than before
 
 
 def make_toy_data(out: Path, num: int, seed: int, views: ViewConfig | None, workers: int) -> Path:
-    """Writes (or completes) the set; `views` None renders none. Returns `out`.
+    """Writes or completes the set of `num` shapes; `views` None renders none. Returns `out`.
 
-    Raises ValueError when `out` holds a set with other settings.
+    Raises ValueError when `out` holds a set made with other settings.
     """
     if num < 1 or seed < 0 or workers < 1:
         raise ValueError(
-            f"a procedural set needs num >= 1, seed >= 0 and workers >= 1, got {num}, {seed} and {workers}"
+            "a procedural set needs num >= 1, seed >= 0 and workers >= 1, "
+            f"got {num}, {seed} and {workers}"
         )
     _check_stamp(
         out / "toy.json",
@@ -63,6 +64,7 @@ def make_toy_data(out: Path, num: int, seed: int, views: ViewConfig | None, work
 
 
 def _check_stamp(path: Path, settings: dict) -> None:
+    """Writes the settings, or refuses those that differ from the ones that are there."""
     if not path.is_file():
         write_json(path, settings)
         return
@@ -77,7 +79,7 @@ def _check_stamp(path: Path, settings: dict) -> None:
 
 
 def _write_shape(index: int, out: Path, seed: int, views: ViewConfig | None) -> dict:
-    """Writes what is missing of one shape; returns its row of the manifest and its caption."""
+    """Writes the missing files of one shape; returns its row of the manifest and its captions."""
     shape = generate(index, seed)
     mesh_file = out / "meshes" / f"{shape.id}.glb"
     if not mesh_file.is_file():
@@ -96,29 +98,45 @@ def _write_shape(index: int, out: Path, seed: int, views: ViewConfig | None) -> 
     }
 
 
-def main(argv: list[str] | None = None) -> int:
+def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
+    """The parsed command line, and the parser for errors that are found later."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tar3d.data.toy",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, required=True, help="data set folder to write")
-    parser.add_argument("--num", type=int, default=2000, help="shapes (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count(), help="processes (default: all cores)"
+        "--num", type=int, default=2000, help="number of shapes (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="another seed gives other shapes (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count(),
+        help="processes that make shapes at the same time (default: all cores)",
     )
     parser.add_argument(
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="settings of the pictures, as in views.count=2 views.size=64; views.count=0 for none",
+        help="settings of the views, as in views.count=2 views.size=64; views.count=0 for none",
     )
-    args = parser.parse_intermixed_args(argv)
+    return parser.parse_intermixed_args(argv), parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    args, parser = parse_arguments(argv)
     try:
         views = configuration.load(ToyConfig, None, args.overrides).views
         make_toy_data(args.out, args.num, args.seed, views if views.count else None, args.workers)
     except ValueError as e:
         parser.exit(2, f"{e}\n")
     print(
-        f"{args.num} shapes of seed {args.seed} in {args.out}; next: python -m tar3d.data.make_samples {args.out}"
+        f"{args.num} shapes of seed {args.seed} in {args.out}; "
+        f"next: python -m tar3d.data.make_samples {args.out}"
     )
     return 0

@@ -1,11 +1,13 @@
-"""Procedural shapes of 14 categories: closed manifolds with the parameters they were made from and
-captions.
+"""Procedural shapes of 14 categories: closed manifolds with their parameters and captions.
 
     shape = generate(index=7, seed=0)
 
 Lengths are in units of the cube [-1, 1]^3, in which the longest side of a finished shape spans 1.9.
-So that a small tokenizer can hold them, no leg, board, wall or handle is thinner than
-`MIN_THICKNESS`. Y is up, the front looks at +Z.
+No leg, board, wall or handle is thinner than 0.07, so that a small tokenizer can represent it. Y is
+up, the front looks at +Z.
+
+To add a category: write a function like those in `furniture`, and add it at the end of
+`_CATEGORIES`. Shapes of a seed change then, so raise `VERSION` in `make_toy`.
 """
 
 from __future__ import annotations
@@ -16,9 +18,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tar3d.data.toy.draw import Draw, Words
+from tar3d.data.toy.buildings import house
+from tar3d.data.toy.draw import CaptionParts, Draw
 from tar3d.data.toy.furniture import bed, chair, lamp, shelf, sofa, stool, table
-from tar3d.data.toy.objects import boat, bottle, car, house, mug, plane, vase
+from tar3d.data.toy.vehicles import boat, car, plane
+from tar3d.data.toy.vessels import bottle, mug, vase
 from tar3d.mesh.load import normalize
 
 if TYPE_CHECKING:
@@ -26,17 +30,16 @@ if TYPE_CHECKING:
 
     from tar3d.contracts import Mesh
 
-MIN_THICKNESS = 0.07
-FURTHER_CAPTIONS = 3  # besides the one that says all
-# edges this short are removed: in float32 they could fold, and the mesh would no longer be closed
+EXTRA_CAPTIONS = 3  # besides the complete one
+# shorter edges are removed: in float32 they could fold, and the mesh would no longer be closed
 SLIVER = 0.003
 
-Family = Callable[[Draw], tuple["Manifold", Words]]
+Category = Callable[[Draw], tuple["Manifold", CaptionParts]]
 
-# the order is part of the data: a seed names the same shapes only as long as it stays
-_FAMILIES: dict[str, Family] = {
-    family.__name__: family
-    for family in (
+# The order is a part of the data: with another order a seed gives other shapes.
+_CATEGORIES: dict[str, Category] = {
+    category.__name__: category
+    for category in (
         chair,
         stool,
         table,
@@ -53,28 +56,30 @@ _FAMILIES: dict[str, Family] = {
         house,
     )
 }
-CATEGORIES: tuple[str, ...] = tuple(_FAMILIES)
+CATEGORIES: tuple[str, ...] = tuple(_CATEGORIES)
 
 
 @dataclass(frozen=True)
 class ToyShape:
+    """A procedural shape."""
+
     id: str
     category: str
-    captions: tuple[str, ...]  # the first says everything, the others less
-    parameters: dict[str, float | int | str | bool]
+    captions: tuple[str, ...]  # the first names everything, the others less
+    parameters: dict[str, float | int | str | bool]  # all that was drawn, by name
     mesh: Mesh
 
 
 def generate(index: int, seed: int) -> ToyShape:
-    """Shape number `index` of the set `seed`: a pure function of the two."""
+    """Shape number `index` of the set `seed`, a pure function of the two."""
     rng = np.random.default_rng([seed, index])
     category = CATEGORIES[int(rng.integers(len(CATEGORIES)))]
     draw = Draw(rng)
-    solid, words = _FAMILIES[category](draw)
+    solid, parts = _CATEGORIES[category](draw)
     pieces = solid.simplify(SLIVER).to_mesh()
     mesh = normalize(pieces.vert_properties[:, :3], pieces.tri_verts)
-    captions, further = [words.caption(rng)], np.random.default_rng([seed, index, 2])
-    captions += [words.fewer(further).caption(further) for _ in range(FURTHER_CAPTIONS)]
+    captions, extra_rng = [parts.caption(rng)], np.random.default_rng([seed, index, 2])
+    captions += [parts.subset(extra_rng).caption(extra_rng) for _ in range(EXTRA_CAPTIONS)]
     return ToyShape(
         f"{category}_{seed}_{index:06d}",
         category,

@@ -1,8 +1,7 @@
-"""A data set folder held against its specification, docs/data.md: each violation with file, key,
-what is there, what is allowed.
+"""Checks single shapes of a data set, their samples and views, against docs/data.md.
 
-The range checks of single shapes and their views are here, those of the tables and tokens in
-`checks_folder`. What is odd but allowed, such as a shape in no split, is a warning.
+The tables and tokens are checked in `check_tables`. A `Problem` is a violation of the
+specification, or a warning for what is odd but allowed, such as a shape in no split.
 """
 
 from __future__ import annotations
@@ -35,30 +34,28 @@ SAMPLE_KEYS = {
     "is_near": "uint8, ceil(M / 8) bytes of packed bits, 1 for the near points, which come last",
     "transform": "float64 (4, 4), finite and invertible, last row 0 0 0 1",
 }
-CAMERA_FIELDS = {"position": (3,), "target": (3,), "up": (3,), "field_of_view": ()}  # shapes
-FLOAT16_STEP = 2.0**-11  # relative; a coordinate near 1 is off by as much at most
-NORMAL_TOLERANCE = 2 * FLOAT16_STEP  # of the length: each of three components is rounded
+# field of cameras.json -> shape
+CAMERA_FIELDS = {"position": (3,), "target": (3,), "up": (3,), "field_of_view": ()}
+FLOAT16_STEP = 2.0**-11  # largest rounding error of a coordinate near 1
+NORMAL_TOLERANCE = 2 * FLOAT16_STEP  # a normal's length: each of three components is rounded
 SMALLEST_FILL = 0.9 * CUBE_FILL  # samples of a surface miss its farthest tip by less than that
-NEAR_SHARES = (
-    0.02,
-    0.9,
-)  # of the near points inside: thin plates are at its low end, boxes at a half
-SCORED_POINTS = 4096  # of the surface, projected into each view
-# views rendered of the very mesh give more than 0.99, with another axis up most shapes give below
-# 0.9
+# usual share of the near points that are inside: low for thin plates, a half for boxes
+NEAR_SHARES = (0.02, 0.9)
+SCORED_POINTS = 4096  # surface points projected into each view
+# Least share of them on the object. Views of the same mesh give more than 0.99; with another axis
+# up most shapes give less than 0.9.
 FRAME_SCORE = 0.95
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A violation of the specification, or with `warning` something allowed that is worth a
-    look."""
+    """A violation of the specification, or with `warning` something odd that is allowed."""
 
     file: str  # path, or shard:member
-    key: str  # array, column or field; empty where it is the file as a whole
+    key: str  # array, column or field; empty for the file as a whole
     found: str
     allowed: str
-    shape: str = ""  # id
+    shape: str = ""  # id of the shape, if it is about one
     warning: bool = False
 
     def __str__(self) -> str:
@@ -67,25 +64,30 @@ class Problem:
 
 
 @dataclass
-class Folder:
-    """The samples and views of one data set, loose or in shards, by id, and the settings they were
-    made with.
+class Settings:
+    """The settings that samples and views were made with; None for those that are unknown."""
 
-    Of another layout, another class with the same members can take its place.
+    samples: PointSamplingConfig | None = None
+    views: ViewConfig | None = None
+
+
+@dataclass
+class Folder:
+    """The samples and views of one data set, loose or in shards, and their settings.
+
+    For another layout, another class with the same members can take its place.
     """
 
     root: Path
     samples: ShardedFiles
     views: ShardedFiles
     sample_names: dict[str, str]  # id -> name in `samples`
-    view_names: dict[str, list[str]]
-    settings: dict[str, object] = field(
-        default_factory=dict
-    )  # "samples": PointSamplingConfig, "views": ViewConfig or None
+    view_names: dict[str, list[str]]  # id -> names in `views`
+    settings: Settings = field(default_factory=Settings)
 
     @classmethod
-    def open(cls, root: Path, settings: dict[str, object]) -> Folder:
-        """A ValueError where a shard is damaged."""
+    def open(cls, root: Path, settings: Settings) -> Folder:
+        """Lists the files of a data set; a ValueError if a shard is damaged."""
         samples, views = ShardedFiles(root / "samples", ".npz"), ShardedFiles(root / "views")
         return cls(
             root,
@@ -97,21 +99,22 @@ class Folder:
         )
 
     def read(self, shape_id: str) -> ShapeSamples:
+        """The samples of a shape; a ValueError if they are damaged."""
         name = self.sample_names[shape_id]
         return load_samples(self.samples.where(name), self.samples.read(name))
 
     def view(self, name: str) -> View:
-        """An `ImageError` names the picture that cannot be used."""
+        """A view by its name; an `ImageError` names an image that cannot be used."""
         return View.of(load_image(self.views.where(name), self.views.read(name)))
 
     def cameras(self, shape_id: str) -> list[Camera] | None:
-        """None where there is no cameras.json; a ValueError where it is not as specified."""
+        """The cameras of a shape, None without cameras.json; a ValueError if it is damaged."""
         name = f"{shape_id}/cameras.json"
         return parse_cameras(self.views.read(name)) if name in self.views else None
 
 
 def parse_cameras(content: bytes) -> list[Camera]:
-    """A ValueError says "camera <k>: <field> ..." where it is one field that is wrong."""
+    """The cameras of a cameras.json; a ValueError says "camera <k>: <field> ..."."""
     entries = json.loads(content.decode("utf-8"))
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError("it is no list of cameras")
@@ -132,29 +135,23 @@ def parse_cameras(content: bytes) -> list[Camera]:
 
 
 def check_shape(folder: Folder, shape_id: str) -> tuple[list[Problem], dict[str, float]]:
-    """Everything about one shape, and its statistics; those of a file that cannot be read are
-    missing."""
+    """The problems of one shape, and its statistics, without those of files that cannot be read."""
     name = folder.sample_names[shape_id]
     where = folder.samples.where(name)
-    samples, problems, statistics = None, [], {}
+    samples = None
+    problems: list[Problem] = []
+    statistics: dict[str, float] = {}
     try:
         content = folder.samples.read(name)
         samples = load_samples(where, content)
     except (ValueError, OSError) as e:
-        found = str(e).removeprefix(where).lstrip(": ")
-        named = re.search(r"\b(surface|points|inside|is_near|transform|to_source)\b", found)
+        message = str(e).removeprefix(where).lstrip(": ")
+        named = re.search(r"\b(surface|points|inside|is_near|transform|to_source)\b", message)
         key = named[0].replace("to_source", "transform") if named else ""
-        problems.append(
-            Problem(
-                where,
-                key,
-                found,
-                SAMPLE_KEYS.get(key, f"an .npz with {', '.join(SAMPLE_KEYS)}"),
-                shape_id,
-            )
-        )
+        allowed = SAMPLE_KEYS.get(key, f"an .npz with {', '.join(SAMPLE_KEYS)}")
+        problems.append(Problem(where, key, message, allowed, shape_id))
     else:
-        problems += check_samples(samples, where, shape_id, folder.settings.get("samples"))
+        problems += check_samples(samples, where, shape_id, folder.settings.samples)
         volume, near = samples.inside[~samples.is_near], samples.inside[samples.is_near]
         statistics = {
             "surface points": len(samples.surface),
@@ -164,18 +161,26 @@ def check_shape(folder: Folder, shape_id: str) -> tuple[list[Problem], dict[str,
             "inside, share of near": _share(near),
             "bytes": len(content),
         }
-    found, of_views = check_views(folder, shape_id, samples)
-    return problems + found, statistics | of_views
+    view_problems, view_statistics = check_views(folder, shape_id, samples)
+    return problems + view_problems, statistics | view_statistics
 
 
 def check_samples(
     samples: ShapeSamples, where: str, shape_id: str, config: PointSamplingConfig | None
 ) -> Iterator[Problem]:
-    """What `load_samples` does not look at: lengths, counts, order, the frame, and whether the
-    labels can be right."""
+    """Checks what `load_samples` does not: lengths, counts, order, frame, and plausible labels."""
+    yield from _check_arrays(samples, where, shape_id, config)
+    yield from _check_transform(samples.to_source, where, shape_id)
+    yield from _check_plausible(samples, where, shape_id)
 
-    def problem(key: str, found: str, allowed: str, warning: bool = False) -> Problem:
-        return Problem(where, key, found, allowed, shape_id, warning)
+
+def _check_arrays(
+    samples: ShapeSamples, where: str, shape_id: str, config: PointSamplingConfig | None
+) -> Iterator[Problem]:
+    """The length of normals, the number and order of points, and that labels differ."""
+
+    def problem(key: str, found: str, allowed: str) -> Problem:
+        return Problem(where, key, found, allowed, shape_id)
 
     near = samples.is_near
     length = np.sqrt(np.einsum("ni,ni->n", samples.surface[:, 3:], samples.surface[:, 3:]))
@@ -183,23 +188,25 @@ def check_samples(
     if wrong.any():
         yield problem(
             "surface",
-            f"{wrong.sum():,} of {len(length):,} normals are {length.min():.4g} to {length.max():.4g} long",
+            f"{wrong.sum():,} of {len(length):,} normals are "
+            f"{length.min():.4g} to {length.max():.4g} long",
             f"length 1 to within {NORMAL_TOLERANCE:.4f}",
         )
     if config is not None:
-        for key, kind, count, wanted in (
+        for key, pool, count, expected in (
             ("surface", "surface", len(samples.surface), config.surface_points),
             ("is_near", "volume", int((~near).sum()), config.volume_points),
             ("is_near", "near", int(near.sum()), config.near_points),
         ):
-            if count != wanted:
+            if count != expected:
                 yield problem(
-                    key, f"{count:,} {kind} points", f"{wanted:,}, as samples/settings.json says"
+                    key, f"{count:,} {pool} points", f"{expected:,}, as samples/settings.json says"
                 )
     if (near[:-1] & ~near[1:]).any():
+        row = int(np.flatnonzero(near[:-1] & ~near[1:])[0]) + 1
         yield problem(
             "is_near",
-            f"a volume point in row {int(np.flatnonzero(near[:-1] & ~near[1:])[0]) + 1} after a near one",
+            f"a volume point in row {row} after a near one",
             "all volume points before all near points",
         )
     for name, labels in (("none", samples.inside), ("all", ~samples.inside)):
@@ -209,119 +216,147 @@ def check_samples(
                 f"{name} of {len(labels):,} points are inside",
                 "some inside, some outside",
             )
-    transform = samples.to_source
+
+
+def _check_transform(transform: np.ndarray, where: str, shape_id: str) -> Iterator[Problem]:
+    """The matrix to the mesh's frame: finite, affine and invertible."""
+    allowed = SAMPLE_KEYS["transform"]
     if not np.isfinite(transform).all():
-        yield problem("transform", "NaN or infinite values", SAMPLE_KEYS["transform"])
+        yield Problem(where, "transform", "NaN or infinite values", allowed, shape_id)
     elif (
         not np.array_equal(transform[3], [0, 0, 0, 1])
         or np.linalg.matrix_rank(transform[:3, :3]) < 3
     ):
-        yield problem(
-            "transform",
-            f"determinant {np.linalg.det(transform):.3g}, last row {transform[3].tolist()}",
-            SAMPLE_KEYS["transform"],
-        )
+        determinant = np.linalg.det(transform)
+        found = f"determinant {determinant:.3g}, last row {transform[3].tolist()}"
+        yield Problem(where, "transform", found, allowed, shape_id)
 
+
+def _check_plausible(samples: ShapeSamples, where: str, shape_id: str) -> Iterator[Problem]:
+    """Warnings for a shape that does not fill its frame, and for implausible labels."""
+
+    def warning(key: str, found: str, allowed: str) -> Problem:
+        return Problem(where, key, found, allowed, shape_id, True)
+
+    near = samples.is_near
     reach = np.abs(samples.surface[:, :3]).max()
     if not SMALLEST_FILL <= reach <= CUBE_FILL + FLOAT16_STEP:
-        yield problem(
+        yield warning(
             "surface",
             f"largest |coordinate| {reach:.4f}",
             f"about {CUBE_FILL}, as the frame has it",
-            True,
         )
     beyond = int((np.abs(samples.points[samples.inside]) > reach + 0.01).any(axis=1).sum())
     if beyond:
-        yield problem(
+        yield warning(
             "inside",
             f"{beyond:,} points are inside that lie beyond the surface's bounding cube",
             "none, unless the mesh has large holes",
-            True,
         )
     share = _share(samples.inside[near])
     if near.any() and not NEAR_SHARES[0] <= share <= NEAR_SHARES[1]:
-        yield problem(
+        yield warning(
             "inside",
             f"{share:.1%} of the near points are inside",
             "{:.0%} to {:.0%} of most shapes".format(*NEAR_SHARES),
-            True,
         )
 
 
 def check_views(
     folder: Folder, shape_id: str, samples: ShapeSamples | None
 ) -> tuple[list[Problem], dict[str, float]]:
-    """The pictures and cameras of one shape. The statistic `frame` is the share of surface points
-    that its cameras put on the object, in that view where it is least."""
+    """The problems of a shape's views and cameras, and statistics.
+
+    The statistic `frame` is the share of surface points that the cameras put on the object, in the
+    view where it is least.
+    """
     names = folder.view_names.get(shape_id, [])
-    config: ViewConfig | None = folder.settings.get("views")
-    table = f"{shape_id}/cameras.json"
-    where = folder.views.where(table)
+    problems, views = _check_images(folder, shape_id, names)
+    statistics: dict[str, float] = {"views": len(names)}
+    file = folder.views.where(f"{shape_id}/cameras.json")
+    try:
+        cameras = folder.cameras(shape_id)
+    except (ValueError, OSError) as e:  # UnicodeDecodeError and JSONDecodeError among them
+        named = re.match(rf"camera \d+: ({'|'.join(CAMERA_FIELDS)})\b", str(e))
+        allowed = (
+            "a list with position, target, up (three finite numbers each) and "
+            "field_of_view (degrees in (0, 180)) of each view"
+        )
+        problems.append(Problem(file, named[1] if named else "", str(e), allowed, shape_id))
+        return problems, statistics
+    if cameras is not None and len(cameras) != len(names):
+        allowed = f"{len(names)}, one for each .png"
+        problems.append(Problem(file, "", f"{len(cameras)} cameras", allowed, shape_id))
+    elif cameras is not None and samples is not None:
+        points = samples.surface[:SCORED_POINTS, :3]
+        frame_problems, scores = _check_frame(
+            folder, shape_id, points, dict(zip(names, cameras, strict=True)), views
+        )
+        problems += frame_problems
+        if scores:
+            statistics["frame"] = min(scores.values())
+    return problems, statistics
+
+
+def _check_images(
+    folder: Folder, shape_id: str, names: list[str]
+) -> tuple[list[Problem], dict[str, View]]:
+    """Problems of the number of views and of single images; the views that can be used, by name."""
     problems: list[Problem] = []
-
-    def problem(file: str, key: str, found: str, allowed: str, warning: bool = False) -> None:
-        problems.append(Problem(file, key, found, allowed, shape_id, warning))
-
-    place = str(folder.root / "views" / shape_id)
+    config = folder.settings.views
+    path = str(folder.root / "views" / shape_id)
     if not names and len(folder.views):
-        problem(place, "", "no .png view", "one at least, to train a GPT on the shape", True)
+        allowed = "one at least, to train a GPT on the shape"
+        problems.append(Problem(path, "", "no .png view", allowed, shape_id, True))
     if config is not None and names and len(names) != config.count:
-        problem(place, "", f"{len(names)} views", f"{config.count}, as samples/settings.json says")
+        allowed = f"{config.count}, as samples/settings.json says"
+        problems.append(Problem(path, "", f"{len(names)} views", allowed, shape_id))
     views = {}
     for name in names:
         try:
             views[name] = folder.view(name)
         except (ImageError, OSError) as e:
-            problem(
-                folder.views.where(name),
-                "",
-                str(e).removeprefix(folder.views.where(name)).lstrip(": "),
-                "a still picture in which an object stands out",
+            file = folder.views.where(name)
+            found = str(e).removeprefix(file).lstrip(": ")
+            allowed = "a still image in which an object stands out"
+            problems.append(Problem(file, "", found, allowed, shape_id))
+    return problems, views
+
+
+def _check_frame(
+    folder: Folder,
+    shape_id: str,
+    points: np.ndarray,
+    cameras: dict[str, Camera],
+    views: dict[str, View],
+) -> tuple[list[Problem], dict[str, float]]:
+    """Projects surface points (n, 3) into the views; returns problems and scores by view."""
+    problems: list[Problem] = []
+    scores: dict[str, float] = {}
+    for name, camera in cameras.items():
+        if name not in views:
+            continue
+        view, file = views[name], folder.views.where(name)
+        if view.image.width != view.image.height:
+            found = "{} x {} pixels".format(*view.image.size)
+            allowed = "a square, where there is a camera"
+            problems.append(Problem(file, "", found, allowed, shape_id))
+        elif view.mask is not None:
+            scores[name] = float(seen_at(project(points, camera), view.mask).mean())
+    if scores:
+        worst = min(scores, key=lambda name: scores[name])
+        if scores[worst] < FRAME_SCORE:
+            problems.append(
+                Problem(
+                    folder.views.where(worst),
+                    "frame",
+                    f"{scores[worst]:.1%} of the surface points fall on the object",
+                    f"at least {FRAME_SCORE:.0%}: "
+                    "is the frame of image, camera and samples the same?",
+                    shape_id,
+                )
             )
-    try:
-        cameras = folder.cameras(shape_id)
-    except (ValueError, OSError) as e:  # UnicodeDecodeError and JSONDecodeError among them
-        named = re.match(rf"camera \d+: ({'|'.join(CAMERA_FIELDS)})\b", str(e))
-        problem(
-            where,
-            named[1] if named else "",
-            str(e),
-            "a list with position, target, up (three finite numbers each) and "
-            "field_of_view (degrees in (0, 180)) of each view",
-        )
-        return problems, {"views": len(names)}
-    if cameras is None:
-        return problems, {"views": len(names)}
-    if len(cameras) != len(names):
-        problem(where, "", f"{len(cameras)} cameras", f"{len(names)}, one for each .png")
-    if samples is None or len(cameras) != len(names):
-        return problems, {"views": len(names)}
-    scores = {}
-    for name, camera in zip(names, cameras, strict=True):
-        if name in views and views[name].picture.width != views[name].picture.height:
-            problem(
-                folder.views.where(name),
-                "",
-                "{} x {} pixels".format(*views[name].picture.size),
-                "a square, where there is a camera",
-            )
-        elif name in views and views[name].mask is not None:
-            scores[name] = float(
-                seen_at(
-                    project(samples.surface[:SCORED_POINTS, :3], camera), views[name].mask
-                ).mean()
-            )
-    if not scores:
-        return problems, {"views": len(names)}
-    worst = min(scores, key=scores.get)
-    if scores[worst] < FRAME_SCORE:
-        problem(
-            folder.views.where(worst),
-            "frame",
-            f"{scores[worst]:.1%} of the surface points fall on the object",
-            f"at least {FRAME_SCORE:.0%}: is the frame of picture, camera and samples the same?",
-        )
-    return problems, {"views": len(names), "frame": scores[worst]}
+    return problems, scores
 
 
 def _share(labels: np.ndarray) -> float:

@@ -1,13 +1,12 @@
-"""Is a data set what docs/data.md says, and does it look right?
+"""Checks a data set against docs/data.md, and draws some of its shapes:
 
     python -m tar3d.data.inspect DATA
 
-Every file is held against the specification: key, dtype, shape, range, tables against files,
-pictures against cameras. The first violation is printed with file and key, all are listed in
-inspect.csv, and the exit status is 1 if there are any. For some shapes, spread evenly over the ids,
-and for those that violate something, pictures are made to look at: <id>.ply has the query points,
-vermilion inside and blue outside, <id>.png the surface points drawn over the views, so that a wrong
-frame shows at once. index.md has the statistics and links to all of it.
+Every file is checked: keys, dtypes, shapes and ranges, tables against files, views against cameras.
+The first violation is printed with file and key, all are listed in inspect.csv, and the exit code
+is 1 if there are any. Shapes spread evenly over the ids, and those with violations, are drawn:
+<id>.ply has the query points, vermilion inside and blue outside, <id>.png the surface points over
+the views, which shows a wrong frame at once. index.md has the statistics and links to the rest.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import functools
 import os
 import time
 from collections import defaultdict
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,73 +55,70 @@ from tar3d.parallel.processes import results
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-BATCH = 32  # shapes a worker checks in one go
-PICTURED_VIOLATIONS = 64  # at most as many shapes are pictured because of what is wrong with them
-LISTED_KINDS = 20  # in index.md
+BATCH = 32  # shapes a worker checks in one job
+DRAWN_VIOLATIONS = 64  # shapes drawn because they have violations, at most
+LISTED_GROUPS = 20  # groups of similar problems in index.md, at most
 FIELDS = ["kind", "file", "key", "found", "allowed", "shape"]
 
 
 def inspect(
-    data: Path, out: Path, *, limit: int | None = None, pictures: int = 16, workers: int = 1
+    data: Path, out: Path, *, limit: int | None = None, images: int = 16, workers: int = 1
 ) -> list[Problem]:
-    """Checks the folder and at most `limit` shapes spread evenly over the ids, and writes `out`;
-    returns all problems."""
+    """Checks a data set and writes what it finds to `out`; returns all problems.
+
+    `limit` is the number of shapes to check, `images` the number to draw, both spread evenly over
+    the ids. Raises ValueError for a folder without samples/.
+    """
     if not (data / "samples").is_dir():
         raise ValueError(
-            f"{data} has no samples/ to inspect: make it with python -m tar3d.data.make_samples MESHES --out {data}"
+            f"{data} has no samples/ to inspect: "
+            f"make it with python -m tar3d.data.make_samples MESHES --out {data}"
         )
-    for name, value in (("--limit", limit), ("--pictures", pictures)):
+    for name, value in (("--limit", limit), ("--pictures", images)):
         if value is not None and value < 0:
             raise ValueError(f"{name} must be 0 or more, got {value}")
-    settings, problems = read_settings(data)
+    _, problems = read_settings(data)
     run = f"{os.getpid()} {time.time_ns()}"
     try:
         folder = _open(data, run)
-    except ValueError as e:  # a shard is damaged, so what else the set holds is not known
+    except ValueError as e:  # a damaged shard: the rest of the set is not known
         problems.append(Problem(str(data), "", str(e), "whole .tar shards"))
-        _write_findings(
-            out,
-            problems,
-            [f"# Inspection of {data.resolve().name}", "", f"Stopped: {escaped(str(e))}"],
-        )
+        lines = [f"# Inspection of {data.resolve().name}", "", f"Stopped: {escaped(str(e))}"]
+        _write_findings(out, problems, lines)
         return problems
     ids = list(folder.sample_names)
     if not ids:
-        problems.append(
-            Problem(
-                str(data / "samples"),
-                "",
-                "no .npz, neither as a file nor in a shard",
-                "one for each shape",
-            )
-        )
+        found = "no .npz, neither as a file nor in a shard"
+        problems.append(Problem(str(data / "samples"), "", found, "one for each shape"))
     problems += check_tables(data, folder.sample_names)
     problems += check_tokens(data, folder.view_names)
-    chosen = ids if limit is None else [ids[k] for k in spread(len(ids), limit)]
-    of_shapes, statistics = _check_all(chosen, data, run, workers)
-    problems += of_shapes
+    checked = ids if limit is None else [ids[k] for k in spread(len(ids), limit)]
+    shape_problems, statistics = _check_all(checked, data, run, workers)
+    problems += shape_problems
 
     violating = dict.fromkeys(
         p.shape for p in problems if p.shape in folder.sample_names and not p.warning
     )
-    pictured = dict.fromkeys(
-        [chosen[k] for k in spread(len(chosen), pictures)] + list(violating)[:PICTURED_VIOLATIONS]
+    drawn = dict.fromkeys(
+        [checked[k] for k in spread(len(checked), images)] + list(violating)[:DRAWN_VIOLATIONS]
     )
-    drawn = _write_pictures(folder, list(pictured), set(violating), out)
-    _write_findings(out, problems, _index(data, len(ids), len(chosen), problems, statistics, drawn))
+    notes = _draw_shapes(folder, list(drawn), set(violating), out)
+    _write_findings(
+        out, problems, _index(data, len(ids), len(checked), problems, statistics, notes)
+    )
     return problems
 
 
 @functools.lru_cache(1)
-def _open(data: Path, run: str) -> Folder:
-    """The folder as it was when `run` began: each process lists its files once."""
+def _open(data: Path, run: str) -> Folder:  # noqa: ARG001  `run` is a part of the cache's key
+    """The folder as it was when a run began: each process lists its files once a run."""
     return Folder.open(data, read_settings(data)[0])
 
 
 def _check_all(
     ids: list[str], data: Path, run: str, workers: int
 ) -> tuple[list[Problem], dict[str, np.ndarray]]:
-    """Problems in the order of `ids`, and each statistic (n,) of the shapes that have it."""
+    """Problems in the order of `ids`, and each statistic (n,) over the shapes that have it."""
     batches = [ids[first : first + BATCH] for first in range(0, len(ids), BATCH)]
     found: dict[str, list[Problem]] = {}
     columns: dict[str, array.array] = defaultdict(lambda: array.array("f"))
@@ -134,7 +131,7 @@ def _check_all(
                     columns[name].append(value)
             bar.update(len(batch))
             bar.set_postfix(
-                violations=sum(not p.warning for of_one in found.values() for p in of_one)
+                violations=sum(not p.warning for group in found.values() for p in group)
             )
     values = {name: np.array(column, dtype=np.float32) for name, column in columns.items()}
     return [p for i in ids for p in found.get(i, ())], {
@@ -149,16 +146,23 @@ def _check_batch(
     return {shape_id: check_shape(folder, shape_id) for shape_id in ids}
 
 
-def _write_pictures(
-    folder: Folder, ids: list[str], violating: set[str], out: Path
-) -> dict[str, str]:
-    """<id>.ply, <id>.png and the contact sheet; returns for each shape what stands in its row of
-    index.md."""
+@dataclass(frozen=True)
+class _Overlay:
+    """Surface points over one view."""
+
+    title: str
+    image: Image.Image
+    note: str  # the share of points on the object
+    bad: bool  # whether that share is too low
+
+
+def _draw_shapes(folder: Folder, ids: list[str], violating: set[str], out: Path) -> dict[str, str]:
+    """Writes <id>.ply, <id>.png and the contact sheet; returns a note on each shape."""
     notes, tiles = {}, []
-    for shape_id in tqdm(ids, unit="shape", desc="pictures"):
+    for shape_id in tqdm(ids, unit="shape", desc="images"):
         try:
             samples = folder.read(shape_id)
-        except (ValueError, OSError):  # among the problems already
+        except (ValueError, OSError):  # listed as a problem already
             notes[shape_id] = "its samples cannot be read"
             continue
         with atomic_write(out / f"{shape_id}.ply") as f:
@@ -166,38 +170,32 @@ def _write_pictures(
         overlays, note = _overlays(folder, shape_id, samples.surface[:, :3])
         notes[shape_id] = note
         if overlays:
-            tiles_of_one = [
-                tile(image, name, text, side=OVERLAY_SIDE, flagged=bad)
-                for name, image, text, bad in overlays
+            overlay_tiles = [
+                tile(o.image, o.title, o.note, side=OVERLAY_SIDE, flagged=o.bad) for o in overlays
             ]
             with atomic_write(out / f"{shape_id}.png") as f:
-                f.write(png(sheet(tiles_of_one, columns=4)))
-            _, first, text, bad = min(
-                overlays, key=lambda overlay: not overlay[3]
-            )  # one that is flagged, else the first
+                f.write(png(sheet(overlay_tiles, columns=4)))
+            first = min(overlays, key=lambda o: not o.bad)  # a bad one, else the first
         else:
-            towards = orbit(30.0, 20.0, 5.5, 35.0)
-            facing = (
-                samples.surface[:, 3:] * (np.array(towards.position) - samples.surface[:, :3])
-            ).sum(axis=1) > 0
-            blank = View(Image.new("RGB", (OVERLAY_SIDE, OVERLAY_SIDE), "white"), None)
-            first, text, bad = (
-                draw_overlay(blank, project(samples.surface[facing, :3], towards)),
-                note,
-                False,
-            )
-        tiles.append(tile(first, shape_id, text, side=240, flagged=bad or shape_id in violating))
+            first = _Overlay("", _without_views(samples.surface), note, False)
+        flagged = first.bad or shape_id in violating
+        tiles.append(tile(first.image, shape_id, first.note, side=240, flagged=flagged))
     if tiles:
         with atomic_write(out / "contact_sheet.png") as f:
             f.write(png(sheet(tiles, columns=6)))
     return notes
 
 
-def _overlays(
-    folder: Folder, shape_id: str, points: np.ndarray
-) -> tuple[list[tuple[str, Image.Image, str, bool]], str]:
-    """Of each view with a camera: its name, the overlay, what share of the points is on the object
-    and whether that is too little; and a note on the whole."""
+def _without_views(surface: np.ndarray) -> Image.Image:
+    """Surface points (N, 6) that face a fixed camera, on white."""
+    camera = orbit(30.0, 20.0, 5.5, 35.0)
+    facing = (surface[:, 3:] * (np.array(camera.position) - surface[:, :3])).sum(axis=1) > 0
+    blank = View(Image.new("RGB", (OVERLAY_SIDE, OVERLAY_SIDE), "white"), None)
+    return draw_overlay(blank, project(surface[facing, :3], camera))
+
+
+def _overlays(folder: Folder, shape_id: str, points: np.ndarray) -> tuple[list[_Overlay], str]:
+    """An overlay of `points` (N, 3) for each view with a camera, and a note on all of them."""
     names = folder.view_names.get(shape_id, [])
     if not names:
         return [], "no views"
@@ -213,27 +211,18 @@ def _overlays(
             view = folder.view(name)
         except (ImageError, OSError):
             continue
-        places = project(points, camera)
-        text, bad = "object fills the frame", False
+        coordinates = project(points, camera)
+        note, bad = "object fills the frame", False
         if view.mask is not None:
-            score = seen_at(places[:SCORED_POINTS], view.mask).mean()
+            score = seen_at(coordinates[:SCORED_POINTS], view.mask).mean()
             bad = bool(score < FRAME_SCORE)
-            text = f"{score:.1%} on the object" + (", frame?" if bad else "")
+            note = f"{score:.1%} on the object" + (", frame?" if bad else "")
             scores.append(score)
-        overlays.append(
-            (
-                f"view {name.rpartition('/')[2].removesuffix('.png')}",
-                draw_overlay(view, places),
-                text,
-                bad,
-            )
-        )
-    return (
-        overlays,
-        f"{min(scores):.1%} on the object at least"
-        if scores
-        else "no view shows where its object is",
-    )
+        title = f"view {name.rpartition('/')[2].removesuffix('.png')}"
+        overlays.append(_Overlay(title, draw_overlay(view, coordinates), note, bad))
+    if not scores:
+        return overlays, "no view shows where its object is"
+    return overlays, f"{min(scores):.1%} on the object at least"
 
 
 def _index(
@@ -242,34 +231,19 @@ def _index(
     checked: int,
     problems: list[Problem],
     statistics: dict[str, np.ndarray],
-    pictured: dict[str, str],
+    drawn: dict[str, str],
 ) -> Iterator[str]:
-    violations, warnings = ([p for p in problems if p.warning is kind] for kind in (False, True))
+    """The lines of index.md; `drawn` has a note on each shape that was drawn."""
+    violations = [p for p in problems if not p.warning]
+    warnings = [p for p in problems if p.warning]
     yield from (
         f"# Inspection of {data.resolve().name}",
         "",
         f"{checked:,} of {total:,} shapes checked: {len(violations):,} "
         f"violations, {len(warnings):,} warnings, all of them in [inspect.csv](inspect.csv).",
     )
-    for title, some in (("Violations", violations), ("Warnings", warnings)):
-        kinds: dict[tuple[str, str], list[Problem]] = defaultdict(list)
-        for problem in some:
-            kinds[problem.key, problem.allowed].append(problem)
-        most = sorted(kinds.items(), key=lambda kind: -len(kind[1]))[:LISTED_KINDS]
-        if most:
-            yield from ("", f"## {title}", "")
-            yield from markdown_table(
-                ["number", "key", "allowed", "the first"],
-                [
-                    [
-                        f"{len(of_kind):,}",
-                        key,
-                        escaped(allowed),
-                        escaped(f"{of_kind[0].file}: {of_kind[0].found}"),
-                    ]
-                    for (key, allowed), of_kind in most
-                ],
-            )
+    yield from _problem_table("Violations", violations)
+    yield from _problem_table("Warnings", warnings)
     if statistics:
         yield from (
             "",
@@ -280,10 +254,10 @@ def _index(
             "",
             *quantile_table(statistics),
         )
-    if pictured:
+    if drawn:
         yield from (
             "",
-            "## Pictures",
+            "## Images",
             "",
             "Points over the views: blue on the object, vermilion beside it. Each shape has "
             "<id>.ply, and <id>.png where there are cameras.",
@@ -293,8 +267,31 @@ def _index(
         )
         yield from markdown_table(
             ["shape", "points over its views"],
-            [[f"`{escaped(i)}`", note] for i, note in pictured.items()],
+            [[f"`{escaped(i)}`", note] for i, note in drawn.items()],
         )
+
+
+def _problem_table(title: str, problems: list[Problem]) -> Iterator[str]:
+    """A table of the most frequent groups of problems; nothing without problems."""
+    groups: dict[tuple[str, str], list[Problem]] = defaultdict(list)
+    for problem in problems:
+        groups[problem.key, problem.allowed].append(problem)
+    most = sorted(groups.items(), key=lambda item: -len(item[1]))[:LISTED_GROUPS]
+    if not most:
+        return
+    yield from ("", f"## {title}", "")
+    yield from markdown_table(
+        ["number", "key", "allowed", "the first"],
+        [
+            [
+                f"{len(group):,}",
+                key,
+                escaped(allowed),
+                escaped(f"{group[0].file}: {group[0].found}"),
+            ]
+            for (key, allowed), group in most
+        ],
+    )
 
 
 def _write_findings(out: Path, problems: list[Problem], lines: Iterable[str]) -> None:
@@ -311,40 +308,52 @@ def _write_findings(out: Path, problems: list[Problem], lines: Iterable[str]) ->
         f.write("\n".join(lines) + "\n")
 
 
-def main(argv: list[str] | None = None) -> int:
+def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
+    """The parsed command line, and the parser for errors that are found later."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tar3d.data.inspect",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("data", type=Path, help="data set folder")
-    parser.add_argument("--out", type=Path, help="folder for what is found (default: DATA/inspect)")
+    parser.add_argument("data", type=Path, help="data set folder to check")
+    parser.add_argument(
+        "--out", type=Path, help="folder for the findings and drawings (default: DATA/inspect)"
+    )
     parser.add_argument(
         "--limit",
         type=int,
         metavar="N",
-        help="check N shapes, spread evenly over the ids (default: all)",
+        help="check only N shapes, spread evenly over the ids, to be done sooner (default: all)",
     )
     parser.add_argument(
         "--pictures",
         type=int,
         default=16,
         metavar="K",
-        help="shapes to draw, besides those with violations (default: 16)",
+        help="shapes to draw besides those with violations (default: 16)",
     )
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count(), help="processes (default: all cores)"
+        "--workers",
+        type=int,
+        default=os.cpu_count(),
+        help="processes that check shapes at the same time (default: all cores)",
     )
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv), parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns the exit code, 1 if there are violations."""
+    args, parser = parse_arguments(argv)
     out = args.out or args.data / "inspect"
     try:
         problems = inspect(
-            args.data, out, limit=args.limit, pictures=args.pictures, workers=args.workers
+            args.data, out, limit=args.limit, images=args.pictures, workers=args.workers
         )
     except ValueError as e:
         parser.exit(2, f"{e}\n")
     violations = [p for p in problems if not p.warning]
     if violations:
         print(f"first violation: {violations[0]}")
-    print(
-        f"{len(violations)} violations, {len(problems) - len(violations)} warnings: {out / 'index.md'}"
-    )
+    num_warnings = len(problems) - len(violations)
+    print(f"{len(violations)} violations, {num_warnings} warnings: {out / 'index.md'}")
     return 1 if violations else 0

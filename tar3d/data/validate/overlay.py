@@ -1,9 +1,8 @@
-"""What shows a wrong frame or wrong labels at a glance: surface points drawn over the views, query
-points as a coloured cloud.
+"""Drawings that show a wrong frame or wrong labels: points over views, and a coloured cloud.
 
-A camera of cameras.json says where each point of the surface must appear in its picture. Points
-beside the object mean that pictures and samples are not in one frame: another axis is up, another
-scale, the cameras of another shape.
+A camera of cameras.json says where each surface point must appear in its view. Points beside the
+object mean that views and samples are not in one frame: another axis is up, the scale differs, or
+the cameras are those of another shape.
 """
 
 from __future__ import annotations
@@ -21,34 +20,32 @@ if TYPE_CHECKING:
     from tar3d.contracts import ShapeSamples
     from tar3d.mesh.render import Camera
 
-INSIDE, OUTSIDE = (
-    (213, 94, 0, 255),
-    (0, 114, 178, 60),
-)  # vermilion and blue: told apart by every kind of colour vision
+# vermilion and blue, which every kind of colour vision distinguishes
+INSIDE, OUTSIDE = (213, 94, 0, 255), (0, 114, 178, 60)
 _ON, _OFF = (0, 114, 178), (213, 94, 0)
-OVERLAY_SIDE = 320  # of an overlay, pixels
+OVERLAY_SIDE = 320  # pixels
 _DRAWN_POINTS = 1500
 
 
 @dataclass(frozen=True)
 class View:
-    """A picture (RGB on white) with the pixels where its object is, (height, width) bool, or None
-    where that cannot be told."""
+    """A view, and where its object is."""
 
-    picture: Image.Image
-    mask: np.ndarray | None
+    image: Image.Image  # RGB on white
+    mask: np.ndarray | None  # (height, width) bool, True on the object; None if that is unknown
 
     @classmethod
     def of(cls, rgba: Image.Image) -> View:
-        """From what `tar3d.condition.image.load_image` gives; an `ImageError` where nothing stands
-        out."""
-        picture, mask, foreground = find_foreground(rgba)
-        return cls(picture, None if foreground == "frame" else mask)
+        """A view from an image of `load_image`; an `ImageError` if no object stands out."""
+        image, mask, foreground = find_foreground(rgba)
+        return cls(image, None if foreground == "frame" else mask)
 
 
 def project(points: np.ndarray, camera: Camera) -> np.ndarray:
-    """`points` (N, 3) -> (N, 2) column and row in units of the picture's side, in [0, 1] within it;
-    NaN behind the camera."""
+    """Image coordinates (N, 2) of `points` (N, 3): column and row, in [0, 1] within the image.
+
+    NaN behind the camera.
+    """
     right, up, forward = camera.axes()
     from_camera = points.astype(np.float64) - camera.position
     depth = from_camera @ forward
@@ -56,30 +53,31 @@ def project(points: np.ndarray, camera: Camera) -> np.ndarray:
     return np.stack([1 + from_camera @ right / reach, 1 - from_camera @ up / reach], axis=1) / 2
 
 
-def seen_at(places: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """(N,) bool: whether `places` (N, 2) as `project` gives them are on the object, or within one
-    pixel of it."""
+def seen_at(coordinates: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """(N,) bool: True for image coordinates (N, 2) on the object or within a pixel of it."""
     height, width = mask.shape
-    wide = np.asarray(Image.fromarray(mask).convert("L").filter(ImageFilter.MaxFilter(3))) > 0
-    within = ((places >= 0) & (places < 1)).all(axis=1)  # False for NaN
-    column, row = (np.where(within[:, None], places, 0) * (width, height)).astype(int).T
-    return within & wide[row, column]
+    wide = np.asarray(Image.fromarray(mask).convert("L").filter(ImageFilter.MaxFilter(3)))
+    in_range = (coordinates >= 0) & (coordinates < 1)  # False for NaN
+    within = in_range[:, 0] & in_range[:, 1]
+    column, row = (np.where(within[:, None], coordinates, 0) * (width, height)).astype(int).T
+    return within & (wide[row, column] > 0)
 
 
-def draw_overlay(view: View, places: np.ndarray) -> Image.Image:
-    """The picture, pale, with points over it: blue on the object, vermilion beside it; a few
-    hundred are enough to see."""
-    height, width = view.mask.shape if view.mask is not None else view.picture.size[::-1]
+def draw_overlay(view: View, coordinates: np.ndarray) -> Image.Image:
+    """The image, pale, with points (N, 2) over it: blue on the object, vermilion beside it.
+
+    Only the first of the points are drawn: a few hundred are enough to see.
+    """
+    height, width = view.mask.shape if view.mask is not None else view.image.size[::-1]
     scale = OVERLAY_SIDE / max(height, width)
     size = (round(width * scale), round(height * scale))
-    overlay = Image.blend(view.picture, Image.new("RGB", view.picture.size, "white"), 0.35).resize(
-        size, Image.Resampling.LANCZOS
-    )
+    white = Image.new("RGB", view.image.size, "white")
+    overlay = Image.blend(view.image, white, 0.35).resize(size, Image.Resampling.LANCZOS)
     draw = ImageDraw.Draw(overlay)
-    places = places[:_DRAWN_POINTS]  # surface points are stored in random order
-    on = seen_at(places, view.mask) if view.mask is not None else np.ones(len(places), bool)
+    drawn = coordinates[:_DRAWN_POINTS]  # surface points are stored in random order
+    on = seen_at(drawn, view.mask) if view.mask is not None else np.ones(len(drawn), bool)
     for chosen, colour, radius in ((on, _ON, 0.8), (~on, _OFF, 1.5)):
-        for x, y in places[chosen & np.isfinite(places).all(axis=1)] * size:
+        for x, y in drawn[chosen & np.isfinite(drawn).all(axis=1)] * size:
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
     return overlay
 
@@ -87,15 +85,17 @@ def draw_overlay(view: View, places: np.ndarray) -> Image.Image:
 def query_cloud(samples: ShapeSamples) -> bytes:
     """All query points as a binary PLY: vermilion inside, blue and mostly transparent outside.
 
-    The properties `inside` and `near` (1 or 0) let a viewer filter, for the outside points of the
-    volume hide the rest.
+    Outside points of the volume hide the rest; a viewer can filter by the properties `inside` and
+    `near`, which are 1 or 0.
     """
     cloud = np.empty(
         len(samples.points),
         [("xyz", "<f4", 3), ("rgba", "u1", 4), ("inside", "u1"), ("near", "u1")],
     )
     cloud["xyz"] = samples.points
-    cloud["rgba"] = np.where(samples.inside[:, None], np.uint8(INSIDE), np.uint8(OUTSIDE))
+    cloud["rgba"] = np.where(
+        samples.inside[:, None], np.array(INSIDE, np.uint8), np.array(OUTSIDE, np.uint8)
+    )
     cloud["inside"], cloud["near"] = samples.inside, samples.is_near
     properties = [f"float {axis}" for axis in "xyz"]
     properties += [f"uchar {name}" for name in ("red", "green", "blue", "alpha", "inside", "near")]
@@ -110,6 +110,7 @@ def query_cloud(samples: ShapeSamples) -> bytes:
 
 
 def png(image: Image.Image) -> bytes:
+    """The content of a PNG file."""
     stream = io.BytesIO()
     image.save(stream, format="PNG")
     return stream.getvalue()

@@ -1,3 +1,5 @@
+from itertools import chain
+
 import pytest
 
 from tar3d.data.datasets.sampler import JoinedOrder, TrainingOrder
@@ -30,7 +32,7 @@ def test_starting_later_equals_the_tail_of_the_full_run(start):
 @pytest.mark.parametrize("world", [2, 4])
 def test_processes_together_see_what_one_process_would(world):
     parts = [batches(rank=rank, world=world) for rank in range(world)]
-    assert [sum(step, []) for step in zip(*parts, strict=True)] == batches()
+    assert [list(chain(*step)) for step in zip(*parts, strict=True)] == batches()
 
 
 def test_seed_decides_the_order_and_a_batch_may_exceed_the_data():

@@ -142,7 +142,7 @@ def test_items_are_subsets_of_what_is_stored(samples):
     assert item["points"].shape == (70, 3) and item["points"].dtype == torch.float32
     assert item["inside"].dtype == item["is_near"].dtype == torch.bool
     assert item["is_near"].tolist() == [False] * 40 + [True] * 30
-    stored = load_samples(Path(data.source.where(data.ids[1])))
+    stored = load_samples(Path(data.reader.where(data.ids[1])))
     labels = {
         tuple(p): (bool(i), bool(n))
         for p, i, n in zip(stored.points.tolist(), stored.inside, stored.is_near, strict=True)
@@ -260,8 +260,8 @@ def test_packed_samples_are_drawn_like_loose_ones(samples, tmp_path):
     for index, shape_id in enumerate(loose.ids):
         mine, theirs = packed[(3, index)], loose[(3, index)]
         assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
-        assert np.array_equal(packed.source.surface(shape_id), loose.source.surface(shape_id))
-    assert "00000.tar:" in packed.source.where(files[0].stem)
+        assert np.array_equal(packed.reader.surface(shape_id), loose.reader.surface(shape_id))
+    assert "00000.tar:" in packed.reader.where(files[0].stem)
     loader = torch.utils.data.DataLoader(
         packed, batch_sampler=[[(3, 0)]], num_workers=1, multiprocessing_context="spawn"
     )

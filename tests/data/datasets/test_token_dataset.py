@@ -4,6 +4,7 @@ import csv
 import json
 import pickle
 import shutil
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -13,12 +14,13 @@ from tar3d import checkpoint
 from tar3d.condition.encoders import build_image_encoder
 from tar3d.condition.text import END, PADDING, UNKNOWN_ID, build_text_encoder
 from tar3d.config import ImageEncoderConfig, TextEncoderConfig, TokenizerConfig, VQVAEConfig
-from tar3d.data.datasets.tokens import TokenDataset, drop_words, read_json, read_stamp, sha256
+from tar3d.data.datasets.tokens import TokenDataset, drop_words
 from tar3d.data.formats.dataset_folder import read_splits
 from tar3d.data.formats.samples import load_samples
+from tar3d.data.formats.token_shards import read_json, read_stamp, sha256
 from tar3d.data.tokens import make_tokens
-from tar3d.data.tokens.conditions import ToldByCaptions, ToldByViews
-from tar3d.data.tokens.make_tokens import TokenMaker, words_of
+from tar3d.data.tokens.conditions import CaptionConditions, ViewConditions
+from tar3d.data.tokens.make_tokens import TokenMaker, caption_tokenizer
 from tar3d.tokenizer.vqvae import VQVAE
 
 ENCODER = ImageEncoderConfig(
@@ -56,12 +58,14 @@ CPU = torch.device("cpu")
 def maker(
     data, seed: int = 0, encoder: ImageEncoderConfig = ENCODER, captions: bool = False
 ) -> TokenMaker:
-    told = [ToldByViews(data, build_image_encoder(encoder), encoder, CPU)]
+    readers = [ViewConditions(data, build_image_encoder(encoder), encoder, CPU)]
     if captions:
-        told.append(
-            ToldByCaptions(data, build_text_encoder(TEXT, words_of(data, TEXT.vocabulary)), CPU)
+        readers.append(
+            CaptionConditions(
+                data, build_text_encoder(TEXT, caption_tokenizer(data, TEXT.vocabulary)), CPU
+            )
         )
-    return TokenMaker(data, vqvae(seed), told, CPU)
+    return TokenMaker(data, vqvae(seed), readers, CPU)
 
 
 @pytest.fixture
@@ -70,7 +74,7 @@ def data(samples, tmp_path, monkeypatch):
     monkeypatch.setattr(make_tokens, "SHARD_SHAPES", 2)
     folder = tmp_path / "set"
     shutil.copytree(samples, folder)
-    ids = sorted(sum(read_splits(folder).values(), []))
+    ids = sorted(chain(*read_splits(folder).values()))
     (folder / "splits.json").write_text(
         json.dumps({"train": ids[:4], "val": ids[4:5], "test": ids[5:]})
     )
@@ -78,7 +82,7 @@ def data(samples, tmp_path, monkeypatch):
 
 
 def dataset(data, split: str = "train", **wanted) -> TokenDataset:
-    return TokenDataset(data, split, seed=0, wanted=wanted, conditions=["image"])
+    return TokenDataset(data, split, seed=0, expected_stamp=wanted, conditions=["image"])
 
 
 def shards(data) -> dict[str, int]:
@@ -94,21 +98,21 @@ def test_rows_hold_the_tokens_and_views_of_their_shape(data):
         surface = torch.from_numpy(load_samples(data / "samples" / f"{shape_id}.npz").surface)
         views = [rows.row(index, k) for k in range(2)]
         assert torch.equal(views[0]["tokens"], model.tokenize(surface[None]).ids[0])
-        assert views[0]["tokens"].dtype == torch.int64 and views[0]["source"]["image"].shape == (
+        assert views[0]["tokens"].dtype == torch.int64 and views[0]["condition"]["image"].shape == (
             16,
             16,
             3,
         )
-        pixels = [view["source"]["image"] for view in views]
+        pixels = [view["condition"]["image"] for view in views]
         assert pixels[0].dtype == torch.uint8 and not torch.equal(*pixels)
 
 
 def test_position_and_seed_decide_the_view(data):
     maker(data).run()
     rows = dataset(data)
-    drawn = [rows[(p, 1)]["source"]["image"] for p in range(20)]
-    assert all(torch.equal(a, rows[(p, 1)]["source"]["image"]) for p, a in enumerate(drawn))
-    firsts = [torch.equal(a, rows.row(1, 0)["source"]["image"]) for a in drawn]
+    drawn = [rows[(p, 1)]["condition"]["image"] for p in range(20)]
+    assert all(torch.equal(a, rows[(p, 1)]["condition"]["image"]) for p, a in enumerate(drawn))
+    firsts = [torch.equal(a, rows.row(1, 0)["condition"]["image"]) for a in drawn]
     assert 3 < sum(firsts) < 17
 
 
@@ -134,7 +138,7 @@ def test_shards_are_mapped_and_stay_on_disk_when_a_worker_gets_the_set(data):
     for position in range(8):
         mine, theirs = rows[(position, position % 4)], again[(position, position % 4)]
         assert torch.equal(mine["tokens"], theirs["tokens"]) and torch.equal(
-            mine["source"]["image"], theirs["source"]["image"]
+            mine["condition"]["image"], theirs["condition"]["image"]
         )
 
 
@@ -192,7 +196,7 @@ def test_shards_follow_changed_splits(data):
 
 
 def refused(data) -> dict[str, str]:
-    with open(data / "tokens" / "refused.csv", newline="") as f:
+    with (data / "tokens" / "refused.csv").open(newline="") as f:
         return {row["id"]: row["reason"] for row in csv.DictReader(f)}
 
 
@@ -270,13 +274,13 @@ def test_frozen_encoder_stores_its_embeddings(data, tmp_path):
     vit.save_pretrained(tmp_path / "vit")
     frozen = maker(data, encoder=ImageEncoderConfig(model=str(tmp_path / "vit"), image_size=16))
     frozen.run()
-    source = dataset(data)[(0, 0)]["source"]["image"]
+    source = dataset(data)[(0, 0)]["condition"]["image"]
     assert source.dtype == torch.float16 and source.shape == (5, 8)
 
 
 def captioned(data) -> dict[str, list[str]]:
     """Captions for all but the second training shape, which is left without."""
-    ids = sorted(sum(read_splits(data).values(), []))
+    ids = sorted(chain(*read_splits(data).values()))
     captions = {
         i: [f"a mug number {k}", "a mug"] if k % 2 else [f"a thing number {k}"]
         for k, i in enumerate(ids)
@@ -292,7 +296,7 @@ def read_both(data, **more) -> TokenDataset:
         data,
         "train",
         seed=0,
-        wanted={},
+        expected_stamp={},
         conditions=["image", "text"],
         caption_tokens=TEXT.max_tokens,
         **more,
@@ -316,19 +320,19 @@ def test_captions_are_added_to_shards_that_have_views(data):
     assert all(p.stat().st_mtime_ns == t for p, t in before.items()), (
         "nothing that was there is made again"
     )
-    rows, words = read_both(data), again.told[1].encoder.words
+    rows, words = read_both(data), again.readers[1].encoder.words
     assert rows.ids == [i for i in read_splits(data)["train"] if i in captions]
     assert dataset(data).ids == read_splits(data)["train"], (
         "an image-only training keeps the shape without a caption"
     )
     for index, shape_id in enumerate(rows.ids):
         for item, caption in enumerate(captions[shape_id]):
-            source = rows.row(index, 1, item)["source"]
+            source = rows.row(index, 1, item)["condition"]
             assert np.array_equal(source["text"], words.prepare(caption).ids) and source[
                 "image"
             ].shape == (16, 16, 3)
     drawn = {
-        tuple(rows[(p, rows.ids.index(i))]["source"]["text"].tolist())
+        tuple(rows[(p, rows.ids.index(i))]["condition"]["text"].tolist())
         for p in range(30)
         for i in rows.ids
         if len(captions[i]) == 2
@@ -340,20 +344,22 @@ def test_a_caption_that_comes_later_is_taken_in(data):
     captions = captioned(data)
     maker(data, captions=True).run()
     late = read_splits(data)["train"][1]
-    with open(data / "captions.csv", "a") as f:
+    with (data / "captions.csv").open("a") as f:
         f.write(f"{late},a mug\n")
     assert maker(data, captions=True).run() == 6 and late in read_both(data).ids
     place = read_both(data).ids.index(next(iter(captions)))
-    words = build_text_encoder(TEXT, words_of(data, TEXT.vocabulary)).words
+    words = build_text_encoder(TEXT, caption_tokenizer(data, TEXT.vocabulary)).words
     first = captions[read_both(data).ids[place]][0]
-    assert np.array_equal(read_both(data).row(place)["source"]["text"], words.prepare(first).ids)
+    assert np.array_equal(read_both(data).row(place)["condition"]["text"], words.prepare(first).ids)
 
 
 def test_dropped_words_are_unknown_ones(data):
     captioned(data)
     maker(data, captions=True).run()
     rows, dropped = read_both(data), read_both(data, word_dropout=0.5)
-    seen = [(rows[(p, 0)]["source"]["text"], dropped[(p, 0)]["source"]["text"]) for p in range(40)]
+    seen = [
+        (rows[(p, 0)]["condition"]["text"], dropped[(p, 0)]["condition"]["text"]) for p in range(40)
+    ]
     for a, b in seen:
         assert torch.equal((a == PADDING), (b == PADDING)) and bool(
             ((a == b) | (b == UNKNOWN_ID)).all()
@@ -363,7 +369,7 @@ def test_dropped_words_are_unknown_ones(data):
     )
     assert 0.3 < changed.mean() < 0.7
     end = build_text_encoder(
-        TEXT, words_of(data, TEXT.vocabulary)
+        TEXT, caption_tokenizer(data, TEXT.vocabulary)
     ).words.tokenizer.convert_tokens_to_ids(END)
     assert all(int(b[int((b != PADDING).sum()) - 1]) == end for _, b in seen), "the end mark stays"
     only_end = torch.tensor([end, PADDING, PADDING])
@@ -378,21 +384,21 @@ def test_text_embeddings_keep_their_own_lengths(data, tmp_path):
         vocab_size=64, d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2
     )
     transformers.T5EncoderModel(config).save_pretrained(tmp_path / "t5")
-    words_of(data, 32).save_pretrained(tmp_path / "t5")
+    caption_tokenizer(data, 32).save_pretrained(tmp_path / "t5")
     encoder = build_text_encoder(
         TextEncoderConfig(model=str(tmp_path / "t5"), max_tokens=9, dtype="float32")
     )
-    TokenMaker(data, vqvae(), [ToldByCaptions(data, encoder, CPU)], CPU).run()
+    TokenMaker(data, vqvae(), [CaptionConditions(data, encoder, CPU)], CPU).run()
     rows = TokenDataset(
         data,
         "train",
         seed=0,
-        wanted={"text": encoder.identity},
+        expected_stamp={"text": encoder.identity},
         conditions=["text"],
         caption_tokens=9,
     )
     text, words = (
-        rows.row(0)["source"]["text"],
+        rows.row(0)["condition"]["text"],
         encoder.words.prepare(captioned(data)[rows.ids[0]][0]),
     )
     condition = encoder(torch.from_numpy(words.ids)[None])

@@ -1,4 +1,5 @@
 import json
+from itertools import chain
 
 import pytest
 
@@ -22,7 +23,7 @@ def test_split_of_an_id_never_changes():
 
 def test_splits_are_disjoint_complete_and_near_their_shares():
     splits = split_ids(IDS)
-    assert sorted(sum(splits.values(), [])) == sorted(IDS)
+    assert sorted(chain(*splits.values())) == sorted(IDS)
     assert (
         860 < len(splits["train"]) < 940
         and 25 < len(splits["val"]) < 80
@@ -82,7 +83,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
     path = tmp_path / "deep" / "file.txt"
     with atomic_write(path, "w") as f:
         f.write("old")
-    with pytest.raises(RuntimeError), atomic_write(path, "w") as f:
+    with pytest.raises(RuntimeError), atomic_write(path, "w") as f:  # noqa: PT012  what is tested
         f.write("half of the n")
         raise RuntimeError
     assert path.read_text() == "old" and [p.name for p in path.parent.iterdir()] == ["file.txt"]

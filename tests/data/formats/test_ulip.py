@@ -8,18 +8,18 @@ import pytest
 from tar3d.condition.encoders import GivenEmbeddings
 from tar3d.config import ImageEncoderConfig, TextEncoderConfig
 from tar3d.data.formats.ulip import EmbeddingError, read_pairs
-from tar3d.data.tokens.conditions import ToldByEmbeddings
+from tar3d.data.tokens.conditions import EmbeddingConditions
 
 ENCODER = GivenEmbeddings(ImageEncoderConfig(model="facebook/dino-vitb16"), 3, 4)
 T5 = GivenEmbeddings(TextEncoderConfig(), 120, 2048)
 
 
-def views(folder) -> ToldByEmbeddings:
-    return ToldByEmbeddings("image", folder, ENCODER)
+def views(folder) -> EmbeddingConditions:
+    return EmbeddingConditions("image", folder, ENCODER)
 
 
-def captions(folder) -> ToldByEmbeddings:
-    return ToldByEmbeddings("text", folder, T5)
+def captions(folder) -> EmbeddingConditions:
+    return EmbeddingConditions("text", folder, T5)
 
 
 def view(value: float, *shape: int) -> np.ndarray:
@@ -61,7 +61,7 @@ def test_embeddings_of_a_shape_that_cannot_be_used_are_named(tmp_path, arrays, m
 @pytest.mark.parametrize("content", [b"", b"no archive" * 20, b"PK\x03\x04"])
 def test_missing_and_damaged_files_are_named(tmp_path, content):
     with pytest.raises(
-        EmbeddingError, match=r"u\.npz is not there, so no embeddings are given for this shape"
+        EmbeddingError, match=r"u\.npz is not there, so this shape has no embeddings"
     ):
         views(tmp_path).read("u")
     (tmp_path / "u.npz").write_bytes(content)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from tar3d.condition.image import ImageError
 from tar3d.data.formats.shards import write_shard
-from tar3d.data.formats.views import Views, mesh_pictures
+from tar3d.data.formats.views import Views, mesh_images
 
 
 def png(grey: int) -> bytes:
@@ -47,8 +47,8 @@ def test_a_bad_picture_in_a_shard_is_named(tmp_path):
 
 
 def test_pictures_of_meshes_are_blank_where_none_are_known(tmp_path):
-    (picture,) = mesh_pictures(tmp_path, ["a"])
+    (picture,) = mesh_images(tmp_path, ["a"])
     assert picture.shape == (192, 192, 3) and (picture == 255).all()
     (tmp_path / "report.csv").write_text("id,file\nb,b.glb\n")
     with pytest.raises(ValueError, match="no row for 'a'"):
-        mesh_pictures(tmp_path, ["a"])
+        mesh_images(tmp_path, ["a"])

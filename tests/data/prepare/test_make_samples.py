@@ -5,6 +5,7 @@ import csv
 import json
 import shutil
 import sys
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def contents(folder) -> dict[str, bytes]:
 
 
 def report(folder) -> dict[str, dict]:
-    with open(folder / "report.csv", newline="") as f:
+    with (folder / "report.csv").open(newline="") as f:
         return {row["id"]: row for row in csv.DictReader(f)}
 
 
@@ -90,7 +91,7 @@ def test_refused_meshes_are_listed_and_the_rest_goes_on(meshes, tmp_path, capsys
     assert rows["points"]["reason"] and "broken.glb" in rows["broken"]["reason"]
     assert len(contents(tmp_path / "out")) == 6 and "6 of 8 meshes" in capsys.readouterr().out
     splits = read_splits(tmp_path / "out")
-    assert sorted(sum(splits.values(), [])) == IDS  # refused ids are in no split
+    assert sorted(chain(*splits.values())) == IDS  # refused ids are in no split
 
 
 def test_all_good_exits_with_zero(meshes, tmp_path):
@@ -129,7 +130,7 @@ def test_new_shapes_join_the_splits(meshes, tmp_path):
     make_samples(meshes, tmp_path / "out", SMALL)
     (meshes / "more" / "tube.ply").write_bytes(tube)
     make_samples(meshes, tmp_path / "out", SMALL)
-    assert sorted(sum(read_splits(tmp_path / "out").values(), [])) == IDS
+    assert sorted(chain(*read_splits(tmp_path / "out").values())) == IDS
 
 
 def test_samples_of_an_earlier_version_are_completed(meshes, tmp_path):
@@ -287,7 +288,7 @@ def test_given_pictures_become_views_and_the_others_are_rendered(meshes, tmp_pat
         ]
     row = report(out)["more__pill"]
     assert row["status"] == "ok" and "more__pill.png is not an image" in row["reason"]
-    assert "pictures of 1 shapes were left out, the first: " in capsys.readouterr().out
+    assert "images of 1 shapes were left out, the first: " in capsys.readouterr().out
     picture(source / "images" / "more__pill.png")
     shutil.rmtree(out / "views" / "more__pill")
     assert main(command) == 0 and len(list_views(out, "more__pill")) == 1

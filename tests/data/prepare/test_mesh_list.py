@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from tar3d.data.formats.dataset_folder import read_splits
-from tar3d.data.prepare.mesh_list import Shape, find_shapes, mesh_ids, write_tables
+from tar3d.data.prepare.dataset_tables import write_tables
+from tar3d.data.prepare.find_shapes import Shape, find_shapes
+from tar3d.data.prepare.mesh_list import mesh_ids
 
 DATASETS = Path(
     os.environ.get("TAR3D_DATASETS") or Path(__file__).parents[4] / "shared" / "datasets"
@@ -25,7 +27,7 @@ def touch(folder: Path, *names: str) -> Path:
 
 
 def rows(path: Path) -> list[dict]:
-    with open(path, encoding="utf-8", newline="") as f:
+    with path.open(encoding="utf-8", newline="") as f:
         return list(csv.DictReader(f))
 
 
@@ -37,7 +39,7 @@ def source(tmp_path) -> Path:
 IDS = ["chairs__0a3f", "chairs__office_chair_01", "lamp"]
 
 
-# ids -----------------------------------------------------------------------------------------------------------------
+# ids -------------------------------------------------------------------------
 
 
 def test_ids_are_paths_without_suffix(meshes):
@@ -119,7 +121,7 @@ def test_no_source_is_refused(tmp_path):
         find_shapes(tmp_path / "empty")
 
 
-# captions and pictures -----------------------------------------------------------------------------------------------
+# captions and images ---------------------------------------------------------
 
 
 def test_captions_fall_back_from_file_to_table_to_names(source):
@@ -155,10 +157,10 @@ def test_pictures_by_id(source):
         "views/lamp/cameras.json",
     )
     with pytest.warns(
-        UserWarning, match="1 pictures of .*images belong to no mesh, the first is .*other.png"
+        UserWarning, match="1 images of .*images belong to no mesh, the first is .*other.png"
     ):
         shapes = find_shapes(source)
-    names = {i: [p.relative_to(source).as_posix() for p in s.pictures] for i, s in shapes.items()}
+    names = {i: [p.relative_to(source).as_posix() for p in s.images] for i, s in shapes.items()}
     assert names == {
         "lamp": ["images/lamp/2.png", "images/lamp/10.png"],
         "chairs__0a3f": ["images/chairs__0a3f.png"],
@@ -171,7 +173,7 @@ def test_views_and_columns_give_pictures_where_images_do_not(source):
     (source / "manifest.csv").write_text(
         "id,thumbnail,image\nlamp,t.png,\nchairs__office_chair_01,t.png,i.png\n"
     )
-    assert {i: s.pictures for i, s in find_shapes(source).items()} == {
+    assert {i: s.images for i, s in find_shapes(source).items()} == {
         "lamp": (source / "views/lamp/0.png",),
         "chairs__0a3f": (source / "images/chairs__0a3f.png",),
         "chairs__office_chair_01": (source / "i.png",),
@@ -182,7 +184,7 @@ def test_pictures_or_captions_that_fit_no_mesh_at_all_are_a_mistake(source):
     touch(source, "images/0001.png", "images/0002.png")
     with pytest.raises(
         ValueError,
-        match=r"none of the 2 pictures of .*0001\.png, an id of a mesh is 'chairs__0a3f'",
+        match=r"none of the 2 images of .*0001\.png, an id of a mesh is 'chairs__0a3f'",
     ):
         find_shapes(source)
     (source / "images" / "0001.png").rename(source / "images" / "lamp.png")
@@ -203,9 +205,9 @@ def test_a_real_table(tmp_path):
     assert (
         acorn.mesh.is_file()
         and acorn.caption == "acorn"
-        and acorn.pictures == (source / "thumbs" / "bm_acorn.png",)
+        and acorn.images == (source / "thumbs" / "bm_acorn.png",)
     )
-    assert sum(bool(s.pictures) for s in shapes.values()) == 744
+    assert sum(bool(s.images) for s in shapes.values()) == 744
     assert all(s.caption and s.category and s.mesh.is_file() for s in shapes.values())
     write_tables(shapes, source, tmp_path)
     assert {name: len(ids) for name, ids in read_splits(tmp_path).items()} == {
@@ -216,7 +218,7 @@ def test_a_real_table(tmp_path):
     assert mesh_ids(tmp_path).keys() == shapes.keys()  # the folder is a source itself
 
 
-# tables of the data set folder ---------------------------------------------------------------------------------------
+# tables of the data set folder -----------------------------------------------
 
 
 def write(source: Path, out: Path) -> None:
@@ -301,7 +303,7 @@ def test_a_table_in_place_makes_its_folder_a_source(tmp_path):
     ]
 
 
-# splits --------------------------------------------------------------------------------------------------------------
+# splits ----------------------------------------------------------------------
 
 
 def test_splits_from_each_place(source, tmp_path):
@@ -329,7 +331,7 @@ def test_splits_from_each_place(source, tmp_path):
         ("id,split\nlamp,val\nlamps,train\n", r"split\.csv, line 3: 'lamps' is the id of no mesh"),
         (
             "id,split\nlamp,validation\n",
-            r"split\.csv, line 2: the split of 'lamp' is 'validation', allowed are train, val, test",
+            r"split\.csv, line 2: the split of 'lamp' is 'validation', allowed are train, ",
         ),
         ("id,split\nlamp,\n", "line 2: the split of 'lamp' is ''"),
         ("id,split\nlamp,val\nlamp,test\n", "line 3: 'lamp' is in 'val' already"),

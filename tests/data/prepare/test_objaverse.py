@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tar3d.data.prepare import objaverse as tool
-from tar3d.data.prepare.mesh_list import find_shapes
+from tar3d.data.prepare.find_shapes import find_shapes
 
 UIDS = [f"{k:032x}" for k in range(1, 41)]
 STRANGER = "f" * 32
@@ -133,7 +133,7 @@ def listed(tmp_path: Path, *uids: str) -> str:
 
 
 def rows(path: Path) -> list[dict]:
-    with open(path, encoding="utf-8", newline="") as f:
+    with path.open(encoding="utf-8", newline="") as f:
         return list(csv.DictReader(f))
 
 

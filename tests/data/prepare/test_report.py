@@ -17,7 +17,7 @@ MADE = ["report.md", "report.png", "contact_sheet.png", "least_confident.png"]
 
 def write_rows(out, rows, fields=(*FIELDS, "thin_share", "kind")):
     out.mkdir(exist_ok=True)
-    with open(out / "report.csv", "w", newline="", encoding="utf-8") as f:
+    with (out / "report.csv").open("w", newline="", encoding="utf-8") as f:
         writer = csv.DictWriter(f, fields)
         writer.writeheader()
         writer.writerows(rows)
@@ -197,7 +197,7 @@ def test_a_sheet_shows_the_view_else_the_mesh_else_a_blank(samples, tmp_path):
         np.array_equal(a, b) for a, b in zip(loose, tiles(out / "contact_sheet.png"), strict=True)
     )
     shutil.rmtree(out / "views")
-    with open(out / "report.csv", newline="") as f:
+    with (out / "report.csv").open(newline="") as f:
         rows = list(csv.DictReader(f))
     write_rows(out, [row | {"file": "gone.obj"} for row in rows], FIELDS)
     write_report(out)

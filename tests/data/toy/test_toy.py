@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from tar3d.config import ViewConfig
 from tar3d.contracts import CUBE_FILL
 from tar3d.data.formats.dataset_folder import split_ids
 from tar3d.data.toy.make_toy import main, make_toy_data
-from tar3d.data.toy.shapes import CATEGORIES, MIN_THICKNESS, ToyShape, generate
+from tar3d.data.toy.shapes import CATEGORIES, ToyShape, generate
 from tar3d.data.toy.solids import tube
 from tar3d.mesh.load import load_mesh
 from tar3d.mesh.points import inside
@@ -28,6 +29,7 @@ from tar3d.mesh.winding import WindingNumber
 
 SEED, PER_CATEGORY = 11, 20
 VIEWS = ViewConfig(count=2, size=32)
+MIN_THICKNESS = 0.07
 
 
 @pytest.fixture(scope="module")
@@ -210,14 +212,19 @@ def test_the_bytes_do_not_depend_on_the_workers(folder, tmp_path):
     assert bytes_of(make_toy_data(tmp_path / "two", 6, 4, VIEWS, workers=2)) == bytes_of(folder)
 
 
+def table(path) -> list[dict]:
+    with path.open(encoding="utf-8", newline="") as f:
+        return list(csv.DictReader(f))
+
+
 def test_files_belong_together(folder):
-    manifest = list(csv.DictReader(open(folder / "manifest.csv", encoding="utf-8", newline="")))
+    manifest = table(folder / "manifest.csv")
     captions: dict[str, list[str]] = {}
-    for row in csv.DictReader(open(folder / "captions.csv", encoding="utf-8", newline="")):
+    for row in table(folder / "captions.csv"):
         captions.setdefault(row["id"], []).append(row["caption"])
     splits = json.loads((folder / "splits.json").read_text())
     assert [r["id"] for r in manifest] == [generate(i, 4).id for i in range(6)]
-    assert sorted(sum(splits.values(), [])) == sorted(captions) == sorted(r["id"] for r in manifest)
+    assert sorted(chain(*splits.values())) == sorted(captions) == sorted(r["id"] for r in manifest)
     for i, row in enumerate(manifest):
         shape, mesh = generate(i, 4), load_mesh(folder / "meshes" / f"{row['id']}.glb")
         assert json.loads(row["parameters"]) == shape.parameters and captions[row["id"]] == list(

@@ -42,12 +42,12 @@ def data(samples, tmp_path) -> Path:
 
 def found(data: Path, **options) -> list[tuple[str, str]]:
     """File (below the set) and key of each violation, in order."""
-    problems = inspect(data, data / "inspect", **{"pictures": 0} | options)
+    problems = inspect(data, data / "inspect", **{"images": 0} | options)
     return [(p.file.removeprefix(f"{data}/"), p.key) for p in problems if not p.warning]
 
 
 def warnings(data: Path) -> str:
-    return " ".join(str(p) for p in inspect(data, data / "inspect", pictures=0) if p.warning)
+    return " ".join(str(p) for p in inspect(data, data / "inspect", images=0) if p.warning)
 
 
 def test_a_right_set_passes(data, capsys):
@@ -69,7 +69,7 @@ def test_a_right_set_passes(data, capsys):
 
 def test_shards_and_workers_change_nothing(data):
     (data / "samples" / "box.npz").write_bytes(b"no zip")
-    first = inspect(data, data / "inspect", pictures=2)
+    first = inspect(data, data / "inspect", images=2)
     listed = (data / "inspect" / "index.md").read_text(encoding="utf-8")
     for folder, pattern in (("samples", "*.npz"), ("views", "*/*")):
         files = {
@@ -79,7 +79,7 @@ def test_shards_and_workers_change_nothing(data):
         for name in files:
             (data / folder / name).unlink()
         write_shard(data / folder / "00000.tar", files)
-    second = inspect(data, data / "inspect", pictures=2, workers=2)
+    second = inspect(data, data / "inspect", images=2, workers=2)
     assert [(p.key, p.allowed) for p in first] == [(p.key, p.allowed) for p in second] and len(
         first
     ) == 1
@@ -145,7 +145,7 @@ def test_a_wrong_sample_file_is_named_with_its_key(data, capsys, key, change, me
         and message in first
     )
     assert "; allowed: " in first
-    with open(data / "inspect" / "inspect.csv", newline="") as f:
+    with (data / "inspect" / "inspect.csv").open(newline="") as f:
         assert (
             (row := next(csv.DictReader(f)))["shape"] == "box"
             and row["key"] == key
@@ -209,7 +209,7 @@ def camera_change(key: str, value: object):
 )
 def test_wrong_views_are_named(data, name, damage, key):
     damage(data / "views" / "box" / name)
-    assert found(data, pictures=6) == [
+    assert found(data, images=6) == [
         (f"views/box/{name}", key)
     ]  # and the pictures are drawn all the same
 
@@ -238,14 +238,14 @@ def turned(data: Path) -> None:
 
 def test_a_wrong_frame_is_seen(data):
     turned(data)
-    names = found(data, pictures=6)
+    names = found(data, images=6)
     assert {key for _, key in names} == {"frame"}
     assert {Path(file).parent.name for file, _ in names} >= {
         "more__deep__ring",
         "more__pill",
     }  # not the balls
     text = (data / "inspect" / "index.md").read_text(encoding="utf-8")
-    assert "is the frame of picture, camera and samples the same?" in text
+    assert "is the frame of image, camera and samples the same?" in text
     with Image.open(
         data / "inspect" / "more__pill.png"
     ) as sheet:  # points beside the object are vermilion
@@ -270,7 +270,7 @@ def test_pictures_of_ones_own_have_no_overlay(data):
     Image.new("RGB", (50, 20), (200, 30, 30)).resize((50, 20)).save(
         data / "views" / "box" / "2.png"
     )  # of one colour
-    assert found(data, pictures=6) == [("views/box/2.png", "")]
+    assert found(data, images=6) == [("views/box/2.png", "")]
     text = (data / "inspect" / "index.md").read_text(encoding="utf-8")
     assert text.count("no cameras.json") == 5 and "| `ball` | no views |" in text
     assert [p.name for p in (data / "inspect").glob("*.png")] == ["contact_sheet.png"]

@@ -1,0 +1,44 @@
+"""Token shards on disk, which make_tokens writes and the GPT trains on.
+
+    tokens/stamp.json                what made them: the tokenizer, and the encoder of each modality
+    tokens/<split>-<k>/tokens.npy    (n, T) uint16, or uint32 for a large codebook, in GPT order
+    tokens/<split>-<k>/index.json    the ids of the n shapes, and the SHA-256 of tokens.npy
+
+and for each modality of conditions (image, text)
+
+    <modality>.npy     its items (views, captions) of all shapes, one after the other
+    <modality>.json    the number of items of each shape, the lengths of captions, the SHA-256
+
+Points are not in them: the GPT never reads any.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, as hexadecimal digits."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> dict:
+    """The object that a JSON file holds."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_stamp(folder: Path) -> dict:
+    """stamp.json of a folder of token shards; a ValueError if there is none."""
+    path = folder / "stamp.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} has no stamp.json, so what made its tokens is unknown: "
+            f"make it with python -m tar3d.data.make_tokens {folder.parent}"
+        )
+    return read_json(path)
