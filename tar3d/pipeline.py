@@ -124,8 +124,9 @@ def reconstruct(
 class GeneratedShape:
     """One shape: its mesh, its tokens (T,), and the seconds spent on it.
 
-    Where the field is empty, `mesh` is None and `problem` says so. `seconds` holds its share of the batch's `condition`, `prepare` (buffers, warm-up, capture: next
-    to nothing after the first batch) and `tokens`, and its own `decode` and `extract`.
+    Where the field is empty, `mesh` is None and `problem` says so. `seconds` holds its share of the
+    batch's `condition`, `prepare` (buffers, warm-up, capture: next to nothing after the first
+    batch) and `tokens`, and its own `decode` and `extract`.
     """
 
     mesh: Mesh | None
