@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from tar3d.arguments import add_machine_arguments, add_model_argument
 from tar3d.condition.image import load_image
 from tar3d.conditional_gpt import ANY
 from tar3d.config import GPT_TYPES, SamplingConfig, help_texts
@@ -29,7 +28,13 @@ from tar3d.mesh.export import save_mesh
 from tar3d.mesh.simplify import LEAST_FACES, simplify
 from tar3d.paths import shipped
 from tar3d.pipeline import Pipeline
-from tar3d.runtime import choose_device, positive_int, resolve_precision
+from tar3d.runtime import (
+    add_machine_arguments,
+    add_model_argument,
+    choose_device,
+    positive_int,
+    resolve_precision,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -34,7 +34,6 @@ import torch
 from tqdm import tqdm
 
 from tar3d import checkpoint
-from tar3d.arguments import add_machine_arguments, add_model_argument
 from tar3d.config import EvalProtocol
 from tar3d.contracts import Mesh
 from tar3d.data.datasets.sampler import spread
@@ -51,7 +50,13 @@ from tar3d.mesh.render import contact_sheet, picture
 from tar3d.paths import find_local
 from tar3d.pipeline import MIN_COMPONENT_SHARE, mesh_from_tokens, reconstruct
 from tar3d.placement import Placement
-from tar3d.runtime import choose_device, extraction_bar, positive_int
+from tar3d.runtime import (
+    add_machine_arguments,
+    add_model_argument,
+    choose_device,
+    extraction_bar,
+    positive_int,
+)
 
 if TYPE_CHECKING:
     from tar3d.tokenizer.vqvae import VQVAE

@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from tar3d.arguments import add_machine_arguments, add_model_argument
 from tar3d.condition.image import list_images, load_image
 from tar3d.conditional_gpt import ANY
 from tar3d.config import GPT_TYPES, SamplingConfig, add_sampling_flags, sampling_from_flags
@@ -42,6 +41,8 @@ from tar3d.paths import find_local
 from tar3d.pipeline import GeneratedShape, Pipeline
 from tar3d.prepared_conditions import PreparedCondition, PreparedConditions
 from tar3d.runtime import (
+    add_machine_arguments,
+    add_model_argument,
     choose_device,
     extraction_bar,
     peak_memory,

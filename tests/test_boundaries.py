@@ -41,7 +41,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": BASE
     | {"parallel", "runtime", "mesh", "tokenizer", "condition", "metrics", "checkpoint"},
 }
-MAY_IMPORT["arguments"] = BASE | {"runtime"}
 MAY_IMPORT["placement"] = BASE
 MAY_IMPORT["conditional_gpt"] = BASE | {"checkpoint", "condition", "gpt"}
 MAY_IMPORT["prepared_conditions"] = BASE | {"conditional_gpt", "condition", "mesh"}
