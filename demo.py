@@ -1,12 +1,11 @@
-"""A page for the browser that makes meshes of pictures, of texts, or of nothing, and shows them
-turning:
+"""A page for the browser that makes meshes from images or texts, and shows them turning:
 
     python -m pip install -r requirements-demo.txt
-    python demo.py                                  then open http://127.0.0.1:7860
-    python demo.py --model MODEL --host 0.0.0.0     for others on the network too: anybody who reaches it may use it
+    python demo.py                                then open http://127.0.0.1:7860
+    python demo.py --model MODEL --host 0.0.0.0   also for others: anybody who reaches it may use it
 
-Every mesh stays in --out as <time>_<seed>.glb, with its settings as .json and the picture it is of
-as .png beside it. One shape is made at a time; the others wait.
+Every mesh stays in --out as <time>_<seed>.glb, with its settings as .json and the image it was made
+from as .png beside it. One shape is made at a time; the others wait.
 """
 
 from __future__ import annotations
@@ -15,67 +14,57 @@ import argparse
 import dataclasses
 import sys
 import time
-import warnings
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from tar3d.condition.image import load_image
 from tar3d.conditional_gpt import ANY
-from tar3d.config import GPT_TYPES
+from tar3d.config import GPT_TYPES, SamplingConfig, help_texts
 from tar3d.io import write_json
 from tar3d.mesh.export import save_mesh
 from tar3d.mesh.simplify import LEAST_FACES, simplify
+from tar3d.paths import shipped
 from tar3d.pipeline import Pipeline
-from tar3d.runtime import PRECISIONS, choose_device, positive_int, resolve_precision
+from tar3d.runtime import (
+    add_machine_arguments,
+    add_model_argument,
+    choose_device,
+    positive_int,
+    resolve_precision,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import gradio
 
-TABS = {"i23d": "Picture", "t23d": "Text", "uncond": "Nothing"}
-EXAMPLES = {
-    "i23d": [["assets/sample_image.png"]],
-    "t23d": [
-        ["a tall round table with three legs"],
-        ["a chair with arms"],
-        ["a plane with four engines"],
-    ],
-}
-TUNED = {
-    "temperature": "0 is greedy",
-    "cfg_scale": "guidance; 1 is none",
-    "code_predictor_scale": "how much the code predictor is heeded",
-}
+TABS = {"i23d": "Image", "t23d": "Text", "uncond": "Unconditional"}
+MISSING = {"i23d": "choose an image", "t23d": "write a text"}
+EXAMPLE_IMAGE = "assets/sample_image.png"
+EXAMPLE_TEXTS = (
+    "a tall round table with three legs",
+    "a chair with arms",
+    "a plane with four engines",
+)
 MAX_SEED = 2**31 - 1
+TOKENS_SHARE = 0.8  # of the progress bar; the rest is the extraction of the surface
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--model",
-        default="pretrained/tiny",
-        help="directory or Hub id with tokenizer/ and gpt_<type>/ (default: %(default)s)",
-    )
+    add_model_argument(parser, "with tokenizer/ and gpt_<type>/")
     parser.add_argument(
         "--out",
         type=Path,
         default=Path("outputs/demo"),
         help="where meshes stay (default: %(default)s)",
     )
-    parser.add_argument(
-        "--precision", choices=PRECISIONS, default="32-true", help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--low-vram",
-        action="store_true",
-        help="for small GPUs: models are on the GPU only while they work, feature planes are float16; slower",
-    )
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+    add_machine_arguments(parser)
     parser.add_argument(
         "--host", default="127.0.0.1", help="default: %(default)s, this machine alone"
     )
@@ -104,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def load_models(args: argparse.Namespace) -> dict[str, Pipeline]:
-    """By type, those that the directory has; a GPT of the type "any" once for all."""
+    """The pipelines that the model directory has, by type; a GPT of the type "any" serves all."""
     device = choose_device(args.device, args.low_vram)
     load = partial(
         Pipeline.load,
@@ -128,61 +117,76 @@ def load_models(args: argparse.Namespace) -> dict[str, Pipeline]:
     return found
 
 
+@dataclass(frozen=True)
+class Request:
+    """What a visitor asks for."""
+
+    gpt_type: str
+    condition: str | None = None  # path of an image, or a text
+    seed: int = 0
+    resolution: int = 128
+    faces: int = 0  # at most; 0 keeps all
+    sampling: dict[str, Any] = field(default_factory=dict)  # settings other than the model's own
+
+
 def make(
     pipeline: Pipeline,
-    gpt_type: str,
+    request: Request,
     model: str,
     out: Path,
-    told: str | None,
-    seed: int,
-    resolution: int,
-    faces: int,
-    changed: dict[str, float],
     progress: Callable[[float, str], None],
+    warn: Callable[[str], None],
 ) -> tuple[Path, str]:
-    """One shape -> its file, and a line on it. `told` is the path of a picture, or a text; `faces`
-    0 for all; `changed` are sampling settings. Raises ValueError for what cannot be made."""
+    """Generates one shape; returns its file, and a line on it.
+
+    `progress` is called with the share that is done and the name of the step. Raises ValueError
+    for what cannot be made.
+    """
     start = time.perf_counter()
-    if gpt_type != "uncond" and not told:
+    gpt_type, seed = request.gpt_type, request.seed
+    if gpt_type in MISSING and not request.condition:
+        raise ValueError(f"there is no condition: {MISSING[gpt_type]} first")
+    if request.faces and request.faces < LEAST_FACES:
         raise ValueError(
-            f"nothing is given: {'choose a picture' if gpt_type == 'i23d' else 'write a text'} first"
+            f"{request.faces} faces: a closed mesh has {LEAST_FACES} or more, 0 keeps all"
         )
-    if faces and faces < LEAST_FACES:
-        raise ValueError(f"{faces} faces: a closed mesh has {LEAST_FACES} or more, 0 keeps all")
-    shown = load_image(Path(told)) if gpt_type == "i23d" else told
-    source = {} if gpt_type == "uncond" else pipeline.prepare([shown]).inputs
-    sampling = dataclasses.replace(pipeline.sampling(GPT_TYPES[gpt_type]), **changed)
-    (result,) = pipeline.generate(
-        source,
+    image = load_image(request.condition) if gpt_type == "i23d" and request.condition else None
+    conditions = pipeline.prepare([image or request.condition], warn=False)
+    for text in filter(None, (row.warning for row in conditions.rows)):
+        warn(text)
+    sampling = dataclasses.replace(pipeline.sampling(GPT_TYPES[gpt_type]), **request.sampling)
+    (shape,) = pipeline.generate(
+        conditions.inputs,
         [seed],
         sampling=sampling,
-        resolution=resolution,
-        progress=lambda done, total: progress(0.8 * done / total, "tokens"),
-        extraction_progress=lambda done, total: progress(0.8 + 0.2 * done / total, "surface"),
+        resolution=request.resolution,
+        progress=lambda done, total: progress(TOKENS_SHARE * done / total, "tokens"),
+        extraction_progress=lambda done, total: progress(
+            TOKENS_SHARE + (1 - TOKENS_SHARE) * done / total, "surface"
+        ),
     )
-    if result.mesh is None:
-        raise ValueError(result.problem)
-    mesh = simplify(result.mesh, faces) if faces else result.mesh
+    if shape.mesh is None:
+        raise ValueError(shape.problem)
+    mesh = simplify(shape.mesh, request.faces) if request.faces else shape.mesh
     path = save_mesh(mesh, out / f"{datetime.now().strftime('%Y%m%d-%H%M%S-%f')}_{seed}.glb")
+    if image is not None:
+        image.save(path.with_suffix(".png"))
     record = {
         "gpt_type": gpt_type,
-        "prompt": told if gpt_type == "t23d" else None,
+        "prompt": request.condition if gpt_type == "t23d" else None,
         "model": model,
         "faces": len(mesh.faces),
-        **pipeline.record(result, seed, sampling, resolution),
+        **pipeline.record(shape, seed, sampling, request.resolution),
     }
-    if gpt_type == "i23d":
-        shown.save(path.with_suffix(".png"))
     write_json(path.with_suffix(".json"), record)
     return path, (
-        f"{path}: {len(result.tokens):,} tokens, {len(mesh.faces):,} faces, seed {seed}, "
+        f"{path}: {len(shape.tokens):,} tokens, {len(mesh.faces):,} faces, seed {seed}, "
         f"{time.perf_counter() - start:.1f} s"
     )
 
 
 def build(pipelines: dict[str, Pipeline], model: str, out: Path) -> gradio.Blocks:
-    """The page, with a tab for each type of GPT; raises ValueError where Gradio is not
-    installed."""
+    """The page, with a tab for each type of GPT; ValueError where Gradio is not installed."""
     try:
         import gradio as gr
     except ImportError as e:
@@ -194,65 +198,52 @@ def build(pipelines: dict[str, Pipeline], model: str, out: Path) -> gradio.Block
 
     def answer(
         gpt_type: str,
-        told: Any,
+        condition: str | None,
         seed: int | None,
         resolution: int,
         faces: int | None,
-        temperature: float | None,
-        cfg_scale: float | None,
-        code_predictor_scale: float | None,
         progress: gr.Progress = bar,
+        *sampling: float | None,
     ) -> tuple[str, str]:
-        seed, faces = seed or 0, faces or 0  # None where somebody has emptied the box
-        tuned = zip(TUNED, (temperature, cfg_scale, code_predictor_scale), strict=True)
-        changed = {name: value for name, value in tuned if value is not None}
+        """Values come in the order of the boxes; None is a box that was emptied."""
+        changed = {
+            name: value
+            for name, value in zip(help_texts(SamplingConfig), sampling, strict=True)
+            if value is not None
+        }
+        request = Request(gpt_type, condition, seed or 0, resolution, faces or 0, changed)
         try:
-            with warnings.catch_warnings(record=True) as said:
-                warnings.simplefilter("always", UserWarning)
-                path, line = make(
-                    pipelines[gpt_type],
-                    gpt_type,
-                    model,
-                    out,
-                    told,
-                    seed,
-                    resolution,
-                    faces,
-                    changed,
-                    lambda share, part: progress(share, desc=part),
-                )
+            path, line = make(
+                pipelines[gpt_type],
+                request,
+                model,
+                out,
+                lambda share, step: progress(share, desc=step),
+                gr.Warning,
+            )
         except ValueError as e:
             raise gr.Error(str(e), print_exception=False) from e
-        for warning in said:
-            gr.Warning(str(warning.message))
         return str(path), line
 
     with gr.Blocks(title="TAR3D-efficient", analytics_enabled=False) as page:
         gr.Markdown(f"# TAR3D-efficient\n`{model}`: a mesh by predicting part tokens.")
         with gr.Row():
             with gr.Column():
-                asked = {gpt_type: _tab(gr, gpt_type) for gpt_type in pipelines}
-                seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED)
-                resolution = gr.Slider(32, 512, 128, step=32, label="Cells along each axis")
-                with gr.Accordion("More", open=False):
-                    faces = gr.Number(0, label="Faces at most (0: all)", precision=0, minimum=0)
-                    tuned = [
-                        gr.Number(None, label=f"{name} ({what}); empty: the model's own")
-                        for name, what in TUNED.items()
-                    ]
+                tabs = {gpt_type: _tab(gr, gpt_type) for gpt_type in pipelines}
+                settings = _settings(gr)
             with gr.Column():
-                shown = gr.Model3D(
+                mesh = gr.Model3D(
                     label="Mesh",
                     clear_color=(1.0, 1.0, 1.0, 1.0),
                     height=480,
                     camera_position=(60, 70, None),
                 )
-                line = gr.Textbox(label="Made", interactive=False)
-        for gpt_type, (told, button) in asked.items():
+                line = gr.Textbox(label="Result", interactive=False)
+        for gpt_type, (condition, button) in tabs.items():
             button.click(
                 partial(answer, gpt_type),
-                [told, seed, resolution, faces, *tuned],
-                [shown, line],
+                [condition, *settings],
+                [mesh, line],
                 api_name=gpt_type,
                 concurrency_id="models",
                 concurrency_limit=1,
@@ -261,17 +252,37 @@ def build(pipelines: dict[str, Pipeline], model: str, out: Path) -> gradio.Block
 
 
 def _tab(gr: Any, gpt_type: str) -> tuple[Any, Any]:
-    """What is asked for in the tab of a type, and its button."""
+    """The box for the condition of a type, and the button that generates."""
     with gr.Tab(TABS[gpt_type]):
         if gpt_type == "i23d":
-            told = gr.Image(type="filepath", image_mode=None, label="Picture of one object")
+            condition = gr.Image(type="filepath", image_mode=None, label="Image of one object")
+            gr.Examples([[str(shipped(EXAMPLE_IMAGE))]], condition, label="Examples")
         elif gpt_type == "t23d":
-            told = gr.Textbox(label="Text", lines=2)
+            condition = gr.Textbox(label="Text", lines=2)
+            gr.Examples([[text] for text in EXAMPLE_TEXTS], condition, label="Examples")
         else:
-            told = gr.State(None)
-        if gpt_type in EXAMPLES:
-            gr.Examples(EXAMPLES[gpt_type], told, label="Examples")
-        return told, gr.Button("Generate", variant="primary")
+            condition = gr.State(None)
+        return condition, gr.Button("Generate", variant="primary")
+
+
+def _settings(gr: Any) -> list[Any]:
+    """Boxes for seed, cells and faces, and one for each field of `SamplingConfig` with a help."""
+    types = get_type_hints(SamplingConfig)
+    boxes = [
+        gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED),
+        gr.Slider(32, 512, 128, step=32, label="Cells along each axis"),
+    ]
+    with gr.Accordion("More", open=False):
+        boxes.append(gr.Number(0, label="Faces at most (0: all)", precision=0, minimum=0))
+        for name, text in help_texts(SamplingConfig).items():
+            label = name.replace("_", " ").capitalize()
+            precision = 0 if types[name] is int else None
+            boxes.append(
+                gr.Number(
+                    None, label=label, info=f"{text}; empty: the model's own", precision=precision
+                )
+            )
+    return boxes
 
 
 if __name__ == "__main__":

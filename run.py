@@ -1,4 +1,4 @@
-"""Generates meshes from pictures, from texts, or from nothing:
+"""Generates meshes from images, from texts, or unconditionally:
 
     python run.py --gpt-type i23d
     python run.py --gpt-type i23d --input FILE|DIR --save-path OUT --seed 1 --cfg-scale 2
@@ -6,12 +6,12 @@
     python run.py --gpt-type t23d --prompt PROMPTS.txt --turntable
     python run.py --gpt-type uncond --num-samples 8
 
-Each shape gives OUT/<name>.glb (closed, Y up), <name>.png (what was asked for, and the result),
-<name>.json (all settings, times) and, if asked for, <name>.gif (the shape turning) and
-tokens/<name>.tokens.npz, of which infer_vqvae.py makes the mesh again, with finer cells for
-instance. The same seed gives the same mesh whatever else is made with it. A picture that cannot be
+Each shape gives OUT/<name>.glb (closed, Y up), <name>.png (the condition beside the result),
+<name>.json (all settings, times) and, with the flags below, <name>.gif (the shape turning) and
+tokens/<name>.tokens.npz, from which infer_vqvae.py makes the mesh again, for instance with finer
+cells. The same seed gives the same mesh whatever else is generated with it. An image that cannot be
 used is listed with the reason, the rest goes on, and the exit status is 1.
-"""
+"""  # noqa: E501 (a command stands on one line)
 
 from __future__ import annotations
 
@@ -24,24 +24,25 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from tar3d.condition.image import ImageError, list_images, load_image, preprocess
+from tar3d.condition.image import list_images, load_image
 from tar3d.conditional_gpt import ANY
-from tar3d.config import GPT_TYPES, SamplingConfig
+from tar3d.config import GPT_TYPES, SamplingConfig, add_sampling_flags, sampling_from_flags
 from tar3d.data.formats.token_file import FOLDER, SUFFIX
 from tar3d.gpt.packed import BACKENDS
 from tar3d.io import write_json
 from tar3d.mesh.export import FORMATS, save_mesh
-from tar3d.mesh.render import contact_sheet, picture, save_turntable, text_picture
+from tar3d.mesh.render import contact_sheet, picture, save_turntable
 from tar3d.mesh.simplify import LEAST_FACES, simplify
+from tar3d.paths import find_local
 from tar3d.pipeline import GeneratedShape, Pipeline
+from tar3d.prepared_conditions import PreparedCondition, PreparedConditions
 from tar3d.runtime import (
-    PRECISIONS,
+    add_machine_arguments,
+    add_model_argument,
     choose_device,
     extraction_bar,
     peak_memory,
@@ -50,146 +51,142 @@ from tar3d.runtime import (
 )
 from tar3d.upgrade import upgrade_flags
 
-SAMPLE = Path("assets/sample_image.png")
+if TYPE_CHECKING:
+    from tar3d.contracts import Mesh
+
+SAMPLE_IMAGE = Path("assets/sample_image.png")
 PREVIEW_SIZE = 256
-LONGEST_NAME = 80  # bytes of a prompt that name its files
+PREVIEW_AZIMUTHS = {"generated": 30.0, "from behind": 150.0}
+MAX_NAME_BYTES = 80  # of a file named after its prompt
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
+    add_condition_arguments(parser.add_argument_group("what to generate from"))
+    models = parser.add_argument_group("model")
+    add_model_argument(models, "with tokenizer/ and gpt_<type>/")
+    models.add_argument(
+        "--vq-ckpt", metavar="MODEL", help="model directory of another tokenizer than --model has"
+    )
+    models.add_argument(
+        "--gpt-ckpt", metavar="MODEL", help="model directory of another GPT than --model has"
+    )
+    sampling = parser.add_argument_group("sampling (defaults: the settings saved with the model)")
+    sampling.add_argument(
+        "--seed", type=int, default=0, help="another seed gives another shape (default: 0)"
+    )
+    sampling.add_argument(
+        "--num-samples",
+        type=positive_int,
+        default=1,
+        help="shapes per image or text, with seeds SEED, SEED + 1, ... (default: 1)",
+    )
+    add_sampling_flags(sampling)
+    add_output_arguments(parser.add_argument_group("output"))
+    machine = parser.add_argument_group("machine")
+    add_machine_arguments(machine)
+    machine.add_argument(
+        "--batch-size",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="samples the tokens of N shapes together: more shapes a second. Arithmetic rounds "
+        "differently with another N, so a seed repeats exactly with the same N (default: 1)",
+    )
+    machine.add_argument(
+        "--decoding",
+        choices=BACKENDS,
+        default="auto",
+        help="implementation of a decoding step; auto takes the fastest one (default: auto)",
+    )
+    args = parser.parse_args(upgrade_flags(argv))
+    args.gpt_type = args.gpt_type or ("t23d" if args.prompt else "i23d")
+    if problem := contradiction(args):
+        parser.error(problem)
+    return args
+
+
+def add_condition_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--gpt-type",
         choices=[name for name in GPT_TYPES if name != ANY],
-        help="what the GPT is told: i23d an image, t23d a text, uncond nothing (default: by what is given)",
+        help="i23d generates from an image, t23d from a text, uncond from nothing (default: t23d "
+        "with --prompt, else i23d)",
     )
-    told = parser.add_mutually_exclusive_group()
-    told.add_argument(
-        "--input", type=Path, help=f"picture, or folder of pictures (default: {SAMPLE})"
+    conditions = group.add_mutually_exclusive_group()
+    conditions.add_argument(
+        "--input", type=Path, help=f"image, or folder of images (default: {SAMPLE_IMAGE})"
     )
-    told.add_argument(
+    conditions.add_argument(
         "--prompt", nargs="+", metavar="TEXT|FILE.txt", help="texts, or files with one a line"
     )
-    parser.add_argument(
+
+
+def add_output_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--save-path",
         type=Path,
         default=Path("outputs/generate"),
         help="output folder (default: %(default)s)",
     )
-    models = parser.add_argument_group("models")
-    models.add_argument(
-        "--model",
-        default="pretrained/tiny",
-        help="directory or Hub id with tokenizer/ and gpt_<type>/ (default: %(default)s)",
+    group.add_argument(
+        "--format", choices=[f[1:] for f in FORMATS], default="glb", help="default: %(default)s"
     )
-    models.add_argument(
-        "--vq-ckpt",
-        metavar="MODEL",
-        help="the tokenizer's model directory, instead of the one in --model",
-    )
-    models.add_argument(
-        "--gpt-ckpt",
-        metavar="MODEL",
-        help="the GPT's model directory, instead of the one in --model",
-    )
-    models.add_argument(
-        "--precision", choices=PRECISIONS, default="32-true", help="default: %(default)s"
-    )
-    models.add_argument(
-        "--low-vram",
-        action="store_true",
-        help="for small GPUs: models are on the GPU only while they work, feature planes are float16; slower",
-    )
-    models.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
-    sampling = parser.add_argument_group("sampling (defaults: those saved with the model)")
-    sampling.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    sampling.add_argument(
-        "--num-samples",
-        type=positive_int,
-        default=1,
-        help="shapes per picture or text, with seeds SEED, SEED + 1, ... (default: %(default)s)",
-    )
-    sampling.add_argument("--cfg-scale", type=float, help="guidance; 1 is none")
-    sampling.add_argument(
-        "--code-predictor-scale",
-        type=float,
-        help="how much the code predictor of what is told is heeded; 0 is off",
-    )
-    sampling.add_argument("--temperature", type=float, help="0 is greedy")
-    sampling.add_argument("--top-k", type=int, help="0 is off")
-    sampling.add_argument("--top-p", type=float, help="1 is off")
-    sampling.add_argument("--min-p", type=float, help="0 is off")
-    speed = parser.add_argument_group("speed")
-    speed.add_argument(
-        "--batch-size",
-        type=positive_int,
-        default=1,
-        metavar="N",
-        help="shapes whose tokens are sampled together: more shapes a second. Arithmetic rounds differently with "
-        "another N, so a seed repeats exactly with the same N (default: %(default)s)",
-    )
-    speed.add_argument(
-        "--decoding",
-        choices=BACKENDS,
-        default="auto",
-        help="who computes a decoded token (default: %(default)s)",
-    )
-    output = parser.add_argument_group("output")
-    output.add_argument(
+    group.add_argument(
         "--resolution",
         type=positive_int,
         default=128,
-        help="extraction cells along each axis (default: %(default)s)",
+        help="extraction cells along each axis: more show finer detail, in larger files (default: "
+        "%(default)s)",
     )
-    output.add_argument(
+    group.add_argument(
         "--faces",
         type=int,
         metavar="N",
-        help="at most so many, by collapsing edges; the mesh stays closed",
+        help="at most N faces, by collapsing edges, for games and browsers; the mesh stays closed",
     )
-    output.add_argument(
+    group.add_argument(
         "--size",
         type=float,
         metavar="S",
-        help="longest side of the mesh in the file's unit, as in --format stl --size 80 for 80 mm (default: the "
-        "normalized frame's, about 1.9)",
+        help="longest side of the mesh in the file's unit, as in --format stl --size 80 for a "
+        "print of 80 mm (default: the normalized frame's, about 1.9)",
     )
-    output.add_argument(
-        "--format", choices=[f[1:] for f in FORMATS], default="glb", help="default: %(default)s"
-    )
-    output.add_argument(
-        "--save-tokens",
-        action="store_true",
-        help=f"also the tokens, OUT/{FOLDER}/<name>{SUFFIX}, for infer_vqvae.py",
-    )
-    output.add_argument(
-        "--preview",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="a picture of what was asked for and of the result (default: yes)",
-    )
-    output.add_argument("--turntable", action="store_true", help="also the shape turning, as a GIF")
-    output.add_argument(
+    group.add_argument(
         "--up",
         choices=["y", "z"],
         default="y",
-        help="the axis that points up (default: %(default)s)",
+        help="the axis that points up; CAD and printing programs expect z (default: y)",
     )
-    args = parser.parse_args(upgrade_flags(argv))
-    args.gpt_type = args.gpt_type or ("t23d" if args.prompt else "i23d")
-    for option, belongs_to in (("prompt", "t23d"), ("input", "i23d")):
-        if getattr(args, option) and args.gpt_type != belongs_to:
-            parser.error(f"--{option} is for --gpt-type {belongs_to}, not {args.gpt_type}")
+    group.add_argument(
+        "--preview",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="an image of the condition beside the result (default: yes)",
+    )
+    group.add_argument("--turntable", action="store_true", help="also the shape turning, as a GIF")
+    group.add_argument(
+        "--save-tokens",
+        action="store_true",
+        help=f"also OUT/{FOLDER}/<name>{SUFFIX}: infer_vqvae.py makes the mesh from it again, at "
+        "any resolution",
+    )
+
+
+def contradiction(args: argparse.Namespace) -> str | None:
+    """The sentence for arguments that do not fit together; None if they do."""
+    for option, gpt_type in (("prompt", "t23d"), ("input", "i23d")):
+        if getattr(args, option) and args.gpt_type != gpt_type:
+            return f"--{option} is for --gpt-type {gpt_type}, not {args.gpt_type}"
     if args.faces is not None and args.faces < LEAST_FACES:
-        parser.error(f"--faces {args.faces}: a closed mesh has {LEAST_FACES} or more")
+        return f"--faces {args.faces}: a closed mesh has {LEAST_FACES} or more"
     if args.size is not None and not 0 < args.size < float("inf"):
-        parser.error(f"--size {args.size:g}: the longest side must be positive")
+        return f"--size {args.size:g}: the longest side must be positive"
     if args.gpt_type == "t23d" and not args.prompt:
-        parser.error(
-            "--gpt-type t23d needs --prompt: one or more texts, or files with a text a line"
-        )
-    return args
+        return "--gpt-type t23d needs --prompt: one or more texts, or files with a text a line"
+    return None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -207,22 +204,19 @@ def main(argv: list[str] | None = None) -> int:
             decoding=args.decoding,
             low_vram=args.low_vram,
         )
-        for kind in GPT_TYPES[args.gpt_type]:
-            pipeline.model.conditioner.encoder(kind)  # or the model does not know it
-        sampling = sampling_settings(pipeline.sampling(GPT_TYPES[args.gpt_type]), args)
+        sampling = sampling_from_flags(args, pipeline.sampling(GPT_TYPES[args.gpt_type]))
         jobs = list_jobs(args)
     except ValueError as e:
         print(e, file=sys.stderr)
         return 2
     print(
-        f"models loaded in {time.perf_counter() - start:.1f} s on {device}; {len(jobs)} shape{'s' * (len(jobs) > 1)} to make, "
-        f"{sampling}"
+        f"models loaded in {time.perf_counter() - start:.1f} s on {device}; {len(jobs)} "
+        f"shape{'s' * (len(jobs) > 1)} to make, {sampling}"
     )
     failed = 0
     for first in range(0, len(jobs), args.batch_size):
-        for name, problem in generate_files(
-            pipeline, jobs[first : first + args.batch_size], sampling, args
-        ):
+        batch = jobs[first : first + args.batch_size]
+        for name, problem in generate_files(pipeline, batch, sampling, args):
             failed += 1
             print(f"failed: {name}: {problem}", file=sys.stderr)
     print(
@@ -234,221 +228,173 @@ def main(argv: list[str] | None = None) -> int:
 
 @dataclass(frozen=True)
 class Job:
-    """One shape to make: of a picture's path, of a text, or of nothing; the mesh file to write, and
-    its seed."""
+    """One shape to generate from the path of an image, a text, or None."""
 
-    told: Path | str | None
-    target: Path
+    condition: Path | str | None
+    target: Path  # the mesh file to write
     seed: int
 
     @property
     def name(self) -> str:
-        return self.told.name if isinstance(self.told, Path) else self.target.stem
+        return self.condition.name if isinstance(self.condition, Path) else self.target.stem
 
 
 def list_jobs(args: argparse.Namespace) -> list[Job]:
+    """The shapes to generate; ValueError for inputs that cannot be read at all."""
+    named: list[tuple[str, Path | str | None]]
     if args.gpt_type == "i23d":
-        told, names = _pictures(args)
+        named = [*named_images(args.input, args.save_path)]
     elif args.gpt_type == "t23d":
-        told = read_prompts(args.prompt)
-        names = unique([_file_name(prompt) for prompt in told])
+        prompts = read_prompts(args.prompt)
+        named = [*zip(unique_names([file_name(p) for p in prompts]), prompts, strict=True)]
     else:
-        told, names = [None], ["shape"]
+        named = [("shape", None)]
     single = args.num_samples == 1
-    return [
-        Job(
-            one,
-            args.save_path / f"{name if single else f'{name}_{k}'}.{args.format}",
-            args.seed + k,
-        )
-        for one, name in zip(told, names, strict=True)
-        for k in range(args.num_samples)
-    ]
+    jobs = []
+    for name, condition in named:
+        for k in range(args.num_samples):
+            stem = name if single else f"{name}_{k}"
+            target = args.save_path / f"{stem}.{args.format}"
+            jobs.append(Job(condition, target, args.seed + k))
+    return jobs
 
 
-def _pictures(args: argparse.Namespace) -> tuple[list[Path], list[str]]:
-    paths = list_images(args.input or SAMPLE)
-    if args.save_path.resolve() in {p.parent.resolve() for p in paths}:
+def named_images(source: Path | None, save_path: Path) -> list[tuple[str, Path]]:
+    """The images of a file or folder by output name; chair.png and chair.jpg keep their suffix."""
+    paths = list_images(find_local(source or SAMPLE_IMAGE))
+    if save_path.resolve() in {p.parent.resolve() for p in paths}:
         raise ValueError(
-            f"--save-path {args.save_path} holds the input, which could be overwritten: choose another folder"
+            f"--save-path {save_path} holds the input, which could be overwritten: choose another "
+            "folder"
         )
     stems = Counter(path.stem for path in paths)
-    return paths, [
-        p.stem if stems[p.stem] == 1 else f"{p.stem}_{p.suffix[1:]}" for p in paths
-    ]  # chair.png beside chair.jpg
+    return [(p.stem if stems[p.stem] == 1 else f"{p.stem}_{p.suffix[1:]}", p) for p in paths]
 
 
-def read_prompts(given: list[str]) -> list[str]:
-    """The texts given, and the lines of those that name a .txt file."""
+def read_prompts(texts: list[str]) -> list[str]:
+    """The texts, with the lines of its file in place of each that ends in .txt."""
     prompts: list[str] = []
-    for one in given:
-        if not one.endswith(".txt"):
-            prompts.append(one)
+    for text in texts:
+        if not text.endswith(".txt"):
+            prompts.append(text)
             continue
         try:
-            lines = [
-                line.strip() for line in Path(one).read_text(encoding="utf-8-sig").splitlines()
-            ]
+            content = Path(text).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as e:
-            raise ValueError(f"--prompt {one} cannot be read as a text file in UTF-8 ({e})") from e
+            raise ValueError(f"--prompt {text} cannot be read as a text file in UTF-8 ({e})") from e
+        lines = [line.strip() for line in content.splitlines()]
         if not any(lines):
-            raise ValueError(f"--prompt {one} holds no text: write one prompt a line")
+            raise ValueError(f"--prompt {text} holds no text: write one prompt a line")
         prompts += filter(None, lines)
     return prompts
 
 
-def _file_name(prompt: str) -> str:
-    """A name that any file system takes: words of any script, joined by _."""
-    name = (
-        "_".join(re.findall(r"\w+", prompt))
-        .encode()[:LONGEST_NAME]
-        .decode(errors="ignore")
-        .strip("_")
-    )
-    return name or "prompt"
+def file_name(prompt: str) -> str:
+    """A name that any file system takes: the prompt's words, in any script, joined by _."""
+    name = "_".join(re.findall(r"\w+", prompt)).encode()[:MAX_NAME_BYTES]
+    return name.decode(errors="ignore").strip("_") or "prompt"
 
 
-def unique(names: list[str]) -> list[str]:
-    """The same names, those that stand twice numbered from the second on."""
+def unique_names(names: list[str]) -> list[str]:
+    """The same names, with repeated ones numbered from the second on."""
     taken, result = set(names), []
     for name in names:
-        free = (
-            name
-            if name not in result
-            else next(f"{name}_{k}" for k in count(2) if f"{name}_{k}" not in taken)
-        )
-        taken.add(free)
-        result.append(free)
+        if name in result:
+            name = next(f"{name}_{k}" for k in count(2) if f"{name}_{k}" not in taken)
+        taken.add(name)
+        result.append(name)
     return result
-
-
-def sampling_settings(saved: SamplingConfig, args: argparse.Namespace) -> SamplingConfig:
-    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(SamplingConfig)}
-    return dataclasses.replace(
-        saved, **{name: value for name, value in given.items() if value is not None}
-    )
 
 
 def generate_files(
     pipeline: Pipeline, jobs: list[Job], sampling: SamplingConfig, args: argparse.Namespace
 ) -> list[tuple[str, str]]:
-    """One batch: mesh, preview and settings of each job; returns what failed, and why."""
-    ready, failed = [], []
+    """Writes the files of one batch; returns the names of the jobs that failed, and why."""
+    ready: list[Job] = []
+    conditions = PreparedConditions([])
+    failed = []
     for job in jobs:
         try:
-            prepared = prepare(pipeline, job)
-        except ImageError as e:
+            condition = prepare_job(pipeline, job, PREVIEW_SIZE if args.preview else None)
+        except ValueError as e:
             failed.append((job.name, str(e)))
             continue
-        if prepared.warning:
-            print(f"{job.name}: {prepared.warning}", file=sys.stderr)
-        ready.append((job, prepared))
+        if condition.warning:
+            print(f"{job.name}: {condition.warning}", file=sys.stderr)
+        ready.append(job)
+        conditions.rows.append(condition)
     if not ready:
         return failed
-    total = len(ready) * pipeline.model.gpt.config.num_tokens
-    name = ready[0][0].name + (f" and {len(ready) - 1} more" if len(ready) > 1 else "")
-    source = {
-        kind: torch.from_numpy(np.stack([prepared.rows for _, prepared in ready]))
-        for kind in GPT_TYPES[args.gpt_type]
-    }
+    name = ready[0].name + (f" and {len(ready) - 1} more" if len(ready) > 1 else "")
+    total = len(ready) * pipeline.num_tokens
     with (
         tqdm(total=total, unit="token", desc=name, leave=False) as bar,
-        extraction_bar("surface") as surface,
+        extraction_bar("surface") as surface_bar,
     ):
-        results = pipeline.generate(
-            source,
-            [job.seed for job, _ in ready],
+        shapes = pipeline.generate(
+            conditions.inputs,
+            [job.seed for job in ready],
             sampling=sampling,
             resolution=args.resolution,
             progress=lambda done, _: bar.update(done * len(ready) - bar.n),
-            extraction_progress=surface,
+            extraction_progress=surface_bar,
         )
-    for (job, prepared), result in zip(ready, results, strict=True):
-        if result.mesh is None:
-            failed.append((job.name, result.problem))
+    for job, condition, shape in zip(ready, conditions.rows, shapes, strict=True):
+        if shape.mesh is None:
+            failed.append((job.name, shape.problem))
         else:
-            save(pipeline, job, prepared, result, sampling, args)
+            mesh, notes = save_mesh_files(shape.mesh, job, condition, args)
+            if args.save_tokens:
+                folder, stem = job.target.parent, job.target.stem
+                path = pipeline.token_files.save(folder, stem, shape.tokens, sampled=True)
+                notes.append(f"tokens {path}")
+            settings = pipeline.record(shape, job.seed, sampling, args.resolution)
+            write_record(job, condition, mesh, settings, args)
+            print_shape(job, mesh, shape, notes)
     return failed
 
 
-@dataclass(frozen=True)
-class Ready:
-    """What a job is told as the encoder takes it (a row), how that looks, what is recorded, and
-    what the user should know."""
-
-    rows: np.ndarray | None = None
-    pictures: tuple[np.ndarray, ...] = ()
-    titles: tuple[str, ...] = ()
-    record: dict = dataclasses.field(default_factory=dict)
-    warning: str | None = None
+def prepare_job(pipeline: Pipeline, job: Job, preview_size: int | None) -> PreparedCondition:
+    """The condition of a job; ValueError for one that cannot be used."""
+    if not isinstance(job.condition, Path):
+        return pipeline.prepare([job.condition], preview_size=preview_size, warn=False).rows[0]
+    image = load_image(job.condition)
+    (row,) = pipeline.prepare([image], preview_size=preview_size, warn=False).rows
+    return dataclasses.replace(row, record={"input": str(job.condition), **row.record})
 
 
-def prepare(pipeline: Pipeline, job: Job) -> Ready:
-    if job.told is None:
-        return Ready()
-    if isinstance(job.told, str):
-        text = pipeline.model.prepare_text(job.told)
-        return Ready(
-            text.ids,
-            (text_picture(job.told, PREVIEW_SIZE),),
-            ("prompt",),
-            {"prompt": job.told, "note": text.warning},
-            text.warning,
-        )
-    image = load_image(job.told)
-    prepared = preprocess(image, pipeline.model.config.image_encoder)
-    white = Image.new("RGBA", image.size, "white")
-    white.alpha_composite(image)
-    given = np.asarray(
-        ImageOps.pad(white.convert("RGB"), (PREVIEW_SIZE, PREVIEW_SIZE), color="white")
-    )
-    seen = np.asarray(
-        Image.fromarray(prepared.pixels).resize(
-            (PREVIEW_SIZE, PREVIEW_SIZE), Image.Resampling.NEAREST
-        )
-    )
-    return Ready(
-        prepared.pixels,
-        (given, seen),
-        ("input", "seen by the encoder"),
-        {"input": str(job.told), "foreground": prepared.foreground},
-        prepared.warning,
-    )
-
-
-def save(
-    pipeline: Pipeline,
-    job: Job,
-    ready: Ready,
-    result: GeneratedShape,
-    sampling: SamplingConfig,
-    args: argparse.Namespace,
-) -> None:
-    """Mesh, pictures and settings of one shape; prints what was made."""
-    target, mesh, made = job.target, result.mesh, []
+def save_mesh_files(
+    mesh: Mesh, job: Job, condition: PreparedCondition, args: argparse.Namespace
+) -> tuple[Mesh, list[str]]:
+    """Writes mesh, preview and turntable; returns the mesh as written, and notes for the user."""
+    target, notes = job.target, []
     if args.faces is not None:
         mesh = simplify(mesh, args.faces)
         if len(mesh.faces) > args.faces:
-            made.append(
-                f"fewer than {len(mesh.faces):,} faces would close its holes or lose pieces"
-            )
+            least = f"{len(mesh.faces):,}"
+            notes.append(f"fewer than {least} faces would close its holes or lose pieces")
     save_mesh(mesh, target, up=args.up, size=args.size)
     if args.preview:
-        views = [picture(mesh, PREVIEW_SIZE, azimuth) for azimuth in (30.0, 150.0)]
-        contact_sheet(
-            [[*ready.pictures, *views]], [*ready.titles, "generated", "from behind"]
-        ).save(target.with_suffix(".png"))
-        made.append(f"preview {target.with_suffix('.png')}")
+        views = [picture(mesh, PREVIEW_SIZE, azimuth) for azimuth in PREVIEW_AZIMUTHS.values()]
+        row, titles = (
+            [*condition.previews.values(), *views],
+            [*condition.previews, *PREVIEW_AZIMUTHS],
+        )
+        contact_sheet([row], titles).save(target.with_suffix(".png"))
+        notes.append(f"preview {target.with_suffix('.png')}")
     if args.turntable:
         save_turntable(mesh, target.with_suffix(".gif"))
-        made.append(f"turntable {target.with_suffix('.gif')}")
-    if args.save_tokens:
-        made.append(
-            f"tokens {pipeline.token_files.save(target.parent, target.stem, result.tokens, sampled=True)}"
-        )
+        notes.append(f"turntable {target.with_suffix('.gif')}")
+    return mesh, notes
+
+
+def write_record(
+    job: Job, condition: PreparedCondition, mesh: Mesh, settings: dict, args: argparse.Namespace
+) -> None:
+    """Writes everything that a shape was made with, and its times, as JSON beside the mesh."""
     record = {
         "gpt_type": args.gpt_type,
-        **ready.record,
+        **condition.record,
         "model": args.model,
         "vq_ckpt": args.vq_ckpt,
         "gpt_ckpt": args.gpt_ckpt,
@@ -456,19 +402,15 @@ def save(
         "up": args.up,
         "size": args.size,
         "faces": len(mesh.faces),
-        **pipeline.record(result, job.seed, sampling, args.resolution),
+        **settings,
     }
-    write_json(target.with_suffix(".json"), record)
-    times = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in result.seconds.items())
-    print(
-        "; ".join(
-            [
-                f"{target}: {len(result.tokens)} tokens, {len(mesh.faces):,} faces, seed {job.seed}",
-                times,
-                *made,
-            ]
-        )
-    )
+    write_json(job.target.with_suffix(".json"), record)
+
+
+def print_shape(job: Job, mesh: Mesh, shape: GeneratedShape, notes: list[str]) -> None:
+    times = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in shape.seconds.items())
+    size = f"{len(shape.tokens)} tokens, {len(mesh.faces):,} faces, seed {job.seed}"
+    print("; ".join([f"{job.target}: {size}", times, *notes]))
 
 
 if __name__ == "__main__":

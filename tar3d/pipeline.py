@@ -19,10 +19,11 @@ import torch
 
 from tar3d import checkpoint
 from tar3d.conditional_gpt import ANY, ConditionalGPT, gpt_folder, load_gpt
-from tar3d.contracts import Mesh, Tokens, Triplane
+from tar3d.contracts import Tokens, Triplane
 from tar3d.data.formats.token_file import TokenFiles
 from tar3d.gpt.engine import Engine
 from tar3d.gpt.generate import generate
+from tar3d.layouts import layout_class
 from tar3d.mesh.extract import COARSE, EmptyFieldError, drop_small_components, extract
 from tar3d.placement import Placement, timed
 from tar3d.prepared_conditions import PreparedConditions, prepare_conditions
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from tar3d.condition.conditioner import Source
     from tar3d.config import SamplingConfig
+    from tar3d.contracts import Mesh
     from tar3d.tokenizer.vqvae import VQVAE
 
 # Field queries of one call: what fits a CPU core's cache (2^17 takes twice the time), and what
@@ -76,6 +78,37 @@ def coarse_cells(plane_side: int) -> int:
     return min(max(plane_side, COARSE), MAX_COARSE_CELLS)
 
 
+def mesh_from_codes(
+    vqvae: VQVAE,
+    tokens: Tokens,
+    resolution: int,
+    placement: Placement,
+    progress: Callable[[int, int], None] | None,
+    seconds: dict[str, float],
+) -> Mesh:
+    """The mesher "vqvae": tokens are codes of the tokenizer, decoded to a field with a surface."""
+    with timed(seconds, "decode"), placement.on_device(vqvae.quantizer, vqvae.decoder):
+        ids = tokens.ids.to(placement.device)
+        triplane = placement.to_stored_dtype(vqvae.decode(Tokens(ids, tokens.layout)))
+    with timed(seconds, "extract"), placement.on_device(vqvae.occupancy):
+        return mesh_from_triplane(vqvae, triplane, resolution, progress)
+
+
+# What a layout's `mesher` names; each takes the arguments of `mesh_from_codes`.
+MESHERS: dict[str, Callable[..., Mesh]] = {"vqvae": mesh_from_codes}
+
+
+def mesher_of(layout: str) -> Callable[..., Mesh]:
+    """The mesher of a layout's tokens; ValueError where there is none."""
+    name = layout_class(layout).mesher
+    if name not in MESHERS:
+        raise ValueError(
+            f"no mesher {name!r} reads tokens of the layout {layout!r}, allowed are "
+            f"{', '.join(MESHERS)}: add it to MESHERS in tar3d/pipeline.py"
+        )
+    return MESHERS[name]
+
+
 @torch.inference_mode()
 def mesh_from_tokens(
     vqvae: VQVAE,
@@ -84,13 +117,15 @@ def mesh_from_tokens(
     *,
     placement: Placement | None = None,
     progress: Callable[[int, int], None] | None = None,
+    seconds: dict[str, float] | None = None,
 ) -> Mesh:
-    """The mesh of tokens (1, T). Without a `placement` the model stays where it is."""
+    """The mesh of tokens (1, T), by the mesher that their layout names.
+
+    Without a `placement` the model stays where it is. The time of each step is added to `seconds`.
+    """
     placement = placement or Placement(next(vqvae.parameters()).device)
-    with placement.on_device(vqvae.quantizer, vqvae.decoder):
-        triplane = placement.to_stored_dtype(vqvae.decode(Tokens(tokens.ids.to(placement.device))))
-    with placement.on_device(vqvae.occupancy):
-        return mesh_from_triplane(vqvae, triplane, resolution, progress)
+    seconds = {} if seconds is None else seconds
+    return mesher_of(tokens.layout)(vqvae, tokens, resolution, placement, progress, seconds)
 
 
 @torch.inference_mode()
@@ -124,8 +159,9 @@ def reconstruct(
 class GeneratedShape:
     """One shape: its mesh, its tokens (T,), and the seconds spent on it.
 
-    Where the field is empty, `mesh` is None and `problem` says so. `seconds` holds its share of the batch's `condition`, `prepare` (buffers, warm-up, capture: next
-    to nothing after the first batch) and `tokens`, and its own `decode` and `extract`.
+    Where the field is empty, `mesh` is None and `problem` says so. `seconds` holds its share of the
+    batch's `condition`, `prepare` (buffers, warm-up, capture: next to nothing after the first
+    batch) and `tokens`, and its own `decode` and `extract`.
     """
 
     mesh: Mesh | None
@@ -151,6 +187,7 @@ class Pipeline:
         decoding: str = "auto",
         low_vram: bool = False,
     ) -> None:
+        mesher_of(model.config.gpt.layout)  # raises where no mesher reads the GPT's tokens
         self.token_files = TokenFiles(vqvae)
         expected, found = model.config.tokenizer_fingerprint, self.token_files.tokenizer
         if expected and expected != found:
@@ -270,8 +307,10 @@ class Pipeline:
             tokens = self._sample(inputs, seeds, sampling, progress, seconds)
             share = {name: value / len(seeds) for name, value in seconds.items()}
             return [
-                self._decode(ids, dict(share), resolution, extraction_progress)
-                for ids in tokens.ids
+                self._decode(
+                    Tokens(row[None], tokens.layout), dict(share), resolution, extraction_progress
+                )
+                for row in tokens.ids
             ]
 
     @torch.inference_mode()
@@ -319,19 +358,23 @@ class Pipeline:
 
     def _decode(
         self,
-        ids: torch.Tensor,
+        tokens: Tokens,
         seconds: dict[str, float],
         resolution: int,
         progress: Callable[[int, int], None] | None,
     ) -> GeneratedShape:
-        """The shape of one row of tokens (T,); adds the time of each step to `seconds`."""
-        vqvae, placement = self.vqvae, self.placement
-        with timed(seconds, "decode"), placement.on_device(vqvae.quantizer, vqvae.decoder):
-            triplane = placement.to_stored_dtype(vqvae.decode(Tokens(ids[None])))
-        with timed(seconds, "extract"), placement.on_device(vqvae.occupancy):
-            try:
-                mesh = mesh_from_triplane(vqvae, triplane, resolution, progress)
+        """The shape of tokens (1, T); adds the time of each step to `seconds`."""
+        try:
+            mesh = mesh_from_tokens(
+                self.vqvae,
+                tokens,
+                resolution,
+                placement=self.placement,
+                progress=progress,
+                seconds=seconds,
+            )
+            with timed(seconds, "extract"):
                 mesh = drop_small_components(mesh, MIN_COMPONENT_SHARE)
-            except EmptyFieldError as e:
-                return GeneratedShape(None, ids, seconds, str(e))
-        return GeneratedShape(mesh, ids, seconds)
+        except EmptyFieldError as e:
+            return GeneratedShape(None, tokens.ids[0], seconds, str(e))
+        return GeneratedShape(mesh, tokens.ids[0], seconds)

@@ -3,6 +3,7 @@ refusals are sentences."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -16,17 +17,12 @@ from PIL import Image
 
 import demo
 import run
+from tar3d.config import SamplingConfig, help_texts
+from tar3d.pipeline import Pipeline
 
 gradio = pytest.importorskip("gradio", exc_type=ImportError)
 ROOT = Path(__file__).resolve().parents[1]
-SETTINGS = {
-    "seed": 5,
-    "resolution": 32,
-    "faces": 0,
-    "temperature": None,
-    "cfg_scale": None,
-    "code_predictor_scale": None,
-}
+SETTINGS = {"seed": 5, "resolution": 32, "faces": 0} | dict.fromkeys(help_texts(SamplingConfig))
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +33,7 @@ def page(tmp_path_factory) -> Iterator[tuple]:
     out = tmp_path_factory.mktemp("demo")
     args = demo.parse_arguments(["--model", str(ROOT / "pretrained/tiny"), "--out", str(out)])
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)  # where the examples lie
+        patch.chdir(tmp_path_factory.mktemp("elsewhere"))
         blocks = demo.build(demo.load_models(args), args.model, out)
         _, url, _ = blocks.launch(
             allowed_paths=[str(out)], share=False, prevent_thread_lock=True, quiet=True
@@ -48,8 +44,10 @@ def page(tmp_path_factory) -> Iterator[tuple]:
             blocks.close()
 
 
-def ask(page: tuple, gpt_type: str, *told: object, **changed: object) -> tuple[Path, str]:
-    file, line = page[0].predict(*told, *(SETTINGS | changed).values(), api_name=f"/{gpt_type}")
+def ask(page: tuple, gpt_type: str, *condition: object, **changed: object) -> tuple[Path, str]:
+    file, line = page[0].predict(
+        *condition, *(SETTINGS | changed).values(), api_name=f"/{gpt_type}"
+    )
     return Path(file), line
 
 
@@ -103,17 +101,29 @@ def test_a_picture_and_nothing_give_closed_meshes(page):
 
 
 @pytest.mark.parametrize(
-    "gpt_type, told, changed, message",
+    "gpt_type, condition, changed, message",
     [
         ("t23d", "", {}, "write a text first"),
-        ("i23d", None, {}, "choose a picture first"),
+        ("i23d", None, {}, "choose an image first"),
         ("t23d", "a chair", {"faces": 2}, "a closed mesh has 4 or more"),
         ("t23d", "a chair", {"temperature": -1}, "temperature must be >= 0, got -1"),
     ],
 )
-def test_what_cannot_be_made_is_a_sentence(page, gpt_type, told, changed, message):
+def test_what_cannot_be_made_is_a_sentence(page, gpt_type, condition, changed, message):
     with pytest.raises(Exception, match=message):
-        ask(page, gpt_type, told, **changed)
+        ask(page, gpt_type, condition, **changed)
+
+
+def test_a_new_sampling_setting_is_a_box_on_the_page(monkeypatch, tmp_path):
+    new = dataclasses.field(default=1.0, metadata={"help": "locally typical sampling; 1 is off"})
+    wider = dataclasses.make_dataclass(
+        "Wider", [("typical_p", float, new)], bases=(SamplingConfig,), kw_only=True
+    )
+    monkeypatch.setattr(demo, "SamplingConfig", wider)
+    blocks = demo.build({"uncond": Pipeline.load(ROOT / "pretrained/tiny")}, "tiny", tmp_path)
+    boxes = [b for b in blocks.blocks.values() if "locally typical" in str(getattr(b, "info", ""))]
+    (call,) = [fn for fn in blocks.fns.values() if fn.api_name == "uncond"]
+    assert [b.label for b in boxes] == ["Typical p"] and boxes[0] in call.inputs
 
 
 def test_models_of_one_type_each_get_a_tab_each(tmp_path, monkeypatch):

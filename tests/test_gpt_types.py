@@ -378,12 +378,10 @@ def test_a_gpt_of_another_type_given_apart_is_refused(models, tokenizer, tmp_pat
 
 
 def test_long_names_of_any_script_are_cut_at_a_letter():
-    assert run.unique(["a", "a", "a_2", "a"]) == ["a", "a_3", "a_2", "a_4"]
-    name = run._file_name("椅子" * 60)
-    assert 70 < len(name.encode()) <= run.LONGEST_NAME and set(name) == set("椅子")
-    assert (
-        run._file_name("../../etc: passwd?") == "etc_passwd" and run._file_name(" / ") == "prompt"
-    )
+    assert run.unique_names(["a", "a", "a_2", "a"]) == ["a", "a_3", "a_2", "a_4"]
+    name = run.file_name("椅子" * 60)
+    assert 70 < len(name.encode()) <= run.MAX_NAME_BYTES and set(name) == set("椅子")
+    assert run.file_name("../../etc: passwd?") == "etc_passwd" and run.file_name(" / ") == "prompt"
 
 
 @pytest.mark.parametrize("gpt_type", ["i23d", "t23d"])

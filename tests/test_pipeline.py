@@ -7,17 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import trimesh
 from PIL import Image
 
 from tar3d import checkpoint, config
 from tar3d.condition.image import ImageError
 from tar3d.conditional_gpt import ConditionalGPT
 from tar3d.config import GPTRunConfig
-from tar3d.pipeline import Pipeline
+from tar3d.contracts import Mesh
+from tar3d.layouts.triplane import TriplaneLayout
+from tar3d.pipeline import MESHERS, Pipeline
 from tar3d.placement import Placement
 
 TINY = Path(__file__).resolve().parent.parent / "pretrained" / "tiny"
 SHIPPED = TINY / "gpt_any"
+BOX = Mesh(trimesh.creation.box().vertices, trimesh.creation.box().faces)
 
 
 @pytest.mark.parametrize(
@@ -127,3 +131,12 @@ def test_what_was_prepared_can_be_seen_and_recorded(recwarn):
     (row,) = pipeline.prepare(["a zeppelin"], warn=False).rows
     assert "zeppelin" in row.warning and not row.previews and not recwarn.list
     assert row.record == {"prompt": "a zeppelin", "note": row.warning}
+
+
+def test_a_layout_that_no_mesher_reads_is_refused(monkeypatch):
+    monkeypatch.setattr(TriplaneLayout, "mesher", "faces")
+    with pytest.raises(ValueError, match="no mesher 'faces' reads tokens .* allowed are vqvae"):
+        Pipeline.load(TINY)
+    monkeypatch.setitem(MESHERS, "faces", lambda *arguments: BOX)
+    (shape,) = Pipeline.load(TINY).generate({}, seeds=[0], resolution=24)
+    assert np.array_equal(shape.mesh.faces, BOX.faces)

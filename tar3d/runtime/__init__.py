@@ -17,12 +17,15 @@ from tar3d.runtime.machine import (
     peak_memory,
     peak_resident_bytes,
 )
+from tar3d.runtime.model_arguments import add_machine_arguments, add_model_argument
 from tar3d.runtime.progress import extraction_bar
 
 __all__ = [
     "COMPUTE_DTYPES",
     "PRECISIONS",
     "add_device_arguments",
+    "add_machine_arguments",
+    "add_model_argument",
     "choose_device",
     "command_line",
     "commit",

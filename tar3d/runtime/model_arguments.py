@@ -1,0 +1,41 @@
+"""Command-line arguments that the scripts which use a trained model share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tar3d.runtime.devices import PRECISIONS
+
+if TYPE_CHECKING:
+    import argparse
+
+SHIPPED_MODEL = "pretrained/tiny"
+
+
+def add_model_argument(parser: argparse._ActionsContainer, contents: str, *aliases: str) -> None:
+    """Adds --model; `contents` says which folders the model directory holds."""
+    parser.add_argument(
+        "--model",
+        *aliases,
+        dest="model",
+        default=SHIPPED_MODEL,
+        help=f"model directory or Hub id (hf://owner/name) {contents} (default: %(default)s)",
+    )
+
+
+def add_machine_arguments(parser: argparse._ActionsContainer, *, precision: bool = True) -> None:
+    """Adds --device, --low-vram and, unless `precision` is False, --precision."""
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+    parser.add_argument(
+        "--low-vram",
+        action="store_true",
+        help="fits small GPUs: a model is on the GPU only while it works, and feature planes are "
+        "float16; slower, with the same tokens",
+    )
+    if precision:
+        parser.add_argument(
+            "--precision",
+            choices=PRECISIONS,
+            default="32-true",
+            help="bf16-mixed samples faster on GPUs that have it (default: %(default)s)",
+        )
