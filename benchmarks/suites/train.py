@@ -43,7 +43,7 @@ from tar3d.contracts import Condition
 from tar3d.doctor import gpt_step_bytes
 from tar3d.gpt.loss import cross_entropy
 from tar3d.gpt.model import GPT
-from tar3d.optim.groups import Muon
+from tar3d.optim.muon import Muon
 from tar3d.runtime import resolve_precision
 
 if TYPE_CHECKING:

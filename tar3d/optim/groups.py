@@ -10,24 +10,24 @@ The rule, which serves any module (the GPT, the tokenizer, a ViT from `transform
 | nn.Embedding, nn.Parameter of any other module, norms, biases  | `vector`   | AdamW     | no    |
 
 `adamw_parameters` is a class attribute, a tuple of names of children or parameters, e.g. ("head",):
-an output head is a classifier, not a hidden matrix. Muon is `torch.optim.Muon` with
-"match_rms_adamw" (arXiv 2502.16982), so that both rates are of one scale. Frozen parameters
-(requires_grad False) belong to none. With `optim.optimizer=adamw` those of kind `muon` are of
-kind `matrix`: AdamW is all there is.
+an output head is a classifier, not a hidden matrix. Frozen parameters (requires_grad False) belong
+to none.
+
+`optim.optimizer` names what trains the hidden matrices (`HIDDEN_OPTIMIZERS`). With "adamw" they are
+of kind `matrix`: AdamW trains everything.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn, optim
-from torch.distributed.tensor import DTensor, distribute_tensor
+
+from tar3d.optim.muon import Muon
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     from tar3d.config import OptimConfig
 
@@ -39,125 +39,28 @@ CONVOLUTIONS = (
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
 )
-STACKED = (
-    1 << 25
-    # entries of matrices that go through Newton-Schulz together: 32 of 1,024 x 1,024, 64 MiB in
-    # bfloat16
-)
 KINDS = ("muon", "matrix", "vector")  # from the boldest update to the most careful
 
 
-class Muon(optim.Muon):
-    """`torch.optim.Muon` with Nesterov momentum and "match_rms_adamw", for many matrices at a time.
-
-    A GPT-L has 192 of them, for which torch's loop launches some 4,000 small operations a step;
-    here all of one shape go through Newton-Schulz as one batch. Where a CPU only emulates bfloat16
-    this one multiplies in float32, many times faster. The state is torch's: either can go on from
-    the other's.
-    """
-
-    def __init__(
-        self, params: Iterable, *, lr: float, weight_decay: float, momentum: float
-    ) -> None:
-        super().__init__(
-            params,
-            lr=lr,
-            weight_decay=weight_decay,
-            momentum=momentum,
-            nesterov=True,
-            adjust_lr_fn="match_rms_adamw",
-        )
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            if not parameters:
-                continue
-            for p in parameters:
-                if "momentum_buffer" not in self.state[p]:
-                    self.state[p]["momentum_buffer"] = torch.zeros_like(p.grad)
-            gradients = [p.grad for p in parameters]
-            momenta = [self.state[p]["momentum_buffer"] for p in parameters]
-            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-            directions = torch._foreach_lerp(gradients, momenta, group["momentum"])
-            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-            for members in _batches(parameters):
-                update = orthogonalise(
-                    torch.stack([_whole(directions[i]) for i in members]).to(
-                        _product_dtype(parameters[0].device)
-                    ),
-                    group["ns_coefficients"],
-                    group["ns_steps"],
-                    group["eps"],
-                )
-                scale = 0.2 * math.sqrt(
-                    max(update.shape[1:])
-                )  # arXiv 2502.16982, "match_rms_adamw"
-                updates = [
-                    held_part(u, parameters[i])
-                    for i, u in zip(members, update.to(parameters[0].dtype).unbind(), strict=True)
-                ]
-                torch._foreach_add_(
-                    [parameters[i] for i in members], updates, alpha=-group["lr"] * scale
-                )
-        return loss
-
-
-def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A matrix of which this process holds some rows (FSDP2), gathered from all: Newton-Schulz
-    needs the whole of it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def held_part(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """What this process holds of a whole `tensor` that is shaped and spread as `parameter` is; all
-    of it where that is whole."""
-    if not isinstance(parameter, DTensor):
-        return tensor
-    return distribute_tensor(
-        tensor.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
+def _muon(groups: list[dict], config: OptimConfig) -> optim.Optimizer:
+    return Muon(
+        groups,
+        lr=config.muon_lr,
+        weight_decay=config.weight_decay,
+        momentum=config.muon_momentum,
     )
 
 
-def _batches(parameters: list[nn.Parameter]) -> Iterator[list[int]]:
-    """Indices of matrices of one shape, so many together that their stack has at most `STACKED`
-    entries, or one."""
-    shapes: dict[torch.Size, list[int]] = {}
-    for index, parameter in enumerate(parameters):
-        shapes.setdefault(parameter.shape, []).append(index)
-    for shape, members in shapes.items():
-        size = max(1, STACKED // shape.numel())
-        yield from (members[i : i + size] for i in range(0, len(members), size))
-
-
-def _product_dtype(device: torch.device) -> torch.dtype:
-    emulated = device.type == "cpu" and not torch.cpu._is_avx512_bf16_supported()
-    return torch.float32 if emulated else torch.bfloat16
-
-
-def orthogonalise(
-    matrices: torch.Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
-) -> torch.Tensor:
-    """Newton-Schulz with Muon's quintic on matrices (n, rows, columns): the same singular vectors,
-    singular values near 1. In their dtype."""
-    a, b, c = coefficients
-    tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices.mT if tall else matrices
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
+# Optimizers of the hidden matrices, by the value of `optim.optimizer`, made for parameter groups.
+# AdamW trains them where that value is not here.
+HIDDEN_OPTIMIZERS: dict[str, Callable[[list[dict], OptimConfig], optim.Optimizer]] = {
+    "muon": _muon,
+}
 
 
 @dataclass(frozen=True)
 class Route:
-    """One parameter, the dotted name it goes by, and its kind (see the table above)."""
+    """A parameter with its dotted name and its kind (see the table above)."""
 
     name: str
     parameter: nn.Parameter
@@ -165,8 +68,7 @@ class Route:
 
 
 def parameter_kind(module: nn.Module, name: str) -> str:
-    """Kind of the parameter `name` that `module` itself owns, before any `adamw_parameters` is
-    heard."""
+    """Kind of a parameter that `module` itself owns, not counting `adamw_parameters`."""
     if name == "weight" and isinstance(module, nn.Linear):
         return "muon"
     if name == "weight" and isinstance(module, CONVOLUTIONS):
@@ -175,10 +77,10 @@ def parameter_kind(module: nn.Module, name: str) -> str:
 
 
 def routes(modules: nn.Module | list[nn.Module]) -> list[Route]:
-    """Every trainable parameter once, in module order. A parameter shared by two owners takes the
-    more careful kind.
+    """Every trainable parameter once, in module order.
 
-    Raises ValueError when an `adamw_parameters` entry names nothing.
+    One that is shared by two owners takes the more careful kind. Raises ValueError when an
+    `adamw_parameters` entry names nothing.
     """
     found: dict[int, Route] = {}
     for name, parameter, kind in _walk(modules):
@@ -190,14 +92,15 @@ def routes(modules: nn.Module | list[nn.Module]) -> list[Route]:
     result = list(found.values())
     roots = [modules] if isinstance(modules, nn.Module) else modules
     expected = {id(p) for root in roots for p in root.parameters() if p.requires_grad}
-    assert {id(r.parameter) for r in result} == expected and len(result) == len(expected)
+    assert {id(r.parameter) for r in result} == expected
+    assert len(result) == len(expected)
     return result
 
 
 def _routes(modules: nn.Module | list[nn.Module], config: OptimConfig) -> list[Route]:
-    """`routes` as the configuration wants them."""
+    """`routes` for the optimizers that the configuration chooses."""
     found = routes(modules)
-    if config.optimizer == "muon":
+    if config.optimizer in HIDDEN_OPTIMIZERS:
         return found
     return [replace(route, kind="matrix") if route.kind == "muon" else route for route in found]
 
@@ -226,7 +129,8 @@ def _listed_names(root: nn.Module) -> list[str]:
         for entry in getattr(module, "adamw_parameters", ()):
             if not any(name == entry or name.startswith(entry + ".") for name in names):
                 raise ValueError(
-                    f"{type(module).__name__}.adamw_parameters lists {entry!r}, which has no parameter"
+                    f"{type(module).__name__}.adamw_parameters lists {entry!r}, which has no "
+                    "parameter"
                 )
             listed.append(f"{path}.{entry}" if path else entry)
     return listed
@@ -234,7 +138,7 @@ def _listed_names(root: nn.Module) -> list[str]:
 
 def build_optimizers(
     modules: nn.Module | list[nn.Module], config: OptimConfig
-) -> tuple[Muon | None, optim.AdamW | None]:
+) -> tuple[optim.Optimizer | None, optim.AdamW | None]:
     """(Muon, AdamW) over all trainable parameters; an optimizer that would have none is None.
 
     Each group keeps its base rate as "initial_lr" (see `schedule`) and its kind as "kind". Raises
@@ -245,15 +149,10 @@ def build_optimizers(
         by_kind[route.kind].append(route.parameter)
     if not any(by_kind.values()):
         raise ValueError("no trainable parameter: every one is frozen (requires_grad is False)")
-    muon = adamw = None
+    hidden = adamw = None
     if by_kind["muon"]:
         group = {"params": by_kind["muon"], "initial_lr": config.muon_lr, "kind": "muon"}
-        muon = Muon(
-            [group],
-            lr=config.muon_lr,
-            weight_decay=config.weight_decay,
-            momentum=config.muon_momentum,
-        )
+        hidden = HIDDEN_OPTIMIZERS[config.optimizer]([group], config)
     groups = [
         {
             "params": by_kind[kind],
@@ -268,14 +167,20 @@ def build_optimizers(
         adamw = optim.AdamW(
             groups, lr=config.adamw_lr, betas=(config.beta1, config.beta2), fused=True
         )
-    return muon, adamw
+    return hidden, adamw
+
+
+def new_optimizers(
+    modules: nn.Module | list[nn.Module], config: OptimConfig
+) -> list[optim.Optimizer]:
+    """The optimizers of `build_optimizers` that have parameters."""
+    return [optimizer for optimizer in build_optimizers(modules, config) if optimizer is not None]
 
 
 def routing_table(modules: nn.Module | list[nn.Module], config: OptimConfig) -> str:
-    """One line per parameter: name, shape, optimizer, base rate and weight decay; then the
-    totals."""
+    """One line a parameter: name, shape, optimizer, base rate and weight decay; then the totals."""
     lines = [f"{'parameter':<56} {'shape':<18} {'optimizer':<9} {'lr':>9} {'decay':>7}"]
-    counts = {"Muon": 0, "AdamW": 0}
+    counts = {"Muon": 0, "AdamW": 0}  # Muon: the optimizer of hidden matrices
     for route in _routes(modules, config):
         optimizer, rate = (
             ("Muon", config.muon_lr) if route.kind == "muon" else ("AdamW", config.adamw_lr)

@@ -4,7 +4,8 @@ from torch import nn
 
 from tar3d.config import GPTConfig, OptimConfig
 from tar3d.gpt.model import GPT
-from tar3d.optim.groups import Muon, build_optimizers, orthogonalise, routes, routing_table
+from tar3d.optim.groups import build_optimizers, routes, routing_table
+from tar3d.optim.muon import Muon, orthogonalise
 
 
 class _Tokenizer(nn.Module):
@@ -206,7 +207,7 @@ def test_muon_in_batches_is_torch_muon_up_to_rounding(monkeypatch, device, nativ
     """Steps, momentum and decay, whatever goes through Newton-Schulz together, and a state that
     either form goes on with."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
-    monkeypatch.setattr("tar3d.optim.groups.STACKED", stacked)
+    monkeypatch.setattr("tar3d.optim.muon.STACKED", stacked)
     options = {"lr": 1e-2, "weight_decay": 0.1, "momentum": 0.95}
 
     def torch_muon(parameters, **options):

@@ -4,8 +4,8 @@ import pytest
 from torch import nn
 
 from tar3d.config import OptimConfig
-from tar3d.optim.groups import build_optimizers
-from tar3d.optim.schedule import learning_rate_factor, set_learning_rates
+from tar3d.optim.groups import HIDDEN_OPTIMIZERS, build_optimizers
+from tar3d.optim.schedule import DECAYS, learning_rate_factor, set_learning_rates
 
 
 def test_known_points():
@@ -76,3 +76,13 @@ def test_the_base_rate_survives_a_saved_state():
     loaded.load_state_dict(saved.state_dict())
     set_learning_rates([loaded], 1.0)
     assert loaded.param_groups[0]["lr"] == pytest.approx(0.02)
+
+
+def test_every_schedule_and_optimizer_can_be_configured():
+    for name, decay in DECAYS.items():
+        config = OptimConfig(schedule=name)
+        assert decay(10, 10, 101, config) == 1.0
+        assert decay(100, 10, 101, config) == pytest.approx(0.0)
+    for name in (*HIDDEN_OPTIMIZERS, "adamw"):
+        hidden, _ = build_optimizers(nn.Linear(4, 4), OptimConfig(optimizer=name))
+        assert (hidden is None) == (name == "adamw")
