@@ -1,9 +1,10 @@
-"""Fixtures that several folders share: meshes of primitive shapes, and a small data set made from
-them.
+"""Fixtures that several files share: meshes of primitive shapes, a data set, and small trainings.
 
 Packages for meshes are loaded by the fixtures: the tests of the GPT run where there are none.
 """
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,83 @@ def samples(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("data")
     make_samples(write_meshes(root / "given"), root / "set", SAMPLES, views=VIEWS)
     return root / "set"
+
+
+@pytest.fixture(scope="session")
+def script_data(samples, tmp_path_factory) -> Path:
+    """A copy of `samples` with three training and two validation shapes; trainings add tokens."""
+    from tar3d.data.formats.dataset_folder import read_splits
+
+    folder = tmp_path_factory.mktemp("scripts") / "set"
+    shutil.copytree(samples, folder)
+    ids = sorted(i for ids in read_splits(folder).values() for i in ids)
+    splits = {"train": ids[:3], "val": ids[3:5], "test": ids[5:]}
+    (folder / "splits.json").write_text(json.dumps(splits))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fabric():
+    from tar3d.runtime import start_fabric
+
+    return start_fabric(None, 1, "32-true")
+
+
+@pytest.fixture(scope="session")
+def vqvae_run(script_data, fabric, tmp_path_factory) -> Path:
+    """The run folder of a tokenizer after six steps."""
+    from script_runs import VQVAE
+
+    import train_vqvae
+    from tar3d import config as configuration
+    from tar3d.config import VQVAEConfig
+
+    out = tmp_path_factory.mktemp("vqvae")
+    config = configuration.load(VQVAEConfig, None, VQVAE)
+    train_vqvae.train(config, out, fabric, {script_data: 1})
+    return out
+
+
+@pytest.fixture(scope="session")
+def gpt_run(script_data, fabric, vqvae_run, tmp_path_factory) -> Path:
+    """The run folder of a GPT after six steps, on the tokens of that tokenizer."""
+    from script_runs import train_gpt_in
+
+    out = tmp_path_factory.mktemp("gpt")
+    train_gpt_in(out, script_data, fabric, vqvae_run / "model")
+    return out
+
+
+@pytest.fixture(scope="session")
+def full_vqvae(vqvae_run, tmp_path_factory) -> Path:
+    """The trained tokenizer, but with a field that is inside everywhere.
+
+    A few steps cannot promise any surface, this one always gives the cube.
+    """
+    from tar3d import checkpoint
+    from tar3d.config import VQVAEConfig
+
+    model = checkpoint.load_tokenizer(vqvae_run / "model")
+    with torch.no_grad():
+        model.occupancy.logit.bias.fill_(1000.0)
+    folder = tmp_path_factory.mktemp("full") / "tokenizer"
+    return checkpoint.save_model(folder, model, VQVAEConfig(tokenizer=model.config), {}, "")
+
+
+@pytest.fixture(scope="session")
+def full_model(gpt_run, full_vqvae) -> Path:
+    """The trained GPT beside that tokenizer."""
+    from tar3d import checkpoint
+    from tar3d import config as configuration
+    from tar3d.config import GPTRunConfig
+
+    folder = full_vqvae.parent
+    shutil.copytree(gpt_run / "model" / "gpt_i23d", folder / "gpt_i23d")
+    config = configuration.load(GPTRunConfig, folder / "gpt_i23d" / "config.yaml")
+    tokenizer = checkpoint.load_tokenizer(full_vqvae)
+    config.tokenizer_fingerprint = checkpoint.token_fingerprint(tokenizer)
+    configuration.save(config, folder / "gpt_i23d" / "config.yaml")
+    return folder
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marks

@@ -9,7 +9,7 @@ import torch
 
 
 def rows(path: Path) -> list[dict]:
-    with open(path, newline="") as f:
+    with path.open(newline="") as f:
         return list(csv.DictReader(f))
 
 

@@ -345,7 +345,7 @@ def flags_of(path: Path) -> set[str]:
 SHARED_FLAGS = {
     "tar3d/runtime/arguments.py": "add_run_arguments(parser",
     "tar3d/runtime/model_arguments.py": "add_machine_arguments(",
-    "tar3d/training/start.py": "add_run_arguments(parser",
+    "tar3d/training/arguments.py": "add_run_arguments(parser",
 }
 
 

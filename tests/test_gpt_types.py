@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from test_scripts import GPT, VQVAE
+from script_runs import GPT, VQVAE
 
 import eval_2d
 import eval_3d

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from script_runs import GPT, VQVAE, base
 from shapenet_files import write_shapenet
-from test_scripts import GPT, VQVAE, base
 
 import run
 import train_gpt

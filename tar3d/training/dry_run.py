@@ -1,71 +1,81 @@
-"""What a training needs, found by doing a little of it: steps of each kind, a validation and a
-save, in a folder of its own."""
+"""What a training needs of time, memory and disk, found by doing a little of it.
+
+A few steps of each phase, a validation and a save, in a folder that is deleted.
+"""
 
 from __future__ import annotations
 
 import copy
 import csv
 import tempfile
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from tar3d.config import GPTRunConfig, VQVAEConfig
 from tar3d.runtime import peak_memory
 from tar3d.throughput import clock
+from tar3d.training.errors import NotFinite, Stopped
 from tar3d.training.state import KEPT, STATES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from lightning_fabric import Fabric
 
-STEPS = 2  # of each kind: the first is slower than all that follow
+STEPS = 2  # of each phase: the first is slower than all that follow
+
+ConfigT = TypeVar("ConfigT", VQVAEConfig, GPTRunConfig)
 
 
-def shortened(config: VQVAEConfig | GPTRunConfig) -> VQVAEConfig | GPTRunConfig:
-    """The same training with so few steps that it ends in seconds."""
+def shortened(config: ConfigT, phases: Sequence[str]) -> ConfigT:
+    """The same training with so few steps of each phase that it ends in seconds."""
     short = copy.deepcopy(config)
     t = short.train
-    if isinstance(config, VQVAEConfig):
-        t.autoencoder_steps, t.codebook_steps = min(STEPS, t.autoencoder_steps), STEPS
-    else:
-        t.steps = STEPS
+    for name in phases:
+        setattr(t, name, min(STEPS, getattr(t, name)))
     t.log_every, t.validate_every, t.save_every = 1, t.steps, t.steps
     t.validation_shapes, t.preview_shapes = min(2, t.validation_shapes), min(1, t.preview_shapes)
     return short
 
 
 def dry_run(
-    train: Callable[[VQVAEConfig | GPTRunConfig, Path], object],
-    config: VQVAEConfig | GPTRunConfig,
+    train: Callable[[ConfigT, Path], object],
+    config: ConfigT,
+    phases: Sequence[str],
     fabric: Fabric,
 ) -> None:
-    """Calls `train` with a shortened `config` and a run folder of its own, then prints what the
-    whole would need."""
+    """Runs a shortened training in a folder of its own, and prints what the whole one needs.
+
+    `phases` names the fields of `config.train` that count the steps of each phase, in order. Raises
+    Stopped or NotFinite, as a training does, but they promise no state.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = fabric.broadcast(Path(name))
-        short = shortened(config)
-        train(short, folder)
+        try:
+            train(shortened(config, phases), folder)
+        except Stopped as e:
+            raise Stopped(e.signum, e.step, None) from e
+        except NotFinite as e:
+            raise NotFinite(*e.details, None) from e
         if not fabric.is_global_zero:
             return
-        with open(folder / "speed.csv", newline="") as f:
+        with (folder / "speed.csv").open(newline="") as f:
             seconds = [1 / float(row["steps_per_second"]) for row in csv.DictReader(f)]
         state = sum(p.stat().st_size for p in (folder / STATES).glob("*.pt"))
         model = sum(p.stat().st_size for p in (folder / "model").rglob("*") if p.is_file())
-    t = config.train
-    if isinstance(config, VQVAEConfig) and t.stage == "both" and t.autoencoder_steps:
-        parts = [
-            ("autoencoder", t.autoencoder_steps, seconds[min(STEPS, t.autoencoder_steps) - 1]),
-            ("codebook", t.codebook_steps, seconds[-1]),
-        ]
-    else:
-        parts = [("", t.steps, seconds[-1])]
-    total = sum(steps * each for _, steps, each in parts)
+    counts = [getattr(config.train, phase) for phase in phases]
+    last = [end - 1 for end in accumulate(min(STEPS, count) for count in counts)]
+    total = sum(count * seconds[step] for count, step in zip(counts, last, strict=True))
     steps = " and ".join(
-        f"{steps:,} {kind} steps of {each:.2f} s".replace("  ", " ") for kind, steps, each in parts
+        f"{count:,} {phase.replace('_', ' ')} of {seconds[step]:.2f} s"
+        for phase, count, step in zip(phases, counts, last, strict=True)
     )
     print(
-        f"\ndry run: nothing was kept. {steps}: {clock(total)} in all, by the last of {STEPS} steps each, without validation\n"
-        f"  memory so far: {peak_memory(fabric.device)}; python -m tar3d.doctor says what steps of other sizes need\n"
-        f"  disk: {state / 2**20:,.1f} MiB a state, {KEPT} are kept; {model / 2**20:,.1f} MiB a model"
+        f"\ndry run: nothing was kept. {steps}: {clock(total)} in all, by the last of {STEPS} "
+        "steps each, without validation\n"
+        f"  memory so far: {peak_memory(fabric.device)}; python -m tar3d.doctor says what steps "
+        "of other sizes need\n"
+        f"  disk: {state / 2**20:,.1f} MiB a state, {KEPT} are kept; {model / 2**20:,.1f} MiB a "
+        "model"
     )

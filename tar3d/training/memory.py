@@ -1,7 +1,9 @@
-"""What a training step needs of memory, found without computing it: the step is gone through with
-tensors that have no data, and the bytes of those alive at a time are followed. Takes seconds for
-any size of model; what a GPU's context, its allocator and its kernels need comes on top (about 1
-GiB)."""
+"""The memory that a training step needs, found without computing it.
+
+A step is run on tensors without data, and the bytes of those alive at a time are followed. It takes
+seconds for any size of model; what a GPU's context, its allocator and its kernels need comes on top
+(about 1 GiB).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tar3d.optim.groups import build_optimizers
+from tar3d.optim.groups import new_optimizers
 from tar3d.runtime import prepare_blocks
 
 if TYPE_CHECKING:
@@ -24,8 +26,10 @@ if TYPE_CHECKING:
 
 
 class LiveTensors(TorchDispatchMode):
-    """Bytes of all tensors that operations within it have made and that are still alive: `now`, and
-    the most so far, `peak`."""
+    """Follows the bytes of tensors made within it that are still alive.
+
+    `now` is their sum, `peak` the most so far.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,13 +60,15 @@ def step_bytes(
     optim: OptimConfig,
     activation_checkpointing: str,
 ) -> int:
-    """Most bytes alive in a step in bfloat16 autocast: weights, gradients, states of the optimizers
-    and what is kept for the backward pass. `make` gives a module and what computes its loss; both
-    are made of tensors without data."""
+    """Most bytes alive in a step in bfloat16 autocast.
+
+    They are those of weights, gradients, optimizer states and what is kept for the backward pass.
+    `make` gives a module and what computes its loss, both made of tensors without data.
+    """
     with FakeTensorMode(allow_non_fake_inputs=True), LiveTensors() as live:
         module, loss = make()
         prepare_blocks(module, activation_checkpointing, compile=False)
-        optimizers = [o for o in build_optimizers(module, optim) if o is not None]
+        optimizers = new_optimizers(module, optim)
         for _ in range(2):  # the first makes the optimizers' states
             with torch.autocast("cpu", torch.bfloat16):
                 value = loss()

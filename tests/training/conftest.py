@@ -17,7 +17,7 @@ from tar3d.data.formats.dataset_folder import read_splits
 def data(samples, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("faults") / "set"
     shutil.copytree(samples, folder)
-    ids = sorted(sum(read_splits(folder).values(), []))
+    ids = sorted(i for ids in read_splits(folder).values() for i in ids)
     (folder / "splits.json").write_text(
         json.dumps({"train": ids[:3], "val": ids[3:4], "test": ids[4:]})
     )

@@ -34,8 +34,8 @@ VQVAE = [
     "optim.warmup_steps=5",
     *COMMON,
 ]
-# At an eighth of the recipe's rates: at the full ones the code predictor's loss jumps, and rounding decides
-# by how much.
+# At an eighth of the recipe's rates: at the full ones the code predictor's loss jumps, and rounding
+# decides by how much.
 GPT = [
     "train.steps=20",
     "train.global_batch_size=4",
@@ -54,7 +54,7 @@ def curves(folder: Path) -> dict[str, list[float]]:
     from tar3d.config import PointSamplingConfig, ViewConfig
     from tar3d.data.prepare.make_samples import make_samples
     from tar3d.data.toy.make_toy import make_toy_data
-    from tar3d.optim import groups
+    from tar3d.optim import muon
 
     data = make_toy_data(folder / "toy", SHAPES, 0, ViewConfig(count=1, size=64), workers=1)
     make_samples(
@@ -63,9 +63,8 @@ def curves(folder: Path) -> dict[str, list[float]]:
         PointSamplingConfig(surface_points=4096, volume_points=1024, near_points=1024),
         views=ViewConfig(count=0),
     )
-    with mock.patch.object(
-        groups, "_product_dtype", lambda device: torch.float32
-    ):  # whatever the CPU has
+    # whatever the CPU has
+    with mock.patch.object(muon, "_product_dtype", return_value=torch.float32):
         assert train_vqvae.main(["--data", str(data), "--out", str(folder / "vqvae"), *VQVAE]) == 0
         # The shipped tokenizer, so that a change of one training is not seen in the other.
         assert train_gpt.main(["--data", str(data), "--out", str(folder / "gpt"), *GPT]) == 0

@@ -8,6 +8,7 @@ import torch
 from trainings import VQVAE, finish, is_the_same_run
 
 import train_vqvae
+from tar3d.training import vqvae_reports
 
 FEW = {"vqvae": ["train.autoencoder_steps=6", "train.codebook_steps=6"], "gpt": ["train.steps=12"]}
 ON = "train.deterministic=true"
@@ -22,7 +23,7 @@ def test_on_a_cpu_it_changes_nothing(commands, tmp_path, name):
 def test_steps_are_deterministic_and_validation_may_do_as_it_likes(
     data, empty, tmp_path, monkeypatch
 ):
-    seen = {"train_step": set(), "validate": set()}
+    seen = {"forward": set(), "validate": set()}
 
     def noting(name, function):
         return lambda *given: (
@@ -30,12 +31,12 @@ def test_steps_are_deterministic_and_validation_may_do_as_it_likes(
             function(*given),
         )[1]
 
-    for name in seen:
-        monkeypatch.setattr(train_vqvae, name, noting(name, getattr(train_vqvae, name)))
+    for module, name in ((train_vqvae, "forward"), (vqvae_reports, "validate")):
+        monkeypatch.setattr(module, name, noting(name, getattr(module, name)))
     flags = ["--base", str(empty), "--data", str(data), *VQVAE, *FEW["vqvae"], ON]
     assert train_vqvae.main([*flags, "--out", str(tmp_path / "run")]) == 0
     assert (
-        seen == {"train_step": {True}, "validate": {False}}
+        seen == {"forward": {True}, "validate": {False}}
         and not torch.are_deterministic_algorithms_enabled()
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import sys
@@ -10,11 +11,13 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
+from tar3d.training.arguments import add_run_arguments, chosen_trackers
 from tar3d.training.log import RunLog
+from tar3d.training.trackers import TRACKERS
 
 
 def rows(path) -> list[dict]:
-    with open(path, newline="") as f:
+    with path.open(newline="") as f:
         return list(csv.DictReader(f))
 
 
@@ -82,9 +85,9 @@ def test_weights_and_biases_gets_the_same_and_goes_on_in_the_same_run(tmp_path, 
     )
     Image.new("RGB", (4, 4)).save(tmp_path / "preview.png")
     for start in (0, 3):
-        log = RunLog(tmp_path, start, "a project", {"seed": 1})
+        log = RunLog(tmp_path, start, {"wandb": "a project"}, {"seed": 1})
         log.write("train", start + 1, {"loss": 0.5})
-        log.picture("preview", start + 1, tmp_path / "preview.png")
+        log.image("preview", start + 1, tmp_path / "preview.png")
         log.close()
     assert [(s["project"], s["id"], s["config"]) for s in started] == [
         ("a project", None, {"seed": 1}),
@@ -111,7 +114,7 @@ def test_weights_and_biases_that_cannot_start_is_a_sentence(tmp_path, monkeypatc
         ValueError,
         match=r"did not start \(No API key configured.\). Log in with: wandb login, or .*=offline",
     ):
-        RunLog(tmp_path, 0, "a project")
+        RunLog(tmp_path, 0, {"wandb": "a project"})
 
 
 def test_the_package_itself_goes_on_in_the_same_run_without_a_network(tmp_path, monkeypatch):
@@ -120,9 +123,9 @@ def test_the_package_itself_goes_on_in_the_same_run_without_a_network(tmp_path, 
     monkeypatch.setenv("WANDB_SILENT", "true")
     Image.new("RGB", (4, 4)).save(tmp_path / "preview.png")
     for start in (0, 3):
-        log = RunLog(tmp_path, start, "a-project", {"seed": 1})
+        log = RunLog(tmp_path, start, {"wandb": "a-project"}, {"seed": 1})
         log.write("train", start + 1, {"loss": 0.5})
-        log.picture("preview", start + 1, tmp_path / "preview.png")
+        log.image("preview", start + 1, tmp_path / "preview.png")
         log.close()
     known = json.loads((tmp_path / "wandb.json").read_text())["id"]
     assert [path.name for path in (tmp_path / "wandb").glob("offline-run-*/*.wandb")] == [
@@ -136,4 +139,41 @@ def test_weights_and_biases_that_is_not_installed_is_a_sentence(tmp_path, monkey
     with pytest.raises(
         ValueError, match="--wandb needs the package wandb: python -m pip install wandb"
     ):
-        RunLog(tmp_path, 0, "a project")
+        RunLog(tmp_path, 0, {"wandb": "a project"})
+
+
+def test_a_tracker_is_one_class_and_one_line(tmp_path, monkeypatch):
+    """It has a flag of its own, and gets what TensorBoard gets."""
+    calls = []
+
+    class Recorder:
+        def __init__(self, name, folder, config):
+            calls.append((name, folder, config))
+
+        def log(self, step, values):
+            calls.append((step, values))
+
+        def image(self, step, name, path):
+            calls.append((step, name, path))
+
+        def close(self):
+            calls.append("closed")
+
+    monkeypatch.setitem(TRACKERS, "recorder", (Recorder, "NAME", "a tracker of one's own"))
+    parser = argparse.ArgumentParser()
+    add_run_arguments(parser, "out")
+    assert chosen_trackers(parser.parse_args([])) == {}
+    chosen = chosen_trackers(parser.parse_args(["--recorder", "me"]))
+    log = RunLog(tmp_path, 0, chosen, {"seed": 1})
+    log.write("train", 1, {"loss": 0.5})
+    image = tmp_path / "preview.png"
+    log.image("preview", 1, image)  # which was not written
+    Image.new("RGB", (4, 4)).save(image)
+    log.image("preview", 2, image)
+    log.close()
+    assert calls == [
+        ("me", tmp_path, {"seed": 1}),
+        (1, {"train/loss": 0.5}),
+        (2, "preview", image),
+        "closed",
+    ]

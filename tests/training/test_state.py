@@ -16,7 +16,7 @@ import torch
 
 from tar3d.config import VQVAEConfig
 from tar3d.training import state as states
-from tar3d.training.run import prepare_folder
+from tar3d.training.run_folder import prepare_folder
 from tar3d.training.state import (
     SaveError,
     check_state,
@@ -122,8 +122,8 @@ def test_a_full_disk_leaves_the_states_as_they_were(tmp_path):
     try:
         with pytest.raises(
             SaveError,
-            match="step 2 could not be written .*File too large.*last good state is that of step 1. "
-            "Free space",
+            match="step 2 could not be written .*File too large.*last good state is that of step "
+            "1. Free space",
         ):
             save_state(tmp_path, 2, {"weights": torch.randn(1_000_000)})
     finally:

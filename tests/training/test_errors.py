@@ -17,7 +17,7 @@ import torch
 from run_files import rows
 from trainings import finish, is_the_same_run, start, wait_for_step
 
-from tar3d.training import faults
+from tar3d.training.errors import print_error
 from tar3d.training.state import SaveError, newest_state, saved_steps
 
 
@@ -178,7 +178,8 @@ def test_damaged_samples_are_named(commands, data, tmp_path):
         ),
         (
             RuntimeError(
-                "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9."
+                "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: "
+                "you tried to allocate 9."
             ),
             "this machine ran out of memory",
         ),
@@ -202,11 +203,11 @@ def test_damaged_samples_are_named(commands, data, tmp_path):
     ],
 )
 def test_expected_faults_are_one_sentence_and_a_status(error, expected, capsys):
-    assert faults.report(error) == 2
+    assert print_error(error) == 2
     message = capsys.readouterr().err
     assert re.match(f".*{expected}", message) and message.count("\n") == 1
 
 
 def test_a_mistake_in_the_program_keeps_its_traceback():
     with pytest.raises(RuntimeError, match="size mismatch"):
-        faults.report(RuntimeError("size mismatch"))
+        print_error(RuntimeError("size mismatch"))

@@ -1,0 +1,66 @@
+"""Command-line arguments that both training scripts share, and the result of --overfit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tar3d.runtime import add_device_arguments, positive_int
+from tar3d.training.trackers import TRACKERS
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def add_run_arguments(parser: argparse.ArgumentParser, out: str) -> None:
+    """Adds the arguments of a run; `out` is the default run folder."""
+    parser.add_argument(
+        "--out", type=Path, default=Path(out), help="run folder (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--resume",
+        metavar="auto|STATE",
+        help="auto: continue from the newest good state in --out, or begin if there is none; "
+        "or the file of a state",
+    )
+    parser.add_argument(
+        "--init", metavar="MODEL", help="start from the weights of a model directory or Hub id"
+    )
+    for flag, (_, metavar, text) in TRACKERS.items():
+        parser.add_argument(f"--{flag}", metavar=metavar, help=text)
+    trial = parser.add_mutually_exclusive_group()
+    trial.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="find out what the training needs of time, memory and disk: two steps of each kind, "
+        "a validation and a save, in a folder that is deleted",
+    )
+    trial.add_argument(
+        "--overfit",
+        type=positive_int,
+        metavar="N",
+        help="check that the model can learn N training shapes by heart, without augmentation or "
+        "noise: prints PASS or FAIL (exit code 1)",
+    )
+    add_device_arguments(parser)
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="config values, as in train.save_every=100",
+    )
+
+
+def chosen_trackers(args: argparse.Namespace) -> dict[str, str]:
+    """The trackers that were asked for: flag -> its value."""
+    return {flag: value for flag in TRACKERS if (value := getattr(args, flag))}
+
+
+def print_overfit_result(metric: str, value: float, least: float) -> int:
+    """Prints whether a training could learn a few shapes by heart, and returns the exit code."""
+    passed = value >= least
+    print(
+        f"{'PASS' if passed else 'FAIL'}: {metric} {value:.4f}, at least {least} is asked for"
+        + ("" if passed else "; give it more steps before looking for a fault")
+    )
+    return 0 if passed else 1

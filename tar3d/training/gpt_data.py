@@ -1,0 +1,74 @@
+"""What a GPT training reads: encoders, the token shards of a data set, the order of their rows."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from tar3d.conditional_gpt import load_gpt_text_tokenizer
+from tar3d.data.datasets.sampler import JoinedOrder
+from tar3d.data.datasets.tokens import TokenDataset
+from tar3d.data.tokens.make_tokens import TokenMaker, condition_readers, encoders_of
+from tar3d.training.loader import training_order
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lightning_fabric import Fabric
+
+    from tar3d.condition.conditioner import Encoder
+    from tar3d.config import GPTRunConfig
+    from tar3d.tokenizer.vqvae import VQVAE
+
+
+def new_encoders(config: GPTRunConfig, data: Path, init: str | None = None) -> dict[str, Encoder]:
+    """The encoders of a run, with the text tokenizer of the model `init`.
+
+    Those to be trained are drawn from the seed, and the GPT, which is to be made next, after them.
+    """
+    torch.manual_seed(config.train.seed)  # initial weights only
+    return encoders_of(config, data, load_gpt_text_tokenizer(init) if init else None)
+
+
+def make_tokens(
+    config: GPTRunConfig, data: Path, vqvae: VQVAE, encoders: dict[str, Encoder], fabric: Fabric
+) -> None:
+    """Writes the token shards of a data set, where they are missing."""
+    if readers := condition_readers(data, encoders, config, fabric.device):
+        TokenMaker(data, vqvae, readers, fabric.device).run()
+
+
+def read_tokens(
+    config: GPTRunConfig, data: Path, encoders: dict[str, Encoder], overfit: int | None
+) -> tuple[TokenDataset, TokenDataset]:
+    """The shapes to train and to validate on; with `overfit` that many, the same for both.
+
+    Raises ValueError where the tokens were made with another tokenizer or other encoders.
+    """
+    t = config.train
+    stamp: dict[str, object] = {"tokenizer": config.tokenizer_fingerprint}
+    stamp |= {modality: encoder.identity for modality, encoder in encoders.items()}
+    read = partial(
+        TokenDataset,
+        data,
+        seed=t.seed,
+        expected_stamp=stamp,
+        conditions=config.conditions,
+        limit=overfit,
+        caption_tokens=config.text_encoder.max_tokens,
+    )
+    training = read("train", token_noise=t.token_noise, word_dropout=t.word_dropout)
+    return training, read("train" if overfit else "val")
+
+
+def row_order(config: GPTRunConfig, shapes: int, start: int, fabric: Fabric) -> JoinedOrder:
+    """The rows of each step from `start` on.
+
+    Each step has those of the GPT, and after them those that only the code predictor sees.
+    """
+    t = config.train
+    rows = training_order(shapes, t.global_batch_size, t.seed, start, t.steps, fabric)
+    more = training_order(shapes, t.code_predictor_rows, t.seed + 1, start, t.steps, fabric)
+    return JoinedOrder(rows, more)

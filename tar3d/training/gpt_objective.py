@@ -1,0 +1,164 @@
+"""What a step of the GPT training minimises, and which parameters each `train.stage` trains.
+
+| train.stage      | trains                          | loss                                        |
+|------------------|---------------------------------|---------------------------------------------|
+| `gpt`            | everything                      | nll + code_predictor_weight * code_distance |
+| `code_predictor` | encoders, network of the codes  | code_predictor_weight * code_distance       |
+| `transformer`    | all but these                   | nll                                         |
+
+"nll" is the negative log-likelihood in nats a token. "code_distance" is the one loss term of the
+code predictor (gpt.code_predictor_dim; without one there is no such term): 1 - cosine between the
+codes that it predicts from the condition and the true ones. A new loss term is one more entry of
+`GPTObjective.forward` and of `loss_weights`.
+
+Letters: B rows, b more rows for the code predictor, T tokens, V codes, K their coordinates.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tar3d.contracts import Condition
+from tar3d.gpt.code_predictor import PREDICTOR_PARAMETERS
+from tar3d.gpt.loss import cross_entropy
+
+if TYPE_CHECKING:
+    from tar3d.condition.conditioner import Source
+    from tar3d.conditional_gpt import ConditionalGPT
+    from tar3d.config import GPTRunConfig, GPTTrainConfig
+
+# How the names of the parameters of ConditionalGPT begin that make the predicted codes from a
+# prefix, and of all that the stage "code_predictor" trains.
+PREDICTED_CODES = tuple(f"gpt.{name}" for name in PREDICTOR_PARAMETERS)
+CODE_PREDICTOR_STAGE = ("conditioner.", *PREDICTED_CODES)
+
+
+def is_trained(name: str, stage: str) -> bool:
+    """Whether a stage trains the parameter `name` of a ConditionalGPT."""
+    return stage == "gpt" or name.startswith(CODE_PREDICTOR_STAGE) == (stage == "code_predictor")
+
+
+def loss_weights(config: GPTTrainConfig) -> dict[str, float]:
+    """The weight of each loss term.
+
+    Raises ValueError where the stage trains nothing but a term of weight 0.
+    """
+    if config.stage == "code_predictor" and not config.code_predictor_weight:
+        raise ValueError(
+            "train.stage=code_predictor trains the code predictor alone, but "
+            "train.code_predictor_weight is 0, so nothing would be learnt: write "
+            "train.code_predictor_weight=1"
+        )
+    return {"nll": 1.0, "code_distance": config.code_predictor_weight}
+
+
+class GPTObjective(torch.nn.Module):
+    """The model with the losses of its stage; freezes the parameters that the stage does not train.
+
+    `codes` (V, K) are the tokenizer's.
+    """
+
+    codes: Tensor
+
+    def __init__(self, model: ConditionalGPT, codes: Tensor, config: GPTTrainConfig) -> None:
+        super().__init__()
+        self.model, self.stage, self.weights = model, config.stage, loss_weights(config)
+        self.register_buffer("codes", codes, persistent=False)
+        for name, parameter in model.named_parameters():
+            if not is_trained(name, self.stage):
+                parameter.requires_grad_(False)
+
+    def forward(
+        self, tokens: Tensor, inputs: Tensor, condition_inputs: Source, dropped: Tensor
+    ) -> dict[str, Tensor]:
+        """The loss terms of the stage, scalars by name.
+
+        "nll" is taken over the first B rows of `tokens` (B + b, T), predicted from `inputs`
+        (B, T - 1), with the null prefix where `dropped` (B,); "code_distance" over all rows.
+        """
+        gpt, B = self.model.gpt, len(inputs)
+        condition = self.model.condition(condition_inputs, len(tokens))
+        inputs = torch.cat([inputs, tokens[:B, -1:]], dim=1)  # whole, to be ordered, then cut
+        inputs, tokens = gpt.to_model_order(inputs)[:, :-1], gpt.to_model_order(tokens)
+        losses = {}
+        if self.stage != "code_predictor":
+            prefix = Condition(condition.embeddings[:B], condition.mask[:B], condition.full)
+            hidden = gpt.hidden(inputs, prefix, dropped)
+            losses["nll"] = cross_entropy(hidden, gpt.head.weight, tokens[:B])
+        if gpt.code_predictor is not None and self.stage != "transformer":
+            losses["code_distance"] = self.code_distance(condition, tokens)
+        return losses
+
+    def code_distance(self, condition: Condition, tokens: Tensor) -> Tensor:
+        """1 - cosine between predicted and true codes, the mean over tokens (B, T) in GPT order."""
+        predictor = self.model.gpt.code_predictor
+        assert predictor is not None
+        predicted = predictor(condition.embeddings, condition.mask)  # (B, T, K)
+        return 1 - F.cosine_similarity(predicted, self.codes[tokens], dim=-1).mean()
+
+    def total(self, losses: dict[str, Tensor]) -> Tensor:
+        """The weighted sum of the loss terms, of which the gradient is taken."""
+        terms = [self.weights[name] * loss for name, loss in losses.items()]
+        return sum(terms[1:], terms[0])
+
+    def flops(self, rows: int, predictor_rows: int) -> int:
+        """Operations of a step on one device: forward, and twice that backward."""
+        gpt, conditioner = self.model.gpt, self.model.conditioner
+        encoders = sum(cast("Any", encoder).flops() for encoder in conditioner.trained.values())
+        # Modalities take turns in the rows, so each encoder sees its share of them.
+        encoders = encoders * (rows + predictor_rows) // max(1, len(conditioner.kinds))
+        layers = rows * gpt.flops(gpt.config.condition_tokens, gpt.config.num_tokens)
+        return {
+            "code_predictor": 3 * encoders,
+            "transformer": encoders + 3 * layers,
+            "gpt": 3 * (encoders + layers),
+        }[self.stage]
+
+
+def draw_dropped_rows(model: ConditionalGPT, rows: int, generator: torch.Generator) -> Tensor:
+    """(B,) bool, True for rows that train the null prefix; all rows of a GPT without conditions."""
+    dropped = model.gpt.drop_rows(rows, generator)
+    return dropped if model.conditioner.kinds else torch.ones_like(dropped)
+
+
+def rows_of_pass(config: GPTRunConfig, rows: int, predictor_rows: int) -> int:
+    """Rows of one forward pass, of this process's `rows` a step.
+
+    Raises ValueError where the modalities cannot take turns in them, or where `predictor_rows`, the
+    rows that only the code predictor sees, do not divide over the passes.
+    """
+    micro, modalities = config.train.micro_batch_size or rows, len(config.conditions)
+    if modalities and micro % modalities:
+        raise ValueError(
+            f"{micro} rows go through the model together, but {modalities} conditions take turns "
+            "in them: set train.global_batch_size or train.micro_batch_size so that they divide by "
+            f"{modalities}"
+        )
+    if predictor_rows % max(1, rows // micro):
+        raise ValueError(
+            f"train.code_predictor_rows gives a process {predictor_rows} rows, which do not divide "
+            f"over its {rows // micro} forward passes a step"
+        )
+    return micro
+
+
+def inputs_of_pass(batch: dict, rows: slice, count: int) -> tuple[Tensor, Tensor, Source]:
+    """The tokens, inputs and condition inputs of one forward pass.
+
+    They are those of `rows` among the first `count` rows of the batch, and an equal share of the
+    rows after them, which only the code predictor sees.
+    """
+    micro = rows.stop - rows.start
+    share = (len(batch["tokens"]) - count) * micro // count
+    start = count + rows.start // micro * share
+    more = slice(start, start + share)
+
+    def both(tensor: Tensor) -> Tensor:
+        return torch.cat([tensor[rows], tensor[more]])
+
+    condition_inputs = {modality: both(tensor) for modality, tensor in batch["condition"].items()}
+    return both(batch["tokens"]), batch["inputs"][rows], condition_inputs

@@ -1,0 +1,75 @@
+"""The weights that a tokenizer training starts from (`--init`), and the start of its codebook.
+
+| train.stage | trains                                      | needs --init                     |
+|-------------|---------------------------------------------|----------------------------------|
+| `both`      | an autoencoder, then it with its codebook   | no                               |
+| `ae`        | an autoencoder                              | no                               |
+| `vq`        | all, with the codebook                      | a model; its codebook is kept    |
+| `decoder`   | the decoder: tokens stay what they are      | a model with a codebook          |
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from tqdm import tqdm
+
+from tar3d import checkpoint
+from tar3d.config import VQVAEConfig
+from tar3d.data.datasets.sampler import spread
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from tar3d.data.datasets.shapes import MixedShapes
+    from tar3d.tokenizer.vqvae import VQVAE
+
+KMEANS_SHAPES = 512  # shapes whose latents start the codebook
+
+
+def init_from(vqvae: VQVAE, init: str | None, stage: str) -> bool:
+    """Fills the model from `init`, if there is one; freezes what the stage does not train.
+
+    Returns whether the codebook is to be kept: in the stages "vq" and "decoder", of a model that
+    has one. Raises ValueError where `init` lacks what the stage needs.
+    """
+    if stage == "decoder":
+        vqvae.encoder.requires_grad_(False)
+        vqvae.to_code.requires_grad_(False)
+    if init is None:
+        if stage in ("vq", "decoder"):
+            raise ValueError(
+                f"train.stage={stage} goes on from a given model: give it with --init, or train "
+                "one with train.stage=both"
+            )
+        return False
+    checkpoint.load_weights(vqvae, init)
+    has_codebook = checkpoint.read_config(init, VQVAEConfig).train.stage != "ae"
+    if stage == "decoder" and not has_codebook:
+        raise ValueError(
+            f"train.stage=decoder needs a model with a codebook, but {init} is an autoencoder "
+            "alone: give it one with train.stage=vq"
+        )
+    return stage in ("vq", "decoder") and has_codebook
+
+
+@torch.no_grad()
+def start_codebook(
+    model: VQVAE, dataset: MixedShapes, fabric: Fabric, generator: torch.Generator
+) -> None:
+    """Sets the codebook by k-means over the autoencoder's latents.
+
+    Every process computes the same codebook from the same shapes. If these are too few for a latent
+    for each code (--overfit), they are drawn several times, with other points of their surfaces.
+    """
+    chosen, config = spread(len(dataset), KMEANS_SHAPES), model.config
+    times = -(-config.codebook_size // (len(chosen) * config.num_tokens))
+    draws = [(index + k * len(dataset), index) for k in range(times) for index in chosen]
+    disable = not fabric.is_global_zero
+    latents = []
+    for draw in tqdm(draws, desc="k-means start of the codebook", disable=disable, leave=False):
+        surface = dataset[draw]["surface"][None].to(fabric.device)
+        with fabric.autocast():
+            latents.append(model.encode(surface).flatten(0, -2))
+    model.quantizer.init_from_latents(torch.cat(latents), generator)
