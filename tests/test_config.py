@@ -378,7 +378,7 @@ def test_every_flag_is_read(path):
 
 def test_the_walk_finds_the_flags():
     assert {"gpus", "num_nodes"} <= flags_of(ROOT / "tar3d" / "runtime" / "arguments.py")
-    assert {"resume", "overrides"} <= flags_of(ROOT / "tar3d" / "training" / "start.py")
+    assert {"resume", "overrides"} <= flags_of(ROOT / "tar3d" / "training" / "arguments.py")
     assert {"model", "vq_ckpt"} <= flags_of(ROOT / "infer_vqvae.py") | flags_of(
         ROOT / "train_gpt.py"
     )

@@ -235,6 +235,7 @@ def code_predictor_of(
         *_train_gpt(tokenizer, data, folder / "run", args),
         *size_overrides(args.gpt_model),
         *CODE_PREDICTOR,
+        "train.code_predictor_weight=1",  # 0 in the configuration, for the transformer's stage
         *order,
     ]
     train_once(folder, train, args.threads)
