@@ -170,10 +170,10 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def _refuse(args: argparse.Namespace, names: dict, what: str, other: str) -> None:
-    given = [_flag(name) for name in names if getattr(args, name) is not None]
-    if given:
+    flags = [_flag(name) for name in names if getattr(args, name) is not None]
+    if flags:
         raise ValueError(
-            f"{given[0]} {what}, so it would change nothing with {other}: leave it out"
+            f"{flags[0]} {what}, so it would change nothing with {other}: leave it out"
         )
 
 

@@ -79,16 +79,17 @@ class ValidationShapes:
     captions: list[str] | None
 
 
-def settings(base: SamplingConfig, given: list[str] | None = None) -> dict[str, SamplingConfig]:
+def settings(base: SamplingConfig, changes: list[str] | None = None) -> dict[str, SamplingConfig]:
     """The model's own settings, and each with one value changed.
 
-    `given` replaces the changes, as in "top_k=50,min_p=0.1".
+    `changes` are compared instead, as in "top_k=50,min_p=0.1".
     """
     result = {"as saved": base}
-    if given is not None:
+    if changes is not None:
         own = configuration.to_mapping(base)
         return result | {
-            one: configuration.load(SamplingConfig, None, one.split(","), base=own) for one in given
+            one: configuration.load(SamplingConfig, None, one.split(","), base=own)
+            for one in changes
         }
     for name, values in SWEEP.items():
         result |= {
