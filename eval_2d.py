@@ -32,7 +32,7 @@ from tar3d.evaluation.arguments import (
     add_output_arguments,
     fill_in,
 )
-from tar3d.evaluation.generations import TITLES, EvalData, GenerationSettings, evaluate_model
+from tar3d.evaluation.generations import TITLES, GenerationSettings, evaluate_model
 from tar3d.evaluation.image_pairs import (
     BACKGROUNDS,
     FILTERS,
@@ -52,6 +52,7 @@ from tar3d.evaluation.mesh_pairs import (
     protocol_names,
 )
 from tar3d.evaluation.mesh_report import print_failures
+from tar3d.evaluation.unseen_shapes import EvalData
 from tar3d.metrics.clip import DEFAULT_CLIP
 from tar3d.metrics.images import SSIM_WINDOW
 from tar3d.paths import find_local
@@ -169,10 +170,10 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def _refuse(args: argparse.Namespace, names: dict, what: str, other: str) -> None:
-    given = [_flag(name) for name in names if getattr(args, name) is not None]
-    if given:
+    flags = [_flag(name) for name in names if getattr(args, name) is not None]
+    if flags:
         raise ValueError(
-            f"{given[0]} {what}, so it would change nothing with {other}: leave it out"
+            f"{flags[0]} {what}, so it would change nothing with {other}: leave it out"
         )
 
 

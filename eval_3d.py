@@ -40,7 +40,6 @@ from tar3d.evaluation.generation_report import nll_section, views_line
 from tar3d.evaluation.generations import (
     EMPTY,
     TITLES,
-    EvalData,
     GenerationSettings,
     evaluate_model,
     generate_unconditional,
@@ -59,6 +58,7 @@ from tar3d.evaluation.mesh_report import print_failures, write_mesh_report
 from tar3d.evaluation.selftest import selftest
 from tar3d.evaluation.sets_report import score_table, set_table, write_sets_report
 from tar3d.evaluation.text_scores import text_report, text_scores
+from tar3d.evaluation.unseen_shapes import EvalData
 from tar3d.metrics.align import ALIGNMENTS
 from tar3d.metrics.sets import set_scores
 from tar3d.metrics.summary import aggregate

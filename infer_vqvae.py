@@ -40,7 +40,13 @@ from tar3d.data.datasets.sampler import spread
 from tar3d.data.formats.dataset_folder import read_categories
 from tar3d.data.formats.token_file import FOLDER, SUFFIX, TokenFiles, is_token_file
 from tar3d.data.prepare.mesh_list import mesh_ids
-from tar3d.evaluation.reconstruction import FIELDS, SCORES, score_cloud, score_mesh, write_report
+from tar3d.evaluation.reconstruction import (
+    FIELDS,
+    SCORES,
+    score_cloud,
+    score_mesh,
+    write_reconstruction_report,
+)
 from tar3d.mesh.export import FORMATS, save_mesh
 from tar3d.mesh.extract import drop_small_components
 from tar3d.mesh.load import SUPPORTED, check_file, list_meshes, load_mesh
@@ -173,7 +179,9 @@ def main(argv: list[str] | None = None) -> int:
             row |= {"status": "failed", "reason": str(e)}
         rows.append(row | {"seconds": time.perf_counter() - start})
     settings = f"{args.model}, {args.pc_size} points, {args.resolution}^3 cells, seed {args.seed}"
-    print(write_report(args.output_dir, rows, code_counts, settings, PROTOCOL, device))
+    print(
+        write_reconstruction_report(args.output_dir, rows, code_counts, settings, PROTOCOL, device)
+    )
     return print_outcome(rows, args.output_dir)
 
 

@@ -1,10 +1,11 @@
-"""What normal trainings look like, as a figure, from the CSV files of a run of each kind:
+"""Draws the curves of a tokenizer's and a GPT's training, from the CSV files of their runs.
 
-    python -m benchmarks.curves --vqvae outputs/vqvae --gpt outputs/gpt --out docs/training_curves.png
+    python -m benchmarks.curves --vqvae outputs/vqvae --gpt outputs/gpt \\
+        --out docs/training_curves.png
 
-Tokenizer: loss and its parts, IoU on shapes held out, use of the codebook. GPT: NLL of the training
-rows with ln V for comparison, of shapes held out under the right, another shape's and no picture,
-and by plane.
+Tokenizer: loss and its parts, IoU on validation shapes, use of the codebook. GPT: NLL of the
+training rows with ln V for comparison, of validation shapes under the right, another shape's and no
+image, and by plane.
 """
 
 from __future__ import annotations
@@ -21,97 +22,79 @@ GRID, CAPTION = "#dddddd", "#666666"
 
 
 def draw(vqvae: Path, gpt: Path, out: Path) -> None:
+    """Writes the figure: a row of panels for the tokenizer's run, one for the GPT's."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    steps, values = read(vqvae / "train.csv")
-    at, held_out = read(vqvae / "validation.csv")
-    starts = next(
-        (step for step, c in zip(steps, values["commitment"], strict=True) if c > 0), None
-    )
     figure, axes = plt.subplots(2, 3, figsize=(13, 7), layout="constrained")
-    parts = {name: values[name] for name in ("loss", "volume", "near", "commitment")}
-    curves(axes[0, 0], steps, parts, "tokenizer: training loss")
-    axes[0, 0].set_yscale("log")
-    curves(
-        axes[0, 1],
-        at,
-        {name.removeprefix("iou_"): held_out[name] for name in held_out if name.startswith("iou_")},
-        "tokenizer: IoU, shapes held out",
-        marker=".",
-    )
-    used = [
-        (step, use, perplexity)
-        for step, use, perplexity in zip(
-            at, held_out["codebook_usage"], held_out["perplexity"], strict=True
-        )
-        if use > 0
-    ]
-    size = settings(vqvae)["tokenizer"]["codebook_size"]
-    curves(
-        axes[0, 2],
-        [u[0] for u in used],
-        {
-            "share of codes used": [u[1] for u in used],
-            "perplexity / codes": [u[2] / size for u in used],
-        },
-        f"tokenizer: codebook of {size:,}, shapes held out",
-        marker=".",
-    )
-    axes[0, 2].set_ylim(0, 1.02)
-    for axis in axes[0, :2]:
-        if starts:
-            axis.axvline(starts, color=CAPTION, linewidth=1, linestyle=":")
-            axis.annotate(
-                "codebook",
-                (starts, 0.02),
-                xycoords=("data", "axes fraction"),
-                fontsize=8,
-                color=CAPTION,
-                rotation=90,
-            )
-
-    steps, values = read(gpt / "train.csv")
-    at, held_out = read(gpt / "validation.csv")
-    curves(axes[1, 0], steps, {"NLL, training rows": values["nll"]}, "GPT: nats a token")
-    axes[1, 0].axhline(
-        math.log(settings(gpt)["gpt"]["codebook_size"]),
-        color=CAPTION,
-        linewidth=1,
-        linestyle=":",
-        label="ln V",
-    )
-    axes[1, 0].legend(frameon=False, fontsize=8)
-    curves(
-        axes[1, 1],
-        at,
-        {
-            "right picture": held_out["nll"],
-            "another shape's": held_out["nll_shuffled"],
-            "none": held_out["nll_null"],
-        },
-        "GPT: NLL, shapes held out",
-        marker=".",
-    )
-    curves(
-        axes[1, 2],
-        at,
-        {f"plane {name}": held_out[f"nll_{name}"] for name in ("xy", "xz", "yz")}
-        | {"first 8 tokens": held_out["nll_first8"]},
-        "GPT: NLL by plane, right picture",
-        marker=".",
-    )
+    draw_tokenizer(axes[0], vqvae)
+    draw_gpt(axes[1], gpt)
     figure.supxlabel("step", fontsize=9)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=120)
     plt.close(figure)
 
 
+def draw_tokenizer(axes, run: Path) -> None:
+    steps, values = read(run / "train.csv")
+    at, validation = read(run / "validation.csv")
+    parts = {name: values[name] for name in ("loss", "volume", "near", "commitment")}
+    curves(axes[0], steps, parts, "tokenizer: training loss")
+    axes[0].set_yscale("log")
+    ious = {k.removeprefix("iou_"): v for k, v in validation.items() if k.startswith("iou_")}
+    curves(axes[1], at, ious, "tokenizer: IoU, shapes held out", marker=".")
+    size = settings(run)["tokenizer"]["codebook_size"]
+    with_codebook = [k for k, use in enumerate(validation["codebook_usage"]) if use > 0]
+    curves(
+        axes[2],
+        [at[k] for k in with_codebook],
+        {
+            "share of codes used": [validation["codebook_usage"][k] for k in with_codebook],
+            "perplexity / codes": [validation["perplexity"][k] / size for k in with_codebook],
+        },
+        f"tokenizer: codebook of {size:,}, shapes held out",
+        marker=".",
+    )
+    axes[2].set_ylim(0, 1.02)
+    starts = next(
+        (step for step, c in zip(steps, values["commitment"], strict=True) if c > 0), None
+    )
+    for axis in axes[:2] if starts else ():
+        axis.axvline(starts, color=CAPTION, linewidth=1, linestyle=":")
+        axis.annotate(
+            "codebook",
+            (starts, 0.02),
+            xycoords=("data", "axes fraction"),
+            fontsize=8,
+            color=CAPTION,
+            rotation=90,
+        )
+
+
+def draw_gpt(axes, run: Path) -> None:
+    steps, values = read(run / "train.csv")
+    at, validation = read(run / "validation.csv")
+    curves(axes[0], steps, {"NLL, training rows": values["nll"]}, "GPT: nats a token")
+    codes = settings(run)["gpt"]["codebook_size"]
+    axes[0].axhline(math.log(codes), color=CAPTION, linewidth=1, linestyle=":", label="ln V")
+    axes[0].legend(frameon=False, fontsize=8)
+    by_condition = {
+        "right image": validation["nll"],
+        "another shape's": validation["nll_shuffled"],
+        "none": validation["nll_null"],
+    }
+    curves(axes[1], at, by_condition, "GPT: NLL, shapes held out", marker=".")
+    by_plane = {f"plane {name}": validation[f"nll_{name}"] for name in ("xy", "xz", "yz")}
+    by_plane["first 8 tokens"] = validation["nll_first8"]
+    curves(axes[2], at, by_plane, "GPT: NLL by plane, right image", marker=".")
+
+
 def curves(
     axis, steps: list[int], lines: dict[str, list[float]], title: str, marker: str = ""
 ) -> None:
+    """Draws lines by name into one panel."""
     for k, (name, values) in enumerate(lines.items()):
         axis.plot(
             steps,
@@ -131,7 +114,7 @@ def read(path: Path) -> tuple[list[int], dict[str, list[float]]]:
     """Steps and columns of a run's CSV file."""
     if not path.is_file():
         raise ValueError(f"{path} is not there: give the folder of a run")
-    with open(path, newline="", encoding="utf-8") as f:
+    with path.open(newline="", encoding="utf-8") as f:
         rows = list(csv.DictReader(f))
     return [int(r["step"]) for r in rows], {
         name: [float(r[name]) for r in rows] for name in rows[0] if name != "step"
@@ -139,6 +122,7 @@ def read(path: Path) -> tuple[list[int], dict[str, list[float]]]:
 
 
 def settings(run: Path) -> dict:
+    """The config of a run."""
     return json.loads((run / "run.json").read_text(encoding="utf-8"))["config"]
 
 

@@ -1,14 +1,14 @@
-"""How well the inside labels keep a mesh's shape:
+"""Measures how well the inside labels keep the shape of a mesh.
 
     python -m benchmarks.labels MESHES --out outputs/labels [--limit 200] [--workers 2]
 
 The labels of `tar3d.mesh.points` are taken on a lattice of 256^3 points, their boundary is
 extracted by marching cubes, and compared with the mesh by F-score at 0.02, 16,000 points each, as a
-share of its floor: the mesh against a second sampling of itself. Two truths: "outer" is the surface
-that bounds the solid, "all" every face, those included that are buried in other parts and that no
-solid has. labels.csv has a row for each mesh, labels.md the summary with all that fall short,
-labels.png the worst beside their meshes (pictures/ has all that fall short). An interrupted run
-continues.
+share of its floor: the mesh against a second sampling of itself. There are two truths: "outer" is
+the surface that bounds the solid, "all" is every face, with those that are buried in other parts
+and that no solid has. labels.csv has a row for each mesh, labels.md the summary and every mesh that
+falls short, labels.png the worst beside their meshes (pictures/ has every one that falls short). An
+interrupted run continues.
 """
 
 from __future__ import annotations
@@ -43,13 +43,12 @@ from tar3d.metrics.summary import markdown_table
 from tar3d.parallel.processes import JobFailure, parallel
 from tar3d.runtime import describe_machine
 
-CELLS, COARSE = (
-    256,
-    4,
-)  # lattice points along a side; those of a block that the surface is not near share one label
+# Lattice points along a side, and along a block: where the surface is not near, a block has one
+# label.
+CELLS, COARSE = 256, 4
 POINTS, THRESHOLD = 16_000, 0.02
-SKIN_POINTS = 100_000  # by which thin walls are known, as in a sampling of default size
-KEEPS = 0.97  # share of the floor from which on a shape counts as kept
+SKIN_POINTS = 100_000  # that find thin walls, as in a sampling of default size
+KEEPS = 0.97  # least share of the floor of a shape that counts as kept
 FIELDS = [
     "id",
     "status",
@@ -71,9 +70,11 @@ TILE, COLUMNS = 256, 4  # pixels along a pair of pictures; pairs in a row of lab
 def label_field(
     mesh: Mesh, winding: WindingNumber, skin: Skin, cells: int, dense: np.ndarray
 ) -> np.ndarray:
-    """Labels (cells, cells, cells) at the centres of the cells of the cube. Those near `dense` (N,
-    3), points of all faces, and where the label of a block differs from its neighbour's, are asked
-    for one by one."""
+    """Labels (cells, cells, cells) at the centres of the cells of the cube.
+
+    `dense` (N, 3) are points of all faces. Cells near them, and those of blocks whose label differs
+    from a neighbour's, are labelled one by one; the others get the label of their block.
+    """
     axis = (np.arange(cells) + 0.5) / cells * 2 - 1
     coarse_axis = axis.reshape(-1, COARSE).mean(axis=1)
     lattice = np.stack(np.meshgrid(*[coarse_axis] * 3, indexing="ij"), axis=-1)
@@ -109,12 +110,14 @@ def boundary(field: np.ndarray) -> Mesh:
 
 
 def score(job: tuple[str, Path], *, cells: int) -> tuple[dict[str, object], np.ndarray | None]:
-    """A row of labels.csv, and of a mesh that falls short a picture of it beside what its labels
-    make of it."""
+    """A row of labels.csv, and an image of the mesh and of the boundary of its labels.
+
+    The image is None for a mesh that keeps its shape.
+    """
     start = time.perf_counter()
     shape_id, path = job
     row: dict[str, object] = dict.fromkeys(FIELDS, "") | {"id": shape_id}
-    seen = None
+    image = None
     try:
         mesh = load_mesh(path)
         rebuilt, skin, winding = rebuild(mesh, cells)
@@ -123,11 +126,11 @@ def score(job: tuple[str, Path], *, cells: int) -> tuple[dict[str, object], np.n
         outer = sample_skin(mesh, winding, 2 * POINTS, rng).points
         every = sample_surface(mesh, 2 * POINTS, rng)[:, :3]
         name = f"fscore@{THRESHOLD:g}"
-        for kind, points in (("outer", outer), ("all", every)):
+        for truth, points in (("outer", outer), ("all", every)):
             scores = point_scores(rebuilt_points, points[:POINTS], [THRESHOLD])
             floor = point_scores(points[POINTS:], points[:POINTS], [THRESHOLD])[name]
-            row[kind] = scores[name] / floor
-            if kind == "outer":
+            row[truth] = scores[name] / floor
+            if truth == "outer":
                 row |= {
                     "precision": scores[f"precision@{THRESHOLD:g}"],
                     "recall": scores[f"recall@{THRESHOLD:g}"],
@@ -140,14 +143,14 @@ def score(job: tuple[str, Path], *, cells: int) -> tuple[dict[str, object], np.n
             "watertight": int(len(unbalanced_edges(mesh.faces)[0]) == 0),
         }
         if row["outer"] < KEEPS:
-            seen = np.concatenate([picture(mesh), picture(rebuilt)], axis=1)
+            image = np.concatenate([picture(mesh), picture(rebuilt)], axis=1)
     except (MeshError, ValueError) as e:
         row |= {"status": "failed", "reason": str(e), "outer": 0.0, "all": 0.0}
-    return row | {"seconds": time.perf_counter() - start}, seen
+    return row | {"seconds": time.perf_counter() - start}, image
 
 
 def rebuild(mesh: Mesh, cells: int) -> tuple[Mesh, Skin, WindingNumber]:
-    """What the labels make of a mesh, by the settings that `make_samples` has by default."""
+    """The boundary of a mesh's labels under the default settings of `make_samples`."""
     rng = np.random.default_rng(0)
     winding = solid_winding(mesh, rng)
     skin = sample_skin(
@@ -160,7 +163,7 @@ def rebuild(mesh: Mesh, cells: int) -> tuple[Mesh, Skin, WindingNumber]:
 
 
 def report(rows: list[dict], out: Path, cells: int, machine: dict[str, str]) -> str:
-    """labels.csv, labels.json, labels.md and labels.png; returns the summary."""
+    """Writes labels.csv, labels.json, labels.md and labels.png; returns the summary."""
     rows = sorted(rows, key=lambda r: r["outer"])
     write_csv(
         out / "labels.csv",
@@ -168,19 +171,42 @@ def report(rows: list[dict], out: Path, cells: int, machine: dict[str, str]) -> 
         [{k: f"{v:.4f}" if isinstance(v, float) else v for k, v in r.items()} for r in rows],
     )
     short = [r for r in rows if r["outer"] < KEEPS]
-    kept = {kind: float(np.mean([r[kind] >= KEEPS for r in rows])) for kind in ("outer", "all")}
-    lines = [
-        f"{len(rows)} meshes at {cells}^3; {kept['outer']:.1%} keep at least {KEEPS:.0%} of the floor of their outer "
-        f"surface, {kept['all']:.1%} of that of all their faces; {machine['machine']}, commit {machine['commit']}, "
-        f"{machine['date']}",
-        "",
-    ]
+    kept = {truth: share_kept(rows, truth) for truth in ("outer", "all")}
+    summary = "\n".join(
+        [
+            f"{len(rows)} meshes at {cells}^3; {kept['outer']:.1%} keep at least {KEEPS:.0%} of "
+            f"the floor of their outer surface, {kept['all']:.1%} of that of all their faces; "
+            f"{machine['machine']}, commit {machine['commit']}, {machine['date']}",
+            "",
+            *summary_table(rows),
+        ]
+    )
+    listing = "\n".join(short_table(short))
+    page = f"# Labels\n\n{summary}\n\n## Those that fall short\n\n{listing}\n"
+    (out / "labels.md").write_text(page, encoding="utf-8")
+    facts = {"meshes": len(rows), "cells": cells, "kept": kept, "short": [r["id"] for r in short]}
+    write_json(out / "labels.json", facts | machine)
+    images = [(r, path) for r in short if (path := out / "pictures" / f"{r['id']}.png").is_file()]
+    if images:
+        tiles = [
+            tile(Image.open(path), r["id"], f"{r['outer']:.1%} of the floor", side=TILE)
+            for r, path in images[:WORST]
+        ]
+        sheet(tiles, COLUMNS).save(out / "labels.png")
+    return summary
+
+
+def share_kept(rows: list[dict], truth: str) -> float:
+    """The share of meshes that keep their shape against a truth, "outer" or "all"."""
+    return float(np.mean([r[truth] >= KEEPS for r in rows]))
+
+
+def summary_table(rows: list[dict]) -> list[str]:
+    """Markdown of all meshes, the watertight and the open ones."""
     groups = {"all": rows}
-    groups |= {
-        name: [r for r in rows if r["watertight"] == closed]
-        for name, closed in (("watertight", 1), ("open", 0))
-    }
-    lines += markdown_table(
+    for name, closed in (("watertight", 1), ("open", 0)):
+        groups[name] = [r for r in rows if r["watertight"] == closed]
+    return markdown_table(
         [
             "",
             "meshes",
@@ -192,48 +218,31 @@ def report(rows: list[dict], out: Path, cells: int, machine: dict[str, str]) -> 
         [
             [
                 name,
-                str(len(g)),
-                f"{np.mean([r['outer'] >= KEEPS for r in g]):.1%}",
-                f"{np.mean([r['all'] >= KEEPS for r in g]):.1%}",
-                f"{np.median([r['outer'] for r in g]):.3f}",
-                f"{np.quantile([r['outer'] for r in g], 0.05):.3f}",
+                str(len(group)),
+                f"{share_kept(group, 'outer'):.1%}",
+                f"{share_kept(group, 'all'):.1%}",
+                f"{np.median([r['outer'] for r in group]):.3f}",
+                f"{np.quantile([r['outer'] for r in group], 0.05):.3f}",
             ]
-            for name, g in groups.items()
-            if g
+            for name, group in groups.items()
+            if group
         ],
     )
-    summary = "\n".join(lines)
-    listing = markdown_table(
+
+
+def short_table(rows: list[dict]) -> list[str]:
+    """Markdown of the meshes that fall short."""
+    columns = ("outer", "all", "precision", "recall", "buried_share", "thin_share")
+    return markdown_table(
         ["mesh", "share of floor, outer", "all", "precision", "recall", "buried", "thin", "why"],
         [
-            [
-                r["id"],
-                *(
-                    f"{r[k]:.3f}" if r[k] != "" else ""
-                    for k in ("outer", "all", "precision", "recall", "buried_share", "thin_share")
-                ),
-                r["reason"],
-            ]
-            for r in short
+            [r["id"], *(f"{r[k]:.3f}" if r[k] != "" else "" for k in columns), r["reason"]]
+            for r in rows
         ],
     )
-    page = f"# Labels\n\n{summary}\n\n## Those that fall short\n\n" + "\n".join(listing) + "\n"
-    (out / "labels.md").write_text(page, encoding="utf-8")
-    facts = {"meshes": len(rows), "cells": cells, "kept": kept, "short": [r["id"] for r in short]}
-    write_json(out / "labels.json", facts | machine)
-    pictured = [
-        (r, path) for r in short if (path := out / "pictures" / f"{r['id']}.png").is_file()
-    ][:WORST]
-    if pictured:
-        tiles = [
-            tile(Image.open(path), r["id"], f"{r['outer']:.1%} of the floor", side=TILE)
-            for r, path in pictured
-        ]
-        sheet(tiles, COLUMNS).save(out / "labels.png")
-    return summary
 
 
-def main(argv: list[str] | None = None) -> int:
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -248,55 +257,68 @@ def main(argv: list[str] | None = None) -> int:
         default=CELLS,
         help="along a side, a multiple of 4 (default: %(default)s)",
     )
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
     args = parser.parse_args(argv)
     if args.cells < 2 * COARSE or args.cells % COARSE:
         parser.exit(
             2, f"--cells must be a multiple of {COARSE}, at least {2 * COARSE}, got {args.cells}\n"
         )
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_arguments(argv)
     try:
         meshes = mesh_ids(args.source)
     except ValueError as e:
-        parser.exit(2, f"{e}\n")
+        print(e, file=sys.stderr)
+        return 2
     names = list(meshes)
     chosen = [names[i] for i in spread(len(names), args.limit or len(names))]
     (args.out / "pictures").mkdir(parents=True, exist_ok=True)
-    machine = describe_machine(torch.device("cpu")) | {
-        "date": str(date.today())
-    }  # of the code that has been loaded
-    partial_rows = args.out / "rows.jsonl"  # so that a run that is interrupted goes on
-    earlier = (
-        partial_rows.read_text(encoding="utf-8").splitlines() if partial_rows.is_file() else []
-    )
-    rows = [row for row in map(json.loads, earlier) if row["id"] in set(chosen)]
-    done = {r["id"] for r in rows}
-    jobs = [(i, meshes[i]) for i in chosen if i not in done]
+    # Of the code that is loaded now, whatever is checked out when the run ends.
+    machine = describe_machine(torch.device("cpu")) | {"date": str(date.today())}
+    rows = score_all({i: meshes[i] for i in chosen}, args)
+    print(report(rows, args.out, args.cells, machine))
+    return 1 if any(r["status"] != "ok" for r in rows) else 0
+
+
+def score_all(meshes: dict[str, Path], args: argparse.Namespace) -> list[dict]:
+    """A row for each mesh; rows that an interrupted run has written are not computed again."""
+    partial_rows = args.out / "rows.jsonl"
+    earlier = partial_rows.read_text("utf-8").splitlines() if partial_rows.is_file() else []
+    rows = [row for row in map(json.loads, earlier) if row["id"] in meshes]
+    done = {row["id"] for row in rows}
+    jobs = [(i, path) for i, path in meshes.items() if i not in done]
+    job = partial(score, cells=args.cells)
     with (
-        open(partial_rows, "a", encoding="utf-8") as f,
-        tqdm(total=len(chosen), initial=len(done), unit="mesh") as bar,
+        partial_rows.open("a", encoding="utf-8") as f,
+        tqdm(total=len(meshes), initial=len(done), unit="mesh") as bar,
     ):
-        for job, result in parallel(
-            partial(score, cells=args.cells), jobs, args.workers, seconds=SECONDS
-        ):
+        for (shape_id, _), result in parallel(job, jobs, args.workers, seconds=SECONDS):
             if isinstance(result, JobFailure):
-                row = dict.fromkeys(FIELDS, "") | {
-                    "id": job[0],
-                    "status": "failed",
-                    "reason": result.reason,
-                    "outer": 0.0,
-                    "all": 0.0,
-                    "seconds": SECONDS,
-                }
+                row = failed_row(shape_id, result.reason)
             else:
-                row, seen = result
-                if seen is not None:
-                    Image.fromarray(seen).save(args.out / "pictures" / f"{job[0]}.png")
+                row, image = result
+                if image is not None:
+                    Image.fromarray(image).save(args.out / "pictures" / f"{shape_id}.png")
             rows.append(row)
             f.write(json.dumps(row) + "\n")
             f.flush()
             bar.update()
-    print(report(rows, args.out, args.cells, machine))
-    return 1 if any(r["status"] != "ok" for r in rows) else 0
+    return rows
+
+
+def failed_row(shape_id: str, reason: str) -> dict[str, object]:
+    """The row of a mesh whose process ended before it was scored."""
+    return dict.fromkeys(FIELDS, "") | {
+        "id": shape_id,
+        "status": "failed",
+        "reason": reason,
+        "outer": 0.0,
+        "all": 0.0,
+        "seconds": SECONDS,
+    }
 
 
 if __name__ == "__main__":

@@ -266,14 +266,14 @@ def roofline(work: Work, seconds: float, ceilings: Ceilings) -> dict[str, object
 def goal_lines(record: dict) -> list[str]:
     """A line for each goal of a record: reached or not. Goals without a figure are left out."""
     lines = []
-    for name, wanted in record.get("goals", {}).items():
+    for name, goal in record.get("goals", {}).items():
         key, more, form = GOALS[name]
         found = record.get(key)
         if found is not None:
             found = found["median"] if isinstance(found, dict) else found
-            reached = found >= wanted if more else found <= wanted
+            reached = found >= goal if more else found <= goal
             lines.append(
-                f"{form.format(wanted)} {'' if reached else 'not '}reached, {form.format(found)}"
+                f"{form.format(goal)} {'' if reached else 'not '}reached, {form.format(found)}"
             )
     return lines
 

@@ -1,13 +1,13 @@
-"""How cost grows, as a figure, from the JSON of the suites:
+"""Draws how cost grows, from the JSON of the suites.
 
     python -m benchmarks.plot DECODE.json --out docs/decode_growth.png
-    python -m benchmarks.plot TOKENIZE.json TRAIN.json EXTRACT.json --out docs/growth.png
+    python -m benchmarks.plot TOKENIZER.json TRAIN.json EXTRACT.json --out docs/growth.png
 
-Of the suite decode: milliseconds a token over the number of tokens, the batch and the size of the
-GPT, for full attention, the hybrid and linear attention beside each other; the least time that this
-machine's memory and arithmetic allow each as a thin line. Of the suites tokenize, train and
-extract, as many as are given: seconds, and below them the peak memory of the process, over surface
-points, the grid side R, the size of the GPT, and the cells of an extraction.
+The figure of the suite decode has milliseconds a token over the number of tokens, the batch and the
+size of the GPT, for full attention, the hybrid and linear attention; thin lines are the least times
+that this machine's memory and arithmetic allow. The figure of the suites tokenizer, train and
+extract, as many as are given, has seconds, and below them the peak memory of the process, over
+surface points, the grid side R, the size of the GPT, and the cells of an extraction.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.run import suite_name
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -30,7 +32,7 @@ STYLES = {
 }
 INK, CAPTION, GRID = "#2b2b2b", "#666666", "#dddddd"
 LIMIT = {"linewidth": 1.1, "linestyle": (0, (2, 2))}
-MODEL, TOKENS, BATCH = "GPT-B", 3072, 1  # where two of the three are held while the third grows
+MODEL, TOKENS, BATCH = "GPT-B", 3072, 1  # the values of two of the three while the third grows
 
 
 def draw_decoding(report: dict, out: Path) -> None:
@@ -41,7 +43,8 @@ def draw_decoding(report: dict, out: Path) -> None:
     records = [r for r in report["cases"] if "/growth_" in r["case"] and "settings" in r]
     if not records:
         raise ValueError(
-            "there is no case growth_* in it: run python -m benchmarks.run --suite decode --only growth --out ..."
+            "there is no case growth_* in it: run python -m benchmarks.run --suite decode "
+            "--only growth --out ..."
         )
     figure, axes = plt.subplots(1, 3, figsize=(12, 4.6), sharey=True, layout="constrained")
     panels: tuple[tuple[str, str, str, Callable[[dict], bool]], ...] = (
@@ -64,8 +67,8 @@ def draw_decoding(report: dict, out: Path) -> None:
             lambda s: s["tokens"] == TOKENS and s["batch"] == BATCH,
         ),
     )
-    for axis, (key, label, title, held) in zip(axes, panels, strict=True):
-        _draw_panel(axis, [r for r in records if held(r["settings"])], key)
+    for axis, (key, label, title, is_shown) in zip(axes, panels, strict=True):
+        _draw_panel(axis, [r for r in records if is_shown(r["settings"])], key)
         axis.set_xlabel(label)
         axis.set_title(title, fontsize=10, color=CAPTION)
     axes[0].set_ylabel("ms a token")
@@ -77,7 +80,8 @@ def draw_decoding(report: dict, out: Path) -> None:
         handles=handles, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=11
     )
     figure.supxlabel(
-        f"The last tokens of a sequence, guidance on, random weights, {records[0]['dtype']}. {_origin(report)}",
+        f"The last tokens of a sequence, guidance on, random weights, {records[0]['dtype']}. "
+        f"{_origin(report)}",
         fontsize=8.5,
         color=CAPTION,
     )
@@ -87,13 +91,15 @@ def draw_decoding(report: dict, out: Path) -> None:
 
 
 def _draw_panel(axis, records: list[dict], key: str) -> None:
-    """One curve a pattern over the setting `key`; sizes of GPTs stand at their numbers of
-    parameters."""
+    """One curve a pattern over the setting `key`.
+
+    Sizes of GPTs stand at their numbers of parameters.
+    """
 
     def place(settings: dict) -> float:
         return settings[key] if key != "model" else parameters[settings["model"]]
 
-    # A linear layer has a gate more: the same name is a little larger there, but stands at one
+    # A linear layer has one more gate: the same size is a little larger there, but stands at one
     # place.
     parameters = {
         r["settings"]["model"]: r["settings"]["million_parameters"]
@@ -122,14 +128,16 @@ def _draw_panel(axis, records: list[dict], key: str) -> None:
 
 @dataclass(frozen=True)
 class Curve:
-    """Points of one panel: `x` of a record's settings, and the cases that give its time and its
-    peak memory."""
+    """A curve of one panel: the setting on its x axis, and its cases.
+
+    `time` and `memory` are patterns of the whole names of cases.
+    """
 
     label: str
-    time: str  # pattern of the case's whole name
+    time: str
     memory: str
     x: str
-    variant: str = ""  # of the case that gives the time
+    variant: str = ""  # of the cases of `time`
     colour: str = "#2b6ea6"
     marker: str = "o"
 
@@ -139,7 +147,7 @@ CROSS = {"variant": "cross_attention", "colour": "#c44e3f", "marker": "s"}
 # suite, title, label of x, curves
 PANELS: tuple[tuple[str, str, str, tuple[Curve, ...]], ...] = (
     (
-        "tokenize",
+        "tokenizer",
         "tokenizer's encoder, R 32",
         "surface points",
         tuple(
@@ -154,7 +162,7 @@ PANELS: tuple[tuple[str, str, str, tuple[Curve, ...]], ...] = (
         ),
     ),
     (
-        "tokenize",
+        "tokenizer",
         "tokenizer's encoder",
         "R",
         tuple(
@@ -216,8 +224,7 @@ PANELS: tuple[tuple[str, str, str, tuple[Curve, ...]], ...] = (
 
 
 def draw_growth(reports: dict[str, dict], out: Path) -> None:
-    """Seconds above, peak memory below; a panel for each of `PANELS` whose suite is among the
-    reports."""
+    """Seconds above, peak memory below; a panel for each of `PANELS` whose suite is there."""
     plt = _pyplot()
     panels = [panel for panel in PANELS if panel[0] in reports]
     figure, axes = plt.subplots(
@@ -231,28 +238,7 @@ def draw_growth(reports: dict[str, dict], out: Path) -> None:
     for column, (suite, title, label, curves) in enumerate(panels):
         top, bottom = axes[:, column]
         records = [r for r in reports[suite]["cases"] if "settings" in r]
-        ticks: set[float] = set()
-        for curve in curves:
-            times = {
-                r["settings"][curve.x]: r["median_seconds"] / r["settings"].get("batch", 1)
-                for r in records
-                if re.fullmatch(curve.time, r["case"]) and r["variant"] == curve.variant
-            }
-            memory = {
-                r["settings"][curve.x]: _peak_gib(r)
-                for r in records
-                if re.fullmatch(curve.memory, r["case"])
-            }
-            for axis, values in ((top, times), (bottom, memory)):
-                axis.plot(
-                    *zip(*sorted(values.items()), strict=True) if values else ([], []),
-                    color=curve.colour,
-                    linewidth=2,
-                    marker=curve.marker,
-                    markersize=6,
-                    label=curve.label,
-                )
-            ticks |= times.keys() | memory.keys()
+        ticks = {x for curve in curves for x in _draw_curve(top, bottom, curve, records)}
         if not ticks:
             raise ValueError(
                 f'suite {suite} holds no case for the panel "{title}": run it whole, without --only'
@@ -268,22 +254,47 @@ def draw_growth(reports: dict[str, dict], out: Path) -> None:
             top.legend(frameon=False, fontsize=8.5)
     axes[0, 0].set_ylabel("seconds a shape or row")
     axes[1, 0].set_ylabel("peak memory of the process, GiB")
-    origins = {suite: _origin(report) for suite, report in reports.items()}
-    same = len(set(origins.values())) == 1
-    captions = (
-        [next(iter(origins.values()))]
-        if same
-        else [f"{suite}: {origin}" for suite, origin in origins.items()]
-    )
     figure.supxlabel(
-        "Forward and backward; extraction forward. Random weights but for the shipped planes. A process that has "
-        "only loaded PyTorch takes 0.4 GiB.\n" + "\n".join(captions),
+        "Forward and backward; extraction forward. Random weights but for the shipped planes. "
+        "A process that has only loaded PyTorch takes 0.4 GiB.\n" + "\n".join(_origins(reports)),
         fontsize=8.5,
         color=CAPTION,
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=150)
     plt.close(figure)
+
+
+def _draw_curve(top, bottom, curve: Curve, records: list[dict]) -> set[float]:
+    """Draws times and peak memories of a curve; returns their places on the x axis."""
+    times = {
+        r["settings"][curve.x]: r["median_seconds"] / r["settings"].get("batch", 1)
+        for r in records
+        if re.fullmatch(curve.time, r["case"]) and r["variant"] == curve.variant
+    }
+    memory = {
+        r["settings"][curve.x]: _peak_gib(r)
+        for r in records
+        if re.fullmatch(curve.memory, r["case"])
+    }
+    for axis, values in ((top, times), (bottom, memory)):
+        axis.plot(
+            *zip(*sorted(values.items()), strict=True) if values else ([], []),
+            color=curve.colour,
+            linewidth=2,
+            marker=curve.marker,
+            markersize=6,
+            label=curve.label,
+        )
+    return times.keys() | memory.keys()
+
+
+def _origins(reports: dict[str, dict]) -> list[str]:
+    """The machines and commits of the reports; a single line where all are alike."""
+    origins = {suite: _origin(report) for suite, report in reports.items()}
+    if len(set(origins.values())) == 1:
+        return [next(iter(origins.values()))]
+    return [f"{suite}: {origin}" for suite, origin in origins.items()]
 
 
 def _peak_gib(record: dict) -> float:
@@ -301,8 +312,8 @@ def _pyplot():
 
 def _origin(report: dict) -> str:
     return (
-        f"{report['machine']}, {report['threads']} threads, torch {report['torch']}, commit {report['commit']}, "
-        f"{report['date'][:10]}"
+        f"{report['machine']}, {report['threads']} threads, torch {report['torch']}, "
+        f"commit {report['commit']}, {report['date'][:10]}"
     )
 
 
@@ -312,7 +323,7 @@ def _log_axes(axis) -> None:
 
 
 def _finish_axis(axis) -> None:
-    """After the ticks of x are set."""
+    """Sets ticks of y, grid and frame; ticks of x must be set before."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     axis.xaxis.set_minor_locator(NullLocator())
@@ -343,15 +354,15 @@ def main(argv: list[str] | None = None) -> int:
         reports = {}
         for path in args.results:
             report = json.loads(path.read_text(encoding="utf-8"))
-            reports[report["suite"]] = report
+            reports[suite_name(report["suite"])] = report
         if list(reports) == ["decode"]:
             draw_decoding(reports["decode"], args.out)
         elif reports.keys() <= {suite for suite, *_ in PANELS}:
             draw_growth(reports, args.out)
         else:
             raise ValueError(
-                "there is a figure of the suite decode, and one of tokenize, train and extract; got "
-                f"{', '.join(reports)}"
+                "there is a figure of the suite decode, and one of tokenizer, train and extract; "
+                f"got {', '.join(reports)}"
             )
     except (OSError, ValueError) as e:
         print(f"{', '.join(map(str, args.results))}: {e}", file=sys.stderr)

@@ -151,13 +151,13 @@ def print_device(device: torch.device) -> None:
 
 
 @torch.inference_mode()
-def try_models(source: str, device: torch.device) -> bool:
+def try_models(model: str, device: torch.device) -> bool:
     """Runs both models forward and decodes; returns whether everything works.
 
-    `source` is a model directory or a Hub id.
+    `model` is a model directory or a Hub id.
     """
     try:
-        pipeline = Pipeline.load(source, device=device)
+        pipeline = Pipeline.load(model, device=device)
         vqvae, gpt, size = (
             pipeline.vqvae,
             pipeline.model.gpt,
@@ -167,7 +167,7 @@ def try_models(source: str, device: torch.device) -> bool:
         tokens = vqvae.tokenize(surface).ids
         seconds = best_seconds(lambda: vqvae.decode(vqvae.tokenize(surface)), device)
         print(
-            f"  tokenizer of {Path(source).name}: {1 / seconds:.1f} shapes/s encoded and decoded "
+            f"  tokenizer of {Path(model).name}: {1 / seconds:.1f} shapes/s encoded and decoded "
             "(8,192 points)"
         )
         pixels = torch.zeros(1, size, size, 3, dtype=torch.uint8, device=device)
@@ -176,7 +176,7 @@ def try_models(source: str, device: torch.device) -> bool:
             lambda: pipeline.model.token_nll(tokens, {"image": pixels}, dropped), device
         )
         rate = gpt.config.num_tokens / seconds
-        print(f"  GPT of {Path(source).name}: {rate:,.0f} tokens/s forward, batch 1")
+        print(f"  GPT of {Path(model).name}: {rate:,.0f} tokens/s forward, batch 1")
         return all(
             decodes_what_it_predicts(pipeline.model, backend) for backend in DECODING[device.type]
         )

@@ -23,7 +23,7 @@ def test_it_tells_what_keeps_its_shape(tmp_path, capsys):
     (meshes / "broken.obj").write_text("v 0 0 0\n")
     command = [str(meshes), "--out", str(out), "--cells", "200"]
     assert main(command) == 1  # one cannot be read
-    with open(out / "labels.csv", newline="") as f:
+    with (out / "labels.csv").open(newline="") as f:
         rows = {row["id"]: row for row in csv.DictReader(f)}
     assert float(rows["ball"]["outer"]) > 0.97 and float(rows["plate"]["outer"]) > 0.97
     assert float(rows["no_floor"]["outer"]) < 0.97 and float(rows["no_floor"]["precision"]) < float(

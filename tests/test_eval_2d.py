@@ -143,14 +143,20 @@ def test_the_shipped_cameras_are_found_from_any_folder(folders, monkeypatch):
     assert eval_2d.main(flags) == 0 and summary_of(folders / "far")["settings"]["views"] == 20
 
 
-def test_twenty_views_of_fifty_thousand_faces_take_less_than_two_seconds():
+def test_twenty_views_of_fifty_thousand_faces_take_as_long_as_a_few_sorts():
+    """CPU time against that of sorting, so that it does not matter how fast the machine is: two
+    seconds on a core that sorts four million numbers in 0.35 s."""
     ring = trimesh.creation.torus(0.7, 0.25, major_sections=200, minor_sections=125)
     mesh = normalize(ring.vertices, ring.faces)
     assert len(mesh.faces) == 50_000
     provider = RenderedImages(read_cameras(eval_2d.CAMERAS), 224, BACKGROUNDS["white"], "truth")
+    numbers = np.random.default_rng(0).random(4_000_000)
+    start = time.process_time()
+    np.sort(numbers, kind="stable")
+    sort = time.process_time() - start
     start = time.process_time()
     images = provider.render(mesh)
-    assert len(images) == 20 and time.process_time() - start < 2
+    assert len(images) == 20 and time.process_time() - start < 6 * sort
 
 
 def test_maps_are_the_renders_and_their_scores_scikit_images(folders):

@@ -50,9 +50,9 @@ FAST = ["points=200", "iou_points=200", "near_points=200"]
 
 @pytest.fixture(scope="module")
 def data(samples, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("told") / "set"
+    folder = tmp_path_factory.mktemp("conditions") / "set"
     shutil.copytree(samples, folder)
-    ids = sorted(sum(read_splits(folder).values(), []))
+    ids = sorted(i for split in read_splits(folder).values() for i in split)
     (folder / "splits.json").write_text(
         json.dumps({"train": ids[:3], "val": ids[3:5], "test": ids[5:]})
     )
@@ -132,13 +132,13 @@ def test_each_type_trains_and_says_how_to_use_it(models, gpt_type):
         k for k in metrics if k.startswith(("nll_image", "nll_text", "nll_shuffled", "nll_null"))
     } == own
     readme = (folder / "README.md").read_text()
-    told = {
+    usage = {
         "i23d": "--input PICTURE",
         "t23d": '--prompt "TEXT"',
         "uncond": "uncond",
         "any": "or from nothing",
     }
-    assert told[gpt_type] in readme
+    assert usage[gpt_type] in readme
     assert (folder / "words" / "tokenizer.json").is_file() == ("text" in GPT_TYPES[gpt_type])
     for name, columns in (("preview", 1 + max(1, len(GPT_TYPES[gpt_type]))), ("nll", 3)):
         with Image.open(out / f"{name}_0000002.png") as picture:
@@ -178,7 +178,7 @@ def test_training_goes_on_from_a_model_of_another_type(models, data, tokenizer, 
 def test_words_of_a_model_to_go_on_from_are_kept(models, data, tokenizer, tmp_path):
     own, init = tmp_path / "set", models / "t23d" / "model" / "gpt_t23d"
     shutil.copytree(data, own)
-    with open(own / "captions.csv", "a") as f:
+    with (own / "captions.csv").open("a") as f:
         f.writelines(
             f"{i},an entirely different word of a kind\n" for i in read_splits(own)["train"]
         )
@@ -318,7 +318,7 @@ def test_one_model_serves_for_picture_text_and_nothing(models, tmp_path):
             "i23d",
             ["--prompt", "a box"],
             2,
-            "lacks gpt_t23d/model.safetensors or gpt_any/model.safetensors; of models it holds gpt_i",
+            "lacks gpt_t23d/model.safetensors or gpt_any/model.safetensors; of models it holds",
         ),
         (
             "t23d",
@@ -385,7 +385,7 @@ def test_long_names_of_any_script_are_cut_at_a_letter():
 
 
 @pytest.mark.parametrize("gpt_type", ["i23d", "t23d"])
-def test_evaluations_of_what_was_told(models, data, tmp_path, gpt_type):
+def test_evaluations_of_conditional_models(models, data, tmp_path, gpt_type):
     flags = [
         "--gpt-type",
         gpt_type,
@@ -416,7 +416,7 @@ def test_evaluations_of_what_was_told(models, data, tmp_path, gpt_type):
         assert values["text"]["generation"]["evaluated"] == 0, "the evaluator does not know a box"
         assert (tmp_path / "3d" / "shuffled").is_dir()
     else:
-        assert "training shape with the nearest view, pixels" in report and "picture" in report
+        assert "training shape with the nearest view, pixels" in report and "right image" in report
     assert eval_2d.main([*flags[:-2], "--out", str(tmp_path / "2d")]) == 0
     assert "generated" in (tmp_path / "2d" / "report.md").read_text()
 
@@ -455,7 +455,7 @@ def test_shapes_from_nothing_are_held_against_unseen_ones_as_a_set(models, data,
     assert len(list((tmp_path / "generation").glob("*.glb"))) == 3
 
 
-def test_a_model_that_is_told_nothing_has_no_use_for_a_source(models):
+def test_an_unconditional_model_refuses_a_condition(models):
     model = load_gpt(models / "uncond" / "model" / "gpt_uncond")
     assert isinstance(model, ConditionalGPT) and model.condition({}, 3).embeddings.shape == (
         3,

@@ -156,8 +156,11 @@ def test_words_decide_what_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         surface(load_mesh(tmp_path / f"{prompt.replace(' ', '_')}.glb"), seed=0)
         for prompt in prompts
     ]
-    told = evaluator.categories_of(torch.from_numpy(np.stack(points)))
+    predicted = evaluator.categories_of(torch.from_numpy(np.stack(points)))
     assert (
-        sum(a == b for a, b in zip(told, ["sofa", "plane", "mug", "bottle", "table"], strict=True))
+        sum(
+            a == b
+            for a, b in zip(predicted, ["sofa", "plane", "mug", "bottle", "table"], strict=True)
+        )
         >= 4
-    ), told
+    ), predicted

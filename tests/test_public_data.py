@@ -19,7 +19,7 @@ from tar3d.condition import encoders
 from tar3d.data.datasets.tokens import TokenDataset
 from tar3d.data.formats.token_shards import read_stamp
 from tar3d.data.tokens import make_tokens
-from tar3d.evaluation.generations import EvalData, choose_shapes
+from tar3d.evaluation.unseen_shapes import EvalData, choose_shapes
 
 LISTS = {
     "0001": {"train": ["a", "b"], "val": ["c"], "test": ["d"]},

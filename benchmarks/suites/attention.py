@@ -141,14 +141,14 @@ def _blocks(pattern: str, length: int, device: torch.device) -> Work:
     config, cuda = gpt.config, device.type == "cuda"
     rotary = gpt.rope.packed(PREFIX, length)
     x, gradient = torch.randn(2, BATCH, length, config.width, device=device).unbind()
-    wanted = [x.requires_grad_(), *gpt.blocks.parameters()]
+    inputs = [x.requires_grad_(), *gpt.blocks.parameters()]
 
     def call() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=cuda):
             y = x
             for block in gpt.blocks:
                 y = block(y, rotary)
-        torch.autograd.grad(y, wanted, gradient)
+        torch.autograd.grad(y, inputs, gradient)
 
     matrices = sum(p.numel() for p in gpt.blocks.parameters() if p.ndim == 2)
     full = pattern.count("F")
@@ -172,10 +172,10 @@ def _blocks(pattern: str, length: int, device: torch.device) -> Work:
 
 def _devices(form: str, length: int) -> tuple[str, ...]:
     return tuple(
-        kind
-        for kind in ("cpu", "cuda")
-        if (kind == "cuda" or form in ON_CPU)
-        and (form != "reference" or length <= LONGEST_REFERENCE[kind])
+        device
+        for device in ("cpu", "cuda")
+        if (device == "cuda" or form in ON_CPU)
+        and (form != "reference" or length <= LONGEST_REFERENCE[device])
     )
 
 
@@ -190,20 +190,20 @@ def _memory(form: str, length: int) -> Case:
     )
 
 
-def _timed(kind: str, length: int, size: str = "full") -> Case:
+def _timed(direction: str, length: int, size: str = "full") -> Case:
     return Case(
-        f"{kind}_{length}",
+        f"{direction}_{length}",
         size,
         "positions",
-        partial(compare, length, kind == "backward"),
+        partial(compare, length, direction == "backward"),
         repeats=3,
     )
 
 
 CASES = (
-    *(_timed(kind, length) for length in LENGTHS for kind in ("backward", "forward")),
+    *(_timed(direction, length) for length in LENGTHS for direction in ("backward", "forward")),
     Case("blocks", "full", "positions", partial(blocks, PREFIX + 3072), repeats=2),
     *(_memory(form, length) for form in FORMS for length in LENGTHS),
-    *(_timed(kind, TINY_LENGTH, "tiny") for kind in ("forward", "backward")),
+    *(_timed(direction, TINY_LENGTH, "tiny") for direction in ("forward", "backward")),
     Case("blocks", "tiny", "positions", partial(blocks, TINY_LENGTH), repeats=3),
 )

@@ -82,8 +82,8 @@ def plain_and_engine(name: str, position: int, device: torch.device) -> dict[str
 
 def token_and_cell(name: str, device: torch.device) -> dict[str, Work]:
     return {
-        kind: from_position(_engine(_gpt(device, name, tokens_per_step=n)), name, 1, POSITION)
-        for kind, n in (("token", 1), ("cell", 3))
+        unit: from_position(_engine(_gpt(device, name, tokens_per_step=n)), name, 1, POSITION)
+        for unit, n in (("token", 1), ("cell", 3))
     }
 
 

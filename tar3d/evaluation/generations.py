@@ -10,10 +10,9 @@ difference is what the text does.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,10 +24,17 @@ from tar3d.condition.encoders import ImageEncoder
 from tar3d.condition.image import preprocess
 from tar3d.contracts import Mesh
 from tar3d.data.formats.captions import captions_of
-from tar3d.data.formats.dataset_folder import SPLITS, mesh_path
+from tar3d.data.formats.dataset_folder import mesh_path
 from tar3d.data.formats.samples import open_samples
 from tar3d.data.formats.views import Views
+from tar3d.evaluation.baselines import (
+    features,
+    nearest,
+    nearest_captions,
+    random_of_category,
+)
 from tar3d.evaluation.mesh_pairs import Pair
+from tar3d.evaluation.unseen_shapes import EvalData, choose_shapes, training_ids
 from tar3d.gpt.evaluate import condition_nll
 from tar3d.mesh.export import save_mesh
 from tar3d.mesh.extract import EmptyFieldError
@@ -44,7 +50,6 @@ if TYPE_CHECKING:
     from tar3d.condition.conditioner import Source
     from tar3d.tokenizer.vqvae import VQVAE
 
-CONDITION_NAMES = {"image": "views", "text": "captions"}
 RECONSTRUCTION = {"reconstruction": "tokenizer's reconstruction of the truth (upper bound)"}
 # What each modality is compared with, by the name of the set, for readers.
 TITLES = {
@@ -70,14 +75,6 @@ GRID_COLUMNS = {
     "text": ("truth", "reconstruction", "generation", "shuffled", "caption", "category"),
 }
 FREE_COLUMNS, FREE_SHAPES = 6, 24  # of grid.png of shapes that are generated from nothing
-FEATURE_BATCH = 64
-
-
-class EvalData(NamedTuple):
-    """The data set of unseen shapes, and the one that the model was trained on."""
-
-    test: Path
-    train: Path
 
 
 @dataclass(frozen=True)
@@ -130,7 +127,7 @@ def evaluate_model(
     ids = choose_shapes(data, modality, settings.shapes, settings.seed)
     read_inputs = inputs_from_views if modality == "image" else inputs_from_captions
     inputs = read_inputs(pipeline, data, ids)
-    copied = inputs.nearest | {"category": _random_of_category(data, modality, ids, settings.seed)}
+    copied = inputs.nearest | {"category": random_of_category(data, modality, ids, settings.seed)}
 
     seeds = [settings.seed + k for k in range(len(ids))]
     generate = partial(generate_all, pipeline, resolution=settings.resolution, batch=settings.batch)
@@ -151,14 +148,6 @@ def evaluate_model(
         {name: dict(zip(ids, rows.mean(1).tolist(), strict=True)) for name, rows in nll.items()},
         inputs,
     )
-
-
-def _random_of_category(data: EvalData, modality: str, ids: list[str], seed: int) -> list[str]:
-    """For each unseen shape a random training shape of its category."""
-    categories = open_samples(data.test).categories()
-    train_categories = open_samples(data.train).categories()
-    rng, library = np.random.default_rng([seed, 1]), training_ids(data.train, modality)
-    return [same_category(categories.get(i, ""), library, train_categories, rng) for i in ids]
 
 
 def _reconstruct_all(
@@ -199,44 +188,6 @@ def _save_pairs(
     return pairs
 
 
-def conditioned_ids(folder: Path, modality: str) -> set[str]:
-    """The ids of a data set that have the condition: a view, a caption, or with "" nothing."""
-    if modality == "text":
-        return set(captions_of(folder))
-    views, samples = Views(folder), open_samples(folder)
-    return {i for split in SPLITS for i in samples.listed(split) if not modality or views.names(i)}
-
-
-def choose_shapes(data: EvalData, modality: str, count: int, seed: int) -> list[str]:
-    """`count` ids of unseen shapes in random order, so that a row's neighbour is any shape.
-
-    Where test and training set are one folder, they are those of its test split. Raises ValueError
-    where there is no such shape.
-    """
-    samples, known = open_samples(data.test), conditioned_ids(data.test, modality)
-    splits = ("test",) if data.test.resolve() == data.train.resolve() else SPLITS
-    ids = sorted(i for split in splits for i in samples.ids(split) if i in known)
-    if not ids:
-        conditions = f" and {CONDITION_NAMES[modality]}" if modality else ""
-        raise ValueError(
-            f"{data.test} holds no test shape with samples{conditions}: make them with "
-            f"python -m tar3d.data.make_samples {data.test} views.count=4"
-        )
-    return [ids[i] for i in np.random.default_rng(seed).permutation(len(ids))[:count]]
-
-
-def training_ids(train: Path, modality: str) -> list[str]:
-    """The training shapes that have the condition. Raises ValueError where there are none."""
-    known = conditioned_ids(train, modality)
-    ids = [i for i in open_samples(train).listed("train") if i in known]
-    if not ids:
-        conditions = f" with {CONDITION_NAMES[modality]}" if modality else ""
-        raise ValueError(
-            f"{train} holds no training shape{conditions}, so there is nothing to compare with"
-        )
-    return ids
-
-
 def inputs_from_views(pipeline: Pipeline, data: EvalData, ids: list[str]) -> GenerationInputs:
     """The first view of each shape, and the training shapes that own the nearest of all views."""
     encoder, device = pipeline.model.conditioner.encoder("image"), pipeline.device
@@ -274,74 +225,6 @@ def inputs_from_captions(pipeline: Pipeline, data: EvalData, ids: list[str]) -> 
         {"caption": [library[k][0] for k in chosen]},
         captions,
     )
-
-
-def nearest_captions(queries: list[str], candidates: list[str]) -> list[int]:
-    """For each query the index of the candidate with the largest share of words in common.
-
-    The share is intersection over union; the first of equals is taken.
-    """
-    known = [set(re.findall(r"\w+", caption.lower())) for caption in candidates]
-    asked = [set(re.findall(r"\w+", caption.lower())) for caption in queries]
-    return [
-        max(range(len(known)), key=lambda k: len(words & known[k]) / max(1, len(words | known[k])))
-        for words in asked
-    ]
-
-
-@torch.inference_mode()
-def features(encoder: ImageEncoder, pixels: np.ndarray, device: torch.device) -> np.ndarray:
-    """Unit vectors (K, E): the encoder's embeddings, averaged over the image.
-
-    Their order by L2 distance is that by cosine.
-    """
-    parts = []
-    for start in tqdm(
-        range(0, len(pixels), FEATURE_BATCH), unit="batch", desc="features", leave=False
-    ):
-        embeddings = encoder(
-            torch.from_numpy(pixels[start : start + FEATURE_BATCH]).to(device)
-        ).embeddings.float()
-        parts.append(torch.nn.functional.normalize(embeddings.mean(1), dim=-1).cpu().numpy())
-    return np.concatenate(parts)
-
-
-def nearest(
-    queries: np.ndarray, candidates: np.ndarray, *, chunk: int = 1024
-) -> tuple[np.ndarray, np.ndarray]:
-    """For each query the index of the candidate at the least L2 distance, and that distance.
-
-    (Q, ...), (N, ...) -> (Q,), (Q,). It is computed in float64, so that distances between uint8
-    images are exact: 0 means identical. The first of equals is taken.
-    """
-    if len(candidates) == 0 or queries.shape[1:] != candidates.shape[1:]:
-        raise ValueError(
-            f"nearest needs candidates of the queries' shape, got {queries.shape} and "
-            f"{candidates.shape}"
-        )
-    q = queries.reshape(len(queries), -1).astype(np.float64)
-    best, index = np.full(len(q), np.inf), np.zeros(len(q), dtype=np.int64)
-    for start in range(0, len(candidates), chunk):
-        c = candidates[start : start + chunk].reshape(-1, q.shape[1]).astype(np.float64)
-        squared = (q**2).sum(1)[:, None] + (c**2).sum(1) - 2 * q @ c.T  # (Q, chunk)
-        found = squared.argmin(1)
-        value = squared[np.arange(len(q)), found]
-        index = np.where(value < best, start + found, index)
-        best = np.minimum(best, value)
-    return index, np.sqrt(best.clip(0))
-
-
-def same_category(
-    category: str, ids: list[str], categories: dict[str, str], rng: np.random.Generator
-) -> str:
-    """A random one of `ids` that is of the category; ValueError where there is none."""
-    same = [i for i in ids if categories.get(i, "") == category]
-    if not same:
-        raise ValueError(
-            f"no training shape has the category {category!r}; both manifest.csv must use the same "
-            "names"
-        )
-    return same[int(rng.integers(len(same)))]
 
 
 def generate_all(

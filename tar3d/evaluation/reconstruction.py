@@ -64,7 +64,7 @@ def score_cloud(
     return {**point_scores(points, cloud.points * unit, protocol.thresholds)}
 
 
-def write_report(
+def write_reconstruction_report(
     out: Path,
     rows: list[dict],
     code_counts: torch.Tensor,

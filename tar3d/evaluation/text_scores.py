@@ -48,7 +48,8 @@ def text_scores(evaluator: Evaluator, generations: Generations, seed: int) -> di
     scores = {}
     for name, of_set in tqdm(paths.items(), unit="set", desc="attributes"):
         meshes = [_read(path) for path in of_set]
-        met = attributes_met(meshes, captions, categories)
+        by_shape = attributes_met(meshes, captions, categories)
+        met = {a: [float(found[a]) for found in by_shape if a in found] for a in NAMES}
         evaluated: dict[str, float] = {}
         if known:
             evaluated = score_shapes(
@@ -68,17 +69,15 @@ def text_scores(evaluator: Evaluator, generations: Generations, seed: int) -> di
 
 def attributes_met(
     meshes: Iterable[Mesh | None], captions: Sequence[str], categories: Sequence[str]
-) -> dict[str, list[float]]:
-    """By attribute, 1 or 0 for each shape whose caption states it.
+) -> list[dict[str, bool]]:
+    """For each shape the attributes that its caption states, and whether it has them.
 
-    Shapes of categories without attributes are left out.
+    Shapes of categories without attributes have none.
     """
-    met: dict[str, list[float]] = {attribute: [] for attribute in NAMES}
-    for mesh, caption, category in zip(meshes, captions, categories, strict=True):
-        if category in ATTRIBUTES:
-            for attribute, value in score(mesh, caption, category).items():
-                met[attribute].append(float(value))
-    return met
+    return [
+        score(mesh, caption, category) if category in ATTRIBUTES else {}
+        for mesh, caption, category in zip(meshes, captions, categories, strict=True)
+    ]
 
 
 def _read(path: Path | None) -> Mesh | None:

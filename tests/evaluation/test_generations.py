@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tar3d.contracts import Mesh
-from tar3d.evaluation.generations import generate_all, nearest, nearest_captions, same_category
+from tar3d.evaluation.baselines import nearest, nearest_captions, same_category
+from tar3d.evaluation.generations import generate_all
 
 TRIANGLE = Mesh(np.eye(3), np.array([[0, 1, 2]]))
 
