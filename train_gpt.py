@@ -48,7 +48,7 @@ from tar3d.gpt.code_predictor import PREDICTOR_PARAMETERS
 from tar3d.gpt.evaluate import condition_nll, of_others
 from tar3d.gpt.loss import cross_entropy
 from tar3d.layouts.triplane import NUM_PLANES, to_planes
-from tar3d.mesh.render import contact_sheet, picture
+from tar3d.mesh.render import contact_sheet, render_preview
 from tar3d.pipeline import Pipeline
 from tar3d.runtime import positive_int, start_fabric, uncompiled
 from tar3d.training.dry_run import dry_run
@@ -670,7 +670,7 @@ def preview(
             for source in sources
         ]
         sheet.append(
-            [truth, *(picture(mesh) for mesh in meshes)]
+            [truth, *(render_preview(mesh) for mesh in meshes)]
         )  # an empty field is normal in the first steps
     model.train()
     if sheet:

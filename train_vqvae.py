@@ -32,7 +32,7 @@ from tar3d.data.defaults import DEFAULT_FOLDER, default_data
 from tar3d.data.formats.samples import to_samples
 from tar3d.data.formats.views import mesh_images
 from tar3d.mesh.extract import EmptyFieldError
-from tar3d.mesh.render import contact_sheet, picture
+from tar3d.mesh.render import contact_sheet, render_preview
 from tar3d.pipeline import reconstruct
 from tar3d.runtime import positive_int, start_fabric, uncompiled
 from tar3d.tokenizer.loss import intersection_over_union, tokenizer_loss
@@ -383,7 +383,7 @@ def preview(
                 )
         except EmptyFieldError:  # normal in the first steps; training goes on
             rebuilt = None
-        rows.append([truth, picture(rebuilt)])
+        rows.append([truth, render_preview(rebuilt)])
     model.train()
     if rows:
         contact_sheet(rows, ["truth", "rebuilt"]).save(path)

@@ -13,7 +13,7 @@ from tar3d.data.formats.samples import save_samples
 from tar3d.mesh.load import MeshError, normalize
 from tar3d.mesh.point_cloud import ESTIMATED, UNEVEN, is_cloud, load_points, splats
 from tar3d.mesh.points import sample_surface
-from tar3d.mesh.render import picture
+from tar3d.mesh.render import render_preview
 
 DATASETS = Path(
     os.environ.get("TAR3D_DATASETS") or Path(__file__).parents[3] / "shared" / "datasets"
@@ -228,7 +228,7 @@ def test_a_picture_of_points_shows_where_they_are():
     ball = trimesh.creation.icosphere(3)
     mesh = normalize(ball.vertices, ball.faces)
     drawn, solid = (
-        picture(m)[..., 0] < 255
+        render_preview(m)[..., 0] < 255
         for m in (splats(sample_surface(mesh, 20_000, np.random.default_rng(0))), mesh)
     )
     assert (drawn & solid).sum() > 0.95 * (drawn | solid).sum()
