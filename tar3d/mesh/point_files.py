@@ -174,19 +174,19 @@ def _read_ply(content: bytes) -> Parts:
                 f"its PLY header declares {count:,} of {name}, but the file has {len(content):,} "
                 "bytes"
             )
-        if name == "vertex" and any(kind is None for _, kind in properties):
+        if name == "vertex" and any(dtype is None for _, dtype in properties):
             raise ValueError(
                 "its vertices have properties that are lists, which no point cloud has"
             )
         if name == "vertex":
             rows = _ply_rows(content, start, order, count, properties)
             break
-        if any(kind is None for _, kind in properties):
+        if any(dtype is None for _, dtype in properties):
             raise ValueError(
                 f"its {name} come before the vertices and have lists, so that these are not found"
             )
         if order:
-            start += count * np.dtype([(p, f"{order}{kind}") for p, kind in properties]).itemsize
+            start += count * np.dtype([(p, f"{order}{dtype}") for p, dtype in properties]).itemsize
         else:
             start = len(content) - len(content[start:].split(b"\n", count)[-1])
     missing = [axis for axis in "xyz" if axis not in rows]
@@ -204,7 +204,7 @@ def _ply_rows(
     """The `count` rows that begin at byte `start`: a column (N,) float64 for each property."""
     names = [name for name, _ in properties]
     if order:
-        layout = np.dtype([(name, f"{order}{kind}") for name, kind in properties])
+        layout = np.dtype([(name, f"{order}{dtype}") for name, dtype in properties])
         complete = (len(content) - start) // layout.itemsize
         if count > complete:
             raise ValueError(f"it ends after {complete:,} of {count:,} points")
@@ -233,8 +233,8 @@ def _ply_header(head: bytes) -> tuple[str, Elements, int]:
                 elements.append((name, int(count), []))
             case ["property", "list", _, _, name] if elements:
                 elements[-1][2].append((name, None))
-            case ["property", kind, name] if elements and kind in _PLY_TYPES:
-                elements[-1][2].append((name, _PLY_TYPES[kind]))
+            case ["property", dtype, name] if elements and dtype in _PLY_TYPES:
+                elements[-1][2].append((name, _PLY_TYPES[dtype]))
             case [] | ["comment", *_] | ["obj_info", *_]:
                 pass
             case _:

@@ -247,9 +247,10 @@ def _faces_of_squares(
     size = np.clip(np.floor(corner.max(axis=1)).astype(np.int64), 0, side - 1) - first + 1
     ends = np.concatenate([[0], np.cumsum(size[:, 0] * size[:, 1])])
     edge = np.roll(corner, -1, axis=1) - corner  # (F, 3, 2), from each corner to the next
-    across = np.roll(corner, 1, axis=1) - corner  # to the opposite corner
+    across = np.roll(corner, 1, axis=1) - corner  # vector to the corner opposite the edge
     edge *= np.sign(edge[..., 0] * across[..., 1] - edge[..., 1] * across[..., 0])[..., None]
-    reach = np.abs(edge).sum(axis=2) / 2 + 1e-6  # of a square's corners
+    # distance, in units of the edge test, from a square's centre to its outermost corner
+    reach = np.abs(edge).sum(axis=2) / 2 + 1e-6
     squares, owners = [], []
     for start, stop in _groups(ends):
         face = np.repeat(np.arange(start, stop), (ends[1:] - ends[:-1])[start:stop])

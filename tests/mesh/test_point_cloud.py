@@ -234,7 +234,16 @@ def test_a_picture_of_points_shows_where_they_are():
     assert (drawn & solid).sum() > 0.95 * (drawn | solid).sum()
 
 
-# refusals ------------------------------------------------------------------------------------------------------------
+# refusals
+
+
+def refusal(path) -> str:
+    """The reason why a file is refused, "" if it loads."""
+    try:
+        load_points(path)
+    except MeshError as e:
+        return str(e)
+    return ""
 
 
 def table(count: int = 200) -> list[str]:
@@ -381,10 +390,8 @@ def test_damaged_files_are_read_or_refused_in_a_sentence(surface, tmp_path, name
         b"version https://git-lfs.github.com/spec/v1\n",
     ]:
         (tmp_path / name).write_bytes(content)
-        try:
-            load_points(tmp_path / name)
-        except MeshError as e:
-            assert str(e).startswith(f"{tmp_path / name}: ") and "\n" not in str(e)
+        reason = refusal(tmp_path / name)
+        assert not reason or (reason.startswith(f"{tmp_path / name}: ") and "\n" not in reason)
 
 
 def test_files_that_are_no_clouds(tmp_path):

@@ -15,8 +15,8 @@ from tar3d.mesh.render import (
     contact_sheet,
     orbit,
     orbit_cameras,
-    render_preview,
     render,
+    render_preview,
     rgba,
 )
 
