@@ -52,7 +52,7 @@ from tar3d.mesh.extract import drop_small_components
 from tar3d.mesh.load import SUPPORTED, check_file, list_meshes, load_mesh
 from tar3d.mesh.point_cloud import ONLY_POINTS, is_cloud, load_points, splats
 from tar3d.mesh.points import outer_surface
-from tar3d.mesh.render import contact_sheet, picture
+from tar3d.mesh.render import contact_sheet, render_preview
 from tar3d.paths import find_local
 from tar3d.pipeline import MIN_COMPONENT_SHARE, mesh_from_tokens, reconstruct
 from tar3d.placement import Placement
@@ -307,7 +307,9 @@ class FileReconstructor:
                 drawn = truth
             else:
                 drawn = splats(surface[:: -(-len(surface) // MAX_POINTS_DRAWN)])
-            sheet = contact_sheet([[picture(drawn), picture(rebuilt)]], ["input", "rebuilt"])
+            sheet = contact_sheet(
+                [[render_preview(drawn), render_preview(rebuilt)]], ["input", "rebuilt"]
+            )
             sheet.save(target.with_suffix(".png"))
         protocol = dataclasses.replace(PROTOCOL, seed=self.seed)
         if isinstance(truth, Mesh):
@@ -331,7 +333,7 @@ class FileReconstructor:
             mesh = drop_small_components(mesh, MIN_COMPONENT_SHARE)
         save_mesh(Mesh(mesh.vertices, mesh.faces, stored.to_source), target, frame=self.frame)
         if self.images:
-            contact_sheet([[picture(mesh)]], ["decoded"]).save(target.with_suffix(".png"))
+            contact_sheet([[render_preview(mesh)]], ["decoded"]).save(target.with_suffix(".png"))
         return stored.tokens.ids[0]
 
 

@@ -36,7 +36,7 @@ from tar3d.data.prepare.mesh_list import mesh_ids
 from tar3d.io import write_csv, write_json
 from tar3d.mesh.load import MeshError, load_mesh
 from tar3d.mesh.points import Skin, label, sample_skin, sample_surface, solid_winding
-from tar3d.mesh.render import picture
+from tar3d.mesh.render import render_preview
 from tar3d.mesh.winding import WindingNumber, unbalanced_edges
 from tar3d.metrics.geometry import point_scores
 from tar3d.metrics.summary import markdown_table
@@ -143,7 +143,7 @@ def score(job: tuple[str, Path], *, cells: int) -> tuple[dict[str, object], np.n
             "watertight": int(len(unbalanced_edges(mesh.faces)[0]) == 0),
         }
         if row["outer"] < KEEPS:
-            image = np.concatenate([picture(mesh), picture(rebuilt)], axis=1)
+            image = np.concatenate([render_preview(mesh), render_preview(rebuilt)], axis=1)
     except (MeshError, ValueError) as e:
         row |= {"status": "failed", "reason": str(e), "outer": 0.0, "all": 0.0}
     return row | {"seconds": time.perf_counter() - start}, image

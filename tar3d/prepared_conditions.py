@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageOps
 
 from tar3d.condition.image import to_rgba
-from tar3d.mesh.render import text_picture
+from tar3d.mesh.render import text_image
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,7 +86,7 @@ def _prepare(
         return PreparedCondition()
     if isinstance(condition, str):
         text = model.prepare_text(condition)
-        previews = {"prompt": text_picture(condition, preview_size)} if preview_size else {}
+        previews = {"prompt": text_image(condition, preview_size)} if preview_size else {}
         record = {"prompt": condition, "note": text.warning}
         return PreparedCondition("text", text.ids, previews, record, text.warning)
     image = model.prepare_image(condition)

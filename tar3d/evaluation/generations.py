@@ -39,7 +39,7 @@ from tar3d.gpt.evaluate import condition_nll
 from tar3d.mesh.export import save_mesh
 from tar3d.mesh.extract import EmptyFieldError
 from tar3d.mesh.load import load_mesh
-from tar3d.mesh.render import contact_sheet, picture, text_picture
+from tar3d.mesh.render import contact_sheet, render_preview, text_image
 from tar3d.pipeline import Pipeline, reconstruct
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def inputs_from_captions(pipeline: Pipeline, data: EvalData, ids: list[str]) -> 
     chosen = nearest_captions(captions, [caption for _, caption in library])
     return GenerationInputs(
         pipeline.prepare(captions).inputs,
-        [text_picture(caption, GRID_SIZE) for caption in captions],
+        [text_image(caption, GRID_SIZE) for caption in captions],
         {"caption": [library[k][0] for k in chosen]},
         captions,
     )
@@ -264,7 +264,7 @@ def _draw_grid(
             for name in columns
         ]
         meshes = [None if path is None else load_mesh(path) for path in paths]
-        sheet.append([thumbnails[k], *(picture(mesh, GRID_SIZE) for mesh in meshes)])
+        sheet.append([thumbnails[k], *(render_preview(mesh, GRID_SIZE) for mesh in meshes)])
     titles = ["nearest caption" if name == "caption" else name for name in columns]
     return contact_sheet(sheet, ["view" if modality == "image" else "caption", *titles])
 
@@ -281,7 +281,7 @@ def generate_unconditional(
     for k, mesh in enumerate(meshes):
         if mesh is not None:
             save_mesh(mesh, out / "generation" / f"{k:05d}.glb")
-    images = [picture(mesh, GRID_SIZE) for mesh in meshes[:FREE_SHAPES]]
+    images = [render_preview(mesh, GRID_SIZE) for mesh in meshes[:FREE_SHAPES]]
     contact_sheet([images[k : k + FREE_COLUMNS] for k in range(0, len(images), FREE_COLUMNS)]).save(
         out / "grid.png"
     )

@@ -14,7 +14,7 @@ from tar3d.config import EvalProtocol, to_mapping
 from tar3d.evaluation.mesh_pairs import PAIR_COLUMNS, Pair, read_pair
 from tar3d.io import write_csv, write_json
 from tar3d.mesh.load import normalize
-from tar3d.mesh.render import contact_sheet, picture
+from tar3d.mesh.render import contact_sheet, render_preview
 from tar3d.metrics.geometry import describe, geometry_formulas, transformed
 from tar3d.metrics.registry import is_lower_better
 from tar3d.metrics.summary import aggregate, cell, histograms, markdown_table
@@ -291,7 +291,11 @@ def draw_ranked_pairs(rows: list[dict], protocol: EvalProtocol, path: Path) -> N
             for row in line
         )
         sheet.append(
-            [picture(in_view(mesh, truth), 160) for pred, truth in meshes for mesh in (truth, pred)]
+            [
+                render_preview(in_view(mesh, truth), 160)
+                for pred, truth in meshes
+                for mesh in (truth, pred)
+            ]
         )
     titles = [title for name in parts for title in (f"{name}: truth", "prediction")]
     contact_sheet(sheet, titles).save(path)

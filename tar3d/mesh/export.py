@@ -24,9 +24,8 @@ FORMATS = (".glb", ".obj", ".ply", ".stl", ".off")
 GREY = PBRMaterial(
     name="grey", baseColorFactor=(96, 98, 102, 255), metallicFactor=0.0, roughnessFactor=0.8
 )
-_Y_UP_TO_Z_UP = np.array(
-    [[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]]
-)  # +90 degrees about x
+# +90 degrees about x
+_Y_UP_TO_Z_UP = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
 
 
 def save_mesh(
@@ -37,12 +36,13 @@ def save_mesh(
     up: str = "y",
     size: float | None = None,
 ) -> Path:
-    """Writes `mesh` to `path` and returns it; missing folders are made.
+    """Writes `mesh` to `path` and returns the path; missing folders are made.
 
-    `frame`: "normalized" (the project's frame) or "source" (the frame and scale of the file the
-    mesh came from). `up`: "y", or "z" to turn the vertices by +90 degrees about x, for CAD and 3D
-    printing. `size`: the longest side of its box in the file's unit (slicers take that of an STL
-    for a millimetre), about the origin; None leaves it as it is.
+    `frame` is "normalized" (the project's frame) or "source" (the frame and scale of the file the
+    mesh came from). `up` is "y", or "z" to turn the vertices by +90 degrees about x, for CAD and 3D
+    printing. `size` is the longest side of the mesh's box in the file's unit (slicers take that of
+    an STL for a millimetre), scaled about the origin; None leaves it as it is. Raises ValueError
+    for other values and suffixes.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -64,7 +64,8 @@ def save_mesh(
         extent = float(np.ptp(vertices, axis=0).max())
         if not 0 < size < np.inf or extent == 0:
             raise ValueError(
-                f"cannot save {path}, {extent:g} long, with a longest side of {size:g}: both must be positive"
+                f"cannot save {path}, {extent:g} long, with a longest side of {size:g}: both must "
+                "be positive"
             )
         vertices = vertices * (size / extent)
     payload = _encode(vertices.astype(np.float32), mesh.faces, suffix)
@@ -72,7 +73,7 @@ def save_mesh(
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         partial.write_bytes(payload)
-        os.replace(partial, path)
+        partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
     return path
@@ -89,9 +90,11 @@ def _encode(vertices: np.ndarray, faces: np.ndarray, suffix: str) -> bytes:
             header + _lines("%.9g %.9g %.9g\n", vertices) + _lines("3 %d %d %d\n", faces)
         ).encode()
     visual = TextureVisuals(material=GREY) if suffix == ".glb" else None
-    return trimesh.Trimesh(vertices, faces, process=False, visual=visual).export(
+    content = trimesh.Trimesh(vertices, faces, process=False, visual=visual).export(
         file_type=suffix[1:]
     )
+    assert isinstance(content, bytes), "what trimesh makes of the binary formats"
+    return content
 
 
 def _lines(row_format: str, rows: np.ndarray) -> str:

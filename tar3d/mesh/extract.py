@@ -202,7 +202,7 @@ def _select_cells(
     slab = torch.empty((height + 1) * plane, device=device)
     # candidate cells of the slab, with a layer to either side
     candidates = torch.zeros((height + 2) * plane, dtype=torch.bool, device=device)
-    # of the layer of points between two slabs: is the value there, is it returned
+    # marks of the layer of points between two slabs: value computed, value returned
     shared, shared_returned = torch.zeros(2, plane, dtype=torch.bool, device=device)
     for first in range(0, lattice.cells, height):
         last = min(first + height, lattice.cells)
@@ -323,7 +323,7 @@ def _surface(lattice: Lattice, cells: Tensor, points: Points) -> tuple[Tensor, T
     plane, device = lattice.side**2, cells.device
     vertices, faces, count = [], [], 0
     height = lattice.slab_height(device)
-    # for each axis and point, the vertex on the edge between the point and the next one
+    # index of the vertex on the edge between a point and the next one along each axis
     number = torch.empty(3, (height + 1) * plane, dtype=torch.int32, device=device)
     is_new = torch.empty(3, (height + 1) * plane, dtype=torch.bool, device=device)
     # vertices on edges along y and z in the layer between two slabs, -1 for none

@@ -1,12 +1,11 @@
-"""The triangles of a .glb or .gltf file (glTF 2.0), read so that a wrong or hostile file costs a
-sentence, not the machine.
+"""Reads the triangles of a .glb or .gltf file (glTF 2.0), safely for damaged and hostile files.
 
 Every count, offset and index of the file's JSON is checked against bytes that are present before
-memory is spent on it. Read: positions, indices, triangle lists, strips and fans, sparse and
+memory is spent on it. Read are positions, indices, triangle lists, strips and fans, sparse and
 quantized accessors, node transforms, instances, and KHR_draco_mesh_compression when DracoPy is
 installed. Skinned meshes stay in their bind pose; morph targets, materials and everything else that
-does not move a triangle are ignored. Refused (`ValueError` with the reason): anything malformed,
-and required extensions that change geometry in a way this reader does not know.
+does not move a triangle are ignored. Raises ValueError, with the reason, for anything malformed and
+for required extensions that change geometry in a way this reader does not know.
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ _COMPONENTS = {
 }
 _WIDTHS = {"SCALAR": 1, "VEC3": 3}
 _DRACO = "KHR_draco_mesh_compression"
+# required extensions that change no position, by the beginnings of their names
 _HARMLESS = (
     "KHR_materials_",
     "KHR_texture_",
@@ -46,16 +46,14 @@ _TRIANGLES, _STRIP, _FAN = 4, 5, 6
 
 
 def read_gltf(path: Path, max_vertices: int, max_faces: int) -> tuple[np.ndarray, np.ndarray]:
-    """World-space vertices (V, 3) float64 and faces (F, 3) int64 of the default scene; both may be
-    empty.
+    """World-space vertices (V, 3) float64 and faces (F, 3) int64 of the default scene.
 
-    The limits hold for the scene with its instances. A mesh under a mirroring node keeps its
-    outward side.
+    Both may be empty, and coordinates may be infinite or NaN. The limits hold for the scene with
+    its instances. A mesh under a mirroring node keeps its outward side. Raises ValueError, and
+    OSError for a file that cannot be opened.
     """
     try:
-        with np.errstate(
-            over="ignore", invalid="ignore"
-        ):  # coordinates that are not finite are the caller's to judge
+        with np.errstate(over="ignore", invalid="ignore"):
             return _Document(path, max_vertices, max_faces).triangles()
     except (KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as e:
         raise ValueError(f"its glTF structure is malformed ({type(e).__name__}: {e})") from e
@@ -68,6 +66,8 @@ def _natural(value: object, what: str) -> int:
 
 
 class _Document:
+    """One opened file: its JSON and the buffers that were read so far."""
+
     def __init__(self, path: Path, max_vertices: int, max_faces: int) -> None:
         self._folder, self._max_vertices, self._max_faces = path.parent, max_vertices, max_faces
         self._buffers: dict[int, bytes] = {}
@@ -76,7 +76,7 @@ class _Document:
             content = self._open_container(content)
         try:
             self._json = json.loads(content)
-        except ValueError as e:  # also of text that is not UTF-8
+        except ValueError as e:  # also for text that is not UTF-8
             raise ValueError(f"its glTF JSON cannot be parsed ({e})") from e
         version = str(self._json["asset"]["version"])
         if version.split(".")[0] != "2":
@@ -98,14 +98,16 @@ class _Document:
             raise ValueError(
                 f"its GLB header declares {length:,} bytes, but the file has {len(content):,}"
             )
-        chunks, start = [], 12
+        chunks: list[tuple[bytes, bytes]] = []
+        start = 12
         while start + 8 <= len(content):
-            size, kind = struct.unpack_from("<I4s", content, start)
+            size, chunk_type = struct.unpack_from("<I4s", content, start)
             if start + 8 + size > len(content):
                 raise ValueError(
-                    f"its GLB chunk {len(chunks)} declares {size:,} bytes and runs past the end of the file"
+                    f"its GLB chunk {len(chunks)} declares {size:,} bytes and runs past the end "
+                    "of the file"
                 )
-            chunks.append((kind, content[start + 8 : start + 8 + size]))
+            chunks.append((chunk_type, content[start + 8 : start + 8 + size]))
             start += 8 + size
         if chunks[0][0] != b"JSON":
             raise ValueError("its first GLB chunk is not JSON")
@@ -127,7 +129,8 @@ class _Document:
         content, length = self._buffers[index], _natural(declared["byteLength"], "buffer length")
         if len(content) < length:
             raise ValueError(
-                f"its buffer {index} declares {length:,} bytes, but only {len(content):,} are present"
+                f"its buffer {index} declares {length:,} bytes, but only {len(content):,} are "
+                "present"
             )
         return content
 
@@ -142,29 +145,29 @@ class _Document:
             raise ValueError(f"its buffer {index} is {name[:80]!r}, outside the file's folder")
         if not target.is_file():
             raise ValueError(
-                f"its buffer file {name[:80]!r} is missing beside it; keep the two together or use .glb"
+                f"its buffer file {name[:80]!r} is missing beside it; keep the two together or use "
+                ".glb"
             )
         return target.read_bytes()
 
     def _view(self, index: object) -> tuple[memoryview, int | None]:
         """The bytes of a buffer view and its stride."""
         view = self._item("bufferViews", index)
-        start, length = (
-            _natural(view.get("byteOffset", 0), "byteOffset"),
-            _natural(view["byteLength"], "byteLength"),
-        )
+        start = _natural(view.get("byteOffset", 0), "byteOffset")
+        length = _natural(view["byteLength"], "byteLength")
         content = self._buffer(_natural(view["buffer"], "buffer index"))
         if start + length > len(content):
             raise ValueError(
-                f"its bufferView {index} ends at byte {start + length:,} of a buffer of {len(content):,}"
+                f"its bufferView {index} ends at byte {start + length:,} of a buffer of "
+                f"{len(content):,}"
             )
         stride = view.get("byteStride")
-        return memoryview(content)[start : start + length], None if stride is None else _natural(
-            stride, "byteStride"
-        )
+        if stride is not None:
+            stride = _natural(stride, "byteStride")
+        return memoryview(content)[start : start + length], stride
 
     def _elements(self, source: dict, count: int, width: int, component: int) -> np.ndarray:
-        """`count` elements of `width` components at a bufferView and byteOffset, (count, width)."""
+        """Elements (count, width) at the bufferView and byteOffset of `source`."""
         content, stride = self._view(source["bufferView"])
         offset = _natural(source.get("byteOffset", 0), "byteOffset")
         dtype = np.dtype(_COMPONENTS[component]).newbyteorder("<")
@@ -172,7 +175,8 @@ class _Document:
         end = offset + (count - 1) * stride + width * dtype.itemsize
         if end > len(content):
             raise ValueError(
-                f"its accessor of {count:,} elements needs {end:,} bytes, but its bufferView has {len(content):,}"
+                f"its accessor of {count:,} elements needs {end:,} bytes, but its bufferView has "
+                f"{len(content):,}"
             )
         return np.ndarray((count, width), dtype, content, offset, (stride, dtype.itemsize))
 
@@ -192,7 +196,8 @@ class _Document:
         component, width = accessor["componentType"], _WIDTHS.get(accessor["type"])
         if component not in _COMPONENTS or width is None:
             raise ValueError(
-                f"its accessor {index} is {accessor['type']} of component type {component}, which no mesh uses"
+                f"its accessor {index} is {accessor['type']} of component type {component}, which "
+                "no mesh uses"
             )
         if "bufferView" in accessor:
             values = self._elements(accessor, count, width, component)
@@ -204,16 +209,14 @@ class _Document:
             values = values.copy()
             sparse = accessor["sparse"]
             changed = _natural(sparse["count"], "sparse count")
-            places = self._elements(
+            rows = self._elements(
                 sparse["indices"], changed, 1, sparse["indices"]["componentType"]
             ).ravel()
-            if changed > count or (changed and places.max() >= count):
+            if changed > count or (changed and rows.max() >= count):
                 raise ValueError(f"its sparse accessor {index} changes elements that do not exist")
-            values[places] = self._elements(sparse["values"], changed, width, component)
+            values[rows] = self._elements(sparse["values"], changed, width, component)
         if accessor.get("normalized") and component != 5126:
-            return np.maximum(
-                values.astype(np.float64) / np.iinfo(_COMPONENTS[component]).max, -1.0
-            )
+            return np.maximum(values.astype(np.float64) / np.iinfo(values.dtype).max, -1.0)
         return values.astype(np.float64 if component == 5126 else np.int64)
 
     def _primitive(self, primitive: dict) -> tuple[np.ndarray, np.ndarray] | None:
@@ -223,9 +226,8 @@ class _Document:
             return None
         if _DRACO in primitive.get("extensions", {}):
             return self._draco(primitive)
-        vertices = self._accessor(primitive["attributes"]["POSITION"], self._max_vertices).astype(
-            np.float64
-        )
+        positions = self._accessor(primitive["attributes"]["POSITION"], self._max_vertices)
+        vertices = positions.astype(np.float64)
         if vertices.shape[1] != 3:
             raise ValueError("its positions are not three-dimensional")
         index = np.arange(len(vertices))
@@ -233,7 +235,8 @@ class _Document:
             index = self._accessor(primitive["indices"], 3 * self._max_faces).ravel()
             if index.dtype != np.int64 or index.min() < 0 or index.max() >= len(vertices):
                 raise ValueError(
-                    f"its faces index vertices up to {index.max()}, but a primitive has {len(vertices):,}"
+                    f"its faces index vertices up to {index.max()}, but a primitive has "
+                    f"{len(vertices):,}"
                 )
         if mode == _TRIANGLES:
             return vertices, index[: len(index) // 3 * 3].reshape(-1, 3)
@@ -289,7 +292,7 @@ class _Document:
         return matrix
 
     def _roots(self) -> list[int]:
-        """Nodes of the default scene; without scenes, all that are no other node's child."""
+        """Root nodes of the default scene; without scenes, all nodes that are no child."""
         if self._json.get("scenes"):
             return list(self._item("scenes", self._json.get("scene", 0)).get("nodes", []))
         nodes = self._json.get("nodes", [])
@@ -302,12 +305,8 @@ class _Document:
     def triangles(self) -> tuple[np.ndarray, np.ndarray]:
         """The scene flattened, see `read_gltf`."""
         meshes: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
-        vertices, faces, num_vertices, num_faces = (
-            [np.empty((0, 3))],
-            [np.empty((0, 3), dtype=np.int64)],
-            0,
-            0,
-        )
+        vertices, faces = [np.empty((0, 3))], [np.empty((0, 3), dtype=np.int64)]
+        num_vertices, num_faces = 0, 0
         seen: set[int] = set()
         stack = [(index, np.eye(4), 1) for index in reversed(self._roots())]
         while stack:
@@ -319,7 +318,8 @@ class _Document:
                 )
             if depth > MAX_NODE_DEPTH or len(seen) >= MAX_NODES:
                 raise ValueError(
-                    f"its nodes are nested deeper than {MAX_NODE_DEPTH} or number more than {MAX_NODES:,}"
+                    f"its nodes are nested deeper than {MAX_NODE_DEPTH} or number more than "
+                    f"{MAX_NODES:,}"
                 )
             seen.add(index)
             world = parent @ self._transform(index, node)
@@ -338,6 +338,7 @@ class _Document:
                 num_vertices, num_faces = num_vertices + len(local), num_faces + len(triangles)
                 if num_vertices > self._max_vertices or num_faces > self._max_faces:
                     raise ValueError(
-                        f"its scene has more than {self._max_vertices:,} vertices or {self._max_faces:,} faces"
+                        f"its scene has more than {self._max_vertices:,} vertices or "
+                        f"{self._max_faces:,} faces"
                     )
         return np.concatenate(vertices), np.concatenate(faces)

@@ -1,9 +1,9 @@
 """Mesh files -> `Mesh`: welded, cleaned, centred and scaled to the project's frame.
 
-Refuses, with one sentence that holds the file and the reason (`MeshError`): unknown suffixes, files
-without triangles (points, lines, empty), truncated or malformed files, NaN or infinite coordinates,
-zero extent, and anything above the limits below. Flat and open meshes load. Textures, colours,
-skins, morphs and animations are not read.
+Raises `MeshError`, one sentence with the file and the reason, for unknown suffixes, files without
+triangles (points, lines, empty), truncated or malformed files, NaN or infinite coordinates, zero
+extent, and anything above the limits below. Flat and open meshes load. Textures, colours, skins,
+morphs and animations are not read. A further file format is a function and one line in `_READERS`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import trimesh
@@ -20,33 +21,34 @@ from scipy.sparse.csgraph import connected_components
 from tar3d.contracts import CUBE_FILL, Mesh
 from tar3d.mesh.gltf import read_gltf
 
-SUPPORTED = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 MAX_FILE_BYTES = 1 << 30  # text parsers need up to ten times the file in memory
 MAX_VERTICES = 20_000_000
 MAX_FACES = 10_000_000  # labelling takes about 1 kB of memory a face
 MIN_FACES = 4  # a tetrahedron; fewer enclose nothing
-FACES_AT_ONCE = 1 << 20  # bounds what a step over the faces of a mesh takes to about 200 MB
+FACES_AT_ONCE = 1 << 20  # bounds the memory of a step over the faces of a mesh to about 200 MB
 _PLY_HEADER_BYTES = 1 << 16
 
 
 class MeshError(ValueError):
-    """A mesh that cannot be used; the message is one sentence for the person who brought it."""
+    """A mesh that cannot be used; the message is one sentence for the owner of the file."""
 
 
 def load_mesh(path: str | Path) -> Mesh:
-    """Reads a file of `SUPPORTED` suffix (in any case); a scene becomes one mesh with its node
-    transforms applied."""
+    """Reads a file whose suffix, in any case, is in `SUPPORTED`.
+
+    A scene becomes one mesh with its node transforms applied. Raises `MeshError`.
+    """
     path = Path(path)
     check_file(path, SUPPORTED)
     try:
-        if path.suffix.lower() in (".glb", ".gltf"):
-            vertices, faces = read_gltf(path, MAX_VERTICES, MAX_FACES)
-        else:
-            vertices, faces = _read_plain(path)
+        vertices, faces = _READERS[path.suffix.lower()](path)
         if len(vertices) > MAX_VERTICES or len(faces) > MAX_FACES:
             raise ValueError(
-                f"it has {len(faces):,} faces and {len(vertices):,} vertices, allowed are {MAX_FACES:,} and "
-                f"{MAX_VERTICES:,}; simplify it first"
+                f"it has {len(faces):,} faces and {len(vertices):,} vertices, allowed are "
+                f"{MAX_FACES:,} and {MAX_VERTICES:,}; simplify it first"
             )
         mesh = normalize(vertices, faces)
     except (ValueError, OSError) as e:
@@ -59,8 +61,10 @@ def load_mesh(path: str | Path) -> Mesh:
 
 
 def list_meshes(path: str | Path) -> list[Path]:
-    """`path` itself if it is a file, else the files of `SUPPORTED` suffix below the folder, sorted;
-    hidden ones left out."""
+    """The file `path`, or all files of `SUPPORTED` suffix below the folder `path`, sorted.
+
+    Hidden files are left out. Raises `MeshError` for a path that is neither.
+    """
     path = Path(path)
     if path.is_dir():
         found = (
@@ -76,18 +80,19 @@ def list_meshes(path: str | Path) -> list[Path]:
 
 
 def normalize(vertices: np.ndarray, faces: np.ndarray) -> Mesh:
-    """`vertices` (V, 3) in any frame and scale -> `Mesh` in the project's frame, computed in
-    float64.
+    """Vertices (V, 3) in any frame and scale, faces (F, 3) -> `Mesh` in the project's frame.
 
-    The bounding box is that of the vertices in use. Raises `MeshError` without a face, or when they
-    have no extent.
+    Computed in float64. The bounding box is that of the vertices in use. Raises `MeshError` without
+    a usable face, for indices out of range, and for coordinates that are not finite or have no
+    extent.
     """
     vertices, faces = np.asarray(vertices, dtype=np.float64), np.asarray(faces, dtype=np.int64)
     if len(faces) == 0:
         raise MeshError("it has no triangles (points and lines are not meshes)")
     if faces.min() < 0 or faces.max() >= len(vertices):
         raise MeshError(
-            f"its faces index vertices {faces.min()}..{faces.max()}, but there are {len(vertices):,}"
+            f"its faces index vertices {faces.min()}..{faces.max()}, but there are "
+            f"{len(vertices):,}"
         )
     if not np.isfinite(vertices[faces]).all():
         raise MeshError("its vertices hold NaN or infinite coordinates")
@@ -99,8 +104,11 @@ def normalize(vertices: np.ndarray, faces: np.ndarray) -> Mesh:
 
 
 def to_frame(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Finite `points` (N, 3) float64 in any frame and scale -> the same in the project's frame, and
-    the matrix (4, 4) back."""
+    """Moves finite `points` (N, 3) float64 into the project's frame.
+
+    Returns them and the matrix (4, 4) back. Raises `MeshError` for an extent of 0 or one too large
+    to compute with.
+    """
     low, high = points.min(axis=0), points.max(axis=0)
     half = float((high / 2 - low / 2).max())
     if not np.finfo(np.float64).tiny < half < np.finfo(np.float64).max / 4:
@@ -112,23 +120,22 @@ def to_frame(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def weld(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Merges vertices at equal positions (V, 3); drops faces that lose their area or repeat, and
-    unused vertices.
+    """Merges vertices (V, 3) at equal positions; drops degenerate and repeated faces (F, 3).
 
-    A connected piece whose every face is there in both directions (a double-sided shell) would
-    cancel in a winding number: the first of each two is kept. Elsewhere such pairs stay, they are
-    where solids touch. The order of what is kept does not change. The result may have no faces.
+    Unused vertices are dropped too. A connected piece with every face in both directions (a
+    double-sided shell) would cancel in a winding number, so the first face of each pair is kept.
+    Elsewhere such pairs stay, because solids touch there. Vertices and faces keep their order. The
+    result may have no faces.
     """
-    first, inverse = _unique_rows(vertices + 0.0)  # which makes -0 a 0
+    first, inverse = _unique_rows(vertices + 0.0)  # the sum turns -0 into 0
     faces = first[inverse][faces]
     faces = faces[
         (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])
     ]
     if len(faces) > 0:
-        turned = (
-            faces.argmin(axis=1)[:, None] + np.arange(3)
-        ) % 3  # smallest index first, direction kept
-        faces = faces[np.sort(_unique_rows(np.take_along_axis(faces, turned, axis=1))[0])]
+        # smallest index first, direction kept
+        rotated = (faces.argmin(axis=1)[:, None] + np.arange(3)) % 3
+        faces = faces[np.sort(_unique_rows(np.take_along_axis(faces, rotated, axis=1))[0])]
         first, inverse = _unique_rows(np.sort(faces, axis=1))
         piece = face_components(faces, len(vertices))
         single = np.bincount(inverse)[inverse] == 1
@@ -139,17 +146,15 @@ def weld(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return vertices[used], (np.cumsum(used) - 1)[faces]
 
 
-def blocks(count: int, most: int) -> list[slice]:
-    """0..count-1 in slices of at most `most`."""
-    return [slice(start, start + most) for start in range(0, count, most)]
+def blocks(count: int, largest: int) -> list[slice]:
+    """Slices of at most `largest` items that cover 0..count-1."""
+    return [slice(start, start + largest) for start in range(0, count, largest)]
 
 
 def face_components(faces: np.ndarray, num_vertices: int) -> np.ndarray:
-    """For each face (F,) the number of its connected piece; faces that share a vertex are
-    connected."""
-    index = (
-        np.int32 if num_vertices <= np.iinfo(np.int32).max else np.int64
-    )  # half the memory, which counts at 10^7 faces
+    """Indices (F,) of the connected pieces of faces; faces that share a vertex are connected."""
+    # int32 takes half the memory, which counts at 10^7 faces
+    index = np.int32 if num_vertices <= np.iinfo(np.int32).max else np.int64
     starts, ends = (
         np.concatenate([faces[:, i], faces[:, i + 1]], dtype=index, casting="same_kind")
         for i in (0, 1)
@@ -161,7 +166,7 @@ def face_components(faces: np.ndarray, num_vertices: int) -> np.ndarray:
 
 
 def _unique_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where each distinct row first occurs, and for each row the number of its distinct row."""
+    """The first index of each distinct row, and for each row the number of its distinct row."""
     rows = np.ascontiguousarray(rows)
     keys = rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel()
     _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
@@ -169,8 +174,10 @@ def _unique_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_plain(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices and faces of an OBJ, PLY, STL or OFF file; side files (materials, textures) are
-    never opened."""
+    """Vertices and faces of an OBJ, PLY, STL or OFF file.
+
+    Side files (materials, textures) are never opened.
+    """
     suffix = path.suffix.lower()
     with path.open("rb") as file:
         head = file.read(_PLY_HEADER_BYTES)
@@ -182,10 +189,8 @@ def _read_plain(path: Path) -> tuple[np.ndarray, np.ndarray]:
             _check_ply_header(head, path.stat().st_size)
         file.seek(0)
         logger = logging.getLogger("trimesh")
-        was_disabled, logger.disabled = (
-            logger.disabled,
-            True,
-        )  # it reports on normals and materials, which are not read
+        # it reports on normals and materials, which are not read
+        was_disabled, logger.disabled = logger.disabled, True
         try:
             scene = trimesh.load_scene(
                 file, file_type=suffix[1:], process=False, skip_materials=True
@@ -204,9 +209,27 @@ def _read_plain(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(vertices), np.concatenate(faces)
 
 
+def _read_gltf(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    return read_gltf(path, MAX_VERTICES, MAX_FACES)
+
+
+# Functions from a file to vertices (V, 3) and faces (F, 3); they raise ValueError or OSError.
+_READERS: dict[str, Callable[[Path], tuple[np.ndarray, np.ndarray]]] = {
+    ".glb": _read_gltf,
+    ".gltf": _read_gltf,
+    ".obj": _read_plain,
+    ".ply": _read_plain,
+    ".stl": _read_plain,
+    ".off": _read_plain,
+}
+SUPPORTED = tuple(_READERS)
+
+
 def _check_ply_header(head: bytes, size: int) -> None:
-    """The declared counts decide how much is allocated, so they must fit the file: an element takes
-    a byte or more."""
+    """Refuses a header whose counts, which decide how much is allocated, do not fit the file.
+
+    An element takes a byte or more.
+    """
     header, end, _ = head.partition(b"end_header")
     if not end:
         raise ValueError(f"its PLY header does not end within {_PLY_HEADER_BYTES:,} bytes")
@@ -218,7 +241,7 @@ def _check_ply_header(head: bytes, size: int) -> None:
 
 
 def check_file(path: Path, suffixes: tuple[str, ...]) -> None:
-    """Refuses a file by its name and size, before it is opened."""
+    """Refuses a file by its name and size, before it is opened; raises `MeshError`."""
     _check_suffix(path, suffixes)
     if not path.is_file():
         raise MeshError(f"{path}: there is no such file")
@@ -230,9 +253,11 @@ def check_file(path: Path, suffixes: tuple[str, ...]) -> None:
 def _check_suffix(path: Path, suffixes: tuple[str, ...]) -> None:
     if path.suffix.lower() not in suffixes and not path.is_dir():
         raise MeshError(
-            f"{path}: the suffix {path.suffix!r} is not supported, allowed are {', '.join(suffixes)}"
+            f"{path}: the suffix {path.suffix!r} is not supported, allowed are "
+            f"{', '.join(suffixes)}"
         )
 
 
 def one_line(error: Exception) -> str:
+    """The message of an error in one line of at most 300 characters."""
     return " ".join(str(error).split())[:300]

@@ -37,7 +37,7 @@ LARGEST_OPENING = 0.25
 INSIDE_OUT = 0.1  # a piece is flipped if this share of its surface has w = -1 below it
 _MAX_FLIPS = 8  # rounds of flipping pieces and measuring again
 _PIECE_SAMPLES = 8192  # surface points of a mesh by which its pieces are classified
-_MAX_ROUNDS = 20  # of drawing surface points; many are needed when nearly all are buried
+_MAX_ROUNDS = 20  # draws of surface points; many are needed when nearly all are buried
 _OFF_THE_WALL = 1e-4  # distance from a wall to the start of a ray, and to the probe beyond it
 _CROSSING_SHARE = 50  # partners of a crossing are within 1 / 50 of the points along the shared axis
 # thin faces to which a point's distance is measured: the nearest sample may lie on the other side

@@ -263,7 +263,7 @@ VOLUME_METRICS = {
 
 
 def is_closed(mesh: Mesh) -> bool:
-    """Whether every edge belongs to exactly two faces that run along it in opposite directions."""
+    """True if every edge belongs to exactly two faces that traverse it in opposite directions."""
     corners = [mesh.faces[:, i] for i in (0, 1, 2)]
     start, end = np.concatenate(corners), np.concatenate([corners[1], corners[2], corners[0]])
     along, back = (np.sort(a * len(mesh.vertices) + b) for a, b in ((start, end), (end, start)))

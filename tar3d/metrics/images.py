@@ -22,7 +22,7 @@ SSIM_SETTINGS = {
     "K2": 0.03,
 }
 SSIM_WINDOW = 11  # pixels, of a Gaussian cut at 3.5 sigma
-_KID_ROWS = 1024  # of the kernel matrix at once
+_KID_ROWS = 1024  # rows of the kernel matrix at once
 
 
 def image_scores(pred: np.ndarray, truth: np.ndarray, foreground: np.ndarray) -> dict[str, float]:

@@ -32,14 +32,15 @@ GET_LPIPS = (
 )
 
 _WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
-_SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of pixels in [-1, 1]
+# mean and standard deviation by channel, for pixels in [-1, 1]
+_SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
 @dataclass(frozen=True)
 class Stack:
     """The convolutions of a feature network in five stages."""
 
-    # of each convolution: index in torchvision's `features`, stride, padding
+    # index in torchvision's `features`, stride and padding of each convolution
     stages: tuple[tuple[tuple[int, int, int], ...], ...]
     pooled: tuple[int, ...]  # stages that start with a max pool
     pool: tuple[int, int]  # its kernel and stride

@@ -1,9 +1,9 @@
 """Finds the metric behind the name of a score, and so the direction in which it is better.
 
-A score is named after its metric, with a prefix for how it was measured (surface_, aligned_,
-floor_, the kind of image), a suffix for where (_near, _fg, _clip) and the threshold in place of
-"tau" (fscore@0.02). The names of metrics stand in the tables of their families, below; a new metric
-is one line there. Imports no torch.
+The name of a score is that of its metric, with a prefix (surface_, aligned_, floor_, or the image
+that was compared, as in shaded_psnr), a suffix (_near, _fg, _clip), and the threshold in place of
+"tau" (fscore@0.02). The tables below hold all metrics; a new one is one line in its table. Imports
+no torch.
 """
 
 from __future__ import annotations

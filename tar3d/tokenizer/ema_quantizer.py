@@ -20,7 +20,7 @@ from tar3d.tokenizer.quantizer import Quantized, Quantizer
 EMA_DECAY = 0.99
 # a code is dead when its averaged count falls below this share of an evenly used code's
 DEAD_BELOW = 0.02
-CANDIDATES = 256  # latents kept of each shape and step, from which dead codes are revived
+CANDIDATES = 256  # latents of each shape and step from which dead codes are revived, at most
 CHUNK = 16_384  # latents compared with the codebook at a time: bounds the (L, V) similarity matrix
 KMEANS_ITERATIONS = 20
 

@@ -19,7 +19,7 @@ from tar3d.data.datasets.sampler import spread
 from tar3d.data.formats.views import mesh_images
 from tar3d.gpt.evaluate import condition_nll, of_others
 from tar3d.layouts.triplane import NUM_PLANES, to_planes
-from tar3d.mesh.render import contact_sheet, picture
+from tar3d.mesh.render import contact_sheet, render_preview
 from tar3d.pipeline import Pipeline
 from tar3d.runtime import uncompiled
 
@@ -96,7 +96,7 @@ class GPTReports:
                     pipeline.generate(c, [index], resolution=PREVIEW_RESOLUTION, sampling=sampling)
                     for c in conditions
                 ]
-                sheet.append([truth, *(picture(shape[0].mesh) for shape in shapes)])
+                sheet.append([truth, *(render_preview(shape[0].mesh) for shape in shapes)])
             model.train()
         if sheet:
             titles = ["truth", *(f"from its {m}" for m in modalities)]

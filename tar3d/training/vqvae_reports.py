@@ -13,7 +13,7 @@ from tar3d.data.datasets.shapes import ShapeDataset
 from tar3d.data.formats.samples import to_samples
 from tar3d.data.formats.views import mesh_images
 from tar3d.mesh.extract import EmptyFieldError
-from tar3d.mesh.render import contact_sheet, picture
+from tar3d.mesh.render import contact_sheet, render_preview
 from tar3d.pipeline import reconstruct
 from tar3d.runtime import uncompiled
 from tar3d.tokenizer.loss import intersection_over_union
@@ -81,7 +81,7 @@ class VQVAEReports:
                     )
             except EmptyFieldError:
                 rebuilt = None
-            rows.append([truth, picture(rebuilt)])
+            rows.append([truth, render_preview(rebuilt)])
         model.train()
         if rows:
             contact_sheet(rows, ["truth", "rebuilt"]).save(path)

@@ -59,12 +59,14 @@ def test_broken_meshes_do_what_their_manifest_expects(row, capfd):
     if mesh is None:
         return
     assert np.abs(mesh.vertices).max() == pytest.approx(CUBE_FILL, abs=1e-6)
+    config = PointSamplingConfig(surface_points=200, volume_points=2000, near_points=200)
+    samples, problem = None, ""
     try:
-        samples, _ = sample_shape(
-            mesh, PointSamplingConfig(surface_points=200, volume_points=2000, near_points=200), 0
-        )
+        samples, _ = sample_shape(mesh, config, 0)
     except MeshError as e:
-        assert "flat" in row["problem"] + row["detail"] and "encloses no volume" in str(e)
+        problem = str(e)
+    if samples is None:
+        assert "flat" in row["problem"] + row["detail"] and "encloses no volume" in problem
     else:
         assert samples.inside.any() and not samples.inside.all()
 
@@ -188,11 +190,21 @@ def test_limits_hold_for_every_format(tmp_path, monkeypatch):
 def test_a_ply_header_cannot_ask_for_more_than_the_file_holds(layout, tmp_path):
     path = tmp_path / "bomb.ply"
     path.write_text(
-        f"ply\nformat {layout} 1.0\nelement vertex 2000000000\nproperty float x\nproperty float y\nproperty float z\n"
+        f"ply\nformat {layout} 1.0\nelement vertex 2000000000\nproperty float x\n"
+        "property float y\nproperty float z\n"
         "element face 1\nproperty list uchar int vertex_indices\nend_header\n0 0 0\n"
     )
     with pytest.raises(MeshError, match="declares 2,000,000,001 elements, but the file has"):
         load_mesh(path)
+
+
+def refusal(path) -> str:
+    """The reason why a file is refused, "" if it loads."""
+    try:
+        load_mesh(path)
+    except MeshError as e:
+        return str(e)
+    return ""
 
 
 @pytest.mark.parametrize("suffix", [".glb", ".obj", ".ply", ".stl", ".off"])
@@ -207,9 +219,7 @@ def test_damaged_bytes_load_or_are_refused_in_a_sentence(suffix, tmp_path):
         for place in rng.integers(0, min(len(damaged), 1500), rng.integers(1, 6)):
             damaged[place] = rng.integers(0, 256)
         path.write_bytes(damaged[: rng.integers(1, len(damaged))] if trial % 4 == 0 else damaged)
-        try:
-            load_mesh(path)
-        except MeshError as e:
-            refused += 1
-            assert "\n" not in str(e)
+        reason = refusal(path)
+        refused += reason != ""
+        assert "\n" not in reason
     assert refused > 10

@@ -13,7 +13,7 @@ from tar3d.data.formats.samples import save_samples
 from tar3d.mesh.load import MeshError, normalize
 from tar3d.mesh.point_cloud import ESTIMATED, UNEVEN, is_cloud, load_points, splats
 from tar3d.mesh.points import sample_surface
-from tar3d.mesh.render import picture
+from tar3d.mesh.render import render_preview
 
 DATASETS = Path(
     os.environ.get("TAR3D_DATASETS") or Path(__file__).parents[3] / "shared" / "datasets"
@@ -228,13 +228,22 @@ def test_a_picture_of_points_shows_where_they_are():
     ball = trimesh.creation.icosphere(3)
     mesh = normalize(ball.vertices, ball.faces)
     drawn, solid = (
-        picture(m)[..., 0] < 255
+        render_preview(m)[..., 0] < 255
         for m in (splats(sample_surface(mesh, 20_000, np.random.default_rng(0))), mesh)
     )
     assert (drawn & solid).sum() > 0.95 * (drawn | solid).sum()
 
 
-# refusals ------------------------------------------------------------------------------------------------------------
+# refusals
+
+
+def refusal(path) -> str:
+    """The reason why a file is refused, "" if it loads."""
+    try:
+        load_points(path)
+    except MeshError as e:
+        return str(e)
+    return ""
 
 
 def table(count: int = 200) -> list[str]:
@@ -381,10 +390,8 @@ def test_damaged_files_are_read_or_refused_in_a_sentence(surface, tmp_path, name
         b"version https://git-lfs.github.com/spec/v1\n",
     ]:
         (tmp_path / name).write_bytes(content)
-        try:
-            load_points(tmp_path / name)
-        except MeshError as e:
-            assert str(e).startswith(f"{tmp_path / name}: ") and "\n" not in str(e)
+        reason = refusal(tmp_path / name)
+        assert not reason or (reason.startswith(f"{tmp_path / name}: ") and "\n" not in reason)
 
 
 def test_files_that_are_no_clouds(tmp_path):

@@ -15,8 +15,8 @@ from tar3d.mesh.render import (
     contact_sheet,
     orbit,
     orbit_cameras,
-    picture,
     render,
+    render_preview,
     rgba,
 )
 
@@ -188,8 +188,8 @@ def test_contact_sheet_places_rows_and_columns():
 
 def test_a_very_fine_mesh_looks_the_same_in_a_preview(monkeypatch):
     mesh = ball(detail=6)
-    fine = picture(mesh, 64)
+    fine = render_preview(mesh, 64)
     monkeypatch.setattr("tar3d.mesh.render._PREVIEW_FACES", 1000)
     monkeypatch.setattr("tar3d.mesh.render._PREVIEW_CELL", 1 / 32)
-    coarse = picture(mesh, 64)
+    coarse = render_preview(mesh, 64)
     assert 0 < np.abs(fine.astype(int) - coarse).mean() < 2

@@ -6,9 +6,10 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
 from tar3d.config import EvalProtocol
-from tar3d.evaluation.pairs import load_protocol
-from tar3d.evaluation.report import compare_sets
-from tar3d.evaluation.views import CLIP_SCORES, SET_SCORES, TEXT_SCORES, Folders, Renders
+from tar3d.evaluation.image_pairs import ImageFolders, RenderedImages
+from tar3d.evaluation.image_scores import CLIP_SCORES, SET_SCORES, TEXT_SCORES
+from tar3d.evaluation.mesh_pairs import load_protocol
+from tar3d.evaluation.mesh_report import compare_sets
 from tar3d.metrics.geometry import VOLUME_METRICS, describe, point_scores
 from tar3d.metrics.images import IMAGE_MAPS, PIXEL_METRICS, image_scores
 from tar3d.metrics.metric import Metric
@@ -92,6 +93,6 @@ def test_a_metric_that_is_best_in_the_middle_has_no_order():
 
 
 def test_the_registry_knows_the_images_and_scores_of_the_evaluation():
-    assert {*Renders.__dataclass_fields__["maps"].default, *Folders.maps} <= set(IMAGE_MAPS)
+    assert {*RenderedImages.maps, *ImageFolders.maps} <= set(IMAGE_MAPS)
     for score in (*CLIP_SCORES, *TEXT_SCORES, *SET_SCORES, *VOLUME_METRICS):
         find_metric(score)

@@ -18,7 +18,7 @@ from tar3d.data.formats.dataset_folder import mesh_path
 from tar3d.data.formats.shards import ShardedFiles
 from tar3d.io import json_bytes
 from tar3d.mesh.load import load_mesh
-from tar3d.mesh.render import Camera, Renderer, orbit_cameras, picture, rgba
+from tar3d.mesh.render import Camera, Renderer, orbit_cameras, render_preview, rgba
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -133,4 +133,7 @@ def mesh_images(folder: Path, ids: list[str]) -> list[np.ndarray]:
     report.csv names is gone.
     """
     known = (folder / "report.csv").is_file()
-    return [picture(load_mesh(mesh_path(folder, shape_id)) if known else None) for shape_id in ids]
+    return [
+        render_preview(load_mesh(mesh_path(folder, shape_id)) if known else None)
+        for shape_id in ids
+    ]

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from tar3d.mesh.load import load_mesh
-from tar3d.mesh.render import contact_sheet, picture
+from tar3d.mesh.render import contact_sheet, render_preview
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,7 +26,7 @@ def shape_image(views: ShardedFiles, names: list[str], mesh_file: str) -> Image.
     try:
         if names:
             return Image.open(io.BytesIO(views.read(names[0]))).convert("RGBA")
-        return Image.fromarray(picture(load_mesh(mesh_file), TILE))
+        return Image.fromarray(render_preview(load_mesh(mesh_file), TILE))
     except (ValueError, OSError):  # a damaged or missing file: the tile stays blank
         return None
 
