@@ -28,8 +28,8 @@ from torch.utils.data import default_collate
 
 from tar3d import checkpoint
 from tar3d import config as configuration
-from tar3d.condition.conditioner import Encoder, Source, rows_of
-from tar3d.condition.encoders import GivenEmbeddings
+from tar3d.condition.conditioner import ConditionInputs, Encoder, rows_of
+from tar3d.condition.given import GivenEmbeddings
 from tar3d.conditional_gpt import (
     TEXT_TOKENIZER,
     ConditionalGPT,
@@ -272,7 +272,11 @@ class GPTObjective(torch.nn.Module):
                 )
 
     def forward(
-        self, tokens: torch.Tensor, inputs: torch.Tensor, source: Source, dropped: torch.Tensor
+        self,
+        tokens: torch.Tensor,
+        inputs: torch.Tensor,
+        source: ConditionInputs,
+        dropped: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
         """The losses of what is trained. "nll": nats a token of the first B rows of tokens (B + b,
         T) from `inputs` (B, T - 1); "code_distance": 1 - cosine of the predicted codes to the true codes, over all
@@ -302,7 +306,7 @@ class GPTObjective(torch.nn.Module):
         backward."""
         gpt, conditioner = self.model.gpt, self.model.conditioner
         told = sum(encoder.flops() for encoder in conditioner.trained.values()) * (rows + further)
-        told //= max(1, len(conditioner.kinds))
+        told //= max(1, len(conditioner.modalities))
         layers = rows * gpt.flops(gpt.config.condition_tokens, gpt.config.num_tokens)
         return {
             "code_predictor": 3 * told,
@@ -540,7 +544,7 @@ def train_step(run: Run, batch: dict, dropped: torch.Tensor) -> dict[str, float]
 def drop_rows(model: ConditionalGPT, rows: int, generator: torch.Generator) -> torch.Tensor:
     """(B,) bool: the rows that are told nothing; all of a GPT that never is told anything."""
     dropped = model.gpt.drop_rows(rows, generator)
-    return dropped if model.conditioner.kinds else torch.ones_like(dropped)
+    return dropped if model.conditioner.modalities else torch.ones_like(dropped)
 
 
 def validation_rows(dataset: TokenDataset, count: int) -> dict:
@@ -560,13 +564,13 @@ def validate(
             kind: condition_nll(
                 model, rows["tokens"], {kind: rows["condition"][kind]}, VALIDATION_BATCH
             )
-            for kind in model.conditioner.kinds
+            for kind in model.conditioner.modalities
         } or {"": condition_nll(model, rows["tokens"], {}, VALIDATION_BATCH)}
     right = torch.stack([nll.get("right", nll["null"]) for nll in by_kind.values()]).mean(
         0
     )  # (N, T)
     metrics = {"nll": float(right.mean())}
-    if model.conditioner.kinds:
+    if model.conditioner.modalities:
         metrics["nll_shuffled"] = float(
             torch.stack([nll["shuffled"] for nll in by_kind.values()]).mean()
         )
@@ -597,7 +601,7 @@ def validate_code_predictor(
     model, right, wrong = objective.model.eval(), {}, []
     with fabric.autocast():
         tokens = model.gpt.to_model_order(rows["tokens"].to(fabric.device))
-        for kind in model.conditioner.kinds:
+        for kind in model.conditioner.modalities:
             told = {kind: rows["condition"][kind].to(fabric.device)}
             right[kind] = float(objective.code_distance(model.condition(told, len(tokens)), tokens))
             wrong.append(
@@ -660,7 +664,7 @@ def preview(
     """A picture with one row a truth: the true mesh, and what is generated from its first view or
     caption, or from nothing; where the code predictor is trained alone, its guess."""
     model = objective.model
-    pipeline, kinds = Pipeline(vqvae, model, fabric.device), model.conditioner.kinds
+    pipeline, kinds = Pipeline(vqvae, model, fabric.device), model.conditioner.modalities
     sheet = []
     for index, (truth, row) in enumerate(zip(truths, rows, strict=True)):
         sources = [{kind: row["condition"][kind][None]} for kind in kinds] or [{}]
@@ -700,7 +704,9 @@ def save_gpt(
         largest_file=config.train.weights_file_mb * 10**6,
     )
     if "text" in model.conditioner.trained:
-        model.conditioner.encoder("text").words.tokenizer.save_pretrained(folder / TEXT_TOKENIZER)
+        model.conditioner.encoder("text").text_tokenizer.tokenizer.save_pretrained(
+            folder / TEXT_TOKENIZER
+        )
 
 
 def needs(given: list[GivenEmbeddings]) -> str:
