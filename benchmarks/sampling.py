@@ -47,7 +47,7 @@ from tar3d.upgrade import upgrade_flags
 if TYPE_CHECKING:
     import numpy as np
 
-    from tar3d.condition.conditioner import Source
+    from tar3d.condition.conditioner import ConditionInputs
     from tar3d.contracts import Mesh
     from tar3d.evaluation.evaluator_network import Evaluator
 
@@ -75,7 +75,7 @@ class ValidationShapes:
     surfaces: list[np.ndarray]
     truths: list[Mesh]
     categories: list[str]
-    inputs: Source
+    inputs: ConditionInputs
     captions: list[str] | None
 
 

@@ -1,15 +1,14 @@
-"""Model directories: strict, atomic, self-explaining.
+"""Model directories: saving and loading, strict about names and shapes of weights.
 
 A model directory holds model.safetensors, config.yaml, metrics.json and README.md, and loads from
-itself alone: a local path or a Hub id. Weights above a size are split into several files, named and
-indexed as those of the Hub's large models are.
+itself alone: from a local path or a Hub id. Weights above a size are split into several files,
+named and indexed as those of the Hub's large models are.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import TypeVar
@@ -26,9 +25,11 @@ from tar3d.tokenizer.vqvae import VQVAE
 from tar3d.upgrade import upgrade_parameters
 
 T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
 WEIGHTS, CONFIG, METRICS, README = "model.safetensors", "config.yaml", "metrics.json", "README.md"
 INDEX, SPLIT = "model.safetensors.index.json", "model{suffix}.safetensors"
 LARGEST_FILE = 5_000_000_000  # bytes, as the Hub's own models are split
+# Parts of the tokenizer that decide which tokens a shape gets.
 TOKEN_PARTS = ("encoder.", "to_code.", "quantizer.codebook")
 TOKENIZER = "tokenizer"  # sub-folder of a directory that holds several models
 
@@ -42,9 +43,12 @@ def save_model(
     dtype: torch.dtype = torch.float32,
     largest_file: int = LARGEST_FILE,
 ) -> Path:
-    """Writes a model directory; `dtype` is how floating tensors are stored (they load as float32).
-    Weights of more bytes than `largest_file` are split; each of their files says which weights it
-    is of, so that an interrupted save is noticed."""
+    """Writes a model directory, each file atomically.
+
+    `dtype` is how floating tensors are stored; they load as float32. Weights of more bytes than
+    `largest_file` are split; each file then says which weights it belongs to, so that an
+    interrupted save is noticed.
+    """
     from huggingface_hub import split_torch_state_dict_into_shards
 
     folder = Path(folder)
@@ -56,14 +60,13 @@ def save_model(
     split = split_torch_state_dict_into_shards(
         tensors, filename_pattern=SPLIT, max_shard_size=largest_file
     )
-    mark = {"weights": fingerprint(module)} if split.is_sharded else None
+    mark = {"weights": fingerprint(module)} if split.is_sharded else {}
     for name, keys in split.filename_to_tensors.items():
         partial = folder / f".{name}.part"
-        save_file({key: tensors[key] for key in keys}, partial, metadata=mark)
-        partial.chmod(
-            folder.stat().st_mode & 0o666
-        )  # safetensors makes files that only their owner can read
-        os.replace(partial, folder / name)
+        save_file({key: tensors[key] for key in keys}, partial, metadata=mark or None)
+        # safetensors makes files that only their owner can read.
+        partial.chmod(folder.stat().st_mode & 0o666)
+        partial.replace(folder / name)
     if split.is_sharded:
         index = {"metadata": {**split.metadata, **mark}, "weight_map": split.tensor_to_filename}
         (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
@@ -79,6 +82,7 @@ def save_model(
 
 
 def weight_files(folder: Path) -> list[Path]:
+    """The files of weights in a model directory."""
     return sorted(folder.glob("model*.safetensors"))
 
 
@@ -87,7 +91,7 @@ def _has_weights(folder: Path) -> bool:
 
 
 def copy_model(source: Path, target: Path) -> None:
-    """Another model directory with the same files."""
+    """Copies the files of a model directory to another one."""
     target.mkdir(parents=True, exist_ok=True)
     for path in (
         *weight_files(source),
@@ -98,8 +102,11 @@ def copy_model(source: Path, target: Path) -> None:
 
 
 def find_model(source: str | Path) -> Path:
-    """The local folder of a model directory given by path, or by Hub id (downloaded, or from the
-    cache when offline)."""
+    """The local folder of a model directory given by path or Hub id.
+
+    A Hub id is downloaded, or taken from the cache when offline. A shipped model is found from any
+    working directory. Raises ValueError when it is not there or is no model directory.
+    """
     path = _local_folder(source)
     missing = [
         name
@@ -123,8 +130,8 @@ def _local_folder(source: str | Path) -> Path:
     if name is None:
         raise ValueError(
             f"no model at {path}, which was taken for a local path: give a model directory (with "
-            f"{WEIGHTS} and {CONFIG}) or a Hub id like owner/name; {HUB_PREFIX}owner/name is always "
-            "a Hub id"
+            f"{WEIGHTS} and {CONFIG}) or a Hub id like owner/name; {HUB_PREFIX}owner/name is "
+            "always a Hub id"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -134,66 +141,70 @@ def _local_folder(source: str | Path) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
         tried = "was" if is_hub_address(source) else "is not a local folder, and was"
         raise ValueError(
-            f"{source} {tried} looked up on the Hub, which did not deliver it ({type(e).__name__}): "
-            f"check the name and the network, or give a local model directory, as in ./{name}"
+            f"{source} {tried} looked up on the Hub, which did not deliver it "
+            f"({type(e).__name__}): check the name and the network, or give a local model "
+            f"directory, as in ./{name}"
         ) from e
 
 
 def find_bundle(source: str | Path, *parts: tuple[str, ...]) -> list[Path]:
-    """The model directories in a directory (path or Hub id): for each part the first of its names
-    that is there."""
+    """The model directories in a directory that is given by path or Hub id.
+
+    For each part the first of its names that is there. Raises ValueError when a part has none.
+    """
     path = _local_folder(source)
-    found = [
-        next((path / name for name in names if _has_weights(path / name)), None) for names in parts
-    ]
-    if missing := [names for names, folder in zip(parts, found, strict=True) if folder is None]:
-        have = (
-            ", ".join(sorted(p.name for p in path.iterdir() if p.is_dir() and _has_weights(p)))
-            or "none"
-        )
-        lacking = " and ".join(
-            " or ".join(f"{name}/{WEIGHTS}" for name in names) for names in missing
-        )
+    found: list[Path] = []
+    missing: list[str] = []
+    for names in parts:
+        folders = [path / name for name in names if _has_weights(path / name)]
+        found += folders[:1]
+        missing += [] if folders else [" or ".join(f"{name}/{WEIGHTS}" for name in names)]
+    if missing:
+        have = sorted(p.name for p in path.iterdir() if p.is_dir() and _has_weights(p))
         raise ValueError(
-            f"{path} lacks {lacking}; of models it holds {have}: "
+            f"{path} lacks {' and '.join(missing)}; of models it holds "
+            f"{', '.join(have) or 'none'}: "
             f"give a directory that holds {', '.join(names[0] for names in parts)}"
         )
     return found
 
 
 def read_config(source: str | Path, cls: type[T]) -> T:
+    """The config of a model directory, as the dataclass `cls`."""
     return configuration.load(cls, find_model(source) / CONFIG)
 
 
 def load_weights(
-    module: nn.Module, source: str | Path, anew: tuple[str, ...] = (), only: tuple[str, ...] = ("",)
-) -> nn.Module:
-    """Fills `module` from a model directory, strictly: a missing, surplus or misshapen tensor is a
-    ValueError. But tensors whose names begin with one of `anew`, or with none of `only`, stay as
-    they are."""
+    module: M, source: str | Path, skip: tuple[str, ...] = (), only: tuple[str, ...] = ("",)
+) -> M:
+    """Fills `module` from a model directory, strictly, and returns it.
+
+    Tensors whose names begin with one of `skip`, or with none of `only`, stay as they are. Raises
+    ValueError for a missing, surplus or misshapen tensor; nothing is then loaded.
+    """
     path = find_model(source)
     path /= INDEX if (path / INDEX).is_file() else WEIGHTS
-    tensors = upgrade_parameters(_read_weights(path))
-    wanted, tensors = (
+    stored = upgrade_parameters(_read_weights(path))
+    own, tensors = (
         {
             name: tensor
             for name, tensor in named.items()
-            if name.startswith(only) and not name.startswith(anew)
+            if name.startswith(only) and not name.startswith(skip)
         }
-        for named in (module.state_dict(), tensors)
+        for named in (module.state_dict(), stored)
     )
-    wrong = [f"{k} is missing" for k in wanted if k not in tensors]
-    wrong += [f"{k} is not part of this model" for k in tensors if k not in wanted]
+    wrong = [f"{k} is missing" for k in own if k not in tensors]
+    wrong += [f"{k} is not part of this model" for k in tensors if k not in own]
     wrong += [
-        f"{k} is {tuple(tensors[k].shape)}, not {tuple(wanted[k].shape)}"
-        for k in wanted
-        if k in tensors and tensors[k].shape != wanted[k].shape
+        f"{k} is {tuple(tensors[k].shape)}, not {tuple(own[k].shape)}"
+        for k in own
+        if k in tensors and tensors[k].shape != own[k].shape
     ]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ValueError(f"{path} does not fit its model: {'; '.join(wrong[:3])}{more}")
     module.load_state_dict(
-        {k: v.to(wanted[k].dtype) for k, v in tensors.items()}, strict=not anew and only == ("",)
+        {k: v.to(own[k].dtype) for k, v in tensors.items()}, strict=not skip and only == ("",)
     )
     return module
 
@@ -210,20 +221,24 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             with safe_open(path, "pt") as file:
                 if (file.metadata() or {}).get("weights") != index["metadata"].get("weights"):
                     raise ValueError(
-                        f"{path} belongs to other weights than {INDEX}: a save was interrupted, or files of two "
-                        "models were mixed; fetch or make the model again"
+                        f"{path} belongs to other weights than {INDEX}: a save was interrupted, "
+                        "or files of two models were mixed; fetch or make the model again"
                     )
-                tensors |= {key: file.get_tensor(key) for key in file.keys()}
+                tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         return tensors
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as e:
         raise ValueError(
-            f"{path} cannot be read ({e}): the file is damaged or incomplete, fetch or make it again"
+            f"{path} cannot be read ({e}): the file is damaged or incomplete, fetch or make it "
+            "again"
         ) from e
 
 
 def find_tokenizer(source: str | Path) -> Path:
-    """The local folder of a tokenizer, given its model directory, one that holds it as tokenizer/,
-    or the Hub id of either."""
+    """The local folder of a tokenizer.
+
+    `source` is its model directory, a directory that holds it as tokenizer/, or the Hub id of
+    either.
+    """
     folder = _local_folder(source)
     nested = folder / TOKENIZER
     return find_model(nested if nested.is_dir() else folder)
@@ -235,23 +250,25 @@ def load_tokenizer(source: str | Path) -> VQVAE:
     config = read_config(folder, VQVAEConfig)
     if config.train.stage == "ae":
         raise ValueError(
-            f"{folder} is an autoencoder, whose codebook is not trained: continue it with python train_vqvae.py "
-            f"--init {folder} train.stage=vq"
+            f"{folder} is an autoencoder, whose codebook is not trained: continue it with "
+            f"python train_vqvae.py --init {folder} train.stage=vq"
         )
     return load_weights(VQVAE(config.tokenizer), folder).eval()
 
 
 def token_fingerprint(vqvae: VQVAE) -> str:
-    """`fingerprint` of what decides which tokens a shape gets: encoder and codebook. Tokenizers
-    that differ in their decoders alone (`train.stage=decoder`) speak the same tokens."""
+    """The `fingerprint` of what decides which tokens a shape gets: encoder and codebook.
+
+    Tokenizers that differ in their decoders alone (`train.stage=decoder`) make the same tokens.
+    """
     return fingerprint(vqvae, TOKEN_PARTS)
 
 
 def fingerprint(module: nn.Module, parts: tuple[str, ...] = ("",)) -> str:
-    """A short hash of what a module computes with: names, shapes and float16 values of its tensors,
-    of those whose names begin with one of `parts`.
+    """A short hash of names, shapes and float16 values of a module's tensors.
 
-    Float16, so that weights stored in half precision keep the fingerprint they were stored with.
+    Only of those whose names begin with one of `parts`. Float16, so that weights stored in half
+    precision keep the fingerprint that they were stored with.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):

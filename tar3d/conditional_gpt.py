@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from tar3d import checkpoint
-from tar3d.condition.conditioner import Conditioner, Encoder, Source, build_encoder
-from tar3d.condition.encoders import TRAINED
+from tar3d.condition.conditioner import Conditioner, ConditionInputs, Encoder, build_encoder
 from tar3d.condition.image import Prepared, preprocess
-from tar3d.condition.text import PreparedText, TextEncoder, load_words
+from tar3d.condition.text_encoders import TextEncoder, trains_tokenizer
+from tar3d.condition.text_tokenizer import PreparedText, load_text_tokenizer
 from tar3d.config import GPT_TYPES, GPTRunConfig
 from tar3d.contracts import Condition
 from tar3d.gpt.loss import token_nll
@@ -67,10 +67,10 @@ class ConditionalGPT(torch.nn.Module):
                 f"this GPT's text encoder is a {type(encoder).__name__}, which reads no text: load "
                 "the model with its own text encoder"
             )
-        return encoder.words.prepare(text)
+        return encoder.text_tokenizer.prepare(text)
 
     def token_nll(
-        self, tokens: torch.Tensor, inputs: Source, dropped: torch.Tensor
+        self, tokens: torch.Tensor, inputs: ConditionInputs, dropped: torch.Tensor
     ) -> torch.Tensor:
         """NLL (B, T) in nats of tokens (B, T), each given those before it; without gradients."""
         tokens = self.gpt.to_model_order(tokens)
@@ -78,7 +78,7 @@ class ConditionalGPT(torch.nn.Module):
             hidden = self.gpt.hidden(tokens[:, :-1], self.condition(inputs, len(tokens)), dropped)
         return self.gpt.to_raster_order(token_nll(hidden, self.gpt.head.weight, tokens))
 
-    def condition(self, inputs: Source, rows: int) -> Condition:
+    def condition(self, inputs: ConditionInputs, rows: int) -> Condition:
         """The prefixes encoded from `inputs`, or without any the null prefix in each of `rows`."""
         if inputs:
             return self.conditioner(inputs)
@@ -100,5 +100,5 @@ def load_gpt(folder: str | Path) -> ConditionalGPT:
 def load_gpt_text_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase | None:
     """The tokenizer of a text encoder that was trained with the GPT; None for a GPT without one."""
     config = checkpoint.read_config(folder, GPTRunConfig)
-    trained = "text" in config.conditions and config.text_encoder.model == TRAINED
-    return load_words(checkpoint.find_model(folder) / TEXT_TOKENIZER) if trained else None
+    trained = "text" in config.conditions and trains_tokenizer(config.text_encoder)
+    return load_text_tokenizer(checkpoint.find_model(folder) / TEXT_TOKENIZER) if trained else None

@@ -49,8 +49,8 @@ def is_hub_address(source: str | Path) -> bool:
 def looks_local(source: str | Path) -> bool:
     """Whether `source` is a path and never a Hub id.
 
-    It is one if it exists, if it is absolute, if it begins with ".", "~" or a folder of this
-    project, or if it has more than two parts.
+    It is one if it exists, if it is absolute, if it begins with ".", "~", a folder that exists here
+    or a folder of this project, or if it has more than two parts.
     """
     path, text = Path(source), str(source)
     return not is_hub_address(source) and (
@@ -61,6 +61,7 @@ def looks_local(source: str | Path) -> bool:
         or len(path.parts) > 2
         or not path.parts
         or path.parts[0] in PROJECT_FOLDERS
+        or (len(path.parts) == 2 and path.parent.exists())
     )
 
 

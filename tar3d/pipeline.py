@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
-    from tar3d.condition.conditioner import Source
+    from tar3d.condition.conditioner import ConditionInputs
     from tar3d.config import SamplingConfig
     from tar3d.contracts import Mesh
     from tar3d.tokenizer.vqvae import VQVAE
@@ -286,7 +286,7 @@ class Pipeline:
 
     def generate(
         self,
-        inputs: Source,
+        inputs: ConditionInputs,
         seeds: list[int],
         *,
         sampling: SamplingConfig | None = None,
@@ -314,7 +314,7 @@ class Pipeline:
             ]
 
     @torch.inference_mode()
-    def tokens(self, inputs: Source, seeds: list[int], sampling: SamplingConfig) -> Tokens:
+    def tokens(self, inputs: ConditionInputs, seeds: list[int], sampling: SamplingConfig) -> Tokens:
         """The tokens from which `generate` makes its shapes."""
         with self._autocast():
             return self._sample(inputs, seeds, sampling, None, {})
@@ -336,7 +336,7 @@ class Pipeline:
 
     def _sample(
         self,
-        inputs: Source,
+        inputs: ConditionInputs,
         seeds: list[int],
         sampling: SamplingConfig,
         progress: Callable[[int, int], None] | None,

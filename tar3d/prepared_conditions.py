@@ -18,7 +18,7 @@ from tar3d.mesh.render import text_image
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tar3d.condition.conditioner import Source
+    from tar3d.condition.conditioner import ConditionInputs
     from tar3d.conditional_gpt import ConditionalGPT
 
 UNCONDITIONAL = ""  # the modality of a row without a condition
@@ -46,7 +46,7 @@ class PreparedConditions:
     rows: list[PreparedCondition]
 
     @property
-    def inputs(self) -> Source:
+    def inputs(self) -> ConditionInputs:
         """Modality -> (B, ...), as `Pipeline.generate` takes it; empty without a condition."""
         arrays = [row.encoder_input for row in self.rows if row.encoder_input is not None]
         return {self.rows[0].modality: torch.from_numpy(np.stack(arrays))} if arrays else {}

@@ -1,9 +1,8 @@
-"""How fast a training runs, and how close that is to what the device can do: rate, remaining time,
-model FLOP/s, MFU, and the share of time in which the loop waited for data.
+"""Throughput of a training: rate, remaining time, model FLOP/s, MFU, and time spent on data.
 
 MFU is model FLOPs over the device's peak (PaLM, arXiv 2204.02311, appendix B): only what the model
-needs counts, nothing that is computed twice (`train.activation_checkpointing`), and nothing of the optimizer. The
-models count their own (`GPT.flops`, `VQVAE.flops`).
+needs counts, nothing that is computed twice (`train.activation_checkpointing`), and nothing of the
+optimizer. The models count their own FLOPs (`GPT.flops`, `VQVAE.flops`).
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 T = TypeVar("T")
 
-# Dense bfloat16 FLOP/s with float32 sums, from NVIDIA's data sheets. The first name that is part of
-# the device's decides.
+# Dense bfloat16 FLOP/s with float32 sums, from NVIDIA's data sheets, by a part of the device's
+# name; the first that fits counts.
 VENDOR_PEAKS = {
     "B200": 2250e12,
     "H200": 989e12,
@@ -35,24 +34,25 @@ VENDOR_PEAKS = {
     "RTX 3090": 71e12,
 }
 SLOWER = "Laptop"  # a card of the same name in a laptop has another peak
-PROBE_SIDES = {
-    "cpu": 1024,
-    "cuda": 8192,
-}  # of the square matrices that are multiplied where no data sheet helps
+# Sides of the square matrices that are multiplied where no data sheet helps.
+PROBE_SIDES = {"cpu": 1024, "cuda": 8192}
 PROBES = 3
 
 
 @dataclass(frozen=True)
 class Peak:
-    """The FLOP/s that a fraction is of, and whose figure that is."""
+    """The device's greatest FLOP/s, and the source of that figure."""
 
     flops_per_second: float
     source: str
 
 
 def find_peak(device: torch.device, dtype: torch.dtype) -> Peak:
-    """The data sheet's for a known GPU in bfloat16, else what a large matrix product reaches here
-    now (a second at most)."""
+    """The peak of a device for matrix products of a dtype.
+
+    The data sheet's for a known GPU in bfloat16, else what a large matrix product reaches here now
+    (a second at most).
+    """
     if device.type == "cuda" and dtype == torch.bfloat16:
         name = torch.cuda.get_device_name(device)
         for part, flops in VENDOR_PEAKS.items():
@@ -66,14 +66,16 @@ def find_peak(device: torch.device, dtype: torch.dtype) -> Peak:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, side: int, calls: int = 1) -> float:
-    """FLOP/s of the best of a few products of two `side` x `side` matrices; random ones, as a GPU
-    multiplies zeros faster than anything else."""
+    """FLOP/s of the best of a few products of two `side` x `side` matrices.
+
+    Random ones, as a GPU multiplies zeros faster than anything else.
+    """
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     return 2 * side**3 / best_seconds(lambda: a @ b, device, calls)
 
 
-def best_seconds(call, device: torch.device, calls: int = 1) -> float:
-    """Least seconds of a call over a few times `calls` of them, after one to warm up."""
+def best_seconds(call: Callable[[], object], device: torch.device, calls: int = 1) -> float:
+    """Seconds of a call: the best of a few series of `calls` calls, after one to warm up."""
     call()
     seconds = []
     for _ in range(PROBES):
@@ -87,6 +89,7 @@ def best_seconds(call, device: torch.device, calls: int = 1) -> float:
 
 
 def synchronize(device: torch.device) -> None:
+    """Waits until a GPU has finished; a CPU always has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -95,7 +98,7 @@ class Meter:
     """Times a training loop of `total` steps that begins at step `start`.
 
     `items` (in `unit`s) and `flops` are those of one step on one device, whose peak is `peak`. Time
-    between `pause` and `resume` is nobody's: validation, previews, saving.
+    between `pause` and `resume` is not counted: validation, previews, saving.
     """
 
     def __init__(
@@ -103,14 +106,13 @@ class Meter:
     ) -> None:
         self.total, self.items, self.unit, self.flops, self.peak = total, items, unit, flops, peak
         self._step = self._first = start
-        self._busy = self._read_at = (
-            0.0  # seconds of training so far, and those at the last reading
-        )
-        self._waited = 0.0  # since then
+        # Seconds of training so far, and at the last reading.
+        self._busy = self._read_at = 0.0
+        self._waited = 0.0  # seconds since the last reading
         self._since = time.perf_counter()
 
     def batches(self, loader: Iterable[T]) -> Iterator[T]:
-        """What the loader yields; the time until it does is booked as waiting."""
+        """The batches of the loader; the time until it yields one counts as waiting."""
         iterator = iter(loader)
         while True:
             start = time.perf_counter()
@@ -122,14 +124,18 @@ class Meter:
             yield batch
 
     def pause(self) -> None:
+        """Stops the clock."""
         self._busy += time.perf_counter() - self._since
 
     def resume(self) -> None:
+        """Starts the clock again."""
         self._since = time.perf_counter()
 
     def read(self, step: int) -> dict[str, float]:
-        """Figures of the steps since the last reading, of which there must be one: steps and items
-        a second, FLOP/s, MFU, the share of time spent waiting for data."""
+        """Figures of the steps since the last reading, of which there must be one.
+
+        Steps and items a second, FLOP/s, MFU, and the share of time spent waiting for data.
+        """
         self.pause()
         self.resume()
         seconds, steps = max(self._busy - self._read_at, 1e-9), step - self._step
@@ -145,20 +151,22 @@ class Meter:
         return figures
 
     def line(self, figures: dict[str, float]) -> str:
+        """The figures of `read` as text."""
         return (
-            f"{figures[self.unit + '_per_second']:,.0f} {self.unit}/s, {_flops(figures['model_flops_per_second'])}, "
-            f"MFU {figures['mfu']:.1%}, waiting {figures['waiting_share']:.1%}"
+            f"{figures[self.unit + '_per_second']:,.0f} {self.unit}/s, "
+            f"{_flops(figures['model_flops_per_second'])}, MFU {figures['mfu']:.1%}, "
+            f"waiting {figures['waiting_share']:.1%}"
         )
 
     def progress(self, step: int) -> str:
-        """Rate since the start and remaining time, as of the last pause, at which `step` steps were
-        done."""
+        """Rate since the start and remaining time at the last pause, after `step` steps."""
         rate = (step - self._first) / max(self._busy, 1e-9)
         remaining = (self.total - step) / max(rate, 1e-9)
         return f"{rate:.2f} steps/s, {clock(self._busy)} of training, ETA {clock(remaining)}"
 
 
 def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
     seconds = round(seconds)
     return f"{seconds // 3600}:{seconds % 3600 // 60:02d}:{seconds % 60:02d}"
 

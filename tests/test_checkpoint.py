@@ -92,8 +92,8 @@ def test_a_tokenizer_is_found_inside_a_directory_of_models(folder):
         == [bundle / "tokenizer"]
     )
     lacking = (
-        "lacks gpt_t23d/model.safetensors or gpt_any/model.safetensors; of models it holds tokenizer: "
-        "give a directory that holds tokenizer, gpt_t23d"
+        "lacks gpt_t23d/model.safetensors or gpt_any/model.safetensors; of models it holds "
+        "tokenizer: give a directory that holds tokenizer, gpt_t23d"
     )
     with pytest.raises(ValueError, match=lacking):
         find_bundle(bundle, ("tokenizer",), ("gpt_t23d", "gpt_any"))
@@ -190,7 +190,7 @@ def test_hub_id_without_a_network_is_one_sentence(monkeypatch):
 
 
 def test_an_unknown_key_in_the_saved_config_is_refused(folder):
-    with open(folder / "config.yaml", "a") as f:
+    with (folder / "config.yaml").open("a") as f:
         f.write("colour: blue\n")
     with pytest.raises(ValueError, match="config.yaml.*colour"):
         load_tokenizer(folder)

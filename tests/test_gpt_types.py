@@ -150,8 +150,8 @@ def test_a_saved_model_speaks_its_own_words(models, data):
     folder = models / "t23d" / "model" / "gpt_t23d"
     loaded = load_gpt(folder)
     config = checkpoint.read_config(folder, GPTRunConfig)
-    mine = encoders_of(config, data)["text"].words
-    assert loaded.conditioner.encoder("text").words.identity == mine.identity
+    mine = encoders_of(config, data)["text"].text_tokenizer
+    assert loaded.conditioner.encoder("text").text_tokenizer.identity == mine.identity
     known = load_file(folder / "model.safetensors")
     assert all(torch.equal(known[name], value) for name, value in loaded.state_dict().items())
 
@@ -189,7 +189,7 @@ def test_words_of_a_model_to_go_on_from_are_kept(models, data, tokenizer, tmp_pa
         == 0
     )
     old, new = (
-        load_gpt(folder).conditioner.encoder("text").words
+        load_gpt(folder).conditioner.encoder("text").text_tokenizer
         for folder in (init, tmp_path / "run" / "model" / "gpt_t23d")
     )
     assert old.identity == new.identity

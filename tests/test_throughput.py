@@ -6,7 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tar3d import throughput
-from tar3d.condition.encoders import build_image_encoder
+from tar3d.condition.image_encoders import build_image_encoder
 from tar3d.config import GPTConfig, ImageEncoderConfig
 from tar3d.contracts import Condition
 from tar3d.gpt.model import GPT

@@ -1,23 +1,24 @@
-"""What a GPT is told of a shape -> its prefix.
+"""Conditions of several modalities -> the prefix of the GPT.
 
-A source holds what is told, by kind: {"image": (B, S, S, 3) uint8 pixels} or {"text": (B, L) token
-ids}, as the encoders take them, or in their place the embeddings that a frozen encoder made of
-them, (B, P, E), zero where a caption has ended. With nothing in it, the GPT generates what it
-likes.
+Condition inputs hold a tensor for each modality: {"image": (B, S, S, 3) uint8 pixels} or
+{"text": (B, L) token ids}, as the encoders take them, or in their place the embeddings that a
+frozen encoder made of them, (B, P, E), zero where a caption has ended. Without any, the GPT
+generates unconditionally.
 
-Letters: B batch, K kinds given, P prefix length, E width.
+Letters: B batch, K modalities in the inputs, P prefix length, E width.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tar3d.condition.encoders import GivenEmbeddings, ImageEncoder, build_image_encoder
-from tar3d.condition.text import TextEncoder, build_text_encoder
+from tar3d.condition.given import GivenEmbeddings
+from tar3d.condition.image_encoders import ImageEncoder, build_image_encoder
+from tar3d.condition.text_encoders import TextEncoder, build_text_encoder
 from tar3d.contracts import Condition
 
 if TYPE_CHECKING:
@@ -26,79 +27,91 @@ if TYPE_CHECKING:
     from tar3d.config import GPTRunConfig
 
 Encoder = ImageEncoder | TextEncoder | GivenEmbeddings
-Source = dict[str, Tensor]
+ConditionInputs = dict[str, Tensor]
 
 
 def build_encoder(
-    config: GPTRunConfig, kind: str, words: PreTrainedTokenizerBase | None = None
+    config: GPTRunConfig, modality: str, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> Encoder:
-    """The encoder that a config names for one of its conditions; `words` as for
-    `build_text_encoder`."""
-    return (
-        build_image_encoder(config.image_encoder)
-        if kind == "image"
-        else build_text_encoder(config.text_encoder, words)
-    )
+    """The encoder that a config names for a modality; `tokenizer` as for `build_text_encoder`."""
+    if modality == "image":
+        return build_image_encoder(config.image_encoder)
+    return build_text_encoder(config.text_encoder, tokenizer)
 
 
-def rows_of(source: Source, rows: slice) -> Source:
-    return {kind: shown[rows] for kind, shown in source.items()}
+def rows_of(inputs: ConditionInputs, rows: slice) -> ConditionInputs:
+    """The same inputs for some of the rows."""
+    return {modality: values[rows] for modality, values in inputs.items()}
 
 
 class Conditioner(nn.Module):
-    """One encoder for each kind. A frozen one is not among the weights: its name in the config is.
-    Of several, those of another width get a linear map to `width`.
+    """One encoder for each modality, and the map of their embeddings to one width.
 
-    Raises ValueError when what they give does not fit a prefix of `num_tokens` x `width`.
+    A frozen encoder is not among the weights: its name in the config is. Of several encoders, those
+    of another width than `width` get a linear map to it.
+
+    Raises ValueError when the embeddings do not fit a prefix of `num_tokens` x `width`.
     """
 
     def __init__(self, encoders: dict[str, Encoder], num_tokens: int, width: int) -> None:
         super().__init__()
         self.trained = nn.ModuleDict(
-            {kind: encoder for kind, encoder in encoders.items() if not encoder.frozen}
+            {modality: encoder for modality, encoder in encoders.items() if not encoder.frozen}
         )
         # In a plain dict: neither weights nor optimizers see it.
-        self._frozen = {kind: encoder for kind, encoder in encoders.items() if encoder.frozen}
-        self.kinds = tuple(encoders)
+        self._frozen = {
+            modality: encoder for modality, encoder in encoders.items() if encoder.frozen
+        }
+        self.modalities = tuple(encoders)
         self.project = nn.ModuleDict()
         if len(encoders) > 1:
             self.project.update(
                 {
-                    kind: nn.Linear(encoder.width, width, bias=False)
-                    for kind, encoder in encoders.items()
+                    modality: nn.Linear(encoder.width, width, bias=False)
+                    for modality, encoder in encoders.items()
                     if encoder.width != width
                 }
             )
-        given = {
-            kind: (encoder.num_tokens, width if kind in self.project else encoder.width)
-            for kind, encoder in encoders.items()
+        self._check_prefix(encoders, num_tokens, width)
+
+    def _check_prefix(self, encoders: dict[str, Encoder], num_tokens: int, width: int) -> None:
+        shapes = {
+            modality: (encoder.num_tokens, width if modality in self.project else encoder.width)
+            for modality, encoder in encoders.items()
         }
-        longest = max((tokens for tokens, _ in given.values()), default=num_tokens)
-        if longest != num_tokens or any(found != width for _, found in given.values()):
-            said = " and ".join(
-                f"the {kind} encoder gives {tokens} x {found} embeddings"
-                for kind, (tokens, found) in given.items()
+        longest = max((tokens for tokens, _ in shapes.values()), default=num_tokens)
+        if longest != num_tokens or any(found != width for _, found in shapes.values()):
+            outputs = " and ".join(
+                f"the {modality} encoder gives {tokens} x {found} embeddings"
+                for modality, (tokens, found) in shapes.items()
             )
             raise ValueError(
-                f"{said}, but gpt.condition_tokens x gpt.condition_width is {num_tokens} x {width}: write "
-                f"gpt.condition_tokens={longest} gpt.condition_width={max(found for _, found in given.values())}"
+                f"{outputs}, but gpt.condition_tokens x gpt.condition_width is "
+                f"{num_tokens} x {width}: write gpt.condition_tokens={longest} "
+                f"gpt.condition_width={max(found for _, found in shapes.values())}"
             )
 
-    def encoder(self, kind: str) -> Encoder:
-        """Raises ValueError for a kind that this model was not made for."""
-        if kind not in self.kinds:
+    def encoder(self, modality: str) -> Encoder:
+        """The encoder of a modality. Raises ValueError for one that this model was not made for."""
+        if modality not in self.modalities:
             raise ValueError(
-                f"this GPT was not trained on the condition {kind!r}, but on "
-                f"{' or '.join(self.kinds) or 'none at all'}: choose another --gpt-type or another model"
+                f"this GPT was not trained on the condition {modality!r}, but on "
+                f"{' or '.join(self.modalities) or 'none at all'}: choose another --gpt-type or "
+                "another model"
             )
-        return self._frozen[kind] if kind in self._frozen else self.trained[kind]
+        if modality in self._frozen:
+            return self._frozen[modality]
+        return cast("Encoder", self.trained[modality])
 
-    def forward(self, source: Source) -> Condition:
-        """The prefixes of B rows. Of several kinds, row b is told the (b mod K)-th: each gets its
-        share of a batch."""
+    def forward(self, inputs: ConditionInputs) -> Condition:
+        """The prefixes of B rows.
+
+        With several modalities, row b is conditioned on the (b mod K)-th: each gets its share of a
+        batch.
+        """
         parts = [
-            self._part(kind, shown[k :: len(source)])
-            for k, (kind, shown) in enumerate(source.items())
+            self._encode(modality, values[k :: len(inputs)])
+            for k, (modality, values) in enumerate(inputs.items())
         ]
         if len(parts) == 1:
             return parts[0]
@@ -117,18 +130,15 @@ class Conditioner(nn.Module):
             embeddings[order], mask[order], all(part.full for part in parts) and not any(padding)
         )
 
-    def _part(self, kind: str, shown: Tensor) -> Condition:
-        encoder = self.encoder(kind)
-        if shown.is_floating_point():
-            part = (
-                Condition.of(shown.float())
-                if kind == "image"
-                else Condition(shown.float(), (shown != 0).any(-1))
-            )
+    def _encode(self, modality: str, values: Tensor) -> Condition:
+        """The prefixes of one modality, from what its encoder takes or from its embeddings."""
+        encoder = self.encoder(modality)
+        if not values.is_floating_point():
+            part = encoder.to(values.device)(values)
+        elif modality == "image":
+            part = Condition.of(values.float())
         else:
-            part = encoder.to(shown.device)(shown)
-        return (
-            Condition(self.project[kind](part.embeddings), part.mask, part.full)
-            if kind in self.project
-            else part
-        )
+            part = Condition(values.float(), (values != 0).any(-1))
+        if modality not in self.project:
+            return part
+        return Condition(self.project[modality](part.embeddings), part.mask, part.full)

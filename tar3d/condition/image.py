@@ -1,16 +1,15 @@
-"""Picture file -> the square of pixels that an image encoder sees; one function for training and
-for inference.
+"""Image file -> the square of pixels that an image encoder sees, in training and inference alike.
 
 `load_image` reads anything Pillow reads and returns RGBA with the right pixels: EXIF rotation
 applied, 16-bit scaled (not clipped) to 8 bit, palettes and colour keys resolved into alpha, CMYK
 converted. `preprocess` finds the object, cuts it out and centres it on white. What it decides
-depends on what the alpha channel holds, never on the file's mode, so an RGB picture and its opaque
+depends on what the alpha channel holds, never on the file's mode, so an RGB image and its opaque
 RGBA twin give the same pixels.
 
 Refused, each with an `ImageError` of one sentence: files that are no image or are cut short,
 animations and multi-page files (which frame is the object?), floating-point pixels (no defined
-white), pictures above `MAX_PIXELS` (told from the header, before anything is decoded), and pictures
-in which nothing stands out. Colour profiles are ignored.
+white), images above `MAX_PIXELS` (known from the header, before anything is decoded), and images in
+which nothing stands out. Colour profiles are ignored.
 """
 
 from __future__ import annotations
@@ -31,15 +30,19 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 64_000_000  # about 0.7 GB while it is prepared
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
-VISIBLE_ALPHA = 13  # of 255: less than 5 % opaque is background
-TRANSPARENT_SHARE = 0.01  # of the pixels: less is rounded corners or an accident, not a cut-out
-PLAIN_TOLERANCE = 10  # of 255 in any channel: JPEG noise on a plain background stays below
-# of the border pixels that must agree; the rest may be an object that leaves the frame
+# Smallest alpha of the object, of 255: less than 5 % opaque is background.
+VISIBLE_ALPHA = 13
+# Smallest share of transparent pixels in a cut-out: less is rounded corners or an accident.
+TRANSPARENT_SHARE = 0.01
+# Largest difference, of 255 in any channel, within a plain background: JPEG noise stays below.
+PLAIN_TOLERANCE = 10
+# Share of the border pixels that must agree; the rest may be an object that leaves the frame.
 PLAIN_SHARE = 0.9
 WHITE = (255, 255, 255)
 
-_COMPOSITES = {"MPO", "PSD"}  # their first frame is the picture, the others are previews or layers
-# What Pillow's decoders raise for damaged files, found by feeding them damaged files
+# Formats whose first frame is the image, the others being previews or layers.
+_COMPOSITES = {"MPO", "PSD"}
+# What Pillow's decoders raise for damaged files, found by feeding them damaged files.
 _DECODE_ERRORS = (
     OSError,
     SyntaxError,
@@ -56,13 +59,16 @@ Foreground = Literal["alpha", "plain background", "frame"]
 
 
 class ImageError(ValueError):
-    """A picture that cannot be used; the message is one sentence that a user can act on."""
+    """An image that cannot be used; the message is one sentence that a user can act on."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """`pixels` (S, S, 3) uint8, the object centred on white; `foreground` says what it was told
-    from."""
+    """`pixels` (S, S, 3) uint8, the object centred on white.
+
+    `foreground` says how the object was found: by alpha, by a plain background, or not at all (the
+    whole frame).
+    """
 
     pixels: np.ndarray
     foreground: Foreground
@@ -76,8 +82,10 @@ class Prepared:
 
 
 def list_images(path: str | Path) -> list[Path]:
-    """`path` itself if it is a file, else the images directly inside the folder, sorted by name;
-    never empty."""
+    """`path` itself if it is a file, else the images directly inside the folder, sorted by name.
+
+    Raises `ImageError` when there is none.
+    """
     path = Path(path)
     if path.is_dir():
         found = sorted(
@@ -96,16 +104,18 @@ def list_images(path: str | Path) -> list[Path]:
 
 
 def load_image(path: str | Path, content: bytes | None = None) -> Image.Image:
-    """Reads one still picture as RGBA, upright. Raises `ImageError`, which names the file.
-    `content` are its bytes, where it is no file of its own and `path` only says where it lies."""
+    """Reads one still image as RGBA, upright.
+
+    `content` holds its bytes where it is not a file of its own; `path` then only names it. Raises
+    `ImageError`, which names the file.
+    """
     path = Path(path)
     if content is None and not path.is_file():
         raise ImageError(f"image {path} {'is a folder' if path.is_dir() else 'does not exist'}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", Image.DecompressionBombWarning
-            )  # the limit below is stricter and says more
+            # The limit below is stricter and says more.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(path if content is None else io.BytesIO(content))
     except UnidentifiedImageError as e:
         raise ImageError(f"{path} is not an image that can be read; save it as PNG or JPEG") from e
@@ -119,11 +129,13 @@ def load_image(path: str | Path, content: bytes | None = None) -> Image.Image:
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise ImageError(
-                f"{path} has {width} x {height} pixels, at most {MAX_PIXELS:,} are allowed; scale it down"
+                f"{path} has {width} x {height} pixels, at most {MAX_PIXELS:,} are allowed; scale "
+                "it down"
             )
         if getattr(image, "is_animated", False) and image.format not in _COMPOSITES:
             raise ImageError(
-                f"{path} holds several frames or pages; save the one that shows the object as a still image"
+                f"{path} holds several frames or pages; save the one that shows the object as a "
+                "still image"
             )
         try:
             image.load()
@@ -136,15 +148,18 @@ def load_image(path: str | Path, content: bytes | None = None) -> Image.Image:
 
 
 def to_rgba(image: Image.Image) -> Image.Image:
-    """An image of any Pillow mode as 8-bit RGBA; grey values above 8 bit are scaled, v / 257
-    rounded."""
+    """An image of any Pillow mode as 8-bit RGBA.
+
+    Grey values above 8 bit are scaled: v / 257, rounded.
+    """
     if image.mode == "RGBA":
         return image
     if image.mode == "I" or image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.int64)
         if values.size and (values.min() < 0 or values.max() > 65_535):
             raise ImageError(
-                f"grey values reach from {values.min()} to {values.max()}; save the picture with 8 or 16 bit"
+                f"grey values reach from {values.min()} to {values.max()}; save the image with 8 "
+                "or 16 bit"
             )
         grey = Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGBA")
         key = image.info.get("transparency")
@@ -153,13 +168,13 @@ def to_rgba(image: Image.Image) -> Image.Image:
         return grey
     if image.mode == "F":
         raise ImageError(
-            "floating-point pixels have no defined white; save the picture as 8 or 16-bit PNG"
+            "floating-point pixels have no defined white; save the image as 8 or 16-bit PNG"
         )
     try:
         return image.convert("RGBA")
     except ValueError as e:
         raise ImageError(
-            f"pixels of mode {image.mode} cannot be converted; save the picture as RGB"
+            f"pixels of mode {image.mode} cannot be converted; save the image as RGB"
         ) from e
 
 
@@ -173,41 +188,35 @@ def preprocess(image: Image.Image, config: ImageEncoderConfig) -> Prepared:
     over white before the (bicubic, antialiased) resize: then the hidden colour of transparent
     pixels cannot bleed into the object's edge.
 
-    Raises `ImageError` for a fully transparent picture and for one of a single colour.
+    Raises `ImageError` for a fully transparent image and for one of a single colour.
     """
-    picture, mask, foreground = find_foreground(to_rgba(image))
+    rgb, mask, foreground = find_foreground(to_rgba(image))
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    box = (
-        int(columns[0]),
-        int(rows[0]),
-        int(columns[-1]) + 1,
-        int(rows[-1]) + 1,
-    )  # left, top, right, bottom
-
+    # Left, top, right, bottom.
+    box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
     size, width, height = config.image_size, box[2] - box[0], box[3] - box[1]
     scale = config.foreground_fill * size / max(width, height)
     target = (max(1, round(width * scale)), max(1, round(height * scale)))
     square = Image.new("RGB", (size, size), WHITE)
     square.paste(
-        picture.crop(box).resize(target, Image.Resampling.BICUBIC),
+        rgb.crop(box).resize(target, Image.Resampling.BICUBIC),
         ((size - target[0]) // 2, (size - target[1]) // 2),
     )
     return Prepared(np.array(square), foreground)
 
 
 def find_foreground(rgba: Image.Image) -> tuple[Image.Image, np.ndarray, Foreground]:
-    """-> (RGB picture on white, (height, width) bool where the object is, what it was told
-    from)."""
+    """-> (RGB image on white, (height, width) bool where the object is, how it was found)."""
     alpha = rgba.getchannel("A")
     visible = np.asarray(alpha) >= VISIBLE_ALPHA
     if not visible.any():
-        raise ImageError("the picture is fully transparent: there is no object in it")
-    picture = Image.new("RGB", rgba.size, WHITE)
-    picture.paste(rgba, mask=alpha)
+        raise ImageError("the image is fully transparent: there is no object in it")
+    rgb = Image.new("RGB", rgba.size, WHITE)
+    rgb.paste(rgba, mask=alpha)
     if visible.mean() <= 1 - TRANSPARENT_SHARE:
-        return picture, visible, "alpha"
+        return rgb, visible, "alpha"
 
-    width, height = picture.size
+    width, height = rgb.size
     edges = (
         (0, 0, width, 1),
         (0, height - 1, width, height),
@@ -215,20 +224,20 @@ def find_foreground(rgba: Image.Image) -> tuple[Image.Image, np.ndarray, Foregro
         (width - 1, 0, width, height),
     )
     border = np.concatenate(
-        [np.asarray(picture.crop(edge), dtype=np.int16).reshape(-1, 3) for edge in edges]
+        [np.asarray(rgb.crop(edge), dtype=np.int16).reshape(-1, 3) for edge in edges]
     )
     background = np.median(border, axis=0).round().astype(int).tolist()
     if (np.abs(border - background).max(axis=1) <= PLAIN_TOLERANCE).mean() < PLAIN_SHARE:
-        return picture, np.ones_like(visible), "frame"
+        return rgb, np.ones_like(visible), "frame"
 
-    differs = Image.new("L", picture.size)
-    for band, colour in zip(picture.split(), background, strict=True):
+    differs = Image.new("L", rgb.size)
+    for band, colour in zip(rgb.split(), background, strict=True):
         far = band.point([255 * (abs(value - colour) > PLAIN_TOLERANCE) for value in range(256)])
         differs = ImageChops.lighter(differs, far)
     if differs.getbbox() is None:
-        raise ImageError("the picture has a single colour: there is no object in it")
+        raise ImageError("the image has a single colour: there is no object in it")
     if 255 - min(background) > PLAIN_TOLERANCE:
         # A background that is white already stays as it is: painting would eat the lightest parts
         # of the object.
-        picture.paste(WHITE, mask=ImageChops.invert(differs))
-    return picture, np.asarray(differs) > 0, "plain background"
+        rgb.paste(WHITE, mask=ImageChops.invert(differs))
+    return rgb, np.asarray(differs) > 0, "plain background"

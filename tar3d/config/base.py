@@ -49,7 +49,7 @@ def load(
 
     `base` holds nested values that replace defaults and give way to the file and the overrides.
     """
-    values = OmegaConf.create({})
+    values: dict[str, Any] = {}
     if path is not None:
         path = find_local(path)
         if not path.is_file():
@@ -68,14 +68,18 @@ def load(
     )
 
 
-def _read(path: Path) -> DictConfig:
+def _read(path: Path) -> dict[str, Any]:
+    """The values of a YAML file under the names of today."""
     try:
         values = OmegaConf.load(path)
     except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as e:
         raise ValueError(f"{path} is not a readable YAML file: {' '.join(str(e).split())}") from e
     if not isinstance(values, DictConfig):
         raise ValueError(f'{path} must hold keys and values, as in "train: {{batch_size: 4}}"')
-    return values
+    try:
+        return upgrade_config(cast("dict", OmegaConf.to_container(values)))
+    except ValueError as e:
+        raise ValueError(f"{path}: {e}") from e
 
 
 def with_defaults(cls: type, values: Mapping[str, Any], origin: str) -> dict[str, Any]:

@@ -115,10 +115,16 @@ class GPTConfig:
         one_of("gpt.prefix_rope", self.prefix_rope, ("identity", "zero"))
         # Which names there are is known where their table is: tar3d/gpt/layers.
         require(self.linear_attention != "", "gpt.linear_attention must name a layer, got ''")
-        backends = ("auto", "chunked", "reference", "fla", "lightning_attn")
-        one_of("gpt.linear_backend", self.linear_backend, backends)
-        backends = ("auto", "sdpa", "flash_attn", "xformers")
-        one_of("gpt.attention_backend", self.attention_backend, backends)
+        one_of(
+            "gpt.linear_backend",
+            self.linear_backend,
+            ("auto", "chunked", "reference", "fla", "lightning_attn"),
+        )
+        one_of(
+            "gpt.attention_backend",
+            self.attention_backend,
+            ("auto", "sdpa", "flash_attn", "xformers"),
+        )
 
     @property
     def head_dim(self) -> int:

@@ -20,8 +20,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from tar3d.condition.conditioner import rows_of
-from tar3d.condition.encoders import ImageEncoder
 from tar3d.condition.image import preprocess
+from tar3d.condition.image_encoders import ImageEncoder
 from tar3d.contracts import Mesh
 from tar3d.data.formats.captions import captions_of
 from tar3d.data.formats.dataset_folder import mesh_path
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from tar3d.condition.conditioner import Source
+    from tar3d.condition.conditioner import ConditionInputs
     from tar3d.tokenizer.vqvae import VQVAE
 
 RECONSTRUCTION = {"reconstruction": "tokenizer's reconstruction of the truth (upper bound)"}
@@ -100,7 +100,7 @@ class GenerationInputs:
     `views_in_training` counts the views that are training views, pixel by pixel.
     """
 
-    inputs: Source
+    inputs: ConditionInputs
     thumbnails: list[np.ndarray]
     nearest: dict[str, list[str]]
     captions: list[str] | None = None
@@ -228,7 +228,7 @@ def inputs_from_captions(pipeline: Pipeline, data: EvalData, ids: list[str]) -> 
 
 
 def generate_all(
-    pipeline: Pipeline, inputs: Source, seeds: list[int], resolution: int, batch: int
+    pipeline: Pipeline, inputs: ConditionInputs, seeds: list[int], resolution: int, batch: int
 ) -> list[Mesh | None]:
     """A mesh for each seed and its row of the inputs, None where the field is empty."""
     meshes: list[Mesh | None] = []

@@ -27,7 +27,7 @@ from tar3d.gpt.code_predictor import PREDICTOR_PARAMETERS
 from tar3d.gpt.loss import cross_entropy
 
 if TYPE_CHECKING:
-    from tar3d.condition.conditioner import Source
+    from tar3d.condition.conditioner import ConditionInputs
     from tar3d.conditional_gpt import ConditionalGPT
     from tar3d.config import GPTRunConfig, GPTTrainConfig
 
@@ -73,7 +73,7 @@ class GPTObjective(torch.nn.Module):
                 parameter.requires_grad_(False)
 
     def forward(
-        self, tokens: Tensor, inputs: Tensor, condition_inputs: Source, dropped: Tensor
+        self, tokens: Tensor, inputs: Tensor, condition_inputs: ConditionInputs, dropped: Tensor
     ) -> dict[str, Tensor]:
         """The loss terms of the stage, scalars by name.
 
@@ -110,7 +110,7 @@ class GPTObjective(torch.nn.Module):
         gpt, conditioner = self.model.gpt, self.model.conditioner
         encoders = sum(cast("Any", encoder).flops() for encoder in conditioner.trained.values())
         # Modalities take turns in the rows, so each encoder sees its share of them.
-        encoders = encoders * (rows + predictor_rows) // max(1, len(conditioner.kinds))
+        encoders = encoders * (rows + predictor_rows) // max(1, len(conditioner.modalities))
         layers = rows * gpt.flops(gpt.config.condition_tokens, gpt.config.num_tokens)
         return {
             "code_predictor": 3 * encoders,
@@ -122,7 +122,7 @@ class GPTObjective(torch.nn.Module):
 def draw_dropped_rows(model: ConditionalGPT, rows: int, generator: torch.Generator) -> Tensor:
     """(B,) bool, True for rows that train the null prefix; all rows of a GPT without conditions."""
     dropped = model.gpt.drop_rows(rows, generator)
-    return dropped if model.conditioner.kinds else torch.ones_like(dropped)
+    return dropped if model.conditioner.modalities else torch.ones_like(dropped)
 
 
 def rows_of_pass(config: GPTRunConfig, rows: int, predictor_rows: int) -> int:
@@ -146,7 +146,7 @@ def rows_of_pass(config: GPTRunConfig, rows: int, predictor_rows: int) -> int:
     return micro
 
 
-def inputs_of_pass(batch: dict, rows: slice, count: int) -> tuple[Tensor, Tensor, Source]:
+def inputs_of_pass(batch: dict, rows: slice, count: int) -> tuple[Tensor, Tensor, ConditionInputs]:
     """The tokens, inputs and condition inputs of one forward pass.
 
     They are those of `rows` among the first `count` rows of the batch, and an equal share of the

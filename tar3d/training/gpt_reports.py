@@ -11,7 +11,7 @@ from torch.utils.data import default_collate
 
 from tar3d import checkpoint
 from tar3d.condition.conditioner import rows_of
-from tar3d.condition.encoders import GivenEmbeddings
+from tar3d.condition.given import GivenEmbeddings
 from tar3d.conditional_gpt import TEXT_TOKENIZER, gpt_folder, gpt_type_of
 from tar3d.config import SamplingConfig
 from tar3d.contracts import PLANES
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from lightning_fabric import Fabric
 
-    from tar3d.condition.text import TextEncoder
+    from tar3d.condition.text_encoders import TextEncoder
     from tar3d.conditional_gpt import ConditionalGPT
     from tar3d.config import GPTRunConfig
     from tar3d.data.datasets.tokens import TokenDataset
@@ -85,7 +85,7 @@ class GPTReports:
         """
         path = self.out / f"preview_{step:07d}.png"
         model = objective.model
-        modalities = model.conditioner.kinds
+        modalities = model.conditioner.modalities
         sampling = PREDICTED_CODES_ALONE if objective.stage == "code_predictor" else None
         sheet = []
         with uncompiled():
@@ -120,7 +120,7 @@ class GPTReports:
         )
         if "text" in model.conditioner.trained:
             encoder = cast("TextEncoder", model.conditioner.encoder("text"))
-            encoder.words.tokenizer.save_pretrained(self.model_folder / TEXT_TOKENIZER)
+            encoder.text_tokenizer.tokenizer.save_pretrained(self.model_folder / TEXT_TOKENIZER)
         checkpoint.copy_model(
             checkpoint.find_tokenizer(tokenizer), self.out / "model" / checkpoint.TOKENIZER
         )
@@ -152,7 +152,7 @@ def validate(
     is under the right condition. With several modalities "nll" and "nll_shuffled" are means over
     them, and each has its own. The second result is the NLL of every position (T,).
     """
-    modalities = model.conditioner.kinds
+    modalities = model.conditioner.modalities
     with fabric.autocast():
         by_modality = {
             m: condition_nll(model, rows["tokens"], {m: rows["condition"][m]}, VALIDATION_BATCH)
@@ -191,7 +191,7 @@ def validate_code_predictor(
     right, shuffled = {}, []
     with fabric.autocast():
         tokens = model.gpt.to_model_order(rows["tokens"].to(fabric.device))
-        for m in model.conditioner.kinds:
+        for m in model.conditioner.modalities:
             own = {m: rows["condition"][m].to(fabric.device)}
             distances = [
                 float(objective.code_distance(model.condition(inputs, len(tokens)), tokens))
@@ -230,7 +230,7 @@ def nll_map(by_position: torch.Tensor, config: GPTRunConfig) -> Image.Image:
 
 def needed_encoders(model: ConditionalGPT) -> str:
     """What a user must know of a model that was trained on embeddings given to it, or ""."""
-    encoders = [model.conditioner.encoder(m) for m in model.conditioner.kinds]
+    encoders = [model.conditioner.encoder(m) for m in model.conditioner.modalities]
     names = " and ".join(e.source for e in encoders if isinstance(e, GivenEmbeddings))
     return f" (needs {names}, whose embeddings were given to this training)" if names else ""
 

@@ -27,8 +27,9 @@ from tar3d.data.formats.views import Views
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tar3d.condition.encoders import GivenEmbeddings, ImageEncoder
-    from tar3d.condition.text import TextEncoder
+    from tar3d.condition.given import GivenEmbeddings
+    from tar3d.condition.image_encoders import ImageEncoder
+    from tar3d.condition.text_encoders import TextEncoder
     from tar3d.config import ImageEncoderConfig
 
 EMBEDDINGS = "float16 embeddings"  # entry of stamp.json
@@ -103,7 +104,7 @@ class CaptionConditions:
             )
         conditions = []
         for caption in self.captions[shape_id]:
-            ids = self.encoder.words.prepare(caption).ids
+            ids = self.encoder.text_tokenizer.prepare(caption).ids
             ids = ids[ids >= 0]
             conditions.append(self._embed(ids, shape_id) if self.encoder.frozen else ids)
         return conditions

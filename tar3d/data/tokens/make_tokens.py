@@ -34,8 +34,9 @@ from tqdm import tqdm
 from tar3d import checkpoint
 from tar3d import config as configuration
 from tar3d.condition.conditioner import Encoder, build_encoder
-from tar3d.condition.encoders import TRAINED, GivenEmbeddings
-from tar3d.condition.text import learn_words
+from tar3d.condition.given import GivenEmbeddings
+from tar3d.condition.text_encoders import trains_tokenizer
+from tar3d.condition.text_tokenizer import train_text_tokenizer
 from tar3d.config import GPT_TYPES, GPTRunConfig
 from tar3d.data.formats.captions import captions_of
 from tar3d.data.formats.dataset_folder import SPLITS
@@ -54,8 +55,8 @@ from tar3d.io import atomic_write, write_csv, write_json
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from tar3d.condition.encoders import ImageEncoder
-    from tar3d.condition.text import TextEncoder
+    from tar3d.condition.image_encoders import ImageEncoder
+    from tar3d.condition.text_encoders import TextEncoder
     from tar3d.tokenizer.vqvae import VQVAE
 
 SHARD_SHAPES = 512
@@ -216,7 +217,7 @@ def encoders_of(
         if stamp.get(modality, "").startswith(GivenEmbeddings.prefix):
             encoders[modality] = provided_embeddings(config, modality)
             continue
-        if modality == "text" and config.text_encoder.model == TRAINED and words is None:
+        if modality == "text" and trains_tokenizer(config.text_encoder) and words is None:
             words = caption_tokenizer(data, config.text_encoder.vocabulary)
         encoders[modality] = build_encoder(config, modality, words)
     return encoders
@@ -234,7 +235,9 @@ def provided_embeddings(config: GPTRunConfig, modality: str) -> GivenEmbeddings:
 def caption_tokenizer(data: Path, vocabulary: int) -> PreTrainedTokenizerBase:
     """A text tokenizer of `vocabulary` words, trained on the captions of the training shapes."""
     captions, ids = captions_of(data), open_samples(data).ids("train")
-    return learn_words((caption for i in ids for caption in captions.get(i, ())), vocabulary)
+    return train_text_tokenizer(
+        (caption for i in ids for caption in captions.get(i, ())), vocabulary
+    )
 
 
 def condition_readers(

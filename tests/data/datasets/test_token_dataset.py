@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from tar3d import checkpoint
-from tar3d.condition.encoders import build_image_encoder
-from tar3d.condition.text import END, PADDING, UNKNOWN_ID, build_text_encoder
+from tar3d.condition.image_encoders import build_image_encoder
+from tar3d.condition.text_encoders import build_text_encoder
+from tar3d.condition.text_tokenizer import END, PADDING, UNKNOWN_ID
 from tar3d.config import ImageEncoderConfig, TextEncoderConfig, TokenizerConfig, VQVAEConfig
 from tar3d.data.datasets.tokens import TokenDataset, drop_words
 from tar3d.data.formats.dataset_folder import read_splits
@@ -320,7 +321,7 @@ def test_captions_are_added_to_shards_that_have_views(data):
     assert all(p.stat().st_mtime_ns == t for p, t in before.items()), (
         "nothing that was there is made again"
     )
-    rows, words = read_both(data), again.readers[1].encoder.words
+    rows, words = read_both(data), again.readers[1].encoder.text_tokenizer
     assert rows.ids == [i for i in read_splits(data)["train"] if i in captions]
     assert dataset(data).ids == read_splits(data)["train"], (
         "an image-only training keeps the shape without a caption"
@@ -348,7 +349,7 @@ def test_a_caption_that_comes_later_is_taken_in(data):
         f.write(f"{late},a mug\n")
     assert maker(data, captions=True).run() == 6 and late in read_both(data).ids
     place = read_both(data).ids.index(next(iter(captions)))
-    words = build_text_encoder(TEXT, caption_tokenizer(data, TEXT.vocabulary)).words
+    words = build_text_encoder(TEXT, caption_tokenizer(data, TEXT.vocabulary)).text_tokenizer
     first = captions[read_both(data).ids[place]][0]
     assert np.array_equal(read_both(data).row(place)["condition"]["text"], words.prepare(first).ids)
 
@@ -370,7 +371,7 @@ def test_dropped_words_are_unknown_ones(data):
     assert 0.3 < changed.mean() < 0.7
     end = build_text_encoder(
         TEXT, caption_tokenizer(data, TEXT.vocabulary)
-    ).words.tokenizer.convert_tokens_to_ids(END)
+    ).text_tokenizer.tokenizer.convert_tokens_to_ids(END)
     assert all(int(b[int((b != PADDING).sum()) - 1]) == end for _, b in seen), "the end mark stays"
     only_end = torch.tensor([end, PADDING, PADDING])
     assert torch.equal(drop_words(only_end, 0.99, np.random.default_rng(0)), only_end)
@@ -399,7 +400,7 @@ def test_text_embeddings_keep_their_own_lengths(data, tmp_path):
     )
     text, words = (
         rows.row(0)["condition"]["text"],
-        encoder.words.prepare(captioned(data)[rows.ids[0]][0]),
+        encoder.text_tokenizer.prepare(captioned(data)[rows.ids[0]][0]),
     )
     condition = encoder(torch.from_numpy(words.ids)[None])
     length = int(condition.mask.sum())

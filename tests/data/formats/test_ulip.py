@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tar3d.condition.encoders import GivenEmbeddings
+from tar3d.condition.given import GivenEmbeddings
 from tar3d.config import ImageEncoderConfig, TextEncoderConfig
 from tar3d.data.formats.ulip import EmbeddingError, read_pairs
 from tar3d.data.tokens.conditions import EmbeddingConditions

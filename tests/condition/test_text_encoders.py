@@ -16,16 +16,14 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from tar3d.condition.text import (
+from tar3d.condition.text_encoders import FrozenText, TrainedText, build_text_encoder
+from tar3d.condition.text_tokenizer import (
     END,
     PADDING,
     UNKNOWN,
-    FrozenText,
-    TrainedText,
-    Words,
-    build_text_encoder,
-    learn_words,
-    load_words,
+    TextTokenizer,
+    load_text_tokenizer,
+    train_text_tokenizer,
 )
 from tar3d.config import TextEncoderConfig
 from tar3d.optim.groups import routes
@@ -71,7 +69,7 @@ MODELS = {
 
 @pytest.fixture(scope="module")
 def words():
-    return learn_words(CAPTIONS, 32)
+    return train_text_tokenizer(CAPTIONS, 32)
 
 
 @pytest.fixture(scope="module")
@@ -109,19 +107,23 @@ def test_words_are_those_seen_twice_and_come_back_from_a_folder(words, tmp_path)
         "with",
     }
     words.save_pretrained(tmp_path)
-    again = load_words(tmp_path)
+    again = load_text_tokenizer(tmp_path)
     for caption in [*CAPTIONS, "", "A TALL, Round   Chair!", "椅子 🪑"]:
         assert (
-            Words(again, 12).prepare(caption).ids.tolist()
-            == Words(words, 12).prepare(caption).ids.tolist()
+            TextTokenizer(again, 12).prepare(caption).ids.tolist()
+            == TextTokenizer(words, 12).prepare(caption).ids.tolist()
         )
-    assert Words(again, 12).identity == Words(words, 12).identity != Words(words, 11).identity
-    assert len(learn_words(CAPTIONS, 6)) == 6
+    assert (
+        TextTokenizer(again, 12).identity
+        == TextTokenizer(words, 12).identity
+        != TextTokenizer(words, 11).identity
+    )
+    assert len(train_text_tokenizer(CAPTIONS, 6)) == 6
 
 
 def test_upper_case_and_spaces_do_not_matter(words):
     a, b = (
-        Words(words, 12).prepare(text).ids
+        TextTokenizer(words, 12).prepare(text).ids
         for text in ("A tall\n  Round TABLE", "a tall round table")
     )
     assert (
@@ -145,7 +147,7 @@ def test_upper_case_and_spaces_do_not_matter(words):
     ],
 )
 def test_unknown_words_are_named_and_stand_for_themselves(words, trained, caption, unknown):
-    prepared = Words(words, 12).prepare(caption)
+    prepared = TextTokenizer(words, 12).prepare(caption)
     assert prepared.warning == f"words that this model does not know are passed over: {unknown}"
     assert (
         words.unk_token_id in prepared.ids
@@ -155,13 +157,13 @@ def test_unknown_words_are_named_and_stand_for_themselves(words, trained, captio
 
 @pytest.mark.parametrize("caption", ["", "   ", "\n"])
 def test_an_empty_caption_is_its_end(words, trained, caption):
-    prepared = Words(words, 12).prepare(caption)
+    prepared = TextTokenizer(words, 12).prepare(caption)
     assert (prepared.ids != PADDING).sum() == 1 and prepared.warning is None
     assert trained(torch.from_numpy(prepared.ids)[None]).mask.sum() == 1
 
 
 def test_a_long_caption_is_cut_before_its_end_and_says_so(words):
-    prepared = Words(words, 12).prepare("a chair " * 5000)
+    prepared = TextTokenizer(words, 12).prepare("a chair " * 5000)
     assert (
         prepared.warning
         == "the caption has 10001 tokens, the first 12 are read (text_encoder.max_tokens)"
@@ -175,19 +177,19 @@ def test_a_long_caption_is_cut_before_its_end_and_says_so(words):
 def test_a_tokenizer_without_an_end_is_refused_for_empty_captions(words):
     from tokenizers import processors
 
-    bare = learn_words(CAPTIONS, 32)
+    bare = train_text_tokenizer(CAPTIONS, 32)
     bare.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="$A", special_tokens=[]
     )
     with pytest.raises(
         ValueError, match="makes nothing of the caption '': it has no end mark; use one that does"
     ):
-        Words(bare, 12).prepare("")
+        TextTokenizer(bare, 12).prepare("")
 
 
 def test_padding_and_batch_mates_change_nothing(trained):
     ids = torch.from_numpy(
-        np.stack([trained.words.prepare(c).ids for c in (CAPTIONS[0], "a chair", "")])
+        np.stack([trained.text_tokenizer.prepare(c).ids for c in (CAPTIONS[0], "a chair", "")])
     )
     together = trained.eval()(ids)
     for row, of_one in enumerate(ids):
@@ -201,14 +203,14 @@ def test_padding_and_batch_mates_change_nothing(trained):
 
 def test_the_order_of_words_matters(trained):
     a, b = (
-        torch.from_numpy(trained.words.prepare(c).ids)[None]
+        torch.from_numpy(trained.text_tokenizer.prepare(c).ids)[None]
         for c in ("a low round table", "a round low table")
     )
     assert not torch.allclose(trained(a).embeddings, trained(b).embeddings, atol=1e-4)
 
 
 def test_every_parameter_of_the_trained_encoder_learns(trained):
-    ids = torch.from_numpy(np.stack([trained.words.prepare(c).ids for c in CAPTIONS]))
+    ids = torch.from_numpy(np.stack([trained.text_tokenizer.prepare(c).ids for c in CAPTIONS]))
     condition = trained(ids)
     (condition.embeddings * condition.mask[..., None] * torch.randn(24)).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trained.parameters())
@@ -218,7 +220,7 @@ def test_every_parameter_of_the_trained_encoder_learns(trained):
 
 
 def test_a_trained_encoder_needs_its_words_and_room_for_them(words):
-    with pytest.raises(ValueError, match="needs the tokenizer of its words"):
+    with pytest.raises(ValueError, match="needs a tokenizer: give one"):
         build_text_encoder(TRAINED)
     small = TextEncoderConfig(model="trained", vocabulary=8, width=24, num_heads=3)
     with pytest.raises(
@@ -242,7 +244,7 @@ def test_frozen_encoders_are_pretrained_models(directories, name, dtype):
     assert {(p.dtype, p.requires_grad) for p in encoder.parameters()} == {
         (getattr(torch, dtype), False)
     }
-    ids = torch.from_numpy(np.stack([encoder.words.prepare(c).ids for c in CAPTIONS[:3]]))
+    ids = torch.from_numpy(np.stack([encoder.text_tokenizer.prepare(c).ids for c in CAPTIONS[:3]]))
     encoder.train()
     condition = encoder(ids)
     assert condition.embeddings.dtype == torch.float32 and torch.equal(
@@ -268,7 +270,7 @@ def test_the_identity_is_of_weights_words_dtype_and_length(directories, tmp_path
     shutil.copytree(directories / "t5", tmp_path / "copy")
     known = identity(directories / "t5")
     assert known == identity(tmp_path / "copy") and "float32" in known and "12 tokens" in known
-    learn_words(CAPTIONS[:3] * 2, 32).save_pretrained(tmp_path / "copy")
+    train_text_tokenizer(CAPTIONS[:3] * 2, 32).save_pretrained(tmp_path / "copy")
     others = {
         identity(directories / "t5", dtype="bfloat16"),
         identity(directories / "t5", max_tokens=9),
@@ -297,7 +299,7 @@ def test_missing_models_are_named(tmp_path, monkeypatch, directories):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="tried as a local directory: "):
         build_text_encoder(TextEncoderConfig(model=str(tmp_path / "empty")))
-    learn_words(CAPTIONS, 32).save_pretrained(tmp_path / "empty")
+    train_text_tokenizer(CAPTIONS, 32).save_pretrained(tmp_path / "empty")
     with pytest.raises(
         ValueError,
         match=r"text encoder .* cannot be loaded.* text_encoder.model=trained needs no download",
@@ -308,6 +310,6 @@ def test_missing_models_are_named(tmp_path, monkeypatch, directories):
 def test_only_ids_are_taken(trained):
     with pytest.raises(
         ValueError,
-        match=r"takes \(B, L\) token ids as Words.prepare gives them, got \(2, 3\) torch.float32",
+        match=r"takes \(B, L\) token ids as TextTokenizer.prepare gives .* \(2, 3\) torch.float32",
     ):
         trained(torch.zeros(2, 3))

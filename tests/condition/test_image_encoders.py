@@ -20,11 +20,11 @@ from transformers import (
     ViTModel,
 )
 
-from tar3d.condition.encoders import (
+from tar3d.condition.given import GivenEmbeddings
+from tar3d.condition.image_encoders import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     FrozenTransformer,
-    GivenEmbeddings,
     TrainedViT,
     build_image_encoder,
 )
@@ -178,6 +178,27 @@ def test_missing_models_are_explained(source, offline):
     assert (
         source in str(error.value) and "Hub id" in str(error.value) and "\n" not in str(error.value)
     )
+
+
+@pytest.mark.parametrize("source", ["pretrained/absent", "a/b/c", "hf://no-owner"])
+def test_a_local_path_is_not_looked_up_on_the_hub(source, monkeypatch):
+    def ask(*args, **kwargs):
+        raise AssertionError("the Hub was asked")
+
+    monkeypatch.setattr(AutoModel, "from_pretrained", ask)
+    with pytest.raises(ValueError, match=f"image encoder '{source}' was not found .* Remedy"):
+        frozen(source)
+
+
+def test_a_hub_id_can_be_said_outright(monkeypatch, tmp_path):
+    from tar3d.condition.pretrained import resolve
+
+    monkeypatch.chdir(tmp_path)
+    assert resolve("hf://pretrained/tiny") == "pretrained/tiny"
+    assert resolve("t5-small") == "t5-small" and resolve("owner/name") == "owner/name"
+    (tmp_path / "pretrained" / "tiny").mkdir(parents=True)
+    with pytest.raises(ValueError, match="folder pretrained/tiny hides the Hub id"):
+        resolve("hf://pretrained/tiny")
 
 
 def test_unfit_directories_are_refused(directories, tmp_path):
