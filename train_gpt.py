@@ -45,7 +45,7 @@ from tar3d.data.defaults import DEFAULT_FOLDER, default_data
 from tar3d.data.formats.views import mesh_pictures
 from tar3d.data.tokens.make_tokens import TokenMaker, encoders_of, told_of
 from tar3d.gpt.code_predictor import PREDICTOR_PARAMETERS
-from tar3d.gpt.evaluate import condition_nll, of_others
+from tar3d.gpt.condition_nll import condition_nll, of_others
 from tar3d.gpt.loss import cross_entropy
 from tar3d.layouts.triplane import NUM_PLANES, to_planes
 from tar3d.mesh.render import contact_sheet, picture

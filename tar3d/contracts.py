@@ -157,7 +157,7 @@ class Condition:
     @classmethod
     def of(cls, embeddings: torch.Tensor) -> Condition:
         """Embeddings (B, P, E) that are all valid."""
-        return cls(embeddings, embeddings.new_ones(embeddings.shape[:2], dtype=bool), full=True)
+        return cls(embeddings, embeddings.new_ones(embeddings.shape[:2]).bool(), full=True)
 
     def __post_init__(self) -> None:
         e, m = self.embeddings, self.mask

@@ -27,7 +27,7 @@ from tar3d.data.formats.samples import open_samples
 from tar3d.data.formats.views import Views
 from tar3d.data.tokens.conditions import captions_of
 from tar3d.evaluation.pairs import Pair
-from tar3d.gpt.evaluate import condition_nll
+from tar3d.gpt.condition_nll import condition_nll
 from tar3d.mesh.export import save_mesh
 from tar3d.mesh.extract import EmptyFieldError
 from tar3d.mesh.load import load_mesh

@@ -44,7 +44,7 @@ from torch.torch_version import TorchVersion
 from tar3d.gpt import gated_attention, linear_attention
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container
+    from collections.abc import Callable
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -57,7 +57,7 @@ class Kernels:
     module: str
     function: str
     dtypes: tuple[torch.dtype, ...]
-    head_dims: Container[int] | None = None
+    head_dims: tuple[int, ...] | range | None = None
 
     def refusal(self, device: torch.device, dtype: torch.dtype) -> str:
         """Why it cannot take such inputs, or ""."""
@@ -80,14 +80,34 @@ FULL = {
 }
 
 
-class LinearBackend:
-    """`gpt.linear_backend` as one of the forms of tar3d/gpt/linear_attention.py; shapes and dtypes
-    are given there."""
+class ParallelForms:
+    """`gpt.linear_backend` for whole rows of a linear-attention layer; a subclass calls the
+    forms."""
 
     def __init__(self, name: str, head_dim: int, chunk_size: int) -> None:
         self.name, self.chunk_size = name, chunk_size
         if name in LINEAR:
             _check_package("gpt.linear_backend", name, LINEAR[name], head_dim)
+
+    def form_for(self, *inputs: Tensor) -> str:
+        gradients = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+        return self.choose(inputs[0].device, inputs[0].dtype, gradients=gradients)
+
+    def choose(self, device: torch.device, dtype: torch.dtype, *, gradients: bool) -> str:
+        """The form that such inputs get. On a CPU `auto` is `chunked`; on CUDA that is a fallback,
+        and is said once."""
+        if self.name in LINEAR:
+            reason = LINEAR[self.name].refusal(device, dtype)
+            if not reason and self.name == "fla" and gradients:
+                reason = _fla_backward_fault()
+            _check("gpt.linear_backend", self.name, reason)
+        if self.name != "auto":
+            return self.name
+        return _fastest_on_cuda(dtype, gradients) if device.type == "cuda" else "chunked"
+
+
+class LinearBackend(ParallelForms):
+    """The forms of tar3d/gpt/linear_attention.py; shapes and dtypes are given there."""
 
     def __call__(
         self,
@@ -113,25 +133,9 @@ class LinearBackend:
             q, k, v, slopes, state, lengths=lengths, chunk_size=self.chunk_size
         )
 
-    def form_for(self, *inputs: Tensor) -> str:
-        gradients = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-        return self.choose(inputs[0].device, inputs[0].dtype, gradients=gradients)
 
-    def choose(self, device: torch.device, dtype: torch.dtype, *, gradients: bool) -> str:
-        """The form that such inputs get. On a CPU `auto` is `chunked`; on CUDA that is a fallback,
-        and is said once."""
-        if self.name in LINEAR:
-            reason = LINEAR[self.name].refusal(device, dtype)
-            if not reason and self.name == "fla" and gradients:
-                reason = _fla_backward_fault()
-            _check("gpt.linear_backend", self.name, reason)
-        if self.name != "auto":
-            return self.name
-        return _fastest_on_cuda(dtype, gradients) if device.type == "cuda" else "chunked"
-
-
-class GatedBackend(LinearBackend):
-    """The same for the forms of tar3d/gpt/gated_attention.py."""
+class GatedBackend(ParallelForms):
+    """The forms of tar3d/gpt/gated_attention.py."""
 
     def __init__(self, name: str, head_dim: int, chunk_size: int) -> None:
         if name == "lightning_attn":
@@ -305,7 +309,7 @@ def _constant(function: Callable) -> Callable:
     """For what compiled blocks ask too: found while a block is traced, and kept. Sets the mark that
     `torch.compiler.assume_constant_result` sets, which would load the compiler (2 s, 150 MB) for
     all who never compile."""
-    function._dynamo_marked_constant = True
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch's own name
     return function
 
 

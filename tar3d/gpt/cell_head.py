@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -62,5 +62,8 @@ class CellHead(nn.Module):
         return CellHeadWeights(
             self.plane.weight,
             [pack(linear) for linear in self.before],
-            [mlp.pack(norm.weight, pack) for norm, mlp in zip(self.norms, self.mlps, strict=True)],
+            [
+                cast("SwiGLU", mlp).pack(cast("RMSNorm", norm).weight, pack)
+                for norm, mlp in zip(self.norms, self.mlps, strict=True)
+            ],
         )

@@ -134,7 +134,8 @@ def rotated(
     qk = normalise(qk) * qk_gain[:, None]
     if feature_map is not None:
         qk = feature_map(qk)
-    return rotate(qk, cos, sin).unbind(1)
+    q, k = rotate(qk, cos, sin).unbind(1)
+    return q, k
 
 
 def _linear(x: Tensor, weight: Tensor) -> Tensor:

@@ -30,6 +30,9 @@ Letters: B rows, D width, N outputs, H heads, d head dimension, F width of the M
 cache.
 """
 
+# Triton's tuples of tensors grow in loops, which Python's types do not know.
+# mypy: disable-error-code="assignment, misc"
+
 from __future__ import annotations
 
 import torch

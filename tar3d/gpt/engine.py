@@ -28,7 +28,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tar3d.config import SamplingConfig
-    from tar3d.gpt.layers.base import LayerCache, StaticCache
     from tar3d.gpt.model import GPT
 
 # A captured step sees a multiple of so many slots, with at most so many graphs.
@@ -63,7 +62,7 @@ class Buffers:
     hidden: Tensor  # (G, D) float32, the layers' last output
     step: Tensor  # (1,) int64, the last step whose tokens are known
     slot: Tensor  # (1,) int64, where its keys and values go
-    caches: list[StaticCache | LayerCache]  # of each layer
+    caches: list[Any]  # of each block: the tensors of a static cache, or a plain block's own
     # (G, 1, 1, C) bool: slots that hold something; None: all before and at `slot`
     valid: Tensor | None
     hints: Tensor | None  # (G, steps, D) float32
@@ -322,42 +321,39 @@ class Engine:
 
     def _draw_step(self) -> None:
         """Draws the tokens of `step` from the layers' output for it."""
-        b, n = self.buffers, self.config.tokens_per_step
-        known = (
-            None if self._cell_head is None else torch.zeros_like(b.hidden)
-        )  # what the cell's tokens so far add
-        for plane in range(n):
-            position = b.step * n + plane
-            scores = self._scores(b.hidden, known, plane)
-            if b.predicted_codes is not None:
-                scores = (
-                    scores
-                    + self.sampling.code_predictor_scale
-                    * b.predicted_codes.index_select(1, position)[:, 0]
-                    @ b.codes
-                )
-            token = sample(scores, self.sampling, b.draws.index_select(1, position)[:, 0])
-            b.ids.index_copy_(1, position, token[:, None])
-            if plane + 1 < n:
-                known = self.operations.module.linear_add(
-                    self._embed(token[:, None]).to(self.dtype), self._cell_head.before[plane], known
-                )
+        b, n, head = self.buffers, self.config.tokens_per_step, self._cell_head
+        if head is None:
+            self._draw_token(b.hidden, b.step)
+            return
+        known = torch.zeros_like(b.hidden)  # what the step's tokens so far add
+        for k in range(n):
+            hidden = b.hidden + head.plane[k] + known
+            for mlp in head.mlps:
+                hidden = self._mlp_step(hidden, mlp)
+            token = self._draw_token(hidden, b.step * n + k)
+            if k + 1 < n:
+                embedded = self._embed(token[:, None]).to(self.dtype)
+                known = self.operations.module.linear_add(embedded, head.before[k], known)
 
-    def _scores(self, hidden: Tensor, known: Tensor | None, plane: int) -> Tensor:
+    def _draw_token(self, hidden: Tensor, position: Tensor) -> Tensor:
+        """Draws the tokens (B,) of a position (1,) from hidden states (G, D), and stores them."""
+        b, scores = self.buffers, self._scores(hidden)
+        if b.predicted_codes is not None and b.codes is not None:
+            predicted = b.predicted_codes.index_select(1, position)[:, 0]
+            scores = scores + self.sampling.code_predictor_scale * predicted @ b.codes
+        token = sample(scores, self.sampling, b.draws.index_select(1, position)[:, 0])
+        b.ids.index_copy_(1, position, token[:, None])
+        return token
+
+    def _scores(self, hidden: Tensor) -> Tensor:
         """(B, V) float32. The head is linear, so guidance comes before it, and it sees one row a
         shape."""
-        if self._cell_head is not None:
-            hidden = hidden + self._cell_head.plane[plane] + known
-            for mlp in self._cell_head.mlps:
-                hidden = self._mlp_step(hidden, mlp)
         x = F.rms_norm(hidden, hidden.shape[-1:], self._gain, NORM_EPS)
         if self.guided:
-            x = guide(*x.chunk(2), self.sampling.cfg_scale)
-        return self.operations.module.linear_add(
-            x.to(self.dtype),
-            self._head,
-            torch.zeros(len(x), self.config.codebook_size, device=x.device),
-        )
+            conditional, null = x.chunk(2)
+            x = guide(conditional, null, self.sampling.cfg_scale)
+        zero = torch.zeros(len(x), self.config.codebook_size, device=x.device)
+        return self.operations.module.linear_add(x.to(self.dtype), self._head, zero)
 
     def _embed(self, tokens: Tensor) -> Tensor:
         """(B, m) -> (G, m D) float32: both rows of a shape get its tokens."""

@@ -84,6 +84,7 @@ def reference(
                 state,
             )
             outputs.append(o)
+    assert state is not None, "there is at least one position"
     return torch.cat(outputs, dim=2), state
 
 
@@ -112,9 +113,8 @@ def chunked(
         padding = n * C - T
         if padding:
             q, k, v = (F.pad(x, (0, 0, 0, padding)) for x in (q, k, v))
-            log_decay, beta = (
-                None if x is None else F.pad(x, (0, padding)) for x in (log_decay, beta)
-            )
+            log_decay = F.pad(log_decay, (0, padding))
+            beta = None if beta is None else F.pad(beta, (0, padding))
         if beta is not None:
             q, k, v, beta = (x.to(dtype) for x in (q, k, v, beta))
         q, k, v = (x.reshape(B, H, n, C, D) for x in (q, k, v))

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,8 @@ from tar3d.gpt.rows import gather, valid_first
 from tar3d.layouts import build_layout
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tar3d.config import GPTConfig
     from tar3d.contracts import Condition
 
@@ -106,7 +108,8 @@ class GPT(nn.Module):
         self.code_predictor = CodePredictor(config) if config.code_predictor_dim else None
         self.rope = TriPE(config, self.layout)
         self.register_buffer("permutation", self.layout.permutation(), persistent=False)
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.blocks = cast("Sequence[Block]", blocks)
         self.norm = RMSNorm(config.width)
         self.head = nn.Linear(config.width, config.codebook_size, bias=False)
         self.init_weights()

@@ -137,7 +137,8 @@ def pack_block(block: Block, operations: Operations) -> PackedBlock | PlainBlock
 
     Raises ValueError where the backend has no operations for a layer.
     """
-    plain = [type(layer) for layer in (block.attention, block.mlp) if not has_packed_form(layer)]
+    layers: tuple[nn.Module, ...] = block.attention, block.mlp
+    plain: list[type] = [type(layer) for layer in layers if not has_packed_form(layer)]
     if type(block).decode is not Block.decode:
         plain.append(type(block))
     if plain and operations.backend != "plain":
