@@ -92,7 +92,7 @@ class Engine:
         self.backend = self.operations.backend
         with torch.no_grad():
             self._pack()
-        self.capacity = self.config.condition_tokens + self.config.num_steps - 1
+        self.capacity = self.config.condition_tokens + self.gpt.layout.num_steps - 1
         # A graph holds packed blocks only. Exact windows cost a CPU nothing. A graph and a compiled
         # layer are made for one window, so there they are few.
         self.graphed = self.device.type == "cuda" and not self._plain
@@ -121,7 +121,7 @@ class Engine:
         self._head = pack(gpt.head)
         self._position_table = None  # (steps, D)
         if gpt.position_embedding is not None:
-            self._position_table = gpt.position_embedding(0, self.config.num_steps)
+            self._position_table = gpt.position_embedding(0, self.gpt.layout.num_steps)
         self._offsets = torch.arange(self.config.tokens_per_step, device=self.device)
         self._merge = None if gpt.merge is None else pack(gpt.merge)
         self._cell_head = None if gpt.cell_head is None else gpt.cell_head.pack(pack)
@@ -162,7 +162,7 @@ class Engine:
         is overwritten by the next run.
         """
         self.prepare(len(condition.mask), sampling, codes)
-        n, steps = self.config.tokens_per_step, self.config.num_steps
+        n, steps = self.config.tokens_per_step, self.gpt.layout.num_steps
         prefix = self._fill(condition, draws)
         with torch.autocast(self.device.type, enabled=False):
             self._draw_step()
@@ -180,7 +180,7 @@ class Engine:
             return
         if self.graphed:
             torch.cuda.synchronize(self.device)
-        progress(self.config.tokens_per_step * (step + 1), self.config.num_tokens)
+        progress(self.config.tokens_per_step * (step + 1), self.gpt.layout.num_tokens)
 
     def advance(self, filled: int) -> None:
         """`take_step` when its keys and values make `filled` slots hold something: by the graph,

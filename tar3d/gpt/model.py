@@ -26,7 +26,6 @@ sequence, n tokens per step, s steps, S positions of a packed row, D width, V co
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, cast
 
@@ -38,6 +37,7 @@ from tar3d.gpt.blocks import Block, matrix_elements
 from tar3d.gpt.cell_head import CellHead
 from tar3d.gpt.code_predictor import CodePredictor
 from tar3d.gpt.embeddings import ConditionMLP, PositionEmbedding
+from tar3d.gpt.init import INIT_STD, init_parameters
 from tar3d.gpt.layers.base import LayerCache, Rotary, RowLengths
 from tar3d.gpt.norm import RMSNorm
 from tar3d.gpt.rope import TriPE
@@ -49,8 +49,6 @@ if TYPE_CHECKING:
 
     from tar3d.config import GPTConfig
     from tar3d.contracts import Condition
-
-INIT_STD = 0.02
 
 
 @dataclass
@@ -114,29 +112,10 @@ class GPT(nn.Module):
         self.head = nn.Linear(config.width, config.codebook_size, bias=False)
         self.init_weights()
 
-    @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Draws all weights; without a generator from torch's default one.
-
-        A module says in `init_as` how its parameters and children start:
-
-        | word       | start                                                                  |
-        |------------|------------------------------------------------------------------------|
-        | (none)     | normal, std 0.02                                                       |
-        | "residual" | normal, std 0.02 / sqrt(2 L): o and down, which end on the residual    |
-        | "ones"     | 1: gains of norms                                                      |
-        | "zeros"    | 0: position embeddings, projection of the code predictor               |
-        | "own"      | as the module's constructor left it                                    |
-        """
-        starts = parameter_starts(self)
-        for name, parameter in self.named_parameters():
-            start = starts.get(name, "normal")
-            if start in ("ones", "zeros"):
-                parameter.fill_(1.0 if start == "ones" else 0.0)
-            elif start != "own":
-                layers = 2 * self.config.num_layers
-                std = INIT_STD / math.sqrt(layers) if start == "residual" else INIT_STD
-                parameter.normal_(0.0, std, generator=generator)
+        """Draws all weights as `tar3d.gpt.init` says; without a generator from torch's default
+        one."""
+        init_parameters(self, self.config.num_layers, generator)
 
     @torch.no_grad()
     def start_from_codes(self, codes: Tensor, generator: torch.Generator) -> None:
@@ -276,7 +255,7 @@ class GPT(nn.Module):
         rows, num_tokens = self._pack(tokens, condition, null), tokens.shape[-1]
         num_steps = num_tokens // self.config.tokens_per_step
         ends = None if isinstance(rows.prefix_lengths, int) else rows.prefix_lengths + num_steps
-        max_new_steps = self.config.num_steps - 1 - num_steps
+        max_new_steps = self.layout.num_steps - 1 - num_steps
         if max_new_tokens is not None:
             max_new_steps = -(-max_new_tokens // self.config.tokens_per_step)
         lengths = RowLengths(ends, max_new_steps)
@@ -299,9 +278,9 @@ class GPT(nn.Module):
     def decode(self, token: Tensor, cache: Cache) -> Tensor:
         """Takes in one token (B,) int64 per row, updates `cache` in place, returns float32 logits
         (B, V) of the next."""
-        if cache.num_tokens >= self.config.num_tokens - 1:
+        if cache.num_tokens >= self.layout.num_tokens - 1:
             raise ValueError(
-                f"a sequence has {self.config.num_tokens} tokens; after {cache.num_tokens} inputs "
+                f"a sequence has {self.layout.num_tokens} tokens; after {cache.num_tokens} inputs "
                 "the last one is already predicted: start a new prefill"
             )
         cache.pending = torch.cat([cache.pending, token[:, None]], dim=1)
@@ -331,18 +310,18 @@ class GPT(nn.Module):
         return x if hints is None else x + hints[:, start + 1 : end + 1]
 
     def _pack(self, tokens: Tensor, condition: Condition, dropped: Tensor | None) -> PackedRows:
-        config, (embeddings, mask, full) = self.config, self._with_null(condition, dropped)
-        batch = len(embeddings)
+        embeddings, mask, full = self._with_null(condition, dropped)
+        n, batch = self.config.tokens_per_step, len(embeddings)
         if tokens.ndim != 2 or len(tokens) != batch:
             raise ValueError(
                 f"tokens must be ({batch}, t), as many rows as the condition has; got {tuple(tokens.shape)}"
             )
-        if tokens.shape[1] >= config.num_tokens:
+        if tokens.shape[1] >= self.layout.num_tokens:
             raise ValueError(
-                f"got {tokens.shape[1]} tokens, at most T - 1 = {config.num_tokens - 1} are inputs "
+                f"got {tokens.shape[1]} tokens, at most T - 1 = {self.layout.num_tokens - 1} are inputs "
                 f"(layout {self.layout.name}): pass tokens[:, :-1], the last is only predicted"
             )
-        num_steps = tokens.shape[1] // config.tokens_per_step
+        num_steps = tokens.shape[1] // n
         P, S = embeddings.shape[1], embeddings.shape[1] + num_steps
         lengths = mask.sum(1)  # (B,)
         shortest = P if full else int(lengths.min())
@@ -351,7 +330,7 @@ class GPT(nn.Module):
                 "a condition row has no valid prefix position; give it one, or pass the row as dropped"
             )
         hints = None if self.code_predictor is None else self.code_predictor.hints(embeddings, mask)
-        embedded = self._embed(tokens[:, : num_steps * config.tokens_per_step], 0, hints)
+        embedded = self._embed(tokens[:, : num_steps * n], 0, hints)
         if shortest == P:
             prefix = self.condition_mlp(embeddings)
             if hints is not None:
@@ -410,15 +389,3 @@ def _or_empty(tokens: Tensor | None, condition: Condition) -> Tensor:
         if tokens is None
         else tokens
     )
-
-
-def parameter_starts(module: nn.Module) -> dict[str, str]:
-    """Name of a parameter -> the word for its start (`GPT.init_weights`), by the `init_as` of the
-    modules that hold it. What an outer module says counts before what an inner one says."""
-    starts: dict[str, str] = {}
-    for prefix, owner in module.named_modules():
-        for child, start in getattr(owner, "init_as", {}).items():
-            for name, _ in owner.named_parameters():
-                if name == child or name.startswith(f"{child}."):
-                    starts.setdefault(f"{prefix}.{name}".removeprefix("."), start)
-    return starts

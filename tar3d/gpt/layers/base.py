@@ -86,7 +86,7 @@ class AttentionLayer(nn.Module):
 
     # Backends of the engine that have the operations of `packed_step`.
     packed_backends: ClassVar[tuple[str, ...]] = ("plain", "compiled", "triton")
-    # How parameters and children start, where it is not normal with std 0.02: `GPT.init_weights`.
+    # How parameters and children start: `tar3d.gpt.init`.
     init_as: ClassVar[dict[str, str]] = {"o": "residual", "qk_gain": "ones"}
 
     def __init__(self, config: GPTConfig, layer: int) -> None:  # noqa: ARG002  subclasses use it
