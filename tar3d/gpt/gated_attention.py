@@ -1,14 +1,14 @@
-"""Linear attention whose decay depends on the data, and with it the delta rule, in three equal
-forms.
+"""Linear attention with a decay that depends on the data, and the gated delta rule.
 
-    S_t = a_t S_{t-1} + k_t v_t^T                                 without beta: Mamba-2's recurrence (arXiv 2405.21060)
-    S_t = a_t (S_{t-1} - b_t k_t (k_t^T S_{t-1})) + b_t k_t v_t^T     with beta: gated delta rule (arXiv 2412.06464, eq. 10)
+    S_t = a_t S_{t-1} + k_t v_t^T
+    S_t = a_t (S_{t-1} - b_t k_t (k_t^T S_{t-1})) + b_t k_t v_t^T
     o_t = q_t S_t,      a_t = exp(log_decay_t)
 
-`reference` takes one position after the other, `chunked` is exact in products of chunks (the delta
-rule's inverse is that of arXiv 2406.06484), `recurrent_step` takes one position. All are `(q, k, v,
-log_decay, beta, state=None) -> (o, state)`. With beta the keys should be unit vectors, or the
-recurrence may grow.
+The first recurrence, without beta, is Mamba-2's (arXiv 2405.21060), the second, with beta, the
+gated delta rule (arXiv 2412.06464, eq. 10). There are three equal forms: `reference` takes one
+position after the other, `chunked` is exact in products of chunks (the delta rule's inverse is that
+of arXiv 2406.06484), `recurrent_step` takes one position. All are `(q, k, v, log_decay, beta,
+state=None) -> (o, state)`. With beta the keys should be unit vectors, or the recurrence may grow.
 
 Shapes: q, k, v, o (B, H, T, D); log_decay <= 0 and beta in [0, 1], or None, (B, H, T); state (B, H,
 D, D) float32 (float64 for float64 inputs), indexed [key channel, value channel]; lengths (B,) int64
@@ -29,7 +29,7 @@ def _precise(q: Tensor) -> torch.dtype:
 def without_padding(
     lengths: Tensor | None, k: Tensor, log_decay: Tensor, beta: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Padding that neither enters the state nor decays it."""
+    """k, log_decay and beta with padding that neither enters the state nor decays it."""
     if lengths is None:
         return k, log_decay, beta
     valid = (torch.arange(k.shape[2], device=k.device) < lengths[:, None])[:, None]  # (B, 1, T)
@@ -69,7 +69,7 @@ def reference(
     *,
     lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The definition, one position after the other: what the other forms are tested against."""
+    """The definition, one position after the other, that the other forms are tested against."""
     k, log_decay, beta = without_padding(lengths, k, log_decay, beta)
     outputs = []
     with torch.autocast(q.device.type, enabled=False):
@@ -99,10 +99,10 @@ def chunked(
     lengths: Tensor | None = None,
     chunk_size: int = 64,
 ) -> tuple[Tensor, Tensor]:
-    """Exact and O(T C + T D): quadratic inside a chunk, a carried state between chunks. Every
-    exponent is <= 0.
+    """Exact and O(T C + T D): quadratic inside a chunk, a carried state between chunks.
 
-    Products run in float32 with beta, whose inverse needs it, else in the inputs' dtype.
+    Every exponent is <= 0. Products run in float32 with beta, whose inverse needs it, else in the
+    inputs' dtype.
     """
     dtype, output_dtype = _precise(q), q.dtype
     B, H, T, D = q.shape

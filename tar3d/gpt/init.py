@@ -28,8 +28,10 @@ INIT_STD = 0.02
 def init_parameters(
     module: nn.Module, num_layers: int, generator: torch.Generator | None = None
 ) -> None:
-    """Draws all parameters in the order of their registration, from torch's default generator if
-    none is given."""
+    """Draws all parameters in the order of their registration.
+
+    Without a generator from torch's default one.
+    """
     starts = parameter_starts(module)
     for name, parameter in module.named_parameters():
         start = starts.get(name, "normal")

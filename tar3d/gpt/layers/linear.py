@@ -1,4 +1,4 @@
-"""What the linear-attention layers share: a running state in the place of keys and values.
+"""The common part of linear-attention layers: a running state in the place of keys and values.
 
 A subclass gives its decay, the parallel forms (`backend`) and the recurrent step; a layer of
 another kind need not derive from this, but from `AttentionLayer`.
@@ -58,8 +58,7 @@ class LinearAttention(AttentionLayer):
         self.register_buffer("slopes", slopes, persistent=False)
 
     def decay(self, x: Tensor) -> tuple[Tensor | None, ...]:
-        """The arguments of `attend` and `recurrent_step` after q, k, v, for positions x (B, S,
-        D)."""
+        """The arguments of `attend` and `recurrent_step` after q, k, v for x (B, S, D)."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, rotary: Rotary) -> Tensor:
