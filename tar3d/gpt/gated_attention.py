@@ -118,26 +118,15 @@ def chunked(
         if beta is not None:
             q, k, v, beta = (x.to(dtype) for x in (q, k, v, beta))
         q, k, v = (x.reshape(B, H, n, C, D) for x in (q, k, v))
-        total = (
-            log_decay.to(dtype).reshape(B, H, n, C).cumsum(-1)
-        )  # from the chunk's start to each position
+        # From the chunk's start to each position, and (B, H, n, C, C) between positions.
+        total = log_decay.to(dtype).reshape(B, H, n, C).cumsum(-1)
         later = torch.ones(C, C, dtype=torch.bool, device=q.device).triu(1)
-        inside = (
-            (total[..., :, None] - total[..., None, :]).masked_fill(later, -torch.inf).exp()
-        )  # (B, H, n, C, C)
+        inside = (total[..., :, None] - total[..., None, :]).masked_fill(later, -torch.inf).exp()
         from_start, to_end = total.exp()[..., None], (total[..., -1:] - total).exp()[..., None]
         q_start, k_end = q * from_start.to(q.dtype), k * to_end.to(q.dtype)
         known = None
         if beta is not None:
-            b = beta.reshape(B, H, n, C, 1)
-            within = (b * k @ k.transpose(-1, -2)) * inside
-            unit = torch.eye(C, dtype=dtype, device=q.device) + within.tril(-1)
-            v, known = torch.linalg.solve_triangular(
-                unit,
-                torch.cat([b * v, b * k * from_start], dim=-1),
-                upper=False,
-                unitriangular=True,
-            ).split(D, dim=-1)
+            v, known = _delta_inverse(k, v, beta.reshape(B, H, n, C, 1), inside, from_start)
         scores = (q @ k.transpose(-1, -2)) * inside.to(q.dtype)
         state = q.new_zeros(B, H, D, D, dtype=dtype) if state is None else state.to(dtype)
         outputs = []
@@ -150,3 +139,18 @@ def chunked(
                 k_end[:, :, c].transpose(-1, -2) @ added
             ).to(dtype)
     return torch.cat(outputs, dim=2)[:, :, :T].to(output_dtype), state
+
+
+def _delta_inverse(
+    k: Tensor, v: Tensor, b: Tensor, inside: Tensor, from_start: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The values that a chunk writes into an empty state, and the keys for a carried one.
+
+    The product of those keys with the carried state is taken off the values; (B, H, n, C, D) each.
+    """
+    within = (b * k @ k.transpose(-1, -2)) * inside
+    unit = torch.eye(k.shape[-2], dtype=k.dtype, device=k.device) + within.tril(-1)
+    sides = torch.cat([b * v, b * k * from_start], dim=-1)
+    solved = torch.linalg.solve_triangular(unit, sides, upper=False, unitriangular=True)
+    written, known = solved.split(k.shape[-1], dim=-1)
+    return written, known
