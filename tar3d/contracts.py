@@ -1,16 +1,17 @@
 """The five types that travel between stages, checked when they are made.
 
     Mesh          a triangle mesh in the project's frame, with the way back to its file's frame
-    ShapeSamples  what the tokenizer trains on: surface points and labelled query points
-    Tokens        code ids in GPT order
+    ShapeSamples  training data of the tokenizer: surface points and labelled query points
+    Tokens        code ids in the file order of their layout
     Triplane      three feature planes xy, xz, yz
     Condition     the embedding prefix of the GPT and its validity mask
 
-Frame: right-handed, Y up, centred on the bounding box, largest |coordinate| = 0.95 of the cube [-1, 1]^3.
+Frame: right-handed, Y up, centred on the bounding box, largest |coordinate| = 0.95 of the cube
+[-1, 1]^3.
 
 Letters: B batch, N surface points, M query points, R grid side of a token plane, T tokens = 3 R^2,
-P prefix length, E condition width, C plane channels, V vertices, F faces. Geometry is numpy, what
-networks see is torch. This module imports no torch, so that data workers start fast.
+P prefix length, E condition width, C plane channels, V vertices, F faces. Geometry is numpy, inputs
+and outputs of networks are torch. This module imports no torch, so that data workers start fast.
 """
 
 from __future__ import annotations
@@ -73,11 +74,11 @@ class Mesh:
 
 @dataclass(frozen=True)
 class ShapeSamples:
-    """`surface` (N, 6) points and unit normals; `points` (M, 3) queries; `inside`, `is_near` (M,)
-    bool; `to_source` (4, 4).
+    """Points of one shape: on its surface, and queries that are labelled as inside or not.
 
-    `is_near` marks queries drawn close to the surface; the others are uniform in the cube.
-    Coordinates lie in [-1, 1].
+    `surface` (N, 6) holds points and unit normals, `points` (M, 3) queries, `inside` and `is_near`
+    (M,) bool, `to_source` (4, 4). `is_near` marks queries drawn close to the surface; the others
+    are uniform in the cube. Coordinates lie in [-1, 1].
     """
 
     surface: np.ndarray
@@ -128,8 +129,10 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Triplane:
-    """Feature `planes` (B, 3, C, H, W) in the order xy, xz, yz; a plane `ab` has rows along b and
-    columns along a."""
+    """Feature `planes` (B, 3, C, H, W) in the order xy, xz, yz.
+
+    A plane `ab` has rows along b and columns along a.
+    """
 
     planes: torch.Tensor
 
@@ -143,11 +146,11 @@ class Triplane:
 
 @dataclass(frozen=True)
 class Condition:
-    """`embeddings` (B, P, E) and `mask` (B, P) bool, True where a prefix position is valid.
+    """The GPT's prefix: `embeddings` (B, P, E) and their validity `mask` (B, P) bool.
 
-    A row without a valid position is nothing to condition on: the GPT takes it only as a dropped
-    row. `full` promises that every position is valid, so that nobody has to look at the mask for
-    it: a look makes a GPU's queue run empty.
+    A row without a valid position is no condition: the GPT takes it only as a dropped row. `full`
+    promises that every position is valid. It lets callers skip reading the mask, which would make a
+    GPU wait for the host.
     """
 
     embeddings: torch.Tensor
@@ -157,7 +160,7 @@ class Condition:
     @classmethod
     def of(cls, embeddings: torch.Tensor) -> Condition:
         """Embeddings (B, P, E) that are all valid."""
-        return cls(embeddings, embeddings.new_ones(embeddings.shape[:2], dtype=bool), full=True)
+        return cls(embeddings, embeddings.new_ones(embeddings.shape[:2]).bool(), full=True)
 
     def __post_init__(self) -> None:
         e, m = self.embeddings, self.mask

@@ -35,7 +35,7 @@ from tar3d.evaluation.baselines import (
 )
 from tar3d.evaluation.mesh_pairs import Pair
 from tar3d.evaluation.unseen_shapes import EvalData, choose_shapes, training_ids
-from tar3d.gpt.evaluate import condition_nll
+from tar3d.gpt.condition_nll import condition_nll
 from tar3d.mesh.export import save_mesh
 from tar3d.mesh.extract import EmptyFieldError
 from tar3d.mesh.load import load_mesh

@@ -1,24 +1,24 @@
-"""Which code computes attention: a choice of the machine that a model runs on, not a property of
-its weights.
+"""The code that computes attention: a choice of the machine, not a property of the weights.
 
-| gpt.linear_backend | runs on  | dtypes             | head_dim    |                                                     |
-|--------------------|----------|--------------------|-------------|-----------------------------------------------------|
-| auto               | anything | any                | any         | fla on CUDA where it can run, else chunked          |
-| chunked, reference | anything | any                | any         | tar3d/gpt/linear_attention.py                       |
-| fla                | CUDA     | float32 and 16 bit | any         | Triton kernels of fla-core                          |
-| lightning_attn     | CUDA     | float32 and 16 bit | 32, 64, 128 | Triton kernels of lightning-attn; outputs only      |
+| gpt.linear_backend | runs on  | dtypes             | head_dim    |                               |
+|--------------------|----------|--------------------|-------------|-------------------------------|
+| auto               | anything | any                | any         | fla on CUDA, else chunked     |
+| chunked, reference | anything | any                | any         | tar3d/gpt/linear_attention.py |
+| fla                | CUDA     | float32 and 16 bit | any         | Triton kernels of fla-core    |
+| lightning_attn     | CUDA     | float32 and 16 bit | 32, 64, 128 | lightning-attn; outputs only  |
 
-| gpt.attention_backend | runs on  | dtypes             | head_dim   |                                                   |
-|-----------------------|----------|--------------------|------------|---------------------------------------------------|
-| auto, sdpa            | anything | any                | any        | torch, which picks its own kernel                 |
-| flash_attn            | CUDA     | 16 bit             | up to 256  | compute capability 8.0 or later                   |
-| xformers              | CUDA     | float32 and 16 bit | its choice | an operator that the package picks                |
+| gpt.attention_backend | runs on  | dtypes             | head_dim   |                             |
+|-----------------------|----------|--------------------|------------|-----------------------------|
+| auto, sdpa            | anything | any                | any        | torch picks its own kernel  |
+| flash_attn            | CUDA     | 16 bit             | up to 256  | compute capability from 8.0 |
+| xformers              | CUDA     | float32 and 16 bit | its choice | the package picks           |
 
-Where a kernel lacks something, `chunked` does that part: `fla` gives a state at the end of all rows
-only, so with fixed decays it is not used where states at rows' own lengths are wanted (decaying a
-padded tail and undoing it overflows float32); `lightning_attn` neither takes nor gives a state, so
-it is used where none is wanted, which is training. Triton multiplies float32 as TF32 unless
-TRITON_F32_DEFAULT=ieee is set, so kernels and PyTorch agree to about three digits there.
+On CUDA `auto` is `chunked` too where fla cannot run. Where a kernel lacks something, `chunked` does
+that part: `fla` gives a state at the end of all rows only, so with fixed decays it is not used for
+states at rows' own lengths (decaying a padded tail and undoing it overflows float32);
+`lightning_attn` neither takes nor gives a state, so it serves training alone. Triton multiplies
+float32 as TF32 unless TRITON_F32_DEFAULT=ieee is set, so kernels and PyTorch agree to about three
+digits there.
 
 With `gpt.linear_attention` "gated" or "delta" the same names stand for the forms of
 tar3d/gpt/gated_attention.py and fla's kernels of those, and there is no `lightning_attn`.
@@ -44,27 +44,30 @@ from torch.torch_version import TorchVersion
 from tar3d.gpt import gated_attention, linear_attention
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container
+    from collections.abc import Callable
 
 HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """A package with CUDA kernels: where its function is, and what that takes. `head_dims` None:
-    whatever the function says."""
+    """A package with CUDA kernels: its function, and the inputs that it takes.
+
+    `head_dims` None: the function itself says which.
+    """
 
     module: str
     function: str
     dtypes: tuple[torch.dtype, ...]
-    head_dims: Container[int] | None = None
+    head_dims: tuple[int, ...] | range | None = None
 
     def refusal(self, device: torch.device, dtype: torch.dtype) -> str:
         """Why it cannot take such inputs, or ""."""
         if device.type != "cuda":
             return f"it runs on CUDA only, and the inputs are on {device.type}"
         if dtype not in self.dtypes:
-            return f"it takes {' or '.join(_name(d) for d in self.dtypes)}, and the inputs are {_name(dtype)}"
+            taken = " or ".join(map(_name, self.dtypes))
+            return f"it takes {taken}, and the inputs are {_name(dtype)}"
         return ""
 
 
@@ -80,14 +83,32 @@ FULL = {
 }
 
 
-class LinearBackend:
-    """`gpt.linear_backend` as one of the forms of tar3d/gpt/linear_attention.py; shapes and dtypes
-    are given there."""
+class ParallelForms:
+    """`gpt.linear_backend` for whole rows of a linear-attention layer; a subclass calls them."""
 
     def __init__(self, name: str, head_dim: int, chunk_size: int) -> None:
         self.name, self.chunk_size = name, chunk_size
         if name in LINEAR:
             _check_package("gpt.linear_backend", name, LINEAR[name], head_dim)
+
+    def form_for(self, *inputs: Tensor) -> str:
+        gradients = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+        return self.choose(inputs[0].device, inputs[0].dtype, gradients=gradients)
+
+    def choose(self, device: torch.device, dtype: torch.dtype, *, gradients: bool) -> str:
+        """The form for such inputs. `auto` is `chunked` on a CPU; on CUDA it warns of that once."""
+        if self.name in LINEAR:
+            reason = LINEAR[self.name].refusal(device, dtype)
+            if not reason and self.name == "fla" and gradients:
+                reason = _fla_backward_fault()
+            _check("gpt.linear_backend", self.name, reason)
+        if self.name != "auto":
+            return self.name
+        return _fastest_on_cuda(dtype, gradients) if device.type == "cuda" else "chunked"
+
+
+class LinearBackend(ParallelForms):
+    """The forms of tar3d/gpt/linear_attention.py; shapes and dtypes are given there."""
 
     def __call__(
         self,
@@ -100,8 +121,7 @@ class LinearBackend:
         lengths: Tensor | None = None,
         want_state: bool = True,
     ) -> tuple[Tensor, Tensor | None]:
-        """(o, state). Training throws the state away: `want_state=False` lets a kernel leave it
-        out, as None."""
+        """(o, state). `want_state=False`, for training, lets a kernel give None as the state."""
         form = self.form_for(q, k, v)
         if form == "fla" and (lengths is None or not want_state):
             return fla(q, k, v, slopes, state, want_state=want_state)
@@ -113,31 +133,15 @@ class LinearBackend:
             q, k, v, slopes, state, lengths=lengths, chunk_size=self.chunk_size
         )
 
-    def form_for(self, *inputs: Tensor) -> str:
-        gradients = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-        return self.choose(inputs[0].device, inputs[0].dtype, gradients=gradients)
 
-    def choose(self, device: torch.device, dtype: torch.dtype, *, gradients: bool) -> str:
-        """The form that such inputs get. On a CPU `auto` is `chunked`; on CUDA that is a fallback,
-        and is said once."""
-        if self.name in LINEAR:
-            reason = LINEAR[self.name].refusal(device, dtype)
-            if not reason and self.name == "fla" and gradients:
-                reason = _fla_backward_fault()
-            _check("gpt.linear_backend", self.name, reason)
-        if self.name != "auto":
-            return self.name
-        return _fastest_on_cuda(dtype, gradients) if device.type == "cuda" else "chunked"
-
-
-class GatedBackend(LinearBackend):
-    """The same for the forms of tar3d/gpt/gated_attention.py."""
+class GatedBackend(ParallelForms):
+    """The forms of tar3d/gpt/gated_attention.py."""
 
     def __init__(self, name: str, head_dim: int, chunk_size: int) -> None:
         if name == "lightning_attn":
             raise ValueError(
                 "gpt.linear_backend is lightning_attn, which computes lightning attention alone, "
-                "but the linear layers read their decay from the data: write gpt.linear_backend=auto"
+                "but these layers read their decay from the data: write gpt.linear_backend=auto"
             )
         super().__init__(name, head_dim, chunk_size)
 
@@ -166,8 +170,10 @@ class GatedBackend(LinearBackend):
 
 
 class FullBackend:
-    """`gpt.attention_backend`: causal softmax attention of whole rows, q, k, v (B, H, S, D) -> o
-    (B, H, S, D)."""
+    """`gpt.attention_backend`: causal softmax attention of whole rows.
+
+    q, k, v (B, H, S, D) -> o (B, H, S, D).
+    """
 
     def __init__(self, name: str, head_dim: int) -> None:
         self.name = name
@@ -190,8 +196,10 @@ def fla(
     *,
     want_state: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
-    """fla-core's chunked kernels. Without gradient for `slopes`; `torch.compile` breaks its graph
-    here."""
+    """fla-core's chunked kernels, without gradient for `slopes`.
+
+    `torch.compile` breaks its graph here.
+    """
     from fla.ops.simple_gla import chunk_simple_gla
 
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, T, H, D)
@@ -218,9 +226,11 @@ def fla_gated(
     lengths: Tensor | None = None,
     want_state: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
-    """fla-core's chunked kernels of decays that depend on the data, or with beta of the gated delta
-    rule. Padding neither enters nor decays a state, so the one at the end of all rows is that at
-    each row's own."""
+    """fla-core's chunked kernels of gated attention, or with beta of the gated delta rule.
+
+    Padding neither enters nor decays a state, so the one at the end of all rows is that at each
+    row's own.
+    """
     from fla.ops.gated_delta_rule import chunk_gated_delta_rule
     from fla.ops.simple_gla import chunk_simple_gla
 
@@ -234,7 +244,7 @@ def fla_gated(
 
 
 def lightning_attn(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
-    """lightning-attn's kernels, compiled anew for every length and batch size."""
+    """lightning-attn's kernels, compiled again for every length and batch size."""
     from lightning_attn.ops import lightning_attn_func
 
     with torch.cuda.device_of(
@@ -257,14 +267,16 @@ def xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return memory_efficient_attention(q, k, v, attn_bias=LowerTriangularMask()).transpose(1, 2)
     except NotImplementedError as e:  # its message lists every operator with what that lacks
         raise ValueError(
-            f"gpt.attention_backend is xformers, but none of its operators takes {_name(q.dtype)} heads of "
-            f"{q.shape[-1]} on this GPU: write gpt.attention_backend=auto"
+            "gpt.attention_backend is xformers, but none of its operators takes "
+            f"{_name(q.dtype)} heads of {q.shape[-1]} on this GPU: write gpt.attention_backend=auto"
         ) from e
 
 
 def refusals(device: torch.device, dtype: torch.dtype) -> dict[str, dict[str, str]]:
-    """Option -> package -> why training cannot use it here with inputs of `dtype` on `device`, or
-    ""."""
+    """Option -> package -> why training cannot use it here, or "".
+
+    Inputs are of `dtype` on `device`.
+    """
     result: dict[str, dict[str, str]] = {"gpt.linear_backend": {}, "gpt.attention_backend": {}}
     for (option, reasons), packages in zip(result.items(), (LINEAR, FULL), strict=True):
         for name, kernels in packages.items():
@@ -291,8 +303,8 @@ def _check_package(option: str, name: str, kernels: Kernels, head_dim: int) -> N
             else " or ".join(map(str, kernels.head_dims))
         )
         raise ValueError(
-            f"{option} is {name}, which takes heads of {takes}, but gpt.width / gpt.num_heads is {head_dim}: "
-            f"write {option}=auto, or change one of the two"
+            f"{option} is {name}, which takes heads of {takes}, but gpt.width / gpt.num_heads is "
+            f"{head_dim}: write {option}=auto, or change one of the two"
         )
 
 
@@ -302,10 +314,12 @@ def _check(option: str, name: str, reason: str) -> None:
 
 
 def _constant(function: Callable) -> Callable:
-    """For what compiled blocks ask too: found while a block is traced, and kept. Sets the mark that
-    `torch.compiler.assume_constant_result` sets, which would load the compiler (2 s, 150 MB) for
-    all who never compile."""
-    function._dynamo_marked_constant = True
+    """Marks a function whose result is a constant for compiled blocks, found while tracing.
+
+    Sets the mark that `torch.compiler.assume_constant_result` sets, which would load the compiler
+    (2 s, 150 MB) for all who never compile.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch's own name
     return function
 
 
@@ -323,7 +337,10 @@ def _fla_backward_fault() -> str:
         return ""
     if not "3.4" <= TorchVersion(triton.__version__) < "3.7.1":
         return ""
-    return f"Triton {triton.__version__} compiles its backward wrongly for Hopper GPUs, 3.7.1 or later does not"
+    return (
+        f"Triton {triton.__version__} compiles its backward wrongly for Hopper GPUs, "
+        "3.7.1 or later does not"
+    )
 
 
 @_constant
@@ -337,8 +354,9 @@ def _fastest_on_cuda(dtype: torch.dtype, gradients: bool) -> str:
     if not reason:
         return "fla"
     _print_once(
-        f"gpt.linear_backend=auto: linear attention is `chunked` PyTorch on this GPU instead of fla's kernels ({reason}). "
-        "requirements-cuda.txt says how to install those; gpt.linear_backend=chunked asks for the former and is silent"
+        "gpt.linear_backend=auto: linear attention is `chunked` PyTorch on this GPU instead of "
+        f"fla's kernels ({reason}). requirements-cuda.txt says how to install those; "
+        "gpt.linear_backend=chunked asks for the former and is silent"
     )
     return "chunked"
 

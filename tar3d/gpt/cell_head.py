@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ class CellHeadWeights(NamedTuple):
 
 
 class CellHead(nn.Module):
-    """Tells the n tokens of a step apart (three planes of a cell), which the layers predict at once.
+    """Tells apart the n tokens of a step (three planes of a cell), predicted at once by the layers.
 
     Token k gets the layers' output, its place in the step, and the tokens before it, so the
     distribution is exact: p(xy | h) p(xz | h, xy) p(yz | h, xy, xz). A cell has at most two tokens
@@ -47,8 +47,11 @@ class CellHead(nn.Module):
         self.mlps = nn.ModuleList(SwiGLU(width) for _ in range(NUM_MLPS))
 
     def forward(self, hidden: Tensor, embedded: Tensor) -> Tensor:
-        """Outputs of the layers (B, s, D) and embeddings (B, s, n - 1, D) of the first tokens of
-        each step -> (B, s, n, D); entry k depends on the tokens before k only."""
+        """Hidden states of each token, (B, s, n, D); entry k depends on the tokens before k only.
+
+        `hidden` (B, s, D) are the layers' outputs, `embedded` (B, s, n - 1, D) the embeddings of
+        the first tokens of each step.
+        """
         known = torch.stack(
             [linear(embedded[:, :, j]) for j, linear in enumerate(self.before)], dim=2
         ).cumsum(2)
@@ -62,5 +65,8 @@ class CellHead(nn.Module):
         return CellHeadWeights(
             self.plane.weight,
             [pack(linear) for linear in self.before],
-            [mlp.pack(norm.weight, pack) for norm, mlp in zip(self.norms, self.mlps, strict=True)],
+            [
+                cast("SwiGLU", mlp).pack(cast("RMSNorm", norm).weight, pack)
+                for norm, mlp in zip(self.norms, self.mlps, strict=True)
+            ],
         )

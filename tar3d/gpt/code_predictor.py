@@ -9,10 +9,11 @@ taught directly.
 
 The rest of the code meets it at three seams:
 
-    hints into the layers       `CodePredictor.hints`, added to the position that predicts a step
-    codes into the sampler      `gpt.code_predictor(...)`, weighted by `sampling.code_predictor_scale`
-    one term of the loss        1 - cosine of its codes to the true ones (`train.code_predictor_weight`,
-                                `train.code_predictor_rows`, `train.stage=code_predictor`)
+    hints into the layers     `CodePredictor.hints`, added to the position that predicts a step
+    codes into the sampler    `gpt.code_predictor(...)`, weighted by `sampling.code_predictor_scale`
+    one term of the loss      1 - cosine of its codes to the true ones, weighted by
+                              `train.code_predictor_weight`; more rows for it alone by
+                              `train.code_predictor_rows`; alone by `train.stage=code_predictor`
 
 Letters: B batch, P prefix length, E condition width, T tokens, K dimension of a code, D width.
 """
@@ -36,11 +37,11 @@ PREDICTOR_PARAMETERS = ("code_predictor.mlp.", "code_predictor.local")
 
 
 class CodePredictor(nn.Module):
-    """See the module docstring. Its projection starts at zero: a model trained without a code
-    predictor can go on with one.
+    """The network of the module docstring.
 
     It sees the mean of the prefix, and with `gpt.code_predictor_local` that many numbers of each
     valid position and zeros after them: a mean alone does not tell where in an image something is.
+    Its projection starts at zero: a model trained without a code predictor can go on with one.
     """
 
     init_as: ClassVar[dict[str, str]] = {"project": "zeros"}
@@ -69,9 +70,11 @@ class CodePredictor(nn.Module):
         self.num_tokens, self.num_steps = config.num_tokens, config.num_steps
 
     def forward(self, embeddings: Tensor, mask: Tensor) -> Tensor:
-        """Prefix (B, P, E) and its validity (B, P) -> predicted codes (B, T, K) in model order,
-        float32 unit vectors: the loss does not see their length, and trained alone they are 20 to
-        100 long, which would drown the tokens as hints."""
+        """Prefix (B, P, E) and its validity (B, P) -> predicted codes (B, T, K) in model order.
+
+        They are float32 unit vectors: the loss does not see their length, and trained alone they
+        are 20 to 100 long, which would drown the tokens as hints.
+        """
         x = embeddings.masked_fill(~mask[..., None], 0.0)
         inputs = x.sum(1) / mask.sum(1, keepdim=True)
         if self.local is not None and self.local_norm is not None:

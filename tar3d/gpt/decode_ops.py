@@ -1,10 +1,10 @@
-"""What a layer does with one new position of every row, as five operations, in plain PyTorch.
+"""One new position of every row through a layer, as five operations in plain PyTorch.
 
     norm_linear, linear_attend or full_attend, linear_add, norm_swiglu, linear_add        is a layer
 
 They read nothing back to the host and change caches in place, so that a CUDA graph can hold them;
 `decode_triton` has the same five as one kernel each. Activations between operations are in the
-weights' dtype, the residual stream and all that is computed inside are float32.
+weights' dtype; the residual stream and everything inside an operation are float32.
 `tar3d.gpt.model.GPT.decode` is what both are tested against.
 
 Letters: B rows, D width, N outputs, H heads, d head dimension, F width of the MLP, C slots of a
@@ -69,11 +69,10 @@ def linear_attend(
     o_gain: Tensor,
     state: Tensor,
 ) -> Tensor:
-    """Lightning attention of one position: q, k, v and the gate, if there is one, as `projected`
-    (B, 3 D or 4 D) -> (B, D).
+    """Lightning attention of one position: `projected` (B, 3 D or 4 D) -> (B, D).
 
-    cos, sin (d,); qk_gain (2, d); decay (H,), exp(-slope) of each head; o_gain (d,); state (B, H,
-    d, d) float32, updated.
+    `projected` holds q, k, v and the gate, if there is one. cos, sin (d,); qk_gain (2, d); decay
+    (H,), exp(-slope) of each head; o_gain (d,); state (B, H, d, d) float32, updated.
     """
     B, H, d, _ = state.shape
     q, k = rotated(F.silu, projected, cos, sin, qk_gain, H)
@@ -86,7 +85,7 @@ def linear_attend(
     return o.to(projected.dtype)
 
 
-def full_attend(
+def full_attend(  # noqa: PLR0913  one argument for each tensor of the kernel
     projected: Tensor,
     cos: Tensor,
     sin: Tensor,
@@ -134,7 +133,8 @@ def rotated(
     qk = normalise(qk) * qk_gain[:, None]
     if feature_map is not None:
         qk = feature_map(qk)
-    return rotate(qk, cos, sin).unbind(1)
+    q, k = rotate(qk, cos, sin).unbind(1)
+    return q, k
 
 
 def _linear(x: Tensor, weight: Tensor) -> Tensor:

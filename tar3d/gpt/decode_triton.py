@@ -1,18 +1,18 @@
-"""The five operations of `decode_ops` as Triton kernels: same names, arguments and results, one
-kernel each (full_attend: two).
+"""The five operations of `decode_ops` as Triton kernels.
 
-Decoding a few rows is a matter of bytes and of launches. Each kernel reads its weights or its cache
-once and does everything else on the way; nothing is read back to the host and grids follow from
-shapes alone, so that a CUDA graph can hold them. The least that each must move, in bytes, with w
-and a the sizes of a weight and of an activation (2 and 2 in bfloat16):
+Names, arguments and results are the same; each is one kernel (full_attend: two). Decoding a few
+rows is a matter of bytes and of launches. Each kernel reads its weights or its cache once and does
+everything else on the way; nothing is read back to the host and grids follow from shapes alone, so
+that a CUDA graph can hold them. The least that each must move, in bytes, with w and a the sizes of
+a weight and of an activation (2 and 2 in bfloat16):
 
-    | operation     | reads and writes                     | GPT-L, bfloat16, 2 rows                       |
-    |---------------|--------------------------------------|-----------------------------------------------|
-    | norm_linear   | w N D + 4 D (B + 1) + a B N          | 8.4 MB (q, k, v, gate), 6.3 MB (q, k, v)      |
-    | linear_attend | 8 B H d^2 + 5 a B D (no gate: 4)     | 1.1 MB                                        |
-    | full_attend   | 2 a B D filled slots + 4 a B D       | 8.2 kB a slot: 26.8 MB at 3,269               |
-    | linear_add    | w N D + a B D + 8 B N                | 2.1 MB (o), 5.6 MB (down)                     |
-    | norm_swiglu   | 2 w F D + 4 D (B + 1) + a B F        | 11.3 MB                                       |
+    | operation     | reads and writes                 | GPT-L, bfloat16, 2 rows                 |
+    |---------------|----------------------------------|-----------------------------------------|
+    | norm_linear   | w N D + 4 D (B + 1) + a B N      | 8.4 MB (q, k, v, gate), 6.3 MB (q, k, v)|
+    | linear_attend | 8 B H d^2 + 5 a B D (no gate: 4) | 1.1 MB                                  |
+    | full_attend   | 2 a B D filled slots + 4 a B D   | 8.2 kB a slot: 26.8 MB at 3,269         |
+    | linear_add    | w N D + a B D + 8 B N            | 2.1 MB (o), 5.6 MB (down)               |
+    | norm_swiglu   | 2 w F D + 4 D (B + 1) + a B F    | 11.3 MB                                 |
 
 So a linear layer of GPT-L is 28.5 MB, and a full one 25.3 MB and its cache. Activations come to
 every program from L2, for small blocks as many bytes as weights: what BLOCK_N weighs against the
@@ -29,6 +29,9 @@ compile for sm_90.
 Letters: B rows, D width, N outputs, H heads, d head dimension, F width of the MLP, C slots of a
 cache.
 """
+
+# Triton's tuples of tensors grow in loops, which Python's types do not know.
+# mypy: disable-error-code="assignment, misc"
 
 from __future__ import annotations
 
@@ -83,7 +86,8 @@ def _linear(
     (B, D), N = x.shape, out.shape[1]
     if weight.shape != (N * (1 + swiglu), D) or len(out) != B:
         raise ValueError(
-            f"x {tuple(x.shape)}, weight {tuple(weight.shape)} and result {tuple(out.shape)} do not belong together"
+            f"x {tuple(x.shape)}, weight {tuple(weight.shape)} and result {tuple(out.shape)} "
+            "do not belong together"
         )
     vector = 16 // max(
         x.element_size(), weight.element_size()
@@ -126,7 +130,8 @@ def _linear(
 
 
 @triton.jit
-def _linear_kernel(
+# longer than 60 lines: a kernel is one function
+def _linear_kernel(  # noqa: PLR0913  arguments of a launch
     x_ptr,
     gain_ptr,
     weight_ptr,
@@ -144,8 +149,10 @@ def _linear_kernel(
     VECTOR: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """BLOCK_N outputs of BLOCK_B rows: x, normed if there is a gain, times the weights; with SWIGLU
-    both weights of an output."""
+    """BLOCK_N outputs of BLOCK_B rows: x, normed if there is a gain, times the weights.
+
+    With SWIGLU an output has two weights.
+    """
     first_row = tl.program_id(0) * BLOCK_B
     output = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     row = first_row + tl.arange(0, BLOCK_B)
@@ -229,8 +236,7 @@ def _linear_kernel(
 
 @triton.jit
 def _sums(parts, COUNT: tl.constexpr):
-    """Sums over the last axis of COUNT tensors (N, K) -> (N, COUNT), all in one exchange between
-    threads."""
+    """Sums over the last axis of COUNT tensors (N, K) -> (N, COUNT), in one exchange of threads."""
     if COUNT == 1:
         sums = tl.sum(parts[0], 1)[:, None]
     elif COUNT == 2:

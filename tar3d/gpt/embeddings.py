@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,11 +29,12 @@ class ConditionMLP(nn.Module):
 
 
 class PositionEmbedding(nn.Module):
-    """Learned embeddings of a step's coordinates, one table for each embedded axis of the layout
-    (row, column and, where a step is a token, plane), added to the step's own.
+    """Learned embeddings of a step's coordinates, added to the step's own.
 
-    TriPE alone tells a token how far others are, not where it is itself, and what code to expect
-    depends on that. They start at zero: a model trained without them can go on with them.
+    There is one table for each embedded axis of the layout: row, column and, where a step is a
+    token, plane. TriPE alone tells a token how far others are, not where it is itself, and what
+    code to expect depends on that. They start at zero: a model trained without them can go on with
+    them.
     """
 
     coordinates: Tensor  # (axes, steps)
@@ -43,9 +45,8 @@ class PositionEmbedding(nn.Module):
         for axis in axes:
             self.add_module(axis.name, nn.Embedding(axis.size, width))
         self.names = [axis.name for axis in axes]
-        self.register_buffer(
-            "coordinates", torch.stack([axis.values for axis in axes]), persistent=False
-        )
+        coordinates = torch.from_numpy(np.stack([axis.values for axis in axes]))
+        self.register_buffer("coordinates", coordinates, persistent=False)
 
     def forward(self, start: int, end: int) -> Tensor:
         """Steps start..end-1 of the sequence -> (end - start, D)."""

@@ -1,5 +1,4 @@
-"""Decoding as fast as it goes: packed weights, static caches, nothing read back to the host, CUDA
-graphs.
+"""Fast decoding: packed weights, static caches, CUDA graphs, nothing read back to the host.
 
     engine = Engine(gpt)
     ids = engine.run(condition, sampling, draws)
@@ -10,17 +9,20 @@ tokens, all layers, guidance, filters, draw, store. On CUDA it is captured as a 
 so that a token costs what its kernels cost and not what launching them does. On a CPU it runs as it
 stands.
 
-What guidance shares: the conditional and the null row of a shape are rows of one batch, so weights
+The engine knows no layer by name: `tar3d.gpt.packed` takes the packed form that a layer class
+defines. A block whose layers have none is run by its own `decode` on its own cache; on CUDA no
+graph is captured then, and every step is launched by the host.
+
+Guidance shares work: the conditional and the null row of a shape are rows of one batch, so weights
 are read once for both; the null prefix, the same for all shapes, goes through the prefill once; and
 the head, being linear, multiplies the guided row alone.
 
-An engine copies the weights of its GPT and knows nothing of later changes to them. Its dtype is
-autocast's if autocast is on when it is made, else that of the weights; states, the residual stream
-and logits are float32 in any case.
+An engine copies the weights of its GPT and does not follow later changes to them (plain blocks read
+the GPT's own). Its dtype is autocast's if autocast is on when it is made, else that of the weights;
+states, the residual stream and logits are float32 in any case.
 
-Letters: B shapes, G rows (B, or 2 B with guidance), D width, F MLP width, H heads, d head
-dimension, T tokens, n tokens per step, V codebook size, C slots of a key-value cache, K dimension
-of a code.
+Letters: B shapes, G rows (B, or 2 B with guidance), D width, T tokens, n tokens per step, V
+codebook size, C slots of a key-value cache, K dimension of a code.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +47,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tar3d.config import SamplingConfig
-    from tar3d.gpt.layers.base import LayerCache, StaticCache
     from tar3d.gpt.model import GPT
 
 # A captured step sees a multiple of so many slots, with at most so many graphs.
@@ -56,14 +57,14 @@ REPORT_EVERY = 128  # steps between two reports of progress on CUDA: each waits 
 
 @dataclass
 class Buffers:
-    """What a step reads and changes, for one number of rows and one way of sampling."""
+    """All that a step reads and changes, for one number of rows and one way of sampling."""
 
     ids: Tensor  # (B, T) int64, filled from the left
     draws: Tensor  # (B, T) float32 in [0, 1)
     hidden: Tensor  # (G, D) float32, the layers' last output
     step: Tensor  # (1,) int64, the last step whose tokens are known
     slot: Tensor  # (1,) int64, where its keys and values go
-    caches: list[StaticCache | LayerCache]  # of each layer
+    caches: list[Any]  # of each block: the tensors of a static cache, or a plain block's own
     # (G, 1, 1, C) bool: slots that hold something; None: all before and at `slot`
     valid: Tensor | None
     hints: Tensor | None  # (G, steps, D) float32
@@ -72,7 +73,7 @@ class Buffers:
 
 
 class Engine:
-    """See the module docstring. `backend` says who computes the five operations of a layer:
+    """Decodes with one GPT. `backend` is what computes the operations of packed layers:
 
     | backend    | operations of a layer                | on a CPU               | on CUDA         |
     |------------|--------------------------------------|------------------------|-----------------|
@@ -81,6 +82,7 @@ class Engine:
     | `triton`   | `decode_triton`, a kernel each       | not there              | in a CUDA graph |
 
     `auto` is `plain` on CUDA too, for as long as none of the three has been measured on a GPU.
+    Raises ValueError for a backend that is not there, or has no operations for a layer.
     """
 
     def __init__(self, gpt: GPT, backend: str = "auto") -> None:
@@ -93,7 +95,7 @@ class Engine:
         self.backend = self.operations.backend
         with torch.no_grad():
             self._pack()
-        self.capacity = self.config.condition_tokens + self.config.num_steps - 1
+        self.capacity = self.config.condition_tokens + self.gpt.layout.num_steps - 1
         # A graph holds packed blocks only. Exact windows cost a CPU nothing. A graph and a compiled
         # layer are made for one window, so there they are few.
         self.graphed = self.device.type == "cuda" and not self._plain
@@ -122,17 +124,17 @@ class Engine:
         self._head = pack(gpt.head)
         self._position_table = None  # (steps, D)
         if gpt.position_embedding is not None:
-            self._position_table = gpt.position_embedding(0, self.config.num_steps)
+            self._position_table = gpt.position_embedding(0, self.gpt.layout.num_steps)
         self._offsets = torch.arange(self.config.tokens_per_step, device=self.device)
         self._merge = None if gpt.merge is None else pack(gpt.merge)
         self._cell_head = None if gpt.cell_head is None else gpt.cell_head.pack(pack)
         self._mlp_step = self.operations.mlp_step(SwiGLU.packed_step)
 
     def prepare(self, batch: int, sampling: SamplingConfig, codes: Tensor | None = None) -> None:
-        """Makes the buffers for `batch` shapes sampled in this way, and on CUDA warms up and
-        captures; nothing if that is done.
+        """Makes the buffers for `batch` shapes sampled in this way; on CUDA warms up and captures.
 
-        `run` does it when it is needed; called before, it keeps that time out of the first run.
+        Does nothing if that is done. `run` calls it when it is needed; called before, it keeps that
+        time out of the first run.
         """
         codes = codes if sampling.code_predictor_scale else None
         key = (batch, *dataclasses.astuple(sampling), None if codes is None else tuple(codes.shape))
@@ -156,14 +158,14 @@ class Engine:
         codes: Tensor | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        """The tokens (B, T) int64 of each condition row. `draws` (B, T) in [0, 1) decide them.
+        """Tokens (B, T) int64 in model order for each condition row, by `draws` (B, T) in [0, 1).
 
-        `codes` (V, K), the tokenizer's codebook, is needed for a code_predictor_scale above 0. `progress`
-        is called with (tokens done, T): after each step on a CPU, now and then on CUDA. The result
-        is overwritten by the next run.
+        `codes` (V, K), the tokenizer's codebook, is needed for a code_predictor_scale above 0.
+        `progress` is called with (tokens done, T): after each step on a CPU, now and then on CUDA.
+        The result is overwritten by the next run.
         """
         self.prepare(len(condition.mask), sampling, codes)
-        n, steps = self.config.tokens_per_step, self.config.num_steps
+        n, steps = self.config.tokens_per_step, self.gpt.layout.num_steps
         prefix = self._fill(condition, draws)
         with torch.autocast(self.device.type, enabled=False):
             self._draw_step()
@@ -181,11 +183,10 @@ class Engine:
             return
         if self.graphed:
             torch.cuda.synchronize(self.device)
-        progress(self.config.tokens_per_step * (step + 1), self.config.num_tokens)
+        progress(self.config.tokens_per_step * (step + 1), self.gpt.layout.num_tokens)
 
     def advance(self, filled: int) -> None:
-        """`take_step` when its keys and values make `filled` slots hold something: by the graph,
-        where there is one."""
+        """`take_step`, after which `filled` slots hold something; by its graph if captured."""
         window = self.window_for(filled)
         if self.graphed:
             self._graphs[window].replay()
@@ -222,8 +223,10 @@ class Engine:
         return torch.zeros(shape, dtype=dtype, device=self.device)
 
     def _capture(self) -> None:
-        """One graph for each window. The steps that warm up and capture leave rubbish in the
-        buffers; `_fill` replaces it."""
+        """Captures one graph for each window.
+
+        The steps that warm up and capture overwrite the buffers; `_fill` makes them good again.
+        """
         windows = sorted({self.window_for(filled) for filled in range(1, self.capacity + 1)})
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
@@ -242,8 +245,7 @@ class Engine:
                 self._graphs[window] = graph
 
     def _fill(self, condition: Condition, draws: Tensor) -> int:
-        """Prefills the conditions, and the null prefix once, into the buffers; returns the slots
-        they take."""
+        """Prefills the conditions, and the null prefix once; returns the slots that they take."""
         b, batch = self.buffers, len(condition.mask)
         null, source = None, torch.arange(batch, device=self.device)
         if self.guided:
@@ -288,8 +290,10 @@ class Engine:
             b.valid = F.pad(in_use, (0, self.capacity - prefix), value=True)
 
     def take_step(self, window: int) -> None:
-        """Takes in the tokens of the buffers' `step`, and draws those of the next; attention looks
-        at `window` slots."""
+        """Takes in the tokens of the buffers' `step` and draws those of the next.
+
+        Attention looks at `window` slots.
+        """
         b, n = self.buffers, self.config.tokens_per_step
         tokens = b.ids.index_select(1, b.step * n + self._offsets)  # (B, n)
         after = b.step + 1
@@ -322,42 +326,41 @@ class Engine:
 
     def _draw_step(self) -> None:
         """Draws the tokens of `step` from the layers' output for it."""
-        b, n = self.buffers, self.config.tokens_per_step
-        known = (
-            None if self._cell_head is None else torch.zeros_like(b.hidden)
-        )  # what the cell's tokens so far add
-        for plane in range(n):
-            position = b.step * n + plane
-            scores = self._scores(b.hidden, known, plane)
-            if b.predicted_codes is not None:
-                scores = (
-                    scores
-                    + self.sampling.code_predictor_scale
-                    * b.predicted_codes.index_select(1, position)[:, 0]
-                    @ b.codes
-                )
-            token = sample(scores, self.sampling, b.draws.index_select(1, position)[:, 0])
-            b.ids.index_copy_(1, position, token[:, None])
-            if plane + 1 < n:
-                known = self.operations.module.linear_add(
-                    self._embed(token[:, None]).to(self.dtype), self._cell_head.before[plane], known
-                )
-
-    def _scores(self, hidden: Tensor, known: Tensor | None, plane: int) -> Tensor:
-        """(B, V) float32. The head is linear, so guidance comes before it, and it sees one row a
-        shape."""
-        if self._cell_head is not None:
-            hidden = hidden + self._cell_head.plane[plane] + known
-            for mlp in self._cell_head.mlps:
+        b, n, head = self.buffers, self.config.tokens_per_step, self._cell_head
+        if head is None:
+            self._draw_token(b.hidden, b.step)
+            return
+        known = torch.zeros_like(b.hidden)  # what the step's tokens so far add
+        for k in range(n):
+            hidden = b.hidden + head.plane[k] + known
+            for mlp in head.mlps:
                 hidden = self._mlp_step(hidden, mlp)
+            token = self._draw_token(hidden, b.step * n + k)
+            if k + 1 < n:
+                embedded = self._embed(token[:, None]).to(self.dtype)
+                known = self.operations.module.linear_add(embedded, head.before[k], known)
+
+    def _draw_token(self, hidden: Tensor, position: Tensor) -> Tensor:
+        """Draws the tokens (B,) of a position (1,) from hidden states (G, D), and stores them."""
+        b, scores = self.buffers, self._scores(hidden)
+        if b.predicted_codes is not None and b.codes is not None:
+            predicted = b.predicted_codes.index_select(1, position)[:, 0]
+            scores = scores + self.sampling.code_predictor_scale * predicted @ b.codes
+        token = sample(scores, self.sampling, b.draws.index_select(1, position)[:, 0])
+        b.ids.index_copy_(1, position, token[:, None])
+        return token
+
+    def _scores(self, hidden: Tensor) -> Tensor:
+        """(B, V) float32 logits of hidden states (G, D).
+
+        The head is linear, so guidance comes before it, and it sees one row a shape.
+        """
         x = F.rms_norm(hidden, hidden.shape[-1:], self._gain, NORM_EPS)
         if self.guided:
-            x = guide(*x.chunk(2), self.sampling.cfg_scale)
-        return self.operations.module.linear_add(
-            x.to(self.dtype),
-            self._head,
-            torch.zeros(len(x), self.config.codebook_size, device=x.device),
-        )
+            conditional, null = x.chunk(2)
+            x = guide(conditional, null, self.sampling.cfg_scale)
+        zero = torch.zeros(len(x), self.config.codebook_size, device=x.device)
+        return self.operations.module.linear_add(x.to(self.dtype), self._head, zero)
 
     def _embed(self, tokens: Tensor) -> Tensor:
         """(B, m) -> (G, m D) float32: both rows of a shape get its tokens."""

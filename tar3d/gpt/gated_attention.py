@@ -1,14 +1,14 @@
-"""Linear attention whose decay depends on the data, and with it the delta rule, in three equal
-forms.
+"""Linear attention with a decay that depends on the data, and the gated delta rule.
 
-    S_t = a_t S_{t-1} + k_t v_t^T                                 without beta: Mamba-2's recurrence (arXiv 2405.21060)
-    S_t = a_t (S_{t-1} - b_t k_t (k_t^T S_{t-1})) + b_t k_t v_t^T     with beta: gated delta rule (arXiv 2412.06464, eq. 10)
+    S_t = a_t S_{t-1} + k_t v_t^T
+    S_t = a_t (S_{t-1} - b_t k_t (k_t^T S_{t-1})) + b_t k_t v_t^T
     o_t = q_t S_t,      a_t = exp(log_decay_t)
 
-`reference` takes one position after the other, `chunked` is exact in products of chunks (the delta
-rule's inverse is that of arXiv 2406.06484), `recurrent_step` takes one position. All are `(q, k, v,
-log_decay, beta, state=None) -> (o, state)`. With beta the keys should be unit vectors, or the
-recurrence may grow.
+The first recurrence, without beta, is Mamba-2's (arXiv 2405.21060), the second, with beta, the
+gated delta rule (arXiv 2412.06464, eq. 10). There are three equal forms: `reference` takes one
+position after the other, `chunked` is exact in products of chunks (the delta rule's inverse is that
+of arXiv 2406.06484), `recurrent_step` takes one position. All are `(q, k, v, log_decay, beta,
+state=None) -> (o, state)`. With beta the keys should be unit vectors, or the recurrence may grow.
 
 Shapes: q, k, v, o (B, H, T, D); log_decay <= 0 and beta in [0, 1], or None, (B, H, T); state (B, H,
 D, D) float32 (float64 for float64 inputs), indexed [key channel, value channel]; lengths (B,) int64
@@ -29,7 +29,7 @@ def _precise(q: Tensor) -> torch.dtype:
 def without_padding(
     lengths: Tensor | None, k: Tensor, log_decay: Tensor, beta: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Padding that neither enters the state nor decays it."""
+    """k, log_decay and beta with padding that neither enters the state nor decays it."""
     if lengths is None:
         return k, log_decay, beta
     valid = (torch.arange(k.shape[2], device=k.device) < lengths[:, None])[:, None]  # (B, 1, T)
@@ -69,7 +69,7 @@ def reference(
     *,
     lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The definition, one position after the other: what the other forms are tested against."""
+    """The definition, one position after the other, that the other forms are tested against."""
     k, log_decay, beta = without_padding(lengths, k, log_decay, beta)
     outputs = []
     with torch.autocast(q.device.type, enabled=False):
@@ -84,6 +84,7 @@ def reference(
                 state,
             )
             outputs.append(o)
+    assert state is not None, "there is at least one position"
     return torch.cat(outputs, dim=2), state
 
 
@@ -98,10 +99,10 @@ def chunked(
     lengths: Tensor | None = None,
     chunk_size: int = 64,
 ) -> tuple[Tensor, Tensor]:
-    """Exact and O(T C + T D): quadratic inside a chunk, a carried state between chunks. Every
-    exponent is <= 0.
+    """Exact and O(T C + T D): quadratic inside a chunk, a carried state between chunks.
 
-    Products run in float32 with beta, whose inverse needs it, else in the inputs' dtype.
+    Every exponent is <= 0. Products run in float32 with beta, whose inverse needs it, else in the
+    inputs' dtype.
     """
     dtype, output_dtype = _precise(q), q.dtype
     B, H, T, D = q.shape
@@ -112,32 +113,20 @@ def chunked(
         padding = n * C - T
         if padding:
             q, k, v = (F.pad(x, (0, 0, 0, padding)) for x in (q, k, v))
-            log_decay, beta = (
-                None if x is None else F.pad(x, (0, padding)) for x in (log_decay, beta)
-            )
+            log_decay = F.pad(log_decay, (0, padding))
+            beta = None if beta is None else F.pad(beta, (0, padding))
         if beta is not None:
             q, k, v, beta = (x.to(dtype) for x in (q, k, v, beta))
         q, k, v = (x.reshape(B, H, n, C, D) for x in (q, k, v))
-        total = (
-            log_decay.to(dtype).reshape(B, H, n, C).cumsum(-1)
-        )  # from the chunk's start to each position
+        # From the chunk's start to each position, and (B, H, n, C, C) between positions.
+        total = log_decay.to(dtype).reshape(B, H, n, C).cumsum(-1)
         later = torch.ones(C, C, dtype=torch.bool, device=q.device).triu(1)
-        inside = (
-            (total[..., :, None] - total[..., None, :]).masked_fill(later, -torch.inf).exp()
-        )  # (B, H, n, C, C)
+        inside = (total[..., :, None] - total[..., None, :]).masked_fill(later, -torch.inf).exp()
         from_start, to_end = total.exp()[..., None], (total[..., -1:] - total).exp()[..., None]
         q_start, k_end = q * from_start.to(q.dtype), k * to_end.to(q.dtype)
         known = None
         if beta is not None:
-            b = beta.reshape(B, H, n, C, 1)
-            within = (b * k @ k.transpose(-1, -2)) * inside
-            unit = torch.eye(C, dtype=dtype, device=q.device) + within.tril(-1)
-            v, known = torch.linalg.solve_triangular(
-                unit,
-                torch.cat([b * v, b * k * from_start], dim=-1),
-                upper=False,
-                unitriangular=True,
-            ).split(D, dim=-1)
+            v, known = _delta_inverse(k, v, beta.reshape(B, H, n, C, 1), inside, from_start)
         scores = (q @ k.transpose(-1, -2)) * inside.to(q.dtype)
         state = q.new_zeros(B, H, D, D, dtype=dtype) if state is None else state.to(dtype)
         outputs = []
@@ -150,3 +139,18 @@ def chunked(
                 k_end[:, :, c].transpose(-1, -2) @ added
             ).to(dtype)
     return torch.cat(outputs, dim=2)[:, :, :T].to(output_dtype), state
+
+
+def _delta_inverse(
+    k: Tensor, v: Tensor, b: Tensor, inside: Tensor, from_start: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The values that a chunk writes into an empty state, and the keys for a carried one.
+
+    The product of those keys with the carried state is taken off the values; (B, H, n, C, D) each.
+    """
+    within = (b * k @ k.transpose(-1, -2)) * inside
+    unit = torch.eye(k.shape[-2], dtype=k.dtype, device=k.device) + within.tril(-1)
+    sides = torch.cat([b * v, b * k * from_start], dim=-1)
+    solved = torch.linalg.solve_triangular(unit, sides, upper=False, unitriangular=True)
+    written, known = solved.split(k.shape[-1], dim=-1)
+    return written, known

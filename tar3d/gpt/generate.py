@@ -26,13 +26,12 @@ def generate(
     codes: Tensor | None = None,
     engine: Engine | None = None,
 ) -> Tokens:
-    """Samples the tokens of each condition row; row b is decided by `seeds[b]` and its own
-    condition alone.
+    """Samples the tokens of each condition row; `seeds[b]` and its own condition decide row b.
 
     Guidance (cfg_scale other than 1) adds a null row to each. `progress` is called with (tokens
-    done, T). `codes` (V, K), the tokenizer's codebook, is needed for a code_predictor_scale above 0.
-    `engine` is one that was made from `gpt` as it is now; making one copies the weights, so whoever
-    calls often keeps it.
+    done, T). `codes` (V, K), the tokenizer's codebook, is needed for a code_predictor_scale above
+    0. `engine` is one that was made from `gpt` as it is now; making one copies the weights, so
+    whoever calls often keeps it.
     """
     if sampling.code_predictor_scale and (gpt.code_predictor is None or codes is None):
         raise ValueError(
@@ -45,7 +44,8 @@ def generate(
         )
     if len(seeds) != len(condition.embeddings):
         raise ValueError(
-            f"{len(seeds)} seeds for {len(condition.embeddings)} condition rows: give each row its own"
+            f"{len(seeds)} seeds for {len(condition.embeddings)} condition rows: "
+            "give each row its own"
         )
     ids = (engine or Engine(gpt)).run(
         condition, sampling, uniform_draws(seeds, gpt.config.num_tokens), codes, progress

@@ -1,6 +1,7 @@
 """Lightning attention: causal linear attention with one fixed decay per head, in three equal forms.
 
-    o_t = sum_{s <= t} exp(-slope (t - s)) (q_t . k_s) v_s = q_t S_t,      S_t = exp(-slope) S_{t-1} + k_t v_t^T
+    o_t = sum_{s <= t} exp(-slope (t - s)) (q_t . k_s) v_s = q_t S_t
+    S_t = exp(-slope) S_{t-1} + k_t v_t^T
 
 (arXiv 2401.04658.) `reference` is the plain quadratic sum, `chunked` is exact and linear in T,
 `recurrent_step` takes one token. All are `(q, k, v, slopes, state=None) -> (o, state)`; the first
@@ -24,11 +25,10 @@ from torch import Tensor
 
 
 def alibi_slopes(num_heads: int) -> Tensor:
-    """(H,) float32 decay rates 2^(-8 h / H), h = 1..H (ALiBi, arXiv 2108.12409; lightning attention
-    uses the same).
+    """(H,) float32 decay rates 2^(-8 h / H), h = 1..H (ALiBi, arXiv 2108.12409).
 
-    For an H that is no power of two, the slopes of the power of two below come first, then every
-    other one of the next.
+    Lightning attention uses the same. For an H that is no power of two, the slopes of the power of
+    two below come first, then every other one of the next.
     """
     power = 2 ** math.floor(math.log2(num_heads))
     slopes = [2 ** (-8 * (h + 1) / power) for h in range(power)]
@@ -37,12 +37,11 @@ def alibi_slopes(num_heads: int) -> Tensor:
 
 
 def layer_slopes(num_heads: int, layer: int, num_layers: int) -> Tensor:
-    """(H,) slopes of one layer: ALiBi's times 1 - layer/(L-1) + 1e-5, as in TransNormerLLM and
-    MiniMax-01.
+    """(H,) slopes of one layer: ALiBi's times 1 - layer/(L-1) + 1e-5.
 
-    Deeper layers forget more slowly. With a long token sequence behind the prefix that is what lets
-    the condition reach the last tokens: the slowest of 12 unscaled heads halves its memory every
-    177 tokens, out of 3,072.
+    TransNormerLLM and MiniMax-01 do the same: deeper layers forget more slowly. With a long token
+    sequence behind the prefix that is what lets the condition reach the last tokens: the slowest of
+    12 unscaled heads halves its memory every 177 tokens, out of 3,072.
     """
     depth = layer / (num_layers - 1) if num_layers > 1 else 0.0
     return alibi_slopes(num_heads) * (1.0 - depth + 1e-5)
@@ -53,8 +52,10 @@ def _state_dtype(q: Tensor) -> torch.dtype:
 
 
 def _decay(slopes: Tensor, age: Tensor) -> Tensor:
-    """exp(-slope age) where age >= 0, else 0. Clamped before the exponential, which would overflow
-    for age < 0."""
+    """exp(-slope age) where age >= 0, else 0.
+
+    The age is clamped before the exponential, which would overflow for age < 0.
+    """
     return torch.where(age >= 0, torch.exp(-slopes * age.clamp_min(0)), 0.0)
 
 
@@ -67,10 +68,10 @@ def reference(
     *,
     lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The definition, O(T^2): what the other forms are tested against."""
+    """The definition, O(T^2), that the other forms are tested against."""
     dtype = _state_dtype(q)
     with torch.autocast(q.device.type, enabled=False):
-        B, H, T, _ = q.shape
+        B, _, T, _ = q.shape
         output_dtype, (q, k, v) = q.dtype, (x.to(dtype) for x in (q, k, v))
         slopes = slopes.to(dtype)
         if lengths is None:
@@ -138,8 +139,7 @@ def chunked(
 def _state_at(
     k: Tensor, v: Tensor, slopes: Tensor, before: Tensor, lengths: Tensor | int
 ) -> Tensor:
-    """The state (B, H, D, D) at `lengths`, from the one before the chunk that holds the last valid
-    position.
+    """The state (B, H, D, D) at `lengths`, from that before the chunk of the last valid position.
 
     Going on from there at the chunk's true length avoids the exp(+slope padding) that undoing a
     padded tail would need.

@@ -44,8 +44,7 @@ def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 @torch.no_grad()
 def token_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """NLL of every token in nats: (...) float32, for arguments as those of `cross_entropy`. Without
-    gradients."""
+    """NLL of every token in nats, (...) float32; arguments as in `cross_entropy`."""
     _check(hidden, weight, targets)
     flat, matrix, wanted = (
         _in_compute_dtype(hidden.flatten(0, -2)),
@@ -61,8 +60,7 @@ def token_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """hidden (N, D), weight (V, D), targets (N,) -> mean; the gradients are those of the mean,
-    scaled in `backward`."""
+    """hidden (N, D), weight (V, D), targets (N,) -> mean; `backward` scales its gradients."""
 
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -125,6 +123,7 @@ def _check(hidden: Tensor, weight: Tensor, targets: Tensor) -> None:
         or targets.numel() == 0
     ):
         raise ValueError(
-            "cross-entropy takes hidden states (..., D), a head's weight (V, D) and at least one target (...); got "
+            "cross-entropy takes hidden states (..., D), a head's weight (V, D) and at least one "
+            "target (...); got "
             f"{tuple(hidden.shape)}, {tuple(weight.shape)} and {tuple(targets.shape)}"
         )

@@ -1,9 +1,8 @@
-"""The hybrid GPT: a condition prefix, then the tokens of a shape, through layers of linear and full
-attention.
+"""The hybrid GPT: a condition prefix, then a shape's tokens, through linear and full attention.
 
-    logits = gpt(tokens[:, :-1], condition, dropped)     training: logits[:, i] predicts tokens[:, i]
-    logits, cache = gpt.prefill(condition)               generation: the first token
-    logits = gpt.decode(token, cache)                    ... and each next one
+    logits = gpt(tokens[:, :-1], condition, dropped)    training: logits[:, i] predicts token i
+    logits, cache = gpt.prefill(condition)              generation: the first token
+    logits = gpt.decode(token, cache)                   ... and each next one
 
 Rows are packed as [condition][steps][padding] and every layer is causal, so prefixes of different
 length need no mask of positions x positions; positions count from a row's own first step; one
@@ -26,9 +25,8 @@ sequence, n tokens per step, s steps, S positions of a packed row, D width, V co
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +36,7 @@ from tar3d.gpt.blocks import Block, matrix_elements
 from tar3d.gpt.cell_head import CellHead
 from tar3d.gpt.code_predictor import CodePredictor
 from tar3d.gpt.embeddings import ConditionMLP, PositionEmbedding
+from tar3d.gpt.init import INIT_STD, init_parameters
 from tar3d.gpt.layers.base import LayerCache, Rotary, RowLengths
 from tar3d.gpt.norm import RMSNorm
 from tar3d.gpt.rope import TriPE
@@ -45,44 +44,41 @@ from tar3d.gpt.rows import gather, valid_first
 from tar3d.layouts import build_layout
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tar3d.config import GPTConfig
     from tar3d.contracts import Condition
-
-INIT_STD = 0.02
 
 
 @dataclass
 class Cache:
-    """What `decode` needs of a batch: one entry per layer, the number of tokens every row has taken
-    in so far, the code predictor's hints (B, steps, D) if there is one, the layers' last output (B, D),
-    the tokens (B, k), k < n, of the step not yet complete, and where rows ended when the cache was
-    filled, (B,) int64 or None when all filled it."""
+    """The memory of `decode` for one batch."""
 
     layers: list[LayerCache]
-    num_tokens: int
-    hints: Tensor | None
-    hidden: Tensor
-    pending: Tensor
+    num_tokens: int  # that every row has taken in so far
+    hints: Tensor | None  # (B, steps, D), of the code predictor if there is one
+    hidden: Tensor  # (B, D), the layers' last output
+    pending: Tensor  # (B, k), k < n: the tokens of the step not yet complete
+    # (B,) int64, the ends of the rows that filled the cache; None when all have one length
     lengths: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class PackedRows:
-    """Rows as [condition][steps][padding]: `x` (B, S, D), valid prefix positions per row, the
-    rotary tables, and the code predictor's hints (B, steps, D) or None.
+    """Rows as [condition][steps][padding], embedded.
 
     `prefix_lengths` is an int when all prefixes are full: then S has no padding and no row needs
     its own table.
     """
 
-    x: Tensor
-    prefix_lengths: Tensor | int
+    x: Tensor  # (B, S, D)
+    prefix_lengths: Tensor | int  # (B,) int64, valid prefix positions
     rotary: Rotary
-    hints: Tensor | None
+    hints: Tensor | None  # (B, steps, D), of the code predictor
 
 
 class GPT(nn.Module):
-    """See the module docstring for the three calls; `config` is all that the shapes depend on."""
+    """The GPT of the module docstring; `config` decides the shapes of its weights."""
 
     adamw_parameters = ("head",)  # a classifier over V codes, not a hidden matrix
     init_as: ClassVar[dict[str, str]] = {"position_embedding": "zeros"}
@@ -105,43 +101,25 @@ class GPT(nn.Module):
         )
         self.code_predictor = CodePredictor(config) if config.code_predictor_dim else None
         self.rope = TriPE(config, self.layout)
-        self.register_buffer("permutation", self.layout.permutation(), persistent=False)
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        permutation = torch.from_numpy(self.layout.checked_permutation())
+        self.register_buffer("permutation", permutation, persistent=False)
+        blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.blocks = cast("Sequence[Block]", blocks)
         self.norm = RMSNorm(config.width)
         self.head = nn.Linear(config.width, config.codebook_size, bias=False)
         self.init_weights()
 
-    @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Draws all weights; without a generator from torch's default one.
-
-        A module says in `init_as` how its parameters and children start:
-
-        | word       | start                                                                  |
-        |------------|------------------------------------------------------------------------|
-        | (none)     | normal, std 0.02                                                       |
-        | "residual" | normal, std 0.02 / sqrt(2 L): o and down, which end on the residual    |
-        | "ones"     | 1: gains of norms                                                      |
-        | "zeros"    | 0: position embeddings, projection of the code predictor               |
-        | "own"      | as the module's constructor left it                                    |
-        """
-        starts = parameter_starts(self)
-        for name, parameter in self.named_parameters():
-            start = starts.get(name, "normal")
-            if start in ("ones", "zeros"):
-                parameter.fill_(1.0 if start == "ones" else 0.0)
-            elif start != "own":
-                layers = 2 * self.config.num_layers
-                std = INIT_STD / math.sqrt(layers) if start == "residual" else INIT_STD
-                parameter.normal_(0.0, std, generator=generator)
+        """Draws all weights (`tar3d.gpt.init`); without a generator from torch's default one."""
+        init_parameters(self, self.config.num_layers, generator)
 
     @torch.no_grad()
     def start_from_codes(self, codes: Tensor, generator: torch.Generator) -> None:
-        """Token embeddings and head rows become random linear maps of the tokenizer's codes (V, K),
-        at the usual scale.
+        """Starts embeddings and head rows as random linear maps of the tokenizer's codes.
 
-        Codes that mean nearly the same piece of shape then start with nearly the same embedding and
-        the same logit, which a rare code would otherwise need many sightings to learn.
+        Codes are (V, K); the scale is the usual one. Codes that mean nearly the same piece of shape
+        then start with nearly the same embedding and the same logit, which a rare code would
+        otherwise need many sightings to learn.
         """
         codes = F.normalize(codes.float().cpu(), dim=-1)
         for table in (self.token_embedding.weight, self.head.weight):
@@ -150,8 +128,10 @@ class GPT(nn.Module):
             )
 
     def num_parameters(self, *, embeddings: bool = True) -> int:
-        """Trainable and frozen parameters; `embeddings=False` leaves out the tables, the head and
-        the null prefix."""
+        """Trainable and frozen parameters.
+
+        `embeddings=False` leaves out the tables, the head and the null prefix.
+        """
         tables = ("token_embedding.", "position_embedding.", "head.", "null_prefix")
         return sum(
             p.numel()
@@ -160,13 +140,12 @@ class GPT(nn.Module):
         )
 
     def flops(self, prefix_length: int, num_tokens: int) -> int:
-        """Operations of `forward` for one row whose prefix has that many positions and which
-        predicts `num_tokens` tokens, a multiplication and an addition being two. Training takes
-        three times as many.
+        """Operations of `forward` for one row, a multiplication and an addition being two.
 
-        Counted is the least that the function needs, whatever computes it: each matrix once at each
-        of its positions, half of the S x S products of causal attention, two d x d products a
-        position and head for the recurrence of a linear layer, three with the delta rule.
+        Its prefix has `prefix_length` positions and it predicts `num_tokens` tokens. Training takes
+        three times as many. Counted is the least that the function needs, whatever computes it:
+        each matrix once at each of its positions, half of the S x S products of causal attention,
+        and the products of d x d a position and head that the recurrence of a linear layer takes.
         """
         steps = -(-num_tokens // self.config.tokens_per_step)
         positions = prefix_length + steps - 1
@@ -183,17 +162,16 @@ class GPT(nn.Module):
         return 2 * multiplications
 
     def to_model_order(self, sequence: Tensor) -> Tensor:
-        """All T tokens (B, T, ...) of a sequence in the order of files -> in the order in which
-        this GPT goes through them. Cut afterwards: the first tokens of one order are not those of
-        another.
+        """All T tokens (B, T, ...) of a sequence in file order -> in this GPT's order.
 
-        Raises ValueError for a part of a sequence.
+        Cut afterwards: the first tokens of one order are not those of another. Raises ValueError
+        for a part of a sequence.
         """
         self._check_whole(sequence, "to_model_order")
         return sequence[:, self.permutation]
 
     def to_raster_order(self, sequence: Tensor) -> Tensor:
-        """The way back, for all T entries (B, T, ...) of a sequence in this GPT's order."""
+        """All T entries (B, T, ...) of a sequence in this GPT's order -> in file order."""
         self._check_whole(sequence, "to_raster_order")
         return sequence[:, self.permutation.argsort()]
 
@@ -205,29 +183,32 @@ class GPT(nn.Module):
             )
 
     def drop_rows(self, batch_size: int, generator: torch.Generator) -> Tensor:
-        """(B,) bool, True with probability `config.condition_dropout`: the rows that train the null
-        prefix."""
+        """Draws the rows that train the null prefix.
+
+        (B,) bool, True with probability `config.condition_dropout`.
+        """
         draws = torch.rand(batch_size, generator=generator, device=generator.device)
         return draws < self.config.condition_dropout
 
     def forward(
         self, tokens: Tensor | None, condition: Condition, dropped: Tensor | None = None
     ) -> Tensor:
-        """Logits (B, t + 1, V) of tokens (B, t) int64, 0 <= t < T (None is t = 0): entry i predicts
-        token i.
+        """Logits (B, t + 1, V) of tokens (B, t) int64, 0 <= t < T (None is t = 0).
 
-        Rows where `dropped` (B,) bool is True see the null prefix instead of their condition. Pass
-        it on every training step, even if no row is dropped: the null prefix is then always part of
-        the graph.
+        Entry i predicts token i. Rows where `dropped` (B,) bool is True see the null prefix instead
+        of their condition. Pass it on every training step, even if no row is dropped: the null
+        prefix is then always part of the graph.
         """
         return self.head(self.hidden(tokens, condition, dropped))
 
     def hidden(
         self, tokens: Tensor | None, condition: Condition, dropped: Tensor | None = None
     ) -> Tensor:
-        """(B, t + 1, D): what `forward` applies the head to. Training goes on from here
-        (`tar3d/gpt/loss.py`), because the logits of a whole batch are larger than everything else
-        it holds."""
+        """The hidden states (B, t + 1, D) that `forward` applies the head to.
+
+        Training goes on from here (`tar3d/gpt/loss.py`), because the logits of a whole batch are
+        larger than everything else it holds.
+        """
         tokens = _or_empty(tokens, condition)
         rows, num_tokens = self._pack(tokens, condition, dropped), tokens.shape[-1]
         x = rows.x
@@ -243,11 +224,11 @@ class GPT(nn.Module):
         return self.norm(self._split_steps(x, tokens)[:, : num_tokens + 1])
 
     def _split_steps(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """Outputs of the layers (B, s, D), entry i for step i, and the tokens known (B, t) -> (B, s
-        n, D), an entry a token.
+        """Outputs of the layers (B, s, D), entry i for step i -> (B, s n, D), an entry a token.
 
-        What lies behind the tokens known is worked out from a stand-in; it comes after all that is
-        wanted."""
+        `tokens` (B, t) are those known. Entries behind them are made from a stand-in; the callers
+        cut them off.
+        """
         if self.cell_head is None:
             return hidden
         (B, s, _), n = hidden.shape, self.config.tokens_per_step
@@ -263,8 +244,7 @@ class GPT(nn.Module):
         *,
         max_new_tokens: int | None = None,
     ) -> tuple[Tensor, Cache]:
-        """Takes in whole rows; returns float32 logits (B, V) of the next token and the cache for
-        `decode`.
+        """Takes in whole rows; returns float32 logits (B, V) of the next token, and a cache.
 
         `tokens` (B, t) int64, t < T, go first (None: none); rows where `null` (B,) bool is True get
         the null prefix. The cache has room for `max_new_tokens` more (None: all that can follow).
@@ -273,7 +253,7 @@ class GPT(nn.Module):
         rows, num_tokens = self._pack(tokens, condition, null), tokens.shape[-1]
         num_steps = num_tokens // self.config.tokens_per_step
         ends = None if isinstance(rows.prefix_lengths, int) else rows.prefix_lengths + num_steps
-        max_new_steps = self.config.num_steps - 1 - num_steps
+        max_new_steps = self.layout.num_steps - 1 - num_steps
         if max_new_tokens is not None:
             max_new_steps = -(-max_new_tokens // self.config.tokens_per_step)
         lengths = RowLengths(ends, max_new_steps)
@@ -294,11 +274,13 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def decode(self, token: Tensor, cache: Cache) -> Tensor:
-        """Takes in one token (B,) int64 per row, updates `cache` in place, returns float32 logits
-        (B, V) of the next."""
-        if cache.num_tokens >= self.config.num_tokens - 1:
+        """Takes in one token (B,) int64 per row; returns float32 logits (B, V) of the next.
+
+        `cache` is updated in place. Raises ValueError after the last token.
+        """
+        if cache.num_tokens >= self.layout.num_tokens - 1:
             raise ValueError(
-                f"a sequence has {self.config.num_tokens} tokens; after {cache.num_tokens} inputs "
+                f"a sequence has {self.layout.num_tokens} tokens; after {cache.num_tokens} inputs "
                 "the last one is already predicted: start a new prefill"
             )
         cache.pending = torch.cat([cache.pending, token[:, None]], dim=1)
@@ -317,8 +299,10 @@ class GPT(nn.Module):
         return self.head(self.norm(x)).float()
 
     def _embed(self, tokens: Tensor, start: int, hints: Tensor | None) -> Tensor:
-        """Tokens (B, s n) of whole steps, the first being step `start` -> (B, s, D), each with the
-        hint for the step after it."""
+        """Tokens (B, s n) of whole steps -> (B, s, D), each with the hint for the step after it.
+
+        The first is step `start`.
+        """
         x = self.token_embedding(tokens)
         if self.merge is not None:
             x = self.merge(x.unflatten(1, (-1, self.config.tokens_per_step)).flatten(2))
@@ -328,27 +312,30 @@ class GPT(nn.Module):
         return x if hints is None else x + hints[:, start + 1 : end + 1]
 
     def _pack(self, tokens: Tensor, condition: Condition, dropped: Tensor | None) -> PackedRows:
-        config, (embeddings, mask, full) = self.config, self._with_null(condition, dropped)
-        batch = len(embeddings)
+        embeddings, mask, full = self._with_null(condition, dropped)
+        n, batch = self.config.tokens_per_step, len(embeddings)
         if tokens.ndim != 2 or len(tokens) != batch:
             raise ValueError(
-                f"tokens must be ({batch}, t), as many rows as the condition has; got {tuple(tokens.shape)}"
+                f"tokens must be ({batch}, t), as many rows as the condition has; "
+                f"got {tuple(tokens.shape)}"
             )
-        if tokens.shape[1] >= config.num_tokens:
+        if tokens.shape[1] >= self.layout.num_tokens:
             raise ValueError(
-                f"got {tokens.shape[1]} tokens, at most T - 1 = {config.num_tokens - 1} are inputs "
-                f"(layout {self.layout.name}): pass tokens[:, :-1], the last is only predicted"
+                f"got {tokens.shape[1]} tokens, at most T - 1 = {self.layout.num_tokens - 1} are "
+                f"inputs (layout {self.layout.name}): "
+                "pass tokens[:, :-1], the last is only predicted"
             )
-        num_steps = tokens.shape[1] // config.tokens_per_step
+        num_steps = tokens.shape[1] // n
         P, S = embeddings.shape[1], embeddings.shape[1] + num_steps
         lengths = mask.sum(1)  # (B,)
         shortest = P if full else int(lengths.min())
         if shortest == 0:
             raise ValueError(
-                "a condition row has no valid prefix position; give it one, or pass the row as dropped"
+                "a condition row has no valid prefix position: "
+                "give it one, or pass the row as dropped"
             )
         hints = None if self.code_predictor is None else self.code_predictor.hints(embeddings, mask)
-        embedded = self._embed(tokens[:, : num_steps * config.tokens_per_step], 0, hints)
+        embedded = self._embed(tokens[:, : num_steps * n], 0, hints)
         if shortest == P:
             prefix = self.condition_mlp(embeddings)
             if hints is not None:
@@ -371,8 +358,10 @@ class GPT(nn.Module):
     def _with_null(
         self, condition: Condition, dropped: Tensor | None
     ) -> tuple[Tensor, Tensor, bool]:
-        """Embeddings (B, P, E) and mask (B, P), with the null prefix in the dropped rows, and
-        whether all are surely valid."""
+        """Embeddings (B, P, E) and mask (B, P), with the null prefix in the dropped rows.
+
+        The third result promises that all positions are valid.
+        """
         config = self.config
         B, P, E = condition.embeddings.shape
         if config.condition_width != E:
@@ -407,15 +396,3 @@ def _or_empty(tokens: Tensor | None, condition: Condition) -> Tensor:
         if tokens is None
         else tokens
     )
-
-
-def parameter_starts(module: nn.Module) -> dict[str, str]:
-    """Name of a parameter -> the word for its start (`GPT.init_weights`), by the `init_as` of the
-    modules that hold it. What an outer module says counts before what an inner one says."""
-    starts: dict[str, str] = {}
-    for prefix, owner in module.named_modules():
-        for child, start in getattr(owner, "init_as", {}).items():
-            for name, _ in owner.named_parameters():
-                if name == child or name.startswith(f"{child}."):
-                    starts.setdefault(f"{prefix}.{name}".removeprefix("."), start)
-    return starts

@@ -11,8 +11,10 @@ NORM_EPS = 1e-6
 
 
 class RMSNorm(nn.RMSNorm):
-    """RMS norm in the precision of its gain: under autocast a bfloat16 input is normalised in
-    float32."""
+    """RMS norm in the precision of its gain.
+
+    Under autocast a bfloat16 input is normalised in float32.
+    """
 
     init_as: ClassVar[dict[str, str]] = {"weight": "ones"}
 

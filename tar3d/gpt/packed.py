@@ -1,5 +1,4 @@
-"""The blocks of a GPT as the engine runs them: packed where the layers have a packed form, plain
-where they have none.
+"""The blocks of a GPT as the engine runs them: packed, or plain where a layer has no packed form.
 
 Both kinds have the same three calls: a cache, filling it from a prefill, one step. A block is
 packed if its attention and its MLP are of the very classes that define a packed form; a subclass
@@ -33,8 +32,10 @@ class BlockWeights(NamedTuple):
 
 
 class Operations:
-    """What computes the steps of packed blocks: `decode_ops` or the kernels of `decode_triton`, as
-    they stand or compiled. Raises ValueError for a backend that this device does not have."""
+    """The operations of packed blocks: `decode_ops`, plain or compiled, or `decode_triton`.
+
+    Raises ValueError for a backend that this device does not have.
+    """
 
     def __init__(self, backend: str, device: torch.device, dtype: torch.dtype) -> None:
         if backend not in BACKENDS:
@@ -47,8 +48,10 @@ class Operations:
         self._compiled: dict[tuple[Callable, ...], Callable[..., Tensor]] = {}
 
     def pack(self, *linears: nn.Linear) -> Tensor:
-        """The matrices of one or more linear maps of one input, in one; in a layout that only eager
-        operations read, unless they are compiled."""
+        """The matrices of one or more linear maps of one input, in one.
+
+        Unless operations are compiled it is in the layout that eager ones read fastest.
+        """
         weight = torch.cat([linear.weight for linear in linears]).to(self.dtype)
         return weight if self.backend == "compiled" else decode_ops.pack(weight)
 
@@ -100,8 +103,7 @@ class PackedBlock:
         return self.attention.new_static_cache(rows, capacity, self.operations.dtype)
 
     def fill(self, cache: StaticCache, prefilled: LayerCache, rows: Tensor) -> StaticCache:
-        """Copies the rows of that index (G,) of a prefill's cache; returns the cache to go on
-        with."""
+        """Copies `rows` (G,) int64 of a prefill's cache; returns the cache to go on with."""
         self.attention.fill_static_cache(cache, prefilled, rows)
         return cache
 
@@ -111,8 +113,10 @@ class PackedBlock:
 
 
 class PlainBlock:
-    """A block by its own `decode`, on the cache that its own prefill leaves. It reads the weights
-    of the GPT itself, and a CUDA graph cannot hold it."""
+    """A block by its own `decode`, on the cache that its own prefill leaves.
+
+    It reads the weights of the GPT itself, and a CUDA graph cannot hold it.
+    """
 
     def __init__(self, block: Block, operations: Operations) -> None:
         self.block, self.operations = block, operations
@@ -137,7 +141,8 @@ def pack_block(block: Block, operations: Operations) -> PackedBlock | PlainBlock
 
     Raises ValueError where the backend has no operations for a layer.
     """
-    plain = [type(layer) for layer in (block.attention, block.mlp) if not has_packed_form(layer)]
+    layers: tuple[nn.Module, ...] = block.attention, block.mlp
+    plain: list[type] = [type(layer) for layer in layers if not has_packed_form(layer)]
     if type(block).decode is not Block.decode:
         plain.append(type(block))
     if plain and operations.backend != "plain":
@@ -156,8 +161,10 @@ def pack_block(block: Block, operations: Operations) -> PackedBlock | PlainBlock
 
 
 def has_packed_form(layer: nn.Module) -> bool:
-    """Whether this very class defines one: what a subclass overrides, an inherited form would not
-    know."""
+    """True for the very class that defines a packed form.
+
+    An inherited form would not know what a subclass overrides.
+    """
     return "packed_step" in vars(type(layer))
 
 
@@ -166,12 +173,14 @@ def _operations_module(backend: str, device: torch.device) -> ModuleType:
         return decode_ops
     if device.type != "cuda":
         raise ValueError(
-            f"the decoding backend triton needs a CUDA GPU, the model is on {device}: choose plain or auto"
+            f"the decoding backend triton needs a CUDA GPU, the model is on {device}: "
+            "choose plain or auto"
         )
     try:
         from tar3d.gpt import decode_triton
     except ImportError as e:
         raise ValueError(
-            f"the decoding backend triton needs the package triton ({e}): install it, or choose plain"
+            f"the decoding backend triton needs the package triton ({e}): "
+            "install it, or choose plain"
         ) from e
     return decode_triton

@@ -1,12 +1,11 @@
-"""TriPE: rotary positions over the coordinates of a token, and the forms it is compared with
-(docs/ablations.md).
+"""TriPE: rotary positions over the coordinates of a token, and what it is compared with.
 
 The coordinates are the axes of the sequence's layout: row, column and plane of a triplane token.
 "rotation" (the default of `gpt.rope`) splits the rotary pairs of a head between the axes, so that
 q.k depends on the offsets alone and norms are kept. "paper_sum" is TAR3D's table (arXiv 2412.16919,
 section 3.2, and its code): the cos/sin tables of a 2D and of a plane rotation are added, which
 scales each pair by 0..2 instead of rotating it. "sequence" is plain rotary positions along the
-sequence (arXiv 2104.09864).
+sequence (arXiv 2104.09864). docs/ablations.md compares them.
 
 Prefix positions have no coordinates: all of them are rotated by the identity. Or (`gpt.prefix_rope`
 "zero", TAR3D's code) their table is zeros, so that q = k = 0 there: a linear-attention state never
@@ -19,6 +18,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -37,11 +37,15 @@ def _geometric(pairs: int, base: float) -> Tensor:
     return base ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
 
 
-def pair_shares(head_dim: int, axes: Sequence[Axis]) -> list[int]:
-    """Rotary pairs given to each axis. A category needs few frequencies: it gets an eighth of the
-    pairs. The others share the rest equally, and the last axis gets the remainder.
+def _values(axis: Axis) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(axis.values))  # (s,)
 
-    Raises ValueError where an axis would get none.
+
+def pair_shares(head_dim: int, axes: Sequence[Axis]) -> list[int]:
+    """Rotary pairs given to each axis.
+
+    A category needs few frequencies: it gets an eighth of the pairs. The others share the rest
+    equally, and the last axis gets the remainder. Raises ValueError where an axis would get none.
     """
     pairs = head_dim // 2
     few = max(1, pairs // 8)
@@ -52,7 +56,8 @@ def pair_shares(head_dim: int, axes: Sequence[Axis]) -> list[int]:
     if min(shares) < 1:
         raise ValueError(
             f"heads of {head_dim} have {pairs} rotary pairs, too few for the axes "
-            f"{', '.join(axis.name for axis in axes)}: write fewer gpt.num_heads, or gpt.rope=sequence"
+            f"{', '.join(axis.name for axis in axes)}: "
+            "write a smaller gpt.num_heads, or gpt.rope=sequence"
         )
     return shares
 
@@ -60,11 +65,11 @@ def pair_shares(head_dim: int, axes: Sequence[Axis]) -> list[int]:
 def rotary_tables(
     layout: Layout, head_dim: int, base: float, kind: str, prefix: str = "identity"
 ) -> tuple[Tensor, Tensor]:
-    """The (cos, sin) tables, each (1 + s, D) float32: entry 0 is for every prefix position, entry
-    1 + i for step i.
+    """The (cos, sin) tables, each (1 + s, D) float32.
 
-    A pair is made of the channels (c, c + D/2). `sin` carries the sign of the rotation in its first
-    half, which is what `rotate` expects. `kind` and `prefix` are those of the module docstring.
+    Entry 0 is for every prefix position, entry 1 + i for step i. A pair is made of the channels
+    (c, c + D/2). `sin` carries the sign of the rotation in its first half, which is what `rotate`
+    expects. `kind` and `prefix` are those of the module docstring.
     """
     axes = layout.axes()
     if kind == "rotation":
@@ -86,11 +91,14 @@ def rotary_tables(
 
 
 def _axis_angles(axis: Axis, pairs: int, base: float) -> Tensor:
-    """(s, pairs). Offsets of categories are small, so rope's small frequencies could not tell them
-    apart: theirs halve from 1 rad instead."""
+    """The angles (s, pairs) of one axis.
+
+    Offsets of categories are small, so rope's small frequencies could not tell them apart: theirs
+    halve from 1 rad instead.
+    """
     if axis.categorical:
-        return _angles(axis.values, 0.5 ** torch.arange(pairs, dtype=torch.float64))
-    return _angles(axis.values, _geometric(pairs, base))
+        return _angles(_values(axis), 0.5 ** torch.arange(pairs, dtype=torch.float64))
+    return _angles(_values(axis), _geometric(pairs, base))
 
 
 def _paper_sum(
@@ -102,7 +110,7 @@ def _paper_sum(
             "gpt.rope is paper_sum, which is made of two coordinates and a plane, but the layout "
             f"{layout.name} has {', '.join(axis.name for axis in axes)}: write gpt.rope=rotation"
         )
-    row, column, plane = (axis.values for axis in axes)
+    row, column, plane = (_values(axis) for axis in axes)
     half, rest = _geometric(pairs // 2, base), _geometric(pairs - pairs // 2, base)
     spatial = torch.cat([_angles(row, half), _angles(column, rest)], dim=1)
     planar = _angles(plane, _geometric(pairs, base))
@@ -115,8 +123,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class TriPE(nn.Module):
-    """The tables of one configuration as buffers, looked up by step relative to the row's own first
-    one. `config` holds the choices of `rotary_tables`."""
+    """The tables of one configuration, looked up by step relative to the row's own first one.
+
+    `config` holds the choices of `rotary_tables`.
+    """
 
     cos: Tensor
     sin: Tensor

@@ -23,8 +23,10 @@ _MASS_TOLERANCE = 1e-6  # float32 sums: 0.5 + 0.3 has reached a top_p of 0.8
 
 
 def guide(conditional: Tensor, null: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance, null + scale (conditional - null), exact at scale 1 (conditional)
-    and 0 (null)."""
+    """Classifier-free guidance, null + scale (conditional - null).
+
+    It is exact at scale 1 (conditional) and 0 (null).
+    """
     if scale == 1:
         return conditional
     if scale == 0:
@@ -33,11 +35,10 @@ def guide(conditional: Tensor, null: Tensor, scale: float) -> Tensor:
 
 
 def filter_logits(logits: Tensor, config: SamplingConfig) -> Tensor:
-    """Applies temperature (which must be > 0) and the filters to `logits` (B, V); what is cut
-    becomes -inf.
+    """`logits` (B, V) after temperature (which must be > 0) and the filters; others become -inf.
 
-    top_k keeps the k best; top_p the smallest set of best tokens whose mass reaches p; min_p what
-    has at least that fraction of the best token's probability.
+    top_k keeps the k best; top_p the smallest set of best tokens with a mass of at least p; min_p
+    the tokens with at least that fraction of the best token's probability.
     """
     if config.temperature == 0:
         raise ValueError(
@@ -61,8 +62,10 @@ def filter_logits(logits: Tensor, config: SamplingConfig) -> Tensor:
 
 
 def probabilities(logits: Tensor, config: SamplingConfig) -> Tensor:
-    """(B, V) float32 probabilities that `sample` draws from; at temperature 0 all mass is on the
-    best token."""
+    """The probabilities (B, V) float32 that `sample` draws from.
+
+    At temperature 0 all mass is on the best token.
+    """
     if config.temperature == 0:
         return torch.zeros_like(logits, dtype=torch.float32).scatter(
             -1, logits.argmax(-1, keepdim=True), 1.0
@@ -78,11 +81,10 @@ def uniform_draws(seeds: list[int], count: int) -> Tensor:
 
 
 def sample(logits: Tensor, config: SamplingConfig, draws: Tensor) -> Tensor:
-    """One token per row of `logits` (B, V), decided by `draws` (B,) in [0, 1): (B,) int64. Reads
-    nothing back to the host.
+    """Draws one token per row of `logits` (B, V), decided by `draws` (B,) in [0, 1): (B,) int64.
 
-    The token is where the cumulated probabilities pass the draw. Temperature 0 takes the best token
-    whatever is drawn.
+    The token is where the cumulated probabilities pass the draw. Temperature 0 takes the best
+    token, whatever the draw. Nothing is read back to the host.
     """
     if config.temperature == 0:
         return logits.argmax(-1)

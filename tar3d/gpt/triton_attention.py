@@ -1,5 +1,4 @@
-"""The attention of one position as Triton kernels: `linear_attend` and `full_attend` of
-`tar3d.gpt.decode_triton`.
+"""The attention of one position as Triton kernels, for `tar3d.gpt.decode_triton`.
 
 Letters: B rows, D width, H heads, d head dimension, C slots of a cache.
 """
@@ -29,11 +28,10 @@ def linear_attend(
     o_gain: Tensor,
     state: Tensor,
 ) -> Tensor:
-    """Lightning attention of one position: q, k, v and the gate, if there is one, as `projected`
-    (B, 3 D or 4 D) -> (B, D).
+    """Lightning attention of one position: `projected` (B, 3 D or 4 D) -> (B, D).
 
-    cos, sin (d,); qk_gain (2, d); decay (H,), exp(-slope) of each head; o_gain (d,); state (B, H,
-    d, d) float32, updated.
+    `projected` holds q, k, v and the gate, if there is one. cos, sin (d,); qk_gain (2, d); decay
+    (H,), exp(-slope) of each head; o_gain (d,); state (B, H, d, d) float32, updated.
     """
     B, H, d, _ = state.shape
     check_heads(projected, d, B, (3 * H * d, 4 * H * d))
@@ -62,7 +60,8 @@ def linear_attend(
     return out
 
 
-def full_attend(
+# longer than 60 lines: two launches with all their arguments
+def full_attend(  # noqa: PLR0913  one argument for each tensor of the kernel
     projected: Tensor,
     cos: Tensor,
     sin: Tensor,
@@ -85,7 +84,8 @@ def full_attend(
     check(projected, cos, sin, qk_gain, keys, values, slot)
     if not keys.dtype == values.dtype == projected.dtype:
         raise ValueError(
-            f"keys {keys.dtype}, values {values.dtype} and projected {projected.dtype} must have one dtype"
+            f"keys {keys.dtype}, values {values.dtype} and projected {projected.dtype} "
+            "must have one dtype"
         )
     if valid is not None:
         if valid.dtype != torch.bool or valid.shape not in ((B, 1, 1, C), (1, 1, 1, C)):
@@ -139,9 +139,11 @@ def full_attend(
 
 @triton.jit
 def _head(x_ptr, gain_ptr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """A head's q or k and its gain (BLOCK_D,) float32, zero from HEAD_DIM on, then both once more
-    with the halves exchanged: a channel is rotated with one of the other half, and loading it again
-    is cheaper than passing it between threads."""
+    """A head's q or k and its gain (BLOCK_D,) float32, then both once more with halves exchanged.
+
+    They are zero from HEAD_DIM on. A channel is rotated with one of the other half, and loading it
+    again is cheaper than passing it between threads.
+    """
     c = tl.arange(0, BLOCK_D)
     inside = c < HEAD_DIM
     other = tl.where(c < HEAD_DIM // 2, c + HEAD_DIM // 2, c - HEAD_DIM // 2)
@@ -168,7 +170,7 @@ def _rotated(head, cos, sin, HEAD_DIM: tl.constexpr, EPS: tl.constexpr, SILU: tl
 
 
 @triton.jit
-def _linear_attend_kernel(
+def _linear_attend_kernel(  # noqa: PLR0913  arguments of a launch
     projected_ptr,
     cos_ptr,
     sin_ptr,
@@ -183,8 +185,10 @@ def _linear_attend_kernel(
     GATE: tl.constexpr,
     EPS: tl.constexpr,
 ):
-    """One head of one row: a program holds its whole state. All loads come first: none is moved
-    over an exchange of threads."""
+    """One head of one row: a program holds its whole state.
+
+    All loads come first: none is moved over an exchange of threads.
+    """
     pair = tl.program_id(0)
     row, head = pair // num_heads, pair % num_heads
     width = num_heads * HEAD_DIM
@@ -223,7 +227,8 @@ def _linear_attend_kernel(
 
 
 @triton.jit
-def _attend_kernel(
+# longer than 60 lines: a kernel is one function
+def _attend_kernel(  # noqa: PLR0913  arguments of a launch
     projected_ptr,
     cos_ptr,
     sin_ptr,
@@ -244,11 +249,10 @@ def _attend_kernel(
     EPS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """One head of one row over every SPLITS-th block of slots: its weighted sum of values, highest
-    score and sum of weights.
+    """One head of one row over every SPLITS-th block of slots.
 
-    The program whose block holds `slot` writes k and v there and takes its own; nobody reads that
-    slot of the caches.
+    Stores its weighted sum of values, highest score and sum of weights. The program whose block
+    holds `slot` writes k and v there and takes its own; nobody reads that slot of the caches.
     """
     pair, split = tl.program_id(0), tl.program_id(1)
     row, head = pair // num_heads, pair % num_heads
@@ -320,7 +324,7 @@ def _attend_kernel(
 
 
 @triton.jit
-def _combine_kernel(
+def _combine_kernel(  # noqa: PLR0913  arguments of a launch
     partial_ptr,
     scores_ptr,
     slot_ptr,
@@ -331,7 +335,7 @@ def _combine_kernel(
     BLOCK_S: tl.constexpr,
     BLOCK_SPLITS: tl.constexpr,
 ):
-    """What the splits of one head of one row come to together; 0 where no slot is valid."""
+    """The splits of one head of one row, combined; 0 where no slot is valid."""
     pair = tl.program_id(0)
     c, split = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_SPLITS)
     inside = c < HEAD_DIM

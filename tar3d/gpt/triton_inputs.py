@@ -45,5 +45,6 @@ def check_heads(projected: Tensor, head_dim: int, rows: int, widths: tuple[int, 
         )
     if len(projected) != rows or projected.shape[1] not in widths:
         raise ValueError(
-            f"projected must be ({rows}, {' or '.join(map(str, widths))}), got {tuple(projected.shape)}"
+            f"projected must be ({rows}, {' or '.join(map(str, widths))}), "
+            f"got {tuple(projected.shape)}"
         )

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tar3d.layouts.base import Layout
 from tar3d.layouts.triplane import TriplaneLayout
 
 if TYPE_CHECKING:
     from tar3d.config import GPTConfig
+    from tar3d.layouts.base import Layout
 
 LAYOUTS: dict[str, type[Layout]] = {
     "triplane": TriplaneLayout,

@@ -1,4 +1,4 @@
-"""What a layout of a token sequence says of it. Importing this loads no torch."""
+"""The interface of the layouts of a token sequence. It loads no torch."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-if TYPE_CHECKING:
-    import torch
+import numpy as np
 
+if TYPE_CHECKING:
     from tar3d.config import GPTConfig
 
 
@@ -23,7 +23,7 @@ class Axis:
 
     name: str  # of its embedding in saved weights: position_embedding.NAME
     size: int
-    values: torch.Tensor  # (steps,) int64 in [0, size)
+    values: np.ndarray  # (steps,) int64 in [0, size)
     categorical: bool = False
     embedded: bool = True
 
@@ -55,12 +55,23 @@ class Layout(ABC):
     def axes(self) -> tuple[Axis, ...]:
         """The coordinates of all steps in model order, of at least one axis."""
 
-    def permutation(self) -> torch.Tensor:
-        """(T,) int64: `sequence[:, permutation]` brings tokens (B, T) from file order into model
-        order, and its argsort brings them back."""
-        import torch
+    def permutation(self) -> np.ndarray:
+        """The file positions of all tokens in model order, (T,) int64.
 
-        return torch.arange(self.num_tokens)
+        `sequence[:, permutation]` brings tokens (B, T) from file order into model order, and its
+        argsort brings them back.
+        """
+        return np.arange(self.num_tokens)
+
+    def checked_permutation(self) -> np.ndarray:
+        """`permutation` as a contiguous array; raises ValueError if it is none."""
+        permutation = np.ascontiguousarray(self.permutation(), dtype=np.int64)
+        if not np.array_equal(np.sort(permutation), np.arange(self.num_tokens)):
+            raise ValueError(
+                f"the order of layout {self.name} is no permutation of its {self.num_tokens} "
+                "tokens: it must name each position of a file once"
+            )
+        return permutation
 
     @classmethod
     @abstractmethod

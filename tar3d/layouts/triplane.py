@@ -1,10 +1,10 @@
 """The triplane as a sequence: the only map between a token's cell and plane and its position.
 
-"Next part" order (TAR3D, arXiv 2412.16919, section 3.2) is raster order over the cells (row, column)
-of the grid; the tokens of a cell's three planes xy, xz, yz are adjacent: position = 3 (row R +
-column) + plane. It is the order of `Tokens` and of files. A GPT may go through a shape in another
-order (`gpt.token_order`, the table `ORDERS`) and brings tokens into it where they come in and out
-of it where they leave.
+"Next part" order (TAR3D, arXiv 2412.16919, section 3.2) is raster order over the cells (row,
+column) of the grid; the tokens of a cell's three planes xy, xz, yz are adjacent: position =
+3 (row R + column) + plane. It is the order of `Tokens` and of files. A GPT may go through a shape
+in another order (`gpt.token_order`, the table `ORDERS`) and brings tokens into it where they come
+in and out of it where they leave.
 
 Letters: B batch, R grid side, T tokens = 3 R^2.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 from einops import rearrange
 
 from tar3d.layouts.base import Axis, Layout
@@ -44,29 +45,25 @@ def to_planes(sequence: torch.Tensor, grid_size: int) -> torch.Tensor:
     )
 
 
-def coordinates(
-    positions: torch.Tensor, grid_size: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def coordinates(positions: np.ndarray, grid_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Positions in raster order (any shape, int) -> (row, column, plane), each of that shape."""
     cell, plane = positions // NUM_PLANES, positions % NUM_PLANES
     return cell // grid_size, cell % grid_size, plane
 
 
-def cells(grid_size: int) -> torch.Tensor:
+def cells(grid_size: int) -> np.ndarray:
     """Raster order itself, "next part"."""
-    import torch
-
-    return torch.arange(num_tokens(grid_size))
+    return np.arange(num_tokens(grid_size))
 
 
-def planes(grid_size: int) -> torch.Tensor:
+def planes(grid_size: int) -> np.ndarray:
     """One plane after the other, each in raster order."""
-    return cells(grid_size).view(-1, NUM_PLANES).T.flatten()
+    return cells(grid_size).reshape(-1, NUM_PLANES).T.flatten()
 
 
 # `gpt.token_order`: the raster position of every token of a grid, (T,) int64, in the order in which
 # the GPT goes through them. Any permutation will do.
-ORDERS: dict[str, Callable[[int], torch.Tensor]] = {
+ORDERS: dict[str, Callable[[int], np.ndarray]] = {
     "cells": cells,
     "planes": planes,
 }
@@ -108,7 +105,7 @@ class TriplaneLayout(Layout):
             Axis("plane", NUM_PLANES, plane, categorical=True, embedded=self.tokens_per_step == 1),
         )
 
-    def permutation(self) -> torch.Tensor:
+    def permutation(self) -> np.ndarray:
         return ORDERS[self.order](self.grid_size)
 
     @classmethod

@@ -17,7 +17,7 @@ from tar3d.config import SamplingConfig
 from tar3d.contracts import PLANES
 from tar3d.data.datasets.sampler import spread
 from tar3d.data.formats.views import mesh_images
-from tar3d.gpt.evaluate import condition_nll, of_others
+from tar3d.gpt.condition_nll import condition_nll, of_others
 from tar3d.layouts.triplane import NUM_PLANES, to_planes
 from tar3d.mesh.render import contact_sheet, render_preview
 from tar3d.pipeline import Pipeline

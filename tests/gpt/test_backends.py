@@ -69,7 +69,7 @@ def config(**changes) -> GPTConfig:
     )
 
 
-# the choice and its messages -----------------------------------------------------------------------------------------
+# the choice and its messages ----------------------------------------------------------------------
 
 
 def test_the_names_of_the_config_are_those_of_the_backends():
@@ -394,7 +394,7 @@ def test_xformers_without_an_operator_for_the_inputs_is_a_clear_error(packages, 
         FullBackend("xformers", 6)(q, q, q)
 
 
-# kernels against the definition ----------------------------------------------------------------------------------------
+# kernels against the definition -------------------------------------------------------------------
 
 
 def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
@@ -546,19 +546,22 @@ from triton.runtime.autotuner import Autotuner
 
 torch.set_num_threads(1)
 init = Autotuner.__init__
-def with_one_config(self, fn, arg_names, configs, *args, **kwargs):  # there is nothing to tune, and no driver to time it
+def with_one_config(self, fn, arg_names, configs, *args, **kwargs):
+    # There is nothing to tune, and no driver to time it.
     init(self, fn, arg_names, configs[:1], *args, **kwargs)
 Autotuner.__init__ = with_one_config
 
 from tar3d.gpt import backends
 from test_backends import GATED, gated_errors, linear_errors
 
-class Index(int):  # in the interpreter a loop index is a Python int, but fla's kernels cast it as Triton's
+class Index(int):
+    # In the interpreter a loop index is a Python int, but fla's kernels cast it as Triton's.
     def to(self, dtype):
         return self
 
 def indices(*bounds):
-    return (Index(i) for i in range(*(int(b.handle.data.item()) if hasattr(b, "handle") else int(b) for b in bounds)))
+    whole = (int(b.handle.data.item()) if hasattr(b, "handle") else int(b) for b in bounds)
+    return (Index(i) for i in range(*whole))
 
 C = 64  # both packages'
 name = sys.argv[1]
@@ -574,17 +577,18 @@ if name == "fla":
 elif name in GATED:
     for T in (1, C - 1, C, C + 1, 3 * C + 7):
         for short in (None, T, T // 2):
-            errors = gated_errors(backends.fla_gated, T, 32, torch.float32, delta=name == "delta", carried=T != C - 1,
-                                  short=short)
+            errors = gated_errors(backends.fla_gated, T, 32, torch.float32, delta=name == "delta",
+                                  carried=T != C - 1, short=short)
             assert max(errors.values()) < 5e-6, (T, short, errors)
             print(T, short, errors)
     sys.exit()
 else:
     cases, training = [], lambda *args: (backends.lightning_attn(*args), None)
-cases += [dict(T=T, carried=False, state_out=False) for T in ((C + 1,) if cases else (1, C - 1, C, C + 1, 3 * C + 7))]
+lengths = (C + 1,) if cases else (1, C - 1, C, C + 1, 3 * C + 7)
+cases += [dict(T=T, carried=False, state_out=False) for T in lengths]
 for case in cases:
-    errors = linear_errors(form if case.get("state_out", True) else training, head_dim=32, dtype=torch.float32, batch=1, heads=2,
-                           **case)
+    function = form if case.get("state_out", True) else training
+    errors = linear_errors(function, head_dim=32, dtype=torch.float32, batch=1, heads=2, **case)
     assert max(errors.values()) < 2e-6, (case, errors)
     print(case, errors)
 """

@@ -222,7 +222,8 @@ def interpreted() -> dict[str, list[float]]:
     triton = pytest.importorskip("triton")
     if version(triton.__version__) < (3, 7) and version(numpy.__version__) >= (2, 4):
         pytest.skip(
-            "the interpreter of this Triton cannot take the end of a loop from memory with this numpy"
+            "the interpreter of this Triton cannot take the end of a loop from memory "
+            "with this numpy"
         )
     env = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     result = subprocess.run(

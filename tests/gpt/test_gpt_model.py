@@ -5,10 +5,11 @@ from networks import draw_large_weights
 from tar3d.config import GPT_SIZES, GPTConfig, gpt_config
 from tar3d.contracts import Condition
 from tar3d.gpt.blocks import mlp_width
+from tar3d.gpt.init import INIT_STD
 from tar3d.gpt.layers.full import KVCache
 from tar3d.gpt.layers.gated import GatedAttention, head_gates
 from tar3d.gpt.layers.linear import LinearAttention, StateCache
-from tar3d.gpt.model import GPT, INIT_STD
+from tar3d.gpt.model import GPT
 
 P, E, V, T = 6, 5, 11, 12  # R = 2
 KINDS = ["L", "F", "LLLF"]

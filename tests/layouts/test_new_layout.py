@@ -1,5 +1,6 @@
 """A layout and a token order of one's own: one class and one line in a table each."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,7 @@ class Bars(Layout):
         )
 
     def permutation(self):
-        return torch.arange(10).flip(0)
+        return np.arange(10)[::-1]
 
     @classmethod
     def check_length(cls, num_tokens):
@@ -45,7 +46,7 @@ def bars(monkeypatch):
 
 @pytest.fixture
 def reversed_order(monkeypatch):
-    monkeypatch.setitem(ORDERS, "reversed", lambda grid: torch.arange(num_tokens(grid)).flip(0))
+    monkeypatch.setitem(ORDERS, "reversed", lambda grid: np.arange(num_tokens(grid))[::-1])
 
 
 def _gpt(**changes) -> GPT:
@@ -141,6 +142,12 @@ def test_a_part_of_a_sequence_has_no_other_order(reversed_order):
             gpt.to_model_order(torch.zeros(1, 11, dtype=torch.int64))
         with pytest.raises(ValueError, match="whole sequences of 12 tokens, got 11.*cut"):
             gpt.to_raster_order(torch.zeros(1, 11, 3))
+
+
+def test_an_order_that_is_no_permutation_is_refused(monkeypatch):
+    monkeypatch.setitem(ORDERS, "first", lambda grid: np.zeros(num_tokens(grid), dtype=np.int64))
+    with pytest.raises(ValueError, match="layout triplane is no permutation of its 12 tokens"):
+        _gpt(token_order="first")
 
 
 def test_an_unknown_order_is_refused(reversed_order):

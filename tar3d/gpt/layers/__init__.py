@@ -1,5 +1,7 @@
-"""The attention layers of the hybrid GPT. A new linear one is a file with a subclass of
-`AttentionLayer` and a line in `LINEAR_ATTENTION`."""
+"""The attention layers of the hybrid GPT.
+
+A new linear one is a file with a subclass of `AttentionLayer` and a line in `LINEAR_ATTENTION`.
+"""
 
 from __future__ import annotations
 

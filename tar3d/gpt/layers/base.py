@@ -1,4 +1,4 @@
-"""What every attention layer of the GPT provides, and what full and linear attention share.
+"""The interface of the GPT's attention layers, and what full and linear attention share.
 
 A layer class owns all of its forms, so that a new one is one file and one line in
 `tar3d.gpt.layers.LINEAR_ATTENTION`:
@@ -44,8 +44,10 @@ StaticCache = tuple[Tensor, ...]  # of the engine, changed in place
 
 @dataclass(frozen=True)
 class RowLengths:
-    """Where the rows of a batch end, `lengths` (B,) int64 or None when all fill it, and how many
-    steps may be decoded after them."""
+    """The ends of the rows of a batch, `lengths` (B,) int64 or None when all fill it.
+
+    `max_new_steps` is how many steps may be decoded after them.
+    """
 
     lengths: Tensor | None
     max_new_steps: int
@@ -53,8 +55,10 @@ class RowLengths:
 
 @dataclass
 class LayerCache:
-    """What a layer remembers of the positions so far. Every tensor of a subclass has the rows of
-    the batch as its first dimension."""
+    """The memory of a layer of the positions so far.
+
+    Every tensor of a subclass has the rows of the batch as its first dimension.
+    """
 
     def select(self, rows: Tensor) -> Self:
         """A copy with the rows of that index (n,) int64."""
@@ -65,8 +69,7 @@ class LayerCache:
 
 
 class DecodePosition(NamedTuple):
-    """What a packed step of the engine is told of its position. Tensors are on the device: nothing
-    is read back to the host."""
+    """The position of a packed step, as tensors on the device: nothing is read back."""
 
     cos: Tensor  # (d,) rotary tables
     sin: Tensor  # (d,)
@@ -86,7 +89,7 @@ class AttentionLayer(nn.Module):
 
     # Backends of the engine that have the operations of `packed_step`.
     packed_backends: ClassVar[tuple[str, ...]] = ("plain", "compiled", "triton")
-    # How parameters and children start, where it is not normal with std 0.02: `GPT.init_weights`.
+    # How parameters and children start: `tar3d.gpt.init`.
     init_as: ClassVar[dict[str, str]] = {"o": "residual", "qk_gain": "ones"}
 
     def __init__(self, config: GPTConfig, layer: int) -> None:  # noqa: ARG002  subclasses use it
@@ -117,13 +120,17 @@ class AttentionLayer(nn.Module):
         raise NotImplementedError
 
     def pack(self, gain: Tensor, pack: Callable[..., Tensor]) -> tuple:
-        """The weights for `packed_step`, those of the norm before the layer, `gain` (D,), among
-        them. `pack` joins the matrices of linear maps of one input."""
+        """The weights for `packed_step`, with those of the norm before the layer, `gain` (D,).
+
+        `pack` joins the matrices of linear maps of one input.
+        """
         raise NotImplementedError
 
     def new_static_cache(self, rows: int, capacity: int, dtype: torch.dtype) -> StaticCache:
-        """A cache of fixed size for `packed_step`: `rows` rows of up to `capacity` positions,
-        activations in `dtype`."""
+        """A cache of fixed size for `packed_step`: `rows` rows of up to `capacity` positions.
+
+        Activations in it are in `dtype`.
+        """
         raise NotImplementedError
 
     @staticmethod
@@ -135,10 +142,10 @@ class AttentionLayer(nn.Module):
     def packed_step(
         ops: ModuleType, weights: Any, x: Tensor, position: DecodePosition, cache: StaticCache
     ) -> Tensor:
-        """Norm, layer and residual of one position, x (G, D) float32 -> (G, D) float32, by the
-        operations `ops` (`tar3d.gpt.decode_ops` or another module with the same functions).
+        """Norm, layer and residual of one position, x (G, D) float32 -> (G, D) float32.
 
-        A CUDA graph may hold it: fixed shapes, `cache` changed in place, no reading back.
+        `ops` is `tar3d.gpt.decode_ops` or another module with the same functions. A CUDA graph may
+        hold the step: fixed shapes, `cache` changed in place, nothing read back.
         """
         raise NotImplementedError
 
@@ -147,8 +154,10 @@ class AttentionLayer(nn.Module):
         return qk
 
     def _qkv(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, S, D) -> q, k, v, each (B, H, S, d) in the dtype of v; q and k normalised, mapped and
-        rotated."""
+        """(B, S, D) -> q, k, v, each (B, H, S, d) in the dtype of v.
+
+        q and k are normalised, mapped and rotated.
+        """
         B, S, _ = x.shape
         v = self.v(x).view(B, S, self.num_heads, self.head_dim).transpose(1, 2)
         # As one tensor q and k need half the small operations: that is what a decoded token costs.

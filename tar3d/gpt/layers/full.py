@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class KVCache(LayerCache):
-    """Keys and values (B, H, capacity, d) of a full-attention layer; the first `filled` slots are
-    in use.
+    """Keys and values (B, H, capacity, d) of a full-attention layer, `filled` slots of them in use.
 
     `valid` (B, 1, 1, capacity) bool hides the padding of rows that were shorter than the longest
     when the cache was filled; None when there was none. Decoded positions of all rows share a slot,
@@ -56,8 +55,7 @@ class KVCache(LayerCache):
         return cls(keys, values, S, valid)
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Adds one position (B, H, 1, d); returns all keys and values so far and the mask over
-        them."""
+        """Adds one position (B, H, 1, d); returns keys and values so far, and their mask."""
         if self.filled == self.keys.shape[2]:
             raise ValueError(f"the cache is full: it was made for {self.filled} positions")
         end = self.filled + 1
@@ -79,8 +77,7 @@ class FullWeights(NamedTuple):
 
 
 class FullAttention(AttentionLayer):
-    """Causal softmax attention: whole rows through `gpt.attention_backend`, one decoded position
-    through SDPA.
+    """Causal softmax attention: whole rows by `gpt.attention_backend`, one position by SDPA.
 
     Nothing here runs several new positions on top of a cache: SDPA's `is_causal` aligns to the top
     left, which would be wrong there.

@@ -1,5 +1,4 @@
-"""Linear attention whose decay is read from the data, and with it the delta rule, for comparison
-(docs/ablations.md)."""
+"""Linear attention with a decay read from the data, and the delta rule (docs/ablations.md)."""
 
 from __future__ import annotations
 
@@ -30,8 +29,11 @@ def unit_silu(qk: Tensor) -> Tensor:
 
 
 def head_gates(gates: Tensor, bias: Tensor, log_rate: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Outputs of `forget`, (B, H or 2 H, ...) -> log_decay and beta (B, H, ...) in the dtype of
-    `bias`; beta is None without the delta rule. `bias` and `log_rate` (H, ...) broadcast to it."""
+    """Outputs of `forget`, (B, H or 2 H, ...) -> log_decay and beta (B, H, ...).
+
+    Both have the dtype of `bias`; beta is None without the delta rule. `bias` and `log_rate` (H,
+    ...) broadcast to the result.
+    """
     forget, *beta = gates.to(bias.dtype).split(len(bias), dim=1)
     return -log_rate.exp() * F.softplus(forget + bias), beta[0].sigmoid() if beta else None
 
@@ -58,8 +60,10 @@ def packed_step(
 def gated_attend(
     projected: Tensor, weights: GatedWeights, position: DecodePosition, state: Tensor
 ) -> Tensor:
-    """One position: `projected` (B, 3 D or 4 D, and H or with the delta rule 2 H more) -> (B, D).
-    The state (B, H, d, d) float32 is updated."""
+    """One position, `projected` (B, N) -> (B, D); the state (B, H, d, d) float32 is updated.
+
+    N is 3 D or with a gate 4 D, and H or with the delta rule 2 H more.
+    """
     B, H, d, _ = state.shape
     feature_map = unit_silu if weights.delta else F.silu
     q, k = decode_ops.rotated(
@@ -127,9 +131,11 @@ class GatedAttention(LinearAttention):
 
 
 class DeltaAttention(GatedAttention):
-    """`gpt.linear_attention` "delta": the gated delta rule (arXiv 2412.06464). Beside the decay each
-    position says how much of its value is written, b_t = sigmoid(W' x_t), and keys are unit
-    vectors."""
+    """`gpt.linear_attention` "delta": the gated delta rule (arXiv 2412.06464).
+
+    Beside the decay each position says how much of its value is written, b_t = sigmoid(W' x_t), and
+    keys are unit vectors.
+    """
 
     delta = True
     state_products = 3

@@ -1,4 +1,4 @@
-"""What the linear-attention layers share: a running state in the place of keys and values.
+"""The common part of linear-attention layers: a running state in the place of keys and values.
 
 A subclass gives its decay, the parallel forms (`backend`) and the recurrent step; a layer of
 another kind need not derive from this, but from `AttentionLayer`.
@@ -7,14 +7,13 @@ another kind need not derive from this, but from `AttentionLayer`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tar3d.gpt import linear_attention
-from tar3d.gpt.backends import LinearBackend
 from tar3d.gpt.layers.base import AttentionLayer, LayerCache, Rotary, RowLengths, StaticCache
 from tar3d.gpt.norm import RMSNorm
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tar3d.config import GPTConfig
+    from tar3d.gpt.backends import GatedBackend, LinearBackend
 
 
 @dataclass
@@ -40,7 +40,7 @@ class LinearAttention(AttentionLayer):
     """
 
     slopes: Tensor  # (H,) decay rates of lightning attention, where those of others begin
-    backend: ClassVar[type[LinearBackend]]  # the parallel forms
+    backend: ClassVar[type[LinearBackend | GatedBackend]]  # whole rows
     recurrent_step: ClassVar[Callable[..., tuple[Tensor, Tensor]]]  # one position of the same
     state_products = 2  # products of d x d a position and head: k v^T and q S
     init_as: ClassVar[dict[str, str]] = {**AttentionLayer.init_as, "o_norm": "ones"}
@@ -51,13 +51,14 @@ class LinearAttention(AttentionLayer):
             nn.Linear(config.width, config.width, bias=False) if config.linear_gate else None
         )
         self.o_norm = RMSNorm(config.head_dim)
-        self.attend = self.backend(config.linear_backend, config.head_dim, config.chunk_size)
+        self.attend: Callable[..., tuple[Tensor, Any]] = self.backend(
+            config.linear_backend, config.head_dim, config.chunk_size
+        )
         slopes = linear_attention.layer_slopes(config.num_heads, layer, config.num_layers)
         self.register_buffer("slopes", slopes, persistent=False)
 
     def decay(self, x: Tensor) -> tuple[Tensor | None, ...]:
-        """The arguments of `attend` and `recurrent_step` after q, k, v, for positions x (B, S,
-        D)."""
+        """The arguments of `attend` and `recurrent_step` after q, k, v for x (B, S, D)."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, rotary: Rotary) -> Tensor:

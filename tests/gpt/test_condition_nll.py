@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tar3d.gpt.evaluate import condition_nll
+from tar3d.gpt.condition_nll import condition_nll
 
 V = 5
 
