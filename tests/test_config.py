@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import importlib
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,8 @@ from tar3d.config import (
 from tar3d.config.flags import described
 
 ROOT = Path(__file__).resolve().parents[1]
-CODE = sorted((ROOT / "tar3d").rglob("*.py")) + sorted(ROOT.glob("*.py"))
+SCRIPTS = sorted(ROOT.glob("*.py"))
+CODE = sorted((ROOT / "tar3d").rglob("*.py")) + SCRIPTS
 RUN_CONFIGS = {"vqvae": VQVAEConfig, "gpt": GPTRunConfig}  # by how the file's name starts
 
 
@@ -341,44 +343,62 @@ def flags_of(path: Path) -> set[str]:
     return found
 
 
-# Files whose flags belong to every script that makes this call.
-SHARED_FLAGS = {
-    "tar3d/runtime/arguments.py": "add_run_arguments(parser",
-    "tar3d/runtime/model_arguments.py": "add_machine_arguments(",
-    "tar3d/training/arguments.py": "add_run_arguments(parser",
-}
+class Parsed(Exception):
+    """Raised in the place of parsing; holds the parser."""
 
 
-@pytest.mark.parametrize("path", [p for p in CODE if flags_of(p)], ids=relative)
-def test_every_flag_is_read(path):
-    """In the file that has the flag, or (flags that several scripts share) in every script that
-    adds them."""
-    call = SHARED_FLAGS.get(relative(path))
-    for user in (
-        [
-            p
-            for p in CODE
-            if call in p.read_text(encoding="utf-8") and relative(p) not in SHARED_FLAGS
-        ]
-        if call
-        else [path]
-    ):
-        source = user.read_text(encoding="utf-8")
-        read = {
-            n.attr
-            for n in ast.walk(ast.parse(source))
-            if isinstance(n, ast.Attribute) and ast.unparse(n.value) == "args"
-        }
-        if "add_machine_arguments(machine, precision=False)" in source:
-            read.add("precision")  # which it does not have
-        assert flags_of(path) <= read, (
-            f"{relative(user)} never reads {sorted(flags_of(path) - read)}"
-        )
+@pytest.fixture
+def parser_of(monkeypatch):
+    """The parser of a script, with all flags that the script and the package add to it."""
+
+    def stop(self, *args, **kwargs):
+        raise Parsed(self)
+
+    def find(path: Path) -> argparse.ArgumentParser:
+        script = importlib.import_module(path.stem)
+        monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", stop)
+        monkeypatch.setattr(argparse.ArgumentParser, "parse_known_intermixed_args", stop)
+        with pytest.raises(Parsed) as caught:
+            script.parse_arguments([])
+        return caught.value.args[0]
+
+    return find
 
 
-def test_the_walk_finds_the_flags():
+def attributes_of_args(path: Path) -> set[str]:
+    return {
+        n.attr
+        for n in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(n, ast.Attribute) and ast.unparse(n.value) == "args"
+    }
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=relative)
+def test_every_flag_of_a_script_is_read(path, parser_of):
+    """Flags that several scripts share, in every script that has them."""
+    decided = ("help",)  # by argparse itself
+    flags = {
+        action.dest
+        for action in parser_of(path)._actions
+        if action.dest not in decided and not (action.choices and len(list(action.choices)) == 1)
+    }
+    read = attributes_of_args(path)
+    if "sampling_from_flags(args" in path.read_text(encoding="utf-8"):
+        read |= set(help_texts(SamplingConfig))
+    assert flags and flags <= read, f"{relative(path)} never reads {sorted(flags - read)}"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in CODE if flags_of(p) and "_args(" in p.read_text() and p not in SCRIPTS],
+    ids=relative,
+)
+def test_every_flag_of_a_command_is_read(path):
+    unread = flags_of(path) - attributes_of_args(path)
+    assert not unread, f"{relative(path)} never reads {sorted(unread)}"
+
+
+def test_the_walk_finds_the_flags(parser_of):
     assert {"gpus", "num_nodes"} <= flags_of(ROOT / "tar3d" / "runtime" / "arguments.py")
-    assert {"resume", "overrides"} <= flags_of(ROOT / "tar3d" / "training" / "arguments.py")
-    assert {"model", "vq_ckpt"} <= flags_of(ROOT / "infer_vqvae.py") | flags_of(
-        ROOT / "train_gpt.py"
-    )
+    dests = {action.dest for action in parser_of(ROOT / "train_gpt.py")._actions}
+    assert {"gpus", "num_nodes", "resume", "overrides", "vq_ckpt"} <= dests
