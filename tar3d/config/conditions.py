@@ -69,9 +69,9 @@ class TextEncoderConfig:
     """Caption -> (L, E) embeddings, L the caption's own number of tokens.
 
     `model` "trained" is a small transformer that is trained along with the GPT, with a tokenizer
-    made from the training captions; any other name in `tar3d.condition.text_encoders.TEXT_ENCODERS` is that
-    encoder; anything else is a Hub id or a local directory that `transformers` loads and that
-    stays frozen.
+    made from the training captions; any other name in
+    `tar3d.condition.text_encoders.TEXT_ENCODERS` is that encoder; anything else is a Hub id or a
+    local directory that `transformers` loads and that stays frozen.
     """
 
     model: str = "google/flan-t5-xl"
