@@ -343,6 +343,7 @@ def flags_of(path: Path) -> set[str]:
 
 # Files whose flags belong to every script that makes this call.
 SHARED_FLAGS = {
+    "tar3d/evaluation/arguments.py": "add_output_arguments(parser, ",
     "tar3d/runtime/arguments.py": "add_run_arguments(parser",
     "tar3d/runtime/model_arguments.py": "add_machine_arguments(",
     "tar3d/training/arguments.py": "add_run_arguments(parser",
@@ -379,6 +380,7 @@ def test_every_flag_is_read(path):
 def test_the_walk_finds_the_flags():
     assert {"gpus", "num_nodes"} <= flags_of(ROOT / "tar3d" / "runtime" / "arguments.py")
     assert {"resume", "overrides"} <= flags_of(ROOT / "tar3d" / "training" / "arguments.py")
-    assert {"model", "vq_ckpt"} <= flags_of(ROOT / "infer_vqvae.py") | flags_of(
+    assert {"device", "low_vram"} <= flags_of(ROOT / "tar3d" / "runtime" / "model_arguments.py")
+    assert {"input_file", "vq_ckpt"} <= flags_of(ROOT / "infer_vqvae.py") | flags_of(
         ROOT / "train_gpt.py"
     )
