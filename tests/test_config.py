@@ -41,6 +41,7 @@ from tar3d.config import (
     with_defaults,
 )
 from tar3d.config.flags import described
+from tar3d.training.trackers import TRACKERS
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted(ROOT.glob("*.py"))
@@ -343,18 +344,8 @@ def flags_of(path: Path) -> set[str]:
     return found
 
 
-<<<<<<< HEAD
 class Parsed(Exception):
     """Raised in the place of parsing; holds the parser."""
-=======
-# Files whose flags belong to every script that makes this call.
-SHARED_FLAGS = {
-    "tar3d/evaluation/arguments.py": "add_output_arguments(parser, ",
-    "tar3d/runtime/arguments.py": "add_run_arguments(parser",
-    "tar3d/runtime/model_arguments.py": "add_machine_arguments(",
-    "tar3d/training/arguments.py": "add_run_arguments(parser",
-}
->>>>>>> w-pipeline
 
 
 @pytest.fixture
@@ -395,6 +386,8 @@ def test_every_flag_of_a_script_is_read(path, parser_of):
     read = attributes_of_args(path)
     if "sampling_from_flags(args" in path.read_text(encoding="utf-8"):
         read |= set(help_texts(SamplingConfig))
+    if "chosen_trackers(args)" in path.read_text(encoding="utf-8"):
+        read |= set(TRACKERS)
     assert flags and flags <= read, f"{relative(path)} never reads {sorted(flags - read)}"
 
 
@@ -410,13 +403,5 @@ def test_every_flag_of_a_command_is_read(path):
 
 def test_the_walk_finds_the_flags(parser_of):
     assert {"gpus", "num_nodes"} <= flags_of(ROOT / "tar3d" / "runtime" / "arguments.py")
-<<<<<<< HEAD
     dests = {action.dest for action in parser_of(ROOT / "train_gpt.py")._actions}
     assert {"gpus", "num_nodes", "resume", "overrides", "vq_ckpt"} <= dests
-=======
-    assert {"resume", "overrides"} <= flags_of(ROOT / "tar3d" / "training" / "arguments.py")
-    assert {"device", "low_vram"} <= flags_of(ROOT / "tar3d" / "runtime" / "model_arguments.py")
-    assert {"input_file", "vq_ckpt"} <= flags_of(ROOT / "infer_vqvae.py") | flags_of(
-        ROOT / "train_gpt.py"
-    )
->>>>>>> w-pipeline
