@@ -1,8 +1,8 @@
 """The import rules of the package, held against the code's own imports.
 
 Imports climb one way: layouts -> contracts, config -> mesh, tokenizer, condition, gpt, optim,
-metrics -> data, checkpoint -> pipeline -> training, evaluation -> scripts. Imports for type checkers
-only (`if TYPE_CHECKING`) couple nothing and are not counted.
+metrics -> data, checkpoint -> pipeline -> training, evaluation -> scripts. Imports for type
+checkers only (`if TYPE_CHECKING`) couple nothing and are not counted.
 """
 
 from __future__ import annotations
