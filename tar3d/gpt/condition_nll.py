@@ -53,8 +53,8 @@ def condition_nll(
             part = slice(start, start + batch_size)
             targets = tokens[part].to(device)
             for name, parts in losses.items():
-                source = shuffled if name == "shuffled" else inputs
-                batch = {modality: rows[part].to(device) for modality, rows in source.items()}
+                of_name = shuffled if name == "shuffled" else inputs
+                batch = {modality: rows[part].to(device) for modality, rows in of_name.items()}
                 dropped = torch.full((len(targets),), name == "null", device=device)
                 parts.append(token_nll(targets, batch, dropped).cpu())
     finally:

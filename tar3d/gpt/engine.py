@@ -247,7 +247,7 @@ class Engine:
     def _fill(self, condition: Condition, draws: Tensor) -> int:
         """Prefills the conditions, and the null prefix once; returns the slots that they take."""
         b, batch = self.buffers, len(condition.mask)
-        null, source = None, torch.arange(batch, device=self.device)
+        null, rows = None, torch.arange(batch, device=self.device)
         if self.guided:
             # One more row, whose condition the null prefix replaces.
             condition = Condition(
@@ -256,17 +256,17 @@ class Engine:
                 condition.full,
             )
             null = torch.arange(batch + 1, device=self.device) == batch
-            source = torch.cat([source, source.new_full((batch,), batch)])
+            rows = torch.cat([rows, rows.new_full((batch,), batch)])
         # Static caches have their own room; plain blocks go on with the cache of the prefill.
         room = None if self._plain else 0
         _, cache = self.gpt.prefill(condition, null=null, max_new_tokens=room)
         prefix = self.config.condition_tokens if self.guided else condition.mask.shape[1]
         for i, (block, layer_cache) in enumerate(zip(self._blocks, cache.layers, strict=True)):
-            b.caches[i] = block.fill(b.caches[i], layer_cache, source)
-        self._fill_valid(None if cache.lengths is None else cache.lengths[source], prefix)
-        b.hidden.copy_(cache.hidden[source])
+            b.caches[i] = block.fill(b.caches[i], layer_cache, rows)
+        self._fill_valid(None if cache.lengths is None else cache.lengths[rows], prefix)
+        b.hidden.copy_(cache.hidden[rows])
         if b.hints is not None and cache.hints is not None:
-            b.hints.copy_(cache.hints[source])
+            b.hints.copy_(cache.hints[rows])
         if b.predicted_codes is not None and self.gpt.code_predictor is not None:
             b.predicted_codes.copy_(
                 self.gpt.code_predictor(condition.embeddings[:batch], condition.mask[:batch])

@@ -46,14 +46,14 @@ def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 def token_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """NLL of every token in nats, (...) float32; arguments as in `cross_entropy`."""
     _check(hidden, weight, targets)
-    flat, matrix, wanted = (
+    flat, matrix, labels = (
         _in_compute_dtype(hidden.flatten(0, -2)),
         _in_compute_dtype(weight),
         targets.flatten(),
     )
     with torch.autocast(weight.device.type, enabled=False):
         parts = [
-            F.cross_entropy(_wide(flat[part] @ matrix.T), wanted[part], reduction="none")
+            F.cross_entropy(_wide(flat[part] @ matrix.T), labels[part], reduction="none")
             for part in _parts(flat, matrix)
         ]
     return torch.cat(parts).view(targets.shape)
@@ -72,12 +72,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         with torch.autocast(weight.device.type, enabled=False):
             for part in _parts(flat, matrix):
                 logits = _wide(flat[part] @ matrix.T)
-                wanted = targets[part, None]
+                labels = targets[part, None]
                 norm = logits.logsumexp(dim=1, keepdim=True)
-                total += (norm - logits.gather(1, wanted)).sum()
+                total += (norm - logits.gather(1, labels)).sum()
                 # d mean / d logits = (softmax - one hot) / N, in the place of the logits.
                 gradient = logits.sub_(norm).exp_()
-                gradient.scatter_add_(1, wanted, gradient.new_full((1, 1), -1.0).expand_as(wanted))
+                gradient.scatter_add_(1, labels, gradient.new_full((1, 1), -1.0).expand_as(labels))
                 gradient = gradient.div_(len(targets)).to(matrix.dtype)
                 hidden_gradient[part] = gradient @ matrix
                 weight_gradient += gradient.T @ flat[part]

@@ -352,8 +352,8 @@ class GPT(nn.Module):
         x = torch.cat([prefix, embedded], dim=1)
         position, end = torch.arange(S, device=x.device), lengths[:, None]
         # Prefix, then steps, then padding, which repeats whatever comes last.
-        source = torch.where(position < end, position, (position - end + P).clamp_max(S - 1))
-        return PackedRows(gather(x, source), lengths, self.rope.packed(lengths, S), hints)
+        origin = torch.where(position < end, position, (position - end + P).clamp_max(S - 1))
+        return PackedRows(gather(x, origin), lengths, self.rope.packed(lengths, S), hints)
 
     def _with_null(
         self, condition: Condition, dropped: Tensor | None

@@ -249,7 +249,7 @@ def test_a_compiled_layer_makes_its_choice_without_a_graph_break(packages):
     torch.testing.assert_close(got, reference(q, q, q, alibi_slopes(2))[0])
 
 
-# dispatch, with stand-ins for the kernels --------------------------------------------------------------------------------
+# dispatch, with stand-ins for the kernels ---------------------------------------------------------
 
 
 @pytest.fixture
@@ -679,7 +679,7 @@ def test_the_hybrid_gpt_with_the_reference(rule, ragged, half):
     compare_gpts("reference", "sdpa", CPU, ragged, half, rule)
 
 
-# on a GPU ----------------------------------------------------------------------------------------------------------------
+# on a GPU -----------------------------------------------------------------------------------------
 
 gpu = pytest.mark.gpu
 # Triton's float32 products are TF32 (10 bits) by default; the chunked form's are float32 unless

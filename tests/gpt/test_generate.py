@@ -148,7 +148,7 @@ def test_each_row_needs_a_seed():
         generate(_gpt(), _condition(), GREEDY, [0, 1, 2])
 
 
-def test_the_code_predictor_scale_moves_tokens_towards_the_codes_that_the_code_predictor_guesses():
+def test_the_code_predictor_scale_moves_tokens_towards_the_codes_that_the_code_predictor_predicts():
     gpt, condition = _gpt(code_predictor_dim=3), _condition()
     codes = F.normalize(torch.randn(V, 3, generator=torch.Generator().manual_seed(4)), dim=-1)
     nearest = (gpt.code_predictor(condition.embeddings, condition.mask) @ codes.T).argmax(-1)

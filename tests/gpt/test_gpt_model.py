@@ -416,13 +416,15 @@ def test_a_hint_goes_to_the_position_that_predicts_its_token_and_to_none_before(
     )
     before = gpt(tokens[:, :-1], condition)
     with torch.no_grad():
-        gpt.code_predictor.mlp[-1].bias.view(T, 3)[5] += 1.0  # the guess for token 5 of every row
+        gpt.code_predictor.mlp[-1].bias.view(T, 3)[5] += (
+            1.0  # the prediction for token 5 of every row
+        )
     after = gpt(tokens[:, :-1], condition)
     assert torch.equal(before[:, :5], after[:, :5])
     assert (before[:, 5] - after[:, 5]).abs().amax(-1).min() > 1e-3
 
 
-def test_how_long_a_guess_is_does_not_matter():
+def test_how_long_a_prediction_is_does_not_matter():
     """Its loss is a cosine: trained alone it grows to any length, and hints as long would drown the
     tokens."""
     tokens, condition, gpt = (
@@ -434,7 +436,7 @@ def test_how_long_a_guess_is_does_not_matter():
     for longer, same in (
         (30.0, True),
         (-30.0, False),
-    ):  # turned round they are other guesses, and those matter
+    ):  # turned round they are other predictions, and those matter
         with torch.no_grad():
             for parameter in gpt.code_predictor.mlp[-1].parameters():
                 parameter *= longer
