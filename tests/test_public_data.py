@@ -15,7 +15,7 @@ from shapenet_files import write_shapenet
 import run
 import train_gpt
 import train_vqvae
-from tar3d.condition import encoders
+from tar3d.condition import image_encoders
 from tar3d.data.datasets.tokens import TokenDataset
 from tar3d.data.formats.token_shards import read_stamp
 from tar3d.data.tokens import make_tokens
@@ -119,7 +119,7 @@ def given(shapenet, tmp_path, monkeypatch) -> Path:
     def load(kind: type, source: str, dtype: object, name: str):
         raise ValueError(f"{name} {source!r} was not found")
 
-    monkeypatch.setattr(encoders, "load_pretrained", load)
+    monkeypatch.setattr(image_encoders, "load_pretrained", load)
     return data
 
 
