@@ -161,7 +161,7 @@ def test_training_goes_on_from_a_model_of_another_type(models, data, tokenizer, 
     init = models / "i23d" / "model" / "gpt_i23d"
     still = ["optim.muon_lr=1e-9", "optim.adamw_lr=1e-9", "train.preview_shapes=0"]
     assert train(tmp_path / "any", "any", data, tokenizer, "--init", str(init), *still) == 0
-    assert "which begin anew: the text encoder" in capsys.readouterr().out
+    assert "which start from scratch: the text encoder" in capsys.readouterr().out
     given, found = (
         load_file(f / "model.safetensors") for f in (init, tmp_path / "any" / "model" / "gpt_any")
     )
