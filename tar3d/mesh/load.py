@@ -3,7 +3,7 @@
 Raises `MeshError`, one sentence with the file and the reason, for unknown suffixes, files without
 triangles (points, lines, empty), truncated or malformed files, NaN or infinite coordinates, zero
 extent, and anything above the limits below. Flat and open meshes load. Textures, colours, skins,
-morphs and animations are not read. A further file format is a function and one line in `_READERS`.
+morphs and animations are not read. A further file format is a function and one line in `READERS`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def load_mesh(path: str | Path) -> Mesh:
     path = Path(path)
     check_file(path, SUPPORTED)
     try:
-        vertices, faces = _READERS[path.suffix.lower()](path)
+        vertices, faces = READERS[path.suffix.lower()](path)
         if len(vertices) > MAX_VERTICES or len(faces) > MAX_FACES:
             raise ValueError(
                 f"it has {len(faces):,} faces and {len(vertices):,} vertices, allowed are "
@@ -214,7 +214,7 @@ def _read_gltf(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 # Functions from a file to vertices (V, 3) and faces (F, 3); they raise ValueError or OSError.
-_READERS: dict[str, Callable[[Path], tuple[np.ndarray, np.ndarray]]] = {
+READERS: dict[str, Callable[[Path], tuple[np.ndarray, np.ndarray]]] = {
     ".glb": _read_gltf,
     ".gltf": _read_gltf,
     ".obj": _read_plain,
@@ -222,7 +222,7 @@ _READERS: dict[str, Callable[[Path], tuple[np.ndarray, np.ndarray]]] = {
     ".stl": _read_plain,
     ".off": _read_plain,
 }
-SUPPORTED = tuple(_READERS)
+SUPPORTED = tuple(READERS)
 
 
 def _check_ply_header(head: bytes, size: int) -> None:
