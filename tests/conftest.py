@@ -17,12 +17,12 @@ VIEWS = ViewConfig(count=2, size=32)
 # Marked quick: folders and files of tests/ that together take less than 60 s (pytest -m quick).
 QUICK = (
     "gpt/test_sampling.py",
+    "layouts",
     "metrics",
     "optim",
     "test_config.py",
     "test_contracts.py",
     "test_packaging.py",
-    "test_token_order.py",
 )
 
 

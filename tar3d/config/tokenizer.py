@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tar3d.config.checks import at_least, require
+from tar3d.layouts.triplane import num_tokens
 
 
 @dataclass(kw_only=True)
@@ -57,4 +58,4 @@ class TokenizerConfig:
     @property
     def num_tokens(self) -> int:
         """Tokens of a shape."""
-        return 3 * self.grid_size**2
+        return num_tokens(self.grid_size)

@@ -11,6 +11,8 @@ import numpy as np
 if TYPE_CHECKING:
     from tar3d.config import GPTConfig
 
+VQVAE = "vqvae"  # the mesher that is tar3d.tokenizer
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -40,8 +42,7 @@ class Layout(ABC):
     configuration that it does not have.
     """
 
-    # the reader of its tokens, which makes a mesh of them: "vqvae" is tar3d.tokenizer
-    mesher: ClassVar[str]
+    mesher: ClassVar[str]  # the reader of its tokens, which makes a mesh of them
     num_tokens: int  # T
 
     def __init__(self, config: GPTConfig) -> None:

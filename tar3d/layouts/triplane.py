@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from einops import rearrange
 
-from tar3d.layouts.base import Axis, Layout
+from tar3d.layouts.base import VQVAE, Axis, Layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,7 +76,7 @@ class TriplaneLayout(Layout):
     its first token does and has no plane of its own.
     """
 
-    mesher = "vqvae"
+    mesher = VQVAE
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__(config)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from tar3d.config import TokenizerConfig
 from tar3d.contracts import Tokens, Triplane
+from tar3d.layouts import base, layout_class
 from tar3d.layouts.triplane import to_planes, to_sequence
 from tar3d.tokenizer.blocks import linear_flops
 from tar3d.tokenizer.decoder import OccupancyHead, TriplaneDecoder
@@ -98,8 +99,12 @@ class VQVAE(nn.Module):
     def decode(self, tokens: Tokens) -> Triplane:
         """Tokens (B, T) -> planes (B, 3, C, S, S).
 
-        Raises ValueError for another number of tokens, or ids outside the codebook.
+        Raises ValueError for another layout or number of tokens, or ids outside the codebook.
         """
+        if layout_class(tokens.layout).mesher != base.VQVAE:
+            raise ValueError(
+                f"this tokenizer decodes triplanes, the tokens have the layout {tokens.layout}"
+            )
         if tokens.ids.shape[1] != self.config.num_tokens:
             raise ValueError(
                 f"this tokenizer decodes {self.config.num_tokens} tokens "

@@ -26,6 +26,8 @@ import torch
 from tar3d import checkpoint
 from tar3d.conditional_gpt import ConditionalGPT
 from tar3d.config import CONDITIONS, GPTRunConfig
+from tar3d.gpt.layers import linear_attention_class
+from tar3d.layouts import base, layout_class
 from tar3d.training.gpt_objective import CODE_PREDICTOR_STAGE, PREDICTED_CODES
 
 if TYPE_CHECKING:
@@ -134,8 +136,15 @@ def _same(mine: GPTRunConfig, theirs: GPTRunConfig, fields: tuple[str, ...]) -> 
 def check_tokenizer(config: GPTRunConfig, vqvae: VQVAE) -> None:
     """Records in `config` the tokenizer whose codes the GPT learns.
 
-    Raises ValueError where the GPT's grid or vocabulary is not the tokenizer's.
+    Raises ValueError where the GPT's grid, vocabulary or layout is not the tokenizer's, and for a
+    name of a layer that does not exist: both before tokens are made, which may take hours.
     """
+    linear_attention_class(config.gpt.linear_attention)
+    if layout_class(config.gpt.layout).mesher != base.VQVAE:
+        raise ValueError(
+            f"gpt.layout is {config.gpt.layout}, whose tokens are not those of a triplane: "
+            "write gpt.layout=triplane"
+        )
     for name in ("grid_size", "codebook_size"):
         mine, theirs = getattr(config.gpt, name), getattr(vqvae.config, name)
         if mine != theirs:

@@ -5,13 +5,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tar3d.config import GPTConfig, SamplingConfig
+from tar3d.config import GPTConfig, GPTRunConfig, SamplingConfig, TokenizerConfig
 from tar3d.contracts import Condition, Tokens
 from tar3d.gpt.generate import generate
 from tar3d.gpt.model import GPT
 from tar3d.layouts import LAYOUTS, build_layout
 from tar3d.layouts.base import Axis, Layout
 from tar3d.layouts.triplane import ORDERS, num_tokens
+from tar3d.tokenizer.vqvae import VQVAE
+from tar3d.training.gpt_init import check_tokenizer
 
 P, E, V, GRID = 4, 6, 16, 2
 GREEDY = SamplingConfig(temperature=0)
@@ -122,6 +124,18 @@ def test_a_layout_is_checked_where_it_is_named(bars):
     assert Tokens(torch.zeros(1, 12, dtype=torch.int64)).layout == "triplane"
     with pytest.raises(ValueError, match="paper_sum.* layout bars has bar, beat"):
         _gpt(layout="bars", rope="paper_sum")
+
+
+def test_the_tokenizer_and_its_gpts_take_tokens_of_triplanes_only(bars):
+    tokenizer = VQVAE(TokenizerConfig(grid_size=2, width=32, num_heads=2, codebook_size=16))
+    with pytest.raises(ValueError, match="decodes triplanes, the tokens have the layout bars"):
+        tokenizer.decode(Tokens(torch.zeros(1, 10, dtype=torch.int64), "bars"))
+    config = GPTRunConfig(gpt=GPTConfig(grid_size=2, codebook_size=16, layout="bars"))
+    with pytest.raises(ValueError, match="gpt.layout is bars.*write gpt.layout=triplane"):
+        check_tokenizer(config, tokenizer)
+    config.gpt.layout, config.gpt.linear_attention = "triplane", "performer"
+    with pytest.raises(ValueError, match="gpt.linear_attention is 'performer', allowed are"):
+        check_tokenizer(config, tokenizer)
 
 
 def test_an_order_may_end_on_any_token(reversed_order):
