@@ -229,3 +229,13 @@ def test_the_command_is_recorded_as_one_would_type_it(tmp_path):
             env=os.environ | {"PYTHONPATH": str(root)},
         )
         assert result.stdout == f"python {' '.join(started)} --name 'two words'\n"
+
+
+def test_an_installed_package_does_not_take_the_commit_of_the_checkout_around_it(
+    tmp_path, monkeypatch
+):
+    from tar3d.runtime import machine
+
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    monkeypatch.setattr(machine, "PACKAGE", tmp_path / "venv" / "tar3d")
+    assert machine.commit() == "unknown"

@@ -41,8 +41,10 @@ def _cpu_name() -> str:
 def commit() -> str:
     """The commit of the code that runs; "+changes" follows where the tree differs from it.
 
-    "unknown" outside a checkout.
+    "unknown" outside a checkout of this project, as for an installed package.
     """
+    if not (PACKAGE.parent / ".git").exists():  # a checkout around an environment is another's
+        return "unknown"
     git = ["git", "-C", str(PACKAGE.parent)]
     try:
         head = subprocess.run(
