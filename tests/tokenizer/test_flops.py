@@ -60,6 +60,6 @@ def test_the_fast_config_costs_a_quarter():
     assert 4 * whole < paper
     stated = " ".join((CONFIGS / "vqvae3d_fast.yaml").read_text().replace("#", " ").split())
     assert (
-        f"{whole:.0f} GFLOP against {paper:,.0f}" in stated
-        and f"{encoder:.0f} against {paper_encoder:,.0f}" in stated
+        f"{whole:.0f} GFLOP instead of {paper:,.0f}" in stated
+        and f"{encoder:.0f} instead of {paper_encoder:,.0f}" in stated
     )
