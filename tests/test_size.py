@@ -55,8 +55,7 @@ def long_functions(path: Path, limit: int, *, excused: bool = True) -> list[str]
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         length = node.end_lineno - node.lineno + 1
-        first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
-        above = lines[first - 2].strip() if first > 1 else ""
+        above = lines[node.lineno - 2].strip() if node.lineno > 1 else ""
         if length > limit and not (excused and above.startswith(REASON)):
             found.append(f"{node.name} ({length})")
     return found
