@@ -17,9 +17,8 @@ WIDTH = 100
 FUNCTION_LINES = {"package": 60, "scripts": 80}
 FILE_LINES = 400
 TRAINING_SCRIPT_LINES = 300
-REASON = (
-    "# longer than"  # begins the comment above a function that exceeds the limit, with a reason
-)
+# The beginning of the comment right above a def that exceeds the limit, with the reason.
+REASON = "# longer than"
 
 IGNORED = {
     tokenize.COMMENT,
