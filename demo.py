@@ -50,7 +50,7 @@ EXAMPLE_TEXTS = (
     "a plane with four engines",
 )
 MAX_SEED = 2**31 - 1
-TOKENS_SHARE = 0.8  # of the progress bar; the rest is the extraction of the surface
+TOKENS_SHARE = 0.8  # share of the progress bar; extraction has the rest
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -119,7 +119,7 @@ def load_models(args: argparse.Namespace) -> dict[str, Pipeline]:
 
 @dataclass(frozen=True)
 class Request:
-    """What a visitor asks for."""
+    """The inputs of one request."""
 
     gpt_type: str
     condition: str | None = None  # path of an image, or a text

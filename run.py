@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 SAMPLE_IMAGE = Path("assets/sample_image.png")
 PREVIEW_SIZE = 256
 PREVIEW_AZIMUTHS = {"generated": 30.0, "from behind": 150.0}
-MAX_NAME_BYTES = 80  # of a file named after its prompt
+MAX_NAME_BYTES = 80  # longest file name made from a prompt
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -73,7 +73,7 @@ def save_model(
     else:
         (folder / INDEX).unlink(missing_ok=True)
     for path in weight_files(folder):
-        if path.name not in split.filename_to_tensors:  # of an earlier save
+        if path.name not in split.filename_to_tensors:  # left by an earlier save
             path.unlink()
     configuration.save(config, folder / CONFIG)
     (folder / METRICS).write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")

@@ -21,7 +21,7 @@ class GivenEmbeddings(nn.Module):
     Raises ValueError when the config names no frozen encoder.
     """
 
-    prefix = "embeddings given: "  # of the identity
+    prefix = "embeddings given: "  # begins the identity
 
     def __init__(
         self, config: ImageEncoderConfig | TextEncoderConfig, num_tokens: int, width: int

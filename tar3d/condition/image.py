@@ -75,7 +75,7 @@ class Prepared:
 
     @property
     def warning(self) -> str | None:
-        """What the user should know about the result, or None."""
+        """A sentence for the user about the result, or None."""
         if self.foreground == "frame":
             return "the object fills the frame; give a transparent or plain background"
         return None

@@ -193,7 +193,7 @@ def build_image_encoder(config: ImageEncoderConfig) -> ImageEncoder:
 
 
 def describe_preprocessing(config: ImageEncoderConfig) -> str:
-    """What `tar3d.condition.image.preprocess` does, as identities say it."""
+    """The text by which identities name the preprocessing of `tar3d.condition.image`."""
     return f"object {config.foreground_fill:g} of a white square, bicubic"
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 PADDING = -1  # the id where a caption has ended
 UNKNOWN, END = "[UNK]", "[END]"
-UNKNOWN_ID = 0  # of `train_text_tokenizer`
+UNKNOWN_ID = 0  # id of unknown words in `train_text_tokenizer`
 # A word that occurs less often gets no id of its own: rare words teach what an unknown word means,
 # namely nothing.
 MIN_COUNT = 2

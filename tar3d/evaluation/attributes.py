@@ -150,7 +150,7 @@ def rasterize(mesh: Mesh) -> np.ndarray:
     if count < 2:
         return solid
     size = np.bincount(pieces.ravel())
-    size[0] = 0  # what is outside
+    size[0] = 0  # label 0 is the outside
     return (size >= SPECK * size.max())[pieces] & solid
 
 

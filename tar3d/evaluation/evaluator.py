@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 
     from tar3d.contracts import Mesh
 
-POINTS = 2048  # of a surface that is evaluated
-POINTS_IN_MEMORY = 4096  # of a training shape
+POINTS = 2048  # drawn from a surface to evaluate it
+POINTS_IN_MEMORY = 4096  # per training shape
 TIE = 1e-6  # cosines that are closer than this are equal
 README = """# Evaluator of shapes and captions
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 FREQUENCIES = 3  # sines and cosines of pi, 2 pi, 4 pi times a coordinate
 AT_ONCE = 8  # shapes: more would leave the processor's cache
-HIGHEST_SCALE = 100.0  # of the cosines, as in CLIP
+HIGHEST_SCALE = 100.0  # largest factor of the cosines, as in CLIP
 
 
 @dataclass(kw_only=True)
@@ -38,10 +38,10 @@ class EvaluatorConfig:
     categories: list[str] = field(default_factory=list)
     terms: list[str] = field(default_factory=list)
     rarest_term: int = 10  # least number of times that a term occurs in the training captions
-    width: int = 128  # of the hidden layers of points and captions
+    width: int = 128  # hidden width for points and captions
     pooled: int = 384  # features of a point over which the maximum and the mean are taken
     embedding: int = 64
-    points: int = 1024  # of a surface, drawn again at each step
+    points: int = 1024  # drawn from a surface anew at each step
     # Largest standard deviation of positions; that of normals is ten times as large. Each shape of
     # a batch draws its own below it.
     noise: float = 0.01

@@ -74,7 +74,7 @@ GRID_COLUMNS = {
     "image": ("truth", "reconstruction", "generation", "pixels", "category"),
     "text": ("truth", "reconstruction", "generation", "shuffled", "caption", "category"),
 }
-FREE_COLUMNS, FREE_SHAPES = 6, 24  # of grid.png of shapes that are generated from nothing
+FREE_COLUMNS, FREE_SHAPES = 6, 24  # grid.png of unconditional shapes
 
 
 @dataclass(frozen=True)

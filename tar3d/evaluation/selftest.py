@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tar3d.config import EvalProtocol
 
-THRESHOLD = 0.02  # of the F-scores that are checked
+THRESHOLD = 0.02  # F-score threshold that is checked
 QUARTER_TURN = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]])
 
 

@@ -64,7 +64,7 @@ class Buffers:
     hidden: Tensor  # (G, D) float32, the layers' last output
     step: Tensor  # (1,) int64, the last step whose tokens are known
     slot: Tensor  # (1,) int64, where its keys and values go
-    caches: list[Any]  # of each block: the tensors of a static cache, or a plain block's own
+    caches: list[Any]  # one per block: tensors of a static cache, or a plain block's cache
     # (G, 1, 1, C) bool: slots that hold something; None: all before and at `slot`
     valid: Tensor | None
     hints: Tensor | None  # (G, steps, D) float32
@@ -105,13 +105,13 @@ class Engine:
             # Its kernels look at what is filled, whatever the window: one graph does.
             self.window = self.capacity
         self._buffers: Buffers | None = None
-        self.prepare_seconds = 0.0  # what the last warm-up and capture took
+        self.prepare_seconds = 0.0  # time of the last warm-up and capture
         self._prepared_for: tuple | None = None
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}  # by window
 
     @property
     def buffers(self) -> Buffers:
-        """Those that `prepare` made."""
+        """The buffers that `prepare` made."""
         if self._buffers is None:
             raise ValueError("the engine has no buffers yet: call prepare or run")
         return self._buffers
@@ -194,7 +194,7 @@ class Engine:
             self.take_step(window)
 
     def window_for(self, filled: int) -> int:
-        """How many slots a step looks at when `filled` of them hold something."""
+        """Number of slots that a step looks at when `filled` of them are in use."""
         return min(-(-filled // self.window) * self.window, self.capacity)
 
     def _new_buffers(self, batch: int, codes: Tensor | None) -> Buffers:
@@ -330,7 +330,7 @@ class Engine:
         if head is None:
             self._draw_token(b.hidden, b.step)
             return
-        known = torch.zeros_like(b.hidden)  # what the step's tokens so far add
+        known = torch.zeros_like(b.hidden)  # sum over the step's tokens so far
         for k in range(n):
             hidden = b.hidden + head.plane[k] + known
             for mlp in head.mlps:

@@ -54,7 +54,9 @@ def recurrent_step(
     state = q.new_zeros(*q.shape[:2], q.shape[3], v.shape[3]) if state is None else state.to(dtype)
     state = state * log_decay.to(dtype).exp()[..., None]
     if beta is not None:
-        v = (v - k @ state) * beta.to(dtype)[..., None]  # what the state does not know yet
+        v = (v - k @ state) * beta.to(dtype)[
+            ..., None
+        ]  # part of v that the state does not hold yet
     state = state + k.transpose(-1, -2) * v
     return (q @ state).to(output_dtype), state
 

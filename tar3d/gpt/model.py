@@ -55,7 +55,7 @@ class Cache:
     """The memory of `decode` for one batch."""
 
     layers: list[LayerCache]
-    num_tokens: int  # that every row has taken in so far
+    num_tokens: int  # input tokens of every row so far
     hints: Tensor | None  # (B, steps, D), of the code predictor if there is one
     hidden: Tensor  # (B, D), the layers' last output
     pending: Tensor  # (B, k), k < n: the tokens of the step not yet complete
@@ -93,7 +93,7 @@ class GPT(nn.Module):
             torch.empty(config.condition_tokens, config.condition_width)
         )
         n = config.tokens_per_step
-        # The tokens of a step become one position, and are told apart again.
+        # The tokens of a step become one position, and are separated again.
         self.merge = nn.Linear(n * config.width, config.width, bias=False) if n > 1 else None
         self.cell_head = CellHead(config.width, n) if n > 1 else None
         self.position_embedding = (

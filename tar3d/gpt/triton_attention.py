@@ -160,7 +160,7 @@ def _head(x_ptr, gain_ptr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
 
 @triton.jit
 def _rotated(head, cos, sin, HEAD_DIM: tl.constexpr, EPS: tl.constexpr, SILU: tl.constexpr):
-    """What `_head` loaded, normed, mapped and rotated as by `rotate` (BLOCK_D,)."""
+    """A head from `_head`, normalised, mapped and rotated as by `rotate` (BLOCK_D,)."""
     x, gain, y, other_gain = head
     scale = tl.rsqrt(tl.sum(x * x, 0) / HEAD_DIM + EPS)
     x, y = x * scale * gain, y * scale * other_gain

@@ -19,11 +19,11 @@ class Axis:
     """One coordinate of every step of a sequence, for rotary tables and position embeddings.
 
     A categorical axis names one of a few things (a plane); its rotary frequencies fall from 1 rad,
-    so that neighbouring values are told apart. Those of the others are geometric. An axis that is
+    so that neighbouring values differ clearly. Those of the others are geometric. An axis that is
     not `embedded` gets no learned position embedding.
     """
 
-    name: str  # of its embedding in saved weights: position_embedding.NAME
+    name: str  # also names the embedding in saved weights: position_embedding.NAME
     size: int
     values: np.ndarray  # (steps,) int64 in [0, size)
     categorical: bool = False

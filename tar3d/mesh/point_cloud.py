@@ -172,7 +172,7 @@ def _unit_normals(
         return points, None
     if not usable.all():
         notes.append(f"{missing:,} points whose normal has no length were left out")
-    # those that are unit as far as float16 goes stay as they are
+    # normals that are unit vectors to float16 precision stay as they are
     length = np.where(np.abs(length - 1) < 2e-3, 1.0, length)
     return points[usable], normals[usable] / length[usable, None]
 

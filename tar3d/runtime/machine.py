@@ -93,6 +93,6 @@ def peak_resident_bytes() -> int | None:
 
 def command_line() -> str:
     """The command that started this program, as one would type it again in this folder."""
-    module = sys.modules["__main__"].__spec__  # of python -m; None of a script
+    module = sys.modules["__main__"].__spec__  # set by python -m, None for a script
     program = ["-m", module.name.removesuffix(".__main__")] if module else [sys.argv[0]]
     return shlex.join(["python", *program, *sys.argv[1:]])

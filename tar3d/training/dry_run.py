@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from lightning_fabric import Fabric
 
-STEPS = 2  # of each phase: the first is slower than all that follow
+STEPS = 2  # per phase: the first step is slower than all that follow
 
 ConfigT = TypeVar("ConfigT", VQVAEConfig, GPTRunConfig)
 

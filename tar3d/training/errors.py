@@ -19,7 +19,7 @@ from tar3d.training.state import SaveError
 if TYPE_CHECKING:
     from pathlib import Path
 
-MOST_ITEMS = 20  # that a message lists
+MOST_ITEMS = 20  # listed in a message
 DRY_RUN = "this was a dry run, of which nothing is kept"
 
 

@@ -12,7 +12,7 @@ from tar3d.training.signals import ignore_signals
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-PREFETCHED_BATCHES = 4  # of each worker
+PREFETCHED_BATCHES = 4  # per worker
 
 
 def training_loader(

@@ -30,7 +30,7 @@ class RunLog:
         config: dict | None = None,
     ) -> None:
         self.folder = folder
-        self._columns: dict[str, list[str]] = {}  # of the file of each kind
+        self._columns: dict[str, list[str]] = {}  # columns of each CSV file
         self._trackers: list[Tracker] = [TensorBoard(folder, start_step)]
         for flag, value in (trackers or {}).items():
             self._trackers.append(TRACKERS[flag][0](value, folder, config or {}))

@@ -81,10 +81,10 @@ class Run(Generic[ModuleT]):
         self.name, self.folder, self.fabric = name, folder, fabric
         self.module, self.config, self.generators = module, config, generators
         self.step, self.best, self.skipped = 0, -math.inf, 0
-        self._seconds = 0.0  # of the run before it was resumed
+        self._seconds = 0.0  # spent before the run was resumed
         self._trackers = trackers
         self._passes = 1  # forward passes of a step
-        self._values: dict[str, Tensor] = {}  # of a step, means over its passes
+        self._values: dict[str, Tensor] = {}  # values of a step, means over its passes
         self._agree_on_signal = SignalAgreement(fabric)
         t = config.train
         fabric.print(routing_table(module, config.optim))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Tracker(Protocol):
-    """What a run calls; only its first process does."""
+    """The interface that a run calls, on its first process only."""
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Figures of a step, by names such as "train/loss"."""

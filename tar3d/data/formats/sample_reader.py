@@ -26,9 +26,9 @@ class SampleReader(ABC):
     It is sent to the workers of a data loader, so it must be picklable; small if it can be.
     """
 
-    name: ClassVar[str]  # what help texts call the layout
+    name: ClassVar[str]  # name of the layout in help texts
     folder: Path  # the folder of the samples, for messages
-    advice: str  # what to do when a split is empty, for messages
+    advice: str  # remedy for an empty split, in messages
 
     @classmethod
     @abstractmethod

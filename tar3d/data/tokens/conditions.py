@@ -47,7 +47,7 @@ class ConditionReader(Protocol):
     """Reads the conditions of one modality, as they are stored in token shards."""
 
     modality: str  # one of config.CONDITIONS
-    identity: str  # what made them, an entry of stamp.json
+    identity: str  # encoder that made them, an entry of stamp.json
     items: str  # their type, an entry of stamp.json
 
     def read(self, shape_id: str) -> list[np.ndarray]:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from tar3d.config import GPTConfig
 
 Rotary = tuple[Tensor, Tensor]  # (cos, sin), each (S, head_dim) or (B, 1, S, head_dim)
-StaticCache = tuple[Tensor, ...]  # of the engine, changed in place
+StaticCache = tuple[Tensor, ...]  # belongs to the engine, changed in place
 
 
 @dataclass(frozen=True)
