@@ -1,6 +1,7 @@
 """The attention layers of the hybrid GPT.
 
 A new linear one is a file with a subclass of `AttentionLayer` and a line in `LINEAR_ATTENTION`.
+`tests/gpt/test_layers.py` holds prefill, decoding and engine of each line against its forward pass.
 """
 
 from __future__ import annotations
