@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_files import rows
 from fork_server import fork
+from run_files import rows
 from trainings import finish, free_port, wait_for_step
 
 from tar3d.training.state import load_state, newest_state
