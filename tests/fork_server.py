@@ -30,6 +30,7 @@ IMPORTED = (
     "huggingface_hub.serialization",
     "torch.distributed.fsdp",
     "torch.utils.tensorboard",
+    "transformers",
 )
 
 

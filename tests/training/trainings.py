@@ -70,14 +70,16 @@ GPT = [
 ]
 
 
+def fork_ranks(command: list[str], processes: int) -> list[Process]:
+    """A job of several processes, each with the environment that torchrun would give it."""
+    common = as_torchrun_sets(processes)
+    ranks = ({"RANK": str(r), "LOCAL_RANK": str(r)} for r in range(processes))
+    return [fork(command, **common, **rank) for rank in ranks]
+
+
 def finish(command: list[str], processes: int = 1) -> str:
     """What the first process of a training printed, once all have ended well."""
-    if processes == 1:
-        job = [fork(command)]
-    else:
-        common = as_torchrun_sets(processes)
-        ranks = ({"RANK": str(r), "LOCAL_RANK": str(r)} for r in range(processes))
-        job = [fork(command, **common, **rank) for rank in ranks]
+    job = [fork(command)] if processes == 1 else fork_ranks(command, processes)
     with ThreadPoolExecutor(processes) as pool:
         outputs = [output for output, _ in pool.map(Process.communicate, job)]
     for process, output in zip(job, outputs, strict=True):
