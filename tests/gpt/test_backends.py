@@ -626,7 +626,6 @@ def interpreted() -> dict[str, list]:
 INTERPRETED = {"fla": 6, "lightning_attn": 5, **dict.fromkeys(GATED, 11)}  # numbers of cases
 
 
-@pytest.mark.xdist_group("interpreter")
 @pytest.mark.parametrize("name", INTERPRETED)
 def test_triton_kernels_are_the_reference_in_the_interpreter(request, name):
     """In float32 and with one autotuning configuration: what the interpreter can say. The rest
