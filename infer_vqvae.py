@@ -36,7 +36,7 @@ from tqdm import tqdm
 from tar3d import checkpoint
 from tar3d.config import EvalProtocol
 from tar3d.contracts import Mesh
-from tar3d.data.datasets.sampler import spread
+from tar3d.data.datasets.spread import spread
 from tar3d.data.formats.dataset_folder import read_categories
 from tar3d.data.formats.token_file import FOLDER, SUFFIX, TokenFiles, is_token_file
 from tar3d.data.prepare.mesh_list import mesh_ids

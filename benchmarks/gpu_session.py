@@ -111,7 +111,7 @@ def _arguments(
     # Reports name the file as it was given.
     target = target.relative_to(ROOT) if target.is_relative_to(ROOT) else target
     if name == "tests":
-        options = ["-v", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
+        options = ["-n0", "-v", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
         return ["-m", "pytest", "-m", "gpu", *options, *TESTS, f"--junitxml={target}"]
     budget = max(seconds - 2 * GRACE_SECONDS, 1)
     return [

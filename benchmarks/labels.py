@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from tar3d.config import PointSamplingConfig
 from tar3d.contracts import Mesh
-from tar3d.data.datasets.sampler import spread
+from tar3d.data.datasets.spread import spread
 from tar3d.data.prepare.contact_sheets import sheet, tile
 from tar3d.data.prepare.mesh_list import mesh_ids
 from tar3d.io import write_csv, write_json

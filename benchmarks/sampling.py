@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from tar3d import config as configuration
 from tar3d.config import GPT_TYPES, SamplingConfig
-from tar3d.data.datasets.sampler import spread
+from tar3d.data.datasets.spread import spread
 from tar3d.data.defaults import DEFAULT_FOLDER
 from tar3d.data.formats.captions import captions_of
 from tar3d.data.formats.dataset_folder import mesh_path

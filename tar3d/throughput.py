@@ -7,6 +7,7 @@ optimizer. The models count their own FLOPs (`GPT.flops`, `VQVAE.flops`).
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -36,6 +37,7 @@ VENDOR_PEAKS = {
 SLOWER = "Laptop"  # a card of the same name in a laptop has another peak
 # Sides of the square matrices that are multiplied where no data sheet helps.
 PROBE_SIDES = {"cpu": 1024, "cuda": 8192}
+SLOW_PROBE_SIDE = 256  # of float16 on a CPU, which takes seconds for the product above
 PROBES = 3
 
 
@@ -47,18 +49,20 @@ class Peak:
     source: str
 
 
+@functools.cache
 def find_peak(device: torch.device, dtype: torch.dtype) -> Peak:
     """The peak of a device for matrix products of a dtype.
 
     The data sheet's for a known GPU in bfloat16, else what a large matrix product reaches here now
-    (a second at most).
+    (a second at most, once a process).
     """
     if device.type == "cuda" and dtype == torch.bfloat16:
         name = torch.cuda.get_device_name(device)
         for part, flops in VENDOR_PEAKS.items():
             if part in name and SLOWER not in name:
                 return Peak(flops, f"{flops / 1e12:.0f} TFLOP/s, {part}'s data sheet")
-    measured = matmul_rate(device, dtype, PROBE_SIDES[device.type])
+    slow = device.type == "cpu" and dtype == torch.float16
+    measured = matmul_rate(device, dtype, SLOW_PROBE_SIDE if slow else PROBE_SIDES[device.type])
     return Peak(
         measured,
         f"{_flops(measured)}, a {str(dtype).removeprefix('torch.')} matrix product measured here",

@@ -4,8 +4,13 @@ Packages for meshes are loaded by the fixtures: the tests of the GPT run where t
 """
 
 import json
+import os
 import shutil
 from pathlib import Path
+
+# One thread a process, before torch is loaded: several processes test at a time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch
@@ -16,13 +21,58 @@ SAMPLES = PointSamplingConfig(surface_points=200, volume_points=300, near_points
 VIEWS = ViewConfig(count=2, size=32)
 # Marked quick: folders and files of tests/ that together take less than 60 s (pytest -m quick).
 QUICK = (
+    "condition",
+    "data/datasets",
+    "data/formats",
+    "evaluation/test_evaluator.py",
+    "gpt/test_gated_attention.py",
+    "gpt/test_generate.py",
+    "gpt/test_layers.py",
+    "gpt/test_linear_attention.py",
+    "gpt/test_loss.py",
+    "gpt/test_rope.py",
     "gpt/test_sampling.py",
     "layouts",
+    "mesh/test_export.py",
+    "mesh/test_gltf.py",
+    "mesh/test_point_cloud.py",
+    "mesh/test_points.py",
+    "mesh/test_winding.py",
     "metrics",
     "optim",
+    "test_checkpoint.py",
     "test_config.py",
     "test_contracts.py",
     "test_packaging.py",
+    "test_pipeline.py",
+    "test_size.py",
+    "test_train_vqvae.py",
+    "test_upgrade.py",
+    "tokenizer",
+)
+# Run first, as they take longest: several processes (-n) then end together. Files of one row share
+# an expensive fixture and so a process; any other file has a process to itself.
+FIRST = (
+    (
+        "training/test_processes.py",
+        "training/test_errors.py",
+        "training/test_deterministic.py",
+        "training/test_state.py",
+    ),
+    ("training/test_curves.py",),
+    ("parallel/test_limits.py",),
+    ("test_benchmarks.py",),
+    ("test_own_meshes.py",),
+    ("gpt/test_backends.py",),
+    ("test_gpt_types.py",),
+    ("parallel/test_ray_cluster.py",),
+    ("test_train_scripts.py",),
+    ("test_doctor.py",),
+    ("test_ablate.py",),
+    ("test_eval_3d.py",),
+    ("parallel/test_worker_processes.py",),
+    ("test_pretrained.py",),
+    ("data/prepare",),
 )
 
 
@@ -137,13 +187,32 @@ def full_model(gpt_run, full_vqvae) -> Path:
     return folder
 
 
+def in_tests(names: tuple[str, ...]) -> tuple[Path, ...]:
+    """Folders and files of tests/ by name; a name that is not there is an error."""
+    paths = tuple(Path(__file__).parent / name for name in names)
+    assert all(path.exists() for path in paths), paths
+    return paths
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
 def pytest_collection_modifyitems(config, items):
-    quick = tuple(Path(__file__).parent / name for name in QUICK)
+    quick, first = in_tests(QUICK), [in_tests(names) for names in FIRST]
+    rows = {}
     for item in items:
-        if any(item.path.is_relative_to(path) for path in quick):
+        if item.path not in rows:
+            there = (k for k, paths in enumerate(first) if is_below(item.path, paths))
+            rows[item.path] = next(there, len(first))
+        if is_below(item.path, quick):
             item.add_marker("quick")
+        shared = rows[item.path] < len(first) and len(first[rows[item.path]]) > 1
+        group = f"row {rows[item.path]}" if shared else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if item.get_closest_marker("soak") and "soak" not in config.option.markexpr:
             item.add_marker(pytest.mark.skip(reason="takes long: run it with -m soak"))
+    items.sort(key=lambda item: rows[item.path])
+
+
+def is_below(path: Path, folders: tuple[Path, ...]) -> bool:
+    return any(path.is_relative_to(folder) for folder in folders)

@@ -63,7 +63,7 @@ TORCH_FREE = ("config", "contracts", "io", "layouts", "paths", "upgrade", "mesh"
 # Of those, what runs where the field does, and what no data worker may load therefore.
 WITH_TORCH = {f"tar3d/mesh/{name}.py" for name in ("extract", "lattice", "marching_cubes")}
 # Modules besides that load no torch when they are imported: a process that samples meshes.
-STARTS_WITHOUT_TORCH = ("tar3d.data.prepare.sample_mesh",)
+STARTS_WITHOUT_TORCH = ("tar3d.data.prepare.sample_mesh", "tar3d.data.make_samples")
 
 # Packages that a plain installation may lack, or that are too slow to load for those who do not use
 # them.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tar3d.data.datasets.sampler import spread
+from tar3d.data.datasets.spread import spread
 from tar3d.mesh.load import list_meshes
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,7 +15,7 @@ from tar3d.condition.given import GivenEmbeddings
 from tar3d.conditional_gpt import TEXT_TOKENIZER, gpt_folder, gpt_type_of
 from tar3d.config import SamplingConfig
 from tar3d.contracts import PLANES
-from tar3d.data.datasets.sampler import spread
+from tar3d.data.datasets.spread import spread
 from tar3d.data.formats.views import mesh_images
 from tar3d.gpt.condition_nll import condition_nll, of_others
 from tar3d.layouts.triplane import NUM_PLANES, to_planes

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from tar3d import checkpoint
 from tar3d.config import VQVAEConfig
-from tar3d.data.datasets.sampler import spread
+from tar3d.data.datasets.spread import spread
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

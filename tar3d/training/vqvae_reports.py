@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from tar3d import checkpoint
-from tar3d.data.datasets.sampler import spread
 from tar3d.data.datasets.shapes import ShapeDataset
+from tar3d.data.datasets.spread import spread
 from tar3d.data.formats.samples import to_samples
 from tar3d.data.formats.views import mesh_images
 from tar3d.mesh.extract import EmptyFieldError

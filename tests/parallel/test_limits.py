@@ -4,18 +4,17 @@ file: no torch here.)"""
 import importlib
 import os
 import random
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fork_server import fork
 from made_data import everything, facts
 
 from tar3d.config import PointSamplingConfig, ViewConfig
 
-ROOT = Path(__file__).parents[2]
 SMALL = PointSamplingConfig(surface_points=200, volume_points=300, near_points=100)
 FLAGS = ["surface_points=200", "volume_points=300", "near_points=100", "views.count=0"]
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux alone")
@@ -110,11 +109,10 @@ def test_kills_lose_nothing(meshes, tmp_path):
     for k in range(30):
         (meshes / f"copy{k}.obj").write_bytes((meshes / "box.obj").read_bytes())
     (meshes / "points.obj").write_text("v 0 0 0\nv 1 1 1\n")  # refused
-    module.make_samples(meshes, tmp_path / "calm", SMALL, views=ViewConfig(count=2))
+    module.make_samples(meshes, tmp_path / "calm", SMALL, views=ViewConfig(count=2, size=64))
     assert len(facts(tmp_path / "calm")) == 37
     out, chance, rows = tmp_path / "out", random.Random(os.urandom(8)), []
     command = [
-        sys.executable,
         "-m",
         "tar3d.data.make_samples",
         str(meshes),
@@ -124,22 +122,23 @@ def test_kills_lose_nothing(meshes, tmp_path):
         "1",
         *FLAGS[:3],
         "views.count=2",
+        "views.size=64",
     ]
     for k in range(6):
-        with subprocess.Popen(
-            command + ["--shard-size", "3"] * (k % 2), stderr=subprocess.DEVNULL, cwd=ROOT
-        ) as run:
-            before = changed(out / "report.csv")
-            while changed(out / "report.csv") == before:  # it begins
-                assert run.poll() is None
-                time.sleep(0.005)
-            time.sleep(chance.uniform(0.0, 1.5))
-            run.kill()
+        before = changed(out / "report.csv")
+        run = fork(command + ["--shard-size", "3"] * (k % 2))
+        while changed(out / "report.csv") == before:  # it begins
+            assert run.poll() is None
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0.0, 1.0))
+        run.kill()
+        run.wait()
         rows.append(len(facts(out)))
-    (out / "samples" / ".ball.npz.7.part").write_bytes(
-        b"half"
-    )  # whether or not a kill happened to leave one
-    assert subprocess.run(command, stderr=subprocess.DEVNULL, cwd=ROOT, check=False).returncode == 1
+    # whether or not a kill happened to leave one
+    (out / "samples" / ".ball.npz.7.part").write_bytes(b"half")
+    run = fork(command)
+    printed, _ = run.communicate()
+    assert run.returncode == 1, printed
     assert everything(out) == everything(tmp_path / "calm"), rows
     assert facts(out) == facts(tmp_path / "calm"), rows
     assert (out / "splits.json").read_bytes() == (tmp_path / "calm" / "splits.json").read_bytes()

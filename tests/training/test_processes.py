@@ -7,13 +7,13 @@ import os
 import re
 import shutil
 import signal
-import socket
 from pathlib import Path
 
 import pytest
 import torch
+from fork_server import fork
 from run_files import rows
-from trainings import finish, start, wait_for_step
+from trainings import finish, fork_ranks, free_port, wait_for_step
 
 from tar3d.training.state import load_state, newest_state
 
@@ -51,7 +51,7 @@ def test_two_processes_train_as_one_and_resume_each_other(commands, tmp_path, na
     one, two = tmp_path / "one", tmp_path / "two"
     command = [*commands[name], *FEW[name], "train.save_every=3"]
     finish([*command, "--out", str(one)])
-    finish(torchrun([*command, "--out", str(two)]))
+    finish([*command, "--out", str(two)], 2)
     log = [rows(folder / "train.csv") for folder in (one, two)]
     assert len(log[0]) == 12
     columns = (
@@ -67,12 +67,11 @@ def test_two_processes_train_as_one_and_resume_each_other(commands, tmp_path, na
         assert torch.allclose(tensor, models[1][key], rtol=1e-2, atol=2e-3), key
 
     middle = newest_state(one / "states")[0].with_stem("00000009")  # of N processes, on M
-    for source, launch in ((one, torchrun), (two, list)):
+    for source, processes in ((one, 2), (two, 1)):
         out = tmp_path / f"{source.name}_resumed"
         shutil.copytree(source, out)
-        finish(
-            launch([*command, "--out", str(out), "--resume", str(source / "states" / middle.name)])
-        )
+        resume = ["--out", str(out), "--resume", str(source / "states" / middle.name)]
+        finish([*command, *resume], processes)
         resumed = rows(out / "train.csv")
         assert [row["step"] for row in resumed] == [str(k) for k in range(1, 13)]
         for mine, theirs in zip(resumed[9:], log[0][9:], strict=True):
@@ -85,9 +84,9 @@ def test_processes_that_share_the_weights_train_as_one(commands, tmp_path, ema):
     from, and back."""
     one, two = tmp_path / "one", tmp_path / "two"
     command = [*commands["gpt"], *FEW["gpt"], "train.save_every=6", f"train.ema={ema}"]
-    sharded = torchrun([*command, "train.strategy=fsdp"])
+    sharded = [*command, "train.strategy=fsdp"]
     finish([*command, "--out", str(one)])
-    output = finish([*sharded, "--out", str(two)])
+    output = finish([*sharded, "--out", str(two)], 2)
     log = [rows(folder / "train.csv") for folder in (one, two)]
     for mine, theirs in zip(*log, strict=True):
         for column in ("nll", "code_distance", "gradient_norm"):
@@ -99,10 +98,11 @@ def test_processes_that_share_the_weights_train_as_one(commands, tmp_path, ema):
     for part in ("model", "averaged")[: 2 if ema else 1]:
         for key, tensor in states[0][part].items():
             assert torch.allclose(tensor, states[1][part][key], rtol=1e-2, atol=2e-3), (part, key)
-    for source, launch in ((one, sharded), (two, command)):
+    for source, training, processes in ((one, sharded, 2), (two, command, 1)):
         out = tmp_path / f"{source.name}_resumed"
         shutil.copytree(source, out)
-        finish([*launch, "--out", str(out), "--resume", str(source / "states" / "00000006.pt")])
+        resume = ["--out", str(out), "--resume", str(source / "states" / "00000006.pt")]
+        finish([*training, *resume], processes)
         for mine, theirs in zip(rows(out / "train.csv"), log[0], strict=True):
             assert float(mine["nll"]) == pytest.approx(float(theirs["nll"]), rel=2e-3)
     held, whole = (
@@ -118,7 +118,7 @@ def last_nll(run: Path) -> float:
 
 def test_a_rank_that_dies_ends_the_job(commands, tmp_path):
     out = tmp_path / "run"
-    process = start(torchrun([*commands["gpt"], "--out", str(out)]))
+    process = fork(torchrun([*commands["gpt"], "--out", str(out)]))
     wait_for_step(process, out, 12)
     ranks = [
         int(p) for p in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -136,19 +136,16 @@ def test_two_machines_meet_by_torchruns_rendezvous(commands, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     command = [*commands["vqvae"], *FEW["vqvae"]]
     finish([*command, "--out", str(one)])
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
     meet = [
         "-m",
         "torch.distributed.run",
         "--nnodes=2",
         "--nproc_per_node=1",
         "--rdzv_backend=c10d",
-        f"--rdzv_endpoint=127.0.0.1:{port}",
+        f"--rdzv_endpoint=127.0.0.1:{free_port()}",
         "--local_addr=127.0.0.1",
     ]
-    nodes = [start([*meet, *command, "--num_nodes", "2", "--out", str(two)]) for _ in range(2)]
+    nodes = [fork([*meet, *command, "--num_nodes", "2", "--out", str(two)]) for _ in range(2)]
     outputs = [node.communicate(timeout=120)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], outputs[0][-2000:] + outputs[1][-2000:]
     for mine, theirs in zip(*(rows(folder / "train.csv") for folder in (one, two)), strict=True):
@@ -156,13 +153,17 @@ def test_two_machines_meet_by_torchruns_rendezvous(commands, tmp_path):
 
 
 def test_told_to_stop_all_processes_stop_after_the_same_step(commands, tmp_path):
+    """Each is told on its own, as torchrun does it: the first a moment before the other."""
     out = tmp_path / "run"
-    process = start(torchrun([*commands["vqvae"], "--out", str(out)]))
-    wait_for_step(process, out, 12)
-    os.kill(process.pid, signal.SIGTERM)  # torchrun passes it on
-    output = process.communicate(timeout=60)[0]
-    assert process.returncode != 0
-    stopped = {int(step) for step in re.findall(r"stopped by SIGTERM after step (\d+)", output)}
+    job = fork_ranks([*commands["vqvae"], "--out", str(out)], 2)
+    wait_for_step(job[0], out, 12)
+    for process in job:
+        os.kill(process.pid, signal.SIGTERM)
+    outputs = [process.communicate(timeout=60)[0] for process in job]
+    assert all(process.returncode != 0 for process in job), outputs
+    stopped = {
+        int(step) for step in re.findall(r"stopped by SIGTERM after step (\d+)", "".join(outputs))
+    }
     assert len(stopped) == 1 and newest_state(out / "states")[0].stem == f"{stopped.pop():08d}", (
-        output[-3000:]
+        outputs[0][-3000:]
     )

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import signal
-import subprocess
-import sys
 import time
 from types import SimpleNamespace
 
 import pytest
 import torch
+from fork_server import fork
 
 from tar3d.config import VQVAEConfig
 from tar3d.training import state as states
@@ -148,12 +146,7 @@ def test_killed_at_any_moment_of_a_save_no_state_is_lost(tmp_path):
     some milliseconds."""
     for attempt in range(10):
         folder = tmp_path / str(attempt)
-        process = subprocess.Popen(
-            [sys.executable, "-c", SAVING, str(folder)],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
+        process = fork(["-c", SAVING, str(folder)])
         said = int(process.stdout.readline())
         time.sleep(0.013 * attempt)
         process.kill()

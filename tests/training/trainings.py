@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from fork_server import Process, fork
 from run_files import equal, rows
 
 from tar3d.training.state import load_state, newest_state
@@ -70,27 +70,43 @@ GPT = [
 ]
 
 
-def start(command: list[str], **more) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, *command],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-        **more,
-    )
+def fork_ranks(command: list[str], processes: int) -> list[Process]:
+    """A job of several processes, each with the environment that torchrun would give it."""
+    common = as_torchrun_sets(processes)
+    ranks = ({"RANK": str(r), "LOCAL_RANK": str(r)} for r in range(processes))
+    return [fork(command, **common, **rank) for rank in ranks]
 
 
-def finish(command: list[str]) -> str:
-    process = start(command)
-    output = process.communicate()[0]
-    assert process.returncode == 0, output[-2000:]
-    return output
+def finish(command: list[str], processes: int = 1) -> str:
+    """What the first process of a training printed, once all have ended well."""
+    job = [fork(command)] if processes == 1 else fork_ranks(command, processes)
+    with ThreadPoolExecutor(processes) as pool:
+        outputs = [output for output, _ in pool.map(Process.communicate, job)]
+    for process, output in zip(job, outputs, strict=True):
+        assert process.returncode == 0, output[-2000:]
+    return outputs[0]
 
 
-def wait_for_step(process: subprocess.Popen, out: Path, step: int = 1) -> None:
+def as_torchrun_sets(processes: int) -> dict[str, str]:
+    """The environment of a job on this machine, apart from what each process has of its own."""
+    count = str(processes)
+    return {
+        "WORLD_SIZE": count,
+        "LOCAL_WORLD_SIZE": count,
+        "GROUP_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "TORCHELASTIC_RUN_ID": "none",
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def wait_for_step(process: Process, out: Path, step: int = 1) -> None:
     deadline = time.monotonic() + 90
     while (
         not (out / "train.csv").is_file()

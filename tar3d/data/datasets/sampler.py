@@ -6,14 +6,6 @@ import numpy as np
 from torch.utils.data import Sampler
 
 
-def spread(length: int, count: int) -> list[int]:
-    """At most `count` different indices, spread evenly over 0..length-1.
-
-    Ids sort by category, so the first ones would be of one category.
-    """
-    return np.unique(np.linspace(0, length - 1, min(count, length)).astype(int)).tolist()
-
-
 class TrainingOrder(Sampler[list[tuple[int, int]]]):
     """Batches for steps start..stop-1 of this process, each a list of (position, index).
 

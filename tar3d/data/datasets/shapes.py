@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from tar3d.data.datasets.augment import augment, random_matrix
-from tar3d.data.datasets.sampler import spread
+from tar3d.data.datasets.spread import spread
 from tar3d.data.formats.samples import open_samples, to_samples
 
 if TYPE_CHECKING:

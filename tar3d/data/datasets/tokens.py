@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from tar3d.condition.text_tokenizer import PADDING, UNKNOWN_ID
-from tar3d.data.datasets.sampler import spread
+from tar3d.data.datasets.spread import spread
 from tar3d.data.formats.token_shards import read_json, read_stamp, sha256
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from tar3d.data.datasets.sampler import spread
+from tar3d.data.datasets.spread import spread
 from tar3d.data.formats.shards import ShardedFiles
 from tar3d.data.formats.views import view_names
 from tar3d.data.prepare.contact_sheets import shape_image, sheet, tile

@@ -27,7 +27,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from tar3d.condition.image import ImageError
-from tar3d.data.datasets.sampler import spread
+from tar3d.data.datasets.spread import spread
 from tar3d.data.prepare.contact_sheets import sheet, tile
 from tar3d.data.prepare.report import escaped, quantile_table
 from tar3d.data.validate.check_shapes import (
