@@ -81,8 +81,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     model.add_argument(
         "--evaluator",
         default="pretrained/tiny/evaluator",
-        help="of t23d: model directory of the network that tells categories and captions "
-        "(default: %(default)s)",
+        help="for t23d: model directory of the evaluator, which recognises categories and matches "
+        "captions (default: %(default)s)",
     )
     model.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
     add = parser.add_argument

@@ -252,7 +252,7 @@ def step_flops(vqvae: VQVAE, config: VQVAEConfig) -> float:
     t = config.train
     flops = 3 * vqvae.flops(t.surface_points, t.volume_points + t.near_points)
     if t.stage == "decoder":
-        flops -= 2 * vqvae.encoder.flops(t.surface_points)  # which is frozen
+        flops -= 2 * vqvae.encoder.flops(t.surface_points)  # the encoder is frozen here
     return flops
 
 

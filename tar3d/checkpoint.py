@@ -150,7 +150,8 @@ def _local_folder(source: str | Path) -> Path:
 def find_bundle(source: str | Path, *parts: tuple[str, ...]) -> list[Path]:
     """The model directories in a directory that is given by path or Hub id.
 
-    For each part the first of its names that is there. Raises ValueError when a part has none.
+    Each part may have several names; the first that exists is taken. Raises ValueError when a part
+    has none.
     """
     path = _local_folder(source)
     found: list[Path] = []

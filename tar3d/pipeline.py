@@ -203,7 +203,7 @@ class Pipeline:
         self.backend = decoding  # the engine's own choice, once it has decoded
 
     def _new_engine(self) -> Engine:
-        with self._autocast():  # which decides the engine's dtype
+        with self._autocast():  # sets the engine's dtype
             return Engine(self.model.gpt, self.decoding)
 
     def _autocast(self) -> torch.autocast:

@@ -136,7 +136,7 @@ class Meter:
         self._since = time.perf_counter()
 
     def read(self, step: int) -> dict[str, float]:
-        """Figures of the steps since the last reading, of which there must be one.
+        """Figures of the steps since the last reading; there must have been at least one step.
 
         Steps and items a second, FLOP/s, MFU, and the share of time spent waiting for data.
         """

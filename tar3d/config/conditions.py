@@ -77,7 +77,7 @@ class TextEncoderConfig:
     model: str = "google/flan-t5-xl"
     # Longer captions are cut, with a warning.
     max_tokens: int = 120
-    # Of a frozen encoder: "bfloat16" or "float32". T5's activations overflow float16.
+    # Precision of a frozen encoder: "bfloat16" or "float32". T5's activations overflow float16.
     dtype: str = "bfloat16"
     # The fields below are for "trained" only. The vocabulary holds the commonest words.
     vocabulary: int = 1024

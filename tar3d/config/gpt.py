@@ -113,7 +113,7 @@ class GPTConfig:
         build_layout(self)  # raises for options that the layout does not have
         one_of("gpt.rope", self.rope, ("rotation", "paper_sum", "sequence"))
         one_of("gpt.prefix_rope", self.prefix_rope, ("identity", "zero"))
-        # Which names there are is known where their table is: tar3d/gpt/layers.
+        # The name is checked in tar3d/gpt/layers, which has the table of layers.
         require(self.linear_attention != "", "gpt.linear_attention must name a layer, got ''")
         one_of(
             "gpt.linear_backend",

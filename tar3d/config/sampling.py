@@ -1,7 +1,7 @@
 """How tokens are drawn, and the command-line flags for it.
 
-A new setting is one field of `SamplingConfig`: a described one becomes a flag of every script that
-samples.
+A new setting is one field of `SamplingConfig`: a described one becomes a flag of run.py and a
+control of demo.py.
 """
 
 from __future__ import annotations

@@ -161,8 +161,8 @@ class GPTTrainConfig(TrainConfig):
     steps: int = 400_000
     # Rows per optimizer step over all devices and accumulation steps.
     global_batch_size: int = 64
-    # Of several processes: with "ddp" each holds everything, with "fsdp" its part, for sizes that
-    # need it.
+    # How several processes share the model: with "ddp" each holds all of it; with "fsdp" a part,
+    # for sizes that need it.
     strategy: str = "ddp"
     # How the model directory stores weights; float16 halves it.
     weights_dtype: str = "float32"

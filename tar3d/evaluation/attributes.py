@@ -52,18 +52,19 @@ Value = int | str | bool
 # Along a side of the cube [-1, 1]^3: the thinnest leg of the procedural shapes is four cells wide.
 CELLS = 96
 SPECK = 0.005  # connected pieces of less than this share of the largest one are dropped
-FEET = (0.04, 0.16)  # between which legs are counted: above uneven feet, below rungs and shelves
-FOOT = 0.15  # share of its slice's largest piece that a leg has at least
+# Heights between which legs are counted: above uneven feet, below rungs and shelves.
+FEET = (0.04, 0.16)
+FOOT = 0.15  # least size of a leg, as a share of the largest piece in its slice
 # Heights between which the seat or top is the widest slice.
 TOP = {"chair": (0.25, 0.65), "stool": (0.6, 1.0), "table": (0.6, 1.0)}
 PLATE = 0.9  # share of the widest slice's area that the other slices of the same plate have
 # Largest share of its bounding rectangle that a round top fills: an ellipse fills pi / 4, a
 # rectangle all.
 ROUND = 0.93
-ABOVE_SEAT = (0.06, 0.28)  # over the seat, between which arms are searched
+ABOVE_SEAT = (0.06, 0.28)  # heights above the seat between which arms are searched
 # Least share of the seat's area that arms cover, in some slice, on either side of its front half.
 ARM = 0.012
-EIGHT = np.ones((3, 3), dtype=bool)  # neighbours in a slice
+EIGHT = np.ones((3, 3), dtype=bool)  # 8-connectivity in a slice
 
 NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6} | {
     str(n): n for n in range(1, 7)

@@ -287,7 +287,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--evaluator", type=Path, help="measure the evaluator of this model directory"
     )
     parser.add_argument(
-        "--split", nargs="+", choices=SPLITS, help="with --evaluator: of these (default: all)"
+        "--split",
+        nargs="+",
+        choices=SPLITS,
+        help="with --evaluator: splits to measure (default: all)",
     )
     parser.add_argument(
         "--tokenizer",
@@ -298,7 +301,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--resolution",
         type=int,
         default=128,
-        help="extraction cells along an axis of reconstructions (default: %(default)s)",
+        help="cells along each axis when extracting reconstructions (default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument(

@@ -214,7 +214,7 @@ def _clip_table(summaries: dict, titles: dict[str, str]) -> list[str]:
         f"- no {score} of {titles[key]}: {reason}"
         for key, s in summaries.items()
         for score, reason in s["set_scores"]["reasons"].items()
-        if reason != NO_CLIP  # which stands above, among what is left out
+        if reason != NO_CLIP  # already reported above
     ]
     head = ["", *scores, *SET_SCORES, "images", "reference images"]
     return ["", "## CLIP", "", *markdown_table(head, rows), *reasons]

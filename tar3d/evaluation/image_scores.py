@@ -34,7 +34,7 @@ CLIP_SCORES = ("clip_image", "clip_image_fg")
 TEXT_SCORES = ("clip_text", "clip_text_fg")
 SET_SCORES = tuple(f"{name}_clip" for name in FEATURE_METRICS)
 NO_CLIP = "there is no CLIP model"
-_MESHES_AT_ONCE = 64  # whose images wait for the networks: 20 views of 224 px are 7 MB a mesh
+_MESHES_AT_ONCE = 64  # rendered before the networks run: 20 views of 224 px are 7 MB a mesh
 
 
 @dataclass(frozen=True)

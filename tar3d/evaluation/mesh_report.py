@@ -140,7 +140,7 @@ def write_mesh_report(
 
 
 def _draw(rows: list[dict], protocol: EvalProtocol, out: Path) -> None:
-    """Writes histogram.png and ranked.png of rows that are scored; nothing without any."""
+    """Writes histogram.png and ranked.png of the scored rows, if there are any."""
     if not rows:
         return
     values: dict[str, Sequence[float]] = {

@@ -114,7 +114,8 @@ def _ball(radius: float) -> Mesh:
     return Mesh(sphere.vertices, sphere.faces)
 
 
-# Of half a cube: its new face is wrong but for a rim, and of the missing half a rim is found.
+# Expected for half a cube: points on the cut count as wrong except near its rim, and of the
+# missing half only a rim is found.
 PRECISION, RECALL = (12 + 4 - 1.96**2) / 16, (12 + 8 * 0.02) / 24
 # id, score, what arithmetic says, tolerance (for sampling and the sphere's facets)
 EXPECTED = [

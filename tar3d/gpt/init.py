@@ -43,9 +43,9 @@ def init_parameters(
 
 
 def parameter_starts(module: nn.Module) -> dict[str, str]:
-    """Name of each parameter that an `init_as` speaks of -> its word.
+    """Parameter name -> its initialisation, for all parameters that an `init_as` lists.
 
-    An outer module's word counts before that of a module inside it.
+    An outer module's entry goes before that of a module inside it.
     """
     starts: dict[str, str] = {}
     for prefix, owner in module.named_modules():

@@ -65,7 +65,7 @@ class Layout(ABC):
         return np.arange(self.num_tokens)
 
     def checked_permutation(self) -> np.ndarray:
-        """`permutation` as a contiguous array; raises ValueError if it is none."""
+        """`permutation` as a contiguous array; raises ValueError if it is not one."""
         permutation = np.ascontiguousarray(self.permutation(), dtype=np.int64)
         if not np.array_equal(np.sort(permutation), np.arange(self.num_tokens)):
             raise ValueError(

@@ -75,7 +75,7 @@ def _best_rotation(pred: Mesh, truth: Mesh, seed: int) -> np.ndarray:
         matrix = _box_onto_box(transformed(pred, rotated), truth) @ rotated
         moved = cloud_p @ matrix[:3, :3].T + matrix[:3, 3]
         distance = tree_t.query(moved)[0].mean() + cKDTree(moved).query(cloud_t)[0].mean()
-        # the first of equals, whatever the order of additions in the means
+        # on ties within rounding the first one counts
         if distance < least - 1e-12:
             best, least = matrix, distance
     return best

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def geometry_formulas() -> dict[str, str]:
-    """Name -> formula and direction of every score of geometry."""
+    """Name -> formula and direction of every geometry score."""
     return {
         **formulas(DISTANCE_METRICS, CLOUD_METRICS, NORMAL_METRICS),
         "surface_*": "the same with d the exact distance to the nearest point of the other mesh's "

@@ -42,7 +42,7 @@ _FAMILIES = (
 
 
 def image_formulas() -> dict[str, str]:
-    """Name -> formula and direction of every score of images."""
+    """Name -> formula and direction of every image score."""
     return {
         **formulas(PIXEL_METRICS, LPIPS_METRICS, CLIP_METRICS),
         "*_fg": "the same over the foreground: the pixels of the object in either image. SSIM is "

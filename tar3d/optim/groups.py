@@ -51,8 +51,8 @@ def _muon(groups: list[dict], config: OptimConfig) -> optim.Optimizer:
     )
 
 
-# Optimizers of the hidden matrices, by the value of `optim.optimizer`, made for parameter groups.
-# AdamW trains them where that value is not here.
+# Optimizers of the hidden matrices by the value of `optim.optimizer`. With any other value AdamW
+# trains them.
 HIDDEN_OPTIMIZERS: dict[str, Callable[[list[dict], OptimConfig], optim.Optimizer]] = {
     "muon": _muon,
 }

@@ -1,4 +1,4 @@
-"""Command-line arguments about devices, and the type of a count."""
+"""Command-line arguments about devices, and `positive_int`, an argparse type."""
 
 from __future__ import annotations
 

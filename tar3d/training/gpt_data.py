@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def new_encoders(config: GPTRunConfig, data: Path, init: str | None = None) -> dict[str, Encoder]:
     """The encoders of a run, with the text tokenizer of the model `init`.
 
-    Those to be trained are drawn from the seed, and the GPT, which is to be made next, after them.
+    Encoders that are trained are initialised first, then the GPT, both from the seed.
     """
     torch.manual_seed(config.train.seed)  # initial weights only
     return encoders_of(config, data, load_gpt_text_tokenizer(init) if init else None)

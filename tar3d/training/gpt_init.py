@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 # Config fields of the prefix's shape, and of the shape of the code predictor's network.
 PREFIX_SHAPE = ("condition_tokens", "condition_width")
 NETWORK_SHAPE = ("code_predictor_local", "code_predictor_hidden")
-# How the names of the parameters begin that read the prefix, besides the encoders'.
+# Name prefixes of the parameters that read the condition prefix, encoders excluded.
 PREFIX_PARTS = (
     "conditioner.project.",
     "gpt.condition_mlp.",

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 NOT_FINITE = "nonfinite"  # folder of a run: states from before steps that were not finite
-# of the loss under float16: where gradients overflow even so, the run has diverged
+# Smallest loss scale under float16: gradients that overflow even at it mean divergence.
 SMALLEST_SCALE = 1.0
 
 

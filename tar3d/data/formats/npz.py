@@ -33,7 +33,7 @@ def read_npz(content: bytes, keys: Iterable[str]) -> dict[str, np.ndarray]:
 
 
 def map_npz(path: Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
-    """As `read_npz`, for a file that stays on disk: rows that are not used are not read.
+    """Like `read_npz`, but reads from disk only the rows that are used.
 
     For that reason the CRC-32 of uncompressed members is not checked. A ValueError names the file.
     """

@@ -97,8 +97,8 @@ def _read_table(base: Path, table: Path, *, all_have_files: bool) -> MeshList:
         raise ValueError(f"{table} lists no meshes")
     if not any(path.is_file() for path in meshes.values()):
         raise ValueError(
-            f"of the {len(meshes):,} files that {table} lists none is there, the first is "
-            f"{next(iter(meshes.values()))}; its column file is relative to the table"
+            f"none of the {len(meshes):,} files listed in {table} exists, the first is "
+            f"{next(iter(meshes.values()))}; paths in the column file are relative to the table"
         )
     return MeshList(base, table, meshes, names, rows)
 

@@ -117,7 +117,7 @@ def parse_cameras(content: bytes) -> list[Camera]:
     """The cameras of a cameras.json; a ValueError says "camera <k>: <field> ..."."""
     entries = json.loads(content.decode("utf-8"))
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise ValueError("it is no list of cameras")
+        raise ValueError("it is not a list of cameras")
     cameras = []
     for k, entry in enumerate(entries):
         for name, shape in CAMERA_FIELDS.items():

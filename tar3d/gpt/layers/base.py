@@ -99,9 +99,8 @@ class AttentionLayer(nn.Module):
         self.k = nn.Linear(config.width, config.width, bias=False)
         self.v = nn.Linear(config.width, config.width, bias=False)
         self.o = nn.Linear(config.width, config.width, bias=False)
-        self.qk_gain = nn.Parameter(
-            torch.ones(2, 1, 1, 1, config.head_dim)
-        )  # of the norms of q and of k
+        # Gains of the RMS norms of q and k.
+        self.qk_gain = nn.Parameter(torch.ones(2, 1, 1, 1, config.head_dim))
 
     def forward(self, x: Tensor, rotary: Rotary) -> Tensor:
         """(B, S, D) -> (B, S, D), whole rows."""
