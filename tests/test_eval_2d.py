@@ -420,8 +420,8 @@ def test_contradictions_and_missing_things_are_one_sentence(
     "text, message",
     [
         ("[]", "lists no camera"),
-        ("{", "no list of cameras"),
-        ("[{}]", "no list of cameras"),
+        ("{", "not a list of cameras"),
+        ("[{}]", "not a list of cameras"),
         (
             '[{"position": [0, 0, 5], "target": [0, 0, 0], "up": [0, 0, 1], "field_of_view": 35}]',
             "cannot have up",

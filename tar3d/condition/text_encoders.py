@@ -62,7 +62,7 @@ class TextEncoder(nn.Module):
         return Condition(self.embed(ids.clamp_min(0).long(), mask), mask)
 
     def embed(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """(B, L) int64 and (B, L) bool -> (B, L, E); values where the mask is False are arbitrary."""
+        """(B, L) int64 and (B, L) bool -> (B, L, E); arbitrary where the mask is False."""
         raise NotImplementedError
 
 

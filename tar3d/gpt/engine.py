@@ -194,7 +194,7 @@ class Engine:
             self.take_step(window)
 
     def window_for(self, filled: int) -> int:
-        """Number of slots that a step looks at when `filled` of them are in use."""
+        """Slots that a step looks at when `filled` of them are in use."""
         return min(-(-filled // self.window) * self.window, self.capacity)
 
     def _new_buffers(self, batch: int, codes: Tensor | None) -> Buffers:

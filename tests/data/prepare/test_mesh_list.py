@@ -99,7 +99,7 @@ def test_a_manifest_without_files_gives_categories_only(source):
         ("id,file\nb/a,x.glb\n", "line 2: the id 'b/a' names files"),
         (
             "id,file\na,none.glb\n",
-            "of the 1 files that .* lists none is there, the first is .*none.glb",
+            "none of the 1 files listed in .* exists, the first is .*none.glb",
         ),
         ("id,file,caption\na,x.glb,red, green\n", "line 2: more cells than the header has columns"),
         ("id,file\na,\xff\n", "not a CSV file in UTF-8"),
