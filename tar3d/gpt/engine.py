@@ -277,7 +277,7 @@ class Engine:
         return prefix
 
     def _fill_valid(self, lengths: Tensor | None, prefix: int) -> None:
-        """Marks the slots of the prefix that hold something: those before `lengths` (G,), or all."""
+        """Marks the slots of the prefix that are in use: those before `lengths` (G,), or all."""
         b, in_use = self.buffers, None
         if lengths is not None:
             in_use = torch.arange(prefix, device=self.device) < lengths[:, None, None, None]
