@@ -146,6 +146,18 @@ def test_each_type_trains_and_says_how_to_use_it(models, gpt_type):
     assert len((out / "train.csv").read_text().splitlines()) == 3
 
 
+def test_a_gpt_without_conditions_makes_the_tokens_that_are_missing(data, tokenizer, tmp_path):
+    own = tmp_path / "set"
+    shutil.copytree(data, own, ignore=shutil.ignore_patterns("tokens", "views", "captions.csv"))
+    few = ["train.steps=1", "train.preview_shapes=0"]
+    assert train(tmp_path / "run", "uncond", own, tokenizer, *few) == 0
+    made = sorted((own / "tokens").glob("*/tokens.npy"))
+    assert len(made) == 3
+    shutil.rmtree(own / "samples")  # finished shards are all that another training reads
+    assert train(tmp_path / "again", "uncond", own, tokenizer, *few) == 0
+    assert sorted((own / "tokens").glob("*/tokens.npy")) == made
+
+
 def test_a_saved_model_speaks_its_own_words(models, data):
     folder = models / "t23d" / "model" / "gpt_t23d"
     loaded = load_gpt(folder)

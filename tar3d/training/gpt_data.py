@@ -10,7 +10,7 @@ import torch
 from tar3d.conditional_gpt import load_gpt_text_tokenizer
 from tar3d.data.datasets.sampler import JoinedOrder
 from tar3d.data.datasets.tokens import TokenDataset
-from tar3d.data.tokens.make_tokens import TokenMaker, condition_readers, encoders_of
+from tar3d.data.tokens.make_tokens import REPORT, TokenMaker, condition_readers, encoders_of
 from tar3d.training.loader import training_order
 
 if TYPE_CHECKING:
@@ -35,8 +35,14 @@ def new_encoders(config: GPTRunConfig, data: Path, init: str | None = None) -> d
 def make_tokens(
     config: GPTRunConfig, data: Path, vqvae: VQVAE, encoders: dict[str, Encoder], fabric: Fabric
 ) -> None:
-    """Writes the token shards of a data set, where they are missing."""
-    if readers := condition_readers(data, encoders, config, fabric.device):
+    """Writes the token shards of a data set, where they are missing.
+
+    Shards whose embeddings were all given are left as they are; so are those of a finished run
+    where the GPT has no condition.
+    """
+    readers = condition_readers(data, encoders, config, fabric.device)
+    finished = (data / "tokens" / REPORT).is_file()
+    if readers or not (encoders or finished):
         TokenMaker(data, vqvae, readers, fabric.device).run()
 
 

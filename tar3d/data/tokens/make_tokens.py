@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from tar3d.tokenizer.vqvae import VQVAE
 
 SHARD_SHAPES = 512
+REPORT = "refused.csv"  # in the folder of the shards, written at the end of a run
 
 
 class TokenMaker:
@@ -112,7 +113,7 @@ class TokenMaker:
                 else:
                     usable += len(ids)
                 bar.update(len(ids))
-        write_csv(self.folder / "refused.csv", ["id", "kind", "reason"], self.refused)
+        write_csv(self.folder / REPORT, ["id", "kind", "reason"], self.refused)
         return usable
 
     def _update_stamp(self) -> None:
@@ -323,7 +324,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.exit(2, f"{e}\n")
     print(
         f"tokens of {done} shapes in {args.data / 'tokens'}; "
-        f"{len(maker.refused)} refused ({args.data / 'tokens' / 'refused.csv'})"
+        f"{len(maker.refused)} refused ({args.data / 'tokens' / REPORT})"
     )
     return 1 if maker.refused else 0
 
