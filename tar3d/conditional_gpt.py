@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from tar3d import checkpoint
+from tar3d.condition.base import TextEncoder
 from tar3d.condition.conditioner import Conditioner, ConditionInputs, Encoder, build_encoder
 from tar3d.condition.image import Prepared, preprocess
-from tar3d.condition.text_encoders import TextEncoder, trains_tokenizer
+from tar3d.condition.text_encoders import trains_tokenizer
 from tar3d.condition.text_tokenizer import PreparedText, load_text_tokenizer
 from tar3d.config import GPT_TYPES, GPTRunConfig
 from tar3d.contracts import Condition

@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tar3d.condition.base import ImageEncoder, TextEncoder
 from tar3d.condition.given import GivenEmbeddings
-from tar3d.condition.image_encoders import ImageEncoder, build_image_encoder
-from tar3d.condition.text_encoders import TextEncoder, build_text_encoder
+from tar3d.condition.image_encoders import build_image_encoder
+from tar3d.condition.text_encoders import build_text_encoder
 from tar3d.contracts import Condition
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@
 Both take the uint8 pixels of `tar3d.condition.image.preprocess` and normalise them inside, so that
 no caller can do it differently. Needs no torchvision.
 
-An encoder of your own is one file with a subclass of `ImageEncoder`, and one line in
-`IMAGE_ENCODERS`; `image_encoder.model` then chooses it by name.
+An encoder of your own is one file with a subclass of `tar3d.condition.base.ImageEncoder`, and one
+line in `IMAGE_ENCODERS`; `image_encoder.model` then chooses it by name.
 
 Letters: B batch, S image side, P prefix length, E width, H heads.
 """
@@ -23,9 +23,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from tar3d.condition.base import ImageEncoder
 from tar3d.condition.pretrained import load_pretrained, resolve, weights_hash
 from tar3d.condition.transformer import ViTBlock, init_transformer, transformer_flops
-from tar3d.contracts import Condition
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,40 +33,6 @@ if TYPE_CHECKING:
     from tar3d.config import ImageEncoderConfig
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-class ImageEncoder(nn.Module):
-    """(B, S, S, 3) uint8 -> `Condition` of P = `num_tokens` embeddings of E = `width`, all valid.
-
-    A subclass sets the attributes below and implements `embed`. The weights of a `frozen` one are
-    not saved with the GPT, and its embeddings are cached. `identity` stamps the cache: the
-    embeddings of a frozen encoder; of one that changes while it trains the preprocessed pixels,
-    which are the same whatever its patches and layers are.
-    """
-
-    num_tokens: int
-    width: int
-    image_size: int
-    frozen: bool
-    identity: str
-
-    def forward(self, pixels: Tensor) -> Condition:
-        size = self.image_size
-        if (
-            pixels.ndim != 4
-            or tuple(pixels.shape[1:]) != (size, size, 3)
-            or pixels.dtype != torch.uint8
-        ):
-            raise ValueError(
-                f"the image encoder takes (B, {size}, {size}, 3) uint8 pixels as "
-                "tar3d.condition.image.preprocess gives them, got "
-                f"{tuple(pixels.shape)} {pixels.dtype}"
-            )
-        return Condition.of(self.embed(pixels))
-
-    def embed(self, pixels: Tensor) -> Tensor:
-        """(B, S, S, 3) uint8 -> (B, P, E)."""
-        raise NotImplementedError
 
 
 class TrainedViT(ImageEncoder):
@@ -94,10 +60,7 @@ class TrainedViT(ImageEncoder):
         init_transformer(self, len(self.blocks))
 
     def flops(self) -> int:
-        """FLOPs for one image: matrices at each position and attention.
-
-        A multiplication and an addition count as two.
-        """
+        """FLOPs for one image: matrices at each position and attention."""
         return transformer_flops(self, self.num_tokens, self.width, len(self.blocks))
 
     def embed(self, pixels: Tensor) -> Tensor:

@@ -5,8 +5,8 @@
 
 Both take the token ids that `TextTokenizer.prepare` makes of a caption, padded with `PADDING`.
 
-An encoder of your own is one file with a subclass of `TextEncoder`, and one line in
-`TEXT_ENCODERS`; `text_encoder.model` then chooses it by name.
+An encoder of your own is one file with a subclass of `tar3d.condition.base.TextEncoder`, and one
+line in `TEXT_ENCODERS`; `text_encoder.model` then chooses it by name.
 
 Letters: B batch, L tokens of the longest caption, E width.
 """
@@ -19,10 +19,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from tar3d.condition.base import TextEncoder
 from tar3d.condition.pretrained import load_pretrained, weights_hash
-from tar3d.condition.text_tokenizer import PADDING, TextTokenizer, load_text_tokenizer
+from tar3d.condition.text_tokenizer import TextTokenizer, load_text_tokenizer
 from tar3d.condition.transformer import ViTBlock, init_transformer, transformer_flops
-from tar3d.contracts import Condition
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,40 +30,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from tar3d.config import TextEncoderConfig
-
-
-class TextEncoder(nn.Module):
-    """(B, L) token ids -> `Condition` of L embeddings of E = `width`, valid where a token is.
-
-    A subclass sets the attributes below and implements `embed`. The weights of a `frozen` one are
-    not saved with the GPT, and its embeddings are cached. `identity` stamps the cache: the ids of a
-    trained encoder, the embeddings of a frozen one. With `trains_tokenizer` it is given a tokenizer
-    that was trained on the captions of the data set, which is saved with the GPT.
-    """
-
-    text_tokenizer: TextTokenizer
-    width: int
-    frozen: bool
-    identity: str
-    trains_tokenizer = False
-
-    @property
-    def num_tokens(self) -> int:
-        """The most tokens that a caption may have."""
-        return self.text_tokenizer.max_tokens
-
-    def forward(self, ids: Tensor) -> Condition:
-        if ids.ndim != 2 or ids.is_floating_point():
-            raise ValueError(
-                "the text encoder takes (B, L) token ids as TextTokenizer.prepare gives them, got "
-                f"{tuple(ids.shape)} {ids.dtype}"
-            )
-        mask = ids != PADDING
-        return Condition(self.embed(ids.clamp_min(0).long(), mask), mask)
-
-    def embed(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """(B, L) int64 and (B, L) bool -> (B, L, E); arbitrary where the mask is False."""
-        raise NotImplementedError
 
 
 class TrainedText(TextEncoder):
@@ -107,10 +73,7 @@ class TrainedText(TextEncoder):
         return self.norm(x)
 
     def flops(self) -> int:
-        """FLOPs for one caption of the greatest length.
-
-        A multiplication and an addition count as two.
-        """
+        """FLOPs for one caption of the greatest length."""
         return transformer_flops(self, self.num_tokens, self.width, len(self.blocks))
 
 

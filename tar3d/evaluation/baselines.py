@@ -17,7 +17,7 @@ from tar3d.data.formats.samples import open_samples
 from tar3d.evaluation.unseen_shapes import EvalData, training_ids
 
 if TYPE_CHECKING:
-    from tar3d.condition.image_encoders import ImageEncoder
+    from tar3d.condition.base import ImageEncoder
 
 FEATURE_BATCH = 64
 

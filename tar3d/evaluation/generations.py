@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from tar3d.condition.base import ImageEncoder
 from tar3d.condition.conditioner import rows_of
 from tar3d.condition.image import preprocess
-from tar3d.condition.image_encoders import ImageEncoder
 from tar3d.contracts import Mesh
 from tar3d.data.formats.captions import captions_of
 from tar3d.data.formats.dataset_folder import mesh_path

@@ -16,7 +16,7 @@ Letters: B rows, b more rows for the code predictor, T tokens, V codes, K their 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ from tar3d.gpt.code_predictor import PREDICTOR_PARAMETERS
 from tar3d.gpt.loss import cross_entropy
 
 if TYPE_CHECKING:
+    from tar3d.condition.base import ImageEncoder, TextEncoder
     from tar3d.condition.conditioner import ConditionInputs
     from tar3d.conditional_gpt import ConditionalGPT
     from tar3d.config import GPTRunConfig, GPTTrainConfig
@@ -108,7 +109,10 @@ class GPTObjective(torch.nn.Module):
     def flops(self, rows: int, predictor_rows: int) -> int:
         """Operations of a step on one device: forward, and twice that backward."""
         gpt, conditioner = self.model.gpt, self.model.conditioner
-        encoders = sum(cast("Any", encoder).flops() for encoder in conditioner.trained.values())
+        encoders = sum(
+            cast("ImageEncoder | TextEncoder", encoder).flops()
+            for encoder in conditioner.trained.values()
+        )
         # Modalities take turns in the rows, so each encoder sees its share of them.
         encoders = encoders * (rows + predictor_rows) // max(1, len(conditioner.modalities))
         layers = rows * gpt.flops(gpt.config.condition_tokens, gpt.config.num_tokens)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from lightning_fabric import Fabric
 
-    from tar3d.condition.text_encoders import TextEncoder
+    from tar3d.condition.base import TextEncoder
     from tar3d.conditional_gpt import ConditionalGPT
     from tar3d.config import GPTRunConfig
     from tar3d.data.datasets.tokens import TokenDataset

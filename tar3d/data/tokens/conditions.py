@@ -27,9 +27,8 @@ from tar3d.data.formats.views import Views
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tar3d.condition.base import ImageEncoder, TextEncoder
     from tar3d.condition.given import GivenEmbeddings
-    from tar3d.condition.image_encoders import ImageEncoder
-    from tar3d.condition.text_encoders import TextEncoder
     from tar3d.config import ImageEncoderConfig
 
 EMBEDDINGS = "float16 embeddings"  # entry of stamp.json

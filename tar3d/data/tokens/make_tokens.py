@@ -55,8 +55,7 @@ from tar3d.io import atomic_write, write_csv, write_json
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from tar3d.condition.image_encoders import ImageEncoder
-    from tar3d.condition.text_encoders import TextEncoder
+    from tar3d.condition.base import ImageEncoder, TextEncoder
     from tar3d.tokenizer.vqvae import VQVAE
 
 SHARD_SHAPES = 512
