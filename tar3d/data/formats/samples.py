@@ -121,9 +121,9 @@ class SampleFolder(SampleReader):
     name = "samples/ and splits.json, as make_samples writes them"
 
     @classmethod
-    def holds(cls, folder: Path) -> bool:  # noqa: ARG003  the last of the table takes any folder
-        """True: a folder without samples is reported when a split turns out to be empty."""
-        return True
+    def holds(cls, folder: Path) -> bool:
+        """True if `folder` holds samples/."""
+        return (folder / "samples").is_dir()
 
     def __init__(self, folder: str | Path) -> None:
         self.root, self.folder = Path(folder), Path(folder) / "samples"
@@ -174,10 +174,15 @@ class SampleFolder(SampleReader):
         return _parse(self.files.read(f"{shape_id}.npz"), self.where(shape_id))
 
 
-# Layouts of data sets; the first that `holds` a folder reads it.
-SAMPLE_READERS: tuple[type[SampleReader], ...] = (ShapeNetV2, SampleFolder)
+# Layouts of data sets beside this project's own; the first that `holds` a folder reads it.
+SAMPLE_READERS: tuple[type[SampleReader], ...] = (ShapeNetV2,)
 
 
 def open_samples(folder: str | Path) -> SampleReader:
-    """The samples of a data set folder, in whichever layout of `SAMPLE_READERS` it has."""
-    return next(reader for reader in SAMPLE_READERS if reader.holds(Path(folder)))(folder)
+    """The samples of a data set folder, in whichever layout of `SAMPLE_READERS` it has.
+
+    A folder in none of them is a `SampleFolder`; without samples, that is reported when a split
+    turns out to be empty.
+    """
+    fitting = (reader for reader in SAMPLE_READERS if reader.holds(Path(folder)))
+    return next(fitting, SampleFolder)(folder)

@@ -40,7 +40,7 @@ from tar3d.condition.text_tokenizer import train_text_tokenizer
 from tar3d.config import GPT_TYPES, GPTRunConfig
 from tar3d.data.formats.captions import captions_of
 from tar3d.data.formats.dataset_folder import SPLITS
-from tar3d.data.formats.samples import SAMPLE_READERS, open_samples
+from tar3d.data.formats.samples import SAMPLE_READERS, SampleFolder, open_samples
 from tar3d.data.formats.token_file import token_dtype
 from tar3d.data.formats.token_shards import read_json, read_stamp, sha256
 from tar3d.data.tokens.conditions import (
@@ -267,7 +267,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, argpars
         "data",
         type=Path,
         help="data set folder whose shapes are turned into tokens, in one of the layouts: "
-        f"{'; '.join(reader.name for reader in SAMPLE_READERS)}",
+        f"{'; '.join([*(reader.name for reader in SAMPLE_READERS), SampleFolder.name])}",
     )
     parser.add_argument(
         "--tokenizer",

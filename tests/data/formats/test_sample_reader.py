@@ -83,7 +83,7 @@ class Spheres(SampleReader):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr(samples, "SAMPLE_READERS", (Spheres, *samples.SAMPLE_READERS))
+    monkeypatch.setattr(samples, "SAMPLE_READERS", (*samples.SAMPLE_READERS, Spheres))
     (tmp_path / "spheres.json").write_text(json.dumps(RADII))
     return tmp_path
 
