@@ -15,6 +15,8 @@ from tar3d.condition.text_tokenizer import PADDING, UNKNOWN_ID
 from tar3d.data.datasets.spread import spread
 from tar3d.data.formats.token_shards import read_json, read_stamp, sha256
 
+SOURCES = {"image": "views/", "text": "captions"}  # of each modality, in a data set folder
+
 
 class TokenDataset(Dataset):
     """Tokens of the shapes of a split, each with one of its views or captions.
@@ -65,10 +67,17 @@ class TokenDataset(Dataset):
         locations: list[tuple[int, ...]] = []
         for shard in sorted(folder.glob(f"{split}-*")):
             locations += self._read_shard(shard)
-        if not self.ids:
+        if not self._shards:
             raise ValueError(
                 f"{folder} holds no tokens of split {split!r}: "
                 f"make them with python -m tar3d.data.make_tokens {data}"
+            )
+        if not self.ids:
+            raise ValueError(
+                f"no shape of split {split!r} has both tokens and {' and '.join(self.modalities)}: "
+                f"add {' and '.join(SOURCES[name] for name in self.modalities)} to {data} "
+                f"({folder / 'refused.csv'} has the reasons), then run "
+                f"python -m tar3d.data.make_tokens {data} again"
             )
         chosen = spread(len(self.ids), limit if limit is not None else len(self.ids))
         self.ids = [self.ids[i] for i in chosen]

@@ -250,6 +250,14 @@ def test_a_split_without_tokens_is_refused(data):
         dataset(data, "val")
 
 
+def test_a_split_without_views_is_refused_by_what_it_lacks(data):
+    shutil.rmtree(data / "views")
+    assert maker(data).run() == 0
+    lacking = "no shape of split 'train' has both tokens and image: add views/ to .*refused.csv"
+    with pytest.raises(ValueError, match=lacking):
+        dataset(data)
+
+
 def test_ids_above_uint16_are_stored_whole(data):
     big = maker(data)
     big.vqvae.tokenize = lambda surface: type("T", (), {"ids": torch.full((1, 12), 70_000)})
