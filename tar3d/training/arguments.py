@@ -27,7 +27,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, out: str) -> None:
         "--init", metavar="MODEL", help="start from the weights of a model directory or Hub id"
     )
     for flag, (_, metavar, text) in TRACKERS.items():
-        parser.add_argument(f"--{flag}", metavar=metavar, help=text)
+        parser.add_argument(f"--{flag}", dest=_destination(flag), metavar=metavar, help=text)
     trial = parser.add_mutually_exclusive_group()
     trial.add_argument(
         "--dry-run",
@@ -51,9 +51,14 @@ def add_run_arguments(parser: argparse.ArgumentParser, out: str) -> None:
     )
 
 
+def _destination(flag: str) -> str:
+    return flag.replace("-", "_")
+
+
 def chosen_trackers(args: argparse.Namespace) -> dict[str, str]:
     """The trackers that were asked for: flag -> its value."""
-    return {flag: value for flag in TRACKERS if (value := getattr(args, flag))}
+    values = {flag: getattr(args, _destination(flag)) for flag in TRACKERS}
+    return {flag: value for flag, value in values.items() if value}
 
 
 def print_overfit_result(metric: str, value: float, least: float) -> int:

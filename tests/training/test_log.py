@@ -159,11 +159,11 @@ def test_a_tracker_is_one_class_and_one_line(tmp_path, monkeypatch):
         def close(self):
             calls.append("closed")
 
-    monkeypatch.setitem(TRACKERS, "recorder", (Recorder, "NAME", "a tracker of one's own"))
+    monkeypatch.setitem(TRACKERS, "own-recorder", (Recorder, "NAME", "a tracker of one's own"))
     parser = argparse.ArgumentParser()
     add_run_arguments(parser, "out")
     assert chosen_trackers(parser.parse_args([])) == {}
-    chosen = chosen_trackers(parser.parse_args(["--recorder", "me"]))
+    chosen = chosen_trackers(parser.parse_args(["--own-recorder", "me"]))
     log = RunLog(tmp_path, 0, chosen, {"seed": 1})
     log.write("train", 1, {"loss": 0.5})
     image = tmp_path / "preview.png"
