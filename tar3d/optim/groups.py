@@ -178,12 +178,17 @@ def new_optimizers(
 
 
 def routing_table(modules: nn.Module | list[nn.Module], config: OptimConfig) -> str:
-    """One line a parameter: name, shape, optimizer, base rate and weight decay; then the totals."""
+    """One line a parameter: name, shape, optimizer, base rate and weight decay; then the totals.
+
+    Optimizers have their names in the configuration.
+    """
     lines = [f"{'parameter':<56} {'shape':<18} {'optimizer':<9} {'lr':>9} {'decay':>7}"]
-    counts = {"Muon": 0, "AdamW": 0}  # Muon: the optimizer of hidden matrices
+    counts = dict.fromkeys((config.optimizer, "adamw"), 0)
     for route in _routes(modules, config):
         optimizer, rate = (
-            ("Muon", config.muon_lr) if route.kind == "muon" else ("AdamW", config.adamw_lr)
+            (config.optimizer, config.muon_lr)
+            if route.kind == "muon"
+            else ("adamw", config.adamw_lr)
         )
         decay = 0.0 if route.kind == "vector" else config.weight_decay
         shape = "x".join(str(n) for n in route.parameter.shape) or "scalar"

@@ -4,7 +4,7 @@ from torch import nn
 
 from tar3d.config import GPTConfig, OptimConfig
 from tar3d.gpt.model import GPT
-from tar3d.optim.groups import build_optimizers, routes, routing_table
+from tar3d.optim.groups import HIDDEN_OPTIMIZERS, build_optimizers, routes, routing_table
 from tar3d.optim.muon import Muon, orthogonalise
 
 
@@ -157,11 +157,21 @@ def test_table_lists_every_parameter_with_its_optimizer():
     table = routing_table(gpt, OptimConfig(muon_lr=0.02, adamw_lr=0.003, weight_decay=0.1))
     lines = {line.split()[0]: line.split()[1:] for line in table.splitlines()[1:-1]}
     assert lines.keys() == dict(gpt.named_parameters()).keys()
-    assert lines["head.weight"] == ["16x24", "AdamW", "3.00e-03", "0.1"]
-    assert lines["blocks.0.attention.q.weight"] == ["24x24", "Muon", "2.00e-02", "0.1"]
-    assert lines["norm.weight"] == ["24", "AdamW", "3.00e-03", "0"]
+    assert lines["head.weight"] == ["16x24", "adamw", "3.00e-03", "0.1"]
+    assert lines["blocks.0.attention.q.weight"] == ["24x24", "muon", "2.00e-02", "0.1"]
+    assert lines["norm.weight"] == ["24", "adamw", "3.00e-03", "0"]
     counts = [int(part.split()[1].replace(",", "")) for part in table.splitlines()[-1].split(", ")]
     assert sum(counts) == gpt.num_parameters()
+
+
+def test_table_names_the_optimizer_of_the_hidden_matrices(monkeypatch):
+    monkeypatch.setitem(HIDDEN_OPTIMIZERS, "sgd", lambda groups, config: None)
+    config = OptimConfig()
+    config.optimizer = "sgd"  # as if its name were in the configuration's list
+    assert routing_table(nn.Linear(4, 4), config).splitlines()[1].split()[2] == "sgd"
+    assert "sgd 16 parameters, adamw 4 parameters" in routing_table(nn.Linear(4, 4), config)
+    config.optimizer = "adamw"
+    assert routing_table(nn.Linear(4, 4), config).splitlines()[-1] == "adamw 20 parameters"
 
 
 def test_missing_kinds_give_no_optimizer_and_nothing_trainable_is_refused():
