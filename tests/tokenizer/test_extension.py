@@ -49,14 +49,22 @@ class FSQ(Quantizer):
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__(config.codebook_size, config.code_dim)
-        digits = torch.arange(self.codebook_size)[:, None] // 3 ** torch.arange(self.code_dim)
+        if self.codebook_size != 3**self.code_dim:
+            raise ValueError(
+                f"tokenizer.codebook_size is {self.codebook_size}, but three levels in each of "
+                f"{self.code_dim} numbers (tokenizer.code_dim) make {3**self.code_dim} codes: "
+                f"write tokenizer.codebook_size={3**self.code_dim}"
+            )
+        place_values = 3 ** torch.arange(self.code_dim)
+        digits = torch.arange(self.codebook_size)[:, None] // place_values
+        self.register_buffer("place_values", place_values, persistent=False)  # moves with the model
         self.register_buffer("codebook", (digits % 3 - 1).float())
 
     def project(self, latents: torch.Tensor) -> torch.Tensor:
         return latents.float().tanh()
 
     def nearest(self, flat: torch.Tensor) -> torch.Tensor:
-        return ((flat.round() + 1).long() * 3 ** torch.arange(self.code_dim)).sum(-1)
+        return ((flat.round() + 1).long() * self.place_values).sum(-1)
 
     def forward(self, latents: torch.Tensor) -> Quantized:
         codes = latents + (latents.round() - latents).detach()
@@ -90,6 +98,16 @@ def test_a_foreign_encoder_and_quantizer_train_and_come_back(monkeypatch, tmp_pa
     checkpoint.save_model(tmp_path, model, config, {}, "")
     again = checkpoint.load_tokenizer(tmp_path)
     assert isinstance(again.quantizer, FSQ) and torch.equal(again.tokenize(surface).ids, tokens.ids)
+
+
+def test_the_foreign_quantizer_works_where_its_model_is():
+    quantizer = FSQ(TokenizerConfig(codebook_size=27, code_dim=3)).to("meta")
+    assert quantizer(torch.zeros(2, 3, device="meta")).ids.is_meta
+
+
+def test_the_foreign_quantizer_refuses_a_codebook_that_it_cannot_fill():
+    with pytest.raises(ValueError, match="codebook_size is 16, .* write tokenizer.codebook_size=9"):
+        FSQ(TokenizerConfig(codebook_size=16, code_dim=2))
 
 
 @pytest.mark.parametrize(
