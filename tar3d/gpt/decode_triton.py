@@ -129,8 +129,8 @@ def _linear(
     return out
 
 
-# longer than 60 lines: a kernel is one function
 @triton.jit
+# longer than 60 lines: a kernel is one function
 def _linear_kernel(  # noqa: PLR0913  arguments of a launch
     x_ptr,
     gain_ptr,

@@ -226,8 +226,8 @@ def _linear_attend_kernel(  # noqa: PLR0913  arguments of a launch
     )
 
 
-# longer than 60 lines: a kernel is one function
 @triton.jit
+# longer than 60 lines: a kernel is one function
 def _attend_kernel(  # noqa: PLR0913  arguments of a launch
     projected_ptr,
     cos_ptr,
