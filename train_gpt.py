@@ -209,6 +209,7 @@ def train(
     run.restore(state)
 
     # Data
+    # `train.token_noise` enters here: random tokens in the inputs of a row, never in its targets.
     dataset, validation = read_tokens(config, inputs.data, inputs.encoders, overfit)
     order = row_order(config, len(dataset), run.step, fabric)
     loader = training_loader(dataset, order, t.num_workers, fabric)
@@ -226,12 +227,14 @@ def train(
             factor = learning_rate_factor(run.step, t.steps, config.optim)
             set_learning_rates(run.optimizers, factor)
 
+            # Every process draws the same numbers for all rows of the step, and takes its own rows.
             dropped = draw_dropped_rows(model, t.global_batch_size, random)[own_rows]
             dropped = dropped.to(fabric.device, non_blocking=True)
             for part in run.micro_batches(rows):
+                # A batch ends with rows for the code predictor alone; each pass gets its share.
                 losses = run.model(*inputs_of_pass(batch, part, rows), dropped[part])
                 run.backward(objective.total(losses), losses)
-            values = run.clip_gradients()
+            values = run.step_values(run.clip_gradients())
             if run.check_finite(values):  # if not, the run ends here, or skips the step
                 run.optimizer_step()
                 run.update_average()
@@ -259,7 +262,7 @@ def validate(
         if run.fabric.is_global_zero:
             metrics = reports.validate(objective, run.step)
             run.log_validation(metrics, reports.preview(objective, run.step))
-            if run.is_best(-next(iter(metrics.values()))):
+            if run.is_best(-metrics[reports.deciding_metric]):  # the lower, the better
                 record = run.model_record(metrics, training_shapes)
                 reports.save_model(objective.model, record, inputs.vq_ckpt)
     return metrics

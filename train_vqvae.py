@@ -190,10 +190,12 @@ def train(
             for part in run.micro_batches(rows):
                 losses = forward(run.model, {k: v[part] for k, v in batch.items()}, quantize, t)
                 run.backward(losses["loss"], losses)
-            values, revived = run.clip_gradients(), 0
+            values = run.step_values(run.clip_gradients())
+            revived = 0
             if run.check_finite(values):  # if not, the run ends here, or skips the step
                 run.optimizer_step()
                 if quantize and t.stage != "decoder":
+                    # EMA update of the codebook: no gradients, codes follow their latents.
                     revived = vqvae.quantizer.step(random, run.all_gather)
                 run.update_average()
             vqvae.quantizer.discard_statistics()

@@ -109,7 +109,7 @@ def test_a_dry_run_that_ends_early_promises_no_state(
     assert "stopped by SIGTERM after step 1; no state was saved: this was a dry run" in error
     assert "--resume" not in error
     nan = {"loss": math.nan}
-    monkeypatch.setattr(Run, "clip_gradients", lambda self: nan)
+    monkeypatch.setattr(Run, "step_values", lambda self, norm: nan)
     assert script.main(flags) == 2
     error = capsys.readouterr().err
     assert "the loss became nan at step 0" in error

@@ -63,10 +63,11 @@ class GPTReports:
         previewed = spread(len(validation), t.preview_shapes)
         self.preview_rows = [validation.row(i) for i in previewed]
         self.truths = mesh_images(data, [validation.ids[i] for i in previewed])
+        self.deciding_metric = "code_distance" if t.stage == "code_predictor" else "nll"
         self.model_folder = out / "model" / gpt_folder(gpt_type_of(config.conditions))
 
     def validate(self, objective: GPTObjective, step: int) -> dict[str, float]:
-        """The metrics of a model, that which chooses the best one first, lower being better.
+        """The metrics of a model; `deciding_metric` chooses the best one, lower being better.
 
         Writes a map of the NLL too, nll_<step>.png, where the layers are trained.
         """

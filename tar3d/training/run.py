@@ -217,20 +217,19 @@ class Run(Generic[ModuleT]):
         for name, value in values.items():
             self._values[name] = self._values.get(name, 0.0) + value.detach().float() / self._passes
 
-    def clip_gradients(self) -> dict[str, float]:
-        """Clips the gradients to the norm `optim.grad_clip`.
-
-        Returns the values of the step, means over the processes, and "gradient_norm", that before
-        clipping.
-        """
+    def clip_gradients(self) -> Tensor:
+        """Clips the gradients to the norm `optim.grad_clip`; returns their norm before that."""
         for optimizer in self.optimizers:
             self._scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(
             self.module.parameters(), self.config.optim.grad_clip or math.inf
         )
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def step_values(self, norm: Tensor) -> dict[str, float]:
+        """The values of the step and its "gradient_norm", means over the processes."""
         # The one place where the CPU waits for the device: before the optimizers move, and for all
         # numbers at once.
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         numbers = self.fabric.all_reduce(
             torch.stack([*self._values.values(), norm.float()]), reduce_op="mean"
         )
