@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from tar3d import config as configuration
 from tar3d.optim.groups import routing_table
+from tar3d.optim.muon import is_sharded
 from tar3d.runtime import (
     COMPUTE_DTYPES,
     command_line,
@@ -230,7 +230,7 @@ class Run(Generic[ModuleT]):
         )
         # The one place where the CPU waits for the device: before the optimizers move, and for all
         # numbers at once.
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        norm = norm.full_tensor() if is_sharded(norm) else norm
         numbers = self.fabric.all_reduce(
             torch.stack([*self._values.values(), norm.float()]), reduce_op="mean"
         )
