@@ -43,7 +43,6 @@ QUICK = (
     "test_checkpoint.py",
     "test_config.py",
     "test_contracts.py",
-    "test_packaging.py",
     "test_pipeline.py",
     "test_size.py",
     "test_train_vqvae.py",

@@ -6,8 +6,6 @@ import os
 from pathlib import Path
 
 from tar3d.config import PointSamplingConfig, ViewConfig
-from tar3d.data.prepare.make_samples import make_samples
-from tar3d.data.toy.make_toy import make_toy_data
 
 DEFAULT_FOLDER, TEST_FOLDER = Path("data/toy"), Path("data/test")
 DEFAULT_SAMPLES = PointSamplingConfig(surface_points=8192, volume_points=8192, near_points=8192)
@@ -16,6 +14,10 @@ SHIPPED_SHAPES = 6000  # training set of pretrained/tiny: this many shapes of se
 
 def default_data(num_shapes: int, folder: Path = DEFAULT_FOLDER, seed: int = 0) -> Path:
     """Makes or completes `folder`: `num_shapes` procedural shapes with views and samples."""
+    # Packages for meshes take a second to load, and only who makes a set needs them.
+    from tar3d.data.prepare.make_samples import make_samples
+    from tar3d.data.toy.make_toy import make_toy_data
+
     workers = os.cpu_count() or 1
     make_toy_data(folder, num_shapes, seed=seed, views=ViewConfig(), workers=workers)
     make_samples(folder, folder, DEFAULT_SAMPLES, workers=workers)
@@ -32,6 +34,8 @@ def default_library() -> Path:
 
     Baselines that copy a training shape look them up here.
     """
+    from tar3d.data.toy.make_toy import make_toy_data
+
     return make_toy_data(
         DEFAULT_FOLDER, SHIPPED_SHAPES, seed=0, views=ViewConfig(), workers=os.cpu_count() or 1
     )

@@ -7,14 +7,16 @@ gives its rate AdamW's scale.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor, optim
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+
+    from torch.distributed.tensor import DTensor
 
 # Most entries of matrices that go through Newton-Schulz together: 32 of 1,024 x 1,024, 64 MiB in
 # bfloat16.
@@ -80,12 +82,21 @@ class Muon(optim.Muon):
             )
 
 
+def is_sharded(tensor: object) -> TypeGuard[DTensor]:
+    """Whether a tensor is spread over processes (FSDP2).
+
+    Where nothing has loaded torch's DTensor, which takes half a second, there is none.
+    """
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
 def _whole(tensor: Tensor) -> Tensor:
     """A matrix gathered from the processes that each hold some rows of it (FSDP2).
 
     Newton-Schulz needs the whole of it.
     """
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def held_part(tensor: Tensor, parameter: Tensor) -> Tensor:
@@ -93,8 +104,10 @@ def held_part(tensor: Tensor, parameter: Tensor) -> Tensor:
 
     It is all of it where the parameter is whole.
     """
-    if not isinstance(parameter, DTensor):
+    if not is_sharded(parameter):
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(
         tensor.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
     )

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from tar3d import config as configuration
 from tar3d.optim.groups import routing_table
+from tar3d.optim.muon import is_sharded
 from tar3d.runtime import (
     COMPUTE_DTYPES,
     command_line,
@@ -224,7 +224,7 @@ class Run(Generic[ModuleT]):
         norm = nn.utils.clip_grad_norm_(
             self.module.parameters(), self.config.optim.grad_clip or math.inf
         )
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+        return norm.full_tensor() if is_sharded(norm) else norm
 
     def step_values(self, norm: Tensor) -> dict[str, float]:
         """The values of the step and its "gradient_norm", means over the processes."""

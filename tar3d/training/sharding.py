@@ -5,17 +5,16 @@ from __future__ import annotations
 from typing import TypeVar
 
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map
 
-from tar3d.optim.muon import held_part
+from tar3d.optim.muon import held_part, is_sharded
 
 T = TypeVar("T")
 
 
 def gathered(tree: T) -> T:
     """A state dict with sharded tensors made whole, on the CPU. Every process has to call it."""
-    return tree_map(lambda x: x.full_tensor().cpu() if isinstance(x, DTensor) else x, tree)
+    return tree_map(lambda x: x.full_tensor().cpu() if is_sharded(x) else x, tree)
 
 
 def sharded_like(value: object, like: object) -> object:
@@ -31,7 +30,7 @@ def sharded_like(value: object, like: object) -> object:
 def describe_shard(module: nn.Module) -> str:
     """One line on how much of a sharded module this process holds."""
     parameters = list(module.parameters())
-    held = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in parameters)
+    held = sum((p.to_local() if is_sharded(p) else p).numel() for p in parameters)
     whole = sum(p.numel() for p in parameters)
     return (
         f"sharded: this process holds {held:,} of {whole:,} parameters, and of their gradients "
