@@ -182,8 +182,8 @@ def evaluate_sets(protocol: EvalProtocol, args: argparse.Namespace) -> int:
 
 def load_model(args: argparse.Namespace) -> tuple[Pipeline, EvalData, dict]:
     """The model, the data, and the entries of summary.json about them."""
-    data = EvalData(args.test or default_test(args.shapes), args.train or default_library())
     pipeline = Pipeline.load(args.model, args.gpt_type, device=choose_device(args.device))
+    data = EvalData(args.test or default_test(args.shapes), args.train or default_library())
     return (
         pipeline,
         data,
@@ -200,8 +200,9 @@ def load_model(args: argparse.Namespace) -> tuple[Pipeline, EvalData, dict]:
 def evaluate_conditional(protocol: EvalProtocol, args: argparse.Namespace) -> int:
     """Generates unseen shapes from their images or captions, and scores them with baselines."""
     start = time.perf_counter()
-    pipeline, data, about = load_model(args)
     (modality,) = GPT_TYPES[args.gpt_type]
+    evaluator = load_evaluator(args.evaluator) if modality == "text" else None
+    pipeline, data, about = load_model(args)
     settings = GenerationSettings(args.shapes, args.resolution, args.batch, protocol.seed)
     generations = evaluate_model(pipeline, modality, data, args.out, settings)
     sets = {
@@ -213,11 +214,10 @@ def evaluate_conditional(protocol: EvalProtocol, args: argparse.Namespace) -> in
         for condition, values in generations.nll.items()
     }
     extra = nll_section(about["nll"], "image" if modality == "image" else "caption")
-    if modality == "image":
+    if evaluator is None:
         about["views_in_training"] = generations.inputs.views_in_training
         extra.append(views_line(generations.inputs.views_in_training))
     else:
-        evaluator = load_evaluator(args.evaluator)
         about["text"] = text_scores(evaluator, generations, protocol.seed)
         extra += text_report(about["text"], TITLES[modality])
     about = describe_run(args, start) | about

@@ -193,6 +193,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     start = time.perf_counter()
     try:
+        make_output_folder(args.save_path)
         device = choose_device(args.device, args.low_vram)
         pipeline = Pipeline.load(
             args.model,
@@ -271,10 +272,22 @@ def named_images(source: Path | None, save_path: Path) -> list[tuple[str, Path]]
     return [(p.stem if stems[p.stem] == 1 else f"{p.stem}_{p.suffix[1:]}", p) for p in paths]
 
 
+def make_output_folder(path: Path) -> None:
+    """Makes the folder before any work is done for it; raises ValueError where that fails."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ValueError(
+            f"--save-path {path} cannot be made a folder ({e}): choose another one"
+        ) from e
+
+
 def read_prompts(texts: list[str]) -> list[str]:
     """The texts, with the lines of its file in place of each that ends in .txt."""
     prompts: list[str] = []
     for text in texts:
+        if not text.strip():
+            raise ValueError("--prompt is empty: write a text, or give an image with --input")
         if not text.endswith(".txt"):
             prompts.append(text)
             continue

@@ -95,3 +95,15 @@ def test_an_image_and_a_file_of_it_give_the_same_shape(elsewhere):
     assert run.main(["--seed", "4", "--resolution", "24", "--save-tokens"]) == 0
     path = elsewhere / "outputs/generate/tokens/sample_image.tokens.npz"
     assert (pipeline.token_files.load(path).tokens.ids[0] == shape.tokens).all()
+
+
+@pytest.mark.parametrize("text", ["", "   "])
+def test_an_empty_prompt_is_refused(text, capsys, tmp_path):
+    code = run.main(["--prompt", text, "--save-path", str(tmp_path)])
+    assert code == 2 and "--prompt is empty" in capsys.readouterr().err
+
+
+def test_an_output_folder_that_cannot_be_made_is_one_sentence(capsys, tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    assert run.main(["--save-path", str(tmp_path / "taken")]) == 2
+    assert "cannot be made a folder" in capsys.readouterr().err

@@ -44,6 +44,14 @@ def pack(weight: Tensor) -> Tensor:
     return weight
 
 
+def silu_features(qk: Tensor) -> Tensor:
+    """The feature map of the stock linear layers, in `forward` and in their packed steps alike.
+
+    The Triton kernel of lightning attention has the same function written out.
+    """
+    return F.silu(qk)
+
+
 def norm_linear(x: Tensor, gain: Tensor, weight: Tensor) -> Tensor:
     """RMS norm of x (B, D) float32 with `gain` (D,), times weight (N, D) -> (B, N)."""
     return _linear((normalise(x) * gain).to(weight.dtype), weight)
@@ -75,7 +83,7 @@ def linear_attend(
     (H,), exp(-slope) of each head; o_gain (d,); state (B, H, d, d) float32, updated.
     """
     B, H, d, _ = state.shape
-    q, k = rotated(F.silu, projected, cos, sin, qk_gain, H)
+    q, k = rotated(silu_features, projected, cos, sin, qk_gain, H)
     v = projected[:, 2 * H * d : 3 * H * d].view(B, H, 1, d).float()
     state.mul_(decay[:, None, None]).addcmul_(k[..., None], v)
     o = normalise(q[:, :, None] @ state) * o_gain  # (B, H, 1, d)

@@ -17,7 +17,7 @@ from tar3d.gpt import decode_ops
 from tar3d.gpt.blocks import SwiGLU
 from tar3d.gpt.engine import Engine
 from tar3d.gpt.generate import generate
-from tar3d.gpt.layers import LINEAR_ATTENTION
+from tar3d.gpt.layers import LINEAR_ATTENTION, linear
 from tar3d.gpt.layers.base import AttentionLayer, LayerCache
 from tar3d.gpt.layers.gated import GatedAttention
 from tar3d.gpt.layers.lightning import LightningAttention
@@ -259,3 +259,23 @@ def test_kernels_of_lightning_attention_are_refused_by_other_layers(name):
         ValueError, match="lightning_attn, which computes lightning attention alone"
     ):
         GPT(config)
+
+
+@pytest.mark.parametrize("name", ["lightning", "gated"])
+def test_a_feature_map_changed_in_place_is_decoded_as_it_is_trained(name, monkeypatch):
+    """The packed steps of the stock layers share the map with `forward`."""
+    for module in (decode_ops, linear):
+        monkeypatch.setattr(module, "silu_features", lambda qk: F.elu(qk) + 1)
+    gpt, condition = _gpt(name), _condition()
+    ids = generate(gpt, condition, GREEDY, [0, 1, 2]).ids
+    with torch.no_grad():
+        assert torch.equal(gpt(ids[:, :-1], condition).argmax(-1), ids)
+
+
+def test_a_layer_without_decode_is_refused_by_name():
+    class Half(AttentionLayer):
+        pass
+
+    layer = Half(GPTConfig(num_layers=1, width=12, num_heads=2), 0)
+    with pytest.raises(NotImplementedError, match="Half defines no decode"):
+        layer.decode(torch.zeros(1, 1, 12), (torch.ones(1, 6), torch.zeros(1, 6)), None)

@@ -102,35 +102,42 @@ class AttentionLayer(nn.Module):
         # Gains of the RMS norms of q and k.
         self.qk_gain = nn.Parameter(torch.ones(2, 1, 1, 1, config.head_dim))
 
+    def _lacks(self, method: str) -> str:
+        """A sentence about a method that a layer does not define."""
+        return (
+            f"{type(self).__name__} defines no {method}(): an attention layer needs it "
+            "(tar3d/gpt/layers/base.py)"
+        )
+
     def forward(self, x: Tensor, rotary: Rotary) -> Tensor:
         """(B, S, D) -> (B, S, D), whole rows."""
-        raise NotImplementedError
+        raise NotImplementedError(self._lacks("forward"))
 
     def prefill(self, x: Tensor, rotary: Rotary, rows: RowLengths) -> tuple[Tensor, LayerCache]:
         """`forward`, and the cache that the rows leave."""
-        raise NotImplementedError
+        raise NotImplementedError(self._lacks("prefill"))
 
     def decode(self, x: Tensor, rotary: Rotary, cache: Any) -> Tensor:
         """One position of every row, (B, 1, D) -> (B, 1, D); `cache` is changed in place."""
-        raise NotImplementedError
+        raise NotImplementedError(self._lacks("decode"))
 
     def multiplications(self, positions: int) -> int:
         """Least multiply-adds of a row of so many positions, beside those of the matrices."""
-        raise NotImplementedError
+        raise NotImplementedError(self._lacks("multiplications"))
 
     def pack(self, gain: Tensor, pack: Callable[..., Tensor]) -> tuple:
         """The weights for `packed_step`, with those of the norm before the layer, `gain` (D,).
 
         `pack` joins the matrices of linear maps of one input.
         """
-        raise NotImplementedError
+        raise NotImplementedError(self._lacks("pack"))
 
     def new_static_cache(self, rows: int, capacity: int, dtype: torch.dtype) -> StaticCache:
         """A cache of fixed size for `packed_step`: `rows` rows of up to `capacity` positions.
 
         Activations in it are in `dtype`.
         """
-        raise NotImplementedError
+        raise NotImplementedError(self._lacks("new_static_cache"))
 
     @staticmethod
     def fill_static_cache(static: StaticCache, cache: Any, rows: Tensor) -> None:

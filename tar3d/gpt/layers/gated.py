@@ -25,7 +25,7 @@ FIRST_STEP_SIZE = math.log(math.e - 1)  # softplus of it is 1
 
 def unit_silu(qk: Tensor) -> Tensor:
     """The feature map of the delta rule, whose keys must be unit vectors."""
-    return F.normalize(F.silu(qk), dim=-1)
+    return F.normalize(decode_ops.silu_features(qk), dim=-1)
 
 
 def head_gates(gates: Tensor, bias: Tensor, log_rate: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -65,7 +65,7 @@ def gated_attend(
     N is 3 D or with a gate 4 D, and H or with the delta rule 2 H more.
     """
     B, H, d, _ = state.shape
-    feature_map = unit_silu if weights.delta else F.silu
+    feature_map = unit_silu if weights.delta else decode_ops.silu_features
     q, k = decode_ops.rotated(
         feature_map, projected, position.cos, position.sin, weights.qk_gain, H
     )

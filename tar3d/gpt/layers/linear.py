@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tar3d.gpt import linear_attention
+from tar3d.gpt.decode_ops import silu_features
 from tar3d.gpt.layers.base import AttentionLayer, LayerCache, Rotary, RowLengths, StaticCache
 from tar3d.gpt.norm import RMSNorm
 
@@ -78,7 +78,7 @@ class LinearAttention(AttentionLayer):
         return self.output(o, x)
 
     def feature_map(self, qk: Tensor) -> Tensor:
-        return F.silu(qk)
+        return silu_features(qk)
 
     def output(self, o: Tensor, x: Tensor) -> Tensor:
         """Heads (B, H, S, d), normed and gated by x (B, S, D) -> (B, S, D)."""
