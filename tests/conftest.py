@@ -49,29 +49,27 @@ QUICK = (
     "test_upgrade.py",
     "tokenizer",
 )
-# Run first, as they take longest: several processes (-n) then end together. Files of one row share
-# an expensive fixture and so a process; any other file has a process to itself.
+# Run first, as they take longest: several processes (-n), each with a file at a time, then end
+# together.
 FIRST = (
-    (
-        "training/test_processes.py",
-        "training/test_errors.py",
-        "training/test_deterministic.py",
-        "training/test_state.py",
-    ),
-    ("training/test_curves.py",),
-    ("parallel/test_limits.py",),
-    ("test_benchmarks.py",),
-    ("test_own_meshes.py",),
-    ("gpt/test_backends.py",),
-    ("test_gpt_types.py",),
-    ("parallel/test_ray_cluster.py",),
-    ("test_train_scripts.py",),
-    ("test_doctor.py",),
-    ("test_ablate.py",),
-    ("test_eval_3d.py",),
-    ("parallel/test_worker_processes.py",),
-    ("test_pretrained.py",),
-    ("data/prepare",),
+    "training/test_processes.py",
+    "training/test_curves.py",
+    "training/test_errors.py",
+    "parallel/test_limits.py",
+    "test_benchmarks.py",
+    "test_own_meshes.py",
+    "gpt/test_backends.py",
+    "test_gpt_types.py",
+    "training/test_deterministic.py",
+    "training/test_state.py",
+    "parallel/test_ray_cluster.py",
+    "test_train_scripts.py",
+    "test_doctor.py",
+    "test_ablate.py",
+    "test_eval_3d.py",
+    "parallel/test_worker_processes.py",
+    "test_pretrained.py",
+    "data/prepare",
 )
 
 
@@ -195,23 +193,14 @@ def in_tests(names: tuple[str, ...]) -> tuple[Path, ...]:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
 def pytest_collection_modifyitems(config, items):
-    quick, first = in_tests(QUICK), [in_tests(names) for names in FIRST]
-    rows = {}
+    quick, first = in_tests(QUICK), in_tests(FIRST)
     for item in items:
-        if item.path not in rows:
-            there = (k for k, paths in enumerate(first) if is_below(item.path, paths))
-            rows[item.path] = next(there, len(first))
-        if is_below(item.path, quick):
+        if any(item.path.is_relative_to(path) for path in quick):
             item.add_marker("quick")
-        shared = rows[item.path] < len(first) and len(first[rows[item.path]]) > 1
-        group = f"row {rows[item.path]}" if shared else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if item.get_closest_marker("soak") and "soak" not in config.option.markexpr:
             item.add_marker(pytest.mark.skip(reason="takes long: run it with -m soak"))
-    items.sort(key=lambda item: rows[item.path])
-
-
-def is_below(path: Path, folders: tuple[Path, ...]) -> bool:
-    return any(path.is_relative_to(folder) for folder in folders)
+    files = {item.path for item in items}
+    place = {file: [not file.is_relative_to(path) for path in first] for file in files}
+    items.sort(key=lambda item: place[item.path])
