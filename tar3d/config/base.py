@@ -63,9 +63,9 @@ def load(
     merged = OmegaConf.merge(
         base or {}, values, OmegaConf.from_dotlist([upgrade_override(item) for item in overrides])
     )
-    return from_mapping(
-        cls, cast("dict", OmegaConf.to_container(merged)), str(path) if path else "overrides"
-    )
+    places = ((str(path), path), ("the command line", overrides))
+    origin = " and ".join(name for name, used in places if used)
+    return from_mapping(cls, cast("dict", OmegaConf.to_container(merged)), origin or "defaults")
 
 
 def _read(path: Path) -> dict[str, Any]:
