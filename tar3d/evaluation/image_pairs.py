@@ -175,7 +175,7 @@ def read_cameras(path: Path) -> tuple[Camera, ...]:
         cameras = tuple(Camera.from_json(value) for value in values)
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise ValueError(
-            f"{path} is no list of cameras, each with position, target, up (three numbers) and "
+            f"{path} is not a list of cameras, each with position, target, up (three numbers) and "
             f"field_of_view in degrees ({type(e).__name__}: {e})"
         ) from e
     if not cameras:
