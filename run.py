@@ -286,8 +286,6 @@ def read_prompts(texts: list[str]) -> list[str]:
     """The texts, with the lines of its file in place of each that ends in .txt."""
     prompts: list[str] = []
     for text in texts:
-        if not text.strip():
-            raise ValueError("--prompt is empty: write a text, or give an image with --input")
         if not text.endswith(".txt"):
             prompts.append(text)
             continue

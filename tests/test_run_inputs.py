@@ -97,12 +97,6 @@ def test_an_image_and_a_file_of_it_give_the_same_shape(elsewhere):
     assert (pipeline.token_files.load(path).tokens.ids[0] == shape.tokens).all()
 
 
-@pytest.mark.parametrize("text", ["", "   "])
-def test_an_empty_prompt_is_refused(text, capsys, tmp_path):
-    code = run.main(["--prompt", text, "--save-path", str(tmp_path)])
-    assert code == 2 and "--prompt is empty" in capsys.readouterr().err
-
-
 def test_an_output_folder_that_cannot_be_made_is_one_sentence(capsys, tmp_path):
     (tmp_path / "taken").write_text("a file")
     assert run.main(["--save-path", str(tmp_path / "taken")]) == 2
