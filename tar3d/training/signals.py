@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import signal
 import sys
 import threading
@@ -34,7 +35,7 @@ def catch_signals() -> Iterator[list[int]]:
 
     def note(signum: int, _frame: FrameType | None) -> None:
         if received and signum == signal.SIGINT:
-            raise KeyboardInterrupt
+            _end_at_once()
         received.append(signum)
         print(
             f"\n{signal.Signals(signum).name}: stopping after this step "
@@ -52,6 +53,20 @@ def catch_signals() -> Iterator[list[int]]:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+def _end_at_once() -> None:
+    """Ends this process as an unhandled Ctrl-C would, and those that read data for it.
+
+    A KeyboardInterrupt could wait for ever on its way out: for a worker, which ignores SIGTERM, or
+    for a lock that the interrupted code holds.
+    """
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise an error
+    for child in multiprocessing.active_children():
+        child.kill()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.raise_signal(signal.SIGINT)
 
 
 class SignalAgreement:

@@ -54,6 +54,7 @@ def test_told_to_stop_it_saves_and_goes_on_later_as_if_nothing_had_been(
 
 
 def test_a_second_interrupt_stops_at_once(commands, tmp_path):
+    """It waits for nothing: neither for a worker, which ignores SIGTERM, nor for a lock."""
     out = tmp_path / "run"
     process = fork(
         [
