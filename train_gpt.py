@@ -116,7 +116,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 @dataclass
 class Inputs:
-    """What a training reads: data set, tokenizer, encoders, and the models to start from.
+    """The inputs of a training: data set, tokenizer, encoders, and the models to start from.
 
     `vqvae`, of the model directory `vq_ckpt`, has made the tokens of `data`.
     """

@@ -276,7 +276,7 @@ def main(argv: list[str] | None = None) -> int:
     names = list(meshes)
     chosen = [names[i] for i in spread(len(names), args.limit or len(names))]
     (args.out / "pictures").mkdir(parents=True, exist_ok=True)
-    # Of the code that is loaded now, whatever is checked out when the run ends.
+    # Read now: another commit may be checked out by the time the run ends.
     machine = describe_machine(torch.device("cpu")) | {"date": str(date.today())}
     rows = score_all({i: meshes[i] for i in chosen}, args)
     print(report(rows, args.out, args.cells, machine))

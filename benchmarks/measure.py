@@ -228,7 +228,7 @@ def _figures(work: Work, seconds: list[float]) -> dict[str, object]:
 def _speedup(
     base: Work, base_seconds: list[float], work: Work, seconds: list[float]
 ) -> dict[str, float]:
-    """How many times faster per item than the baseline, from calls that followed each other."""
+    """Speed per item relative to the baseline, from pairs of calls that followed each other."""
     pairs = [
         (b / base.items) / (s / work.items) for b, s in zip(base_seconds, seconds, strict=True)
     ]

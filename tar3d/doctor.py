@@ -186,7 +186,7 @@ def try_models(model: str, device: torch.device) -> bool:
 
 
 def decodes_what_it_predicts(model: ConditionalGPT, backend: str) -> bool:
-    """Whether decoding token by token gives the tokens that a forward pass predicts.
+    """True if decoding token by token gives the tokens that a forward pass predicts.
 
     The likeliest token is taken each time. A wrong cache or kernel would give shapes that look like
     a badly trained model's.

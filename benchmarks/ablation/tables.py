@@ -67,7 +67,7 @@ def finished(runs: dict[str, dict], variant: str) -> dict[int, dict]:
 
 
 def speeds_of(study: AblationStudy, records: list[dict]) -> dict[str, str]:
-    """How many times as fast a step of each variant is as one of the study's first.
+    """The speed of a step of each variant, relative to the study's first variant.
 
     `records` are those of the suite step_times.
     """

@@ -1,4 +1,4 @@
-"""What a run of an ablation study is: which are missing, and the commands of one.
+"""The runs of an ablation study: which are missing, and the commands of each.
 
 `args` are the arguments of `benchmarks/ablate.py`.
 """
@@ -75,7 +75,7 @@ class Trial:
 
 
 def missing(variant: Variant, runs: dict[str, dict], seeds: int) -> list[Trial]:
-    """What can be run next of a variant: rates that are not tried yet, or the seeds at the best."""
+    """The next runs of a variant: rates that are not tried yet, or the seeds at the best rate."""
     tuned = VARIANTS[variant.rate_of] if variant.rate_of else variant
     if trials := missing_sweep(tuned, runs):
         return trials

@@ -7,7 +7,7 @@
                              of a training row
 
 q, k and v are 12 heads of 64 and batch 1, float32 on a CPU and bfloat16 on CUDA. The roofline is
-that of the function, whatever computes it: q, k, v are read and o is written once, and backward
+the same for every implementation: q, k, v are read and o is written once, and backward
 also two gradients are read and three written. A causal softmax has half of the T x T products, a
 linear layer the two products of its recurrence, with the delta rule three; backward counts twice
 forward.

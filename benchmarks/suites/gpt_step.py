@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StepOptions:
-    """How a step is done.
+    """The options of a timed training step.
 
     `loss` is a key of LOSSES. Without `optimize` the step ends with the backward pass. Parameters
     whose names begin with one of `frozen` are not trained.

@@ -37,7 +37,7 @@ CONFIGS = {
     "full": ("configs/vqvae3d.yaml", "configs/gpt_i23d.yaml", "GPT-B"),
 }
 INFERENCE_POINTS = {"tiny": 8192, "full": 81_920}
-# Guidance of every generation that is timed, whatever a config samples with: it doubles the rows.
+# Guidance scale of every timed generation; guidance doubles the rows.
 GUIDANCE = 3.0
 
 

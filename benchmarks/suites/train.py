@@ -162,7 +162,7 @@ def recomputing(
 
 
 def fits(name: str, batch: int, activation_checkpointing: str, device: torch.device) -> Work:
-    """Whether a whole step in bfloat16 fits a consumer card; measured on a GPU.
+    """Memory of a whole step in bfloat16, compared with a consumer card; measured on a GPU.
 
     Elsewhere the step runs on tensors without data, and `tensor_mib` in the notes is the most that
     they would have held at a time. A GPU needs a little more, for its context, its allocator and

@@ -1,4 +1,4 @@
-"""What a GPT is conditioned on, and the encoders of its conditions."""
+"""The conditions of a GPT, and their encoders."""
 
 from __future__ import annotations
 

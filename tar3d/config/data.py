@@ -1,4 +1,4 @@
-"""What data preparation draws from meshes and renders of them."""
+"""Options of data preparation: points drawn from meshes, and rendered views."""
 
 from __future__ import annotations
 

@@ -209,7 +209,7 @@ def fill(layer: np.ndarray) -> float | None:
 
 
 def has_arms(solid: np.ndarray, seat: slice) -> bool:
-    """Whether a chair has something on both sides above the front half of its seat.
+    """True if a chair has something on both sides above the front half of its seat.
 
     A back does not reach that far.
     """
@@ -217,7 +217,7 @@ def has_arms(solid: np.ndarray, seat: slice) -> bool:
 
 
 def arm_share(solid: np.ndarray, seat: slice) -> float:
-    """How much of the seat's area arms cover.
+    """The share of the seat's area that arms cover.
 
     In each slice above the front half of the seat, the smaller of the areas left and right counts;
     the result is the largest over the slices, as a share of the seat's area.
@@ -235,10 +235,10 @@ def arm_share(solid: np.ndarray, seat: slice) -> float:
 def agreement(
     data: Path, splits: list[str], tokenizer: Path | None, count: int | None, resolution: int
 ) -> dict[str, dict[tuple[str, str], list[bool]]]:
-    """Whether the measurements of a procedural set's shapes agree with manifest.csv.
+    """Compares the measurements of a procedural set's shapes with manifest.csv.
 
-    -> by origin of the mesh ("truth", "reconstruction"), then by category and value ("legs 3"), a
-    bool for each shape. Without a tokenizer there are only truths.
+    Returns, by origin of the mesh ("truth", "reconstruction"), then by category and value ("legs
+    3"), a bool for each shape. Without a tokenizer there are only truths.
     """
     with (data / "manifest.csv").open(encoding="utf-8", newline="") as f:
         rows = {row["id"]: row for row in csv.DictReader(f) if row["category"] in ATTRIBUTES}

@@ -80,7 +80,7 @@ def surface(mesh: Mesh, seed: int, count: int = POINTS) -> np.ndarray:
 def retrieval(
     evaluator: Evaluator, surfaces: Sequence[np.ndarray | None], captions: Sequence[str]
 ) -> dict[str, float]:
-    """How often a shape's own caption is the one that fits it best, or among the best five.
+    """The share of shapes whose own caption fits best, or is among the best five.
 
     This is the R-precision of Dream Fields (arXiv 2112.01455), with this evaluator in place of CLIP
     and surfaces in place of renders. `surfaces` are B times (N, 6), None for a shape that could not

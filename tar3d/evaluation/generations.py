@@ -246,7 +246,7 @@ def generate_all(
 
 
 def reconstruct_or_none(vqvae: VQVAE, surface: np.ndarray, resolution: int) -> Mesh | None:
-    """What a tokenizer makes of surface points (N, 6), None where the field is empty."""
+    """The reconstruction from surface points (N, 6), or None where the field is empty."""
     try:
         return reconstruct(vqvae, surface, resolution)[0]
     except EmptyFieldError:

@@ -49,7 +49,7 @@ SHEET_ROWS, SHEET_SIZE = 8, 160
 
 @dataclass(frozen=True)
 class ImageScores:
-    """What an image report is made from.
+    """The scores that an image report is made from.
 
     `rows` and `set_scores` are by set, the first set being the one that is evaluated; `titles` are
     the sets' names for readers, `maps` those of the images, `seed` is that of the bootstrap.

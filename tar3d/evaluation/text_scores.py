@@ -1,4 +1,4 @@
-"""Whether shapes are what their captions ask for, measured by geometry and by the evaluator.
+"""Scores of shapes against their captions, measured by geometry and by the evaluator.
 
 Each set of a `Generations` is scored against the same captions, also the sets that were made
 without them: the truth and its reconstruction are the upper bounds, the shapes made from other

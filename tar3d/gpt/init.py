@@ -1,4 +1,4 @@
-"""How the weights of a GPT start.
+"""Initial weights of a GPT.
 
 A module says in `init_as` how its parameters and children start, by name:
 

@@ -1,4 +1,4 @@
-"""What the Triton kernels of decoding take, checked before they are launched."""
+"""Checks of the inputs of the decoding kernels, before they are launched."""
 
 from __future__ import annotations
 

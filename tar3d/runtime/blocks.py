@@ -1,4 +1,4 @@
-"""What is done to the repeated blocks of a model: compiling, activation checkpointing, sharding.
+"""Compiling, activation checkpointing and sharding of the repeated blocks of a model.
 
 A repeated block is a child of an nn.ModuleList. Each is changed in place, so that names in a
 checkpoint stay as they are.

@@ -1,4 +1,4 @@
-"""What a measured figure needs beside it: machine, versions, commit, memory, command line."""
+"""The provenance of a figure: machine, versions, commit, memory, command line."""
 
 from __future__ import annotations
 

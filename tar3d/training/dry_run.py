@@ -1,4 +1,4 @@
-"""What a training needs of time, memory and disk, found by doing a little of it.
+"""Estimates the time, memory and disk of a training by doing a little of it.
 
 A few steps of each phase, a validation and a save, in a folder that is deleted.
 """

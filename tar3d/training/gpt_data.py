@@ -1,4 +1,4 @@
-"""What a GPT training reads: encoders, the token shards of a data set, the order of their rows."""
+"""The inputs of a GPT training: encoders, the token shards of a data set, their row order."""
 
 from __future__ import annotations
 

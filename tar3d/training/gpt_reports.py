@@ -1,4 +1,4 @@
-"""What a GPT training shows of itself: validation metrics, previews, and the model directory."""
+"""The reports of a GPT training: validation metrics, previews, and the model directory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How training data reaches the device: worker processes that read ahead of the training."""
+"""The loader of training data: worker processes that read ahead of the training."""
 
 from __future__ import annotations
 

@@ -326,7 +326,7 @@ class Run(Generic[ModuleT]):
         return better
 
     def model_record(self, metrics: dict[str, float], training_items: int) -> dict:
-        """What is written beside the weights of a model: its metrics and what made them."""
+        """The record saved beside the weights of a model: its metrics and what made them."""
         return {
             **metrics,
             "step": self.step,

@@ -1,4 +1,4 @@
-"""What a tokenizer training shows of itself: validation metrics, previews, the model directory."""
+"""The reports of a tokenizer training: validation metrics, previews, the model directory."""
 
 from __future__ import annotations
 
