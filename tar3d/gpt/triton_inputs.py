@@ -21,6 +21,17 @@ def _kernel():
 INTERPRETED = not isinstance(_kernel, triton.JITFunction)
 
 
+def shared_memory(device: torch.device) -> int:
+    """Shared memory in bytes that one program can have on `device`, a CUDA device.
+
+    CUDA C++ Programming Guide, table "Technical specifications per compute capability": 64 KiB on
+    7.5, 163 on 8.0, 99 on 8.6, 8.9 and 12.0, 227 on 9.0 and 10.0. The interpreter has any amount.
+    """
+    if device.type != "cuda":
+        return 1 << 30
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+
+
 def check(*tensors: Tensor) -> None:
     for tensor in tensors:
         if tensor.dtype not in (*DTYPES, torch.int64, torch.bool):
