@@ -135,8 +135,13 @@ def main(argv: list[str] | None = None) -> int:
         vq_ckpt = args.vq_ckpt or shipped(SHIPPED_TOKENIZER)
         vqvae = checkpoint.load_tokenizer(vq_ckpt)
         config = read_config(args, vqvae)
-        shard = config.train.strategy == "fsdp"
-        fabric = start_fabric(args.gpus, args.num_nodes, config.train.precision, shard=shard)
+        fabric = start_fabric(
+            args.gpus,
+            args.num_nodes,
+            config.train.precision,
+            shard=config.train.strategy == "fsdp",
+            deterministic=config.train.deterministic,
+        )
         if note := configuration.size_note(config.gpt, args.gpt_model):
             fabric.print(note)
         state = None if args.dry_run else prepare_folder(fabric, args.out, args.resume, config)

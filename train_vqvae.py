@@ -82,7 +82,12 @@ def main(argv: list[str] | None = None) -> int:
         config = configuration.load(
             VQVAEConfig, args.base or shipped(DEFAULT_CONFIG), args.overrides
         )
-        fabric = start_fabric(args.gpus, args.num_nodes, config.train.precision)
+        fabric = start_fabric(
+            args.gpus,
+            args.num_nodes,
+            config.train.precision,
+            deterministic=config.train.deterministic,
+        )
         state = None if args.dry_run else prepare_folder(fabric, args.out, args.resume, config)
         with fabric.rank_zero_first():
             data = data_folders(args.data) if args.data else {default_data(args.toy_shapes): 1}
