@@ -89,31 +89,8 @@ def _linear(
             f"x {tuple(x.shape)}, weight {tuple(weight.shape)} and result {tuple(out.shape)} "
             "do not belong together"
         )
-    vector = 16 // max(
-        x.element_size(), weight.element_size()
-    )  # columns of the wider one in a load of 16 bytes
-    dot = B > MOST_ROWS_SUMMED and weight.dtype != torch.float32
-    if dot:
-        rows, outputs = (
-            min(DOT_MOST_ROWS, max(16, triton.next_power_of_2(B))),
-            DOT_OUTPUTS if N < DOT_MANY else DOT_OUTPUTS_MANY,
-        )
-        width, warps = DOT_WIDTH, DOT_WARPS
-        stages = dot_stages(
-            rows * x.element_size(),
-            outputs * (1 + swiglu) * weight.element_size(),
-            normed=gain is not None,
-            limit=shared_memory(weight.device),
-        )
-    else:
-        stages = 1  # unrolled: every load comes first
-        rows, warps, width = (
-            min(MOST_ROWS_SUMMED, triton.next_power_of_2(B)),
-            SUM_WARPS,
-            32 * SUM_WARPS * vector,
-        )
-        outputs = SUM_OUTPUTS // 2 if swiglu or rows == MOST_ROWS_SUMMED else SUM_OUTPUTS
-    _linear_kernel[triton.cdiv(B, rows), triton.cdiv(N, outputs)](
+    sizes = _block_sizes(x, weight, N, normed=gain is not None, swiglu=swiglu)
+    _linear_kernel[triton.cdiv(B, sizes["BLOCK_B"]), triton.cdiv(N, sizes["BLOCK_N"])](
         x,
         gain,
         weight,
@@ -123,17 +100,44 @@ def _linear(
         N,
         WIDTH=D,
         SWIGLU=swiglu,
-        DOT=dot,
         EPS=NORM_EPS,
-        BLOCK_B=rows,
-        BLOCK_N=outputs,
-        BLOCK_K=width,
-        VECTOR=vector,
-        STAGES=stages,
-        num_warps=warps,
+        **sizes,
         **OPTIONS,
     )
     return out
+
+
+def _block_sizes(
+    x: Tensor, weight: Tensor, num_outputs: int, *, normed: bool, swiglu: bool
+) -> dict[str, int]:
+    """Sizes of a program of `_linear_kernel`, and how it multiplies, by its arguments' names."""
+    # Columns of the wider of the two in a load of 16 bytes.
+    vector = 16 // max(x.element_size(), weight.element_size())
+    rows = triton.next_power_of_2(len(x))
+    if len(x) > MOST_ROWS_SUMMED and weight.dtype != torch.float32:
+        rows = min(DOT_MOST_ROWS, max(16, rows))
+        outputs = DOT_OUTPUTS if num_outputs < DOT_MANY else DOT_OUTPUTS_MANY
+        width, warps = DOT_WIDTH, DOT_WARPS
+        stages = dot_stages(
+            rows * x.element_size(),
+            outputs * (1 + swiglu) * weight.element_size(),
+            normed=normed,
+            limit=shared_memory(weight.device),
+        )
+    else:
+        rows = min(MOST_ROWS_SUMMED, rows)
+        outputs = SUM_OUTPUTS // 2 if swiglu or rows == MOST_ROWS_SUMMED else SUM_OUTPUTS
+        width, warps = 32 * SUM_WARPS * vector, SUM_WARPS
+        stages = 0  # its loop is unrolled
+    return {
+        "DOT": stages > 0,
+        "BLOCK_B": rows,
+        "BLOCK_N": outputs,
+        "BLOCK_K": width,
+        "VECTOR": vector,
+        "STAGES": stages,
+        "num_warps": warps,
+    }
 
 
 def dot_stages(x_column: int, weight_column: int, *, normed: bool, limit: int) -> int:
