@@ -34,8 +34,13 @@ from tar3d.data.defaults import DEFAULT_FOLDER, default_data
 from tar3d.optim.groups import new_optimizers
 from tar3d.optim.schedule import learning_rate_factor, set_learning_rates
 from tar3d.paths import shipped
-from tar3d.runtime import positive_int, start_fabric
-from tar3d.training.arguments import add_run_arguments, chosen_trackers, print_overfit_result
+from tar3d.runtime import positive_int
+from tar3d.training.arguments import (
+    add_run_arguments,
+    chosen_trackers,
+    print_overfit_result,
+    start_processes,
+)
 from tar3d.training.dry_run import dry_run
 from tar3d.training.errors import print_error
 from tar3d.training.gpt_data import make_tokens, new_encoders, read_tokens, row_order
@@ -135,8 +140,7 @@ def main(argv: list[str] | None = None) -> int:
         vq_ckpt = args.vq_ckpt or shipped(SHIPPED_TOKENIZER)
         vqvae = checkpoint.load_tokenizer(vq_ckpt)
         config = read_config(args, vqvae)
-        shard = config.train.strategy == "fsdp"
-        fabric = start_fabric(args.gpus, args.num_nodes, config.train.precision, shard=shard)
+        fabric = start_processes(args, config.train)
         if note := configuration.size_note(config.gpt, args.gpt_model):
             fabric.print(note)
         state = None if args.dry_run else prepare_folder(fabric, args.out, args.resume, config)
@@ -152,9 +156,8 @@ def main(argv: list[str] | None = None) -> int:
         if args.overfit:
             config.gpt.condition_dropout = config.train.ema = 0.0
             config.train.token_noise = config.train.word_dropout = 0.0
-        metrics = begin(
-            config, args.out, state=state, trackers=chosen_trackers(args), overfit=args.overfit
-        )
+        trackers = chosen_trackers(args)
+        metrics = begin(config, args.out, state=state, trackers=trackers, overfit=args.overfit)
         if args.overfit:
             metric = "share of the tokens it was trained on that it generates again"
             return print_overfit_result(metric, metrics["regenerated"], LEAST_OVERFIT_SHARE)
@@ -167,12 +170,10 @@ def read_config(args: argparse.Namespace, vqvae: VQVAE) -> GPTRunConfig:
     """The config file for the named size and the tokenizer, with the overrides on top."""
     size = "_tiny" if args.gpt_model == "GPT-tiny" else ""
     path = args.config or shipped(f"configs/gpt_{args.gpt_type}{size}.yaml")
-    overrides = list(args.overrides)
+    changes = list(args.overrides)
     if args.global_batch_size is not None:
-        overrides.insert(0, f"train.global_batch_size={args.global_batch_size}")
-    config = configuration.load_gpt_run(
-        path, args.gpt_model, vqvae.config, overrides, args.gpt_type
-    )
+        changes.insert(0, f"train.global_batch_size={args.global_batch_size}")
+    config = configuration.load_gpt_run(path, args.gpt_model, vqvae.config, changes, args.gpt_type)
     check_tokenizer(config, vqvae)
     return config
 

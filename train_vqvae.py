@@ -28,10 +28,15 @@ from tar3d.data.defaults import DEFAULT_FOLDER, default_data
 from tar3d.optim.groups import new_optimizers
 from tar3d.optim.schedule import learning_rate_factor, set_learning_rates
 from tar3d.paths import shipped
-from tar3d.runtime import positive_int, start_fabric
+from tar3d.runtime import positive_int
 from tar3d.tokenizer.loss import intersection_over_union, tokenizer_loss
 from tar3d.tokenizer.vqvae import VQVAE
-from tar3d.training.arguments import add_run_arguments, chosen_trackers, print_overfit_result
+from tar3d.training.arguments import (
+    add_run_arguments,
+    chosen_trackers,
+    print_overfit_result,
+    start_processes,
+)
 from tar3d.training.dry_run import dry_run
 from tar3d.training.errors import print_error
 from tar3d.training.loader import training_loader, training_order
@@ -82,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
         config = configuration.load(
             VQVAEConfig, args.base or shipped(DEFAULT_CONFIG), args.overrides
         )
-        fabric = start_fabric(args.gpus, args.num_nodes, config.train.precision)
+        fabric = start_processes(args, config.train)
         state = None if args.dry_run else prepare_folder(fabric, args.out, args.resume, config)
         with fabric.rank_zero_first():
             data = data_folders(args.data) if args.data else {default_data(args.toy_shapes): 1}

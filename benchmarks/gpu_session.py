@@ -56,7 +56,6 @@ PACKAGES = (
     "fla-core",
     "lightning-attn",
     "flash-attn",
-    "xformers",
 )
 SUMMARY_SECONDS = 3.0  # kept for the summary
 # Largest share of a suite's time for one case: one that hangs leaves something to the others.

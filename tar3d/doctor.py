@@ -59,7 +59,6 @@ PACKAGES = (
     "fla-core",
     "lightning-attn",
     "flash-attn",
-    "xformers",
     "ray",
     "wandb",
 )

@@ -29,6 +29,7 @@ CONFIG_KEYS = {
     "train.sketch_weight": "train.code_predictor_weight",
 }
 CONFIG_VALUES = {
+    ("gpt.attention_backend", "xformers"): "auto",
     ("train.stage", "sketch"): "code_predictor",
     ("train.stage", "layers"): "transformer",
 }

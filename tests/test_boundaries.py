@@ -89,7 +89,6 @@ OPTIONAL = {
     "transformers",
     "triton",
     "wandb",
-    "xformers",
 }
 # Files that may load one of them at module level all the same: path -> packages.
 LOADS_AT_ONCE: dict[str, set[str]] = {

@@ -25,7 +25,7 @@ BOX = Mesh(trimesh.creation.box().vertices, trimesh.creation.box().faces)
 
 
 @pytest.mark.parametrize(
-    "linear, full", [("fla", "flash_attn"), ("lightning_attn", "xformers"), ("reference", "sdpa")]
+    "linear, full", [("fla", "flash_attn"), ("lightning_attn", "flash_attn"), ("reference", "sdpa")]
 )
 def test_a_model_is_loaded_whatever_attention_backends_it_was_trained_with(tmp_path, linear, full):
     trained = checkpoint.read_config(SHIPPED, GPTRunConfig)

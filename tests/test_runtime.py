@@ -95,6 +95,14 @@ def test_device_by_default():
     assert choose_device(None).type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def test_the_chosen_gpu_is_the_current_one(monkeypatch):
+    current = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+    assert current == [torch.device("cuda:1")]
+
+
 def test_device_flags():
     parser = argparse.ArgumentParser()
     add_device_arguments(parser)
@@ -106,6 +114,16 @@ def test_a_measurement_can_say_where_it_was_made(tmp_path):
     found = runtime.describe_machine(torch.device("cpu"))
     assert set(found) == {"machine", "torch", "python", "commit"} and all(found.values())
     assert "GiB" in runtime.peak_memory(torch.device("cpu"))
+
+
+@NO_GPU
+def test_cublas_is_deterministic_from_the_first_product_on(monkeypatch):
+    """It reads its variable once, at its first call: before tokens are made, say."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    start_fabric(None, 1, "32-true")
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    start_fabric(None, 1, "32-true", deterministic=True)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
 def test_deterministic_within_and_as_before_after(monkeypatch):

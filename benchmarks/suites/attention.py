@@ -57,7 +57,7 @@ def _gated(name: str, delta: bool) -> Attend:
 
 # Each makes its form, or raises ValueError where that is not installed. The first is the baseline.
 FULL: dict[str, Callable[[], Attend]] = {
-    name: partial(_full, name) for name in ("sdpa", "flash_attn", "xformers")
+    name: partial(_full, name) for name in ("sdpa", "flash_attn")
 }
 LINEAR: dict[str, Callable[[], Attend]] = {
     name: partial(_linear, name) for name in ("chunked", "reference", "fla", "lightning_attn")

@@ -123,7 +123,7 @@ class GPTConfig:
         one_of(
             "gpt.attention_backend",
             self.attention_backend,
-            ("auto", "sdpa", "flash_attn", "xformers"),
+            ("auto", "sdpa", "flash_attn"),
         )
 
     @property

@@ -11,7 +11,6 @@
 |-----------------------|----------|--------------------|------------|-----------------------------|
 | auto, sdpa            | anything | any                | any        | torch picks its own kernel  |
 | flash_attn            | CUDA     | 16 bit             | up to 256  | compute capability from 8.0 |
-| xformers              | CUDA     | float32 and 16 bit | its choice | the package picks           |
 
 On CUDA `auto` is `chunked` too where fla cannot run. Where a kernel lacks something, `chunked` does
 that part: `fla` gives a state at the end of all rows only, so with fixed decays it is not used for
@@ -34,17 +33,13 @@ import functools
 import importlib
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.torch_version import TorchVersion
 
 from tar3d.gpt import gated_attention, linear_attention
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from tar3d.gpt.kernel_faults import constant, known_fault
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -79,7 +74,6 @@ LINEAR = {
 }
 FULL = {
     "flash_attn": Kernels("flash_attn", "flash_attn_func", HALF, range(1, 257)),
-    "xformers": Kernels("xformers.ops", "memory_efficient_attention", (torch.float32, *HALF)),
 }
 
 
@@ -99,9 +93,7 @@ class ParallelForms:
         """The form for such inputs. `auto` is `chunked` on a CPU; on CUDA it warns of that once."""
         if self.name in LINEAR:
             reason = LINEAR[self.name].refusal(device, dtype)
-            if not reason and self.name == "fla" and gradients:
-                reason = _fla_backward_fault()
-            _check("gpt.linear_backend", self.name, reason)
+            _check("gpt.linear_backend", self.name, reason or known_fault(self.name, gradients))
         if self.name != "auto":
             return self.name
         return _fastest_on_cuda(dtype, gradients) if device.type == "cuda" else "chunked"
@@ -184,7 +176,7 @@ class FullBackend:
         if self.name not in FULL:
             return F.scaled_dot_product_attention(q, k, v, is_causal=True)
         _check("gpt.attention_backend", self.name, FULL[self.name].refusal(q.device, q.dtype))
-        return flash_attn(q, k, v) if self.name == "flash_attn" else xformers(q, k, v)
+        return flash_attn(q, k, v)
 
 
 def fla(
@@ -259,33 +251,18 @@ def flash_attn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v)), causal=True).transpose(1, 2)
 
 
-def xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    from xformers.ops import LowerTriangularMask, memory_efficient_attention
-
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, S, H, D)
-    try:
-        return memory_efficient_attention(q, k, v, attn_bias=LowerTriangularMask()).transpose(1, 2)
-    except NotImplementedError as e:  # its message lists every operator with what that lacks
-        raise ValueError(
-            "gpt.attention_backend is xformers, but none of its operators takes "
-            f"{_name(q.dtype)} heads of {q.shape[-1]} on this GPU: write gpt.attention_backend=auto"
-        ) from e
-
-
 def refusals(device: torch.device, dtype: torch.dtype) -> dict[str, dict[str, str]]:
     """Option -> package -> why training cannot use it here, or "".
 
     Inputs are of `dtype` on `device`.
     """
     result: dict[str, dict[str, str]] = {"gpt.linear_backend": {}, "gpt.attention_backend": {}}
-    for (option, reasons), packages in zip(result.items(), (LINEAR, FULL), strict=True):
+    for reasons, packages in zip(result.values(), (LINEAR, FULL), strict=True):
         for name, kernels in packages.items():
             reason = _import_error(kernels.module, kernels.function) or kernels.refusal(
                 device, dtype
             )
-            reasons[name] = reason or (
-                _fla_backward_fault() if (option, name) == ("gpt.linear_backend", "fla") else ""
-            )
+            reasons[name] = reason or known_fault(name, gradients=True)
     return result
 
 
@@ -313,44 +290,13 @@ def _check(option: str, name: str, reason: str) -> None:
         raise ValueError(f"{option} is {name}, but {reason}: write {option}=auto")
 
 
-def _constant(function: Callable) -> Callable:
-    """Marks a function whose result is a constant for compiled blocks, found while tracing.
-
-    Sets the mark that `torch.compiler.assume_constant_result` sets, which would load the compiler
-    (2 s, 150 MB) for all who never compile.
-    """
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch's own name
-    return function
-
-
-@_constant
-def _fla_backward_fault() -> str:
-    """Why fla's gradients cannot be trusted here, or "".
-
-    Triton 3.4 to 3.7.0 compiles the product with a transposed matrix in `chunk_bwd_dqkwg` wrongly
-    for Hopper, which spoils the gradient of k (fla issue 640). fla 0.6.0 refuses to run its gated
-    forms there. That with fixed decays has the same product, and is not refused.
-    """
-    import triton
-
-    if torch.version.cuda is None or torch.cuda.get_device_capability()[0] != 9:
-        return ""
-    if not "3.4" <= TorchVersion(triton.__version__) < "3.7.1":
-        return ""
-    return (
-        f"Triton {triton.__version__} compiles its backward wrongly for Hopper GPUs, "
-        "3.7.1 or later does not"
-    )
-
-
-@_constant
+@constant
 def _fastest_on_cuda(dtype: torch.dtype, gradients: bool) -> str:
     kernels = LINEAR["fla"]
     reason = _import_error(kernels.module, kernels.function) or kernels.refusal(
         torch.device("cuda"), dtype
     )
-    if not reason and gradients:
-        reason = _fla_backward_fault()
+    reason = reason or known_fault("fla", gradients, suspected=True)
     if not reason:
         return "fla"
     _print_once(

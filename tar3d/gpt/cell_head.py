@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, cast
 
 import torch
@@ -52,9 +53,11 @@ class CellHead(nn.Module):
         `hidden` (B, s, D) are the layers' outputs, `embedded` (B, s, n - 1, D) the embeddings of
         the first tokens of each step.
         """
-        known = torch.stack(
-            [linear(embedded[:, :, j]) for j, linear in enumerate(self.before)], dim=2
-        ).cumsum(2)
+        before = (
+            linear(embedded[:, :, j]).to(self.plane.weight.dtype)
+            for j, linear in enumerate(self.before)
+        )
+        known = torch.stack(list(itertools.accumulate(before)), dim=2)
         x = hidden[:, :, None] + self.plane.weight + F.pad(known, (0, 0, 1, 0))
         for norm, mlp in zip(self.norms, self.mlps, strict=True):
             x = x + mlp(norm(x))

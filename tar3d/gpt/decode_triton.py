@@ -23,8 +23,8 @@ Sums are taken in an order that shapes and `slot` decide: the same inputs give t
 Activations are rounded where `decode_ops` hands them on; some of what it rounds inside an operation
 stays float32 here.
 
-Not yet run on a GPU: what is known is that they agree with `decode_ops` in Triton's interpreter and
-compile for sm_90.
+Not yet run on a GPU: what is known is that they agree with `decode_ops` in Triton's interpreter,
+and that compiled for sm_75 to sm_120 they fit the shared memory there.
 
 Letters: B rows, D width, N outputs, H heads, d head dimension, F width of the MLP, C slots of a
 cache.
@@ -42,7 +42,7 @@ from torch import Tensor
 
 from tar3d.gpt.norm import NORM_EPS
 from tar3d.gpt.triton_attention import full_attend, linear_attend
-from tar3d.gpt.triton_inputs import OPTIONS, check
+from tar3d.gpt.triton_inputs import OPTIONS, check, shared_memory
 
 __all__ = ["full_attend", "linear_add", "linear_attend", "norm_linear", "norm_swiglu"]
 
@@ -52,7 +52,7 @@ __all__ = ["full_attend", "linear_add", "linear_attend", "norm_linear", "norm_sw
 MOST_ROWS_SUMMED, SUM_OUTPUTS, SUM_WARPS = 4, 8, 4
 # Tensor cores: their smallest tile where outputs are few, a larger one, which reads x less often,
 # from DOT_MANY outputs on.
-DOT_WIDTH, DOT_WARPS, DOT_STAGES, DOT_MOST_ROWS = 128, 4, 4, 64
+DOT_WIDTH, DOT_WARPS, DOT_MOST_STAGES, DOT_MOST_ROWS = 128, 4, 4, 64
 DOT_OUTPUTS, DOT_OUTPUTS_MANY, DOT_MANY = 16, 32, 2048
 
 
@@ -89,24 +89,8 @@ def _linear(
             f"x {tuple(x.shape)}, weight {tuple(weight.shape)} and result {tuple(out.shape)} "
             "do not belong together"
         )
-    vector = 16 // max(
-        x.element_size(), weight.element_size()
-    )  # columns of the wider one in a load of 16 bytes
-    dot = B > MOST_ROWS_SUMMED and weight.dtype != torch.float32
-    if dot:
-        rows, outputs = (
-            min(DOT_MOST_ROWS, max(16, triton.next_power_of_2(B))),
-            DOT_OUTPUTS if N < DOT_MANY else DOT_OUTPUTS_MANY,
-        )
-        width, warps = DOT_WIDTH, DOT_WARPS
-    else:
-        rows, warps, width = (
-            min(MOST_ROWS_SUMMED, triton.next_power_of_2(B)),
-            SUM_WARPS,
-            32 * SUM_WARPS * vector,
-        )
-        outputs = SUM_OUTPUTS // 2 if swiglu or rows == MOST_ROWS_SUMMED else SUM_OUTPUTS
-    _linear_kernel[triton.cdiv(B, rows), triton.cdiv(N, outputs)](
+    sizes = _block_sizes(x, weight, N, normed=gain is not None, swiglu=swiglu)
+    _linear_kernel[triton.cdiv(B, sizes["BLOCK_B"]), triton.cdiv(N, sizes["BLOCK_N"])](
         x,
         gain,
         weight,
@@ -116,17 +100,58 @@ def _linear(
         N,
         WIDTH=D,
         SWIGLU=swiglu,
-        DOT=dot,
         EPS=NORM_EPS,
-        BLOCK_B=rows,
-        BLOCK_N=outputs,
-        BLOCK_K=width,
-        VECTOR=vector,
-        STAGES=DOT_STAGES,
-        num_warps=warps,
+        **sizes,
         **OPTIONS,
     )
     return out
+
+
+def _block_sizes(
+    x: Tensor, weight: Tensor, num_outputs: int, *, normed: bool, swiglu: bool
+) -> dict[str, int]:
+    """Sizes of a program of `_linear_kernel`, and how it multiplies, by its arguments' names."""
+    # Columns of the wider of the two in a load of 16 bytes.
+    vector = 16 // max(x.element_size(), weight.element_size())
+    rows = triton.next_power_of_2(len(x))
+    if len(x) > MOST_ROWS_SUMMED and weight.dtype != torch.float32:
+        rows = min(DOT_MOST_ROWS, max(16, rows))
+        outputs = DOT_OUTPUTS if num_outputs < DOT_MANY else DOT_OUTPUTS_MANY
+        width, warps = DOT_WIDTH, DOT_WARPS
+        stages = dot_stages(
+            rows * x.element_size(),
+            outputs * (1 + swiglu) * weight.element_size(),
+            normed=normed,
+            limit=shared_memory(weight.device),
+        )
+    else:
+        rows = min(MOST_ROWS_SUMMED, rows)
+        outputs = SUM_OUTPUTS // 2 if swiglu or rows == MOST_ROWS_SUMMED else SUM_OUTPUTS
+        width, warps = 32 * SUM_WARPS * vector, SUM_WARPS
+        stages = 0  # its loop is unrolled
+    return {
+        "DOT": stages > 0,
+        "BLOCK_B": rows,
+        "BLOCK_N": outputs,
+        "BLOCK_K": width,
+        "VECTOR": vector,
+        "STAGES": stages,
+        "num_warps": warps,
+    }
+
+
+def dot_stages(x_column: int, weight_column: int, *, normed: bool, limit: int) -> int:
+    """Number of stages of the tensor-core loop: blocks of its inputs that are in flight at once.
+
+    `x_column` and `weight_column` are the bytes of one column of a block's activations and of its
+    weights, `limit` the shared memory of a program in bytes. With n stages, n - 1 blocks wait in
+    shared memory, beside the 16-bit activations that are on their way to the tensor cores.
+    """
+    gain = 4 if normed else 0
+    block = DOT_WIDTH * (x_column + weight_column + gain)
+    operand = DOT_WIDTH * x_column // (2 if normed else 1)
+    fitting = 1 + (limit - operand) // block
+    return max(1, min(DOT_MOST_STAGES, fitting))
 
 
 @triton.jit

@@ -27,6 +27,7 @@ codebook size, C slots of a key-value cache, K dimension of a code.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from dataclasses import dataclass
@@ -146,7 +147,8 @@ class Engine:
         self.sampling, self.guided = sampling, sampling.cfg_scale != 1
         self._buffers = self._new_buffers(batch, codes)
         if self.graphed:
-            self._capture()
+            with self._current_device():
+                self._capture()
         self._prepared_for, self.prepare_seconds = key, time.perf_counter() - start
 
     @torch.inference_mode()
@@ -166,12 +168,13 @@ class Engine:
         """
         self.prepare(len(condition.mask), sampling, codes)
         n, steps = self.config.tokens_per_step, self.gpt.layout.num_steps
-        prefix = self._fill(condition, draws)
-        with torch.autocast(self.device.type, enabled=False):
-            self._draw_step()
-            for step in range(steps - 1):
-                self._report(progress, step)
-                self.advance(prefix + step + 1)
+        with self._current_device():
+            prefix = self._fill(condition, draws)
+            with torch.autocast(self.device.type, enabled=False):
+                self._draw_step()
+                for step in range(steps - 1):
+                    self._report(progress, step)
+                    self.advance(prefix + step + 1)
         if progress is not None:
             if self.graphed:
                 torch.cuda.synchronize(self.device)
@@ -196,6 +199,12 @@ class Engine:
     def window_for(self, filled: int) -> int:
         """Slots that a step looks at when `filled` of them are in use."""
         return min(-(-filled // self.window) * self.window, self.capacity)
+
+    def _current_device(self) -> contextlib.AbstractContextManager:
+        """A context in which the engine's GPU is the current one, for kernels and graphs."""
+        if self.device.type == "cuda":
+            return torch.cuda.device(self.device)
+        return contextlib.nullcontext()
 
     def _new_buffers(self, batch: int, codes: Tensor | None) -> Buffers:
         config, rows = self.config, batch * (2 if self.guided else 1)
@@ -240,7 +249,8 @@ class Engine:
                         self.take_step(window)
                 torch.cuda.current_stream(self.device).wait_stream(stream)
                 graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, pool=pool):
+                # Other threads may use the GPU meanwhile: a data loader that pins memory, a page.
+                with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                     self.take_step(window)
                 self._graphs[window] = graph
 

@@ -121,7 +121,7 @@ def chunked(
             q, k, v, beta = (x.to(dtype) for x in (q, k, v, beta))
         q, k, v = (x.reshape(B, H, n, C, D) for x in (q, k, v))
         # From the chunk's start to each position, and (B, H, n, C, C) between positions.
-        total = log_decay.to(dtype).reshape(B, H, n, C).cumsum(-1)
+        total = _running_sum(log_decay.to(dtype).reshape(B, H, n, C))
         later = torch.ones(C, C, dtype=torch.bool, device=q.device).triu(1)
         inside = (total[..., :, None] - total[..., None, :]).masked_fill(later, -torch.inf).exp()
         from_start, to_end = total.exp()[..., None], (total[..., -1:] - total).exp()[..., None]
@@ -141,6 +141,16 @@ def chunked(
                 k_end[:, :, c].transpose(-1, -2) @ added
             ).to(dtype)
     return torch.cat(outputs, dim=2)[:, :, :T].to(output_dtype), state
+
+
+def _running_sum(x: Tensor) -> Tensor:
+    """Sums over the entries of the last axis up to each; a product where bits must repeat.
+
+    `cumsum` has no deterministic form on CUDA.
+    """
+    if not torch.are_deterministic_algorithms_enabled():
+        return x.cumsum(-1)
+    return x @ x.new_ones(x.shape[-1], x.shape[-1]).triu()
 
 
 def _delta_inverse(

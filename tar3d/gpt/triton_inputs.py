@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import triton
 from torch import Tensor
+from triton.compiler import max_shared_mem
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_HEAD_DIM = 128  # a state of 128 x 128 still fits the registers of one program
@@ -19,6 +20,15 @@ def _kernel():
 
 # Under TRITON_INTERPRET=1 kernels are run by Python, on the CPU.
 INTERPRETED = not isinstance(_kernel, triton.JITFunction)
+
+
+def shared_memory(device: torch.device) -> int:
+    """Shared memory in bytes that one program can have on a CUDA device, as Triton checks it.
+
+    CUDA C++ Programming Guide, table "Technical specifications per compute capability": 64 KiB on
+    7.5, 163 on 8.0, 99 on 8.6, 8.9 and 12.0, 227 on 9.0 and 10.0. The interpreter has any amount.
+    """
+    return 1 << 30 if device.type != "cuda" else max_shared_mem(device.index or 0)
 
 
 def check(*tensors: Tensor) -> None:

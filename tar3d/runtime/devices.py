@@ -30,8 +30,8 @@ def resolve_precision(precision: str, accelerator: str) -> str:
 def choose_device(name: str | None, low_vram: bool = False) -> torch.device:
     """The device of an inference script: `name`, or by default a GPU if there is one.
 
-    Raises ValueError when it is not there, or when it is a CPU, where `low_vram` has nothing to
-    save.
+    A GPU becomes the current device, on which kernels are launched and graphs captured. Raises
+    ValueError when it is not there, or when it is a CPU, where `low_vram` has nothing to save.
     """
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -51,7 +51,18 @@ def choose_device(name: str | None, low_vram: bool = False) -> torch.device:
             "--low-vram keeps models off the GPU while they do not work, but this runs on the CPU: "
             "there is no GPU memory to save, leave it out"
         )
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     return device
+
+
+def make_cublas_deterministic() -> None:
+    """Has cuBLAS give the same bits in every run, if it has not computed anything yet.
+
+    It reads the variable once, at its first product (CUDA documentation, cuBLAS, "Results
+    reproducibility").
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @contextmanager
@@ -64,7 +75,7 @@ def deterministic(on: bool = True) -> Iterator[None]:
     """
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     if on:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # stays: cuBLAS reads it once
+        make_cublas_deterministic()
         torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(on)
     try:

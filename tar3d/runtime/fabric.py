@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 
 from tar3d.runtime.blocks import shard_blocks
-from tar3d.runtime.devices import PRECISIONS, resolve_precision
+from tar3d.runtime.devices import PRECISIONS, make_cublas_deterministic, resolve_precision
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -16,19 +16,26 @@ if TYPE_CHECKING:
 
 
 def start_fabric(
-    gpus: str | None, num_nodes: int, precision: str, *, shard: bool = False
+    gpus: str | None,
+    num_nodes: int,
+    precision: str,
+    *,
+    shard: bool = False,
+    deterministic: bool = False,
 ) -> Fabric:
     """A launched Fabric.
 
     Under torchrun it joins that job; otherwise it is one process, or one for each of `gpus`. With
     `shard` each process holds its part of weights, gradients and optimizer states (FSDP2), instead
-    of all of them (DDP).
+    of all of them (DDP). With `deterministic` cuBLAS is prepared for deterministic steps.
 
     Raises ValueError when the devices asked for are not there, or the precision is unknown.
     """
     from lightning_fabric import Fabric  # seconds to import, and only training needs it
     from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
 
+    if deterministic:
+        make_cublas_deterministic()
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}, allowed are {', '.join(PRECISIONS)}")
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -5,11 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tar3d.runtime import add_device_arguments, positive_int
+from tar3d.config import GPTTrainConfig
+from tar3d.runtime import add_device_arguments, positive_int, start_fabric
 from tar3d.training.trackers import TRACKERS
 
 if TYPE_CHECKING:
     import argparse
+
+    from lightning_fabric import Fabric
+
+    from tar3d.config import TrainConfig
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, out: str) -> None:
@@ -53,6 +58,17 @@ def add_run_arguments(parser: argparse.ArgumentParser, out: str) -> None:
 
 def _destination(flag: str) -> str:
     return flag.replace("-", "_")
+
+
+def start_processes(args: argparse.Namespace, config: TrainConfig) -> Fabric:
+    """The launched processes of a training; raises ValueError as `start_fabric` does."""
+    return start_fabric(
+        args.gpus,
+        args.num_nodes,
+        config.precision,
+        shard=isinstance(config, GPTTrainConfig) and config.strategy == "fsdp",
+        deterministic=config.deterministic,
+    )
 
 
 def chosen_trackers(args: argparse.Namespace) -> dict[str, str]:

@@ -90,7 +90,6 @@ def test_the_names_of_the_config_are_those_of_the_backends():
         ("linear_backend", "fla"),
         ("linear_backend", "lightning_attn"),
         ("attention_backend", "flash_attn"),
-        ("attention_backend", "xformers"),
     ],
 )
 def test_a_missing_package_is_refused_when_the_model_is_built(packages, option, name):
@@ -116,7 +115,6 @@ def test_a_package_without_its_function_is_refused_too(packages):
         ("linear_backend", "fla"),
         ("linear_backend", "lightning_attn"),
         ("attention_backend", "flash_attn"),
-        ("attention_backend", "xformers"),
     ],
 )
 def test_a_wrong_device_is_refused_at_the_first_forward(packages, option, name):
@@ -192,47 +190,71 @@ def test_auto_on_cuda_says_once_what_it_falls_back_to_and_why(packages, module, 
         raise said[0].message
 
 
+@pytest.fixture
+def machine(packages, monkeypatch):
+    """`machine(triton, capability)`: fla, a version of Triton and a GPU of a compute capability."""
+
+    def put(triton: str, capability: int) -> None:
+        packages(fla=stand_in("fla"))
+        module = types.ModuleType("triton")
+        module.__version__ = triton
+        monkeypatch.setitem(sys.modules, "triton", module)
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (capability, 0))
+
+    return put
+
+
 @pytest.mark.parametrize(
-    "triton, capability, wrong",
+    "triton, capability, gradients",
+    [("3.6.0", 9, True), ("3.7.0", 9, True), ("3.7.1", 10, True), ("3.7.1", 12, False)],
+)
+def test_auto_is_chunked_where_fla_is_known_to_be_wrong(machine, triton, capability, gradients):
+    machine(triton, capability)
+    with pytest.warns(UserWarning, match=f"`chunked` PyTorch.*Triton {triton} .*GPUs"):
+        found = LinearBackend("auto", 64, 64).choose(CUDA, torch.bfloat16, gradients=gradients)
+    assert found == "chunked"
+
+
+@pytest.mark.parametrize(
+    "triton, capability, gradients",
     [
-        ("3.6.0", 9, True),
-        ("3.7.0", 9, True),
-        ("3.7.1", 9, False),
-        ("3.8.0+git1234", 9, False),
-        ("3.3.1", 9, False),
-        ("3.6.0", 8, False),
+        ("3.6.0", 9, False),
+        ("3.7.1", 9, True),
+        ("3.8.0+git1234", 9, True),
+        ("3.3.1", 9, True),
+        ("3.6.0", 8, True),
+        ("3.8.0", 10, True),
     ],
 )
-def test_fla_is_not_trained_with_where_triton_spoils_its_gradients(
-    packages, monkeypatch, triton, capability, wrong
-):
+def test_auto_is_fla_where_no_fault_is_known(machine, triton, capability, gradients):
+    machine(triton, capability)
+    for name in ("auto", "fla"):
+        backend = LinearBackend(name, 64, 64)
+        assert backend.choose(CUDA, torch.bfloat16, gradients=gradients) == "fla"
+
+
+def test_fla_by_name_is_refused_where_its_fault_is_proven(machine):
+    fla = LinearBackend("fla", 64, 64)
+    machine("3.6.0", 9)
+    with pytest.raises(ValueError, match=r"fla, but Triton 3.6.0.*Hopper.*gpt.linear_backend=auto"):
+        fla.choose(CUDA, torch.bfloat16, gradients=True)
+    machine("3.7.1", 12)  # suspected only
+    assert fla.choose(CUDA, torch.bfloat16, gradients=True) == "fla"
+
+
+def test_a_cuda_build_of_torch_without_a_driver_has_no_known_fault(packages, monkeypatch):
+    """PyPI's torch on a machine without a GPU: asking for a capability raises there."""
+
+    def no_driver():
+        raise RuntimeError("Found no NVIDIA driver on your system")
+
     packages(fla=stand_in("fla"))
-    module = types.ModuleType("triton")
-    module.__version__ = triton
-    monkeypatch.setitem(sys.modules, "triton", module)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (capability, 0))
-    auto, explicit = LinearBackend("auto", 64, 64), LinearBackend("fla", 64, 64)
-    assert (
-        auto.choose(CUDA, torch.bfloat16, gradients=False)
-        == explicit.choose(CUDA, torch.bfloat16, gradients=False)
-        == "fla"
-    )
-    if not wrong:
-        assert (
-            auto.choose(CUDA, torch.bfloat16, gradients=True)
-            == explicit.choose(CUDA, torch.bfloat16, gradients=True)
-            == "fla"
-        )
-        return
-    with pytest.warns(
-        UserWarning, match=f"`chunked` PyTorch.*Triton {triton} compiles its backward wrongly"
-    ):
-        assert auto.choose(CUDA, torch.bfloat16, gradients=True) == "chunked"
-    with pytest.raises(
-        ValueError, match=f"fla, but Triton {triton}.*Hopper.*gpt.linear_backend=auto"
-    ):
-        explicit.choose(CUDA, torch.bfloat16, gradients=True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", no_driver)
+    assert backends.known_fault("fla", gradients=True) == ""
+    assert "runs on CUDA only" in backends.refusals(CPU, torch.float32)["gpt.linear_backend"]["fla"]
 
 
 def test_a_compiled_layer_makes_its_choice_without_a_graph_break(packages):
@@ -363,36 +385,12 @@ def test_full_backends_get_their_layout_and_a_causal_mask(packages, monkeypatch)
             *(x.transpose(1, 2) for x in (q, k, v)), is_causal=causal
         ).transpose(1, 2)
 
-    class LowerTriangularMask:
-        pass
-
-    xformers = stand_in(
-        "xformers",
-        lambda q, k, v, attn_bias: sdpa(q, k, v, isinstance(attn_bias, LowerTriangularMask)),
-    )
-    xformers.LowerTriangularMask = LowerTriangularMask
-    packages(flash_attn=stand_in("flash_attn", sdpa), xformers=xformers)
+    packages(flash_attn=stand_in("flash_attn", sdpa))
     monkeypatch.setattr(backends.Kernels, "refusal", lambda self, device, dtype: "")
     q, k, v = torch.randn(3, 2, 3, 21, 32, generator=torch.Generator().manual_seed(0))
     expected = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    for name in ("auto", "sdpa", "flash_attn", "xformers"):
+    for name in ("auto", "sdpa", "flash_attn"):
         torch.testing.assert_close(FullBackend(name, 32)(q, k, v), expected)
-
-
-def test_xformers_without_an_operator_for_the_inputs_is_a_clear_error(packages, monkeypatch):
-    def nothing(q, k, v, attn_bias):
-        raise NotImplementedError("No operator found for `memory_efficient_attention_forward`")
-
-    module = stand_in("xformers", nothing)
-    module.LowerTriangularMask = object
-    packages(xformers=module)
-    monkeypatch.setattr(backends.Kernels, "refusal", lambda self, device, dtype: "")
-    q = torch.zeros(1, 1, 4, 6)
-    with pytest.raises(
-        ValueError,
-        match="none of its operators takes float32 heads of 6.*gpt.attention_backend=auto",
-    ):
-        FullBackend("xformers", 6)(q, q, q)
 
 
 # kernels against the definition -------------------------------------------------------------------
@@ -849,7 +847,6 @@ def test_full_backends_on_a_gpu(name, T, dtype):
         ("auto", "auto"),
         ("fla", "sdpa"),
         ("lightning_attn", "sdpa"),
-        ("chunked", "xformers"),
         ("chunked", "flash_attn"),
         ("fla", "flash_attn"),
     ],

@@ -295,14 +295,26 @@ class _FakeGraph:
     graphs but the GPU."""
 
     def replay(self) -> None:
+        assert self.current, "replayed while another device may be the current one"
         self.step()
 
 
 @pytest.fixture
 def fake_graphs(monkeypatch):
-    """Engines of a CPU believe to be on a GPU."""
+    """Engines of a CPU believe to be on a GPU.
+
+    A graph is captured and replayed only while the engine's device is the current one, and is
+    captured in the mode in which other threads may use the GPU.
+    """
     capturing: list[_FakeGraph] = []
     take_step = Engine.take_step
+    current: list[Engine] = []
+
+    @contextmanager
+    def current_device(self):
+        current.append(self)
+        yield
+        current.pop()
 
     def step(self, window):
         if capturing:  # a capture executes nothing
@@ -311,7 +323,10 @@ def fake_graphs(monkeypatch):
             take_step(self, window)
 
     @contextmanager
-    def graph(target, pool):
+    def graph(target, pool, capture_error_mode="global"):
+        assert current, "captured while another device may be the current one"
+        assert capture_error_mode == "thread_local"
+        target.current = current
         capturing.append(target)
         yield
         capturing.pop()
@@ -328,6 +343,7 @@ def fake_graphs(monkeypatch):
     ):
         monkeypatch.setattr(torch.cuda, name, fake)
     monkeypatch.setattr(Engine, "take_step", step)
+    monkeypatch.setattr(Engine, "_current_device", current_device)
 
 
 @pytest.mark.parametrize("lengths", [(P, P), RAGGED], ids=["full", "ragged"])
@@ -353,6 +369,15 @@ def test_graphs_are_captured_once_for_each_window_and_leave_nothing_of_their_war
     assert reports == [(1, T), (T, T)]  # a report waits for the device, so there are few
     engine.prepare(1, sampling)
     assert engine._graphs is not graphs
+
+
+def test_the_device_of_an_engine_is_the_current_one_while_it_works():
+    engine = _static(_gpt())
+    engine.device = torch.device("cuda", 1)
+    assert engine._current_device().idx == 1
+    engine.device = torch.device("cpu")
+    with engine._current_device():
+        pass
 
 
 def test_refusals():
