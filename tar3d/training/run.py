@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from tar3d import config as configuration
+from tar3d.config.checks import nearest
 from tar3d.optim.groups import routing_table
 from tar3d.runtime import (
     COMPUTE_DTYPES,
@@ -203,8 +204,10 @@ class Run(Generic[ModuleT]):
         """
         micro = self.config.train.micro_batch_size or rows
         if rows % micro:
+            allowed = [n for n in range(1, rows + 1) if rows % n == 0]
             raise ValueError(
-                f"train.micro_batch_size {micro} does not divide the {rows} rows of each device"
+                f"train.micro_batch_size {micro} does not divide the {rows} rows of each device: "
+                f"write train.micro_batch_size={nearest(micro, allowed)}"
             )
         self._passes, self._values = rows // micro, {}
         for start in range(0, rows, micro):

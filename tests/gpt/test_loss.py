@@ -43,9 +43,7 @@ def test_value_and_gradients_are_the_plain_ones(monkeypatch, at_once):
     torch.testing.assert_close(token_nll(hidden, weight, targets).mean(), results[1][0])
 
 
-DEVICES = pytest.mark.parametrize(
-    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-)
+DEVICES = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 
 
 @DEVICES
