@@ -233,7 +233,8 @@ def train(
             dropped = dropped.to(fabric.device, non_blocking=True)
             for part in run.micro_batches(rows):
                 # A batch ends with rows for the code predictor alone; each pass gets its share.
-                losses = run.model(*inputs_of_pass(batch, part, rows), dropped[part])
+                *given, turns = inputs_of_pass(batch, part, rows, fabric.global_rank)
+                losses = run.model(*given, dropped[part], turns)
                 run.backward(objective.total(losses), losses)
             values = run.step_values(run.clip_gradients())
             if run.check_finite(values):  # if not, the run ends here, or skips the step

@@ -18,6 +18,7 @@ from tar3d.gpt.loss import token_nll
 from tar3d.gpt.model import GPT
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from PIL import Image
@@ -79,10 +80,15 @@ class ConditionalGPT(torch.nn.Module):
             hidden = self.gpt.hidden(tokens[:, :-1], self.condition(inputs, len(tokens)), dropped)
         return self.gpt.to_raster_order(token_nll(hidden, self.gpt.head.weight, tokens))
 
-    def condition(self, inputs: ConditionInputs, rows: int) -> Condition:
-        """The prefixes encoded from `inputs`, or without any the null prefix in each of `rows`."""
+    def condition(
+        self, inputs: ConditionInputs, rows: int, turns: Sequence[int] | None = None
+    ) -> Condition:
+        """The prefixes encoded from `inputs`, or without any the null prefix in each of `rows`.
+
+        `turns` says which of several modalities each row has (`Conditioner.forward`).
+        """
         if inputs:
-            return self.conditioner(inputs)
+            return self.conditioner(inputs, turns)
         return Condition.of(self.gpt.null_prefix.expand(rows, -1, -1))
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from run_files import rows
 from safetensors.torch import load_file
 from script_runs import GPT, VQVAE
 
@@ -208,21 +209,25 @@ def test_words_of_a_model_to_go_on_from_are_kept(models, data, tokenizer, tmp_pa
 
 
 def test_conditions_take_turns_only_where_rows_divide(data, tokenizer, tmp_path, capsys):
-    assert (
-        train(
-            tmp_path / "odd",
-            "any",
-            data,
-            tokenizer,
-            "train.global_batch_size=3",
-            "train.micro_batch_size=0",
-        )
-        == 2
-    )
-    assert (
-        "3 rows go through the model together, but 2 conditions take turns in them"
-        in capsys.readouterr().err
-    )
+    odd = ("train.global_batch_size=3", "train.micro_batch_size=0")
+    assert train(tmp_path / "odd", "any", data, tokenizer, *odd) == 2
+    message = "2 conditions cannot take turns: write train.global_batch_size=2 or 4"
+    assert message in capsys.readouterr().err
+
+
+def test_accumulation_leaves_a_step_of_several_conditions_as_it_is(data, tokenizer, tmp_path):
+    """Also where a forward pass has an odd number of the rows of the code predictor."""
+    predictor = ["gpt.code_predictor_dim=4", "train.code_predictor_weight=1"]
+    found = []
+    for micro in (8, 4, 2):
+        batch = ["train.global_batch_size=8", f"train.micro_batch_size={micro}"]
+        more = [*predictor, "train.code_predictor_rows=4", "train.validation_shapes=1"]
+        assert train(tmp_path / str(micro), "any", data, tokenizer, *batch, *more) == 0
+        log = rows(tmp_path / str(micro) / "train.csv")
+        columns = ("nll", "code_distance", "gradient_norm")
+        found.append([float(row[name]) for row in log for name in columns])
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
+    assert found[2] == pytest.approx(found[0], rel=1e-3)
 
 
 def generate(models: Path, gpt_type: str, out: Path, *flags: str) -> int:

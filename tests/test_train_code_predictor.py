@@ -251,7 +251,9 @@ def test_code_predictor_rows_need_a_code_predictor_and_divide_over_the_forward_p
     with pytest.raises(ValueError, match="train a code predictor, but gpt.code_predictor_dim is 0"):
         configuration.load(GPTRunConfig, None, [*GPT, "train.code_predictor_rows=4"])
     fabric = start_fabric(None, 1, "32-true")
-    with pytest.raises(ValueError, match="3 rows, which do not divide over its 2 forward passes"):
+    with pytest.raises(
+        ValueError, match="2 forward passes .* the 3 rows .*: write train.micro_batch_size=4"
+    ):
         train_gpt_in(
             tmp_path / "odd",
             script_data,

@@ -23,6 +23,8 @@ from tar3d.condition.text_encoders import build_text_encoder
 from tar3d.contracts import Condition
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from transformers import PreTrainedTokenizerBase
 
     from tar3d.config import GPTRunConfig
@@ -104,18 +106,22 @@ class Conditioner(nn.Module):
             return self._frozen[modality]
         return cast("Encoder", self.trained[modality])
 
-    def forward(self, inputs: ConditionInputs) -> Condition:
+    def forward(self, inputs: ConditionInputs, turns: Sequence[int] | None = None) -> Condition:
         """The prefixes of B rows.
 
-        With several modalities, row b is conditioned on the (b mod K)-th: each gets its share of a
-        batch.
+        With several modalities, row b is conditioned on the (turns[b] mod K)-th: each gets its
+        share of a batch. By default turns[b] is b; the rows of a part of a batch have the numbers
+        that they have in the whole.
         """
+        if len(inputs) == 1:
+            return self._encode(*next(iter(inputs.items())))
+        device, count = next((v.device, len(v)) for v in inputs.values())
+        turn = torch.tensor(range(count) if turns is None else turns) % len(inputs)
+        rows = [(turn == k).nonzero()[:, 0].to(device) for k in range(len(inputs))]
         parts = [
-            self._encode(modality, values[k :: len(inputs)])
-            for k, (modality, values) in enumerate(inputs.items())
+            self._encode(modality, values[taken])
+            for (modality, values), taken in zip(inputs.items(), rows, strict=True)
         ]
-        if len(parts) == 1:
-            return parts[0]
         longest = max(part.mask.shape[1] for part in parts)
         padding = [longest - part.mask.shape[1] for part in parts]
         embeddings = torch.cat(
@@ -125,8 +131,7 @@ class Conditioner(nn.Module):
             ]
         )
         mask = torch.cat([F.pad(part.mask, (0, p)) for part, p in zip(parts, padding, strict=True)])
-        rows = torch.arange(len(mask), device=mask.device)
-        order = torch.cat([rows[k :: len(parts)] for k in range(len(parts))]).argsort()
+        order = torch.cat(rows).argsort()
         return Condition(
             embeddings[order], mask[order], all(part.full for part in parts) and not any(padding)
         )

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 # Logits at a time: 2^24 float32 are 64 MiB. Smaller parts save no memory that matters; larger ones
 # leave a CPU's caches.
 LOGITS_AT_ONCE = 1 << 24
+# Positions at a time in float16, whose largest number is 65,504: the gradient of the head's weight
+# is a sum over them of entries up to the size of a hidden state's.
+FLOAT16_POSITIONS = 1024
 
 
 def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -67,7 +70,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         flat, matrix = _in_compute_dtype(hidden), _in_compute_dtype(weight)
         sums = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         total = hidden.new_zeros((), dtype=sums)
-        hidden_gradient = torch.empty_like(hidden)
+        # float16 rounds most of (softmax - one hot) / N to 0, and no loss scale has been applied
+        # yet: there the products are divided instead, in float32.
+        divide_products = matrix.dtype == torch.float16
+        kept = sums if divide_products else hidden.dtype
+        hidden_gradient = torch.empty_like(hidden, dtype=kept)
         weight_gradient = torch.zeros_like(weight, dtype=sums)
         with torch.autocast(weight.device.type, enabled=False):
             for part in _parts(flat, matrix):
@@ -78,10 +85,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 # d mean / d logits = (softmax - one hot) / N, in the place of the logits.
                 gradient = logits.sub_(norm).exp_()
                 gradient.scatter_add_(1, labels, gradient.new_full((1, 1), -1.0).expand_as(labels))
-                gradient = gradient.div_(len(targets)).to(matrix.dtype)
+                if not divide_products:
+                    gradient.div_(len(targets))
+                gradient = gradient.to(matrix.dtype)
                 hidden_gradient[part] = gradient @ matrix
                 weight_gradient += gradient.T @ flat[part]
-        ctx.save_for_backward(hidden_gradient, weight_gradient.to(weight.dtype))
+        if divide_products:
+            hidden_gradient.div_(len(targets))
+            weight_gradient.div_(len(targets))
+        else:
+            weight_gradient = weight_gradient.to(weight.dtype)
+        ctx.save_for_backward(hidden_gradient, weight_gradient)
+        ctx.dtypes = hidden.dtype, weight.dtype
         return total / len(targets)
 
     @staticmethod
@@ -89,8 +104,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, scale: Tensor) -> tuple[Tensor, Tensor, None]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
         return (
-            hidden_gradient * scale.to(hidden_gradient.dtype),
-            weight_gradient * scale.to(weight_gradient.dtype),
+            (hidden_gradient * scale.to(hidden_gradient.dtype)).to(ctx.dtypes[0]),
+            (weight_gradient * scale.to(weight_gradient.dtype)).to(ctx.dtypes[1]),
             None,
         )
 
@@ -98,6 +113,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _parts(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
     """Slices of the positions, as equal as they can be."""
     count = max(1, -(-len(hidden) * len(weight) // LOGITS_AT_ONCE))
+    if weight.dtype == torch.float16:
+        count = max(count, -(-len(hidden) // FLOAT16_POSITIONS))
     bounds = [len(hidden) * k // count for k in range(count + 1)]
     return (slice(*ends) for ends in itertools.pairwise(bounds))
 

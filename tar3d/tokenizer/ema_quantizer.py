@@ -20,13 +20,12 @@ from tar3d.tokenizer.quantizer import Quantized, Quantizer
 EMA_DECAY = 0.99
 # a code is dead when its averaged count falls below this share of an evenly used code's
 DEAD_BELOW = 0.02
-CANDIDATES = 256  # latents of each shape and step from which dead codes are revived, at most
 CHUNK = 16_384  # latents compared with the codebook at a time: bounds the (L, V) similarity matrix
 KMEANS_ITERATIONS = 20
 
 
 class EMAQuantizer(Quantizer):
-    """Nearest code by cosine. Unused codes are moved onto random latents (`step`)."""
+    """Nearest code by cosine. Dead codes are moved onto random latents (`step`)."""
 
     ema_count: Tensor  # (V,)
     ema_sum: Tensor  # (V, K)
@@ -71,11 +70,7 @@ class EMAQuantizer(Quantizer):
         flat = z.reshape(-1, self.code_dim)
         count = torch.bincount(ids, minlength=self.codebook_size).float()
         total = torch.zeros_like(self.codebook).index_add_(0, ids, flat)
-        rows = z.reshape(len(z), -1, self.code_dim)
-        stride = max(1, rows.shape[1] // CANDIDATES)
-        self._pending.append(
-            (count, total, rows[:, ::stride][:, :CANDIDATES].reshape(-1, self.code_dim))
-        )
+        self._pending.append((count, total, flat))
 
     @torch.no_grad()
     def step(
@@ -84,15 +79,17 @@ class EMAQuantizer(Quantizer):
         """Moves the codebook, revives dead codes, and returns their number.
 
         The codebook follows what `forward` saw since the last call. Statistics of all processes are
-        added up, so the codebook does not depend on how many share a batch. A revived code also
-        gets a fresh count and sum, or its next average would drag it back to where it died. Raises
-        RuntimeError without a forward pass in training mode.
+        added up, so the codebook does not depend on how many share a batch. Each dead code moves
+        onto another latent of the step, drawn from all of them; where there are more dead codes
+        than latents, the rest waits for the next step. A revived code also gets a fresh count and
+        sum, or its next average would drag it back to where it died. Raises RuntimeError without a
+        forward pass in training mode.
         """
         if not self._pending:
             raise RuntimeError(
                 "EMAQuantizer.step() needs a forward pass in training mode since the last step"
             )
-        counts, totals, candidates = zip(*self._pending, strict=True)
+        counts, totals, latents = zip(*self._pending, strict=True)
         self._pending = []
         count = gather(torch.stack(counts).sum(0)).view(-1, self.codebook_size).sum(0)
         total = gather(torch.stack(totals).sum(0)).view(-1, *self.codebook.shape).sum(0)
@@ -102,10 +99,9 @@ class EMAQuantizer(Quantizer):
         even = self.ema_count.sum() / self.codebook_size
         dead = (self.ema_count < DEAD_BELOW * even).nonzero()[:, 0]
         if len(dead):
-            pool = gather(torch.cat(candidates)).view(-1, self.code_dim)
-            chosen = pool[
-                torch.randint(len(pool), (len(dead),), generator=generator).to(pool.device)
-            ]
+            pool = gather(torch.cat(latents)).view(-1, self.code_dim)
+            chosen = draw_without_replacement(pool, len(dead), generator)
+            dead = dead[: len(chosen)]
             self.codebook[dead] = chosen
             self.ema_count[dead] = even
             self.ema_sum[dead] = chosen * even
@@ -128,21 +124,24 @@ class EMAQuantizer(Quantizer):
                 f"k-means needs at least {self.codebook_size} latents (one per code), "
                 f"got {len(flat)}: use more shapes or a smaller tokenizer.codebook_size"
             )
-        pick = torch.randperm(len(flat), generator=generator).to(flat.device)
-        self.codebook.copy_(flat[pick[: self.codebook_size]])
+        self.codebook.copy_(draw_without_replacement(flat, self.codebook_size, generator))
         for _ in range(iterations):
             ids = self.nearest(flat)
             count = torch.bincount(ids, minlength=self.codebook_size).float()
             total = torch.zeros_like(self.codebook).index_add_(0, ids, flat)
             empty = (count == 0).nonzero()[:, 0]
-            refill = flat[
-                torch.randint(len(flat), (len(empty),), generator=generator).to(flat.device)
-            ]
-            total[empty], count[empty] = refill, 1.0
+            total[empty] = draw_without_replacement(flat, len(empty), generator)
+            count[empty] = 1.0
             self.codebook.copy_(normalize(total))
         share = count / count.sum() * self.codebook_size
         self.ema_count.copy_(share)
         self.ema_sum.copy_(self.codebook * share[:, None])
+
+
+def draw_without_replacement(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` different rows in a random order; all of them where there are fewer."""
+    order = torch.randperm(len(rows), generator=generator)
+    return rows[order[:count].to(rows.device)]
 
 
 def normalize(x: Tensor) -> Tensor:

@@ -22,11 +22,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tar3d.config.checks import nearest
 from tar3d.contracts import Condition
 from tar3d.gpt.code_predictor import PREDICTOR_PARAMETERS
 from tar3d.gpt.loss import cross_entropy
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tar3d.condition.base import ImageEncoder, TextEncoder
     from tar3d.condition.conditioner import ConditionInputs
     from tar3d.conditional_gpt import ConditionalGPT
@@ -74,15 +77,21 @@ class GPTObjective(torch.nn.Module):
                 parameter.requires_grad_(False)
 
     def forward(
-        self, tokens: Tensor, inputs: Tensor, condition_inputs: ConditionInputs, dropped: Tensor
+        self,
+        tokens: Tensor,
+        inputs: Tensor,
+        condition_inputs: ConditionInputs,
+        dropped: Tensor,
+        turns: Sequence[int] | None = None,
     ) -> dict[str, Tensor]:
         """The loss terms of the stage, scalars by name.
 
         "nll" is taken over the first B rows of `tokens` (B + b, T), predicted from `inputs`
         (B, T - 1), with the null prefix where `dropped` (B,); "code_distance" over all rows.
+        `turns` says which of several modalities each row has (`Conditioner.forward`).
         """
         gpt, B = self.model.gpt, len(inputs)
-        condition = self.model.condition(condition_inputs, len(tokens))
+        condition = self.model.condition(condition_inputs, len(tokens), turns)
         inputs = torch.cat([inputs, tokens[:B, -1:]], dim=1)  # whole, to be ordered, then cut
         inputs, tokens = gpt.to_model_order(inputs)[:, :-1], gpt.to_model_order(tokens)
         losses = {}
@@ -132,37 +141,62 @@ def draw_dropped_rows(model: ConditionalGPT, rows: int, generator: torch.Generat
 def rows_of_pass(config: GPTRunConfig, rows: int, predictor_rows: int) -> int:
     """Rows of one forward pass, of this process's `rows` a step.
 
-    Raises ValueError where the modalities cannot take turns in them, or where `predictor_rows`, the
-    rows that only the code predictor sees, do not divide over the passes.
+    All passes have as many rows, each of the modalities equally often in them, and as many of the
+    `predictor_rows` that only the code predictor sees: then a step is the same however it is split.
+    Raises ValueError where that cannot be.
     """
-    micro, modalities = config.train.micro_batch_size or rows, len(config.conditions)
-    if modalities and micro % modalities:
+    t, modalities = config.train, max(1, len(config.conditions))
+    micro = t.micro_batch_size or rows
+    if rows % modalities:
+        least = modalities * (t.global_batch_size // rows)  # times the number of processes
+        allowed = list(range(least, t.global_batch_size + 2 * least, least))
         raise ValueError(
-            f"{micro} rows go through the model together, but {modalities} conditions take turns "
-            "in them: set train.global_batch_size or train.micro_batch_size so that they divide by "
-            f"{modalities}"
+            f"train.global_batch_size {t.global_batch_size} gives each process {rows} of its rows, "
+            f"in which {modalities} conditions cannot take turns: write "
+            f"train.global_batch_size={nearest(t.global_batch_size, allowed)}"
         )
-    if predictor_rows % max(1, rows // micro):
+    reason = ""
+    if rows % micro:
+        reason = f"does not divide the {rows} rows of each device"
+    elif micro % modalities:
+        reason = f"makes forward passes in which {modalities} conditions cannot take turns"
+    elif predictor_rows % (rows // micro):
+        reason = (
+            f"makes {rows // micro} forward passes a step, over which the {predictor_rows} rows of "
+            "train.code_predictor_rows do not divide"
+        )
+    if reason:
+        allowed = [
+            n
+            for n in range(modalities, rows + 1, modalities)
+            if rows % n == 0 and predictor_rows % (rows // n) == 0
+        ]
         raise ValueError(
-            f"train.code_predictor_rows gives a process {predictor_rows} rows, which do not divide "
-            f"over its {rows // micro} forward passes a step"
+            f"train.micro_batch_size {micro} {reason}: write "
+            f"train.micro_batch_size={nearest(micro, allowed)}"
         )
     return micro
 
 
-def inputs_of_pass(batch: dict, rows: slice, count: int) -> tuple[Tensor, Tensor, ConditionInputs]:
-    """The tokens, inputs and condition inputs of one forward pass.
+def inputs_of_pass(
+    batch: dict, rows: slice, count: int, rank: int
+) -> tuple[Tensor, Tensor, ConditionInputs, list[int]]:
+    """The tokens, inputs, condition inputs and turns of one forward pass of process `rank`.
 
     They are those of `rows` among the first `count` rows of the batch, and an equal share of the
-    rows after them, which only the code predictor sees.
+    rows after them, which only the code predictor sees. The turn of a row is its number among the
+    rows of its kind in the step of all processes, so that every split of a step gives each row the
+    same modality.
     """
-    micro = rows.stop - rows.start
-    share = (len(batch["tokens"]) - count) * micro // count
+    micro, further = rows.stop - rows.start, len(batch["tokens"]) - count
+    share = further * micro // count
     start = count + rows.start // micro * share
     more = slice(start, start + share)
+    turns = [rank * count + row for row in range(rows.start, rows.stop)]
+    turns += [rank * further + row - count for row in range(more.start, more.stop)]
 
     def both(tensor: Tensor) -> Tensor:
         return torch.cat([tensor[rows], tensor[more]])
 
     condition_inputs = {modality: both(tensor) for modality, tensor in batch["condition"].items()}
-    return both(batch["tokens"]), batch["inputs"][rows], condition_inputs
+    return both(batch["tokens"]), batch["inputs"][rows], condition_inputs, turns

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from tar3d import config as configuration
+from tar3d.config.checks import nearest
 from tar3d.optim.groups import routing_table
-from tar3d.optim.muon import is_sharded
 from tar3d.runtime import (
     COMPUTE_DTYPES,
     command_line,
@@ -30,6 +30,7 @@ from tar3d.runtime import (
 )
 from tar3d.throughput import Meter, find_peak
 from tar3d.training.errors import NotFinite, Stopped
+from tar3d.training.gradients import clip_gradients, without_finite_gradient
 from tar3d.training.log import RunLog
 from tar3d.training.moving_average import moving_average
 from tar3d.training.sharding import describe_shard, gathered
@@ -203,8 +204,10 @@ class Run(Generic[ModuleT]):
         """
         micro = self.config.train.micro_batch_size or rows
         if rows % micro:
+            allowed = [n for n in range(1, rows + 1) if rows % n == 0]
             raise ValueError(
-                f"train.micro_batch_size {micro} does not divide the {rows} rows of each device"
+                f"train.micro_batch_size {micro} does not divide the {rows} rows of each device: "
+                f"write train.micro_batch_size={nearest(micro, allowed)}"
             )
         self._passes, self._values = rows // micro, {}
         for start in range(0, rows, micro):
@@ -221,10 +224,7 @@ class Run(Generic[ModuleT]):
         """Clips the gradients to the norm `optim.grad_clip`; returns their norm before that."""
         for optimizer in self.optimizers:
             self._scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(
-            self.module.parameters(), self.config.optim.grad_clip or math.inf
-        )
-        return norm.full_tensor() if is_sharded(norm) else norm
+        return clip_gradients(self.module, self.config.optim.grad_clip or math.inf)
 
     def step_values(self, norm: Tensor) -> dict[str, float]:
         """The values of the step and its "gradient_norm", means over the processes."""
@@ -241,12 +241,15 @@ class Run(Generic[ModuleT]):
 
         False where float16 overflowed (the next step has a smaller scale), or where the step may be
         skipped (`train.skip_nonfinite`). Otherwise it raises NotFinite, before the weights move.
+        No optimizer may step then, even if its own gradients are finite.
         """
         wrong = [name for name, value in values.items() if not math.isfinite(value)]
         overflowed = (
             wrong == ["gradient_norm"]
             and self._scaler.is_enabled()
             and self._scaler.get_scale() >= SMALLEST_SCALE
+            # Without one, the norm itself is too large for float32, which no scale changes.
+            and len(without_finite_gradient(self.module, self.fabric)) > 0
         )
         if wrong and not overflowed:
             self._skip_step(values, wrong[0])
@@ -265,15 +268,10 @@ class Run(Generic[ModuleT]):
     def _skip_step(self, values: dict[str, float], wrong: str) -> None:
         """Saves what repeats a step that is not finite; raises NotFinite if it is one too many."""
         items = self._items(self.step)
-        parameters = [
-            name
-            for name, p in self.module.named_parameters()
-            if p.grad is not None and not p.grad.isfinite().all()
-        ]
         about = {
             "values": {name: str(value) for name, value in values.items()},
             "items": items,
-            "parameters_without_finite_gradient": parameters,
+            "parameters_without_finite_gradient": without_finite_gradient(self.module, self.fabric),
         }
         state = self._save(self.folder / NOT_FINITE, about)
         self.skipped += 1

@@ -64,6 +64,15 @@ def test_parts_of_a_batch_begin_with_the_first_modality_again():
     )
 
 
+def test_rows_of_a_part_keep_the_turns_that_they_have_in_the_whole():
+    model, inputs = conditioner(), condition_inputs(5)
+    whole = model(inputs)
+    for rows in (slice(1, 4), slice(2, 4), slice(3, 5)):
+        part = model(rows_of(inputs, rows), range(rows.start, rows.stop))
+        torch.testing.assert_close(whole.embeddings[rows], part.embeddings, atol=1e-5, rtol=1e-5)
+        assert torch.equal(whole.mask[rows], part.mask)
+
+
 def test_every_encoder_learns_from_a_mixed_batch():
     model = conditioner()
     condition = model(condition_inputs(4))

@@ -15,11 +15,11 @@ from tar3d.gpt.model import GPT
 B, T, D, V = 3, 17, 8, 29
 
 
-def inputs(dtype=torch.float32, device="cpu"):
+def inputs(dtype=torch.float32, device="cpu", positions=(B, T), codes=V, width=D):
     generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(B, T, D, generator=generator).to(device, dtype).requires_grad_()
-    weight = torch.randn(V, D, generator=generator).to(device, dtype).requires_grad_()
-    return hidden, weight, torch.randint(V, (B, T), generator=generator).to(device)
+    hidden = torch.randn(*positions, width, generator=generator).to(device, dtype).requires_grad_()
+    weight = torch.randn(codes, width, generator=generator).to(device, dtype).requires_grad_()
+    return hidden, weight, torch.randint(codes, positions, generator=generator).to(device)
 
 
 def plain(hidden, weight, targets):
@@ -43,13 +43,17 @@ def test_value_and_gradients_are_the_plain_ones(monkeypatch, at_once):
     torch.testing.assert_close(token_nll(hidden, weight, targets).mean(), results[1][0])
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_under_autocast_it_is_as_exact_as_the_plain_form(monkeypatch, device):
+DEVICES = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+
+
+@DEVICES
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_under_autocast_it_is_as_exact_as_the_plain_form(monkeypatch, device, dtype):
     monkeypatch.setattr(loss, "LOGITS_AT_ONCE", 4 * V)
     exact, results = None, []
     for form in (plain, plain, cross_entropy):
         hidden, weight, targets = inputs(device=device)
-        with torch.autocast(device, torch.bfloat16, enabled=exact is not None):
+        with torch.autocast(device, dtype, enabled=exact is not None):
             value = form(hidden, weight, targets)
         value.backward()
         found = (value.detach(), hidden.grad, weight.grad)
@@ -63,6 +67,36 @@ def test_under_autocast_it_is_as_exact_as_the_plain_form(monkeypatch, device):
         )
     for mine, theirs in zip(results[2], results[1], strict=True):
         assert mine < 1.3 * theirs + 1e-3
+
+
+@DEVICES
+@pytest.mark.parametrize("at_once", [1000 * 256, 1 << 24])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_float16_keeps_the_gradient_of_many_positions(monkeypatch, device, at_once, dtype):
+    """Entries of softmax / N are too small for float16 here, and the loss scale comes too late to
+    save them. Softmax rows sum to 1, so the gradient of the head sums to 0 over the codes."""
+    monkeypatch.setattr(loss, "LOGITS_AT_ONCE", at_once)
+    found = []
+    for form, scale in ((plain, 1.0), (cross_entropy, 65536.0)):
+        kind = dtype if form is cross_entropy else torch.float32
+        hidden, weight, targets = inputs(kind, device, (16, 1000), 256, 8)
+        with torch.autocast(device, torch.float16, enabled=form is cross_entropy):
+            value = form(hidden, weight, targets)
+        (scale * value).backward()
+        found.append((value.detach(), hidden.grad.float() / scale, weight.grad.float() / scale))
+    for true, mine in zip(*found, strict=True):
+        assert (mine - true).norm() < 1e-3 * true.norm()
+    gradient = found[1][2]
+    assert gradient.sum(0).norm() < 1e-3 * gradient.norm()
+
+
+def test_float16_sums_over_positions_stay_finite():
+    """16,000 positions of one code, whose hidden states are alike: 65,504 is near."""
+    hidden = torch.full((16_000, 4), 8.0, requires_grad=True)
+    weight, targets = torch.zeros(8, 4, requires_grad=True), torch.zeros(16_000, dtype=torch.int64)
+    with torch.autocast("cpu", torch.float16):
+        cross_entropy(hidden, weight, targets).backward()
+    torch.testing.assert_close(weight.grad[0], torch.full((4,), -7.0), rtol=1e-3, atol=0)
 
 
 def test_each_gradient_alone():

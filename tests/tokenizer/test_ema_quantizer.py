@@ -9,7 +9,12 @@ import torch
 
 from tar3d.config import TokenizerConfig
 from tar3d.tokenizer import ema_quantizer
-from tar3d.tokenizer.ema_quantizer import EMA_DECAY, EMAQuantizer, normalize
+from tar3d.tokenizer.ema_quantizer import (
+    EMA_DECAY,
+    EMAQuantizer,
+    draw_without_replacement,
+    normalize,
+)
 from tar3d.tokenizer.quantizer import codebook_usage
 
 
@@ -104,10 +109,8 @@ def test_a_step_is_the_moving_average(monkeypatch):
         assert torch.allclose(q.codebook[code], normalize(total), atol=1e-5)
 
 
-@pytest.mark.parametrize("candidates", [1, 5, 256])
-def test_processes_that_share_a_batch_get_the_codebook_of_one(monkeypatch, candidates):
-    """Revived codes too: each process knows the candidates of all, in the order of the batch."""
-    monkeypatch.setattr(ema_quantizer, "CANDIDATES", candidates)
+def test_processes_that_share_a_batch_get_the_codebook_of_one():
+    """Revived codes too: each process knows the latents of all, in the order of the batch."""
     z = normalize(latents(1, 4)).expand(6 * 16, 4) + 0.01 * latents(
         6 * 16, 4, seed=2
     )  # most codes are dead
@@ -173,6 +176,37 @@ def test_dead_codes_are_revived_with_a_fresh_count_and_sum():
     ).max() < 0.1  # the average does not drag them back
 
 
+def near_first_code(q: EMAQuantizer, *shape: int, seed: int = 1) -> torch.Tensor:
+    """Latents near the first code; all others are dead, and far from them."""
+    if seed == 1:
+        q.codebook[1:] = -q.codebook[0]
+        q.ema_count[1:], q.ema_sum[1:] = 1e-6, q.codebook[1:] * 1e-6
+    return normalize(q.codebook[0] + 0.1 * latents(*shape, 4, seed=seed))
+
+
+@pytest.mark.parametrize("grid", [12, 16, 18, 20, 24, 32])
+def test_dead_codes_come_back_from_everywhere_in_the_grid_and_no_two_on_one_latent(grid):
+    q, shapes, tokens = quantizer(257), 3, 3 * grid**2
+    z = near_first_code(q, shapes, tokens)
+    q(z)
+    assert q.step(generator()) == 256
+    similarity, index = (q.codebook[1:] @ z.view(-1, 4).T).max(1)
+    assert similarity.min() > 1 - 1e-5 and len(index.unique()) == 256
+    token = index % tokens
+    plane, row, column = token // grid**2, token // grid % grid, token % grid
+    for place, count in ((plane, 3), (row, grid), (column, grid), (index // tokens, shapes)):
+        assert len(place.unique()) == count
+    assert torch.bincount(plane).min() > 60  # of 85 on average
+
+
+def test_more_dead_codes_than_latents_wait_for_the_next_step():
+    q = quantizer(64)
+    for seed, revived in ((1, 25), (2, 25), (3, 13)):
+        q(near_first_code(q, 25, seed=seed))
+        assert q.step(generator()) == revived
+    assert len(q.codebook.unique(dim=0)) == 64
+
+
 def test_float32_under_autocast_and_finite_for_huge_latents():
     q = quantizer()
     z = latents(200, 4).to(torch.bfloat16)
@@ -232,6 +266,13 @@ def test_kmeans_fills_codes_that_nothing_is_near():
     q, z = quantizer(8), normalize(torch.cat([latents(1, 4).expand(60, 4), latents(10, 4, seed=2)]))
     q.init_from_latents(z, generator(), iterations=5)
     assert torch.isfinite(q.codebook).all() and (q.ema_count > 0).all()
+
+
+def test_rows_are_drawn_without_replacement():
+    rows = torch.arange(40.0)[:, None]
+    drawn = draw_without_replacement(rows, 30, generator())
+    assert len(drawn.unique()) == 30 and not torch.equal(drawn, drawn.sort(0).values)
+    assert torch.equal(draw_without_replacement(rows, 99, generator()).sort(0).values, rows)
 
 
 def test_kmeans_refuses_too_few_latents():
