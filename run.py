@@ -35,7 +35,7 @@ from tar3d.data.formats.token_file import FOLDER, SUFFIX
 from tar3d.gpt.packed import BACKENDS
 from tar3d.io import write_json
 from tar3d.mesh.export import FORMATS, save_mesh
-from tar3d.mesh.render import contact_sheet, render_preview, save_turntable
+from tar3d.mesh.render import contact_sheet, render_previews, save_turntable
 from tar3d.mesh.simplify import LEAST_FACES, simplify
 from tar3d.paths import find_local
 from tar3d.pipeline import GeneratedShape, Pipeline
@@ -386,9 +386,7 @@ def save_mesh_files(
             notes.append(f"fewer than {least} faces would close its holes or lose pieces")
     save_mesh(mesh, target, up=args.up, size=args.size)
     if args.preview:
-        views = [
-            render_preview(mesh, PREVIEW_SIZE, azimuth) for azimuth in PREVIEW_AZIMUTHS.values()
-        ]
+        views = render_previews(mesh, PREVIEW_SIZE, PREVIEW_AZIMUTHS.values())
         row, titles = (
             [*condition.previews.values(), *views],
             [*condition.previews, *PREVIEW_AZIMUTHS],

@@ -24,7 +24,7 @@ from tar3d.data.formats.token_file import TokenFiles
 from tar3d.gpt.engine import Engine
 from tar3d.gpt.generate import generate
 from tar3d.layouts import layout_class
-from tar3d.mesh.extract import COARSE, EmptyFieldError, drop_small_components, extract
+from tar3d.mesh.extract import EmptyFieldError, drop_small_components, extract
 from tar3d.placement import Placement, timed
 from tar3d.prepared_conditions import PreparedConditions, prepare_conditions
 from tar3d.runtime import describe_machine
@@ -44,9 +44,6 @@ if TYPE_CHECKING:
 # Field queries of one call: what fits a CPU core's cache (2^17 takes twice the time), and what
 # fills a GPU.
 QUERIES_AT_ONCE = {"cpu": 1 << 14, "cuda": 1 << 20}
-# Cells of the coarse lattice for planes that resolve more: it costs next to nothing from 384 cells
-# on.
-MAX_COARSE_CELLS = 96
 # Pieces below 1 % of the largest one's volume are floaters of an imperfect field.
 MIN_COMPONENT_SHARE = 0.01
 
@@ -67,15 +64,9 @@ def mesh_from_triplane(
             OccupancyField(vqvae.occupancy, planes),
             resolution,
             chunk=QUERIES_AT_ONCE[planes.device.type],
-            coarse=coarse_cells(planes.shape[-1]),
             device=planes.device,
             progress=progress,
         )
-
-
-def coarse_cells(plane_side: int) -> int:
-    """Cells of the coarse lattice along each axis, for a field over planes of this side."""
-    return min(max(plane_side, COARSE), MAX_COARSE_CELLS)
 
 
 def mesh_from_codes(

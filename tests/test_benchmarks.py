@@ -387,7 +387,7 @@ def test_tiny_cases_run(suite, case, monkeypatch):
 
 @pytest.mark.parametrize("size", ["tiny", "full"])
 def test_extraction_is_compared_with_the_dense_lattice(size, monkeypatch):
-    monkeypatch.setattr(extract, "coarse_cells", lambda side: 16)
+    monkeypatch.setattr(extract, "COARSE", 16)
     dense, refined = (work.call() for work in extract.compare(64, size, CPU).values())
     assert dense["query_share"] == 1 and dense["queries"] == 65**3
     assert refined["faces"] == dense["faces"] > 1000 and refined["query_share"] < 0.5

@@ -61,7 +61,9 @@ DATA_MAY_IMPORT: dict[str, set[str]] = {
 }
 TORCH_FREE = ("config", "contracts", "io", "layouts", "paths", "upgrade", "mesh", "parallel")
 # Of those, what runs where the field does, and what no data worker may load therefore.
-WITH_TORCH = {f"tar3d/mesh/{name}.py" for name in ("extract", "lattice", "marching_cubes")}
+WITH_TORCH = {
+    f"tar3d/mesh/{name}.py" for name in ("extract", "lattice", "lattice_field", "marching_cubes")
+}
 # Modules besides that load no torch when they are imported: a process that samples meshes.
 STARTS_WITHOUT_TORCH = ("tar3d.data.prepare.sample_mesh", "tar3d.data.make_samples")
 

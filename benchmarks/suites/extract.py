@@ -28,9 +28,9 @@ from tar3d import config as configuration
 from tar3d.config import VQVAEConfig
 from tar3d.contracts import Triplane
 from tar3d.data.toy.shapes import generate
-from tar3d.mesh.extract import extract
+from tar3d.mesh.extract import COARSE, extract
 from tar3d.mesh.points import sample_surface
-from tar3d.pipeline import QUERIES_AT_ONCE, coarse_cells
+from tar3d.pipeline import QUERIES_AT_ONCE
 from tar3d.tokenizer.field import OccupancyField
 from tar3d.tokenizer.vqvae import VQVAE
 
@@ -88,7 +88,7 @@ def model_and_planes(size: str, device: torch.device) -> tuple[VQVAE, Tensor]:
 
 
 def extraction(field: Field, side: int, resolution: int, dense: bool, device: torch.device) -> Work:
-    coarse = resolution if dense else coarse_cells(side)
+    coarse = resolution if dense else COARSE
     chunk = QUERIES_AT_ONCE[device.type]
 
     @torch.inference_mode()

@@ -5,17 +5,24 @@ everything is empty: a shape that touches the border is closed there. Faces wind
 
 A coarse lattice is evaluated everywhere, then cells are halved, again and again, where the surface
 is or may be, until they have the size asked for (hierarchical decoding, as in FlashVDM, arXiv
-2503.16302). Two rules select the cells that are halved:
+2503.16302). Three rules select the cells that are halved:
 
     near    the corner value next to the level is off it by less than MARGIN times the range of the
             corners' values: a field as steep beyond the cell as within would reach the level there
+    probe   one of the probes, points spread evenly over the cube, lies on the other side of the
+            surface than all corners of its cell
     follow  where the surface leaves the selected cells, the next cell is selected too, on every
             lattice, so that a surface is found whole or not at all
 
-So only a separate piece that no value and no slope of a coarser lattice shows can be missed.
-Everything else is what the dense lattice gives, vertex by vertex. Nothing as large as the fine
-lattice exists: cells are lists, worked on in slabs of a few layers. All of it runs on the device
-of the field. This module uses torch, so data workers must not import it.
+Connected to anything that is found, a part is what the dense lattice gives, vertex by vertex. A
+separate piece can be missed only if it lies between the points of the coarse lattice, no slope
+leads to it (as in a field that is flat up to a jump), and no probe is in it. From 128 cells on a
+piece of volume V holds 4,096 V probes on average: a plate of 1.2 x 1.2 x 0.0156 (one cell of 128)
+holds 92, a ball of radius 0.05 two, one of radius 0.02 mostly none.
+
+Nothing as large as the fine lattice exists: cells are lists, worked on in slabs of a few layers.
+All of it runs on the device of the field. This module uses torch, so data workers must not import
+it.
 """
 
 from __future__ import annotations
@@ -28,13 +35,14 @@ from torch import Tensor
 
 from tar3d.contracts import Mesh
 from tar3d.mesh.lattice import Lattice, Points, between, find, nonzero
+from tar3d.mesh.lattice_field import LatticeField, Probes
 from tar3d.mesh.load import FACES_AT_ONCE, blocks, face_components
 from tar3d.mesh.marching_cubes import CORNERS, crossing, edge_corners, triangulate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-# cells along an axis of the coarse lattice, at least: as many as the planes of the small tokenizer
+# cells along an axis of the coarse lattice, at least; docs/speed.md has what was measured
 COARSE = 48
 # with 0.5, two of 37 test shapes miss a speck at 256^3, with 0.75 and 1 none (docs/speed.md)
 MARGIN = 0.75
@@ -65,8 +73,9 @@ def extract(
 
     `field` maps points (M, 3) float32 on `device`, M <= `chunk`, to values (M,). It is evaluated at
     points of the lattice -1 + 2 i / resolution, whose cells are 2 / resolution wide: everywhere on
-    a coarse lattice of at least `coarse` and less than twice as many cells along each axis, and on
-    finer ones where the surface may be. With `coarse` = `resolution` it is evaluated everywhere.
+    a coarse lattice of at least `coarse` and less than twice as many cells along each axis, at
+    the probes, and on finer lattices where the surface may be. With `coarse` = `resolution` it is
+    evaluated everywhere.
     `progress` is called with (cells done, cells in all) of each lattice in turn; the finest is most
     of the work. Raises `EmptyFieldError` for a field without a surface, and ValueError for one that
     is not finite or returns another number of values.
@@ -80,7 +89,8 @@ def extract(
     halvings = 0
     while resolution >= coarse << (halvings + 1):
         halvings += 1
-    values = _LatticeField(field, resolution, float(level), chunk, device)
+    values = LatticeField(field, resolution, float(level), chunk, device)
+    probes = Probes(values, resolution) if halvings else None
     cells: Tensor | None = None
     points: Points | None = None
     for halving in range(halvings, -1, -1):
@@ -88,7 +98,7 @@ def extract(
         if points is not None:
             points = lattice.from_coarser(points)
         cells, points = _select_cells(
-            values, lattice, cells, points, near=halving > 0, progress=progress
+            values, lattice, cells, points, probes if halving else None, progress
         )
     assert cells is not None
     assert points is not None
@@ -131,72 +141,22 @@ def drop_small_components(mesh: Mesh, min_volume_share: float) -> Mesh:
     return Mesh(mesh.vertices[used], (np.cumsum(used) - 1)[faces], mesh.to_source)
 
 
-class _LatticeField:
-    """Values of the field at lattice points: checked, relative to the level, -inf outside the cube.
-
-    `highest` is the largest value so far.
-    """
-
-    def __init__(
-        self,
-        field: Callable[[Tensor], Tensor],
-        resolution: int,
-        level: float,
-        chunk: int,
-        device: torch.device,
-    ) -> None:
-        self.field, self.level, self.chunk, self.device = field, level, chunk, device
-        self.axis = (
-            torch.arange(resolution + 1, dtype=torch.float64, device=device) * 2 / resolution - 1
-        ).float()
-        self.highest = float("-inf")
-
-    def __call__(self, lattice: Lattice, keys: Tensor) -> Tensor:
-        """Keys (M,) of points of `lattice` -> values (M,) float32."""
-        index, in_cube = lattice.fine_indices(keys)
-        index = index[in_cube]
-        chunks = [
-            self._evaluate(self.axis[index[start : start + self.chunk]])
-            for start in range(0, len(index), self.chunk)
-        ]
-        result = torch.full(keys.shape, -torch.inf, device=self.device)
-        if chunks:
-            values = torch.cat(chunks) - self.level
-            self.highest = max(self.highest, float(values.max()))
-            if bad := int((~values.isfinite()).sum()):
-                raise ValueError(
-                    f"the field has {bad:,} NaN or infinite values at {len(values):,} lattice "
-                    "points"
-                )
-            result[in_cube] = values
-        return result
-
-    def _evaluate(self, points: Tensor) -> Tensor:
-        values = torch.as_tensor(self.field(points), device=self.device)
-        if values.shape != points.shape[:1]:
-            raise ValueError(
-                f"the field must map {tuple(points.shape)} points to {tuple(points.shape[:1])} "
-                f"values, got {tuple(values.shape)}"
-            )
-        return values.float()
-
-
 def _select_cells(
-    field: _LatticeField,
+    field: LatticeField,
     lattice: Lattice,
     parents: Tensor | None,
     known: Points | None,
-    near: bool,
+    probes: Probes | None,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[Tensor, Points]:
     """The cells of `lattice` that the surface crosses, and the values at their corners.
 
-    With `near`, also the cells that the surface may cross. Candidates are the halves of `parents`,
-    ascending cells of the next coarser lattice (None: all cells), and the cells that the surface
-    leads to from there. Values that are `known` are not evaluated again. Works in slabs of a few
-    layers, and hands the layer of points between two slabs on.
+    With `probes`, also the cells that the surface may cross. Candidates are the halves of
+    `parents`, ascending cells of the next coarser lattice (None: all cells), and the cells that the
+    surface leads to from there. Values that are `known` are not evaluated again. Works in slabs of
+    a few layers, and hands the layer of points between two slabs on.
     """
-    plane, device = lattice.side**2, field.device
+    plane, device, near = lattice.side**2, field.device, probes is not None
     selected, keys, values, missing, done = [], [], [], [], 0
     height = lattice.slab_height(device)
     slab = torch.empty((height + 1) * plane, device=device)
@@ -221,6 +181,8 @@ def _select_cells(
         unknown = nonzero(marks)
         slab[unknown] = field(lattice, unknown + start)
         case, is_selected = _classify((slab[cells + step] for step in lattice.corner_steps), near)
+        if probes is not None:
+            is_selected |= probes.contradict(lattice, cells + start, case)
         beyond = _cells_beyond_crossed_faces(cells, case, lattice) + plane
         missing.append(beyond[~candidates[beyond]] + (start - plane))
         done += len(cells)
@@ -241,7 +203,7 @@ def _select_cells(
 
 
 def _follow_surface(
-    field: _LatticeField,
+    field: LatticeField,
     lattice: Lattice,
     parents: Tensor | None,
     selected: Tensor,

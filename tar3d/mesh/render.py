@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tar3d.contracts import Mesh
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from tar3d.config import ViewConfig
@@ -258,8 +258,8 @@ def save_turntable(
 ) -> None:
     """Saves a GIF of the mesh turning once about its up axis, in an endless loop."""
     images = [
-        Image.fromarray(render_preview(mesh, size, 360.0 * k / frames)).quantize(_GREYS)
-        for k in range(frames)
+        Image.fromarray(image).quantize(_GREYS)
+        for image in render_previews(mesh, size, (360.0 * k / frames for k in range(frames)))
     ]
     images[0].save(
         path,
@@ -338,12 +338,22 @@ def render_preview(
 ) -> np.ndarray:
     """A preview of a mesh on white, (size, size, 3) uint8; blank without a mesh.
 
-    `azimuth` and `elevation` are in degrees (`orbit`). A very fine mesh is drawn coarser.
+    `azimuth` and `elevation` are in degrees (`orbit`). A very fine mesh is drawn coarser. For
+    several previews of a mesh use `render_previews`.
     """
-    if mesh is None:
-        return np.full((size, size, 3), 255, dtype=np.uint8)
-    if len(mesh.faces) > _PREVIEW_FACES:
+    return next(render_previews(mesh, size, [azimuth], elevation))
+
+
+def render_previews(
+    mesh: Mesh | None, size: int, azimuths: Iterable[float], elevation: float = 20.0
+) -> Iterator[np.ndarray]:
+    """The previews of `render_preview` from several azimuths, through one `Renderer`."""
+    if mesh is not None and len(mesh.faces) > _PREVIEW_FACES:
         mesh = _clustered(mesh, _PREVIEW_CELL)
-    return render(
-        mesh, orbit(azimuth, elevation, 5.5, 35.0), size, background=(255, 255, 255)
-    ).color
+    renderer = None if mesh is None else Renderer(mesh)
+    for azimuth in azimuths:
+        if renderer is None:
+            yield np.full((size, size, 3), 255, dtype=np.uint8)
+        else:
+            camera = orbit(azimuth, elevation, 5.5, 35.0)
+            yield renderer.render(camera, size, background=(255, 255, 255)).color

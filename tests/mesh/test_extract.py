@@ -14,6 +14,7 @@ from torch import Tensor
 from tar3d.contracts import Mesh
 from tar3d.mesh import lattice
 from tar3d.mesh.extract import EmptyFieldError, drop_small_components, extract
+from tar3d.mesh.load import face_components
 from tar3d.mesh.points import signed_volume
 
 CENTER = (0.13, -0.21, 0.07)
@@ -256,13 +257,30 @@ def test_a_surface_is_followed_out_of_the_cells_where_it_was_expected():
 
 def test_what_no_coarse_value_betrays_is_missed_and_said():
     def speck(points: Tensor) -> Tensor:
-        return sphere(points, (0.0625, 0.0625, 0.0625), 0.02).clamp_min(-0.02)
+        return sphere(points, (0.05, 0.08, 0.06), 0.02).clamp_min(-0.02)
 
     with pytest.raises(
         EmptyFieldError, match=r"thinner than a cell of the 16\^3 that were evaluated first"
     ):
         extract(speck, 128, coarse=16)
     assert extract(speck, 128, coarse=64).faces.size
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("thickness", [0.5, 0.25])
+def test_a_plate_in_a_saturated_field_is_found_between_the_points(thickness, sign):
+    """Alone, and as a cavity of a box: thickness in coarse cells, values flat up to a jump."""
+
+    def field(points: Tensor) -> Tensor:
+        across = thickness / 32 - (points[:, 1] - 0.5 / 16).abs()
+        plate = torch.minimum(across, 0.6 - points[:, ::2].abs().amax(dim=1))
+        box = 0.8 - points.abs().amax(dim=1)
+        solid = plate if sign > 0 else torch.minimum(box, -plate)
+        return 10 * torch.tanh(400 * solid)
+
+    dense = extract(field, 64, coarse=64)
+    assert_equal(extract(field, 64, coarse=16), dense)
+    assert face_components(dense.faces, len(dense.vertices)).max() == (0 if sign > 0 else 1)
 
 
 def test_progress_ends_at_what_was_announced():

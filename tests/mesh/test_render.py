@@ -17,7 +17,9 @@ from tar3d.mesh.render import (
     orbit_cameras,
     render,
     render_preview,
+    render_previews,
     rgba,
+    save_turntable,
 )
 
 
@@ -193,3 +195,15 @@ def test_a_very_fine_mesh_looks_the_same_in_a_preview(monkeypatch):
     monkeypatch.setattr("tar3d.mesh.render._PREVIEW_CELL", 1 / 32)
     coarse = render_preview(mesh, 64)
     assert 0 < np.abs(fine.astype(int) - coarse).mean() < 2
+
+
+def test_previews_and_turntables_build_the_ray_structure_once(monkeypatch, tmp_path):
+    mesh, built = ball(), []
+    single = [render_preview(mesh, 32, azimuth) for azimuth in (0.0, 120.0)]
+    monkeypatch.setattr(
+        "tar3d.mesh.render.Renderer", lambda mesh: built.append(mesh) or Renderer(mesh)
+    )
+    assert np.array_equal([*render_previews(mesh, 32, (0.0, 120.0))], single)
+    assert [image.min() for image in render_previews(None, 8, (0.0,))] == [255]
+    save_turntable(mesh, tmp_path / "turn.gif", size=32, frames=3)
+    assert len(built) == 2
