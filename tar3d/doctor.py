@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 
 MODEL = "pretrained/tiny"
 PACKAGES = (
-    "torch",
     "lightning-fabric",
     "numpy",
     "trimesh",
@@ -106,7 +105,7 @@ def print_versions() -> None:
     print(
         f"Python {sys.version.split()[0]}, commit {describe_machine(torch.device('cpu'))['commit']}"
     )
-    found = []
+    found = [f"torch {torch.__version__}"]  # with the build, which the package's metadata lack
     for name in PACKAGES:
         try:
             found.append(f"{name} {importlib.metadata.version(name)}")
