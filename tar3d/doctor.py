@@ -37,6 +37,7 @@ from tar3d.gpt.model import GPT
 from tar3d.paths import shipped
 from tar3d.pipeline import Pipeline
 from tar3d.runtime import COMPUTE_DTYPES, describe_machine, resolve_precision
+from tar3d.runtime.unusable_gpu import unusable_gpu
 from tar3d.throughput import VENDOR_PEAKS, best_seconds
 from tar3d.tokenizer.vqvae import VQVAE
 from tar3d.training.memory import step_bytes
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
 
 MODEL = "pretrained/tiny"
 PACKAGES = (
-    "torch",
     "lightning-fabric",
     "numpy",
     "trimesh",
@@ -91,6 +91,8 @@ def main(argv: list[str] | None = None) -> int:
         *(torch.device("cuda", i) for i in range(torch.cuda.device_count())),
     ]
     print_versions()
+    if reason := unusable_gpu():
+        print(f"\n{reason}")
     for device in devices:
         print_device(device)
     failed = [device for device in devices if not try_models(args.model, device)]
@@ -106,7 +108,7 @@ def print_versions() -> None:
     print(
         f"Python {sys.version.split()[0]}, commit {describe_machine(torch.device('cpu'))['commit']}"
     )
-    found = []
+    found = [f"torch {torch.__version__}"]  # with the build, which the package's metadata lack
     for name in PACKAGES:
         try:
             found.append(f"{name} {importlib.metadata.version(name)}")

@@ -3,9 +3,12 @@
 import argparse
 import copy
 import os
+import shutil
 import subprocess
 import sys
+import warnings
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,7 @@ from tar3d.runtime import (
     prepare_blocks,
     resolve_precision,
     start_fabric,
+    unusable_gpu,
 )
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="speaks about a machine without GPUs")
@@ -81,7 +85,7 @@ def test_precision_follows_the_hardware(monkeypatch):
     "name, message",
     [
         ("gpu", "write cpu, cuda or cuda:N"),
-        ("mps", "runs on cpu and cuda"),
+        ("xla", "runs on cpu, cuda and mps"),
         ("cuda:99", "write --device cpu"),
     ],
 )
@@ -93,6 +97,42 @@ def test_devices_that_cannot_be_used_are_refused(name, message):
 def test_device_by_default():
     assert choose_device("cpu") == torch.device("cpu")
     assert choose_device(None).type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+DRIVER = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {}  Release Build"
+
+
+@pytest.mark.parametrize(
+    "cuda, driver, reason",
+    [
+        (None, "580.82.07", "it is a build without CUDA.*install a CUDA build"),
+        ("13.0", "535.183.01", "the driver is 535, and CUDA 13.0 needs 580 or later"),
+        ("13.0", "580.82.07", "CUDA_VISIBLE_DEVICES"),
+    ],
+)
+@NO_GPU
+def test_a_gpu_that_torch_cannot_use_is_told_with_the_remedy(
+    monkeypatch, tmp_path, cuda, driver, reason
+):
+    monkeypatch.setattr(unusable_gpu, "DRIVER_FILE", tmp_path / "version")
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert unusable_gpu.unusable_gpu() == ""
+    (tmp_path / "version").write_text(DRIVER.format(driver))
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    for start in (partial(choose_device, None), partial(start_fabric, None, 1, "32-true")):
+        with pytest.warns(UserWarning, match=f"{reason}.*This runs on the CPU"):
+            start()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        choose_device("cpu")
+
+
+def test_mps_is_tried_with_a_warning(monkeypatch):
+    with pytest.raises(ValueError, match="no MPS"):
+        choose_device("mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    with pytest.warns(UserWarning, match="not been tried on MPS"):
+        assert choose_device("mps").type == "mps"
 
 
 def test_the_chosen_gpu_is_the_current_one(monkeypatch):

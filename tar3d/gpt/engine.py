@@ -102,8 +102,8 @@ class Engine:
         self.graphed = self.device.type == "cuda" and not self._plain
         self.static = self.graphed or self.backend == "compiled"
         self.window = max(MIN_WINDOW, -(-self.capacity // MAX_GRAPHS)) if self.static else 1
-        if self.backend == "triton":
-            # Its kernels look at what is filled, whatever the window: one graph does.
+        if self.backend in ("compiled", "triton"):
+            # Layers are compiled for each window; Triton's kernels look at what is filled alone.
             self.window = self.capacity
         self._buffers: Buffers | None = None
         self.prepare_seconds = 0.0  # time of the last warm-up and capture

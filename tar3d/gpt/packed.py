@@ -9,6 +9,7 @@ Letters: G rows, D width.
 
 from __future__ import annotations
 
+import types
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -81,10 +82,18 @@ class Operations:
     def _once(
         self, forms: tuple[Callable, ...], step: Callable[..., Tensor]
     ) -> Callable[..., Tensor]:
-        """One function for all blocks of the same forms, so that it is compiled once."""
+        """One function for all blocks of the same forms, so that it is compiled once.
+
+        It has code of its own: torch counts compilations by code, and runs what was compiled too
+        often as it stands. From the second number of rows on that number is dynamic.
+        """
         if forms not in self._compiled:
-            compiled = self.backend == "compiled"
-            self._compiled[forms] = torch.compile(step, dynamic=False) if compiled else step
+            if self.backend == "compiled":
+                own = types.FunctionType(
+                    step.__code__.replace(), step.__globals__, closure=step.__closure__
+                )
+                step = torch.compile(own)
+            self._compiled[forms] = step
         return self._compiled[forms]
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
+
+from tar3d.runtime.unusable_gpu import warn_of_unusable_gpu
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,6 +37,7 @@ def choose_device(name: str | None, low_vram: bool = False) -> torch.device:
     ValueError when it is not there, or when it is a CPU, where `low_vram` has nothing to save.
     """
     if name is None:
+        warn_of_unusable_gpu()
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
@@ -44,8 +48,12 @@ def choose_device(name: str | None, low_vram: bool = False) -> torch.device:
             f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; "
             "write --device cpu"
         )
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"--device is {name!r}; this project runs on cpu and cuda")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"--device is {name!r}; this project runs on cpu, cuda and mps")
+    if device.type == "mps":
+        if not torch.backends.mps.is_available():
+            raise ValueError(f"--device {name}: this machine has no MPS; write --device cpu")
+        warnings.warn("--device mps: this project has not been tried on MPS", stacklevel=2)
     if low_vram and device.type == "cpu":
         raise ValueError(
             "--low-vram keeps models off the GPU while they do not work, but this runs on the CPU: "

@@ -9,6 +9,7 @@ import torch
 
 from tar3d.runtime.blocks import shard_blocks
 from tar3d.runtime.devices import PRECISIONS, make_cublas_deterministic, resolve_precision
+from tar3d.runtime.unusable_gpu import warn_of_unusable_gpu
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -47,6 +48,8 @@ def start_fabric(
             "--nnodes N --nproc_per_node M, and give the same number here; alone, write "
             "--num_nodes 1"
         )
+    if not found:
+        warn_of_unusable_gpu()
     accelerator = "cuda" if found else "cpu"
     strategy: Any = "auto"
     if num_nodes > 1 or len(devices) > 1:

@@ -1,6 +1,7 @@
 """The engine against the plain prefill and decode, in tokens, logits and what it remembers."""
 
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -246,13 +247,32 @@ def test_windows_of_few_sizes_are_the_plain_decoding(n, lengths):
     _assert_same(gpt, _condition(lengths), SamplingConfig(cfg_scale=2.0), engine=engine)
 
 
+# Wide enough for the packing of eager operations.
+COMPILED = {"num_layers": 2, "layer_pattern": "LF", "width": 128}
+
+
 def test_compiled_layers_are_the_plain_decoding():
-    gpt = _gpt(
-        num_layers=2, layer_pattern="LF", width=128
-    )  # wide enough for the packing of eager operations
-    _assert_same(
-        gpt, _condition(RAGGED), SamplingConfig(cfg_scale=2.0), engine=_static(gpt, "compiled")
-    )
+    gpt = _gpt(**COMPILED)
+    engine = Engine(gpt, "compiled")
+    _assert_same(gpt, _condition(RAGGED), SamplingConfig(cfg_scale=2.0), engine=engine)
+
+
+def test_no_layer_is_compiled_too_often(monkeypatch):
+    """At most for the first number of rows and for any other, in each engine.
+
+    torch runs a function that was compiled 8 times as it stands, with a line in a log.
+    """
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    torch._dynamo.reset()
+    graphs, gpt = torch._dynamo.utils.counters["stats"], _gpt(**COMPILED)
+    graphs.clear()
+    for engines in (1, 2):
+        engine = Engine(gpt, "compiled")
+        assert engine.window_for(1) == engine.capacity
+        for rows in (2, 3, 4, 5):
+            condition = _condition(RAGGED[:1] * rows)
+            _assert_same(gpt, condition, SamplingConfig(cfg_scale=2.0), engine=engine)
+        assert len(gpt.blocks) <= graphs["unique_graphs"] <= engines * len(gpt.blocks) * 2
 
 
 class _NoHostReads(TorchDispatchMode):
