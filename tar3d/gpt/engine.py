@@ -41,7 +41,7 @@ from tar3d.contracts import Condition
 from tar3d.gpt.blocks import SwiGLU
 from tar3d.gpt.layers.base import DecodePosition
 from tar3d.gpt.norm import NORM_EPS
-from tar3d.gpt.packed import Operations, PlainBlock, pack_block
+from tar3d.gpt.packed import Operations, PlainBlock, fastest_backend, pack_block
 from tar3d.gpt.sampling import guide, sample
 
 if TYPE_CHECKING:
@@ -78,12 +78,13 @@ class Engine:
 
     | backend    | operations of a layer                | on a CPU               | on CUDA         |
     |------------|--------------------------------------|------------------------|-----------------|
-    | `plain`    | `decode_ops` as they stand           | what `auto` chooses    | in a CUDA graph |
+    | `plain`    | `decode_ops` as they stand           | the choice of `auto`   | in a CUDA graph |
     | `compiled` | `decode_ops` through torch.compile   | seconds to compile     | in a CUDA graph |
     | `triton`   | `decode_triton`, a kernel each       | not there              | in a CUDA graph |
 
-    `auto` is `plain` on CUDA too, for as long as none of the three has been measured on a GPU.
-    Raises ValueError for a backend that is not there, or has no operations for a layer.
+    `auto` on CUDA is `triton` where its kernels agree with the plain operations on that GPU, which
+    is tried once a process, else `plain` with a warning. Raises ValueError for a backend that is
+    not there, or has no operations for a layer.
     """
 
     def __init__(self, gpt: GPT, backend: str = "auto") -> None:
@@ -92,6 +93,9 @@ class Engine:
         self.dtype = (
             torch.get_autocast_dtype(self.device.type) if autocast else gpt.head.weight.dtype
         )
+        if backend == "auto":
+            with self._current_device():
+                backend = fastest_backend(gpt, self.dtype)
         self.operations = Operations(backend, self.device, self.dtype)
         self.backend = self.operations.backend
         with torch.no_grad():

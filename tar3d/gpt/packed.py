@@ -10,6 +10,7 @@ Letters: G rows, D width.
 from __future__ import annotations
 
 import types
+import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -17,14 +18,16 @@ from torch import Tensor, nn
 
 from tar3d.gpt import decode_ops
 from tar3d.gpt.blocks import Block, MLPWeights
+from tar3d.gpt.kernel_check import kernel_fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
 
     from tar3d.gpt.layers.base import DecodePosition, LayerCache, StaticCache
+    from tar3d.gpt.model import GPT
 
-BACKENDS = ("auto", "plain", "compiled", "triton")
+BACKENDS = ("plain", "compiled", "triton")
 
 
 class BlockWeights(NamedTuple):
@@ -41,9 +44,9 @@ class Operations:
     def __init__(self, backend: str, device: torch.device, dtype: torch.dtype) -> None:
         if backend not in BACKENDS:
             raise ValueError(
-                f"the decoding backend is {backend!r}, allowed are {', '.join(BACKENDS)}"
+                f"the decoding backend is {backend!r}, allowed are auto, {', '.join(BACKENDS)}"
             )
-        self.backend = "plain" if backend == "auto" else backend
+        self.backend = backend
         self.device, self.dtype = device, dtype
         self.module = _operations_module(self.backend, device)
         self._compiled: dict[tuple[Callable, ...], Callable[..., Tensor]] = {}
@@ -167,6 +170,27 @@ def pack_block(block: Block, operations: Operations) -> PackedBlock | PlainBlock
             f"{type(block.attention).__name__}: choose plain or auto"
         )
     return PackedBlock(block, operations)
+
+
+def fastest_backend(gpt: GPT, dtype: torch.dtype) -> str:
+    """The backend that `auto` stands for: `triton` on a GPU where its kernels are right, or plain.
+
+    Warns where they are not. A GPT with layers that have no kernels is `plain` without a word.
+    """
+    device = gpt.head.weight.device
+    layers = [layer for block in gpt.blocks for layer in (block.attention, block.mlp)]
+    if device.type != "cuda" or not all(map(has_packed_form, layers)):
+        return "plain"
+    if not all("triton" in block.attention.packed_backends for block in gpt.blocks):
+        return "plain"
+    if reason := kernel_fault(gpt.config, device, dtype):
+        warnings.warn(
+            f"decoding runs PyTorch's operations instead of the Triton kernels: {reason}. "
+            "The decoding backend plain asks for the former and is silent",
+            stacklevel=2,
+        )
+        return "plain"
+    return "triton"
 
 
 def has_packed_form(layer: nn.Module) -> bool:
