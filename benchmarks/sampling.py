@@ -151,7 +151,7 @@ def score_texts(
     """The attributes that are met, and the evaluator's scores."""
     captions = shapes.captions or []
     by_shape = attributes_met(meshes, captions, shapes.categories)
-    met = [float(value) for found in by_shape for value in found.values()]
+    met = [value for found in by_shape for value in found.values()]
     surfaces = [None if mesh is None else surface(mesh, 0) for mesh in meshes]
     scores = score_shapes(evaluator, surfaces, captions, shapes.categories)
     return {"attributes": aggregate(met), "evaluator": scores}

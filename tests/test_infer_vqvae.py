@@ -20,7 +20,7 @@ from tar3d.mesh.load import load_mesh
 from tar3d.mesh.point_cloud import load_points
 from tar3d.mesh.point_normals import estimate_normals
 from tar3d.mesh.points import outer_surface, sample_surface
-from tar3d.metrics.geometry import volume_iou
+from tar3d.metrics.volumes import volume_iou
 from tar3d.pipeline import reconstruct
 
 DEV_MESHES = (

@@ -16,7 +16,7 @@ from tar3d.config import GPTRunConfig
 from tar3d.evaluation.evaluator import load_evaluator, surface
 from tar3d.mesh.load import load_mesh
 from tar3d.mesh.points import sample_surface
-from tar3d.metrics.geometry import volume_iou
+from tar3d.metrics.volumes import volume_iou
 from tar3d.pipeline import reconstruct
 
 ROOT = Path(__file__).resolve().parent.parent

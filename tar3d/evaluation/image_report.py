@@ -184,7 +184,7 @@ def _counts(summaries: dict, titles: dict[str, str], omissions: list[Omission]) 
     return [
         *lines,
         "",
-        "Mean over pairs (a pair is the mean of its images) and 95 % bootstrap interval. "
+        "Mean over pairs (a pair is the mean of its images) and 95 % interval (bootstrap). "
         "`_fg`: over the foreground.",
     ]
 

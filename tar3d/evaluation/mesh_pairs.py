@@ -26,6 +26,7 @@ from tar3d.metrics.geometry import (
     floor_scores,
     in_frame,
     mesh_facts,
+    size_note,
     surface_cloud,
     transformed,
 )
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 CSV_COLUMNS = ("id", "pred", "truth")
 # Columns of a row that are no scores.
-PAIR_COLUMNS = ("id", "category", "status", "reason", "pred", "truth")
+PAIR_COLUMNS = ("id", "category", "status", "reason", "note", "pred", "truth")
 PROTOCOLS = shipped("configs/eval")
 SET_POINTS = 2048  # points a shape in set scores, as in PointFlow
 
@@ -84,6 +85,7 @@ class Pair:
             "category": self.category,
             "status": "ok",
             "reason": "",
+            "note": "",
             "pred": str(self.pred or ""),
             "truth": str(self.truth or ""),
         }
@@ -166,6 +168,7 @@ def score_pair(pair: Pair, *, protocol: EvalProtocol, align: str) -> dict:
     row = pair.row()
     try:
         pred, truth = read_pair(pair, protocol)
+        row["note"] = size_note(pred, truth)
         scores = (
             compare_meshes(pred, truth, protocol) | floor_scores(truth, protocol) | mesh_facts(pred)
         )

@@ -17,7 +17,7 @@ from tar3d.mesh.load import normalize
 from tar3d.mesh.render import contact_sheet, render_preview
 from tar3d.metrics.geometry import describe, geometry_formulas, transformed
 from tar3d.metrics.registry import is_lower_better
-from tar3d.metrics.summary import aggregate, cell, histograms, markdown_table
+from tar3d.metrics.summary import INTERVALS, aggregate, cell, histograms, markdown_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 LIBRARIES = ("numpy", "scipy", "trimesh", "libigl")
 RANKED = 10  # pairs in each part of the ranked image
-MOST_PRINTED = 10  # failures on the terminal; a report has them all
+MOST_PRINTED = 10  # failures on the terminal, and notes in the report; rows.csv has them all
 
 
 def versions() -> dict[str, str]:
@@ -52,6 +52,7 @@ def summarise(rows: list[dict], seed: int) -> dict:
         "failed": [
             {"id": row["id"], "reason": row["reason"]} for row in rows if row["status"] != "ok"
         ],
+        "notes": [{"id": row["id"], "note": row["note"]} for row in good if row.get("note")],
         "scores": {name: aggregate([row.get(name) for row in good], seed) for name in names},
         "by_category": {
             category: {
@@ -180,7 +181,8 @@ def _markdown(
         scored = f"{summary['scored']} of {summary['pairs']} pairs scored."
         lines.append(f"{titles.get(name, name)}: {scored}  ")
         lines += [f"- failed: {f['id']}: {f['reason']}" for f in summary["failed"]]
-    lines += ["", "Mean and 95 % bootstrap interval over pairs.", ""]
+        lines += note_lines(summary["notes"])
+    lines += ["", f"Mean and 95 % interval over pairs ({INTERVALS}).", ""]
     rows = [_headline_row(titles.get(name, name), s, headline) for name, s in summaries.items()]
     if f"floor_{headline[0]}" in first["scores"]:
         rows.append(_floor_row(first, headline))
@@ -200,10 +202,23 @@ def _markdown(
     return lines + details(first, titles.get(main, main), by_category)
 
 
+def note_lines(notes: list[dict[str, str]]) -> list[str]:
+    """Lines on scored pairs that may not be what was meant: the first, and how many there are."""
+    lines = [f"- note: {note['id']}: {note['note']}" for note in notes[:MOST_PRINTED]]
+    more = len(notes) - MOST_PRINTED
+    return [*lines, f"- ... and {more} more, in rows.csv"] if more > 0 else lines
+
+
 def _headline_row(title: str, summary: dict, headline: list[str]) -> list[str]:
     scores = summary["scores"]
-    cells = [cell(scores[name]) if name in scores else "none" for name in headline]
+    cells = [_headline_cell(scores[name]) if name in scores else "none" for name in headline]
     return [title, str(summary["scored"]), *cells]
+
+
+def _headline_cell(values: dict) -> str:
+    """The cell of an aggregate, with the number of values where some are missing."""
+    count, missing = values["count"], values["missing"]
+    return cell(values) + (f", {count} of {count + missing}" if missing and count else "")
 
 
 def _floor_row(summary: dict, headline: list[str]) -> list[str]:

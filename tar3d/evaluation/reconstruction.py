@@ -17,9 +17,9 @@ from tar3d.metrics.geometry import (
     point_scores,
     surface_cloud,
     transformed,
-    volume_iou,
 )
 from tar3d.metrics.summary import markdown_table
+from tar3d.metrics.volumes import volume_iou
 from tar3d.runtime import describe_machine, peak_memory
 from tar3d.tokenizer.quantizer import codebook_usage
 
@@ -44,19 +44,17 @@ HEAD = (
 )
 
 
-def score_mesh(rebuilt: Mesh, truth: Mesh, protocol: EvalProtocol) -> dict[str, float | None]:
+def score_mesh(rebuilt: Mesh, truth: Mesh, protocol: EvalProtocol) -> dict[str, float]:
     """Point scores with their floors, and the volume IoU.
 
-    The IoU is None for a truth that encloses none of the points.
+    Raises ValueError where a score is not defined.
     """
     rebuilt, truth = in_frame(rebuilt, truth, protocol.frame)
     iou = volume_iou(rebuilt, truth, protocol.iou_points, protocol.seed)
     return compare_points(rebuilt, truth, protocol) | {"iou": iou}
 
 
-def score_cloud(
-    rebuilt: Mesh, cloud: PointCloud, protocol: EvalProtocol
-) -> dict[str, float | None]:
+def score_cloud(rebuilt: Mesh, cloud: PointCloud, protocol: EvalProtocol) -> dict[str, float]:
     """Scores of points on `rebuilt` against the cloud's own, in the unit of the frame "truth"."""
     unit = 1 / CUBE_FILL
     rebuilt = transformed(rebuilt, np.diag([unit, unit, unit, 1.0]))
@@ -159,11 +157,6 @@ def _remarks(rows: list[dict]) -> list[str]:
     """Sentences on shapes whose scores mean something else, or that have none."""
     remarks = []
     clouds = [row for row in rows if row["kind"] == "points"]
-    if hollow := sum(row["kind"] == "mesh" and row["iou"] is None for row in rows):
-        remarks.append(
-            f"{hollow} shapes enclose none of the points and have no IoU; its mean is over the "
-            "others."
-        )
     if clouds:
         estimated = sum(ESTIMATED in row["note"] for row in clouds)
         remarks.append(

@@ -49,7 +49,7 @@ def text_scores(evaluator: Evaluator, generations: Generations, seed: int) -> di
     for name, of_set in tqdm(paths.items(), unit="set", desc="attributes"):
         meshes = [_read(path) for path in of_set]
         by_shape = attributes_met(meshes, captions, categories)
-        met = {a: [float(found[a]) for found in by_shape if a in found] for a in NAMES}
+        met = {a: [found[a] for found in by_shape if a in found] for a in NAMES}
         evaluated: dict[str, float] = {}
         if known:
             evaluated = score_shapes(

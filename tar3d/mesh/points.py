@@ -17,18 +17,15 @@ A mesh that then encloses no sampled point is refused (`MeshError`): nothing can
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.spatial import cKDTree
 from trimesh.triangles import closest_point
 
+from tar3d.config import PointSamplingConfig
 from tar3d.contracts import Mesh, ShapeSamples
 from tar3d.mesh.load import FACES_AT_ONCE, MeshError, blocks, face_components
 from tar3d.mesh.winding import WindingNumber, unbalanced_edges
-
-if TYPE_CHECKING:
-    from tar3d.config import PointSamplingConfig
 
 INSIDE = 0.5  # a point with a larger |winding number| is inside
 # A piece is a sheet from this opening on: the share of directions that leave through holes,
@@ -37,6 +34,7 @@ LARGEST_OPENING = 0.25
 INSIDE_OUT = 0.1  # a piece is flipped if this share of its surface has w = -1 below it
 _MAX_FLIPS = 8  # rounds of flipping pieces and measuring again
 _PIECE_SAMPLES = 8192  # surface points of a mesh by which its pieces are classified
+_SKIN_SAMPLES = 16384  # surface points by which `solid_labels` finds thin walls
 _MAX_ROUNDS = 20  # draws of surface points; many are needed when nearly all are buried
 _OFF_THE_WALL = 1e-4  # distance from a wall to the start of a ray, and to the probe beyond it
 _CROSSING_SHARE = 50  # partners of a crossing are within 1 / 50 of the points along the shared axis
@@ -256,6 +254,21 @@ def label(
         labels[outside[padded]] = True
         margin[outside[padded]] = INSIDE
     return labels, margin
+
+
+def solid_labels(
+    mesh: Mesh,
+    points: np.ndarray,
+    rng: np.random.Generator,
+    min_thickness: float = PointSamplingConfig.min_thickness,
+) -> np.ndarray:
+    """Labels (M,) bool of `points` (M, 3) as `sample_shape` makes them, in the cube's unit."""
+    winding = solid_winding(mesh, rng)
+    try:
+        skin = sample_skin(mesh, winding, _SKIN_SAMPLES, rng, min_thickness=min_thickness)
+    except MeshError:  # nearly all of it is buried: there are no thin walls to pad
+        return np.abs(winding(points)) > INSIDE
+    return label(mesh, winding, skin, points)[0]
 
 
 def crossings(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -5,8 +5,7 @@ of `points`, and `describe` prints what a protocol measures. Predicted and true 
 independently, so even a perfect prediction scores the `floor`, not 0, which belongs beside the
 score: with 16,000 points, a sphere that fills the cube cannot exceed F@0.02 = 0.80, a cube 0.57
 (0.995 with 100,000). Scores named surface_* have no such floor: they measure from points to the
-other mesh's triangles. A metric of volumes is a function of two labels and one line in
-`VOLUME_METRICS`.
+other mesh's triangles.
 """
 
 from __future__ import annotations
@@ -16,11 +15,10 @@ from typing import TYPE_CHECKING
 import igl
 import numpy as np
 
-from tar3d.config import EvalProtocol
 from tar3d.contracts import CUBE_FILL, Mesh
 from tar3d.mesh.load import face_components
-from tar3d.mesh.points import inside, sample_surface
-from tar3d.metrics.metric import Metric, formulas
+from tar3d.mesh.points import sample_surface
+from tar3d.metrics.metric import formulas
 from tar3d.metrics.points import (
     CLOUD_METRICS,
     DISTANCE_METRICS,
@@ -31,9 +29,25 @@ from tar3d.metrics.points import (
     distance_scores,
     normal_scores,
 )
+from tar3d.metrics.volumes import VOLUME_METRICS, volume_scores
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from tar3d.config import EvalProtocol
+
+LARGEST_RATIO = 2.0  # of the lengths of prediction and truth, or its inverse, without a note
+UNITS = {
+    "millimetres and metres": 1000.0,
+    "centimetres and metres": 100.0,
+    "millimetres and centimetres": 10.0,
+    "millimetres and inches": 25.4,
+    "centimetres and inches": 2.54,
+    "inches and metres": 39.37,
+    "inches and feet": 12.0,
+    "feet and metres": 3.281,
+}
+UNIT_TOLERANCE = 1.25  # a prediction is rarely exactly as large as its truth
 
 
 def geometry_formulas() -> dict[str, str]:
@@ -167,12 +181,11 @@ def compare_points(pred: Mesh, truth: Mesh, protocol: EvalProtocol) -> dict[str,
     return scores | floor_scores(truth, protocol)
 
 
-def compare_meshes(
-    pred: Mesh, truth: Mesh, protocol: EvalProtocol
-) -> dict[str, float | bool | None]:
+def compare_meshes(pred: Mesh, truth: Mesh, protocol: EvalProtocol) -> dict[str, float | bool]:
     """All scores of two meshes in one frame, except floor_* and aligned_*.
 
-    The same protocol, which holds the seed, gives the same numbers.
+    The same protocol, which holds the seed, gives the same numbers. Raises ValueError where a score
+    is not defined.
     """
     pred_cloud, true_cloud = _cloud(pred, 0, protocol), _cloud(truth, 1, protocol)
     return (
@@ -187,87 +200,29 @@ def _cloud(mesh: Mesh, stream: int, protocol: EvalProtocol) -> np.ndarray:
     return surface_cloud(mesh, protocol.points, (protocol.seed, stream))
 
 
-def volume_scores(
-    pred: Mesh, truth: Mesh, protocol: EvalProtocol
-) -> dict[str, float | bool | None]:
-    """VOLUME_METRICS, over uniform points and near the surface, and whether the meshes are closed.
+def size_note(pred: Mesh, truth: Mesh) -> str:
+    """A sentence on a prediction that is not where or not as large as the truth, or "".
 
-    An IoU is None where no point is inside either mesh.
+    Lengths are the longest sides of bounding boxes; a far part is told from a wrong unit by the
+    box that holds 98 % of the prediction's surface along each axis.
     """
-    near = surface_cloud(truth, protocol.near_points, (protocol.seed, 3))[:, :3]
-    near += np.random.default_rng((protocol.seed, 4)).normal(
-        scale=protocol.near_sigma, size=near.shape
-    )
-    points = np.concatenate([_points_around(pred, truth, protocol.iou_points, protocol.seed), near])
-    # all points in one call, because each call builds a search tree
-    inside_pred, inside_true = inside(pred, points), inside(truth, points)
-    uniform, close = slice(None, protocol.iou_points), slice(protocol.iou_points, None)
-    scores = {
-        f"{name}{suffix}": metric.measure(inside_pred[part], inside_true[part])
-        for name, metric in VOLUME_METRICS.items()
-        for suffix, part in (("", uniform), ("_near", close))
-    }
-    return scores | {
-        "pred_closed": is_closed(pred),
-        "truth_closed": is_closed(truth),
-    }
-
-
-def volume_iou(
-    pred: Mesh, truth: Mesh, count: int = EvalProtocol.iou_points, seed: int = 0
-) -> float | None:
-    """Volume IoU of two meshes in one frame, or None if they enclose none of the points.
-
-    It is estimated on `count` uniform points in the box that holds both; the standard error is at
-    most 0.5 / sqrt(points inside either).
-    """
-    points = _points_around(pred, truth, count, seed)
-    return label_iou(inside(pred, points), inside(truth, points))
-
-
-def _points_around(pred: Mesh, truth: Mesh, count: int, seed: int) -> np.ndarray:
-    """Points (count, 3), uniform in the box that holds both meshes."""
-    corners = np.concatenate(
-        [mesh.vertices[np.unique(mesh.faces)] for mesh in (pred, truth)]
-    ).astype(np.float64)
-    return np.random.default_rng(seed).uniform(
-        corners.min(axis=0), corners.max(axis=0), size=(count, 3)
-    )
-
-
-def label_iou(inside_pred: np.ndarray, inside_true: np.ndarray) -> float | None:
-    """Intersection over union of two (M,) bool labels of the same points, in [0, 1].
-
-    None if no point is inside either shape: the ratio says nothing then. Raises ValueError for
-    other shapes or dtypes.
-    """
-    pred, true = np.asarray(inside_pred), np.asarray(inside_true)
-    if pred.shape != true.shape or pred.ndim != 1 or pred.dtype != bool or true.dtype != bool:
-        raise ValueError(
-            f"an IoU needs two (M,) bool arrays, got {pred.shape} {pred.dtype} and "
-            f"{true.shape} {true.dtype}"
+    boxes = [mesh.vertices[np.unique(mesh.faces)].astype(np.float64) for mesh in (pred, truth)]
+    low, high = (np.stack([edge(box, axis=0) for box in boxes]) for edge in (np.min, np.max))
+    size, true_size = (high - low).max(axis=1)
+    ratio = size / true_size
+    if 1 / LARGEST_RATIO <= ratio <= LARGEST_RATIO:
+        apart = (low.max(axis=0) > high.min(axis=0)).any()
+        return "the boxes of prediction and truth do not overlap" if apart else ""
+    bulk = np.ptp(np.quantile(surface_cloud(pred, 4096, 0)[:, :3], [0.01, 0.99], axis=0), axis=0)
+    if ratio > LARGEST_RATIO > bulk.max() / true_size:
+        return (
+            "a part of the prediction lies far out: its box is "
+            f"{ratio:,.3g} times as long as the truth's"
         )
-    union = int((pred | true).sum())
-    return int((pred & true).sum()) / union if union else None
-
-
-VOLUME_METRICS = {
-    "iou": Metric(
-        "|inside both| / |inside either| over uniform points in the box that holds both meshes; "
-        "inside means |generalised winding number| > 0.5, which also answers for open meshes "
-        "(marked by pred_closed, truth_closed)",
-        "higher",
-        label_iou,
-    ),
-}
-
-
-def is_closed(mesh: Mesh) -> bool:
-    """True if every edge belongs to exactly two faces that traverse it in opposite directions."""
-    corners = [mesh.faces[:, i] for i in (0, 1, 2)]
-    start, end = np.concatenate(corners), np.concatenate([corners[1], corners[2], corners[0]])
-    along, back = (np.sort(a * len(mesh.vertices) + b) for a, b in ((start, end), (end, start)))
-    return bool(np.array_equal(along, back) and (np.diff(along) > 0).all())
+    off = {name: abs(np.log(max(ratio, 1 / ratio) / factor)) for name, factor in UNITS.items()}
+    unit = min(off, key=lambda name: off[name])
+    hint = f": {unit}?" if off[unit] < np.log(UNIT_TOLERANCE) else ""
+    return f"the prediction is {ratio:,.4g} times as long as the truth{hint}"
 
 
 def mesh_facts(mesh: Mesh) -> dict[str, int]:

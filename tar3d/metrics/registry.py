@@ -11,12 +11,12 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from tar3d.metrics.geometry import VOLUME_METRICS
 from tar3d.metrics.images import FEATURE_METRICS, IMAGE_MAPS, PIXEL_METRICS
 from tar3d.metrics.metric import Metric, formulas
 from tar3d.metrics.perceptual import CLIP_METRICS, LPIPS_METRICS
 from tar3d.metrics.points import CLOUD_METRICS, DISTANCE_METRICS, NORMAL_METRICS
 from tar3d.metrics.sets import SET_METRICS
+from tar3d.metrics.volumes import VOLUME_METRICS
 
 
 class _Family(NamedTuple):

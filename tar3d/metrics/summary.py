@@ -1,4 +1,4 @@
-"""Means of scores with bootstrap intervals, Markdown tables and histograms.
+"""Means of scores with their intervals, Markdown tables and histograms.
 
 Every aggregate states over how many values it is and how many are missing.
 """
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 RESAMPLES = 10_000
+INTERVALS = "bootstrap; Wilson's for shares of yes and no"
+_NORMAL_95 = 1.959964  # quantile 0.975 of the normal distribution
 _RESAMPLES_AT_ONCE = 1000
 
 
@@ -43,9 +45,24 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def aggregate(values: Sequence[float | None], seed: int = 0) -> dict[str, float | int | None]:
-    """Count, missing, mean, its 95 % bootstrap interval (low, high), median, p5 and p95.
+def wilson_interval(successes: int, count: int) -> tuple[float, float]:
+    """95 % interval (low, high) of a share of `count` > 0 trials (Wilson 1927).
 
+    A bootstrap of values that are all equal has no width, and says too much.
+    """
+    if not 0 <= successes <= count or count < 1:
+        raise ValueError(f"a share needs 0 <= successes <= count > 0, got {successes} of {count}")
+    z2 = _NORMAL_95**2 / count
+    share = successes / count
+    middle = (share + z2 / 2) / (1 + z2)
+    half = math.sqrt(share * (1 - share) * z2 + z2**2 / 4) / (1 + z2)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def aggregate(values: Sequence[float | None], seed: int = 0) -> dict[str, float | int | None]:
+    """Count, missing, mean, its 95 % interval (low, high), median, p5 and p95.
+
+    The interval is a bootstrap's, and Wilson's where all values are bools: their mean is a share.
     None is a missing value: counted, not averaged. Raises ValueError for NaN and infinity: a score
     that is not defined is None.
     """
@@ -58,7 +75,10 @@ def aggregate(values: Sequence[float | None], seed: int = 0) -> dict[str, float 
     counts = {"count": len(present), "missing": len(values) - len(present)}
     if len(present) == 0:
         return counts | dict.fromkeys(("mean", "low", "high", "median", "p5", "p95"))
-    low, high = bootstrap_interval(present, np.random.default_rng(seed))
+    if all(isinstance(v, bool | np.bool_) for v in values if v is not None):
+        low, high = wilson_interval(int(present.sum()), len(present))
+    else:
+        low, high = bootstrap_interval(present, np.random.default_rng(seed))
     p5, median, p95 = np.quantile(present, [0.05, 0.5, 0.95]).tolist()
     return counts | {
         "mean": float(present.mean()),

@@ -17,16 +17,15 @@ from tar3d.metrics.geometry import (
     floor_scores,
     geometry_formulas,
     in_frame,
-    is_closed,
-    label_iou,
     mesh_facts,
     point_scores,
+    size_note,
     surface_cloud,
     surface_scores,
     transformed,
-    volume_iou,
 )
 from tar3d.metrics.registry import find_metric
+from tar3d.metrics.volumes import is_closed, label_iou, volume_iou
 
 SMALL = EvalProtocol(points=2000, iou_points=4000, near_points=4000)
 TAU = (0.02, 0.1)
@@ -256,6 +255,55 @@ def test_open_meshes_have_an_iou_and_are_marked():
     lid_off = Mesh(box().vertices, box().faces[:-2])
     scores = compare_meshes(lid_off, box(), SMALL)
     assert not scores["pred_closed"] and scores["truth_closed"] and scores["iou"] > 0.8
+
+
+def joined(*meshes: Mesh) -> Mesh:
+    starts = np.cumsum([0, *(len(m.vertices) for m in meshes)])
+    return Mesh(
+        np.concatenate([m.vertices for m in meshes]),
+        np.concatenate([m.faces + k for m, k in zip(meshes, starts, strict=False)]),
+    )
+
+
+def test_iou_is_that_of_the_solid_of_the_labels():
+    """A part inside out in the truth, and an open sheet, which labels make a slab."""
+    tower, base = box((-0.3, -0.5, -0.3), (0.3, 1, 0.3)), box((-1, -1, -1), (1, 0, 1))
+    turned = Mesh(tower.vertices, tower.faces[:, ::-1])
+    sheet = Mesh(box().vertices, box().faces[8:10])
+    for truth in (joined(base, turned), sheet, joined(base, sheet)):
+        scores = compare_meshes(truth, truth, SMALL)
+        assert scores["iou"] == scores["iou_near"] == 1
+    scores = compare_meshes(joined(base, tower), joined(base, turned), SMALL)
+    assert scores["iou"] == 1 and scores["iou_near"] > 0.99
+
+
+@pytest.mark.parametrize("distance", [3.0, 60.0, 1000.0])
+def test_a_far_speck_leaves_the_volume_its_score(distance):
+    truth = box((-1, -1, -1), (1, 0, 1))
+    speck = moved(box((0, 0, 0), (0.01, 0.01, 0.01)), 1.0)
+    speck = Mesh(speck.vertices + np.float32(distance), speck.faces)
+    pred = joined(box((-1, -1, -1), (0, 0, 1)), speck)
+    assert volume_iou(pred, truth, 4000) == pytest.approx(0.5, abs=0.03)
+    assert "a part of the prediction lies far out" in size_note(pred, truth)
+
+
+@pytest.mark.parametrize(
+    "factor, said",
+    [
+        (1.0, ""),
+        (1.9, ""),
+        (1100.0, "1,100 times as long as the truth: millimetres and metres?"),
+        (1 / 25.4, "0.03937 times as long as the truth: millimetres and inches?"),
+        (6.0, "6 times as long as the truth"),
+    ],
+)
+def test_another_unit_is_said(factor, said):
+    truth = box((-1, -1, -1), (1, 0, 1))
+    assert size_note(moved(truth, factor), truth) == (said and f"the prediction is {said}")
+
+
+def test_boxes_apart_are_said():
+    assert "do not overlap" in size_note(box((2, 0, 0), (4, 1, 1)), box((-1, 0, 0), (1, 1, 1)))
 
 
 def test_closed_means_two_faces_on_every_edge_in_opposite_directions():

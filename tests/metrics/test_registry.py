@@ -10,11 +10,12 @@ from tar3d.evaluation.image_pairs import ImageFolders, RenderedImages
 from tar3d.evaluation.image_scores import CLIP_SCORES, SET_SCORES, TEXT_SCORES
 from tar3d.evaluation.mesh_pairs import load_protocol
 from tar3d.evaluation.mesh_report import compare_sets
-from tar3d.metrics.geometry import VOLUME_METRICS, describe, point_scores
+from tar3d.metrics.geometry import describe, point_scores
 from tar3d.metrics.images import IMAGE_MAPS, PIXEL_METRICS, image_scores
 from tar3d.metrics.metric import Metric
 from tar3d.metrics.points import CLOUD_METRICS, DISTANCE_METRICS
 from tar3d.metrics.registry import find_metric, image_formulas, is_lower_better
+from tar3d.metrics.volumes import VOLUME_METRICS
 
 
 def earth_mover(clouds) -> float:

@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from tar3d.metrics.summary import aggregate, bootstrap_interval, cell, histograms, markdown_table
+from tar3d.metrics.summary import (
+    aggregate,
+    bootstrap_interval,
+    cell,
+    histograms,
+    markdown_table,
+    wilson_interval,
+)
 
 
 def test_bootstrap_interval_has_the_standard_error_of_the_mean():
@@ -14,6 +21,19 @@ def test_bootstrap_interval_has_the_standard_error_of_the_mean():
     assert bootstrap_interval(np.ones(5), np.random.default_rng(1)) == (1.0, 1.0)
     with pytest.raises(ValueError, match="n > 0"):
         bootstrap_interval(np.empty(0), np.random.default_rng(1))
+
+
+@pytest.mark.parametrize(
+    "successes, count, low, high",  # Wilson's intervals, as statsmodels gives them
+    [(17, 17, 0.8157, 1.0), (0, 20, 0.0, 0.1611), (8, 10, 0.4902, 0.9433)],
+)
+def test_shares_have_the_interval_of_wilson(successes, count, low, high):
+    assert wilson_interval(successes, count) == pytest.approx((low, high), abs=1e-4)
+    values = [True] * successes + [None] + [False] * (count - successes)
+    a = aggregate(values)
+    assert (a["low"], a["high"], a["missing"]) == (*wilson_interval(successes, count), 1)
+    numbers = aggregate([float(v) for v in values if v is not None])
+    assert (numbers["low"], numbers["high"]) != (a["low"], a["high"]), "a bootstrap's"
 
 
 def test_an_aggregate_says_over_how_many_values_it_is():
