@@ -10,7 +10,6 @@ from as .png beside it. One shape is made at a time; the others wait.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
 import time
@@ -21,25 +20,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from tar3d.condition.image import load_image
-from tar3d.conditional_gpt import ANY
-from tar3d.config import GPT_TYPES, SamplingConfig, help_texts
+from tar3d.config import ANY, GPT_TYPES, SamplingConfig, help_texts
 from tar3d.io import write_json
 from tar3d.mesh.export import save_mesh
 from tar3d.mesh.simplify import LEAST_FACES, simplify
 from tar3d.paths import shipped
-from tar3d.pipeline import Pipeline
 from tar3d.runtime import (
     add_machine_arguments,
     add_model_argument,
     choose_device,
+    command,
+    command_parser,
     positive_int,
     resolve_precision,
 )
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable
 
     import gradio
+
+    from tar3d.pipeline import Pipeline
 
 TABS = {"i23d": "Image", "t23d": "Text", "uncond": "Unconditional"}
 MISSING = {"i23d": "choose an image", "t23d": "write a text"}
@@ -54,9 +56,7 @@ TOKENS_SHARE = 0.8  # share of the progress bar; extraction has the rest
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     add_model_argument(parser, "with tokenizer/ and gpt_<type>/")
     parser.add_argument(
         "--out",
@@ -72,6 +72,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
@@ -94,6 +95,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def load_models(args: argparse.Namespace) -> dict[str, Pipeline]:
     """The pipelines that the model directory has, by type; a GPT of the type "any" serves all."""
+    from tar3d.pipeline import Pipeline  # torch, which --help does without
+
     device = choose_device(args.device, args.low_vram)
     load = partial(
         Pipeline.load,

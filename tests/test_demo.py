@@ -135,7 +135,7 @@ def test_models_of_one_type_each_get_a_tab_each(tmp_path, monkeypatch):
         loaded.append((gpt_type, kwargs["low_vram"]))
         return gpt_type
 
-    monkeypatch.setattr(demo.Pipeline, "load", load)
+    monkeypatch.setattr(Pipeline, "load", load)
     monkeypatch.setattr(demo, "choose_device", lambda name, low_vram: torch.device("cuda"))
     monkeypatch.setattr(demo, "resolve_precision", lambda name, device: name)
     args = demo.parse_arguments(["--model", "bundle", "--low-vram"])

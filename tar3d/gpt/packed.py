@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tar3d.config import DECODING_BACKENDS
 from tar3d.gpt import decode_ops
 from tar3d.gpt.blocks import Block, MLPWeights
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from tar3d.gpt.layers.base import DecodePosition, LayerCache, StaticCache
-
-BACKENDS = ("auto", "plain", "compiled", "triton")
 
 
 class BlockWeights(NamedTuple):
@@ -39,9 +38,9 @@ class Operations:
     """
 
     def __init__(self, backend: str, device: torch.device, dtype: torch.dtype) -> None:
-        if backend not in BACKENDS:
+        if backend not in DECODING_BACKENDS:
             raise ValueError(
-                f"the decoding backend is {backend!r}, allowed are {', '.join(BACKENDS)}"
+                f"the decoding backend is {backend!r}, allowed are {', '.join(DECODING_BACKENDS)}"
             )
         self.backend = "plain" if backend == "auto" else backend
         self.device, self.dtype = device, dtype
