@@ -10,7 +10,6 @@ from as .png beside it. One shape is made at a time; the others wait.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
 import time
@@ -21,25 +20,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from tar3d.condition.image import load_image
-from tar3d.conditional_gpt import ANY
-from tar3d.config import GPT_TYPES, SamplingConfig, help_texts
+from tar3d.config import ANY, GPT_TYPES, SamplingConfig, help_texts
 from tar3d.io import write_json
 from tar3d.mesh.export import save_mesh
 from tar3d.mesh.simplify import LEAST_FACES, simplify
 from tar3d.paths import shipped
-from tar3d.pipeline import Pipeline
 from tar3d.runtime import (
     add_machine_arguments,
     add_model_argument,
     choose_device,
+    command,
+    command_parser,
     positive_int,
     resolve_precision,
 )
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable
 
     import gradio
+
+    from tar3d.pipeline import Pipeline
 
 TABS = {"i23d": "Image", "t23d": "Text", "uncond": "Unconditional"}
 MISSING = {"i23d": "choose an image", "t23d": "write a text"}
@@ -54,9 +56,7 @@ TOKENS_SHARE = 0.8  # share of the progress bar; extraction has the rest
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     add_model_argument(parser, "with tokenizer/ and gpt_<type>/")
     parser.add_argument(
         "--out",
@@ -72,6 +72,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
@@ -81,7 +82,11 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     try:
         page.launch(
-            server_name=args.host, server_port=args.port, allowed_paths=[str(args.out)], share=False
+            server_name=args.host,
+            server_port=args.port,
+            allowed_paths=[str(args.out)],
+            share=False,
+            show_error=True,  # of any kind, in the page
         )
     except OSError as e:
         print(
@@ -94,6 +99,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def load_models(args: argparse.Namespace) -> dict[str, Pipeline]:
     """The pipelines that the model directory has, by type; a GPT of the type "any" serves all."""
+    from tar3d.pipeline import Pipeline  # torch, which --help does without
+
     device = choose_device(args.device, args.low_vram)
     load = partial(
         Pipeline.load,
@@ -229,7 +236,7 @@ def build(pipelines: dict[str, Pipeline], model: str, out: Path) -> gradio.Block
         gr.Markdown(f"# TAR3D-efficient\n`{model}`: a mesh by predicting part tokens.")
         with gr.Row():
             with gr.Column():
-                tabs = {gpt_type: _tab(gr, gpt_type) for gpt_type in pipelines}
+                tabs = {name: _tab(gr, name, pipeline) for name, pipeline in pipelines.items()}
                 settings = _settings(gr)
             with gr.Column():
                 mesh = gr.Model3D(
@@ -239,10 +246,10 @@ def build(pipelines: dict[str, Pipeline], model: str, out: Path) -> gradio.Block
                     camera_position=(60, 70, None),
                 )
                 line = gr.Textbox(label="Result", interactive=False)
-        for gpt_type, (condition, button) in tabs.items():
+        for gpt_type, (condition, button, sampling) in tabs.items():
             button.click(
                 partial(answer, gpt_type),
-                [condition, *settings],
+                [condition, *settings, *sampling],
                 [mesh, line],
                 api_name=gpt_type,
                 concurrency_id="models",
@@ -251,38 +258,49 @@ def build(pipelines: dict[str, Pipeline], model: str, out: Path) -> gradio.Block
     return page
 
 
-def _tab(gr: Any, gpt_type: str) -> tuple[Any, Any]:
-    """The box for the condition of a type, and the button that generates."""
+def _tab(gr: Any, gpt_type: str, pipeline: Pipeline) -> tuple[Any, Any, list[Any]]:
+    """The box for the condition of a type, the button that generates, and the sampling settings."""
     with gr.Tab(TABS[gpt_type]):
         if gpt_type == "i23d":
             condition = gr.Image(type="filepath", image_mode=None, label="Image of one object")
+            # The file as it came: what cannot be read is a sentence of `load_image`.
+            condition.preprocess = lambda payload: payload and payload.path
             gr.Examples([[str(shipped(EXAMPLE_IMAGE))]], condition, label="Examples")
         elif gpt_type == "t23d":
             condition = gr.Textbox(label="Text", lines=2)
             gr.Examples([[text] for text in EXAMPLE_TEXTS], condition, label="Examples")
         else:
             condition = gr.State(None)
-        return condition, gr.Button("Generate", variant="primary")
+        button = gr.Button("Generate", variant="primary")
+        with gr.Accordion("Sampling", open=False):
+            sampling = _sampling_boxes(gr, pipeline.sampling(GPT_TYPES[gpt_type]))
+        return condition, button, sampling
 
 
 def _settings(gr: Any) -> list[Any]:
-    """Boxes for seed, cells and faces, and one for each field of `SamplingConfig` with a help."""
-    types = get_type_hints(SamplingConfig)
-    boxes = [
+    """Boxes for seed, cells and faces, which all tabs share."""
+    return [
         gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED),
         gr.Slider(32, 512, 128, step=32, label="Cells along each axis"),
+        gr.Number(0, label="Faces at most (0: all)", precision=0, minimum=0),
     ]
-    with gr.Accordion("More", open=False):
-        boxes.append(gr.Number(0, label="Faces at most (0: all)", precision=0, minimum=0))
-        for name, text in help_texts(SamplingConfig).items():
-            label = name.replace("_", " ").capitalize()
-            precision = 0 if types[name] is int else None
-            boxes.append(
-                gr.Number(
-                    None, label=label, info=f"{text}; empty: the model's own", precision=precision
-                )
-            )
-    return boxes
+
+
+def _sampling_boxes(gr: Any, own: SamplingConfig) -> list[Any]:
+    """A box for each field of `SamplingConfig` with a help; it begins with the model's own value.
+
+    None of them is empty: Gradio draws an empty number as 0, and then sends 0.
+    """
+    types = get_type_hints(SamplingConfig)
+    return [
+        gr.Number(
+            getattr(own, name),
+            label=name.replace("_", " ").capitalize(),
+            info=f"{text}; the model's own: {getattr(own, name):g}",
+            precision=0 if types[name] is int else None,
+        )
+        for name, text in help_texts(SamplingConfig).items()
+    ]
 
 
 if __name__ == "__main__":

@@ -15,54 +15,46 @@ reason, the rest goes on, and the exit status is 1. docs/evaluation.md explains 
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tar3d.config import GPT_TYPES, EvalProtocol
+from tar3d.config import DEFAULT_CLIP, GPT_TYPES, EvalProtocol
 from tar3d.data.defaults import default_library, default_test
 from tar3d.data.formats.captions import read_captions
 from tar3d.data.formats.dataset_folder import read_categories
 from tar3d.evaluation.arguments import (
+    BACKGROUNDS,
+    FILTERS,
     MODEL_DEFAULTS,
+    PROTOCOLS,
     add_model_arguments,
     add_output_arguments,
     fill_in,
-)
-from tar3d.evaluation.generations import TITLES, GenerationSettings, evaluate_model
-from tar3d.evaluation.image_pairs import (
-    BACKGROUNDS,
-    FILTERS,
-    ImageFolders,
-    ImageProvider,
-    RenderedImages,
-    image_pairs,
-    read_cameras,
-)
-from tar3d.evaluation.image_report import ImageScores, draw_image_sheet, write_image_report
-from tar3d.evaluation.image_scores import Omission, add_captions, load_networks, score_sets
-from tar3d.evaluation.mesh_pairs import (
-    PROTOCOLS,
-    Pair,
-    load_protocol,
-    pairs_by_id,
     protocol_names,
 )
-from tar3d.evaluation.mesh_report import print_failures
-from tar3d.evaluation.unseen_shapes import EvalData
-from tar3d.metrics.clip import DEFAULT_CLIP
 from tar3d.metrics.images import SSIM_WINDOW
 from tar3d.paths import find_local
-from tar3d.pipeline import Pipeline
-from tar3d.runtime import choose_device, command_line, describe_machine, positive_int
+from tar3d.runtime import (
+    choose_device,
+    command,
+    command_line,
+    command_parser,
+    describe_machine,
+    positive_int,
+)
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable
 
     import torch
+
+    from tar3d.evaluation.image_pairs import ImageProvider
+    from tar3d.evaluation.image_scores import Omission
+    from tar3d.evaluation.mesh_pairs import Pair
 
 CAMERAS = PROTOCOLS / "cameras.json"
 # Defaults of renders; with image files such an option is refused, not ignored.
@@ -71,9 +63,7 @@ RENDER_SIZE = 224
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     add = parser.add_argument_group("meshes or images that are there").add_argument
     add("--pred", type=Path, help="folder of predicted meshes")
     add("--gt", type=Path, help="folder of true meshes, or a data set folder")
@@ -122,6 +112,7 @@ def add_image_arguments(add: Callable[..., argparse.Action]) -> None:
     add("--background", choices=sorted(BACKGROUNDS), default="white", help="default: %(default)s")
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
@@ -182,6 +173,9 @@ def _flag(name: str) -> str:
 
 
 def evaluate(args: argparse.Namespace) -> int:
+    from tar3d.evaluation.image_report import ImageScores, draw_image_sheet, write_image_report
+    from tar3d.evaluation.image_scores import add_captions, load_networks, score_sets
+
     start, device = time.perf_counter(), choose_device(args.device)
     provider, protocol, settings = find_images(args)
     captions = read_captions(args.captions) if args.captions else {}
@@ -233,6 +227,9 @@ def print_omissions(omissions: list[Omission]) -> None:
 
 def find_images(args: argparse.Namespace) -> tuple[ImageProvider, EvalProtocol, dict]:
     """Where the images of a pair come from, and the settings that the report states."""
+    from tar3d.evaluation.image_pairs import ImageFolders, RenderedImages, read_cameras
+    from tar3d.evaluation.mesh_pairs import load_protocol
+
     background = BACKGROUNDS[args.background]
     settings: dict = {"background": f"{args.background} {background}"}
     if args.pred_images:
@@ -257,6 +254,12 @@ def find_pairs(
     args: argparse.Namespace, protocol: EvalProtocol, device: torch.device
 ) -> tuple[dict[str, list[Pair]], dict[str, str], dict]:
     """Pairs by set, the sets' titles, and what the report says about where they come from."""
+    from tar3d.evaluation.generations import TITLES, GenerationSettings, evaluate_model
+    from tar3d.evaluation.image_pairs import image_pairs
+    from tar3d.evaluation.mesh_pairs import pairs_by_id
+    from tar3d.evaluation.unseen_shapes import EvalData
+    from tar3d.pipeline import Pipeline
+
     if args.pred_images:
         return {"prediction": image_pairs(args.pred_images, args.gt_images)}, {}, {}
     if args.pred:
@@ -280,6 +283,8 @@ def find_pairs(
 
 def finish(sets: dict[str, list[dict]], out: Path) -> int:
     """Says where the report is and what failed; returns the exit code."""
+    from tar3d.evaluation.mesh_report import print_failures
+
     print(f"report.md, summary.json, rows.csv and views.png in {out}")
     failed = [
         (f"{name}: {row['id']}", row["reason"])

@@ -17,16 +17,13 @@ the protocols and every score.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from datetime import date
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from tar3d.conditional_gpt import ANY
-from tar3d.config import GPT_TYPES, EvalProtocol
+from tar3d.config import ALIGNMENTS, ANY, GPT_TYPES
 from tar3d.data.defaults import default_library, default_test
 from tar3d.data.formats.dataset_folder import read_categories
 from tar3d.evaluation.arguments import (
@@ -34,43 +31,22 @@ from tar3d.evaluation.arguments import (
     add_model_arguments,
     add_output_arguments,
     fill_in,
-)
-from tar3d.evaluation.evaluator import load_evaluator
-from tar3d.evaluation.generation_report import nll_section, views_line
-from tar3d.evaluation.generations import (
-    EMPTY,
-    TITLES,
-    GenerationSettings,
-    evaluate_model,
-    generate_unconditional,
-    unconditional_sets,
-)
-from tar3d.evaluation.mesh_pairs import (
-    load_protocol,
-    mesh_ids,
-    pairs_by_csv,
-    pairs_by_id,
     protocol_names,
-    score_pairs,
-    set_clouds,
 )
-from tar3d.evaluation.mesh_report import print_failures, write_mesh_report
-from tar3d.evaluation.selftest import selftest
-from tar3d.evaluation.sets_report import score_table, set_table, write_sets_report
-from tar3d.evaluation.text_scores import text_report, text_scores
-from tar3d.evaluation.unseen_shapes import EvalData
-from tar3d.metrics.align import ALIGNMENTS
-from tar3d.metrics.sets import set_scores
-from tar3d.metrics.summary import aggregate
-from tar3d.pipeline import Pipeline
-from tar3d.runtime import choose_device, command_line, describe_machine
+from tar3d.runtime import choose_device, command, command_line, command_parser, describe_machine
 from tar3d.upgrade import upgrade_flags
+
+if TYPE_CHECKING:
+    from tar3d.config import EvalProtocol
+    from tar3d.evaluation.unseen_shapes import EvalData
+    from tar3d.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    import argparse
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     add = parser.add_argument_group("meshes that are there").add_argument
     add("--pred", type=Path, help="folder of predicted meshes")
     add("--gt", type=Path, help="folder of true meshes, or a data set folder")
@@ -106,8 +82,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
+    from tar3d.evaluation.mesh_pairs import load_protocol  # loads torch, which --help does without
+    from tar3d.evaluation.selftest import selftest
+
     try:
         protocol = load_protocol(args.protocol, args.overrides)
         check_arguments(args)
@@ -144,6 +124,8 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 def describe_run(args: argparse.Namespace, start: float) -> dict:
     """The entries of summary.json about the run; `start` is when it began, by perf_counter."""
+    import torch
+
     return {
         "command": command_line(),
         "align": args.align,
@@ -155,6 +137,9 @@ def describe_run(args: argparse.Namespace, start: float) -> dict:
 
 def evaluate_pairs(protocol: EvalProtocol, args: argparse.Namespace) -> int:
     """Scores the meshes of two folders, or of a CSV, pair by pair."""
+    from tar3d.evaluation.mesh_pairs import pairs_by_csv, pairs_by_id, score_pairs
+    from tar3d.evaluation.mesh_report import write_mesh_report
+
     start = time.perf_counter()
     if args.pairs:
         pairs = pairs_by_csv(args.pairs)
@@ -167,6 +152,10 @@ def evaluate_pairs(protocol: EvalProtocol, args: argparse.Namespace) -> int:
 
 def evaluate_sets(protocol: EvalProtocol, args: argparse.Namespace) -> int:
     """Scores the meshes of two folders as sets, without pairs."""
+    from tar3d.evaluation.mesh_pairs import mesh_ids, set_clouds
+    from tar3d.evaluation.sets_report import score_table, write_sets_report
+    from tar3d.metrics.sets import set_scores
+
     start = time.perf_counter()
     (generated, failed_pred), (reference, failed_gt) = (
         set_clouds(mesh_ids(folder), protocol, args.workers) for folder in (args.pred, args.gt)
@@ -182,6 +171,9 @@ def evaluate_sets(protocol: EvalProtocol, args: argparse.Namespace) -> int:
 
 def load_model(args: argparse.Namespace) -> tuple[Pipeline, EvalData, dict]:
     """The model, the data, and the entries of summary.json about them."""
+    from tar3d.evaluation.unseen_shapes import EvalData
+    from tar3d.pipeline import Pipeline
+
     pipeline = Pipeline.load(args.model, args.gpt_type, device=choose_device(args.device))
     data = EvalData(args.test or default_test(args.shapes), args.train or default_library())
     return (
@@ -199,6 +191,14 @@ def load_model(args: argparse.Namespace) -> tuple[Pipeline, EvalData, dict]:
 
 def evaluate_conditional(protocol: EvalProtocol, args: argparse.Namespace) -> int:
     """Generates unseen shapes from their images or captions, and scores them with baselines."""
+    from tar3d.evaluation.evaluator import load_evaluator
+    from tar3d.evaluation.generation_report import nll_section, views_line
+    from tar3d.evaluation.generations import TITLES, GenerationSettings, evaluate_model
+    from tar3d.evaluation.mesh_pairs import score_pairs
+    from tar3d.evaluation.mesh_report import write_mesh_report
+    from tar3d.evaluation.text_scores import text_report, text_scores
+    from tar3d.metrics.summary import aggregate
+
     start = time.perf_counter()
     (modality,) = GPT_TYPES[args.gpt_type]
     evaluator = load_evaluator(args.evaluator) if modality == "text" else None
@@ -231,6 +231,16 @@ def evaluate_unconditional(protocol: EvalProtocol, args: argparse.Namespace) -> 
 
     As many training shapes are scored beside them: they are what a model need not be better than.
     """
+    from tar3d.evaluation.generations import (
+        EMPTY,
+        GenerationSettings,
+        generate_unconditional,
+        unconditional_sets,
+    )
+    from tar3d.evaluation.mesh_pairs import set_clouds
+    from tar3d.evaluation.sets_report import set_table, write_sets_report
+    from tar3d.metrics.sets import set_scores
+
     start = time.perf_counter()
     pipeline, data, about = load_model(args)
     settings = GenerationSettings(args.shapes, args.resolution, args.batch, protocol.seed)
@@ -251,6 +261,8 @@ def evaluate_unconditional(protocol: EvalProtocol, args: argparse.Namespace) -> 
 
 def finish(sets: dict[str, list[dict]], out: Path) -> int:
     """Says where the report is and what failed; returns the exit code."""
+    from tar3d.evaluation.mesh_report import print_failures
+
     print(f"report.md, summary.json, rows.csv and images in {out}")
     rows = [row for of_set in sets.values() for row in of_set if row["status"] != "ok"]
     return print_failures([(row["id"], row["reason"]) for row in rows], out)

@@ -20,7 +20,6 @@ scores.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
 import time
@@ -30,53 +29,41 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from tqdm import tqdm
 
-from tar3d import checkpoint
 from tar3d.config import EvalProtocol
 from tar3d.contracts import Mesh
 from tar3d.data.datasets.spread import spread
 from tar3d.data.formats.dataset_folder import read_categories
 from tar3d.data.formats.token_file import FOLDER, SUFFIX, TokenFiles, is_token_file
-from tar3d.data.prepare.mesh_list import mesh_ids
-from tar3d.evaluation.reconstruction import (
-    FIELDS,
-    SCORES,
-    score_cloud,
-    score_mesh,
-    write_reconstruction_report,
-)
 from tar3d.mesh.export import FORMATS, save_mesh
-from tar3d.mesh.extract import drop_small_components
-from tar3d.mesh.load import SUPPORTED, check_file, list_meshes, load_mesh
-from tar3d.mesh.point_cloud import ONLY_POINTS, is_cloud, load_points, splats
-from tar3d.mesh.points import outer_surface
 from tar3d.mesh.render import contact_sheet, render_preview
 from tar3d.paths import find_local
-from tar3d.pipeline import MIN_COMPONENT_SHARE, mesh_from_tokens, reconstruct
-from tar3d.placement import Placement
 from tar3d.runtime import (
     add_machine_arguments,
     add_model_argument,
     choose_device,
+    command,
+    command_parser,
     extraction_bar,
     positive_int,
+    progress_bar,
 )
 
 if TYPE_CHECKING:
+    import argparse
+
+    import torch
+
+    from tar3d.placement import Placement
     from tar3d.tokenizer.vqvae import VQVAE
 
 PROTOCOL = EvalProtocol()
-SEARCHED = (*SUPPORTED, *ONLY_POINTS)
 MAX_POINTS_DRAWN = 20_000  # in the image of a cloud
 MAX_PRINTED = 10  # notes and failures on the screen; report.csv has all
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     inputs = parser.add_argument_group("what to reconstruct")
     inputs.add_argument(
         "--input_file",
@@ -134,8 +121,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
+    import torch  # and what loads it, which --help does without
+
+    from tar3d import checkpoint
+    from tar3d.evaluation.reconstruction import FIELDS, write_reconstruction_report
+    from tar3d.placement import Placement
+
     source = find_local(args.input_file)
     try:
         device = choose_device(args.device, args.low_vram)
@@ -161,7 +155,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     categories = read_categories(source) or read_categories(source.parent)
     rows, code_counts = [], torch.zeros(vqvae.config.codebook_size, dtype=torch.int64)
-    for file in tqdm(inputs, unit="shape", desc="reconstruct", disable=len(inputs) == 1):
+    for file in progress_bar(inputs, unit="shape", desc="reconstruct", disable=len(inputs) == 1):
         row = dict.fromkeys(FIELDS, "") | {
             "id": file.shape_id,
             "file": str(file.path),
@@ -210,6 +204,8 @@ class InputFile:
 
 def kind_of(path: Path) -> str:
     """The kind of an input file, by its suffix; a .ply is a mesh if it declares faces."""
+    from tar3d.mesh.point_cloud import is_cloud
+
     if is_token_file(path):
         return "tokens"
     return "points" if is_cloud(path) else "mesh"
@@ -234,6 +230,10 @@ def without_suffix(path: Path) -> Path:
 
 def paths_in(folder: Path) -> dict[str, Path]:
     """Meshes, point clouds and tokens of a folder by id, which is made for all as for meshes."""
+    from tar3d.data.prepare.mesh_list import mesh_ids
+    from tar3d.mesh.load import SUPPORTED, list_meshes
+    from tar3d.mesh.point_cloud import ONLY_POINTS
+
     root = folder / "meshes" if (folder / "meshes").is_dir() else folder
     others = sorted(
         p
@@ -243,8 +243,8 @@ def paths_in(folder: Path) -> dict[str, Path]:
     paths = mesh_ids(folder) if list_meshes(root) else {}
     if not paths and not others:
         raise ValueError(
-            f"{root} holds no meshes, point clouds or tokens; looked for {', '.join(SEARCHED)} at "
-            "any depth"
+            f"{root} holds no meshes, point clouds or tokens; looked for "
+            f"{', '.join((*SUPPORTED, *ONLY_POINTS))} at any depth"
         )
     for path in others:
         relative = path.relative_to(root)
@@ -283,7 +283,13 @@ class FileReconstructor:
         self, path: Path, target: Path, *, is_cloud: bool = False
     ) -> tuple[dict, torch.Tensor]:
         """Rebuilds a mesh or cloud; scores are taken in the normalized frame."""
-        check_file(path, (*SEARCHED, ".txt"))
+        from tar3d.evaluation.reconstruction import SCORES, score_cloud, score_mesh
+        from tar3d.mesh.load import SUPPORTED, check_file, load_mesh
+        from tar3d.mesh.point_cloud import ONLY_POINTS, load_points, splats
+        from tar3d.mesh.points import outer_surface
+        from tar3d.pipeline import reconstruct
+
+        check_file(path, (*SUPPORTED, *ONLY_POINTS, ".txt"))
         truth = load_points(path) if is_cloud else load_mesh(path)
         rng = np.random.default_rng(self.seed)
         if isinstance(truth, Mesh):
@@ -320,6 +326,9 @@ class FileReconstructor:
 
     def decode_file(self, path: Path, target: Path) -> torch.Tensor:
         """Makes the mesh of a file of tokens again, and returns the tokens (T,)."""
+        from tar3d.mesh.extract import drop_small_components
+        from tar3d.pipeline import MIN_COMPONENT_SHARE, mesh_from_tokens
+
         stored = self.token_files.load(path)
         with extraction_bar(path.name) as progress:
             mesh = mesh_from_tokens(

@@ -26,33 +26,39 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from tar3d.condition.image import list_images, load_image
-from tar3d.conditional_gpt import ANY
-from tar3d.config import GPT_TYPES, SamplingConfig, add_sampling_flags, sampling_from_flags
+from tar3d.config import (
+    ANY,
+    DECODING_BACKENDS,
+    GPT_TYPES,
+    SamplingConfig,
+    add_sampling_flags,
+    sampling_from_flags,
+)
 from tar3d.data.formats.token_file import FOLDER, SUFFIX
-from tar3d.gpt.packed import BACKENDS
 from tar3d.io import write_json
 from tar3d.mesh.export import FORMATS, save_mesh
 from tar3d.mesh.render import contact_sheet, render_previews, save_turntable
 from tar3d.mesh.simplify import LEAST_FACES, simplify
 from tar3d.paths import find_local
-from tar3d.pipeline import GeneratedShape, Pipeline
-from tar3d.prepared_conditions import PreparedCondition, PreparedConditions
 from tar3d.runtime import (
     add_machine_arguments,
     add_model_argument,
     choose_device,
+    command,
+    command_parser,
     extraction_bar,
     peak_memory,
     positive_int,
+    progress_bar,
     resolve_precision,
 )
 from tar3d.upgrade import upgrade_flags
 
 if TYPE_CHECKING:
     from tar3d.contracts import Mesh
+    from tar3d.pipeline import GeneratedShape, Pipeline
+    from tar3d.prepared_conditions import PreparedCondition
 
 SAMPLE_IMAGE = Path("assets/sample_image.png")
 PREVIEW_SIZE = 256
@@ -61,9 +67,7 @@ MAX_NAME_BYTES = 80  # longest file name made from a prompt
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     add_condition_arguments(parser.add_argument_group("what to generate from"))
     models = parser.add_argument_group("model")
     add_model_argument(models, "with tokenizer/ and gpt_<type>/")
@@ -97,7 +101,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     machine.add_argument(
         "--decoding",
-        choices=BACKENDS,
+        choices=DECODING_BACKENDS,
         default="auto",
         help="implementation of a decoding step; auto takes the fastest one (default: auto)",
     )
@@ -189,9 +193,12 @@ def contradiction(args: argparse.Namespace) -> str | None:
     return None
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     start = time.perf_counter()
+    from tar3d.pipeline import Pipeline  # torch, which --help does without
+
     try:
         make_output_folder(args.save_path)
         device = choose_device(args.device, args.low_vram)
@@ -321,6 +328,8 @@ def generate_files(
     pipeline: Pipeline, jobs: list[Job], sampling: SamplingConfig, args: argparse.Namespace
 ) -> list[tuple[str, str]]:
     """Writes the files of one batch; returns the names of the jobs that failed, and why."""
+    from tar3d.prepared_conditions import PreparedConditions
+
     ready: list[Job] = []
     conditions = PreparedConditions([])
     failed = []
@@ -339,7 +348,7 @@ def generate_files(
     name = ready[0].name + (f" and {len(ready) - 1} more" if len(ready) > 1 else "")
     total = len(ready) * pipeline.num_tokens
     with (
-        tqdm(total=total, unit="token", desc=name, leave=False) as bar,
+        progress_bar(total=total, unit="token", desc=name, leave=False) as bar,
         extraction_bar("surface") as surface_bar,
     ):
         shapes = pipeline.generate(

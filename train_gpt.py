@@ -17,60 +17,42 @@ MFU, waiting for data), TensorBoard files and generation previews.
 
 from __future__ import annotations
 
-import argparse
+import math
 import sys
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-
-from tar3d import checkpoint
 from tar3d import config as configuration
 from tar3d.config import GPT_SIZES, GPT_TYPES, GPTRunConfig
 from tar3d.data.defaults import DEFAULT_FOLDER, default_data
-from tar3d.optim.groups import new_optimizers
-from tar3d.optim.schedule import learning_rate_factor, set_learning_rates
 from tar3d.paths import shipped
-from tar3d.runtime import positive_int
+from tar3d.runtime import command, command_parser, positive_int
 from tar3d.training.arguments import (
     add_run_arguments,
     chosen_trackers,
     print_overfit_result,
     start_processes,
 )
-from tar3d.training.dry_run import dry_run
-from tar3d.training.errors import print_error
-from tar3d.training.gpt_data import make_tokens, new_encoders, read_tokens, row_order
-from tar3d.training.gpt_init import check_tokenizer, new_model
-from tar3d.training.gpt_objective import (
-    GPTObjective,
-    draw_dropped_rows,
-    inputs_of_pass,
-    rows_of_pass,
-)
-from tar3d.training.gpt_reports import GPTReports, needed_encoders
-from tar3d.training.loader import training_loader
-from tar3d.training.run import Run
-from tar3d.training.run_folder import prepare_folder
 from tar3d.upgrade import upgrade_flags
 
 if TYPE_CHECKING:
+    import argparse
+
     from lightning_fabric import Fabric
 
-    from tar3d.condition.conditioner import Encoder
     from tar3d.tokenizer.vqvae import VQVAE
+    from tar3d.training.gpt_data import Inputs
+    from tar3d.training.gpt_objective import GPTObjective
+    from tar3d.training.gpt_reports import GPTReports
+    from tar3d.training.run import Run
 
 SHIPPED_TOKENIZER = "pretrained/tiny/tokenizer"
 LEAST_OVERFIT_SHARE = 0.99
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument(
         "--gpt-type",
         choices=list(GPT_TYPES),
@@ -119,27 +101,21 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_intermixed_args(upgrade_flags(argv))
 
 
-@dataclass
-class Inputs:
-    """The inputs of a training: data set, tokenizer, encoders, and the models to start from.
-
-    `vqvae`, of the model directory `vq_ckpt`, has made the tokens of `data`.
-    """
-
-    data: Path
-    vqvae: VQVAE
-    vq_ckpt: str | Path
-    encoders: dict[str, Encoder]
-    init: str | None = None
-    init_code_predictor: str | None = None
-
-
+@command
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
+    from tar3d import checkpoint  # loads torch, which --help does without
+    from tar3d.training.dry_run import dry_run
+    from tar3d.training.errors import print_error
+    from tar3d.training.gpt_data import Inputs, make_tokens, new_encoders
+    from tar3d.training.gpt_init import check_tokenizer
+    from tar3d.training.run_folder import prepare_folder
+
     try:
         vq_ckpt = args.vq_ckpt or shipped(SHIPPED_TOKENIZER)
         vqvae = checkpoint.load_tokenizer(vq_ckpt)
         config = read_config(args, vqvae)
+        check_tokenizer(config, vqvae)
         fabric = start_processes(args, config.train)
         if note := configuration.size_note(config.gpt, args.gpt_model):
             fabric.print(note)
@@ -173,9 +149,7 @@ def read_config(args: argparse.Namespace, vqvae: VQVAE) -> GPTRunConfig:
     changes = list(args.overrides)
     if args.global_batch_size is not None:
         changes.insert(0, f"train.global_batch_size={args.global_batch_size}")
-    config = configuration.load_gpt_run(path, args.gpt_model, vqvae.config, changes, args.gpt_type)
-    check_tokenizer(config, vqvae)
-    return config
+    return configuration.load_gpt_run(path, args.gpt_model, vqvae.config, changes, args.gpt_type)
 
 
 def train(
@@ -193,12 +167,18 @@ def train(
     With `overfit` it is trained and validated on that many shapes, and "regenerated" is the share
     of their tokens that the model generates.
     """
+    import torch
+
+    from tar3d.optim import groups, schedule
+    from tar3d.training import gpt_data, gpt_init, gpt_objective, gpt_reports, loader
+    from tar3d.training.run import Run
+
     t, vqvae = config.train, inputs.vqvae
 
     # Model
     init, init_code_predictor = inputs.init, inputs.init_code_predictor
-    model = new_model(config, vqvae, inputs.encoders, init, init_code_predictor, fabric)
-    objective = GPTObjective(model, vqvae.quantizer.codebook.clone(), t)
+    model = gpt_init.new_model(config, vqvae, inputs.encoders, init, init_code_predictor, fabric)
+    objective = gpt_objective.GPTObjective(model, vqvae.quantizer.codebook.clone(), t)
     random = torch.Generator().manual_seed(t.seed)  # every process takes its rows of each draw
     generators, shard = {"dropout": random}, t.strategy == "fsdp"
     run = Run(
@@ -206,34 +186,34 @@ def train(
     )
 
     # Optimizers
-    run.optimizers = new_optimizers(objective, config.optim)
+    run.optimizers = groups.new_optimizers(objective, config.optim)
     run.restore(state)
 
     # Data
     # `train.token_noise` enters here: random tokens in the inputs of a row, never in its targets.
-    dataset, validation = read_tokens(config, inputs.data, inputs.encoders, overfit)
-    order = row_order(config, len(dataset), run.step, fabric)
-    loader = training_loader(dataset, order, t.num_workers, fabric)
-    reports = GPTReports(out, config, fabric, vqvae, validation, inputs.data)
+    dataset, validation = gpt_data.read_tokens(config, inputs.data, inputs.encoders, overfit)
+    order = gpt_data.row_order(config, len(dataset), run.step, fabric)
+    batches = loader.training_loader(dataset, order, t.num_workers, fabric)
+    reports = gpt_reports.GPTReports(out, config, fabric, vqvae, validation, inputs.data)
     rows = t.global_batch_size // fabric.world_size
     predictor_rows = t.code_predictor_rows // fabric.world_size
     own_rows = slice(fabric.global_rank * rows, (fabric.global_rank + 1) * rows)
-    print_start(run, len(dataset), reports, rows, rows_of_pass(config, rows, predictor_rows))
+    print_start(run, len(dataset), reports, rows, predictor_rows)
 
     # Loop
     metrics: dict[str, float] = {}
     tokens, flops = rows * config.gpt.num_tokens, objective.flops(rows, predictor_rows)
     with run.session(order, dataset.ids.__getitem__, unit="tokens", items=tokens, flops=flops):
-        for batch in run.meter.batches(loader):
-            factor = learning_rate_factor(run.step, t.steps, config.optim)
-            set_learning_rates(run.optimizers, factor)
+        for batch in run.meter.batches(batches):
+            factor = schedule.learning_rate_factor(run.step, t.steps, config.optim)
+            schedule.set_learning_rates(run.optimizers, factor)
 
             # Every process draws the same numbers for all rows of the step, and takes its own rows.
-            dropped = draw_dropped_rows(model, t.global_batch_size, random)[own_rows]
+            dropped = gpt_objective.draw_dropped_rows(model, t.global_batch_size, random)[own_rows]
             dropped = dropped.to(fabric.device, non_blocking=True)
             for part in run.micro_batches(rows):
                 # A batch ends with rows for the code predictor alone; each pass gets its share.
-                *given, turns = inputs_of_pass(batch, part, rows, fabric.global_rank)
+                *given, turns = gpt_objective.inputs_of_pass(batch, part, rows, fabric.global_rank)
                 losses = run.model(*given, dropped[part], turns)
                 run.backward(objective.total(losses), losses)
             values = run.step_values(run.clip_gradients())
@@ -271,21 +251,26 @@ def validate(
 
 
 def print_start(
-    run: Run[GPTObjective], training_shapes: int, reports: GPTReports, rows: int, micro: int
+    run: Run[GPTObjective], training_shapes: int, reports: GPTReports, rows: int, predictor: int
 ) -> None:
-    """Prints the sizes of a training, of `rows` a step on each device, `micro` at a time."""
+    """Prints sizes; a step has `rows` on each device, and `predictor` rows for the codes alone."""
+    from tar3d.training.gpt_objective import rows_of_pass
+
     fabric, config = run.fabric, reports.config
+    micro = rows_of_pass(config, rows, predictor)
     parameters = sum(p.numel() for p in run.module.model.parameters())
     fabric.print(
         f"{parameters / 1e6:.2f} M parameters, {training_shapes} training shapes, "
         f"{len(reports.rows['tokens'])} validation shapes, {config.train.steps - run.step} steps "
         f"of {rows // micro} x {micro} rows on {fabric.world_size} x {fabric.device}, "
-        f"ln V = {np.log(config.gpt.codebook_size):.3f} nats, run folder {run.folder}"
+        f"ln V = {math.log(config.gpt.codebook_size):.3f} nats, run folder {run.folder}"
     )
 
 
 def print_end(run: Run[GPTObjective], reports: GPTReports) -> None:
     """Prints the result, and the command that uses it."""
+    from tar3d.training.gpt_reports import needed_encoders
+
     model = run.folder / "model"
     run.fabric.print(
         f"best validation distance {-run.best:.4f}; go on with: --init-code-predictor "

@@ -13,40 +13,33 @@ waiting for data), TensorBoard files and reconstruction previews.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from tar3d import config as configuration
 from tar3d.config import AugmentConfig, VQVAEConfig, VQVAETrainConfig
-from tar3d.data.datasets.shapes import MixedShapes, ShapeDataset
 from tar3d.data.defaults import DEFAULT_FOLDER, default_data
-from tar3d.optim.groups import new_optimizers
-from tar3d.optim.schedule import learning_rate_factor, set_learning_rates
 from tar3d.paths import shipped
-from tar3d.runtime import positive_int
-from tar3d.tokenizer.loss import intersection_over_union, tokenizer_loss
-from tar3d.tokenizer.vqvae import VQVAE
+from tar3d.runtime import command, command_parser, positive_int
 from tar3d.training.arguments import (
     add_run_arguments,
     chosen_trackers,
     print_overfit_result,
     start_processes,
 )
-from tar3d.training.dry_run import dry_run
-from tar3d.training.errors import print_error
-from tar3d.training.loader import training_loader, training_order
-from tar3d.training.run import Run
-from tar3d.training.run_folder import prepare_folder
-from tar3d.training.vqvae_init import init_from, start_codebook
-from tar3d.training.vqvae_reports import VQVAEReports
 
 if TYPE_CHECKING:
+    import argparse
+
+    import torch
     from lightning_fabric import Fabric
+
+    from tar3d.data.datasets.shapes import MixedShapes
+    from tar3d.tokenizer.vqvae import VQVAE
+    from tar3d.training.run import Run
+    from tar3d.training.vqvae_reports import VQVAEReports
 
 DEFAULT_CONFIG = "configs/vqvae3d_tiny.yaml"
 LEAST_OVERFIT_IOU = 0.95
@@ -60,9 +53,7 @@ PHASES = {
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("--base", metavar="CONFIG", help=f"config file (default: {DEFAULT_CONFIG})")
     parser.add_argument(
         "--data",
@@ -81,8 +72,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_intermixed_args(argv)
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
+    from tar3d.training.dry_run import dry_run  # loads torch, which --help does without
+    from tar3d.training.errors import print_error
+    from tar3d.training.run_folder import prepare_folder
+
     try:
         config = configuration.load(
             VQVAEConfig, args.base or shipped(DEFAULT_CONFIG), args.overrides
@@ -127,6 +123,8 @@ def data_folders(arguments: list[str]) -> dict[Path, int]:
 
 def training_set(config: VQVAEConfig, data: dict[Path, int], limit: int | None) -> MixedShapes:
     """The training shapes of all folders, of each at most `limit`."""
+    from tar3d.data.datasets.shapes import MixedShapes, ShapeDataset
+
     t = config.train
     parts = [
         ShapeDataset(
@@ -159,18 +157,27 @@ def train(
 
     With `overfit` it is trained and validated on that many training shapes of each folder.
     """
+    import torch
+
+    from tar3d.optim import groups, schedule
+    from tar3d.tokenizer.vqvae import VQVAE
+    from tar3d.training import vqvae_init
+    from tar3d.training.loader import training_loader, training_order
+    from tar3d.training.run import Run
+    from tar3d.training.vqvae_reports import VQVAEReports
+
     t = config.train
 
     # Model
     torch.manual_seed(t.seed)  # initial weights only: everything random later has its own generator
     vqvae = VQVAE(config.tokenizer)
-    keeps_codebook = init_from(vqvae, init, t.stage)
+    keeps_codebook = vqvae_init.init_from(vqvae, init, t.stage)
     random = torch.Generator().manual_seed(t.seed)
     generators = {"codebook": random}
     run = Run("tokenizer", out, fabric, vqvae, config, generators=generators, trackers=trackers)
 
     # Optimizers
-    run.optimizers = new_optimizers(vqvae, config.optim)
+    run.optimizers = groups.new_optimizers(vqvae, config.optim)
     run.restore(state)
 
     # Data
@@ -186,11 +193,11 @@ def train(
     metrics: dict[str, float] = {}
     with run.session(order, dataset.name, unit="shapes", items=rows, flops=flops):
         for batch in run.meter.batches(loader):
-            factor = learning_rate_factor(run.step, t.steps, config.optim)
-            set_learning_rates(run.optimizers, factor)
+            factor = schedule.learning_rate_factor(run.step, t.steps, config.optim)
+            schedule.set_learning_rates(run.optimizers, factor)
             quantize = run.step >= t.first_codebook_step
             if quantize and run.step == t.first_codebook_step and not keeps_codebook:
-                start_codebook(vqvae, dataset, fabric, random)
+                vqvae_init.start_codebook(vqvae, dataset, fabric, random)
 
             for part in run.micro_batches(rows):
                 losses = forward(run.model, {k: v[part] for k, v in batch.items()}, quantize, t)
@@ -221,6 +228,8 @@ def forward(
     model: torch.nn.Module, batch: dict[str, torch.Tensor], quantize: bool, t: VQVAETrainConfig
 ) -> dict[str, torch.Tensor]:
     """The losses of a micro batch, of which "loss" is minimised, and its volume IoU."""
+    from tar3d.tokenizer.loss import intersection_over_union, tokenizer_loss
+
     output = model(batch["surface"], batch["points"], quantize)
     loss = tokenizer_loss(
         output.logits,

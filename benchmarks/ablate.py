@@ -18,16 +18,15 @@ added to --results, one JSON file for all studies, and are not run again. Run fo
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
-from tqdm import tqdm
 
 from benchmarks.ablation import trials
 from benchmarks.ablation.tables import write_tables
@@ -45,7 +44,10 @@ from benchmarks.ablation.variants import (
 from tar3d.config import GPT_SIZES
 from tar3d.data.defaults import DEFAULT_FOLDER
 from tar3d.io import write_json
-from tar3d.runtime import positive_int
+from tar3d.runtime import command, command_parser, positive_int, progress_bar
+
+if TYPE_CHECKING:
+    import argparse
 
 RESULTS = Path("benchmarks/results/ablations.json")
 
@@ -88,7 +90,7 @@ def run_all(variants: list[Variant], args: argparse.Namespace) -> dict[str, str]
         return first_seeds_first(variants, results["runs"], args.seeds)
 
     running: dict[Future, Trial] = {}
-    bar = tqdm(unit="run", total=len(left()))
+    bar = progress_bar(unit="run", total=len(left()))
     with ThreadPoolExecutor(args.workers) as pool, bar:
         while True:
             is_late = args.minutes is not None and time.perf_counter() - began > 60 * args.minutes
@@ -115,9 +117,7 @@ def run_all(variants: list[Variant], args: argparse.Namespace) -> dict[str, str]
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("studies", nargs="*", metavar="STUDY", help=f"of {', '.join(STUDIES)}")
     parser.add_argument(
         "--write",
@@ -154,6 +154,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser()
     args = parser.parse_args(argv)

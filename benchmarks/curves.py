@@ -10,12 +10,13 @@ image, and by plane.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import math
 import sys
 from pathlib import Path
+
+from tar3d.runtime import command, command_parser
 
 COLOURS = ("#2b6ea6", "#c44e3f", "#4f9d69", "#8a6bb0")
 GRID, CAPTION = "#dddddd", "#666666"
@@ -126,10 +127,9 @@ def settings(run: Path) -> dict:
     return json.loads((run / "run.json").read_text(encoding="utf-8"))["config"]
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("--vqvae", type=Path, required=True, help="run folder of train_vqvae.py")
     parser.add_argument("--gpt", type=Path, required=True, help="run folder of train_gpt.py")
     parser.add_argument("--out", type=Path, required=True, help="PNG to write")

@@ -12,7 +12,6 @@ smallest sizes.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -25,12 +24,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-import torch
-
 from benchmarks.run import ROOT, suite_name, table
-from tar3d.runtime import choose_device, commit, describe_machine
+from tar3d.runtime import choose_device, command, command_parser, commit, describe_machine
+
+if TYPE_CHECKING:
+    import argparse
+
+    import torch
 
 # Share of the time, in the order in which they run.
 PARTS = {
@@ -189,6 +192,8 @@ def _one_line(message: str) -> str:
 
 
 def _head(device: torch.device, code: str, argv: list[str]) -> list[str]:
+    import torch
+
     machine = describe_machine(device)
     versions = [
         f"torch {machine['torch']}",
@@ -212,9 +217,7 @@ def _head(device: torch.device, code: str, argv: list[str]) -> list[str]:
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument(
         "--minutes", type=float, default=9.0, help="for everything (default: %(default)s)"
@@ -237,6 +240,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     start = time.perf_counter()
     argv = sys.argv[1:] if argv is None else argv

@@ -13,20 +13,18 @@ interrupted run continues.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
 from datetime import date
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image
 from scipy.ndimage import binary_dilation
 from skimage.measure import marching_cubes
-from tqdm import tqdm
 
 from tar3d.config import PointSamplingConfig
 from tar3d.contracts import Mesh
@@ -41,7 +39,10 @@ from tar3d.mesh.winding import WindingNumber, unbalanced_edges
 from tar3d.metrics.geometry import point_scores
 from tar3d.metrics.summary import markdown_table
 from tar3d.parallel.processes import JobFailure, parallel
-from tar3d.runtime import describe_machine
+from tar3d.runtime import command, command_parser, describe_machine, progress_bar
+
+if TYPE_CHECKING:
+    import argparse
 
 # Lattice points along a side, and along a block: where the surface is not near, a block has one
 # label.
@@ -243,9 +244,7 @@ def short_table(rows: list[dict]) -> list[str]:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("source", type=Path, help="folder of meshes, or table id,file (.csv)")
     parser.add_argument(
         "--out", type=Path, default=Path("outputs/labels"), help="default: %(default)s"
@@ -266,6 +265,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
@@ -277,6 +277,8 @@ def main(argv: list[str] | None = None) -> int:
     chosen = [names[i] for i in spread(len(names), args.limit or len(names))]
     (args.out / "pictures").mkdir(parents=True, exist_ok=True)
     # Read now: another commit may be checked out by the time the run ends.
+    import torch
+
     machine = describe_machine(torch.device("cpu")) | {"date": str(date.today())}
     rows = score_all({i: meshes[i] for i in chosen}, args)
     print(report(rows, args.out, args.cells, machine))
@@ -293,7 +295,7 @@ def score_all(meshes: dict[str, Path], args: argparse.Namespace) -> list[dict]:
     job = partial(score, cells=args.cells)
     with (
         partial_rows.open("a", encoding="utf-8") as f,
-        tqdm(total=len(meshes), initial=len(done), unit="mesh") as bar,
+        progress_bar(total=len(meshes), initial=len(done), unit="mesh") as bar,
     ):
         for (shape_id, _), result in parallel(job, jobs, args.workers, seconds=SECONDS):
             if isinstance(result, JobFailure):

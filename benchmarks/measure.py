@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tar3d.runtime import COMPUTE_DTYPES, peak_resident_bytes
+from benchmarks.common import SIZES
+from tar3d.runtime import PRECISIONS, compute_dtype, peak_resident_bytes
 from tar3d.throughput import best_seconds, find_peak, matmul_rate, synchronize
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SIZES = ("tiny", "full")
 # Goals by name: the field of a record, whether more of it is better, and how it is printed.
 GOALS = {
     "seconds": ("median_seconds", False, "{:.3g} s"),
@@ -36,7 +36,11 @@ GOALS = {
     "mfu": ("mfu", True, "MFU {:.1%}"),
     "gpu_mib": ("peak_gpu_mib", False, "{:,.0f} MiB of GPU memory"),
 }
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, **COMPUTE_DTYPES}
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    **{name: compute_dtype(name) for name in PRECISIONS if name != "auto"},
+}
 # Sizes for measuring ceilings, by device: float32 elements that no cache holds, the side of
 # a matrix product, calls between two readings of the clock (a launch costs a GPU more than that).
 PROBE_SIZES = {"cpu": (1 << 26, 1536, 1), "cuda": (1 << 29, 8192, 10)}
@@ -233,15 +237,6 @@ def _speedup(
         (b / base.items) / (s / work.items) for b, s in zip(base_seconds, seconds, strict=True)
     ]
     return {"median": statistics.median(pairs), "min": min(pairs), "max": max(pairs)}
-
-
-def speedup_text(record: dict) -> str:
-    """Median, least and greatest of a record's speedup; nothing where it is compared with none."""
-    return (
-        "{median:.2f} ({min:.2f}-{max:.2f})".format(**record["speedup"])
-        if "speedup" in record
-        else ""
-    )
 
 
 def roofline(work: Work, seconds: float, ceilings: Ceilings) -> dict[str, object]:

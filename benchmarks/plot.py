@@ -12,7 +12,6 @@ surface points, the grid side R, the size of the GPT, and the cells of an extrac
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.run import suite_name
+from tar3d.runtime import command, command_parser
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -337,10 +337,9 @@ def _finish_axis(axis) -> None:
     axis.spines[["left", "bottom"]].set_color(INK)
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument(
         "results",
         type=Path,

@@ -12,7 +12,6 @@ says how long the suites take.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import shlex
@@ -24,13 +23,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
-from benchmarks.measure import SIZES, Case, goal_lines, measure, speedup_text
-from tar3d.runtime import choose_device, describe_machine, positive_int
+from benchmarks.common import SIZES, speedup_text
+from tar3d.runtime import choose_device, command, command_parser, describe_machine, positive_int
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable
+
+    import torch
+
+    from benchmarks.measure import Case
 
 # Each is a module of benchmarks/suites with its CASES, the most valuable first, that is loaded when
 # it is asked for: suites need different packages.
@@ -69,6 +71,8 @@ def run_suite(
     that failed has "error" instead of figures; one for which the `budget` in seconds was too short
     has "left_out".
     """
+    import torch
+
     start = time.perf_counter()
     cases = select_cases(suite, size, device, only)
     report: dict = {
@@ -193,6 +197,8 @@ def table(report: dict) -> str:
             f"{limit:>9}{speedup_text(r):>19}{resident:>7}{gpu:>8}  {r['dtype']:<10} "
             f"{r['settings'].get('batch', '')}"
         )
+    from benchmarks.measure import goal_lines
+
     reduced = [f"  {_label(r)}: {r['reduced']}" for r in records if r.get("reduced")]
     goals = [f"  {_label(r)}: {line}" for r in records for line in goal_lines(r)]
     return "\n".join(
@@ -224,9 +230,7 @@ def _label(record: dict) -> str:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument(
         "--suite",
         type=suite_name,
@@ -280,12 +284,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
         device = choose_device(args.device)
         if args.case:
             cases = select_cases(args.suite, "all", device, args.case)
+            from benchmarks.measure import measure
+
             case = next((c for c in cases if c.id == args.case), None)
             if case is None:
                 raise ValueError(f"--case takes a whole name, as in tiny/encode, got {args.case!r}")

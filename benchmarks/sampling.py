@@ -14,7 +14,6 @@ them matters is for whoever saves a model's settings to decide.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
 import time
@@ -22,8 +21,6 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from tqdm import tqdm
 
 from tar3d import config as configuration
 from tar3d.config import GPT_TYPES, SamplingConfig
@@ -33,23 +30,28 @@ from tar3d.data.formats.captions import captions_of
 from tar3d.data.formats.dataset_folder import mesh_path
 from tar3d.data.formats.samples import open_samples
 from tar3d.data.formats.views import Views
-from tar3d.evaluation.evaluator import load_evaluator, score_shapes, surface
-from tar3d.evaluation.generations import generate_all, reconstruct_or_none
-from tar3d.evaluation.text_scores import EVALUATOR_SCORES, attributes_met
 from tar3d.io import write_json
-from tar3d.mesh.load import load_mesh
-from tar3d.metrics.geometry import in_frame, point_scores, surface_cloud
 from tar3d.metrics.summary import aggregate, cell, markdown_table
-from tar3d.pipeline import Pipeline
-from tar3d.runtime import choose_device, command_line, describe_machine, positive_int
+from tar3d.runtime import (
+    choose_device,
+    command,
+    command_line,
+    command_parser,
+    describe_machine,
+    positive_int,
+    progress_bar,
+)
 from tar3d.upgrade import upgrade_flags
 
 if TYPE_CHECKING:
+    import argparse
+
     import numpy as np
 
     from tar3d.condition.conditioner import ConditionInputs
     from tar3d.contracts import Mesh
     from tar3d.evaluation.evaluator_network import Evaluator
+    from tar3d.pipeline import Pipeline
 
 SWEEP: dict[str, tuple[float, ...]] = {
     "code_predictor_scale": (0.0, 10.0, 20.0, 40.0),
@@ -102,6 +104,8 @@ def settings(base: SamplingConfig, changes: list[str] | None = None) -> dict[str
 
 def read_shapes(pipeline: Pipeline, data: Path, modality: str, count: int) -> ValidationShapes:
     """`count` shapes of the validation split of a data set, spread evenly over it."""
+    from tar3d.mesh.load import load_mesh
+
     samples = open_samples(data)
     ids = samples.ids("val")
     ids = [ids[k] for k in spread(len(ids), count)]
@@ -126,6 +130,8 @@ def score_meshes(meshes: list[Mesh | None], truths: list[Mesh]) -> dict[str, dic
 
     A shape that is empty has no Chamfer distance, and 0 of the others.
     """
+    from tar3d.metrics.geometry import in_frame, point_scores, surface_cloud
+
     rows = []
     for mesh, truth in zip(meshes, truths, strict=True):
         if mesh is None:
@@ -149,6 +155,9 @@ def score_texts(
     evaluator: Evaluator, meshes: list[Mesh | None], shapes: ValidationShapes
 ) -> dict[str, dict]:
     """The attributes that are met, and the evaluator's scores."""
+    from tar3d.evaluation.evaluator import score_shapes, surface
+    from tar3d.evaluation.text_scores import attributes_met
+
     captions = shapes.captions or []
     by_shape = attributes_met(meshes, captions, shapes.categories)
     met = [value for found in by_shape for value in found.values()]
@@ -164,12 +173,15 @@ def compare(
     args: argparse.Namespace,
 ) -> dict[str, dict]:
     """Scores by name of the setting, and those of the tokenizer's reconstructions."""
+    from tar3d.evaluation.evaluator import load_evaluator
+    from tar3d.evaluation.generations import generate_all, reconstruct_or_none
+
     evaluator = load_evaluator(args.evaluator) if shapes.captions else None
     rebuilt = [reconstruct_or_none(pipeline.vqvae, s, args.resolution) for s in shapes.surfaces]
     # What a GPT that made no error would have.
     results = {"reconstruction": score_meshes(rebuilt, shapes.truths)}
     own, seeds = pipeline.model.config.sampling, list(range(len(shapes.ids)))
-    for name, sampling in tqdm(compared.items(), unit="setting"):
+    for name, sampling in progress_bar(compared.items(), unit="setting"):
         pipeline.model.config.sampling = sampling
         meshes = generate_all(pipeline, shapes.inputs, seeds, args.resolution, args.batch)
         results[name] = score_meshes(meshes, shapes.truths)
@@ -181,6 +193,8 @@ def compare(
 
 def table_row(name: str, scores: dict) -> list[str]:
     """A line of the table."""
+    from tar3d.evaluation.text_scores import EVALUATOR_SCORES
+
     row = [name, *(cell(scores[key]) for key in SCORES.values())]
     if "evaluator" in scores:
         row.append(cell(scores["attributes"]))
@@ -202,9 +216,7 @@ def report(results: dict[str, dict], own: SamplingConfig, gpt_type: str, count: 
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add(
         "--gpt-type",
@@ -237,8 +249,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(upgrade_flags(argv))
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
+    from tar3d.pipeline import Pipeline  # loads torch, which --help does without
+
     start = time.perf_counter()
     try:
         pipeline = Pipeline.load(args.model, args.gpt_type, device=choose_device(args.device))

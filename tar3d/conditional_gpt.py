@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 # Folder in a GPT's model directory: the tokenizer of a text encoder that was trained with the GPT.
 TEXT_TOKENIZER = "words"
-ANY = "any"  # the type of a GPT that also serves as each of the other types
 
 
 def gpt_folder(gpt_type: str) -> str:

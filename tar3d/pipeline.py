@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from tar3d import checkpoint
-from tar3d.conditional_gpt import ANY, ConditionalGPT, gpt_folder, load_gpt
+from tar3d.conditional_gpt import ConditionalGPT, gpt_folder, load_gpt
+from tar3d.config import ANY
 from tar3d.contracts import Tokens, Triplane
 from tar3d.data.formats.token_file import TokenFiles
 from tar3d.gpt.engine import Engine

@@ -25,6 +25,13 @@ ROOT = Path(__file__).resolve().parents[1]
 IMPORTED = (
     "train_gpt",
     "train_vqvae",
+    "tar3d.training.dry_run",
+    "tar3d.training.gpt_init",
+    "tar3d.training.gpt_reports",
+    "tar3d.training.loader",
+    "tar3d.training.run_folder",
+    "tar3d.training.vqvae_init",
+    "tar3d.training.vqvae_reports",
     "lightning_fabric",
     "tar3d.data.prepare.make_samples",
     "huggingface_hub.serialization",

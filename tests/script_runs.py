@@ -16,7 +16,7 @@ from tar3d import config as configuration
 from tar3d.condition.conditioner import build_encoder
 from tar3d.conditional_gpt import ConditionalGPT
 from tar3d.config import GPTRunConfig
-from tar3d.training.gpt_data import make_tokens, new_encoders
+from tar3d.training.gpt_data import Inputs, make_tokens, new_encoders
 from tar3d.training.gpt_init import check_tokenizer
 from tar3d.training.gpt_objective import GPTObjective
 from tar3d.training.run import Run
@@ -98,13 +98,13 @@ def train_gpt_in(
     state: Path | None = None,
     **init,
 ) -> dict:
-    """Trains the GPT above; `init` are the models to start from, as of train_gpt.Inputs."""
+    """Trains the GPT above; `init` are the models to start from, as of `Inputs`."""
     config = configuration.load(GPTRunConfig, None, [*GPT, *overrides])
     vqvae = checkpoint.load_tokenizer(tokenizer)
     check_tokenizer(config, vqvae)
     encoders = new_encoders(config, data)
     make_tokens(config, data, vqvae, encoders, fabric)
-    inputs = train_gpt.Inputs(data, vqvae, str(tokenizer), encoders, **init)
+    inputs = Inputs(data, vqvae, str(tokenizer), encoders, **init)
     return train_gpt.train(config, out, fabric, inputs, state=state)
 
 

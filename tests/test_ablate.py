@@ -15,6 +15,7 @@ from benchmarks.ablation import tables, trials
 from benchmarks.ablation.trials import Trial, best_rate, missing, missing_sweep
 from benchmarks.ablation.variants import CONFIG, MODEL, STUDIES, TOKENIZER_CONFIG, VARIANTS
 from benchmarks.ablation.variants import TOKENIZER as STUDY_TOKENIZER
+from tar3d import checkpoint
 from tar3d.config import TokenizerConfig, VQVAEConfig, load, load_gpt_run
 from tar3d.data.formats.dataset_folder import mesh_path
 
@@ -167,7 +168,7 @@ def arguments(tmp_path, monkeypatch) -> list[str]:
             config=TokenizerConfig(grid_size=sides.get(Path(source).name, 4), codebook_size=32)
         )
 
-    monkeypatch.setattr(trials.checkpoint, "load_tokenizer", tokenizer)
+    monkeypatch.setattr(checkpoint, "load_tokenizer", tokenizer)
     data = tmp_path / "toy"
     (data / "samples").mkdir(parents=True)
     (data / "splits.json").write_text("{}")

@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from PIL import Image
 
 import demo
 import run
-from tar3d.config import SamplingConfig, help_texts
+from tar3d.config import GPT_TYPES, SamplingConfig, help_texts
 from tar3d.pipeline import Pipeline
 
 gradio = pytest.importorskip("gradio", exc_type=ImportError)
@@ -120,10 +121,53 @@ def test_a_new_sampling_setting_is_a_box_on_the_page(monkeypatch, tmp_path):
         "Wider", [("typical_p", float, new)], bases=(SamplingConfig,), kw_only=True
     )
     monkeypatch.setattr(demo, "SamplingConfig", wider)
+    monkeypatch.setattr(Pipeline, "sampling", lambda self, modalities: wider())
     blocks = demo.build({"uncond": Pipeline.load(ROOT / "pretrained/tiny")}, "tiny", tmp_path)
     boxes = [b for b in blocks.blocks.values() if "locally typical" in str(getattr(b, "info", ""))]
     (call,) = [fn for fn in blocks.fns.values() if fn.api_name == "uncond"]
     assert [b.label for b in boxes] == ["Typical p"] and boxes[0] in call.inputs
+
+
+def test_the_page_begins_with_the_models_own_settings(page):
+    """Nothing is an empty number, which Gradio would draw as 0 and then send as 0."""
+    config = json.load(urlopen(f"{page[0].src}config"))
+    props = {component["id"]: component["props"] for component in config["components"]}
+    pipeline = Pipeline.load(ROOT / "pretrained/tiny")
+    for call in config["dependencies"]:
+        if call["api_name"] in GPT_TYPES:
+            own = pipeline.sampling(GPT_TYPES[call["api_name"]])
+            sent = [props[box]["value"] for box in call["inputs"][1:]]
+            assert sent == [0, 128, 0, *(getattr(own, name) for name in help_texts(SamplingConfig))]
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs Chromium")
+def test_a_browser_sends_what_its_boxes_show(page):
+    playwright = pytest.importorskip("playwright.sync_api")
+    sent: list[list] = []
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+        )
+        tab = browser.new_page()
+        tab.goto(page[0].src)
+        tab.get_by_role("tab", name="Text").click()
+
+        def generate() -> None:
+            """Asks for an empty text, which the page refuses before it computes."""
+            with tab.expect_request(lambda request: "queue/join" in request.url) as asked:
+                tab.get_by_role("button", name="Generate").locator("visible=true").click()
+            sent.append(asked.value.post_data_json["data"])
+            tab.locator(".toast-close").click()  # of the refusal
+            tab.locator(".toast-body").wait_for(state="detached")
+
+        generate()
+        tab.get_by_role("button", name="Sampling").locator("visible=true").click()
+        generate()
+        tab.get_by_label("Temperature").locator("visible=true").fill("")
+        generate()
+        browser.close()
+    assert sent[0] == sent[1] == ["", 0, 128, 0, 1, 0, 1, 0, 1, 40]
+    assert sent[2] == ["", 0, 128, 0, None, 0, 1, 0, 1, 40]
 
 
 def test_models_of_one_type_each_get_a_tab_each(tmp_path, monkeypatch):
@@ -135,7 +179,7 @@ def test_models_of_one_type_each_get_a_tab_each(tmp_path, monkeypatch):
         loaded.append((gpt_type, kwargs["low_vram"]))
         return gpt_type
 
-    monkeypatch.setattr(demo.Pipeline, "load", load)
+    monkeypatch.setattr(Pipeline, "load", load)
     monkeypatch.setattr(demo, "choose_device", lambda name, low_vram: torch.device("cuda"))
     monkeypatch.setattr(demo, "resolve_precision", lambda name, device: name)
     args = demo.parse_arguments(["--model", "bundle", "--low-vram"])

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tar3d import doctor
+from tar3d import doctor, doctor_report
 from tar3d.config import GPTConfig, OptimConfig, VQVAEConfig, load
 from tar3d.gpt import decode_ops
 
 
 def test_a_machine_is_described_and_both_models_are_tried(monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "GPT_SIZES", {"GPT-tiny": (6, 192, 3)})
-    monkeypatch.setattr(doctor, "TOKENIZERS", ("vqvae3d_tiny",))
+    monkeypatch.setattr(doctor_report, "GPT_SIZES", {"GPT-tiny": (6, 192, 3)})
+    monkeypatch.setattr(doctor_report, "TOKENIZERS", ("vqvae3d_tiny",))
     assert doctor.main([]) == 0
     output = capsys.readouterr().out
     for part in (
@@ -39,7 +39,7 @@ def test_decoding_that_is_not_the_forward_pass_is_a_sentence_and_a_status(monkey
         return attend(*args)
 
     monkeypatch.setattr(decode_ops, "linear_attend", forgetful)
-    assert not doctor.try_models(doctor.MODEL, torch.device("cpu"))
+    assert not doctor_report.try_models(doctor.MODEL, torch.device("cpu"))
     assert (
         "tokens are those of a forward pass: what this machine decodes is wrong"
         in capsys.readouterr().out
@@ -47,8 +47,8 @@ def test_decoding_that_is_not_the_forward_pass_is_a_sentence_and_a_status(monkey
 
 
 def test_models_that_do_not_run_are_a_sentence_and_a_status(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "GPT_SIZES", {})
-    monkeypatch.setattr(doctor, "TOKENIZERS", ())
+    monkeypatch.setattr(doctor_report, "GPT_SIZES", {})
+    monkeypatch.setattr(doctor_report, "TOKENIZERS", ())
     assert doctor.main(["--model", str(tmp_path)]) == 1
     output = capsys.readouterr().out
     assert (
@@ -68,24 +68,26 @@ def test_counted_memory_grows_with_what_is_kept():
         condition_width=8,
     )
     sizes = {
-        how: doctor.gpt_step_bytes(config, OptimConfig(), 8, how)
+        how: doctor_report.gpt_step_bytes(config, OptimConfig(), 8, how)
         for how in ("none", "cheap", "blocks")
     }
     assert sizes["none"] > sizes["cheap"] > sizes["blocks"]
-    one, four = (doctor.gpt_step_bytes(config, OptimConfig(), rows, "none") for rows in (1, 4))
+    one, four = (
+        doctor_report.gpt_step_bytes(config, OptimConfig(), rows, "none") for rows in (1, 4)
+    )
     assert 2 < four / one < 4
     tokenizer = load(VQVAEConfig, "configs/vqvae3d_tiny.yaml")
-    one, four = (doctor.tokenizer_step_bytes(tokenizer, shapes, "none") for shapes in (1, 4))
+    one, four = (doctor_report.tokenizer_step_bytes(tokenizer, shapes, "none") for shapes in (1, 4))
     assert 2 < four / one < 4
 
 
 def test_hours_are_model_flops_over_the_rate_assumed_and_only_where_a_row_fits(monkeypatch, capsys):
     monkeypatch.setattr(
-        doctor,
+        doctor_report,
         "training_flops",
         lambda: {"small": (1000, 8, 989e12), "large": (2000, 4, 989e12 * 36)},
     )
-    doctor.print_hours({"small": 2**30, "large": 100 * 2**30})
+    doctor_report.print_hours({"small": 2**30, "large": 100 * 2**30})
     small, large = (line.split() for line in capsys.readouterr().out.splitlines()[-2:])
     assert small == [
         "small",
@@ -101,9 +103,9 @@ def test_hours_are_model_flops_over_the_rate_assumed_and_only_where_a_row_fits(m
 
 
 def test_operations_of_whole_trainings_are_those_of_their_configs(monkeypatch):
-    monkeypatch.setattr(doctor, "TOKENIZERS", ("vqvae3d", "vqvae3d_fast"))
-    monkeypatch.setattr(doctor, "GPT_SIZES", {"GPT-B": None})
-    paper, fast, gpt = doctor.training_flops().values()
+    monkeypatch.setattr(doctor_report, "TOKENIZERS", ("vqvae3d", "vqvae3d_fast"))
+    monkeypatch.setattr(doctor_report, "GPT_SIZES", {"GPT-B": None})
+    paper, fast, gpt = doctor_report.training_flops().values()
     assert paper[:2] == (200_000, 32) and paper[2] * 200_000 == pytest.approx(
         3.93e19, rel=2e-3
     )  # docs/speed.md

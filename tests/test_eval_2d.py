@@ -19,13 +19,16 @@ from tiny_networks import lpips_weights, save_tiny_clip
 
 import eval_2d
 from tar3d.contracts import Mesh
+from tar3d.evaluation import generations
+from tar3d.evaluation.arguments import BACKGROUNDS
 from tar3d.evaluation.generations import GenerationSettings
-from tar3d.evaluation.image_pairs import BACKGROUNDS, RenderedImages, read_cameras
+from tar3d.evaluation.image_pairs import RenderedImages, read_cameras
 from tar3d.evaluation.image_scores import Networks, score_sets
 from tar3d.evaluation.mesh_pairs import Pair
 from tar3d.evaluation.mesh_report import compare_sets
 from tar3d.mesh.load import normalize
 from tar3d.mesh.render import Renderer, orbit
+from tar3d.pipeline import Pipeline
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -644,8 +647,8 @@ def test_a_model_is_compared_with_baselines_and_bound(folders, monkeypatch):
     def load(source, gpt_type, device):
         return SimpleNamespace(sampling=lambda modalities: SimpleNamespace(top_k=3))
 
-    monkeypatch.setattr(eval_2d, "evaluate_model", evaluate_model)
-    monkeypatch.setattr(eval_2d.Pipeline, "load", load)
+    monkeypatch.setattr(generations, "evaluate_model", evaluate_model)
+    monkeypatch.setattr(Pipeline, "load", load)
     monkeypatch.setattr(eval_2d, "default_library", lambda: folders / "train")
     flags = [
         "--test",

@@ -67,8 +67,8 @@ def places(tmp_path_factory) -> dict[str, Path]:
         target = root / "meshes" / paths[i].parent.name / paths[i].name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(paths[i], target)
-    toy = importlib.import_module("tar3d.data.toy.make_toy")
-    samples = importlib.import_module("tar3d.data.prepare.make_samples")
+    toy = importlib.import_module("tar3d.data.toy.__main__")
+    samples = importlib.import_module("tar3d.data.make_samples")
     assert toy.main(["--out", str(root / "toy"), "--num", "4", "--workers", "1"]) == 0
     counts = ["surface_points=8192", "volume_points=8192", "near_points=8192"]
     assert samples.main([str(root / "toy"), "--workers", "1", *counts]) == 0

@@ -18,7 +18,7 @@ import train_vqvae
 from tar3d.condition import image_encoders
 from tar3d.data.datasets.tokens import TokenDataset
 from tar3d.data.formats.token_shards import read_stamp
-from tar3d.data.tokens import make_tokens
+from tar3d.data.make_tokens import main
 from tar3d.evaluation.unseen_shapes import EvalData, choose_shapes
 
 LISTS = {
@@ -135,7 +135,7 @@ def test_the_gpt_trains_from_given_embeddings_without_their_encoder(
         "--embeddings",
         str(shapenet / "dino"),
     ]
-    assert make_tokens.main([*flags, *GIVEN]) == 1, "one shape has no embeddings"
+    assert main([*flags, *GIVEN]) == 1, "one shape has no embeddings"
     (refused,) = rows(given / "tokens" / "refused.csv")
     assert refused["id"] == "0001_b" and "0001_b.npz is not there" in refused["reason"]
     stamp = read_stamp(given / "tokens")
@@ -211,5 +211,5 @@ def test_embeddings_that_do_not_fit_are_refused(
         str(shapenet / "dino"),
     ]
     with pytest.raises(SystemExit) as stop:
-        make_tokens.main([*flags, *GIVEN, *changes])
+        main([*flags, *GIVEN, *changes])
     assert stop.value.code == 2 and message in capsys.readouterr().err

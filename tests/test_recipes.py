@@ -59,7 +59,7 @@ KEYS: dict[str, Callable[[argparse.Namespace], object]] = {
     "tar3d.data.make_samples": lambda args: load(PrepareConfig, None, args.overrides),
     "tar3d.evaluation.evaluator": lambda args: load(EvaluatorConfig, None, args.overrides),
 }
-MAIN = {"tar3d.data.toy": "tar3d.data.toy.make_toy"}  # packages, whose main is in a file of theirs
+MAIN = {"tar3d.data.toy": "tar3d.data.toy.__main__"}  # packages, whose main is in a file of theirs
 
 
 class Parsed(BaseException):

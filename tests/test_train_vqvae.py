@@ -17,6 +17,7 @@ import train_vqvae
 from tar3d import checkpoint
 from tar3d import config as configuration
 from tar3d.config import VQVAEConfig
+from tar3d.tokenizer import loss
 from tar3d.training.errors import NotFinite
 from tar3d.training.state import load_state
 
@@ -189,18 +190,18 @@ def test_steps_that_are_not_finite_can_be_passed_over(
     script_data, fabric, tmp_path, monkeypatch, capsys
 ):
     """The dump repeats the step; the weights are those of a run that never saw it."""
-    loss, calls = train_vqvae.tokenizer_loss, []
+    real, calls = loss.tokenizer_loss, []
 
     def poisoned(*args, **kwargs):
         calls.append(1)
-        found = loss(*args, **kwargs)
+        found = real(*args, **kwargs)
         return (
             dataclasses.replace(found, total=found.total * float("nan"))
             if len(calls) == 2
             else found
         )
 
-    monkeypatch.setattr(train_vqvae, "tokenizer_loss", poisoned)
+    monkeypatch.setattr(loss, "tokenizer_loss", poisoned)
     config = configuration.load(VQVAEConfig, None, [*VQVAE, "train.skip_nonfinite=1"])
     train_vqvae.train(config, tmp_path, fabric, {script_data: 1})
     log = rows(tmp_path / "train.csv")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.ablation.variants import STUDIES, VARIANTS, AblationStudy
-from benchmarks.measure import speedup_text
+from benchmarks.common import speedup_text
 from tar3d.metrics.summary import markdown_table
 
 if TYPE_CHECKING:

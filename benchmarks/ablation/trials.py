@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING
 
-import torch
-
 from benchmarks.ablation.variants import (
     CODE_PREDICTOR,
     CONFIG,
@@ -27,9 +25,7 @@ from benchmarks.ablation.variants import (
     VARIANTS,
     Variant,
 )
-from tar3d import checkpoint
 from tar3d.config import load_gpt_run, size_values
-from tar3d.gpt.model import GPT
 from tar3d.io import write_json
 from tar3d.runtime import describe_machine
 
@@ -283,6 +279,9 @@ def steps_of(
 
     They are the recipe's steps, or as many as cost the same where the tokens are others.
     """
+    from tar3d import checkpoint
+    from tar3d.gpt.model import GPT
+
     named = size_overrides(args.gpt_model)
     config, default = (
         load_gpt_run(
@@ -309,6 +308,8 @@ def _last_validation(run: Path) -> dict[str, float]:
 
 
 def _origin(command: list[str]) -> dict[str, str]:
+    import torch
+
     return {
         "command": " ".join(["python", *command]),
         "date": str(date.today()),

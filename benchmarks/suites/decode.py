@@ -31,13 +31,12 @@ from torch import Tensor, nn
 
 from benchmarks.measure import Case, Work
 from tar3d import config as configuration
-from tar3d.config import GPTRunConfig, SamplingConfig, VQVAEConfig, gpt_config
+from tar3d.config import DECODING_BACKENDS, GPTRunConfig, SamplingConfig, VQVAEConfig, gpt_config
 from tar3d.contracts import Condition
 from tar3d.gpt.engine import Engine
 from tar3d.gpt.layers.full import FullAttention, KVCache
 from tar3d.gpt.layers.linear import StateCache
 from tar3d.gpt.model import GPT, Cache
-from tar3d.gpt.packed import BACKENDS
 from tar3d.gpt.sampling import guide, sample, uniform_draws
 
 SAMPLING = SamplingConfig(cfg_scale=3.0)
@@ -89,7 +88,7 @@ def token_and_cell(name: str, device: torch.device) -> dict[str, Work]:
 
 def backends(name: str, batch: int, device: torch.device) -> dict[str, Work | str]:
     gpt, works = _gpt(device, name), {}
-    for backend in BACKENDS[1:]:  # the first, auto, is one of the others
+    for backend in DECODING_BACKENDS[1:]:  # the first, auto, is one of the others
         try:
             engine = _engine(gpt, backend)
         except ValueError as e:

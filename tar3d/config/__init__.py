@@ -8,14 +8,25 @@ package imports no torch, so it can be read anywhere.
 """
 
 from tar3d.config.base import from_mapping, load, save, to_mapping, with_defaults
-from tar3d.config.conditions import CONDITIONS, GPT_TYPES, ImageEncoderConfig, TextEncoderConfig
+from tar3d.config.conditions import (
+    ANY,
+    CONDITIONS,
+    GPT_TYPES,
+    ImageEncoderConfig,
+    TextEncoderConfig,
+)
 from tar3d.config.data import PointSamplingConfig, PrepareConfig, ToyConfig, ViewConfig
-from tar3d.config.evaluation import EvalProtocol
+from tar3d.config.evaluation import ALIGNMENTS, DEFAULT_CLIP, EvalProtocol
 from tar3d.config.flags import add_config_flags, config_from_flags, help_texts
 from tar3d.config.gpt import GPT_SIZES, GPTConfig, gpt_config, size_values
 from tar3d.config.optimizer import OptimConfig
 from tar3d.config.runs import GPTRunConfig, VQVAEConfig, load_gpt_run, size_note
-from tar3d.config.sampling import SamplingConfig, add_sampling_flags, sampling_from_flags
+from tar3d.config.sampling import (
+    DECODING_BACKENDS,
+    SamplingConfig,
+    add_sampling_flags,
+    sampling_from_flags,
+)
 from tar3d.config.tokenizer import TokenizerConfig
 from tar3d.config.training import (
     ACTIVATION_CHECKPOINTING,
@@ -27,7 +38,11 @@ from tar3d.config.training import (
 
 __all__ = [
     "ACTIVATION_CHECKPOINTING",
+    "ALIGNMENTS",
+    "ANY",
     "CONDITIONS",
+    "DECODING_BACKENDS",
+    "DEFAULT_CLIP",
     "GPT_SIZES",
     "GPT_TYPES",
     "AugmentConfig",

@@ -15,6 +15,7 @@ GPT_TYPES: dict[str, list[str]] = {
     "uncond": [],
     "any": ["image", "text"],
 }
+ANY = "any"  # the type of a GPT that also serves as each of the other types
 
 
 @dataclass(kw_only=True)

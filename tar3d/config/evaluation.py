@@ -6,6 +6,10 @@ from dataclasses import dataclass, field
 
 from tar3d.config.checks import at_least, one_of, require
 
+# Of a prediction onto its own truth (`tar3d/metrics/align.py`).
+ALIGNMENTS = ("none", "bbox", "icp", "rot24+icp")
+DEFAULT_CLIP = "openai/clip-vit-base-patch32"
+
 
 @dataclass(kw_only=True)
 class EvalProtocol:

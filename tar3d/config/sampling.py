@@ -15,6 +15,8 @@ from tar3d.config.flags import add_config_flags, config_from_flags, described
 if TYPE_CHECKING:
     import argparse
 
+DECODING_BACKENDS = ("auto", "plain", "compiled", "triton")  # implementations of a step
+
 
 @dataclass(kw_only=True)
 class SamplingConfig:

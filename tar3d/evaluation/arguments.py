@@ -9,7 +9,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
+
 from tar3d.data.defaults import DEFAULT_FOLDER
+from tar3d.paths import shipped
 from tar3d.runtime import positive_int
 
 if TYPE_CHECKING:
@@ -24,7 +27,18 @@ MODEL_DEFAULTS: dict[str, Any] = {
     "resolution": 128,
     "batch": 10,
 }
+PROTOCOLS = shipped("configs/eval")
+# Colours behind the object, and ways to resize image files, by name.
+BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128)}
+FILTERS = {
+    name: Image.Resampling[name.upper()] for name in ("bicubic", "lanczos", "bilinear", "box")
+}
 GPT_TYPE_HELP = {"i23d": "i23d an image", "t23d": "t23d a text", "uncond": "uncond none"}
+
+
+def protocol_names() -> str:
+    """Names of the shipped protocols, one for each file of configs/eval, with commas between."""
+    return ", ".join(sorted(path.stem for path in PROTOCOLS.glob("*.yaml")))
 
 
 def add_model_arguments(group: Any, gpt_types: list[str]) -> None:

@@ -14,7 +14,6 @@ reconstructions:
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import re
@@ -24,7 +23,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import ndimage
-from tqdm import tqdm
 
 from tar3d.checkpoint import load_tokenizer
 from tar3d.data.formats.dataset_folder import SPLITS, mesh_path, read_splits
@@ -33,6 +31,7 @@ from tar3d.mesh.extract import EmptyFieldError
 from tar3d.mesh.load import load_mesh
 from tar3d.mesh.points import inside
 from tar3d.pipeline import reconstruct
+from tar3d.runtime import command, command_parser, progress_bar
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -248,7 +247,7 @@ def agreement(
     vqvae = None if tokenizer is None else load_tokenizer(tokenizer)
     samples = open_samples(data)
     result: dict[str, dict[tuple[str, str], list[bool]]] = {}
-    for shape_id in tqdm(ids, unit="shape"):
+    for shape_id in progress_bar(ids, unit="shape"):
         category = rows[shape_id]["category"]
         parameters = json.loads(rows[shape_id]["parameters"])
         meshes: dict[str, Mesh | None] = {"truth": load_mesh(mesh_path(data, shape_id))}
@@ -265,10 +264,9 @@ def agreement(
     return result
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("data", type=Path, help="procedural data set with meshes and manifest.csv")
     parser.add_argument(
         "--split", nargs="+", choices=SPLITS, default=list(SPLITS), help="default: all"

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from tar3d.data.formats.samples import open_samples
 from tar3d.evaluation.unseen_shapes import EvalData, training_ids
+from tar3d.runtime import progress_bar
 
 if TYPE_CHECKING:
     from tar3d.condition.base import ImageEncoder
@@ -50,7 +50,7 @@ def features(encoder: ImageEncoder, pixels: np.ndarray, device: torch.device) ->
     Their order by L2 distance is that by cosine.
     """
     parts = []
-    for start in tqdm(
+    for start in progress_bar(
         range(0, len(pixels), FEATURE_BATCH), unit="batch", desc="features", leave=False
     ):
         embeddings = encoder(

@@ -17,7 +17,6 @@ From Python:
 
 from __future__ import annotations
 
-import argparse
 import math
 import shlex
 import sys
@@ -28,7 +27,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from tar3d import config as configuration
 from tar3d.checkpoint import load_tokenizer, load_weights, read_config, save_model
@@ -39,10 +37,11 @@ from tar3d.evaluation.evaluator_network import Evaluator, EvaluatorConfig, vocab
 from tar3d.mesh.extract import EmptyFieldError
 from tar3d.mesh.points import sample_surface
 from tar3d.pipeline import reconstruct
-from tar3d.runtime import describe_machine
+from tar3d.runtime import command, command_parser, describe_machine, progress_bar
 from tar3d.upgrade import upgrade_evaluator_folder, upgrade_flags
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
 
     from tar3d.contracts import Mesh
@@ -153,7 +152,9 @@ class CaptionedShapes:
         self.captions = [captions[i] for i in self.ids]
         self.categories = [categories[i] for i in self.ids]
         rng = np.random.default_rng(0)
-        self.surfaces = [self._read(i, rng) for i in tqdm(self.ids, unit="shape", desc="surfaces")]
+        self.surfaces = [
+            self._read(i, rng) for i in progress_bar(self.ids, unit="shape", desc="surfaces")
+        ]
 
     def _read(self, shape_id: str, rng: np.random.Generator) -> np.ndarray:
         points = self.samples.surface(shape_id)
@@ -192,7 +193,7 @@ def train(shapes: CaptionedShapes, config: EvaluatorConfig) -> Evaluator:
         ),
     )
     order: list[int] = []
-    with tqdm(total=config.steps, unit="step", desc="evaluator") as bar:
+    with progress_bar(total=config.steps, unit="step", desc="evaluator") as bar:
         for step in range(config.steps):
             while len(order) < min(config.batch_size, len(shapes.ids)):
                 order += rng.permutation(len(shapes.ids)).tolist()
@@ -262,7 +263,7 @@ def score_data_set(
     result = {"truth": score_shapes(evaluator, points, captions, shapes.categories)}
     if tokenizer is not None:
         vqvae, rebuilt = load_tokenizer(tokenizer), list[np.ndarray | None]()
-        for shape_id in tqdm(shapes.ids, unit="shape", desc="reconstruct"):
+        for shape_id in progress_bar(shapes.ids, unit="shape", desc="reconstruct"):
             try:
                 mesh = reconstruct(vqvae, shapes.samples.surface(shape_id), resolution)[0]
                 rebuilt.append(surface(mesh, seed))
@@ -275,9 +276,7 @@ def score_data_set(
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument(
         "data", type=Path, help="data set folder with samples, captions.csv and manifest.csv"
     )
@@ -313,6 +312,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_intermixed_args(upgrade_flags(argv))
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:

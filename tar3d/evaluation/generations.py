@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from tar3d.condition.base import ImageEncoder
 from tar3d.condition.conditioner import rows_of
@@ -41,6 +40,7 @@ from tar3d.mesh.extract import EmptyFieldError
 from tar3d.mesh.load import load_mesh
 from tar3d.mesh.render import contact_sheet, render_preview, text_image
 from tar3d.pipeline import Pipeline, reconstruct
+from tar3d.runtime import progress_bar
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -155,7 +155,7 @@ def _reconstruct_all(
 ) -> tuple[Tensor, list[Mesh | None]]:
     """The tokens (B, T) of the true shapes, and what the tokenizer makes of them."""
     samples, tokens, meshes = open_samples(test), [], []
-    for shape_id in tqdm(ids, unit="shape", desc="reconstruct"):
+    for shape_id in progress_bar(ids, unit="shape", desc="reconstruct"):
         surface = samples.surface(shape_id)
         batch = torch.from_numpy(surface)[None].to(pipeline.device)
         tokens.append(pipeline.vqvae.tokenize(batch).ids[0].cpu())
@@ -197,7 +197,7 @@ def inputs_from_views(pipeline: Pipeline, data: EvalData, ids: list[str]) -> Gen
     inputs = pipeline.prepare([views.load(views.names(i)[0]) for i in ids]).inputs
     pixels = inputs["image"].numpy()
     library, views, owner, known = training_ids(data.train, "image"), Views(data.train), [], []
-    for shape_id in tqdm(library, unit="shape", desc="training views"):
+    for shape_id in progress_bar(library, unit="shape", desc="training views"):
         images = [preprocess(views.load(name), config).pixels for name in views.names(shape_id)]
         known += images
         owner += [shape_id] * len(images)
@@ -232,7 +232,7 @@ def generate_all(
 ) -> list[Mesh | None]:
     """A mesh for each seed and its row of the inputs, None where the field is empty."""
     meshes: list[Mesh | None] = []
-    with tqdm(total=len(seeds), unit="shape", desc="generate") as bar:
+    with progress_bar(total=len(seeds), unit="shape", desc="generate") as bar:
         for start in range(0, len(seeds), batch):
             rows = slice(start, start + batch)
             meshes += [

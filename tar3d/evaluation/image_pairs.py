@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from tar3d.condition.image import IMAGE_SUFFIXES, PLAIN_TOLERANCE, VISIBLE_ALPHA, load_image
+from tar3d.evaluation.arguments import FILTERS
 from tar3d.evaluation.mesh_pairs import Pair
 from tar3d.evaluation.mesh_report import in_view
 from tar3d.mesh.load import load_mesh
@@ -26,10 +27,6 @@ if TYPE_CHECKING:
 
     from tar3d.contracts import Mesh
 
-BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128)}
-FILTERS = {
-    name: Image.Resampling[name.upper()] for name in ("bicubic", "lanczos", "bilinear", "box")
-}
 # How the foreground of an image was found.
 FOREGROUNDS = {
     "coverage": f"the object covers at least {VISIBLE_ALPHA} / 255 of the pixel in either render",

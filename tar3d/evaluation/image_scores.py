@@ -13,7 +13,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import tqdm
 
 from tar3d.evaluation.image_pairs import ImageMaps, ImageProvider, MatchedImages, match_images
 from tar3d.metrics.clip import Clip
@@ -21,6 +20,7 @@ from tar3d.metrics.images import FEATURE_METRICS, image_scores
 from tar3d.metrics.lpips import GET_LPIPS, LPIPS, load_lpips
 from tar3d.metrics.perceptual import cosine, crop_to
 from tar3d.parallel.processes import results
+from tar3d.runtime import progress_bar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -182,7 +182,7 @@ def score_sets(
     window = max(workers, _MESHES_AT_ONCE // largest) if with_networks else max(1, len(groups))
     rows: dict[str, dict[str, dict]] = {name: {} for name in sets}
     features = {name: SetFeatures() for name in sets}
-    with tqdm(total=sum(map(len, sets.values())), unit="pair", desc="images") as bar:
+    with progress_bar(total=sum(map(len, sets.values())), unit="pair", desc="images") as bar:
         for start in range(0, len(groups), window):
             for group in results(run, groups[start : start + window], workers):
                 for scored in group:

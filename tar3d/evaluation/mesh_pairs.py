@@ -14,11 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from tar3d import config as configuration
 from tar3d.config import EvalProtocol
 from tar3d.data.prepare.mesh_list import mesh_ids
+from tar3d.evaluation.arguments import PROTOCOLS, protocol_names
 from tar3d.mesh.load import load_mesh
 from tar3d.metrics.align import alignment
 from tar3d.metrics.geometry import (
@@ -32,7 +31,7 @@ from tar3d.metrics.geometry import (
 )
 from tar3d.metrics.registry import is_lower_better
 from tar3d.parallel.processes import results
-from tar3d.paths import shipped
+from tar3d.runtime import progress_bar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,13 +41,7 @@ if TYPE_CHECKING:
 CSV_COLUMNS = ("id", "pred", "truth")
 # Columns of a row that are no scores.
 PAIR_COLUMNS = ("id", "category", "status", "reason", "note", "pred", "truth")
-PROTOCOLS = shipped("configs/eval")
 SET_POINTS = 2048  # points a shape in set scores, as in PointFlow
-
-
-def protocol_names() -> str:
-    """Names of the shipped protocols, one for each file of configs/eval, with commas between."""
-    return ", ".join(sorted(path.stem for path in PROTOCOLS.glob("*.yaml")))
 
 
 def load_protocol(name: str, overrides: list[str]) -> EvalProtocol:
@@ -155,7 +148,9 @@ def score_pairs(
     workers = min(workers, max(1, len(pairs) // 4))  # a process takes a second to start
     rows = {
         row["id"]: row
-        for row in tqdm(results(job, pairs, workers), total=len(pairs), unit="pair", desc=title)
+        for row in progress_bar(
+            results(job, pairs, workers), total=len(pairs), unit="pair", desc=title
+        )
     }
     return [rows[pair.id] for pair in pairs]
 
@@ -208,7 +203,7 @@ def set_clouds(
     """Point clouds of mesh files by id, and the reasons of those that cannot be used."""
     job = partial(set_cloud, protocol=protocol)
     found = dict(
-        tqdm(
+        progress_bar(
             results(job, paths.values(), min(workers, max(1, len(paths) // 16))),
             total=len(paths),
             unit="mesh",

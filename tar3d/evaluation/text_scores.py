@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from tar3d.evaluation.attributes import ATTRIBUTES, score
 from tar3d.evaluation.evaluator import score_shapes, surface
 from tar3d.mesh.load import load_mesh
 from tar3d.metrics.summary import aggregate, cell, markdown_table
+from tar3d.runtime import progress_bar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -46,7 +45,7 @@ def text_scores(evaluator: Evaluator, generations: Generations, seed: int) -> di
     paths |= {name: [pair.pred for pair in of_set] for name, of_set in pairs.items()}
     known = [k for k, name in enumerate(categories) if name in evaluator.config.categories]
     scores = {}
-    for name, of_set in tqdm(paths.items(), unit="set", desc="attributes"):
+    for name, of_set in progress_bar(paths.items(), unit="set", desc="attributes"):
         meshes = [_read(path) for path in of_set]
         by_shape = attributes_met(meshes, captions, categories)
         met = {a: [found[a] for found in by_shape if a in found] for a in NAMES}

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tar3d.config import DECODING_BACKENDS
 from tar3d.gpt import decode_ops
 from tar3d.gpt.blocks import Block, MLPWeights
 from tar3d.gpt.kernel_check import kernel_fault
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
     from tar3d.gpt.layers.base import DecodePosition, LayerCache, StaticCache
     from tar3d.gpt.model import GPT
-
-BACKENDS = ("plain", "compiled", "triton")
 
 
 class BlockWeights(NamedTuple):
@@ -42,9 +41,9 @@ class Operations:
     """
 
     def __init__(self, backend: str, device: torch.device, dtype: torch.dtype) -> None:
-        if backend not in BACKENDS:
+        if backend not in DECODING_BACKENDS:
             raise ValueError(
-                f"the decoding backend is {backend!r}, allowed are auto, {', '.join(BACKENDS)}"
+                f"the decoding backend is {backend!r}, allowed are {', '.join(DECODING_BACKENDS)}"
             )
         self.backend = backend
         self.device, self.dtype = device, dtype

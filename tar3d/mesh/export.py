@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import trimesh
-from trimesh.visual import TextureVisuals
-from trimesh.visual.material import PBRMaterial
 
 if TYPE_CHECKING:
     from tar3d.contracts import Mesh
@@ -21,9 +18,12 @@ if TYPE_CHECKING:
 FORMATS = (".glb", ".obj", ".ply", ".stl", ".off")
 # Without a material glTF means white metal, which viewers without surroundings to mirror draw black
 # or washed out.
-GREY = PBRMaterial(
-    name="grey", baseColorFactor=(96, 98, 102, 255), metallicFactor=0.0, roughnessFactor=0.8
-)
+GREY = {
+    "name": "grey",
+    "baseColorFactor": (96, 98, 102, 255),
+    "metallicFactor": 0.0,
+    "roughnessFactor": 0.8,
+}
 # +90 degrees about x
 _Y_UP_TO_Z_UP = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
 
@@ -89,7 +89,11 @@ def _encode(vertices: np.ndarray, faces: np.ndarray, suffix: str) -> bytes:
         return (
             header + _lines("%.9g %.9g %.9g\n", vertices) + _lines("3 %d %d %d\n", faces)
         ).encode()
-    visual = TextureVisuals(material=GREY) if suffix == ".glb" else None
+    import trimesh
+    from trimesh.visual import TextureVisuals
+    from trimesh.visual.material import PBRMaterial
+
+    visual = TextureVisuals(material=PBRMaterial(**GREY)) if suffix == ".glb" else None
     content = trimesh.Trimesh(vertices, faces, process=False, visual=visual).export(
         file_type=suffix[1:]
     )

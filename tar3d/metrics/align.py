@@ -17,12 +17,12 @@ import numpy as np
 import trimesh
 from scipy.spatial import cKDTree
 
+from tar3d.config import ALIGNMENTS
 from tar3d.metrics.geometry import surface_cloud, transformed
 
 if TYPE_CHECKING:
     from tar3d.contracts import Mesh
 
-ALIGNMENTS = ("none", "bbox", "icp", "rot24+icp")
 ICP_POINTS = 4096
 COARSE_POINTS = 1024  # enough to tell rotations by 90 degrees apart
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.spatial import cKDTree
-from tqdm import tqdm
 
 from tar3d.metrics.metric import Metric
+from tar3d.runtime import progress_bar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -82,7 +82,7 @@ def chamfer_matrix(clouds: Sequence[np.ndarray]) -> np.ndarray:
     trees = [cKDTree(cloud) for cloud in clouds]
     result = np.zeros((len(clouds), len(clouds)))
     pairs: Iterable[tuple[int, int]] = ((i, j) for i in range(len(clouds)) for j in range(i))
-    for i, j in tqdm(
+    for i, j in progress_bar(
         pairs,
         total=len(clouds) * (len(clouds) - 1) // 2,
         unit="pair",

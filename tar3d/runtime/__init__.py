@@ -1,11 +1,14 @@
-"""How code runs: devices and processes, repeated blocks of a model, the machine, progress bars."""
+"""How code runs: commands, devices and processes, blocks of a model, the machine, progress.
 
-from tar3d.runtime.arguments import add_device_arguments, positive_int
+Nothing here loads torch before it is called: a command parses its arguments without it.
+"""
+
+from tar3d.runtime.arguments import PRECISIONS, add_device_arguments, command_parser, positive_int
 from tar3d.runtime.blocks import prepare_blocks, repeated_blocks, shard_blocks, uncompiled
+from tar3d.runtime.command import command
 from tar3d.runtime.devices import (
-    COMPUTE_DTYPES,
-    PRECISIONS,
     choose_device,
+    compute_dtype,
     deterministic,
     resolve_precision,
 )
@@ -18,17 +21,19 @@ from tar3d.runtime.machine import (
     peak_resident_bytes,
 )
 from tar3d.runtime.model_arguments import add_machine_arguments, add_model_argument
-from tar3d.runtime.progress import extraction_bar
+from tar3d.runtime.progress import extraction_bar, progress_bar
 
 __all__ = [
-    "COMPUTE_DTYPES",
     "PRECISIONS",
     "add_device_arguments",
     "add_machine_arguments",
     "add_model_argument",
     "choose_device",
+    "command",
     "command_line",
+    "command_parser",
     "commit",
+    "compute_dtype",
     "describe_machine",
     "deterministic",
     "extraction_bar",
@@ -36,6 +41,7 @@ __all__ = [
     "peak_resident_bytes",
     "positive_int",
     "prepare_blocks",
+    "progress_bar",
     "repeated_blocks",
     "resolve_precision",
     "shard_blocks",

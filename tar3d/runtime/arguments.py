@@ -1,8 +1,34 @@
-"""Command-line arguments about devices, and `positive_int`, an argparse type."""
+"""The parser of a command, arguments about devices, and `positive_int`, an argparse type."""
 
 from __future__ import annotations
 
 import argparse
+from typing import Any
+
+import tar3d
+
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")  # of matrix products
+
+
+def command_parser(description: str | None, prog: str | None = None) -> argparse.ArgumentParser:
+    """The parser of a command: shows its docstring as it is written, and has --version."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--version", action=_ShowVersion, nargs=0, help="show version and commit, and exit"
+    )
+    return parser
+
+
+class _ShowVersion(argparse.Action):
+    """Prints version and commit, and ends the program."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from tar3d.runtime.machine import commit
+
+        print(f"tar3d-efficient {tar3d.__version__}, commit {commit()}")
+        parser.exit()
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,17 +9,18 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
+    import torch
     from torch.distributed.device_mesh import DeviceMesh
 
 
 def repeated_blocks(module: torch.nn.Module) -> list[torch.nn.Module]:
     """The blocks of all module lists within `module`."""
+    import torch
+
     return [
         block
         for child in module.modules()
@@ -51,6 +52,7 @@ def prepare_blocks(module: torch.nn.Module, activation_checkpointing: str, compi
 
 def _recomputed(forward: Callable, cheap_only: bool) -> Callable:
     """`forward` under activation checkpointing; `cheap_only` keeps the results of products."""
+    import torch
     from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
     aten = torch.ops.aten
@@ -98,4 +100,6 @@ def uncompiled() -> AbstractContextManager:
 
     Validation and generation have other shapes, and would compile again for each of them.
     """
+    import torch
+
     return torch.compiler.set_stance("force_eager")

@@ -7,22 +7,28 @@ import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import torch
-
 from tar3d.runtime.unusable_gpu import warn_of_unusable_gpu
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# The dtype of matrix products, by precision.
-COMPUTE_DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-PRECISIONS = ("auto", *COMPUTE_DTYPES)
+    import torch
+
+
+def compute_dtype(precision: str) -> torch.dtype:
+    """The dtype of matrix products under `precision`, which is not "auto"."""
+    import torch
+
+    dtypes = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+    return dtypes[precision]
 
 
 def resolve_precision(precision: str, accelerator: str) -> str:
     """`precision`, "auto" being bfloat16 autocast where the hardware computes it, else float32."""
     if precision != "auto":
         return precision
+    import torch
+
     if accelerator == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -36,6 +42,8 @@ def choose_device(name: str | None, low_vram: bool = False) -> torch.device:
     A GPU becomes the current device, on which kernels are launched and graphs captured. Raises
     ValueError when it is not there, or when it is a CPU, where `low_vram` has nothing to save.
     """
+    import torch
+
     if name is None:
         warn_of_unusable_gpu()
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -81,6 +89,8 @@ def deterministic(on: bool = True) -> Iterator[None]:
     deterministic algorithm raises RuntimeError. With `on` False, inside such a context, any
     algorithm is allowed again.
     """
+    import torch
+
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     if on:
         make_cublas_deterministic()

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-import torch
-
+from tar3d.runtime.arguments import PRECISIONS
 from tar3d.runtime.blocks import shard_blocks
-from tar3d.runtime.devices import PRECISIONS, make_cublas_deterministic, resolve_precision
+from tar3d.runtime.devices import make_cublas_deterministic, resolve_precision
 from tar3d.runtime.unusable_gpu import warn_of_unusable_gpu
 
 if TYPE_CHECKING:
@@ -32,6 +31,7 @@ def start_fabric(
 
     Raises ValueError when the devices asked for are not there, or the precision is unknown.
     """
+    import torch
     from lightning_fabric import Fabric  # seconds to import, and only training needs it
     from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
 
@@ -100,6 +100,7 @@ def _parse_gpus(text: str) -> list[int]:
 
 
 def _precision_plugin(precision: str, accelerator: str) -> Precision:
+    import torch
     from lightning_fabric.plugins.precision import MixedPrecision, Precision
 
     class Autocast(MixedPrecision):

@@ -8,14 +8,18 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from tar3d.paths import PACKAGE
+
+if TYPE_CHECKING:
+    import torch
 
 
 def describe_machine(device: torch.device) -> dict[str, str]:
     """Machine, versions and commit, by name."""
+    import torch
+
     name = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
@@ -63,6 +67,8 @@ def commit() -> str:
 
 def peak_memory(device: torch.device) -> str:
     """Largest resident memory of this process so far, and of the GPU where there is one."""
+    import torch
+
     resident = peak_resident_bytes()
     text = "unknown on Windows" if resident is None else f"{resident / 2**30:.2f} GiB"
     return text + (

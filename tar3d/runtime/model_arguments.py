@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tar3d.runtime.devices import PRECISIONS
+from tar3d.runtime.arguments import PRECISIONS
 
 if TYPE_CHECKING:
     import argparse

@@ -8,8 +8,6 @@ import sys
 import warnings
 from pathlib import Path
 
-import torch
-
 # The first Linux driver that runs programs of a major version of CUDA: CUDA Toolkit Release Notes,
 # table "CUDA Toolkit and Minimum Required Driver Version for CUDA Minor Version Compatibility".
 FIRST_DRIVERS = {"12": 525, "13": 580}
@@ -21,6 +19,8 @@ def unusable_gpu() -> str:
 
     Also "" where there is no sign of such a GPU: neither its kernel driver nor nvidia-smi.
     """
+    import torch
+
     if torch.cuda.is_available() or not (DRIVER_FILE.is_file() or shutil.which("nvidia-smi")):
         return ""
     here = f"this machine has an NVIDIA driver, but torch {torch.__version__} finds no GPU"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,21 @@ if TYPE_CHECKING:
     from tar3d.condition.conditioner import Encoder
     from tar3d.config import GPTRunConfig
     from tar3d.tokenizer.vqvae import VQVAE
+
+
+@dataclass
+class Inputs:
+    """The inputs of a training: data set, tokenizer, encoders, and the models to start from.
+
+    `vqvae`, of the model directory `vq_ckpt`, has made the tokens of `data`.
+    """
+
+    data: Path
+    vqvae: VQVAE
+    vq_ckpt: str | Path
+    encoders: dict[str, Encoder]
+    init: str | None = None
+    init_code_predictor: str | None = None
 
 
 def new_encoders(config: GPTRunConfig, data: Path, init: str | None = None) -> dict[str, Encoder]:

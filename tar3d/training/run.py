@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from tar3d import config as configuration
 from tar3d.config.checks import nearest
 from tar3d.optim.groups import routing_table
 from tar3d.runtime import (
-    COMPUTE_DTYPES,
     command_line,
+    compute_dtype,
     describe_machine,
     deterministic,
     peak_memory,
     prepare_blocks,
+    progress_bar,
     resolve_precision,
 )
 from tar3d.throughput import Meter, find_peak
@@ -143,7 +143,7 @@ class Run(Generic[ModuleT]):
         self._items = lambda step: [item_name(index) for _, index in order.of_step(step)]
         disable = not self.fabric.is_global_zero
         with self._determinism(True):
-            peak = find_peak(device, COMPUTE_DTYPES[self._precision])
+            peak = find_peak(device, compute_dtype(self._precision))
             self.meter = Meter(first, total, items=items, unit=unit, flops=flops, peak=peak)
             self.fabric.print(
                 f"{flops / 1e9:,.1f} model GFLOP a step and device; MFU is of {peak.source}"
@@ -151,7 +151,7 @@ class Run(Generic[ModuleT]):
             if self.fabric.is_global_zero:
                 settings = configuration.to_mapping(self.config)
                 self.log = RunLog(self.folder, first, self._trackers, settings)
-            self.bar = tqdm(total=total, initial=first, desc=self.name, disable=disable)
+            self.bar = progress_bar(total=total, initial=first, desc=self.name, disable=disable)
             self._began = time.perf_counter() - self._seconds
             with catch_signals() as self._received, contextlib.ExitStack() as cleanup:
                 cleanup.callback(self.bar.close)

@@ -13,11 +13,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from tqdm import tqdm
 
 from tar3d import checkpoint
 from tar3d.config import VQVAEConfig
 from tar3d.data.datasets.spread import spread
+from tar3d.runtime import progress_bar
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -68,7 +68,9 @@ def start_codebook(
     draws = [(index + k * len(dataset), index) for k in range(times) for index in chosen]
     disable = not fabric.is_global_zero
     latents = []
-    for draw in tqdm(draws, desc="k-means start of the codebook", disable=disable, leave=False):
+    for draw in progress_bar(
+        draws, desc="k-means start of the codebook", disable=disable, leave=False
+    ):
         surface = dataset[draw]["surface"][None].to(fabric.device)
         with fabric.autocast():
             latents.append(model.encode(surface).flatten(0, -2))

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import trimesh
 
+from tar3d.config import ALIGNMENTS
 from tar3d.contracts import Mesh
-from tar3d.metrics.align import ALIGNMENTS, alignment, cube_rotations
+from tar3d.metrics.align import alignment, cube_rotations
 from tar3d.metrics.geometry import surface_cloud, surface_scores, transformed
 
 rotation = trimesh.transformations.rotation_matrix

@@ -14,6 +14,7 @@ from fork_server import fork
 from made_data import everything, facts
 
 from tar3d.config import PointSamplingConfig, ViewConfig
+from tar3d.data.make_samples import main
 
 SMALL = PointSamplingConfig(surface_points=200, volume_points=300, near_points=100)
 FLAGS = ["surface_points=200", "volume_points=300", "near_points=100", "views.count=0"]
@@ -39,7 +40,7 @@ def test_bombs_are_refused_and_the_rest_goes_on(meshes, tmp_path, monkeypatch):
     module.make_samples(meshes, tmp_path / "calm", SMALL)
     monkeypatch.setattr(module, "sample_mesh", bomb)
     command = [str(meshes), "--out", str(tmp_path / "out"), "--workers", "2", *FLAGS]
-    assert module.main([*command, "--seconds", "5", "--gigabytes", "2"]) == 1
+    assert main([*command, "--seconds", "5", "--gigabytes", "2"]) == 1
     assert {
         row["id"]: row["reason"] for row in facts(tmp_path / "out") if row["status"] == "refused"
     } == {
@@ -52,7 +53,7 @@ def test_bombs_are_refused_and_the_rest_goes_on(meshes, tmp_path, monkeypatch):
         and len(list((tmp_path / "out" / "samples").glob("*.npz"))) == 3
     )
     monkeypatch.undo()
-    assert module.main(command) == 0  # what was refused is tried again
+    assert main(command) == 0  # what was refused is tried again
     assert facts(tmp_path / "out") == facts(tmp_path / "calm")
     assert everything(tmp_path / "out") == everything(tmp_path / "calm")
 
@@ -94,8 +95,7 @@ def write_dense_sphere(path: Path, side: int) -> None:
 def test_a_mesh_that_is_too_large_for_the_limits(meshes, tmp_path, flags, reason):
     write_dense_sphere(meshes / "huge.ply", 1400)  # 3.9 M faces
     assert (
-        module.main([str(meshes), "--out", str(tmp_path / "out"), "--workers", "1", *flags, *FLAGS])
-        == 1
+        main([str(meshes), "--out", str(tmp_path / "out"), "--workers", "1", *flags, *FLAGS]) == 1
     )
     assert {r["id"]: r["reason"] for r in facts(tmp_path / "out") if r["reason"]} == {
         "huge": f"{meshes / 'huge.ply'}: {reason}"

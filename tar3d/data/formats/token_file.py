@@ -16,15 +16,15 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from tar3d.checkpoint import token_fingerprint
 from tar3d.contracts import Tokens
 from tar3d.data.formats.npz import read_npz
 from tar3d.io import atomic_write
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import torch
 
     from tar3d.tokenizer.vqvae import VQVAE
 
@@ -62,6 +62,8 @@ class TokenFiles:
     @cached_property
     def tokenizer(self) -> str:
         """The tokenizer's fingerprint; computed when needed, because it reads all weights."""
+        from tar3d.checkpoint import token_fingerprint
+
         return token_fingerprint(self.vqvae)
 
     def save(
@@ -90,6 +92,8 @@ class TokenFiles:
 
     def load(self, path: Path) -> StoredTokens:
         """Reads a token file; a ValueError says why this tokenizer cannot decode it."""
+        import torch
+
         arrays = _read_arrays(path)
         tokenizer = str(arrays["tokenizer"])
         if tokenizer != self.tokenizer:

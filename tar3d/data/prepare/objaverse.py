@@ -13,7 +13,6 @@ DIR/missing.csv with the reason, all others are used, and the exit code is 1.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import gzip
 import http.client
@@ -29,12 +28,12 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from tqdm import tqdm
-
 from tar3d.data.prepare.captions_from_names import clean_name
 from tar3d.io import write_csv
+from tar3d.runtime import command, command_parser, progress_bar
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Iterable, Iterator
     from types import ModuleType
 
@@ -110,7 +109,7 @@ def download(
         ) from e
     reasons = {uid: UNKNOWN for uid in uids if uid not in known and uid not in found}
     waiting, in_a_row = [uid for uid in uids if uid not in found and uid in known], 0
-    with tqdm(
+    with progress_bar(
         total=len(uids), initial=len(uids) - len(waiting), unit="mesh", desc="download"
     ) as bar:
         for first in range(0, len(waiting), GROUP):
@@ -223,7 +222,7 @@ def read_metadata(
     folders: dict[Path, list[str]] = {}
     for uid, path in found.items():
         folders.setdefault(path.parent, []).append(uid)
-    for folder, uids in tqdm(folders.items(), unit="file", desc="metadata"):
+    for folder, uids in progress_bar(folders.items(), unit="file", desc="metadata"):
         file = f"metadata/{folder.name}.json.gz"
         values = _read_gzip(folder.parents[1] / file)
         if values is None and package is not None:
@@ -284,11 +283,7 @@ def load_package() -> ModuleType:
 
 def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     """The parsed command line, and the parser for errors that are found later."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tar3d.data.objaverse",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser(__doc__, prog="python -m tar3d.data.objaverse")
     parser.add_argument(
         "uids", type=Path, metavar="UIDS.txt", help="text file with one Objaverse uid a line"
     )
@@ -322,6 +317,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, argpars
     return parser.parse_args(argv), parser
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit code, 1 if meshes are missing."""
     args, parser = parse_arguments(argv)

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import tqdm
 
 from tar3d.data.datasets.spread import spread
 from tar3d.data.formats.shards import ShardedFiles
@@ -24,6 +23,7 @@ from tar3d.data.formats.views import view_names
 from tar3d.data.prepare.contact_sheets import shape_image, sheet, tile
 from tar3d.io import atomic_write
 from tar3d.metrics.summary import histograms, markdown_table
+from tar3d.runtime import progress_bar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -174,7 +174,7 @@ def _rows(path: Path) -> Iterator[dict[str, str]]:
             raise ValueError(
                 f"{path} has no column {missing[0]!r}; a report has {', '.join(TEXT_COLUMNS)}"
             )
-        yield from tqdm(reader, desc="report", unit="row", delay=5, leave=False)
+        yield from progress_bar(reader, desc="report", unit="row", delay=5, leave=False)
 
 
 def _first(values: np.ndarray | None, among: np.ndarray, count: int) -> list[int]:
@@ -198,7 +198,9 @@ def _write_sheets(out: Path, sheets: dict[str, list[dict[str, str]]]) -> None:
     views = ShardedFiles(out / "views")
     names = view_names(views, ids)
     images = {}
-    with tqdm(total=len(ids), unit="image", desc="contact sheets", delay=2, leave=False) as bar:
+    with progress_bar(
+        total=len(ids), unit="image", desc="contact sheets", delay=2, leave=False
+    ) as bar:
         for name, rows in sheets.items():
             tiles = []
             for row in rows:

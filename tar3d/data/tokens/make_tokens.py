@@ -1,46 +1,23 @@
-"""Turns samples, and the views or captions of the shapes, into token shards for the GPT:
-
-    python -m tar3d.data.make_tokens DATA --tokenizer pretrained/tiny \\
-        --config configs/gpt_i23d_tiny.yaml
-    python -m tar3d.data.make_tokens DATA --tokenizer MODEL --gpt-type t23d \\
-        --config configs/gpt_t23d.yaml
-    python -m tar3d.data.make_tokens DATA --tokenizer MODEL --config configs/gpt_i23d.yaml \\
-        --embeddings ULIP/dino_feats/Shapenet
-
-A frozen encoder runs once, and its float16 embeddings are stored. For an encoder that is trained
-along with the GPT its input is stored: prepared pixels, or token ids of the text tokenizer. With
---embeddings or --caption-embeddings, the embeddings of a folder (tar3d/data/formats/ulip.py) are
-stored instead, and the weights of the frozen encoder that the config names are not needed.
-
-The shards carry a stamp of the tokenizer and encoders. Shards of another tokenizer or encoder are
-refused, never mixed; conditions of another modality are added to them. An interrupted run continues
-with the first missing file. Shapes without usable views or captions are listed in
-tokens/refused.csv with the reason, all others are made, and the exit code is 1.
-"""
+"""The work of `python -m tar3d.data.make_tokens`: token shards of samples and their conditions."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from tar3d import checkpoint
-from tar3d import config as configuration
 from tar3d.condition.conditioner import Encoder, build_encoder
 from tar3d.condition.given import GivenEmbeddings
 from tar3d.condition.text_encoders import trains_tokenizer
 from tar3d.condition.text_tokenizer import train_text_tokenizer
-from tar3d.config import GPT_TYPES, GPTRunConfig
 from tar3d.data.formats.captions import captions_of
 from tar3d.data.formats.dataset_folder import SPLITS
-from tar3d.data.formats.samples import SAMPLE_READERS, SampleFolder, open_samples
+from tar3d.data.formats.samples import open_samples
 from tar3d.data.formats.token_file import token_dtype
 from tar3d.data.formats.token_shards import read_json, read_stamp, sha256
 from tar3d.data.tokens.conditions import (
@@ -51,11 +28,16 @@ from tar3d.data.tokens.conditions import (
     ViewConditions,
 )
 from tar3d.io import atomic_write, write_csv, write_json
+from tar3d.runtime import progress_bar
 
 if TYPE_CHECKING:
+    import argparse
+    from pathlib import Path
+
     from transformers import PreTrainedTokenizerBase
 
     from tar3d.condition.base import ImageEncoder, TextEncoder
+    from tar3d.config import GPTRunConfig
     from tar3d.tokenizer.vqvae import VQVAE
 
 SHARD_SHAPES = 512
@@ -101,7 +83,9 @@ class TokenMaker:
         for shard in surplus:
             shutil.rmtree(shard)  # its split has shrunk: the shapes may be in another split now
         usable, self.refused = 0, []
-        with tqdm(total=sum(len(ids) for _, ids in jobs), unit="shape", desc="tokens") as bar:
+        with progress_bar(
+            total=sum(len(ids) for _, ids in jobs), unit="shape", desc="tokens"
+        ) as bar:
             for shard, ids in jobs:
                 index = shard / "index.json"
                 if not index.is_file() or read_json(index)["ids"] != ids:
@@ -256,79 +240,7 @@ def condition_readers(
     return readers
 
 
-def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
-    """The parsed command line, and the parser for errors that are found later."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tar3d.data.make_tokens",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "data",
-        type=Path,
-        help="data set folder whose shapes are turned into tokens, in one of the layouts: "
-        f"{'; '.join([*(reader.name for reader in SAMPLE_READERS), SampleFolder.name])}",
-    )
-    parser.add_argument(
-        "--tokenizer",
-        required=True,
-        metavar="MODEL",
-        help="model directory or Hub id of the tokenizer that makes the tokens",
-    )
-    parser.add_argument(
-        "--gpt-type",
-        choices=list(GPT_TYPES),
-        default="i23d",
-        help="what the GPT will be conditioned on (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--config",
-        default="configs/gpt_i23d_tiny.yaml",
-        help="the GPT's config, which names the encoders (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--embeddings",
-        type=Path,
-        metavar="FOLDER",
-        help="store the image embeddings <id>.npz of this folder, so that the frozen image encoder "
-        "that the config names need not be loaded or run",
-    )
-    parser.add_argument(
-        "--caption-embeddings",
-        type=Path,
-        metavar="FOLDER",
-        help="the same for caption embeddings and the frozen text encoder",
-    )
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="config values, as in image_encoder.image_size=64",
-    )
-    return parser.parse_intermixed_args(argv), parser
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code, 1 if shapes were refused."""
-    args, parser = parse_arguments(argv)
-    try:
-        config = configuration.load(
-            GPTRunConfig, args.config, args.overrides, base={"conditions": GPT_TYPES[args.gpt_type]}
-        )
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        readers = _all_readers(args, config, device)
-        maker = TokenMaker(args.data, checkpoint.load_tokenizer(args.tokenizer), readers, device)
-        done = maker.run()
-    except ValueError as e:
-        parser.exit(2, f"{e}\n")
-    print(
-        f"tokens of {done} shapes in {args.data / 'tokens'}; "
-        f"{len(maker.refused)} refused ({args.data / 'tokens' / REPORT})"
-    )
-    return 1 if maker.refused else 0
-
-
-def _all_readers(
+def all_readers(
     args: argparse.Namespace, config: GPTRunConfig, device: torch.device
 ) -> list[ConditionReader]:
     """Readers of the embeddings that the user provides, then those of the other conditions."""

@@ -1,27 +1,16 @@
-"""Makes the procedural data set: meshes, views and captions of chairs, cars, mugs and the like.
-
-    python -m tar3d.data.toy --out data/toy --num 2000 --seed 0
-
-It writes meshes/<id>.glb, views/<id>/<k>.png with cameras.json, captions.csv (up to four a shape,
-the first names everything), manifest.csv (every parameter) and splits.json. The same seed gives the
-same bytes with any number of processes, and shape i is the same in a set of any size. An
-interrupted or smaller set is completed; one made with other settings is refused.
-"""
+"""The work of `python -m tar3d.data.toy`: meshes, views and captions of procedural shapes."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import tqdm
 
 from tar3d import config as configuration
-from tar3d.config import ToyConfig, ViewConfig
+from tar3d.config import ViewConfig
 from tar3d.data.formats.dataset_folder import split_ids
 from tar3d.data.formats.views import write_views
 from tar3d.data.toy.shapes import generate
@@ -29,6 +18,10 @@ from tar3d.io import write_csv, write_json
 from tar3d.mesh.export import save_mesh
 from tar3d.mesh.points import signed_volume
 from tar3d.parallel.processes import results
+from tar3d.runtime import progress_bar
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MANIFEST = ["id", "category", "faces", "volume", "parameters"]
 VERSION = 2  # raise it when a seed gives other shapes than before
@@ -50,7 +43,7 @@ def make_toy_data(out: Path, num: int, seed: int, views: ViewConfig | None, work
     )
     job = partial(_write_shape, out=out, seed=seed, views=views)
     rows = sorted(
-        tqdm(results(job, range(num), workers), total=num, unit="shape", desc="shapes"),
+        progress_bar(results(job, range(num), workers), total=num, unit="shape", desc="shapes"),
         key=lambda row: row["index"],
     )
     write_csv(
@@ -96,47 +89,3 @@ def _write_shape(index: int, out: Path, seed: int, views: ViewConfig | None) -> 
         "volume": f"{signed_volume(shape.mesh):.6f}",
         "parameters": json.dumps(shape.parameters),
     }
-
-
-def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
-    """The parsed command line, and the parser for errors that are found later."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tar3d.data.toy",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--out", type=Path, required=True, help="data set folder to write")
-    parser.add_argument(
-        "--num", type=int, default=2000, help="number of shapes (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="another seed gives other shapes (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=os.cpu_count(),
-        help="processes that make shapes at the same time (default: all cores)",
-    )
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="settings of the views, as in views.count=2 views.size=64; views.count=0 for none",
-    )
-    return parser.parse_intermixed_args(argv), parser
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code."""
-    args, parser = parse_arguments(argv)
-    try:
-        views = configuration.load(ToyConfig, None, args.overrides).views
-        make_toy_data(args.out, args.num, args.seed, views if views.count else None, args.workers)
-    except ValueError as e:
-        parser.exit(2, f"{e}\n")
-    print(
-        f"{args.num} shapes of seed {args.seed} in {args.out}; "
-        f"next: python -m tar3d.data.make_samples {args.out}"
-    )
-    return 0

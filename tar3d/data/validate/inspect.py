@@ -1,17 +1,7 @@
-"""Checks a data set against docs/data.md, and draws some of its shapes:
-
-    python -m tar3d.data.inspect DATA
-
-Every file is checked: keys, dtypes, shapes and ranges, tables against files, views against cameras.
-The first violation is printed with file and key, all are listed in inspect.csv, and the exit code
-is 1 if there are any. Shapes spread evenly over the ids, and those with violations, are drawn:
-<id>.ply has the query points, vermilion inside and blue outside, <id>.png the surface points over
-the views, which shows a wrong frame at once. index.md has the statistics and links to the rest.
-"""
+"""The work of `python -m tar3d.data.inspect`: checks of a data set, and drawings of its shapes."""
 
 from __future__ import annotations
 
-import argparse
 import array
 import functools
 import os
@@ -19,12 +9,10 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from tar3d.condition.image import ImageError
 from tar3d.data.datasets.spread import spread
@@ -51,9 +39,11 @@ from tar3d.io import atomic_write, write_csv
 from tar3d.mesh.render import orbit
 from tar3d.metrics.summary import markdown_table
 from tar3d.parallel.processes import results
+from tar3d.runtime import progress_bar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
 BATCH = 32  # shapes a worker checks in one job
 DRAWN_VIOLATIONS = 64  # shapes drawn because they have violations, at most
@@ -122,7 +112,7 @@ def _check_all(
     batches = [ids[first : first + BATCH] for first in range(0, len(ids), BATCH)]
     found: dict[str, list[Problem]] = {}
     columns: dict[str, array.array] = defaultdict(lambda: array.array("f"))
-    with tqdm(total=len(ids), unit="shape", desc="inspect") as bar:
+    with progress_bar(total=len(ids), unit="shape", desc="inspect") as bar:
         for batch in results(partial(_check_batch, data=data, run=run), batches, workers):
             for shape_id, (problems, statistics) in batch.items():
                 if problems:
@@ -159,7 +149,7 @@ class _Overlay:
 def _draw_shapes(folder: Folder, ids: list[str], violating: set[str], out: Path) -> dict[str, str]:
     """Writes <id>.ply, <id>.png and the contact sheet; returns a note on each shape."""
     notes, tiles = {}, []
-    for shape_id in tqdm(ids, unit="shape", desc="images"):
+    for shape_id in progress_bar(ids, unit="shape", desc="images"):
         try:
             samples = folder.read(shape_id)
         except (ValueError, OSError):  # listed as a problem already
@@ -306,54 +296,3 @@ def _write_findings(out: Path, problems: list[Problem], lines: Iterable[str]) ->
     )
     with atomic_write(out / "index.md", "w", encoding="utf-8") as f:
         f.write("\n".join(lines) + "\n")
-
-
-def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
-    """The parsed command line, and the parser for errors that are found later."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tar3d.data.inspect",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("data", type=Path, help="data set folder to check")
-    parser.add_argument(
-        "--out", type=Path, help="folder for the findings and drawings (default: DATA/inspect)"
-    )
-    parser.add_argument(
-        "--limit",
-        type=int,
-        metavar="N",
-        help="check only N shapes, spread evenly over the ids, to be done sooner (default: all)",
-    )
-    parser.add_argument(
-        "--pictures",
-        type=int,
-        default=16,
-        metavar="K",
-        help="shapes to draw besides those with violations (default: 16)",
-    )
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=os.cpu_count(),
-        help="processes that check shapes at the same time (default: all cores)",
-    )
-    return parser.parse_args(argv), parser
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code, 1 if there are violations."""
-    args, parser = parse_arguments(argv)
-    out = args.out or args.data / "inspect"
-    try:
-        problems = inspect(
-            args.data, out, limit=args.limit, images=args.pictures, workers=args.workers
-        )
-    except ValueError as e:
-        parser.exit(2, f"{e}\n")
-    violations = [p for p in problems if not p.warning]
-    if violations:
-        print(f"first violation: {violations[0]}")
-    num_warnings = len(problems) - len(violations)
-    print(f"{len(violations)} violations, {num_warnings} warnings: {out / 'index.md'}")
-    return 1 if violations else 0

@@ -19,6 +19,7 @@ from tar3d.data.datasets.tokens import TokenDataset, drop_words
 from tar3d.data.formats.dataset_folder import read_splits
 from tar3d.data.formats.samples import load_samples
 from tar3d.data.formats.token_shards import read_json, read_stamp, sha256
+from tar3d.data.make_tokens import main
 from tar3d.data.tokens import make_tokens
 from tar3d.data.tokens.conditions import CaptionConditions, ViewConditions
 from tar3d.data.tokens.make_tokens import TokenMaker, caption_tokenizer
@@ -231,15 +232,15 @@ def test_command_line(data, tmp_path, capsys):
         "image_encoder.image_size=16",
         "image_encoder.patch_size=8",
     ]
-    assert make_tokens.main(flags) == 0
+    assert main(flags) == 0
     assert "tokens of 6 shapes" in capsys.readouterr().out
     assert read_stamp(data / "tokens")["tokenizer"] == checkpoint.token_fingerprint(vqvae())
     (data / "views" / read_splits(data)["val"][0] / "1.png").write_bytes(b"no picture")
     shutil.rmtree(data / "tokens")
-    assert make_tokens.main(flags) == 1
+    assert main(flags) == 1
     (data / "tokens" / "stamp.json").unlink()
     with pytest.raises(SystemExit) as stop:
-        make_tokens.main(flags)
+        main(flags)
     assert stop.value.code == 2 and "no stamp.json" in capsys.readouterr().err
 
 

@@ -17,7 +17,8 @@ from tar3d.data.formats.dataset_folder import mesh_path, read_splits
 from tar3d.data.formats.samples import load_samples
 from tar3d.data.formats.shards import read_index
 from tar3d.data.formats.views import Views
-from tar3d.data.prepare.make_samples import main, make_samples
+from tar3d.data.make_samples import main
+from tar3d.data.prepare.make_samples import make_samples
 
 
 def list_views(folder, shape_id) -> list:

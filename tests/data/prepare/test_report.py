@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from tar3d.data.formats.shards import write_shard
+from tar3d.data.make_samples import main
 from tar3d.data.prepare.contact_sheets import TILE
-from tar3d.data.prepare.make_samples import FIELDS, main
+from tar3d.data.prepare.make_samples import FIELDS
 from tar3d.data.prepare.report import SHEET_SHAPES, reason_kind, scan_report, write_report
 
 MADE = ["report.md", "report.png", "contact_sheet.png", "least_confident.png"]

@@ -20,7 +20,8 @@ import trimesh
 from tar3d.config import ViewConfig
 from tar3d.contracts import CUBE_FILL
 from tar3d.data.formats.dataset_folder import split_ids
-from tar3d.data.toy.make_toy import main, make_toy_data
+from tar3d.data.toy.__main__ import main
+from tar3d.data.toy.make_toy import make_toy_data
 from tar3d.data.toy.shapes import CATEGORIES, ToyShape, generate
 from tar3d.data.toy.solids import tube
 from tar3d.mesh.load import load_mesh

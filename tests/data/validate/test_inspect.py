@@ -18,8 +18,9 @@ from tar3d.condition.image import load_image
 from tar3d.contracts import Mesh, ShapeSamples
 from tar3d.data.formats.samples import load_samples, save_samples
 from tar3d.data.formats.shards import write_shard
+from tar3d.data.inspect import main
 from tar3d.data.validate.check_shapes import FRAME_SCORE
-from tar3d.data.validate.inspect import inspect, main
+from tar3d.data.validate.inspect import inspect
 from tar3d.data.validate.overlay import (
     INSIDE,
     OUTSIDE,
