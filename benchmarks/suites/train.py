@@ -40,7 +40,7 @@ from benchmarks.suites.gpt_step import (
 from tar3d import config as configuration
 from tar3d.config import OptimConfig, VQVAEConfig, gpt_config
 from tar3d.contracts import Condition
-from tar3d.doctor import gpt_step_bytes
+from tar3d.doctor_report import gpt_step_bytes
 from tar3d.gpt.loss import cross_entropy
 from tar3d.gpt.model import GPT
 from tar3d.optim.muon import Muon
