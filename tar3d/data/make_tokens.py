@@ -95,7 +95,8 @@ def main(argv: list[str] | None = None) -> int:
             GPTRunConfig, args.config, args.overrides, base={"conditions": GPT_TYPES[args.gpt_type]}
         )
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        readers = all_readers(args, config, device)
+        folders = {"image": args.embeddings, "text": args.caption_embeddings}
+        readers = all_readers(args.data, folders, config, device)
         maker = TokenMaker(args.data, checkpoint.load_tokenizer(args.tokenizer), readers, device)
         done = maker.run()
     except ValueError as e:
