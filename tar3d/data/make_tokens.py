@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from tar3d import config as configuration
 from tar3d.config import GPT_TYPES, GPTRunConfig
 from tar3d.data.formats.samples import SAMPLE_READERS, SampleFolder
-from tar3d.runtime import command, command_parser
+from tar3d.runtime import command, command_parser, model_source
 
 if TYPE_CHECKING:
     import argparse
@@ -44,6 +44,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, argpars
     )
     parser.add_argument(
         "--tokenizer",
+        type=model_source,
         required=True,
         metavar="MODEL",
         help="model directory or Hub id of the tokenizer that makes the tokens",
