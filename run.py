@@ -48,6 +48,7 @@ from tar3d.runtime import (
     command,
     command_parser,
     extraction_bar,
+    model_source,
     peak_memory,
     positive_int,
     progress_bar,
@@ -72,10 +73,16 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     models = parser.add_argument_group("model")
     add_model_argument(models, "with tokenizer/ and gpt_<type>/")
     models.add_argument(
-        "--vq-ckpt", metavar="MODEL", help="model directory of another tokenizer than --model has"
+        "--vq-ckpt",
+        type=model_source,
+        metavar="MODEL",
+        help="model directory of another tokenizer than --model has",
     )
     models.add_argument(
-        "--gpt-ckpt", metavar="MODEL", help="model directory of another GPT than --model has"
+        "--gpt-ckpt",
+        type=model_source,
+        metavar="MODEL",
+        help="model directory of another GPT than --model has",
     )
     sampling = parser.add_argument_group("sampling (defaults: the settings saved with the model)")
     sampling.add_argument(

@@ -27,7 +27,7 @@ from tar3d import config as configuration
 from tar3d.config import GPT_SIZES, GPT_TYPES, GPTRunConfig
 from tar3d.data.defaults import DEFAULT_FOLDER, default_data
 from tar3d.paths import shipped
-from tar3d.runtime import command, command_parser, positive_int
+from tar3d.runtime import command, command_parser, model_source, positive_int
 from tar3d.training.arguments import (
     add_run_arguments,
     chosen_trackers,
@@ -82,6 +82,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--vq-ckpt",
+        type=model_source,
         metavar="MODEL",
         help=f"the tokenizer's model directory or Hub id (default: {SHIPPED_TOKENIZER})",
     )

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from tar3d import config as configuration
 from tar3d.config import VQVAEConfig
-from tar3d.paths import HUB_PREFIX, find_local, hub_id, is_hub_address
+from tar3d.paths import hub_id, is_hub_address, local_model
 from tar3d.tokenizer.vqvae import VQVAE
 from tar3d.upgrade import upgrade_parameters
 
@@ -123,28 +123,37 @@ def find_model(source: str | Path) -> Path:
 
 def _local_folder(source: str | Path) -> Path:
     """`source` if it is a folder, else the folder that the Hub id `source` is downloaded to."""
-    path = find_local(source)
-    if path.is_dir() and not is_hub_address(source):
+    path, name = local_model(source), hub_id(source)
+    if path is not None:
         return path
-    name = hub_id(source)
-    if name is None:
-        raise ValueError(
-            f"no model at {path}, which was taken for a local path: give a model directory (with "
-            f"{WEIGHTS} and {CONFIG}) or a Hub id like owner/name; {HUB_PREFIX}owner/name is "
-            "always a Hub id"
-        )
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
-        return Path(snapshot_download(name))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
-        tried = "was" if is_hub_address(source) else "is not a local folder, and was"
-        raise ValueError(
-            f"{source} {tried} looked up on the Hub, which did not deliver it "
-            f"({type(e).__name__}): check the name and the network, or give a local model "
-            f"directory, as in ./{name}"
-        ) from e
+        return Path(snapshot_download(str(name)))
+    except GatedRepoError as e:
+        reason = "its owner lets in only those who asked on its page and ran `hf auth login`"
+        raise _not_delivered(source, reason) from e
+    except RepositoryNotFoundError as e:
+        raise _not_delivered(source, "there is no model of this name that you may read") from e
+    except LocalEntryNotFoundError as e:
+        raise _not_delivered(source, "it cannot be reached, nor is it in the local cache") from e
+    except (HfHubHTTPError, OSError) as e:
+        raise _not_delivered(source, str(e).strip().splitlines()[0]) from e
+
+
+def _not_delivered(source: str | Path, reason: str) -> ValueError:
+    """The error for a Hub id that the Hub does not deliver."""
+    tried = "was" if is_hub_address(source) else "is not a local folder, and was"
+    return ValueError(
+        f"{source} {tried} looked up on the Hub, which did not deliver it: {reason}; check the "
+        f"name and the network, or give a local model directory, as in ./{hub_id(source)}"
+    )
 
 
 def find_bundle(source: str | Path, *parts: tuple[str, ...]) -> list[Path]:

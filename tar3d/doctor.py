@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 
-from tar3d.runtime import command, command_parser
+from tar3d.runtime import command, command_parser, model_source
 
 MODEL = "pretrained/tiny"
 
@@ -20,6 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = command_parser(__doc__)
     parser.add_argument(
         "--model",
+        type=model_source,
         default=MODEL,
         help="model directory to try (default: the shipped one)",
     )

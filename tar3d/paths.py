@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ SHIPPED_FOLDERS = ("assets", "configs", "pretrained")
 # that nobody who registers such a user name on the Hub can decide what is loaded.
 PROJECT_FOLDERS = (*SHIPPED_FOLDERS, "benchmarks", "checkpoints", "data", "models", "outputs")
 HUB_PREFIX = "hf://"
+LEAST_LIKENESS = 0.75  # of a mistyped name to the right one, by difflib
 
 
 def shipped(name: str | Path) -> Path:
@@ -39,6 +41,73 @@ def find_local(source: str | Path) -> Path:
         return shipped(path)
     except ValueError:
         return path
+
+
+def nearest_path(source: str | Path) -> Path | None:
+    """The existing path whose parts are those of `source`, or nearest to them; None if one is far.
+
+    Looked for from the working directory, then among what ships with the project. A bare name is
+    also looked for among the models of pretrained/ and outputs/.
+    """
+    path = Path(source)
+    for root in (Path(), PACKAGE.parent, PACKAGE.parent / SCRIPTS):
+        if found := _nearest_below(root, path):
+            return found
+    names = {}
+    for model in (*Path("pretrained").glob("*"), *Path("outputs").glob("*/model")):
+        names[model.parent.name if model.name == "model" else model.name] = model
+    close = difflib.get_close_matches(str(source), names, 1, LEAST_LIKENESS)
+    return names[close[0]] if close else None
+
+
+def _nearest_below(root: Path, path: Path) -> Path | None:
+    """The path below `root` that is nearest to `path`, relative to `root`."""
+    here = Path(path.anchor)
+    for part in path.relative_to(path.anchor).parts:
+        if not (root / here / part).exists():
+            folder = root / here
+            names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+            close = difflib.get_close_matches(part, names, 1, LEAST_LIKENESS)
+            if not close:
+                return None
+            part = close[0]
+        here /= part
+    return here
+
+
+def did_you_mean(source: str | Path) -> str:
+    """A part of a sentence about a path that is not there: the nearest one, or nothing."""
+    nearest = nearest_path(source)
+    return f" (did you mean {nearest}?)" if nearest else ""
+
+
+def local_model(source: str | Path) -> Path | None:
+    """The folder of a model that is given as a local path; None for a Hub id.
+
+    Raises ValueError for a path that is no folder, and for a name like owner/name that is nearly
+    the path of a folder: a mistyped path is never looked up on the Hub.
+    """
+    path = find_local(source)
+    if path.is_dir() and not is_hub_address(source):
+        return path
+    if path.is_file():
+        raise ValueError(
+            f"{path} is a file: give the model directory that holds it, as in {path.parent}"
+        )
+    name = hub_id(source)
+    if name is None:
+        raise ValueError(
+            f"no model at {path}{did_you_mean(source)}, which was taken for a local path: give a "
+            "model directory (with model.safetensors and config.yaml) or a Hub id like owner/name; "
+            f"{HUB_PREFIX}owner/name is always a Hub id"
+        )
+    nearest = None if is_hub_address(source) else nearest_path(source)
+    if nearest is not None:
+        raise ValueError(
+            f"no model at {source} (did you mean {nearest}?): correct the name, or write "
+            f"{HUB_PREFIX}{name} for a model of the Hub"
+        )
+    return None
 
 
 def is_hub_address(source: str | Path) -> bool:

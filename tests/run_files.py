@@ -1,8 +1,9 @@
-"""What tests read of a training's run folder."""
+"""What tests read of a run: files of its folder, its exit code."""
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,3 +21,11 @@ def equal(a, b) -> bool:
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(map(equal, a, b))
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def exit_code(main: Callable[[list[str]], int], argv: list[str]) -> int | str | None:
+    """The exit code of a command, whether its parser or its main function ends it."""
+    try:
+        return main(argv)
+    except SystemExit as stop:
+        return stop.code

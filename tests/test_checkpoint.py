@@ -167,9 +167,7 @@ def test_what_is_no_model_directory_says_what_it_lacks_and_holds(folder, tmp_pat
         find_model(tmp_path / "empty")
 
 
-@pytest.mark.parametrize(
-    "source", ["/no/such/model", "./none", "~/model", "none", "a/b/c", __file__]
-)
+@pytest.mark.parametrize("source", ["/no/such/model", "./none", "~/model", "none", "a/b/c"])
 def test_a_path_that_leads_nowhere_is_not_looked_up_on_the_hub(source):
     with pytest.raises(
         ValueError, match="no model at .*: give a model directory .* or a Hub id like owner/name"
@@ -186,7 +184,8 @@ def test_hub_id_without_a_network_is_one_sentence(monkeypatch):
         match="nobody/no-model is not a local folder, and was looked up on the Hub, which did not",
     ) as caught:
         load_tokenizer("nobody/no-model")
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and "Error" not in str(caught.value)
+    assert "it cannot be reached, nor is it in the local cache" in str(caught.value)
 
 
 def test_an_unknown_key_in_the_saved_config_is_refused(folder):

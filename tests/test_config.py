@@ -377,7 +377,7 @@ def attributes_of_args(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", SCRIPTS, ids=relative)
 def test_every_flag_of_a_script_is_read(path, parser_of):
     """Flags that several scripts share, in every script that has them."""
-    decided = ("help",)  # by argparse itself
+    decided = ("help", "version")  # by argparse itself
     flags = {
         action.dest
         for action in parser_of(path)._actions
@@ -388,6 +388,8 @@ def test_every_flag_of_a_script_is_read(path, parser_of):
         read |= set(help_texts(SamplingConfig))
     if "chosen_trackers(args)" in path.read_text(encoding="utf-8"):
         read |= set(TRACKERS)
+    if "start_processes(args" in path.read_text(encoding="utf-8"):
+        read |= {"gpus", "num_nodes"}
     assert flags and flags <= read, f"{relative(path)} never reads {sorted(flags - read)}"
 
 

@@ -182,7 +182,7 @@ def test_models_of_one_type_each_get_a_tab_each(tmp_path, monkeypatch):
     monkeypatch.setattr(Pipeline, "load", load)
     monkeypatch.setattr(demo, "choose_device", lambda name, low_vram: torch.device("cuda"))
     monkeypatch.setattr(demo, "resolve_precision", lambda name, device: name)
-    args = demo.parse_arguments(["--model", "bundle", "--low-vram"])
+    args = demo.parse_arguments(["--model", str(tmp_path), "--low-vram"])
     assert demo.load_models(args) == {"t23d": "t23d", "uncond": "uncond"} and loaded == [
         ("t23d", True),
         ("uncond", True),

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from run_files import rows
+from run_files import exit_code, rows
 
 import infer_vqvae
 from tar3d import checkpoint
@@ -388,7 +388,8 @@ def test_estimated_normals_reconstruct_real_shapes_as_well_as_true_ones():
 )
 def test_refusals_of_the_reconstruction(meshes, vqvae_run, capsys, flags, message):
     common = ["--input_file", str(meshes), "--model", str(vqvae_run / "model")]
-    assert infer_vqvae.main([*common, *(str(meshes) if f == "MESHES" else f for f in flags)]) == 2
+    changed = [str(meshes) if f == "MESHES" else f for f in flags]
+    assert exit_code(infer_vqvae.main, [*common, *changed]) == 2
     assert message in capsys.readouterr().err
 
 

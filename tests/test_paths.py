@@ -94,3 +94,30 @@ def test_a_hub_id_can_be_said_outright(elsewhere, hub):
     assert hub == ["pretrained/tiny", "pretrained/tiny", "owner/name"]
     with pytest.raises(ValueError, match="hf://tiny names no model of the Hub: write hf://owner/n"):
         find_model("hf://tiny")
+
+
+@pytest.mark.parametrize(
+    "source, nearest",
+    [
+        ("pretrained/tinny", "pretrained/tiny"),
+        ("pretraned/tiny", "pretrained/tiny"),  # which looks like a Hub id
+        ("outputs/vqvea/model", "outputs/vqvae/model"),
+        ("vqvea", "outputs/vqvae/model"),
+        ("outputs/vqvae/modle/tokenizer", None),
+        ("facebook/dinov2-base", None),
+    ],
+)
+def test_a_mistyped_model_is_told_with_the_nearest_name(source, nearest, elsewhere, hub):
+    (elsewhere / "outputs" / "vqvae" / "model").mkdir(parents=True)
+    with pytest.raises(ValueError) as caught:
+        find_model(source)
+    if nearest:
+        assert f"no model at {source} (did you mean {nearest}?)" in str(caught.value)
+    assert ("did you mean" in str(caught.value)) == bool(nearest)
+    assert hub == ([source] if source.startswith("facebook") else [])
+
+
+def test_a_file_of_a_model_is_no_model(hub):
+    file = shipped("pretrained/tiny/tokenizer/config.yaml")
+    with pytest.raises(ValueError, match="is a file: give the model directory that holds it"):
+        find_model(file)

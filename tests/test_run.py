@@ -10,6 +10,7 @@ import pytest
 import torch
 import trimesh
 from PIL import Image
+from run_files import exit_code
 
 import run
 from tar3d import checkpoint
@@ -146,7 +147,7 @@ def test_refusals_of_the_generation(pictures, gpt_run, vqvae_run, tmp_path, caps
         "--model",
         str(gpt_run / "model"),
     ]
-    assert run.main([*common, *(names.get(f, f) for f in flags)]) == 2
+    assert exit_code(run.main, [*common, *(names.get(f, f) for f in flags)]) == 2
     assert message in capsys.readouterr().err
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from run_files import exit_code
 
 import infer_vqvae
 import run
@@ -66,7 +67,7 @@ def test_a_hub_id_is_asked_for_and_no_local_path_is(elsewhere, monkeypatch, caps
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     assert run.main(["--model", "hf://owner/name"]) == 2
-    assert run.main(["--model", "pretrained/missing"]) == 2
+    assert exit_code(run.main, ["--model", "pretrained/missing"]) == 2
     assert asked == ["owner/name"] and "pretrained/missing" in capsys.readouterr().err
 
 

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from tar3d import config as configuration
 from tar3d.config import GPT_TYPES, GPTRunConfig
 from tar3d.data.formats.samples import SAMPLE_READERS, SampleFolder
-from tar3d.runtime import command, command_parser
+from tar3d.runtime import command, command_parser, model_source
 
 if TYPE_CHECKING:
     import argparse
@@ -44,6 +44,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, argpars
     )
     parser.add_argument(
         "--tokenizer",
+        type=model_source,
         required=True,
         metavar="MODEL",
         help="model directory or Hub id of the tokenizer that makes the tokens",
@@ -95,7 +96,8 @@ def main(argv: list[str] | None = None) -> int:
             GPTRunConfig, args.config, args.overrides, base={"conditions": GPT_TYPES[args.gpt_type]}
         )
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        readers = all_readers(args, config, device)
+        folders = {"image": args.embeddings, "text": args.caption_embeddings}
+        readers = all_readers(args.data, folders, config, device)
         maker = TokenMaker(args.data, checkpoint.load_tokenizer(args.tokenizer), readers, device)
         done = maker.run()
     except ValueError as e:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tar3d.data.defaults import DEFAULT_FOLDER
 from tar3d.paths import shipped
-from tar3d.runtime import positive_int
+from tar3d.runtime import model_source, positive_int
 
 if TYPE_CHECKING:
     import argparse
@@ -44,7 +44,11 @@ def protocol_names() -> str:
 def add_model_arguments(group: Any, gpt_types: list[str]) -> None:
     """Adds the options of MODEL_DEFAULTS to a group of arguments."""
     defaults = MODEL_DEFAULTS
-    group.add_argument("--model", help=f"model directory or Hub id (default: {defaults['model']})")
+    group.add_argument(
+        "--model",
+        type=model_source,
+        help=f"model directory or Hub id (default: {defaults['model']})",
+    )
     conditions = ", ".join(GPT_TYPE_HELP[name] for name in gpt_types)
     group.add_argument(
         "--gpt-type",

@@ -20,7 +20,7 @@ from tar3d.runtime.machine import (
     peak_memory,
     peak_resident_bytes,
 )
-from tar3d.runtime.model_arguments import add_machine_arguments, add_model_argument
+from tar3d.runtime.model_arguments import add_machine_arguments, add_model_argument, model_source
 from tar3d.runtime.progress import extraction_bar, progress_bar
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "describe_machine",
     "deterministic",
     "extraction_bar",
+    "model_source",
     "peak_memory",
     "peak_resident_bytes",
     "positive_int",

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import argparse
 
+from tar3d.paths import local_model
 from tar3d.runtime.arguments import PRECISIONS
 
-if TYPE_CHECKING:
-    import argparse
-
 SHIPPED_MODEL = "pretrained/tiny"
+
+
+def model_source(text: str) -> str:
+    """The argparse type of a model directory or Hub id; a path that leads nowhere is refused."""
+    try:
+        local_model(text)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(str(e)) from e
+    return text
 
 
 def add_model_argument(parser: argparse._ActionsContainer, contents: str, *aliases: str) -> None:
@@ -18,6 +25,7 @@ def add_model_argument(parser: argparse._ActionsContainer, contents: str, *alias
         "--model",
         *aliases,
         dest="model",
+        type=model_source,
         default=SHIPPED_MODEL,
         help=f"model directory or Hub id (hf://owner/name) {contents} (default: %(default)s)",
     )

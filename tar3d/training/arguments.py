@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tar3d.config import GPTTrainConfig
-from tar3d.runtime import add_device_arguments, positive_int, start_fabric
+from tar3d.runtime import add_device_arguments, model_source, positive_int, start_fabric
 from tar3d.training.trackers import TRACKERS
 
 if TYPE_CHECKING:
@@ -29,7 +29,10 @@ def add_run_arguments(parser: argparse.ArgumentParser, out: str) -> None:
         "or the file of a state",
     )
     parser.add_argument(
-        "--init", metavar="MODEL", help="start from the weights of a model directory or Hub id"
+        "--init",
+        type=model_source,
+        metavar="MODEL",
+        help="start from the weights of a model directory or Hub id",
     )
     for flag, (_, metavar, text) in TRACKERS.items():
         parser.add_argument(f"--{flag}", dest=_destination(flag), metavar=metavar, help=text)

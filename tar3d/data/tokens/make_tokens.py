@@ -31,7 +31,6 @@ from tar3d.io import atomic_write, write_csv, write_json
 from tar3d.runtime import progress_bar
 
 if TYPE_CHECKING:
-    import argparse
     from pathlib import Path
 
     from transformers import PreTrainedTokenizerBase
@@ -241,18 +240,21 @@ def condition_readers(
 
 
 def all_readers(
-    args: argparse.Namespace, config: GPTRunConfig, device: torch.device
+    data: Path, folders: dict[str, Path | None], config: GPTRunConfig, device: torch.device
 ) -> list[ConditionReader]:
-    """Readers of the embeddings that the user provides, then those of the other conditions."""
-    folders = {"image": args.embeddings, "text": args.caption_embeddings}
+    """Readers of the conditions of `data`, those whose embeddings the user provides first.
+
+    `folders` has the embeddings of a modality, or None. Raises ValueError for a modality that the
+    GPT is not conditioned on.
+    """
     if unasked := [
         modality
         for modality, folder in folders.items()
         if folder and modality not in config.conditions
     ]:
         raise ValueError(
-            f"embeddings of {unasked[0]} are given, but --gpt-type {args.gpt_type} is conditioned "
-            f"on {' and '.join(config.conditions) or 'nothing'}"
+            f"embeddings of {unasked[0]} are given, but the GPT (--gpt-type) is conditioned on "
+            f"{' and '.join(config.conditions) or 'nothing'}"
         )
     readers: list[ConditionReader] = [
         EmbeddingConditions(modality, folder, provided_embeddings(config, modality))
@@ -262,4 +264,4 @@ def all_readers(
     rest = dataclasses.replace(
         config, conditions=[name for name in config.conditions if not folders[name]]
     )
-    return readers + condition_readers(args.data, encoders_of(rest, args.data), config, device)
+    return readers + condition_readers(data, encoders_of(rest, data), config, device)
