@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tar3d.config import EvalProtocol
+from tar3d.config.flags import seed_number
 from tar3d.contracts import Mesh
 from tar3d.data.datasets.spread import spread
 from tar3d.data.formats.dataset_folder import read_categories
@@ -82,7 +83,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "%(default)s)",
     )
     inputs.add_argument(
-        "--seed", type=int, default=0, help="draws other surface points (default: 0)"
+        "--seed", type=seed_number, default=0, help="draws other surface points (default: 0)"
     )
     output = parser.add_argument_group("output")
     output.add_argument(

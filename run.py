@@ -35,6 +35,8 @@ from tar3d.config import (
     add_sampling_flags,
     sampling_from_flags,
 )
+from tar3d.config.flags import torch_seed_number
+from tar3d.contracts import LogitsNotFinite
 from tar3d.data.formats.token_file import FOLDER, SUFFIX
 from tar3d.io import write_json
 from tar3d.mesh.export import FORMATS, save_mesh
@@ -86,7 +88,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     sampling = parser.add_argument_group("sampling (defaults: the settings saved with the model)")
     sampling.add_argument(
-        "--seed", type=int, default=0, help="another seed gives another shape (default: 0)"
+        "--seed",
+        type=torch_seed_number,
+        default=0,
+        help="another seed gives another shape (default: 0)",
     )
     sampling.add_argument(
         "--num-samples",
@@ -358,14 +363,17 @@ def generate_files(
         progress_bar(total=total, unit="token", desc=name, leave=False) as bar,
         extraction_bar("surface") as surface_bar,
     ):
-        shapes = pipeline.generate(
-            conditions.inputs,
-            [job.seed for job in ready],
-            sampling=sampling,
-            resolution=args.resolution,
-            progress=lambda done, _: bar.update(done * len(ready) - bar.n),
-            extraction_progress=surface_bar,
-        )
+        try:
+            shapes = pipeline.generate(
+                conditions.inputs,
+                [job.seed for job in ready],
+                sampling=sampling,
+                resolution=args.resolution,
+                progress=lambda done, _: bar.update(done * len(ready) - bar.n),
+                extraction_progress=surface_bar,
+            )
+        except LogitsNotFinite as e:
+            return failed + [(job.name, str(e)) for job in ready]
     for job, condition, shape in zip(ready, conditions.rows, shapes, strict=True):
         if shape.mesh is None:
             failed.append((job.name, shape.problem))

@@ -150,7 +150,9 @@ def read_config(args: argparse.Namespace, vqvae: VQVAE) -> GPTRunConfig:
     changes = list(args.overrides)
     if args.global_batch_size is not None:
         changes.insert(0, f"train.global_batch_size={args.global_batch_size}")
-    return configuration.load_gpt_run(path, args.gpt_model, vqvae.config, changes, args.gpt_type)
+    config = configuration.load_gpt_run(path, args.gpt_model, vqvae.config, changes, args.gpt_type)
+    config.optim.check_warmup(config.train.steps)
+    return config
 
 
 def train(

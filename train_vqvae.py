@@ -83,6 +83,7 @@ def main(argv: list[str] | None = None) -> int:
         config = configuration.load(
             VQVAEConfig, args.base or shipped(DEFAULT_CONFIG), args.overrides
         )
+        config.optim.check_warmup(config.train.steps)
         fabric = start_processes(args, config.train)
         state = None if args.dry_run else prepare_folder(fabric, args.out, args.resume, config)
         with fabric.rank_zero_first():

@@ -31,6 +31,10 @@ CUBE_FILL = 0.95
 PLANES = ("xy", "xz", "yz")
 
 
+class LogitsNotFinite(ValueError):
+    """A GPT gave logits that are NaN or infinite, so that there are no tokens."""
+
+
 def _check(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)

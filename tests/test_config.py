@@ -6,6 +6,7 @@ import argparse
 import ast
 import dataclasses
 import importlib
+import math
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,7 @@ def test_missing_file_is_named():
         load(VQVAEConfig, "configs/none.yaml")
 
 
+INF, NAN = math.inf, math.nan
 CONTRADICTIONS = [
     (PointSamplingConfig, {"surface_points": 0}),
     (PointSamplingConfig, {"near_sigmas": []}),
@@ -152,7 +154,17 @@ CONTRADICTIONS = [
     (TokenizerConfig, {"occupancy_layers": 0}),
     (OptimConfig, {"muon_lr": 0.0}),
     (OptimConfig, {"adamw_lr": -1.0}),
-    (OptimConfig, {"grad_clip": -1.0}),
+    *[(OptimConfig, {"muon_lr": rate}) for rate in (-1.0, NAN, INF)],
+    *[(OptimConfig, {"adamw_lr": rate}) for rate in (0.0, NAN, INF)],
+    *[(OptimConfig, {"weight_decay": decay}) for decay in (-0.1, NAN, INF, 1001.0)],
+    *[
+        (OptimConfig, {name: value})
+        for name in ("beta1", "beta2", "muon_momentum")
+        for value in (-0.1, 1.0, NAN)
+    ],
+    *[(OptimConfig, {"final_lr_fraction": share}) for share in (-0.1, 1.1, NAN)],
+    *[(OptimConfig, {"decay_fraction": share}) for share in (0.0, NAN)],
+    *[(OptimConfig, {"grad_clip": norm}) for norm in (-1.0, NAN)],
     (OptimConfig, {"warmup_steps": -1}),
     (ImageEncoderConfig, {"model": ""}),
     (ImageEncoderConfig, {"model": "trained", "image_size": 60}),
@@ -167,7 +179,9 @@ CONTRADICTIONS = [
     (GPTConfig, {"attention_backend": "chunked"}),
     (GPTConfig, {"linear_attention": ""}),
     (GPTConfig, {"layout": "words"}),
-    (SamplingConfig, {"temperature": -1.0}),
+    *[(SamplingConfig, {"temperature": value}) for value in (-1.0, 1e-45, NAN)],
+    *[(SamplingConfig, {"cfg_scale": scale}) for scale in (-1.0, NAN, INF)],
+    *[(SamplingConfig, {"code_predictor_scale": scale}) for scale in (-1.0, NAN, INF)],
     (SamplingConfig, {"top_p": 0.0}),
     (SamplingConfig, {"min_p": 1.0}),
     (SamplingConfig, {"top_k": -1}),
@@ -176,12 +190,16 @@ CONTRADICTIONS = [
     (VQVAETrainConfig, {"codebook_steps": 0}),
     (VQVAETrainConfig, {"autoencoder_steps": -1}),
     (VQVAETrainConfig, {"validation_shapes": 0}),
+    *[(VQVAETrainConfig, {"ema": decay}) for decay in (-0.1, 1.0, NAN)],
+    *[(VQVAETrainConfig, {"commitment_weight": weight}) for weight in (-0.1, NAN, INF)],
     (EvalProtocol, {"frame": "mine"}),
     (EvalProtocol, {"points": 0}),
     (EvalProtocol, {"thresholds": []}),
     (EvalProtocol, {"thresholds": [0.0]}),
     (EvalProtocol, {"near_sigma": 0.0}),
-    (EvalProtocol, {"seed": -1}),
+    *[(EvalProtocol, {"seed": seed}) for seed in (-1, 2**64)],
+    *[(GPTTrainConfig, {"seed": seed}) for seed in (-1, 2**64)],
+    *[(GPTTrainConfig, {"token_noise": share}) for share in (-0.1, 1.1, NAN)],
     (GPTTrainConfig, {"steps": 0}),
     (GPTTrainConfig, {"save_every": 0}),
     (GPTTrainConfig, {"micro_batch_size": -1}),

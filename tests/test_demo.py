@@ -107,7 +107,12 @@ def test_a_picture_and_nothing_give_closed_meshes(page):
         ("t23d", "", {}, "write a text first"),
         ("i23d", None, {}, "choose an image first"),
         ("t23d", "a chair", {"faces": 2}, "a closed mesh has 4 or more"),
-        ("t23d", "a chair", {"temperature": -1}, "temperature must be >= 0, got -1"),
+        (
+            "t23d",
+            "a chair",
+            {"temperature": -1},
+            "temperature must be 0 .greedy. or at least",
+        ),
     ],
 )
 def test_what_cannot_be_made_is_a_sentence(page, gpt_type, condition, changed, message):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from run_files import rows
 from script_runs import CODE_PREDICTOR, GPT, code_predictor_objective, random_rows, train_gpt_in
+from torch.utils.flop_counter import FlopCounterMode
 
 from tar3d import checkpoint
 from tar3d import config as configuration
@@ -261,3 +262,25 @@ def test_code_predictor_rows_need_a_code_predictor_and_divide_over_the_forward_p
             vqvae_run / "model",
             [*CODE_PREDICTOR, "train.code_predictor_rows=3"],
         )
+
+
+def test_operations_of_a_step_are_those_of_its_products(vqvae_run):
+    """Each stage counts what torch counts in the network that it trains; attention aside."""
+    vqvae = checkpoint.load_tokenizer(vqvae_run / "model")
+    found = {}
+    for stage in ("code_predictor", "transformer", "gpt"):
+        more = ["train.code_predictor_weight=1"] if stage != "transformer" else []
+        config, objective = code_predictor_objective(
+            vqvae, f"train.stage={stage}", "gpt.code_predictor_local=2", *more
+        )
+        found[stage] = objective.flops(4, 8), objective.flops(4, 0)
+    rows = random_rows(config, 12)
+    model = objective.model
+    with FlopCounterMode(display=False) as counter:
+        condition = model.condition(rows["condition"], 12)
+        model.gpt.code_predictor(condition.embeddings, condition.mask)
+    assert found["code_predictor"][0] == pytest.approx(3 * counter.get_total_flops(), rel=0.02)
+    for whole, few in found.values():
+        assert whole > few
+    told = found["code_predictor"][0] / 3
+    assert found["gpt"][0] - found["transformer"][0] == pytest.approx(2 * told)

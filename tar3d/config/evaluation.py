@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tar3d.config.checks import at_least, one_of, require
+from tar3d.config.checks import at_least, check_seed, one_of, require
 
 # Of a prediction onto its own truth (`tar3d/metrics/align.py`).
 ALIGNMENTS = ("none", "bbox", "icp", "rot24+icp")
@@ -41,7 +41,7 @@ class EvalProtocol:
     def __post_init__(self) -> None:
         one_of("frame", self.frame, ("truth", "each", "source"))
         at_least(1, self, "", "points", "iou_points", "near_points")
-        at_least(0, self, "", "seed")
+        check_seed("seed", self.seed)
         require(self.near_sigma > 0, f"near_sigma must be positive, got {self.near_sigma}")
         require(
             len(self.thresholds) > 0 and all(tau > 0 for tau in self.thresholds),

@@ -1,4 +1,4 @@
-"""Command-line flags made from the fields of a config dataclass.
+"""Command-line flags made from the fields of a config dataclass; the argparse types of seeds.
 
 A field becomes a flag if its metadata holds "help". A flag that is not given leaves the value of
 the config that it changes, so that every default stays in the dataclass or the saved model.
@@ -10,10 +10,26 @@ import argparse
 import dataclasses
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_type_hints
 
+from tar3d.config.checks import LARGEST_SEED, check_seed
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 T = TypeVar("T")
+
+
+def seed_number(text: str, least: int = 0) -> int:
+    """The argparse type of a seed that numpy and torch take."""
+    try:
+        check_seed("it", int(text), least)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed: {e}") from e
+    return int(text)
+
+
+def torch_seed_number(text: str) -> int:
+    """The argparse type of a seed that torch alone takes, which may be negative."""
+    return seed_number(text, -LARGEST_SEED)
 
 
 def described(default: Any, text: str) -> Any:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from tar3d.config.checks import at_least, one_of, require
+from tar3d.config.checks import at_least, one_of, require, share
 
 
 @dataclass(kw_only=True)
@@ -36,11 +37,32 @@ class OptimConfig:
     def __post_init__(self) -> None:
         for name in ("muon_lr", "adamw_lr"):
             rate = getattr(self, name)
-            require(rate > 0, f"optim.{name} must be positive, got {rate}")
+            require(0 < rate < math.inf, f"optim.{name} must be positive and finite, got {rate}")
         one_of("optim.optimizer", self.optimizer, ("muon", "adamw"))
         one_of("optim.schedule", self.schedule, ("cosine", "wsd"))
         require(
             0 < self.decay_fraction <= 1,
             f"optim.decay_fraction must be in (0, 1], got {self.decay_fraction}",
         )
-        at_least(0, self, "optim.", "weight_decay", "warmup_steps", "grad_clip")
+        at_least(0, self, "optim.", "weight_decay", "warmup_steps")
+        require(
+            self.grad_clip >= 0,
+            f"optim.grad_clip must be positive, or 0 for no clipping, got {self.grad_clip}",
+        )
+        share(self, "optim.", "beta1", "beta2", "muon_momentum", below_one=True)
+        share(self, "optim.", "final_lr_fraction")
+        largest = max(self.muon_lr, self.adamw_lr)
+        require(
+            largest * self.weight_decay < 1,
+            "a step multiplies matrices by 1 - rate * optim.weight_decay, which must be positive, "
+            f"got a rate of {largest} and a decay of {self.weight_decay}",
+        )
+
+    def check_warmup(self, steps: int) -> None:
+        """Raises ValueError where a run of `steps` ends before its rate has reached the peak."""
+        require(
+            self.warmup_steps <= steps,
+            f"optim.warmup_steps {self.warmup_steps} is more than the {steps} steps of this run, "
+            f"whose rate would never reach its peak: write optim.warmup_steps={steps // 10}, or "
+            "train longer",
+        )

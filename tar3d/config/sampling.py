@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import argparse
 
 DECODING_BACKENDS = ("auto", "plain", "compiled", "triton")  # implementations of a step
+# Logits divided or multiplied by these stay within float32.
+LEAST_TEMPERATURE, LARGEST_SCALE = 1e-6, 1e6
 
 
 @dataclass(kw_only=True)
@@ -43,15 +45,20 @@ class SamplingConfig:
     )
 
     def __post_init__(self) -> None:
-        require(self.temperature >= 0, f"temperature must be >= 0, got {self.temperature}")
+        require(
+            self.temperature == 0 or self.temperature >= LEAST_TEMPERATURE,
+            f"temperature must be 0 (greedy) or at least {LEAST_TEMPERATURE:g}, got "
+            f"{self.temperature}",
+        )
         require(self.top_k >= 0, f"top_k must be >= 0 (0 is off), got {self.top_k}")
         require(0 < self.top_p <= 1, f"top_p must be in (0, 1], got {self.top_p}")
         require(0 <= self.min_p < 1, f"min_p must be in [0, 1), got {self.min_p}")
-        require(self.cfg_scale >= 0, f"cfg_scale must be >= 0, got {self.cfg_scale}")
-        require(
-            self.code_predictor_scale >= 0,
-            f"code_predictor_scale must be >= 0 (0 is off), got {self.code_predictor_scale}",
-        )
+        for name, meaning in (("cfg_scale", "1 is none"), ("code_predictor_scale", "0 is off")):
+            value = getattr(self, name)
+            require(
+                0 <= value <= LARGEST_SCALE,
+                f"{name} must be in [0, {LARGEST_SCALE:g}] ({meaning}), got {value}",
+            )
 
 
 def add_sampling_flags(parser: argparse._ActionsContainer) -> None:

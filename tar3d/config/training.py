@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tar3d.config.checks import at_least, one_of, require
+from tar3d.config.checks import at_least, check_seed, one_of, require, share
 
 ACTIVATION_CHECKPOINTING = ("none", "cheap", "blocks")
 
@@ -81,6 +81,7 @@ class TrainConfig:
         require(
             0 <= self.ema < 1, f"train.ema is the decay of an average, in [0, 1), got {self.ema}"
         )
+        check_seed("train.seed", self.seed)
         at_least(
             1, self, "train.", "validate_every", "validation_shapes", "save_every", "log_every"
         )
@@ -88,7 +89,6 @@ class TrainConfig:
             0,
             self,
             "train.",
-            "seed",
             "skip_nonfinite",
             "micro_batch_size",
             "num_workers",
@@ -114,6 +114,8 @@ class VQVAETrainConfig(TrainConfig):
     volume_points: int = 1024
     near_points: int = 1024
     near_weight: float = 0.1
+    # Of a squared distance that is summed over tokenizer.code_dim coordinates. Where others take
+    # the mean over them (VQGAN, LlamaGen), 0.25 with 8 coordinates is their 2.0.
     commitment_weight: float = 0.25
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
@@ -192,7 +194,8 @@ class GPTTrainConfig(TrainConfig):
         one_of("train.strategy", self.strategy, ("ddp", "fsdp"))
         one_of("train.weights_dtype", self.weights_dtype, ("float32", "float16"))
         at_least(1, self, "train.", "steps", "global_batch_size", "weights_file_mb")
-        at_least(0, self, "train.", "code_predictor_weight", "code_predictor_rows", "token_noise")
+        at_least(0, self, "train.", "code_predictor_weight", "code_predictor_rows")
+        share(self, "train.", "token_noise")
         require(
             0 <= self.word_dropout < 1,
             f"train.word_dropout is a probability below 1, got {self.word_dropout}",

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from tar3d import config as configuration
 from tar3d.config import PrepareConfig
+from tar3d.config.flags import seed_number
 from tar3d.runtime import command, command_parser
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, argpars
         help="meshes sampled at the same time (default: all cores, with --ray of all machines)",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="another seed draws other points and views (default: 0)"
+        "--seed", type=seed_number, default=0, help="draws other points and views (default: 0)"
     )
     parser.add_argument(
         "--seconds",

@@ -30,6 +30,7 @@ import torch
 
 from tar3d import config as configuration
 from tar3d.checkpoint import load_tokenizer, load_weights, read_config, save_model
+from tar3d.config.flags import seed_number
 from tar3d.data.formats.captions import captions_of
 from tar3d.data.formats.dataset_folder import SPLITS
 from tar3d.data.formats.samples import open_samples
@@ -302,7 +303,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default=128,
         help="cells along each axis when extracting reconstructions (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--seed", type=seed_number, default=0, help="default: %(default)s")
     parser.add_argument(
         "overrides",
         nargs="*",

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tar3d.config.checks import check_seed
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -54,6 +56,7 @@ class EvaluatorConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_seed("seed", self.seed)
         low = [
             name
             for name in ("width", "pooled", "embedding", "points", "batch_size", "steps")

@@ -35,8 +35,8 @@ class CellHead(nn.Module):
     Letters: B batch, s steps, n tokens per step, D width.
     """
 
-    # Gains drawn as matrices are: all models of several tokens per step have started so.
-    init_as: ClassVar[dict[str, str]] = {"norms": "normal"}
+    # Drawn as small as other matrices, these would let the head hardly see the known tokens.
+    init_as: ClassVar[dict[str, str]] = {"before": "scale"}
 
     def __init__(self, width: int, tokens_per_step: int) -> None:
         super().__init__()

@@ -42,7 +42,7 @@ from tar3d.gpt.blocks import SwiGLU
 from tar3d.gpt.layers.base import DecodePosition
 from tar3d.gpt.norm import NORM_EPS
 from tar3d.gpt.packed import Operations, PlainBlock, fastest_backend, pack_block
-from tar3d.gpt.sampling import guide, sample
+from tar3d.gpt.sampling import check_logit_sums, guide, sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,6 +62,7 @@ class Buffers:
 
     ids: Tensor  # (B, T) int64, filled from the left
     draws: Tensor  # (B, T) float32 in [0, 1)
+    logit_sums: Tensor  # (B,) float32, of all logits so far: not finite once a logit was not
     hidden: Tensor  # (G, D) float32, the layers' last output
     step: Tensor  # (1,) int64, the last step whose tokens are known
     slot: Tensor  # (1,) int64, where its keys and values go
@@ -168,12 +169,15 @@ class Engine:
 
         `codes` (V, K), the tokenizer's codebook, is needed for a code_predictor_scale above 0.
         `progress` is called with (tokens done, T): after each step on a CPU, now and then on CUDA.
-        The result is overwritten by the next run.
+        The result is overwritten by the next run. Raises LogitsNotFinite, once all is drawn, where
+        logits were NaN or infinite.
         """
         self.prepare(len(condition.mask), sampling, codes)
         n, steps = self.config.tokens_per_step, self.gpt.layout.num_steps
         with self._current_device():
             prefix = self._fill(condition, draws)
+            if self.buffers.codes is not None and codes is not None:
+                self.buffers.codes.copy_(codes.T)
             with torch.autocast(self.device.type, enabled=False):
                 self._draw_step()
                 for step in range(steps - 1):
@@ -183,6 +187,7 @@ class Engine:
             if self.graphed:
                 torch.cuda.synchronize(self.device)
             progress(n * steps, n * steps)
+        check_logit_sums(self.buffers.logit_sums, self.dtype)
         return self.buffers.ids
 
     def _report(self, progress: Callable[[int, int], None] | None, step: int) -> None:
@@ -222,6 +227,7 @@ class Engine:
         return Buffers(
             ids=self._zeros(batch, config.num_tokens, dtype=torch.int64),
             draws=self._zeros(batch, config.num_tokens),
+            logit_sums=self._zeros(batch),
             hidden=self._zeros(rows, config.width),
             step=self._zeros(1, dtype=torch.int64),
             slot=self._zeros(1, dtype=torch.int64),
@@ -286,6 +292,7 @@ class Engine:
                 self.gpt.code_predictor(condition.embeddings[:batch], condition.mask[:batch])
             )
         b.draws.copy_(draws)
+        b.logit_sums.zero_()
         b.step.zero_()
         b.slot.fill_(prefix)
         return prefix
@@ -360,6 +367,7 @@ class Engine:
         if b.predicted_codes is not None and b.codes is not None:
             predicted = b.predicted_codes.index_select(1, position)[:, 0]
             scores = scores + self.sampling.code_predictor_scale * predicted @ b.codes
+        b.logit_sums.add_(scores.sum(1))
         token = sample(scores, self.sampling, b.draws.index_select(1, position)[:, 0])
         b.ids.index_copy_(1, position, token[:, None])
         return token

@@ -31,7 +31,7 @@ def generate(
     Guidance (cfg_scale other than 1) adds a null row to each. `progress` is called with (tokens
     done, T). `codes` (V, K), the tokenizer's codebook, is needed for a code_predictor_scale above
     0. `engine` is one that was made from `gpt` as it is now; making one copies the weights, so
-    whoever calls often keeps it.
+    whoever calls often keeps it. Raises LogitsNotFinite where logits are NaN or infinite.
     """
     if sampling.code_predictor_scale and (gpt.code_predictor is None or codes is None):
         raise ValueError(

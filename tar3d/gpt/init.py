@@ -6,6 +6,7 @@ A module says in `init_as` how its parameters and children start, by name:
 |------------|---------------------------------------------------------------------|
 | "normal"   | normal, std 0.02; the start of all that no module speaks of         |
 | "residual" | normal, std 0.02 / sqrt(2 L): o and down, which end on the residual |
+| "scale"    | normal, std 1 / sqrt(inputs): the output is as large as an input    |
 | "ones"     | 1: gains of norms                                                   |
 | "zeros"    | 0: position embeddings, projection of the code predictor            |
 | "own"      | as the module's constructor left it                                 |
@@ -38,8 +39,11 @@ def init_parameters(
         if start in ("ones", "zeros"):
             parameter.fill_(1.0 if start == "ones" else 0.0)
         elif start != "own":
-            std = INIT_STD / math.sqrt(2 * num_layers) if start == "residual" else INIT_STD
-            parameter.normal_(0.0, std, generator=generator)
+            stds = {
+                "residual": INIT_STD / math.sqrt(2 * num_layers),
+                "scale": 1.0 / math.sqrt(parameter.shape[-1]),
+            }
+            parameter.normal_(0.0, stds.get(start, INIT_STD), generator=generator)
 
 
 def parameter_starts(module: nn.Module) -> dict[str, str]:

@@ -81,7 +81,7 @@ class GPT(nn.Module):
     """The GPT of the module docstring; `config` decides the shapes of its weights."""
 
     adamw_parameters = ("head",)  # a classifier over V codes, not a hidden matrix
-    init_as: ClassVar[dict[str, str]] = {"position_embedding": "zeros"}
+    init_as: ClassVar[dict[str, str]] = {"position_embedding": "zeros", "merge": "scale"}
     permutation: Tensor  # (T,) file positions in model order
 
     def __init__(self, config: GPTConfig) -> None:

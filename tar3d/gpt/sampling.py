@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from tar3d.contracts import LogitsNotFinite
+
 if TYPE_CHECKING:
     from tar3d.config import SamplingConfig
 
@@ -84,7 +86,8 @@ def sample(logits: Tensor, config: SamplingConfig, draws: Tensor) -> Tensor:
     """Draws one token per row of `logits` (B, V), decided by `draws` (B,) in [0, 1): (B,) int64.
 
     The token is where the cumulated probabilities pass the draw. Temperature 0 takes the best
-    token, whatever the draw. Nothing is read back to the host.
+    token, whatever the draw. Nothing is read back to the host, so logits that are NaN or infinite
+    give some token; `check_logit_sums` finds them later.
     """
     if config.temperature == 0:
         return logits.argmax(-1)
@@ -95,6 +98,25 @@ def sample(logits: Tensor, config: SamplingConfig, draws: Tensor) -> Tensor:
     cumulative = probabilities(logits, config).double().cumsum(-1)  # (B, V)
     # float32 draws are at most 1 - 2^-24: in float64 they stay below the last sum, so no token of
     # mass 0 is ever hit.
-    return torch.searchsorted(
+    token = torch.searchsorted(
         cumulative, draws.double()[:, None] * cumulative[:, -1:], right=True
     ).squeeze(-1)
+    return token.clamp_max(logits.shape[-1] - 1)
+
+
+def check_logit_sums(sums: Tensor, dtype: torch.dtype) -> None:
+    """Raises LogitsNotFinite where `sums` (B,), of all logits of a row, are not finite.
+
+    The logits were computed in `dtype`. Waits for the device.
+    """
+    finite = sums.isfinite().tolist()
+    if all(finite):
+        return
+    wrong = [str(row) for row, is_finite in enumerate(finite) if not is_finite]
+    where = f" for row {', '.join(wrong)}" if len(wrong) < len(finite) else ""
+    advice = (
+        "float16 is too small for this model, use bf16-mixed or 32-true"
+        if dtype == torch.float16
+        else "its weights or its conditions are, so copy the model again or take an earlier one"
+    )
+    raise LogitsNotFinite(f"the logits of the GPT are NaN or infinite{where}: {advice}")

@@ -45,5 +45,6 @@ def add_machine_arguments(parser: argparse._ActionsContainer, *, precision: bool
             "--precision",
             choices=PRECISIONS,
             default="32-true",
-            help="bf16-mixed samples faster on GPUs that have it (default: %(default)s)",
+            help="bf16-mixed samples faster on GPUs that have it, 16-mixed on those that do not; "
+            "auto is bf16-mixed where the hardware has it (default: %(default)s)",
         )

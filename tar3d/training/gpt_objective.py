@@ -124,11 +124,15 @@ class GPTObjective(torch.nn.Module):
         )
         # Modalities take turns in the rows, so each encoder sees its share of them.
         encoders = encoders * (rows + predictor_rows) // max(1, len(conditioner.modalities))
-        layers = rows * gpt.flops(gpt.config.condition_tokens, gpt.config.num_tokens)
+        prefix, predictor = gpt.config.condition_tokens, 0  # operations of the predictor for a row
+        if gpt.code_predictor is not None:
+            predictor = 2 * gpt.code_predictor.multiplications(prefix, 0)
+        layers = rows * (gpt.flops(prefix, gpt.config.num_tokens) - predictor)
+        told = encoders + (rows + predictor_rows) * predictor
         return {
-            "code_predictor": 3 * encoders,
-            "transformer": encoders + 3 * layers,
-            "gpt": 3 * (encoders + layers),
+            "code_predictor": 3 * told,
+            "transformer": told + 3 * layers,
+            "gpt": 3 * (told + layers),
         }[self.stage]
 
 

@@ -11,7 +11,7 @@ from networks import draw_large_weights
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tar3d.config import GPTConfig, SamplingConfig
-from tar3d.contracts import Condition
+from tar3d.contracts import Condition, LogitsNotFinite
 from tar3d.gpt.engine import Engine
 from tar3d.gpt.layers.full import KVCache
 from tar3d.gpt.model import GPT
@@ -168,6 +168,42 @@ def test_one_engine_serves_one_call_after_another_and_nothing_is_left_of_the_one
         ((P, P), SamplingConfig()),
     ):
         _assert_same(gpt, _condition(lengths), sampling, engine=engine)
+
+
+def test_an_engine_takes_the_codes_of_each_call():
+    gpt, sampling = _gpt(code_predictor_dim=3), SamplingConfig(code_predictor_scale=5.0)
+    engine, tokens = Engine(gpt), []
+    for seed in (4, 5):
+        codes = torch.randn(V, 3, generator=torch.Generator().manual_seed(seed))
+        _assert_same(gpt, _condition((P, P)), sampling, codes, engine=engine)
+        tokens.append(engine.buffers.ids.clone())
+    assert not torch.equal(*tokens)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize(
+    "name", ["head.weight", "norm.weight", "blocks.3.mlp.down.weight", "token_embedding.weight"]
+)
+def test_a_gpt_with_weights_that_are_not_finite_does_not_generate(name, value, temperature):
+    gpt, sampling = _gpt(), SamplingConfig(temperature=temperature)
+    with torch.no_grad():
+        gpt.get_parameter(name)[3] = value
+        if name == "token_embedding.weight":  # whichever token is drawn
+            gpt.get_parameter(name)[:] = value
+    with pytest.raises(LogitsNotFinite, match="NaN or infinite: its weights or its conditions"):
+        Engine(gpt).run(_condition((P, P)), sampling, uniform_draws([0, 1], T))
+
+
+def test_rows_whose_condition_is_not_finite_are_named_and_the_next_call_is_right():
+    gpt, sampling, condition = _gpt(), SamplingConfig(cfg_scale=2.0), _condition((P, P, P))
+    engine, draws = Engine(gpt), uniform_draws([0, 1, 2], T)
+    expected = engine.run(condition, sampling, draws).clone()
+    damaged = condition.embeddings.clone()
+    damaged[1, 2, 0] = torch.nan
+    with pytest.raises(LogitsNotFinite, match="infinite for row 1: "):
+        engine.run(Condition(damaged, condition.mask), sampling, draws)
+    assert torch.equal(engine.run(condition, sampling, draws), expected)
 
 
 def test_buffers_are_kept_while_rows_and_sampling_stay():

@@ -266,7 +266,8 @@ def test_bfloat16_autocast_is_close_and_keeps_the_state_in_float32():
     assert [c.keys.dtype for c in cache.layers if isinstance(c, KVCache)] == [torch.bfloat16]
 
 
-def test_init_follows_its_table():
+@pytest.mark.parametrize("n", [1, 3])
+def test_init_follows_its_table(n):
     gpt = GPT(
         GPTConfig(
             num_layers=8,
@@ -276,6 +277,7 @@ def test_init_follows_its_table():
             codebook_size=256,
             condition_tokens=8,
             condition_width=64,
+            tokens_per_step=n,
         )
     )
     gpt.init_weights(torch.Generator().manual_seed(0))
@@ -287,7 +289,14 @@ def test_init_follows_its_table():
             assert (parameter == 0).all(), name
             continue
         expected = 0.02 / 4 if name.endswith(("attention.o.weight", "mlp.down.weight")) else 0.02
-        assert abs(parameter.std() / expected - 1) < 0.1, name
+        if name == "merge.weight" or name.startswith("cell_head.before."):
+            expected = parameter.shape[1] ** -0.5
+        assert abs(parameter.std() / expected - 1) < 0.15, name
+    if gpt.merge is not None and gpt.cell_head is not None:
+        # A merged step is as large as a token, and so is a token that the head knows.
+        tokens = gpt.token_embedding(torch.randint(256, (500, 3)))
+        for made in (gpt.merge(tokens.flatten(1)), gpt.cell_head.before[1](tokens[:, 1])):
+            assert abs(made.std() / 0.02 - 1) < 0.1
     copy = GPT(gpt.config)
     copy.init_weights(torch.Generator().manual_seed(0))
     assert all(torch.equal(a, b) for a, b in zip(gpt.parameters(), copy.parameters(), strict=True))

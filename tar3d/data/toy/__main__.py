@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from tar3d import config as configuration
 from tar3d.config import ToyConfig
+from tar3d.config.flags import seed_number
 from tar3d.runtime import command, command_parser
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, argpars
         "--num", type=int, default=2000, help="number of shapes (default: %(default)s)"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="another seed gives other shapes (default: %(default)s)"
+        "--seed", type=seed_number, default=0, help="gives other shapes (default: %(default)s)"
     )
     parser.add_argument(
         "--workers",
