@@ -26,11 +26,13 @@ from tar3d.mesh.export import save_mesh
 from tar3d.mesh.simplify import LEAST_FACES, simplify
 from tar3d.paths import shipped
 from tar3d.runtime import (
+    add_encoder_arguments,
     add_machine_arguments,
     add_model_argument,
     choose_device,
     command,
     command_parser,
+    encoder_folders,
     positive_int,
     resolve_precision,
 )
@@ -58,6 +60,7 @@ TOKENS_SHARE = 0.8  # share of the progress bar; extraction has the rest
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = command_parser(__doc__)
     add_model_argument(parser, "with tokenizer/ and gpt_<type>/")
+    add_encoder_arguments(parser)
     parser.add_argument(
         "--out",
         type=Path,
@@ -112,7 +115,9 @@ def load_models(args: argparse.Namespace) -> dict[str, Pipeline]:
     found, reasons = {}, []
     for gpt_type in (ANY, *TABS):
         try:
-            pipeline = load(gpt_type=gpt_type)
+            folders = encoder_folders(args)
+            encoders = {modality: folders[modality] for modality in GPT_TYPES[gpt_type]}
+            pipeline = load(gpt_type=gpt_type, encoders=encoders)
         except ValueError as e:
             reasons.append(str(e))
             continue

@@ -43,6 +43,7 @@ from tar3d.runtime import (
     command_line,
     command_parser,
     describe_machine,
+    encoder_folders,
     positive_int,
 )
 
@@ -265,7 +266,8 @@ def find_pairs(
     if args.pred:
         return {"prediction": pairs_by_id(args.pred, args.gt, read_categories(args.gt))}, {}, {}
     data = EvalData(args.test or default_test(args.shapes), args.train or default_library())
-    pipeline = Pipeline.load(args.model, args.gpt_type, device=device)
+    encoders = encoder_folders(args)
+    pipeline = Pipeline.load(args.model, args.gpt_type, encoders=encoders, device=device)
     (modality,) = GPT_TYPES[args.gpt_type]
     settings = GenerationSettings(args.shapes, args.resolution, args.batch, protocol.seed)
     generations = evaluate_model(pipeline, modality, data, args.out, settings)

@@ -33,7 +33,14 @@ from tar3d.evaluation.arguments import (
     fill_in,
     protocol_names,
 )
-from tar3d.runtime import choose_device, command, command_line, command_parser, describe_machine
+from tar3d.runtime import (
+    choose_device,
+    command,
+    command_line,
+    command_parser,
+    describe_machine,
+    encoder_folders,
+)
 from tar3d.upgrade import upgrade_flags
 
 if TYPE_CHECKING:
@@ -174,7 +181,8 @@ def load_model(args: argparse.Namespace) -> tuple[Pipeline, EvalData, dict]:
     from tar3d.evaluation.unseen_shapes import EvalData
     from tar3d.pipeline import Pipeline
 
-    pipeline = Pipeline.load(args.model, args.gpt_type, device=choose_device(args.device))
+    device, encoders = choose_device(args.device), encoder_folders(args)
+    pipeline = Pipeline.load(args.model, args.gpt_type, encoders=encoders, device=device)
     data = EvalData(args.test or default_test(args.shapes), args.train or default_library())
     return (
         pipeline,

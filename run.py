@@ -44,11 +44,13 @@ from tar3d.mesh.render import contact_sheet, render_previews, save_turntable
 from tar3d.mesh.simplify import LEAST_FACES, simplify
 from tar3d.paths import find_local
 from tar3d.runtime import (
+    add_encoder_arguments,
     add_machine_arguments,
     add_model_argument,
     choose_device,
     command,
     command_parser,
+    encoder_folders,
     extraction_bar,
     model_source,
     peak_memory,
@@ -74,6 +76,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add_condition_arguments(parser.add_argument_group("what to generate from"))
     models = parser.add_argument_group("model")
     add_model_argument(models, "with tokenizer/ and gpt_<type>/")
+    add_encoder_arguments(models)
     models.add_argument(
         "--vq-ckpt",
         type=model_source,
@@ -219,6 +222,7 @@ def main(argv: list[str] | None = None) -> int:
             args.gpt_type,
             vqvae=args.vq_ckpt,
             gpt=args.gpt_ckpt,
+            encoders=encoder_folders(args),
             device=device,
             precision=resolve_precision(args.precision, device.type),
             decoding=args.decoding,

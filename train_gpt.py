@@ -17,7 +17,6 @@ MFU, waiting for data), TensorBoard files and generation previews.
 
 from __future__ import annotations
 
-import math
 import sys
 from functools import partial
 from pathlib import Path
@@ -106,10 +105,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     from tar3d import checkpoint  # loads torch, which --help does without
-    from tar3d.training.dry_run import dry_run
+    from tar3d.training.dry_run import dry_run, scratch_folder
     from tar3d.training.errors import print_error
-    from tar3d.training.gpt_data import Inputs, make_tokens, new_encoders
+    from tar3d.training.gpt_data import Inputs, gpt_facts, make_tokens, new_encoders
     from tar3d.training.gpt_init import check_tokenizer
+    from tar3d.training.resume import check_resumed
     from tar3d.training.run_folder import prepare_folder
 
     try:
@@ -120,19 +120,25 @@ def main(argv: list[str] | None = None) -> int:
         fabric = start_processes(args, config.train)
         if note := configuration.size_note(config.gpt, args.gpt_model):
             fabric.print(note)
-        state = None if args.dry_run else prepare_folder(fabric, args.out, args.resume, config)
-        with fabric.rank_zero_first():
-            data = args.data or default_data(args.toy_shapes)
-            encoders = new_encoders(config, data, args.init_code_predictor or args.init)
-            make_tokens(config, data, vqvae, encoders, fabric)
-        inputs = Inputs(data, vqvae, vq_ckpt, encoders, args.init, args.init_code_predictor)
-        begin = partial(train, fabric=fabric, inputs=inputs)
-        if args.dry_run:
-            dry_run(begin, config, ["steps"], fabric)
-            return 0
-        if args.overfit:
-            config.gpt.condition_dropout = config.train.ema = 0.0
-            config.train.token_noise = config.train.word_dropout = 0.0
+        state = None if args.dry_run else prepare_folder(fabric, args.out, args.resume)
+        with scratch_folder(fabric, args.dry_run) as scratch:
+            with fabric.rank_zero_first():
+                data = args.data or default_data(args.toy_shapes, scratch=scratch)
+                encoders = new_encoders(config, data, args.init_code_predictor or args.init)
+                check_resumed(state, config, gpt_facts(encoders, args.overfit))
+                resumed = state is not None
+                tokens = make_tokens(
+                    config, data, vqvae, encoders, fabric, resumed=resumed, scratch=scratch
+                )
+            init = args.init, args.init_code_predictor
+            inputs = Inputs(data, vqvae, vq_ckpt, encoders, *init, tokens, args.dry_run)
+            begin = partial(train, fabric=fabric, inputs=inputs)
+            if scratch is not None:
+                dry_run(begin, config, ["steps"], fabric, scratch)
+                return 0
+        fabric.print(f"run folder {args.out}")
+        if state is not None and args.init:
+            fabric.print("--init has no effect on a resumed run: its weights are the state's")
         trackers = chosen_trackers(args)
         metrics = begin(config, args.out, state=state, trackers=trackers, overfit=args.overfit)
         if args.overfit:
@@ -149,9 +155,14 @@ def read_config(args: argparse.Namespace, vqvae: VQVAE) -> GPTRunConfig:
     path = args.config or shipped(f"configs/gpt_{args.gpt_type}{size}.yaml")
     changes = list(args.overrides)
     if args.global_batch_size is not None:
+        if any(change.startswith("train.global_batch_size=") for change in changes):
+            raise ValueError("--global-batch-size and train.global_batch_size are one: give one")
         changes.insert(0, f"train.global_batch_size={args.global_batch_size}")
     config = configuration.load_gpt_run(path, args.gpt_model, vqvae.config, changes, args.gpt_type)
     config.optim.check_warmup(config.train.steps)
+    if args.overfit:
+        config.gpt.condition_dropout = config.train.ema = 0.0
+        config.train.token_noise = config.train.word_dropout = 0.0
     return config
 
 
@@ -178,9 +189,13 @@ def train(
 
     t, vqvae = config.train, inputs.vqvae
 
+    # Data
+    # `train.token_noise` enters here: random tokens in the inputs of a row, never in its targets.
+    dataset, validation = gpt_data.read_tokens(config, inputs, overfit)
+
     # Model
-    init, init_code_predictor = inputs.init, inputs.init_code_predictor
-    model = gpt_init.new_model(config, vqvae, inputs.encoders, init, init_code_predictor, fabric)
+    init = inputs.init, inputs.init_code_predictor
+    model = gpt_init.new_model(config, vqvae, inputs.encoders, *init, fabric)
     objective = gpt_objective.GPTObjective(model, vqvae.quantizer.codebook.clone(), t)
     random = torch.Generator().manual_seed(t.seed)  # every process takes its rows of each draw
     generators, shard = {"dropout": random}, t.strategy == "fsdp"
@@ -188,20 +203,16 @@ def train(
         "GPT", out, fabric, objective, config, generators=generators, shard=shard, trackers=trackers
     )
 
-    # Optimizers
+    # Optimizers, and the batches of the steps that are left
     run.optimizers = groups.new_optimizers(objective, config.optim)
-    run.restore(state)
-
-    # Data
-    # `train.token_noise` enters here: random tokens in the inputs of a row, never in its targets.
-    dataset, validation = gpt_data.read_tokens(config, inputs.data, inputs.encoders, overfit)
+    run.restore(state, gpt_data.gpt_facts(inputs.encoders, overfit, dataset, validation))
     order = gpt_data.row_order(config, len(dataset), run.step, fabric)
     batches = loader.training_loader(dataset, order, t.num_workers, fabric)
     reports = gpt_reports.GPTReports(out, config, fabric, vqvae, validation, inputs.data)
     rows = t.global_batch_size // fabric.world_size
     predictor_rows = t.code_predictor_rows // fabric.world_size
     own_rows = slice(fabric.global_rank * rows, (fabric.global_rank + 1) * rows)
-    print_start(run, len(dataset), reports, rows, predictor_rows)
+    gpt_reports.print_start(run, [dataset, validation], reports, rows, predictor_rows)
 
     # Loop
     metrics: dict[str, float] = {}
@@ -231,7 +242,7 @@ def train(
             if stop or run.is_due(t.save_every):
                 run.save()
             run.stop_on(stop)
-    print_end(run, reports)
+    gpt_reports.print_end(run, reports, inputs.dry)
     if overfit:
         metrics["regenerated"] = reports.regenerated_share(run.eval_model().model)
     return metrics
@@ -251,37 +262,6 @@ def validate(
                 record = run.model_record(metrics, training_shapes)
                 reports.save_model(objective.model, record, inputs.vq_ckpt)
     return metrics
-
-
-def print_start(
-    run: Run[GPTObjective], training_shapes: int, reports: GPTReports, rows: int, predictor: int
-) -> None:
-    """Prints sizes; a step has `rows` on each device, and `predictor` rows for the codes alone."""
-    from tar3d.training.gpt_objective import rows_of_pass
-
-    fabric, config = run.fabric, reports.config
-    micro = rows_of_pass(config, rows, predictor)
-    parameters = sum(p.numel() for p in run.module.model.parameters())
-    fabric.print(
-        f"{parameters / 1e6:.2f} M parameters, {training_shapes} training shapes, "
-        f"{len(reports.rows['tokens'])} validation shapes, {config.train.steps - run.step} steps "
-        f"of {rows // micro} x {micro} rows on {fabric.world_size} x {fabric.device}, "
-        f"ln V = {math.log(config.gpt.codebook_size):.3f} nats, run folder {run.folder}"
-    )
-
-
-def print_end(run: Run[GPTObjective], reports: GPTReports) -> None:
-    """Prints the result, and the command that uses it."""
-    from tar3d.training.gpt_reports import needed_encoders
-
-    model = run.folder / "model"
-    run.fabric.print(
-        f"best validation distance {-run.best:.4f}; go on with: --init-code-predictor "
-        f"{reports.model_folder}"
-        if run.module.stage == "code_predictor"
-        else f"best validation NLL {-run.best:.4f}; model in {model}, generate with: "
-        f"python run.py --model {model}{needed_encoders(run.module.model)}"
-    )
 
 
 if __name__ == "__main__":

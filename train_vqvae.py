@@ -75,7 +75,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 @command
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    from tar3d.training.dry_run import dry_run  # loads torch, which --help does without
+    from tar3d.training.dry_run import (  # loads torch, which --help does without
+        dry_run,
+        scratch_folder,
+    )
     from tar3d.training.errors import print_error
     from tar3d.training.run_folder import prepare_folder
 
@@ -85,16 +88,25 @@ def main(argv: list[str] | None = None) -> int:
         )
         config.optim.check_warmup(config.train.steps)
         fabric = start_processes(args, config.train)
-        state = None if args.dry_run else prepare_folder(fabric, args.out, args.resume, config)
-        with fabric.rank_zero_first():
-            data = data_folders(args.data) if args.data else {default_data(args.toy_shapes): 1}
-        begin = partial(train, fabric=fabric, data=data, init=args.init)
-        if args.dry_run:
-            phases = [name for name in PHASES[config.train.stage] if getattr(config.train, name)]
-            dry_run(begin, config, phases, fabric)
-            return 0
         if args.overfit:
             config.train.augment, config.train.ema = AugmentConfig(), 0.0
+        state = None if args.dry_run else prepare_folder(fabric, args.out, args.resume)
+        with scratch_folder(fabric, args.dry_run) as scratch:
+            with fabric.rank_zero_first():
+                data = (
+                    data_folders(args.data)
+                    if args.data
+                    else {default_data(args.toy_shapes, scratch=scratch): 1}
+                )
+            begin = partial(train, fabric=fabric, data=data, init=args.init, dry=args.dry_run)
+            if scratch is not None:
+                names = PHASES[config.train.stage]
+                phases = [name for name in names if getattr(config.train, name)]
+                dry_run(begin, config, phases, fabric, scratch)
+                return 0
+        fabric.print(f"run folder {args.out}")
+        if state is not None and args.init:
+            fabric.print("--init has no effect on a resumed run: its weights are the state's")
         metrics = begin(
             config, args.out, state=state, trackers=chosen_trackers(args), overfit=args.overfit
         )
@@ -143,7 +155,7 @@ def training_set(config: VQVAEConfig, data: dict[Path, int], limit: int | None) 
     return MixedShapes(parts, list(data.values()))
 
 
-def train(
+def train(  # noqa: PLR0913  what a training is made of, by keyword
     config: VQVAEConfig,
     out: Path,
     fabric: Fabric,
@@ -153,6 +165,7 @@ def train(
     init: str | None = None,
     trackers: dict[str, str] | None = None,
     overfit: int | None = None,
+    dry: bool = False,
 ) -> dict[str, float]:
     """Runs a training, or continues a saved `state`; returns the last validation's metrics.
 
@@ -162,12 +175,14 @@ def train(
 
     from tar3d.optim import groups, schedule
     from tar3d.tokenizer.vqvae import VQVAE
-    from tar3d.training import vqvae_init
-    from tar3d.training.loader import training_loader, training_order
+    from tar3d.training import loader, vqvae_init, vqvae_reports
     from tar3d.training.run import Run
-    from tar3d.training.vqvae_reports import VQVAEReports
 
     t = config.train
+
+    # Data
+    dataset = training_set(config, data, overfit)
+    reports = vqvae_reports.VQVAEReports(out, config, fabric, list(data), overfit)
 
     # Model
     torch.manual_seed(t.seed)  # initial weights only: everything random later has its own generator
@@ -177,23 +192,19 @@ def train(
     generators = {"codebook": random}
     run = Run("tokenizer", out, fabric, vqvae, config, generators=generators, trackers=trackers)
 
-    # Optimizers
+    # Optimizers, and the batches of the steps that are left
     run.optimizers = groups.new_optimizers(vqvae, config.optim)
-    run.restore(state)
-
-    # Data
-    dataset = training_set(config, data, overfit)
-    order = training_order(len(dataset), t.batch_size, t.seed, run.step, t.steps, fabric)
-    loader = training_loader(dataset, order, t.num_workers, fabric)
-    reports = VQVAEReports(out, config, fabric, list(data), overfit)
-    print_start(run, dataset, reports)
+    run.restore(state, vqvae_reports.vqvae_facts(dataset, reports, overfit))
+    order = loader.training_order(len(dataset), t.batch_size, t.seed, run.step, t.steps, fabric)
+    batches = loader.training_loader(dataset, order, t.num_workers, fabric)
+    vqvae_reports.print_start(run, dataset, reports)
 
     # Loop
     rows = t.batch_size // fabric.world_size
     flops = rows * step_flops(vqvae, config)
     metrics: dict[str, float] = {}
     with run.session(order, dataset.name, unit="shapes", items=rows, flops=flops):
-        for batch in run.meter.batches(loader):
+        for batch in run.meter.batches(batches):
             factor = schedule.learning_rate_factor(run.step, t.steps, config.optim)
             schedule.set_learning_rates(run.optimizers, factor)
             quantize = run.step >= t.first_codebook_step
@@ -221,8 +232,8 @@ def train(
             if stop or run.is_due(t.save_every):
                 run.save()
             run.stop_on(stop)
-    print_end(run)
-    return metrics
+    vqvae_reports.print_end(run, dry)
+    return vqvae_reports.final_metrics(run, reports, metrics, overfit)
 
 
 def forward(
@@ -271,29 +282,6 @@ def step_flops(vqvae: VQVAE, config: VQVAEConfig) -> float:
     if t.stage == "decoder":
         flops -= 2 * vqvae.encoder.flops(t.surface_points)  # the encoder is frozen here
     return flops
-
-
-def print_start(run: Run[VQVAE], dataset: MixedShapes, reports: VQVAEReports) -> None:
-    """Prints the sizes of a training."""
-    t, fabric = reports.config.train, run.fabric
-    parameters = sum(p.numel() for p in run.module.parameters())
-    fabric.print(
-        f"{parameters / 1e6:.2f} M parameters, {len(dataset)} training shapes, "
-        f"{sum(map(len, reports.shapes.values()))} validation shapes, {t.steps - run.step} steps "
-        f"of {t.batch_size} shapes on {fabric.world_size} x {fabric.device}, "
-        f"run folder {run.folder}"
-    )
-
-
-def print_end(run: Run[VQVAE]) -> None:
-    """Prints the result, and the command that uses it."""
-    model = run.folder / "model"
-    next_step = (
-        f"go on with: --init {model} train.stage=vq"
-        if run.config.train.stage == "ae"
-        else f"reconstruct with: python infer_vqvae.py --model {model}"
-    )
-    run.fabric.print(f"best validation IoU {run.best:.4f}; model in {model}, {next_step}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tar3d import config as configuration
-from tar3d.config import VQVAEConfig
+from tar3d.config import GPTRunConfig, VQVAEConfig
 from tar3d.paths import hub_id, is_hub_address, local_model
 from tar3d.tokenizer.vqvae import VQVAE
 from tar3d.upgrade import upgrade_parameters
@@ -31,6 +31,12 @@ INDEX, SPLIT = "model.safetensors.index.json", "model{suffix}.safetensors"
 LARGEST_FILE = 5_000_000_000  # bytes, as the Hub's own models are split
 # Parts of the tokenizer that decide which tokens a shape gets.
 TOKEN_PARTS = ("encoder.", "to_code.", "quantizer.codebook")
+# The config of each kind of model, its section that no other kind has, and the model in words.
+KINDS: dict[type | None, tuple[str, str]] = {
+    VQVAEConfig: ("tokenizer", "a tokenizer (made by train_vqvae.py)"),
+    GPTRunConfig: ("gpt", "a GPT (made by train_gpt.py)"),
+    None: ("categories", "an evaluator"),
+}
 TOKENIZER = "tokenizer"  # sub-folder of a directory that holds several models
 
 
@@ -180,8 +186,23 @@ def find_bundle(source: str | Path, *parts: tuple[str, ...]) -> list[Path]:
 
 
 def read_config(source: str | Path, cls: type[T]) -> T:
-    """The config of a model directory, as the dataclass `cls`."""
-    return configuration.load(cls, find_model(source) / CONFIG)
+    """The config of a model directory, as the dataclass `cls`.
+
+    Raises ValueError for a model of another kind, and for a config that cannot be read.
+    """
+    path = find_model(source) / CONFIG
+    wanted, found = KINDS.get(cls), _kind_of(path)
+    if wanted and found and found != wanted:
+        raise ValueError(
+            f"{path.parent} is the model directory of {found[1]}, but that of {wanted[1]} is needed"
+        )
+    return configuration.load(cls, path)
+
+
+def _kind_of(config: Path) -> tuple[str, str] | None:
+    """The entry of KINDS that a config.yaml is of, by its sections; None if it is of none."""
+    lines = config.read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((kind for kind in KINDS.values() if f"{kind[0]}:" in lines), None)
 
 
 def load_weights(

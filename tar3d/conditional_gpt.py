@@ -10,7 +10,9 @@ from tar3d import checkpoint
 from tar3d.condition.base import TextEncoder
 from tar3d.condition.conditioner import Conditioner, ConditionInputs, Encoder, build_encoder
 from tar3d.condition.image import Prepared, preprocess
-from tar3d.condition.text_encoders import trains_tokenizer
+from tar3d.condition.image_encoders import IMAGE_ENCODERS
+from tar3d.condition.pretrained import NotLoadedError
+from tar3d.condition.text_encoders import TEXT_ENCODERS, trains_tokenizer
 from tar3d.condition.text_tokenizer import PreparedText, load_text_tokenizer
 from tar3d.config import GPT_TYPES, GPTRunConfig
 from tar3d.contracts import Condition
@@ -18,7 +20,7 @@ from tar3d.gpt.loss import token_nll
 from tar3d.gpt.model import GPT
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from PIL import Image
@@ -91,16 +93,60 @@ class ConditionalGPT(torch.nn.Module):
         return Condition.of(self.gpt.null_prefix.expand(rows, -1, -1))
 
 
-def load_gpt(folder: str | Path) -> ConditionalGPT:
-    """A GPT from a model directory or Hub id, with the tokenizer of its text encoder."""
+def load_gpt(
+    folder: str | Path, encoder_folders: Mapping[str, str | Path | None] | None = None
+) -> ConditionalGPT:
+    """A GPT from a model directory or Hub id, with the tokenizer of its text encoder.
+
+    `encoder_folders` says where the frozen encoder of a modality is now, if it has moved. Raises
+    ValueError where an encoder cannot be loaded, and where it is not the one that the GPT was
+    trained with.
+    """
     config = checkpoint.read_config(folder, GPTRunConfig)
     # A saved config names the attention backends of the machine that trained the model.
     config.gpt.linear_backend = config.gpt.attention_backend = "auto"
+    for modality, moved_to in (encoder_folders or {}).items():
+        if moved_to is not None:
+            _move_encoder(config, modality, moved_to)
     tokenizer = load_gpt_text_tokenizer(folder)
-    encoders = {name: build_encoder(config, name, tokenizer) for name in config.conditions}
+    encoders = {name: _build_encoder(config, name, tokenizer) for name in config.conditions}
     model = ConditionalGPT(config, encoders)
     checkpoint.load_weights(model, folder)
     return model
+
+
+def _move_encoder(config: GPTRunConfig, modality: str, folder: str | Path) -> None:
+    """Names the folder of a frozen encoder in `config`; ValueError for a GPT without one."""
+    encoder = getattr(config, f"{modality}_encoder")
+    if modality not in config.conditions or encoder.model in (*IMAGE_ENCODERS, *TEXT_ENCODERS):
+        raise ValueError(
+            f"--{modality}-encoder {folder} names a frozen encoder, but this GPT has no frozen "
+            f"{modality} encoder: leave the option out"
+        )
+    encoder.model = str(folder)
+
+
+def _build_encoder(
+    config: GPTRunConfig, modality: str, tokenizer: PreTrainedTokenizerBase | None
+) -> Encoder:
+    """The encoder of a modality, which has the weights that the GPT was trained with."""
+    option = f"--{modality}-encoder"
+    try:
+        encoder = build_encoder(config, modality, tokenizer)
+    except NotLoadedError as e:
+        raise ValueError(
+            f"{e.found} This GPT was trained with that encoder: name its folder with {option} "
+            "FOLDER, or download it once with a network"
+        ) from e
+    trained_with = {"image": config.image_encoder_weights, "text": config.text_encoder_weights}
+    expected, found = trained_with[modality], encoder.weights
+    if expected and expected != found:
+        raise ValueError(
+            f"the {modality} encoder {getattr(config, f'{modality}_encoder').model} has the "
+            f"weights {found}, but this GPT was trained with {expected}: name the folder of that "
+            f"encoder with {option} FOLDER"
+        )
+    return encoder
 
 
 def load_gpt_text_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase | None:

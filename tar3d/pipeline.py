@@ -32,7 +32,7 @@ from tar3d.runtime import compute_dtype, describe_machine
 from tar3d.tokenizer.field import OccupancyField
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from pathlib import Path
 
     from PIL import Image
@@ -203,13 +203,14 @@ class Pipeline:
         return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
 
     @classmethod
-    def load(
+    def load(  # noqa: PLR0913  each an option of its own
         cls,
         model: str | Path | None = None,
         gpt_type: str = "i23d",
         *,
         vqvae: str | Path | None = None,
         gpt: str | Path | None = None,
+        encoders: Mapping[str, str | Path | None] | None = None,
         device: torch.device | None = None,
         precision: str = "32-true",
         decoding: str = "auto",
@@ -218,7 +219,8 @@ class Pipeline:
         """A pipeline from a model directory or Hub id, or from `vqvae` and `gpt` apart.
 
         A directory holds tokenizer/ and gpt_<type>/; a GPT of the type `any` serves as each of the
-        other types.
+        other types. `encoders` says where the frozen encoder of a modality is, if not where it was
+        in the training.
         """
         if vqvae is None or gpt is None:
             if not model:
@@ -230,7 +232,7 @@ class Pipeline:
             vqvae, gpt = vqvae or own_vqvae, gpt or own_gpt
         return cls(
             checkpoint.load_tokenizer(vqvae),
-            load_gpt(gpt),
+            load_gpt(gpt, encoders),
             device or torch.device("cpu"),
             precision,
             decoding,

@@ -1,4 +1,4 @@
-"""Names of earlier versions and what replaced them: config keys, config values, weights and flags.
+"""Names of earlier versions and what replaced them: config, weights, columns of logs and flags.
 
 Saved models, training states, config files and command lines of earlier versions keep working
 through these tables, and through nothing else. A line stays for as long as files with the old name
@@ -43,6 +43,7 @@ PARAMETERS = {
     "of_terms.": "term_embedding.",
     "of_bag.": "text_proj.",
 }
+COLUMNS = {"sketch": "code_distance"}  # beginnings of names in the CSV files of a run
 FLAGS = {
     "--init-sketch": "--init-code-predictor",
     "--judge": "--evaluator",
@@ -74,11 +75,19 @@ def upgrade_config(values: Mapping[str, Any]) -> dict[str, Any]:
     return new
 
 
-def upgrade_override(item: str) -> str:
-    """A `key=value` override with an old key or value replaced."""
-    key, equals, value = item.partition("=")
-    key = CONFIG_KEYS.get(key, key)
-    return f"{key}{equals}{CONFIG_VALUES.get((key, value), value)}"
+def upgrade_overrides(items: Sequence[str]) -> list[str]:
+    """`key=value` overrides with old keys and values replaced.
+
+    Raises ValueError where a key is given under its old and its new name.
+    """
+    upgraded, given = [], {item.partition("=")[0] for item in items}
+    for item in items:
+        old_key, equals, value = item.partition("=")
+        key = CONFIG_KEYS.get(old_key, old_key)
+        if key != old_key and key in given:
+            raise ValueError(f"{old_key} is the old name of {key}: give one of the two")
+        upgraded.append(f"{key}{equals}{CONFIG_VALUES.get((key, value), value)}")
+    return upgraded
 
 
 def upgrade_parameter(name: str) -> str:
@@ -92,6 +101,12 @@ def upgrade_parameter(name: str) -> str:
 def upgrade_parameters(tensors: Mapping[str, T]) -> dict[str, T]:
     """A state dict under the parameter names of today."""
     return {upgrade_parameter(name): tensor for name, tensor in tensors.items()}
+
+
+def upgrade_column(name: str) -> str:
+    """The name that a column of a run's CSV files has today."""
+    old = name.partition("_")[0]
+    return COLUMNS[old] + name.removeprefix(old) if old in COLUMNS else name
 
 
 def upgrade_evaluator_folder(folder: str | Path) -> str | Path:

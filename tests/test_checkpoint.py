@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +20,10 @@ from tar3d.checkpoint import (
     load_weights,
     save_model,
 )
-from tar3d.config import TokenizerConfig, VQVAEConfig
+from tar3d.condition.conditioner import build_encoder
+from tar3d.conditional_gpt import ConditionalGPT, load_gpt
+from tar3d.config import GPTRunConfig, TokenizerConfig, VQVAEConfig
+from tar3d.paths import shipped
 from tar3d.tokenizer.vqvae import VQVAE
 
 CONFIG = VQVAEConfig(
@@ -247,3 +251,62 @@ def test_files_of_two_saves_and_missing_ones_are_noticed(tmp_path):
     (b / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(ValueError, match="index.json cannot be read"):
         load_tokenizer(b)
+
+
+@pytest.mark.parametrize(
+    "load, folder, message",
+    [
+        (checkpoint.load_tokenizer, "gpt_any", "of a GPT .*, but that of a tokenizer .* is needed"),
+        (load_gpt, "tokenizer", "of a tokenizer .*, but that of a GPT .* is needed"),
+        (checkpoint.load_tokenizer, "evaluator", "of an evaluator, but that of a tokenizer"),
+    ],
+)
+def test_a_model_of_another_kind_is_named(load, folder, message):
+    with pytest.raises(ValueError, match=message):
+        load(shipped("pretrained/tiny") / folder)
+
+
+def frozen_vit(folder: Path, seed: int) -> Path:
+    """The folder of a small vision transformer."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(seed)
+    config = transformers.ViTConfig(
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=16,
+        patch_size=8,
+    )
+    transformers.ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
+    return folder
+
+
+def test_a_frozen_encoder_that_has_moved_is_named_and_checked(tmp_path):
+    place, moved = frozen_vit(tmp_path / "vit", 0), tmp_path / "moved"
+    changes = [
+        "gpt.num_layers=1",
+        "gpt.width=16",
+        "gpt.num_heads=2",
+        "gpt.grid_size=2",
+        "gpt.codebook_size=16",
+        "gpt.condition_tokens=5",
+        "gpt.condition_width=8",
+        f"image_encoder.model={place}",
+        "image_encoder.image_size=16",
+    ]
+    config = configuration.load(GPTRunConfig, None, changes)
+    encoder = build_encoder(config, "image")
+    config.image_encoder_weights = encoder.weights
+    gpt = ConditionalGPT(config, {"image": encoder})
+    folder = checkpoint.save_model(tmp_path / "gpt", gpt, config, {}, "")
+    load_gpt(folder)
+    place.rename(moved)
+    with pytest.raises(ValueError, match="was not found.*name its folder with --image-encoder"):
+        load_gpt(folder)
+    assert load_gpt(folder, {"image": moved, "text": None}).encoder("image").weights
+    other = frozen_vit(tmp_path / "other", 1)
+    with pytest.raises(ValueError, match="but this GPT was trained with .* --image-encoder"):
+        load_gpt(folder, {"image": other})
+    with pytest.raises(ValueError, match="this GPT has no frozen text encoder"):
+        load_gpt(folder, {"text": other})

@@ -97,11 +97,17 @@ def test_values_of_an_earlier_version_are_completed():
 @pytest.mark.parametrize(
     "overrides, message",
     [
-        (["train.batchsize=4"], "batchsize"),
-        (["trian.batch_size=4"], "trian"),
-        (["train.batch_size=four"], "four"),
-        (["train.batch_size=1.5"], "1.5"),
-        (["train=3"], "train|VQVAETrainConfig|3"),
+        (["train.batchsize=4"], "no key 'train.batchsize'; did you mean train.batch_size"),
+        (["foo.bar=1"], "no key 'foo'; keys of the configuration are tokenizer, optim, train"),
+        (["train.batch_size=four"], "train.batch_size must be a whole number, got 'four'"),
+        (["train.batch_size=1.5"], "train.batch_size must be a whole number, got 1.5"),
+        (["train.batch_size="], "train.batch_size must be a whole number, got None"),
+        (["train.batch_size.x=3"], "train.batch_size is one value and has no keys of its own"),
+        (["train=3"], "train is a section of keys, got 3: .* as in train.seed=VALUE"),
+        (["train.compile=maybe"], "train.compile must be true or false, got 'maybe'"),
+        (["train.augment.scale=2"], r"train.augment.scale must be a list, as in \[a,b\], got 2"),
+        (["train.augment.scale=[1"], "is not readable"),
+        (["train.recompute=cheap", "train.activation_checkpointing=none"], "give one of the two"),
         (["batch_size"], "'batch_size' is not an override"),
         (["--train.batch_size=4"], "not an override"),
     ],
@@ -406,6 +412,8 @@ def test_every_flag_of_a_script_is_read(path, parser_of):
         read |= set(help_texts(SamplingConfig))
     if "chosen_trackers(args)" in path.read_text(encoding="utf-8"):
         read |= set(TRACKERS)
+    if "encoder_folders(args)" in path.read_text(encoding="utf-8"):
+        read |= {"image_encoder", "text_encoder"}
     if "start_processes(args" in path.read_text(encoding="utf-8"):
         read |= {"gpus", "num_nodes"}
     assert flags and flags <= read, f"{relative(path)} never reads {sorted(flags - read)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import signal
@@ -16,6 +17,7 @@ import train_vqvae
 from tar3d import checkpoint
 from tar3d import config as configuration
 from tar3d.config import GPTRunConfig, VQVAEConfig
+from tar3d.data.formats.dataset_folder import read_splits
 from tar3d.optim.groups import Muon
 from tar3d.runtime import start_fabric
 from tar3d.training import gpt_objective
@@ -91,7 +93,42 @@ def test_a_dry_run_says_what_a_training_needs_and_keeps_nothing(
         "train.steps=9000",
     ]
     assert train_gpt.main([*flags, "--dry-run", "--out", str(tmp_path / "run")]) == 0
-    assert "9,000 steps of" in capsys.readouterr().out and not (tmp_path / "run").exists()
+    output = capsys.readouterr().out
+    assert "9,000 steps of" in output and "model in" not in output
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("extra", [["--dry-run"], []], ids=["dry run", "run"])
+def test_a_folder_that_is_no_data_set_stays_as_it_was(vqvae_run, tmp_path, capsys, extra):
+    """No tokens, no stamp; and what a dry run makes of one is gone."""
+    wrong = tmp_path / "wrong"
+    wrong.mkdir()
+    (wrong / "splits.json").write_text('{"train": [], "val": [], "test": []}')
+    flags = ["--data", str(wrong), "--out", str(tmp_path / "run"), *extra]
+    gpt = ["--config", base(tmp_path), "--vq-ckpt", str(vqvae_run / "model"), *GPT]
+    assert train_gpt.main([*flags, *gpt]) == 2
+    assert "holds no samples" in capsys.readouterr().err
+    assert train_vqvae.main([*flags, "--base", base(tmp_path), *VQVAE]) == 2
+    assert "no samples for split 'train'" in capsys.readouterr().err
+    assert [p.name for p in wrong.iterdir()] == ["splits.json"]
+    assert not list((tmp_path / "run").rglob("*"))
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_an_empty_split_is_one_sentence(script_data, vqvae_run, tmp_path, capsys, split):
+    own = tmp_path / "set"
+    shutil.copytree(script_data, own, ignore=shutil.ignore_patterns("tokens"))
+    ids = [i for of_split in read_splits(own).values() for i in of_split]
+    other = {"train": "val", "val": "train"}[split]
+    (own / "splits.json").write_text(json.dumps({split: [], other: ids[:-1], "test": ids[-1:]}))
+    flags = ["--data", str(own), "--out", str(tmp_path / "run")]
+    assert train_vqvae.main([*flags, "--base", base(tmp_path), *VQVAE]) == 2
+    error = capsys.readouterr().err
+    assert f"no samples for split '{split}'" in error and "names no shape for it" in error
+    gpt = ["--config", base(tmp_path), "--vq-ckpt", str(vqvae_run / "model"), *GPT]
+    assert train_gpt.main([*flags, *gpt]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"holds no tokens of split '{split}'" in error and "move ids to that split" in error
 
 
 @pytest.mark.parametrize("script", [train_vqvae, train_gpt], ids=["vqvae", "gpt"])

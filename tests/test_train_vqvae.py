@@ -109,7 +109,7 @@ def test_resuming_with_another_model_is_one_sentence(script_data, vqvae_run, tmp
         "tokenizer.width=32",
     ]
     assert train_vqvae.main(flags) == 2
-    assert "training state is that of another model" in capsys.readouterr().err
+    assert "tokenizer.width is 16 there and 32 now" in capsys.readouterr().err
 
 
 def test_stages_can_be_trained_apart(script_data, tmp_path, capsys):

@@ -12,7 +12,7 @@ from tar3d.upgrade import (
     FLAGS,
     upgrade_config,
     upgrade_flags,
-    upgrade_override,
+    upgrade_overrides,
     upgrade_parameters,
 )
 
@@ -72,11 +72,22 @@ def test_a_new_override_wins_over_an_old_key_in_the_file_and_the_other_way_round
 
 
 def test_old_overrides_and_values():
-    assert upgrade_override("train.stage=layers") == "train.stage=transformer"
-    assert upgrade_override("train.recompute=blocks") == "train.activation_checkpointing=blocks"
-    assert upgrade_override("image_encoder.source=a=b") == "image_encoder.model=a=b"
-    assert upgrade_override("gpt.width=8") == "gpt.width=8"
-    assert upgrade_override("train.stage") == "train.stage"  # is refused later, by its own name
+    given = [
+        "train.stage=layers",
+        "train.recompute=blocks",
+        "image_encoder.source=a=b",
+        "gpt.width=8",
+        "train.stage",  # is refused later, by its own name
+    ]
+    assert upgrade_overrides(given) == [
+        "train.stage=transformer",
+        "train.activation_checkpointing=blocks",
+        "image_encoder.model=a=b",
+        "gpt.width=8",
+        "train.stage",
+    ]
+    with pytest.raises(ValueError, match="optim.hidden_matrices is the old name of optim.optimi"):
+        upgrade_overrides(["optim.optimizer=muon", "optim.hidden_matrices=adamw"])
 
 
 def test_a_key_under_both_names_is_refused(tmp_path):

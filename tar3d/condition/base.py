@@ -29,6 +29,7 @@ class ImageEncoder(nn.Module):
     image_size: int
     frozen: bool
     identity: str
+    weights = ""  # hash of the weights of a frozen encoder
 
     def forward(self, pixels: Tensor) -> Condition:
         size = self.image_size
@@ -73,6 +74,7 @@ class TextEncoder(nn.Module):
     width: int
     frozen: bool
     identity: str
+    weights = ""  # hash of the weights of a frozen encoder
     trains_tokenizer = False
 
     @property

@@ -22,6 +22,7 @@ class GivenEmbeddings(nn.Module):
     """
 
     prefix = "embeddings given: "  # begins the identity
+    weights = ""  # not known
 
     def __init__(
         self, config: ImageEncoderConfig | TextEncoderConfig, num_tokens: int, width: int

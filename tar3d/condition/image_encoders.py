@@ -117,8 +117,9 @@ class FrozenTransformer(ImageEncoder):
                 f"of embeddings ({e}); choose a vision transformer such as facebook/dino-vitb16"
             ) from e
         self.num_tokens, self.width = probe.shape[1:]
+        self.weights = weights_hash(model, missing)
         self.identity = (
-            f"{type(model).__name__}, weights {weights_hash(model, missing)}, {size} px, "
+            f"{type(model).__name__}, weights {self.weights}, {size} px, "
             f"mean {_numbers(mean)}, std {_numbers(std)}, {describe_preprocessing(config)}, float32"
         )
 

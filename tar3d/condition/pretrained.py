@@ -12,6 +12,14 @@ from torch import nn
 from tar3d.paths import HUB_PREFIX, find_local, hub_id, is_hub_address, looks_local
 
 
+class NotLoadedError(ValueError):
+    """A pretrained encoder cannot be loaded; `found` is the message without the remedy."""
+
+    def __init__(self, found: str, remedy: str) -> None:
+        super().__init__(f"{found} Remedy: {remedy}")
+        self.found = found
+
+
 def load_pretrained(
     auto_class: Any, source: str, dtype: torch.dtype, name: str
 ) -> tuple[nn.Module, set[str]]:
@@ -56,7 +64,7 @@ def resolve(source: str | Path) -> str:
 
 def not_loaded(
     what: str, source: str | Path, name: str, files: str, error: Exception
-) -> ValueError:
+) -> NotLoadedError:
     """The error for `what` of the encoder `name` that cannot be loaded.
 
     `files` are those that a local directory must have.
@@ -69,11 +77,11 @@ def not_loaded(
         tried = f"as a local directory (there is none); {HUB_PREFIX}owner/name is always a Hub id"
     else:
         tried = "as a local directory (there is none) and as a Hub id"
-    return ValueError(
+    return NotLoadedError(
         f"{what} {str(source)!r} was not found or cannot be loaded; tried {tried}: "
-        f"{str(error).splitlines()[0]} Remedy: give a directory with {files}, or download the "
-        "model once with a network and then set HF_HUB_OFFLINE=1; "
-        f"{name.replace(' ', '_')}.model=trained needs no download"
+        f"{str(error).splitlines()[0]}",
+        f"give a directory with {files}, or download the model once with a network and then set "
+        f"HF_HUB_OFFLINE=1; {name.replace(' ', '_')}.model=trained needs no download",
     )
 
 

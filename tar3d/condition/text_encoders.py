@@ -102,8 +102,9 @@ class FrozenText(TextEncoder):
         self.width = self.embed(
             torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.bool)
         ).shape[-1]
+        self.weights = weights_hash(model, missing)
         self.identity = (
-            f"{type(model).__name__}, weights {weights_hash(model, missing)}, "
+            f"{type(model).__name__}, weights {self.weights}, "
             f"{self.text_tokenizer.identity}, {config.dtype}"
         )
 

@@ -38,6 +38,9 @@ class GPTRunConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     # Written by the training: the tokenizer whose tokens the GPT was trained on.
     tokenizer_fingerprint: str = ""
+    # Written by the training: hashes of the weights of frozen encoders ("" for others).
+    image_encoder_weights: str = ""
+    text_encoder_weights: str = ""
 
     def __post_init__(self) -> None:
         for modality in self.conditions:
@@ -53,6 +56,12 @@ class GPTRunConfig:
             f"(gpt.code_predictor_dim {code_dim}, "
             f"conditions {', '.join(self.conditions) or 'none'}): set gpt.code_predictor_dim to "
             "the tokenizer's code_dim, and choose a --gpt-type with a condition",
+        )
+        require(
+            train.stage != "code_predictor" or train.code_predictor_weight > 0,
+            "train.stage=code_predictor trains the code predictor alone, but "
+            "train.code_predictor_weight is 0, so nothing would be learnt: write "
+            "train.code_predictor_weight=1",
         )
         require(
             code_dim > 0 or not (train.code_predictor_rows or train.code_predictor_weight),

@@ -12,10 +12,12 @@ along with the GPT its input is stored: prepared pixels, or token ids of the tex
 --embeddings or --caption-embeddings, the embeddings of a folder (tar3d/data/formats/ulip.py) are
 stored instead, and the weights of the frozen encoder that the config names are not needed.
 
-The shards carry a stamp of the tokenizer and encoders. Shards of another tokenizer or encoder are
-refused, never mixed; conditions of another modality are added to them. An interrupted run continues
-with the first missing file. Shapes without usable views or captions are listed in
-tokens/refused.csv with the reason, all others are made, and the exit code is 1.
+The shards carry a stamp of the tokenizer and encoders, and hashes of the samples, views and
+captions that they are made of. Shards of another tokenizer or encoder are refused, never mixed;
+where samples, views or captions have changed, shards are made again; conditions of another modality
+are added to them. An interrupted run continues with the first missing file. Shapes without usable
+views or captions are listed in tokens/refused.csv with the reason, all others are made, and the
+exit code is 1.
 """
 
 from __future__ import annotations
@@ -89,7 +91,8 @@ def main(argv: list[str] | None = None) -> int:
     import torch
 
     from tar3d import checkpoint
-    from tar3d.data.tokens.make_tokens import REPORT, TokenMaker, all_readers
+    from tar3d.data.tokens.make_tokens import all_readers
+    from tar3d.data.tokens.token_maker import REPORT, TokenMaker
 
     try:
         config = configuration.load(
@@ -102,6 +105,8 @@ def main(argv: list[str] | None = None) -> int:
         done = maker.run()
     except ValueError as e:
         parser.exit(2, f"{e}\n")
+    for note in maker.notes:
+        print(note)
     print(
         f"tokens of {done} shapes in {args.data / 'tokens'}; "
         f"{len(maker.refused)} refused ({args.data / 'tokens' / REPORT})"

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tar3d.data.defaults import DEFAULT_FOLDER
 from tar3d.paths import shipped
-from tar3d.runtime import model_source, positive_int
+from tar3d.runtime import add_encoder_arguments, model_source, positive_int
 
 if TYPE_CHECKING:
     import argparse
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 MODEL_DEFAULTS: dict[str, Any] = {
     "model": "pretrained/tiny",
     "gpt_type": "i23d",
+    "image_encoder": None,
+    "text_encoder": None,
     "test": None,
     "train": None,
     "shapes": 100,
@@ -49,6 +51,7 @@ def add_model_arguments(group: Any, gpt_types: list[str]) -> None:
         type=model_source,
         help=f"model directory or Hub id (default: {defaults['model']})",
     )
+    add_encoder_arguments(group)
     conditions = ", ".join(GPT_TYPE_HELP[name] for name in gpt_types)
     group.add_argument(
         "--gpt-type",

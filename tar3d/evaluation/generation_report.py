@@ -8,12 +8,17 @@ from tar3d.metrics.summary import cell, markdown_table
 def nll_section(losses: dict[str, dict], condition: str) -> list[str]:
     """Markdown of the loss under the right, another shape's and no condition.
 
-    `losses` are aggregates in that order, `condition` is the word for it.
+    `losses` are aggregates by name; a single shape has none under another shape's condition.
+    `condition` is the word for it.
     """
-    table = markdown_table(
-        [f"right {condition}", f"another shape's {condition}", f"no {condition}"],
-        [[cell(v, ".4f") for v in losses.values()]],
-    )
+    titles = {
+        "right": f"right {condition}",
+        "shuffled": f"another shape's {condition}",
+        "null": f"no {condition}",
+    }
+    shown = [name for name in titles if name in losses]
+    cells = [cell(losses[name], ".4f") for name in shown]
+    table = markdown_table([titles[name] for name in shown], [cells])
     title = f"## Does it use its {condition}?"
     return ["", title, "", "NLL of the true tokens in nats a token.", "", *table, ""]
 

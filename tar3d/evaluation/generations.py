@@ -132,7 +132,7 @@ def evaluate_model(
     seeds = [settings.seed + k for k in range(len(ids))]
     generate = partial(generate_all, pipeline, resolution=settings.resolution, batch=settings.batch)
     meshes = {"generation": generate(inputs.inputs, seeds)}
-    if modality == "text":
+    if modality == "text" and len(ids) > 1:  # a single shape has no other one's caption
         shuffled = {name: rows.roll(-(len(ids) // 2), 0) for name, rows in inputs.inputs.items()}
         meshes["shuffled"] = generate(shuffled, seeds)
     tokens, meshes["reconstruction"] = _reconstruct_all(
@@ -141,7 +141,7 @@ def evaluate_model(
     nll = condition_nll(pipeline.model, tokens, inputs.inputs)
 
     found = _save_pairs(data, ids, meshes, copied, out)
-    pairs = {name: found[name] for name in TITLES[modality]}
+    pairs = {name: found[name] for name in TITLES[modality] if name in found}
     _draw_grid(pairs, inputs.thumbnails, modality).save(out / "grid.png")
     return Generations(
         pairs,
@@ -257,7 +257,8 @@ def _draw_grid(
     pairs: dict[str, list[Pair]], thumbnails: list[np.ndarray], modality: str
 ) -> Image.Image:
     """One row a shape: the condition, the truth, and what each set has in its place."""
-    sheet, columns = [], GRID_COLUMNS[modality]
+    sheet = []
+    columns = [name for name in GRID_COLUMNS[modality] if name in ("truth", *pairs)]
     for k in range(min(GRID_ROWS, len(thumbnails))):
         paths = [
             pairs[name][k].pred if name != "truth" else pairs["generation"][k].truth

@@ -30,7 +30,8 @@ def condition_nll(
 ) -> dict[str, Tensor]:
     """NLL in nats of every token, (N, T) float32 on the CPU, by condition.
 
-    The conditions are "right", "shuffled" and "null"; without inputs, "null" alone.
+    The conditions are "right", "shuffled" and "null"; without inputs, "null" alone. A single row
+    has no "shuffled": there is no other row whose condition it could get.
     `model.token_nll(tokens, inputs, dropped)` gives the NLL (B, T) of tokens (B, T) int64, as that
     of the conditional GPT does. The model is in eval mode meanwhile, and then as it was before.
 
@@ -44,7 +45,9 @@ def condition_nll(
             )
     token_nll = cast("Callable[..., Tensor]", model.token_nll)
     device, was_training = next(model.parameters()).device, model.training
-    names = ("right", "shuffled", "null") if inputs else ("null",)
+    names = ["null"]
+    if inputs:
+        names = ["right", *(["shuffled"] if len(tokens) > 1 else []), "null"]
     losses: dict[str, list[Tensor]] = {name: [] for name in names}
     shuffled = of_others(inputs)
     model.eval()

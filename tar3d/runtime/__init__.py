@@ -20,12 +20,19 @@ from tar3d.runtime.machine import (
     peak_memory,
     peak_resident_bytes,
 )
-from tar3d.runtime.model_arguments import add_machine_arguments, add_model_argument, model_source
+from tar3d.runtime.model_arguments import (
+    add_encoder_arguments,
+    add_machine_arguments,
+    add_model_argument,
+    encoder_folders,
+    model_source,
+)
 from tar3d.runtime.progress import extraction_bar, progress_bar
 
 __all__ = [
     "PRECISIONS",
     "add_device_arguments",
+    "add_encoder_arguments",
     "add_machine_arguments",
     "add_model_argument",
     "choose_device",
@@ -36,6 +43,7 @@ __all__ = [
     "compute_dtype",
     "describe_machine",
     "deterministic",
+    "encoder_folders",
     "extraction_bar",
     "model_source",
     "peak_memory",

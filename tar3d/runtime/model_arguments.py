@@ -31,6 +31,22 @@ def add_model_argument(parser: argparse._ActionsContainer, contents: str, *alias
     )
 
 
+def add_encoder_arguments(parser: argparse._ActionsContainer) -> None:
+    """Adds --image-encoder and --text-encoder, which `encoder_folders` reads."""
+    for modality in ("image", "text"):
+        parser.add_argument(
+            f"--{modality}-encoder",
+            metavar="FOLDER",
+            help=f"where the frozen {modality} encoder of the GPT is, folder or Hub id (default: "
+            "where it was in the training)",
+        )
+
+
+def encoder_folders(args: argparse.Namespace) -> dict[str, str | None]:
+    """The folder of each modality's frozen encoder, None where none is given."""
+    return {"image": args.image_encoder, "text": args.text_encoder}
+
+
 def add_machine_arguments(parser: argparse._ActionsContainer, *, precision: bool = True) -> None:
     """Adds --device, --low-vram and, unless `precision` is False, --precision."""
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")

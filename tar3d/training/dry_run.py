@@ -5,6 +5,7 @@ A few steps of each phase, a validation and a save, in a folder that is deleted.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import csv
 import tempfile
@@ -19,10 +20,11 @@ from tar3d.training.errors import NotFinite, Stopped
 from tar3d.training.state import KEPT, STATES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from lightning_fabric import Fabric
 
+VALIDATION_ROWS = 16  # most shapes that a validation takes at a time
 STEPS = 2  # per phase: the first step is slower than all that follow
 
 ConfigT = TypeVar("ConfigT", VQVAEConfig, GPTRunConfig)
@@ -35,8 +37,23 @@ def shortened(config: ConfigT, phases: Sequence[str]) -> ConfigT:
     for name in phases:
         setattr(t, name, min(STEPS, getattr(t, name)))
     t.log_every, t.validate_every, t.save_every = 1, t.steps, t.steps
-    t.validation_shapes, t.preview_shapes = min(2, t.validation_shapes), min(1, t.preview_shapes)
+    # As many shapes as a validation takes at a time: it needs the memory of the whole one.
+    t.validation_shapes = min(VALIDATION_ROWS, t.validation_shapes)
+    t.preview_shapes = min(1, t.preview_shapes)
     return short
+
+
+@contextlib.contextmanager
+def scratch_folder(fabric: Fabric, wanted: bool) -> Iterator[Path | None]:
+    """A folder for a dry run, the same in every process, that is deleted at the end.
+
+    None unless it is `wanted`.
+    """
+    if not wanted:
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as name:
+        yield fabric.broadcast(Path(name))
 
 
 def dry_run(
@@ -44,26 +61,26 @@ def dry_run(
     config: ConfigT,
     phases: Sequence[str],
     fabric: Fabric,
+    scratch: Path,
 ) -> None:
-    """Runs a shortened training in a folder of its own, and prints what the whole one needs.
+    """Runs a shortened training in the folder `scratch`, and prints what the whole one needs.
 
     `phases` names the fields of `config.train` that count the steps of each phase, in order. Raises
     Stopped or NotFinite, as a training does, but they promise no state.
     """
-    with tempfile.TemporaryDirectory() as name:
-        folder = fabric.broadcast(Path(name))
-        try:
-            train(shortened(config, phases), folder)
-        except Stopped as e:
-            raise Stopped(e.signum, e.step, None) from e
-        except NotFinite as e:
-            raise NotFinite(*e.details, None) from e
-        if not fabric.is_global_zero:
-            return
-        with (folder / "speed.csv").open(newline="") as f:
-            seconds = [1 / float(row["steps_per_second"]) for row in csv.DictReader(f)]
-        state = sum(p.stat().st_size for p in (folder / STATES).glob("*.pt"))
-        model = sum(p.stat().st_size for p in (folder / "model").rglob("*") if p.is_file())
+    folder = scratch / "run"
+    try:
+        train(shortened(config, phases), folder)
+    except Stopped as e:
+        raise Stopped(e.signum, e.step, None) from e
+    except NotFinite as e:
+        raise NotFinite(*e.details, None) from e
+    if not fabric.is_global_zero:
+        return
+    with (folder / "speed.csv").open(newline="") as f:
+        seconds = [1 / float(row["steps_per_second"]) for row in csv.DictReader(f)]
+    state = sum(p.stat().st_size for p in (folder / STATES).glob("*.pt"))
+    model = sum(p.stat().st_size for p in (folder / "model").rglob("*") if p.is_file())
     counts = [getattr(config.train, phase) for phase in phases]
     last = [end - 1 for end in accumulate(min(STEPS, count) for count in counts)]
     total = sum(count * seconds[step] for count, step in zip(counts, last, strict=True))

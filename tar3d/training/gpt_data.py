@@ -11,7 +11,9 @@ import torch
 from tar3d.conditional_gpt import load_gpt_text_tokenizer
 from tar3d.data.datasets.sampler import JoinedOrder
 from tar3d.data.datasets.tokens import TokenDataset
-from tar3d.data.tokens.make_tokens import REPORT, TokenMaker, condition_readers, encoders_of
+from tar3d.data.formats.token_sources import stale_parts
+from tar3d.data.tokens.make_tokens import condition_readers, encoders_of
+from tar3d.data.tokens.token_maker import REPORT, TokenMaker
 from tar3d.training.loader import training_order
 
 if TYPE_CHECKING:
@@ -23,12 +25,15 @@ if TYPE_CHECKING:
     from tar3d.config import GPTRunConfig
     from tar3d.tokenizer.vqvae import VQVAE
 
+DRY_RUN_SHAPES = 8  # of each split, whose tokens a dry run makes where there are none
+
 
 @dataclass
 class Inputs:
-    """The inputs of a training: data set, tokenizer, encoders, and the models to start from.
+    """The inputs of a training: tokens, tokenizer, encoders, and the models to start from.
 
-    `vqvae`, of the model directory `vq_ckpt`, has made the tokens of `data`.
+    `vqvae`, of the model directory `vq_ckpt`, has made the tokens of the data set `data`. They are
+    in tokens/ there, or of the folder `tokens`; a `dry` run does not say where its results are.
     """
 
     data: Path
@@ -37,33 +42,99 @@ class Inputs:
     encoders: dict[str, Encoder]
     init: str | None = None
     init_code_predictor: str | None = None
+    tokens: Path | None = None
+    dry: bool = False
+
+    @property
+    def token_folder(self) -> Path:
+        """The folder that holds tokens/."""
+        return self.tokens or self.data
 
 
 def new_encoders(config: GPTRunConfig, data: Path, init: str | None = None) -> dict[str, Encoder]:
     """The encoders of a run, with the text tokenizer of the model `init`.
 
-    Encoders that are trained are initialised first, then the GPT, both from the seed.
+    Encoders that are trained are initialised first, then the GPT, both from the seed. The weights
+    of frozen ones are recorded in `config`.
     """
     torch.manual_seed(config.train.seed)  # initial weights only
-    return encoders_of(config, data, load_gpt_text_tokenizer(init) if init else None)
+    encoders = encoders_of(config, data, load_gpt_text_tokenizer(init) if init else None)
+    config.image_encoder_weights = getattr(encoders.get("image"), "weights", "")
+    config.text_encoder_weights = getattr(encoders.get("text"), "weights", "")
+    return encoders
 
 
 def make_tokens(
-    config: GPTRunConfig, data: Path, vqvae: VQVAE, encoders: dict[str, Encoder], fabric: Fabric
-) -> None:
-    """Writes the token shards of a data set, where they are missing.
+    config: GPTRunConfig,
+    data: Path,
+    vqvae: VQVAE,
+    encoders: dict[str, Encoder],
+    fabric: Fabric,
+    *,
+    resumed: bool = False,
+    scratch: Path | None = None,
+) -> Path:
+    """Writes the token shards of a data set, where they are missing or stale.
+
+    Returns the folder that holds tokens/: `data`, or for a dry run, where `data` has no tokens yet,
+    the folder `scratch` with those of a few shapes.
 
     Shards whose embeddings were all given are left as they are; so are those of a finished run
-    where the GPT has no condition.
+    where the GPT has no condition. Raises ValueError where such shards are stale, and where a
+    resumed run would learn from others than before.
     """
+    folder = data / "tokens"
     readers = condition_readers(data, encoders, config, fabric.device)
-    finished = (data / "tokens" / REPORT).is_file()
+    finished = (folder / REPORT).is_file()
+    if scratch is not None:
+        ready = finished and all(any(folder.glob(f"*/{m}.json")) for m in encoders)
+        if not ready:
+            place = scratch / "tokens"
+            few = DRY_RUN_SHAPES
+            TokenMaker(data, vqvae, readers, fabric.device, folder=place, limit=few).run()
+        return data if ready else scratch
+    given = bool(encoders) and not readers
+    if resumed or given or (finished and not encoders):
+        for path, reason in stale_parts(data, ("tokens", *encoders)):
+            if resumed and not path.parent.name.startswith("test-"):
+                raise ValueError(
+                    f"{path}: {reason}, so this is no longer the data that the run to resume has "
+                    "learnt from: put that back, or start a new run with another --out"
+                )
+            if given:
+                raise ValueError(
+                    f"{path}: {reason}; run python -m tar3d.data.make_tokens {data} again, with "
+                    "--embeddings or --caption-embeddings as before"
+                )
+            finished = False
     if readers or not (encoders or finished):
-        TokenMaker(data, vqvae, readers, fabric.device).run()
+        maker = TokenMaker(data, vqvae, readers, fabric.device)
+        maker.run()
+        for note in maker.notes:
+            fabric.print(note)
+    return data
+
+
+def gpt_facts(
+    encoders: dict[str, Encoder],
+    overfit: int | None,
+    training: TokenDataset | None = None,
+    validation: TokenDataset | None = None,
+) -> dict[str, str]:
+    """What identifies a GPT training beside its configuration; of the data only what is given."""
+    facts = {f"the {modality} encoder": encoder.identity for modality, encoder in encoders.items()}
+    facts["--overfit"] = str(overfit or "not given")
+    sets = {"training": training, "validation": validation}
+    facts |= {
+        f"the {name} data": f"{len(part)} shapes ({part.content_hash})"
+        for name, part in sets.items()
+        if part is not None
+    }
+    return facts
 
 
 def read_tokens(
-    config: GPTRunConfig, data: Path, encoders: dict[str, Encoder], overfit: int | None
+    config: GPTRunConfig, inputs: Inputs, overfit: int | None
 ) -> tuple[TokenDataset, TokenDataset]:
     """The shapes to train and to validate on; with `overfit` that many, the same for both.
 
@@ -71,10 +142,10 @@ def read_tokens(
     """
     t = config.train
     stamp: dict[str, object] = {"tokenizer": config.tokenizer_fingerprint}
-    stamp |= {modality: encoder.identity for modality, encoder in encoders.items()}
+    stamp |= {modality: encoder.identity for modality, encoder in inputs.encoders.items()}
     read = partial(
         TokenDataset,
-        data,
+        inputs.token_folder,
         seed=t.seed,
         expected_stamp=stamp,
         conditions=config.conditions,

@@ -22,6 +22,8 @@ from tar3d.layouts.triplane import NUM_PLANES, to_planes
 from tar3d.mesh.render import contact_sheet, render_preview
 from tar3d.pipeline import Pipeline
 from tar3d.runtime import uncompiled
+from tar3d.training.dry_run import VALIDATION_ROWS
+from tar3d.training.gpt_objective import rows_of_pass
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,13 +31,14 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from tar3d.condition.base import TextEncoder
+    from tar3d.condition.conditioner import ConditionInputs
     from tar3d.conditional_gpt import ConditionalGPT
     from tar3d.config import GPTRunConfig
     from tar3d.data.datasets.tokens import TokenDataset
     from tar3d.tokenizer.vqvae import VQVAE
     from tar3d.training.gpt_objective import GPTObjective
+    from tar3d.training.run import Run
 
-VALIDATION_BATCH = 16
 MAP_SIZE = 192  # pixels of a side of an NLL map
 PREVIEW_RESOLUTION = 64
 # The code nearest to the predicted one, whatever the layers say.
@@ -60,6 +63,11 @@ class GPTReports:
         self.out, self.config, self.fabric, self.vqvae = out, config, fabric, vqvae
         t = config.train
         self.rows = validation_rows(validation, t.validation_shapes)
+        # Never more at a time than the training takes: a validation then needs no more memory.
+        self.batch = min(
+            VALIDATION_ROWS,
+            t.micro_batch_size or max(1, t.global_batch_size // fabric.world_size),
+        )
         previewed = spread(len(validation), t.preview_shapes)
         self.preview_rows = [validation.row(i) for i in previewed]
         self.truths = mesh_images(data, [validation.ids[i] for i in previewed])
@@ -73,8 +81,8 @@ class GPTReports:
         """
         with uncompiled():
             if objective.stage == "code_predictor":
-                return validate_code_predictor(objective, self.rows, self.fabric)
-            metrics, by_position = validate(objective.model, self.rows, self.fabric)
+                return validate_code_predictor(objective, self.rows, self.fabric, self.batch)
+            metrics, by_position = validate(objective.model, self.rows, self.fabric, self.batch)
             nll_map(by_position, self.config).save(self.out / f"nll_{step:07d}.png")
             return metrics
 
@@ -145,32 +153,36 @@ def validation_rows(dataset: TokenDataset, count: int) -> dict:
 
 
 def validate(
-    model: ConditionalGPT, rows: dict, fabric: Fabric
+    model: ConditionalGPT, rows: dict, fabric: Fabric, batch: int
 ) -> tuple[dict[str, float], torch.Tensor]:
     """NLL in nats a token under the right, a shuffled and the null condition, and by position.
 
     "nll" and what it is split into (by plane, of the first 8 positions, by quarter of the sequence)
     is under the right condition. With several modalities "nll" and "nll_shuffled" are means over
-    them, and each has its own. The second result is the NLL of every position (T,).
+    them, and each has its own. With a single row there is no "nll_shuffled". `batch` rows go
+    through the model together. The second result is the NLL of every position (T,).
     """
     modalities = model.conditioner.modalities
     with fabric.autocast():
         by_modality = {
-            m: condition_nll(model, rows["tokens"], {m: rows["condition"][m]}, VALIDATION_BATCH)
+            m: condition_nll(model, rows["tokens"], {m: rows["condition"][m]}, batch)
             for m in modalities
-        } or {"": condition_nll(model, rows["tokens"], {}, VALIDATION_BATCH)}
+        } or {"": condition_nll(model, rows["tokens"], {}, batch)}
     right = torch.stack([nll.get("right", nll["null"]) for nll in by_modality.values()]).mean(
         0
     )  # (N, T)
     metrics = {"nll": float(right.mean())}
+    has_others = len(right) > 1
     if modalities:
-        shuffled = torch.stack([nll["shuffled"] for nll in by_modality.values()])
-        metrics["nll_shuffled"] = float(shuffled.mean())
+        if has_others:
+            shuffled = torch.stack([nll["shuffled"] for nll in by_modality.values()])
+            metrics["nll_shuffled"] = float(shuffled.mean())
         metrics["nll_null"] = float(next(iter(by_modality.values()))["null"].mean())
     if len(by_modality) > 1:
         for m, nll in by_modality.items():
             metrics[f"nll_{m}"] = float(nll["right"].mean())
-            metrics[f"nll_{m}_shuffled"] = float(nll["shuffled"].mean())
+            if has_others:
+                metrics[f"nll_{m}_shuffled"] = float(nll["shuffled"].mean())
     for index, plane in enumerate(PLANES):
         metrics[f"nll_{plane}"] = float(right[:, index::NUM_PLANES].mean())
     metrics["nll_first8"] = float(right[:, :8].mean())
@@ -181,30 +193,37 @@ def validate(
 
 @torch.no_grad()
 def validate_code_predictor(
-    objective: GPTObjective, rows: dict, fabric: Fabric
+    objective: GPTObjective, rows: dict, fabric: Fabric, batch: int
 ) -> dict[str, float]:
     """The distance of the predicted codes to the true ones, 1 - cosine.
 
-    "shuffled" is that from another shape's condition. Both are means over the modalities; where
-    there are several, each has its own too.
+    "shuffled" is that from another shape's condition; a single row has none. Both are means over
+    the modalities; where there are several, each has its own too. `batch` rows go through the model
+    together.
     """
     model = objective.model.eval()
-    right, shuffled = {}, []
+    count, right, shuffled = len(rows["tokens"]), {}, []
+    tokens = model.gpt.to_model_order(rows["tokens"].to(fabric.device))
+
+    def distance(inputs: ConditionInputs) -> float:
+        total = 0.0
+        for start in range(0, count, batch):
+            part = slice(start, start + batch)
+            own = {m: values[part].to(fabric.device) for m, values in inputs.items()}
+            condition = model.condition(own, len(tokens[part]))
+            total += float(objective.code_distance(condition, tokens[part])) * len(tokens[part])
+        return total / count
+
     with fabric.autocast():
-        tokens = model.gpt.to_model_order(rows["tokens"].to(fabric.device))
         for m in model.conditioner.modalities:
-            own = {m: rows["condition"][m].to(fabric.device)}
-            distances = [
-                float(objective.code_distance(model.condition(inputs, len(tokens)), tokens))
-                for inputs in (own, of_others(own))
-            ]
-            right[m] = distances[0]
-            shuffled.append(distances[1])
+            own = {m: rows["condition"][m]}
+            right[m] = distance(own)
+            if count > 1:
+                shuffled.append(distance(of_others(own)))
     model.train()
-    metrics = {
-        "code_distance": float(np.mean(list(right.values()))),
-        "code_distance_shuffled": float(np.mean(shuffled)),
-    }
+    metrics = {"code_distance": float(np.mean(list(right.values())))}
+    if shuffled:
+        metrics["code_distance_shuffled"] = float(np.mean(shuffled))
     if len(right) > 1:
         metrics |= {f"code_distance_{m}": value for m, value in right.items()}
     return metrics
@@ -253,21 +272,58 @@ def model_card(record: dict, gpt_type: str, needed: str) -> str:
         f"{record['commit']}, {record['date']})."
     )
     if "nll" not in record:
+        other = record.get("code_distance_shuffled")
+        distance = f"{record['code_distance']:.4f}"
+        if other is not None:
+            distance += f"; from\nanother shape's condition {other:.4f}"
         return f"""# The code predictor of a GPT, {TASKS[gpt_type]}
 
 {made} The GPT itself is not trained: go on with `python train_gpt.py --init-code-predictor DIR`.
-Distance of the predicted codes to the true ones, 1 - cosine: {record["code_distance"]:.4f}; from
-another shape's condition {record["code_distance_shuffled"]:.4f}.
+Distance of the predicted codes to the true ones, 1 - cosine: {distance}.
 """
-    compared = (
-        f"; {record['nll_shuffled']:.4f} under another\nshape's condition, "
-        f"{record['nll_null']:.4f} without one"
-        if "nll_shuffled" in record
-        else ""
-    )
+    others = {
+        "nll_shuffled": "under another\nshape's condition",
+        "nll_null": "without a condition",
+    }
+    figures = [f"{record[name]:.4f} {text}" for name, text in others.items() if name in record]
+    compared = f"; {', '.join(figures)}" if figures else ""
     use = "t23d" if gpt_type == "any" else gpt_type
     return f"""# Hybrid GPT, {TASKS[gpt_type]}
 
 {made} Validation NLL {record["nll"]:.4f} nats a token{compared}.
 Use: `python run.py --gpt-type {use} --model DIR{INPUT_FLAGS[use]}`{needed}.
 """
+
+
+def print_start(
+    run: Run[GPTObjective], sets: list[TokenDataset], reports: GPTReports, rows: int, predictor: int
+) -> None:
+    """Prints sizes; a step has `rows` on each device, and `predictor` rows for the codes alone.
+
+    `sets` are the shapes to train and to validate on.
+    """
+    fabric, config = run.fabric, reports.config
+    micro = rows_of_pass(config, rows, predictor)
+    parameters = sum(p.numel() for p in run.module.model.parameters())
+    for left_out in filter(None, (part.left_out for part in sets)):
+        fabric.print(left_out)
+    fabric.print(
+        f"{parameters / 1e6:.2f} M parameters, {len(sets[0])} training shapes, "
+        f"{len(reports.rows['tokens'])} validation shapes, {config.train.steps - run.step} steps "
+        f"of {rows // micro} x {micro} rows on {fabric.world_size} x {fabric.device}, "
+        f"ln V = {np.log(config.gpt.codebook_size):.3f} nats"
+    )
+
+
+def print_end(run: Run[GPTObjective], reports: GPTReports, dry: bool) -> None:
+    """Prints the result, and the command that uses it; nothing after a dry run."""
+    if dry:
+        return
+    model = run.folder / "model"
+    run.fabric.print(
+        f"best validation distance {-run.best:.4f}; go on with: --init-code-predictor "
+        f"{reports.model_folder}"
+        if run.module.stage == "code_predictor"
+        else f"best validation NLL {-run.best:.4f}; model in {model}, generate with: "
+        f"python run.py --model {model}{needed_encoders(run.module.model)}"
+    )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from tar3d.io import atomic_write, write_csv
 from tar3d.training.trackers import TRACKERS, TensorBoard, Tracker
+from tar3d.upgrade import upgrade_column
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,7 +20,8 @@ class RunLog:
     setting.
 
     A resumed run drops the rows after the step it resumes from, so no step stands twice, and a row
-    that a kill cut short.
+    that a kill cut short. That happens in `begin`, at the latest with the first row: until then no
+    file changes.
     """
 
     def __init__(
@@ -29,16 +31,30 @@ class RunLog:
         trackers: dict[str, str] | None = None,
         config: dict | None = None,
     ) -> None:
-        self.folder = folder
+        self.folder, self._begun, self._start = folder, False, start_step
         self._columns: dict[str, list[str]] = {}  # columns of each CSV file
-        self._trackers: list[Tracker] = [TensorBoard(folder, start_step)]
-        for flag, value in (trackers or {}).items():
-            self._trackers.append(TRACKERS[flag][0](value, folder, config or {}))
-        for path in folder.glob("*.csv"):
-            _drop_after(path, start_step)
+        self._trackers: list[Tracker] = [
+            TRACKERS[flag][0](value, folder, config or {})
+            for flag, value in (trackers or {}).items()
+        ]
+
+    def begin(self) -> bool:
+        """Opens the files, and brings those of a resumed run to the step it resumes from.
+
+        True the first time; later it has no effect.
+        """
+        if self._begun:
+            return False
+        self._begun = True
+        for path in self.folder.glob("*.csv"):
+            _upgrade_columns(path)
+            _drop_after(path, self._start)
+        self._trackers.append(TensorBoard(self.folder, self._start))
+        return True
 
     def write(self, kind: str, step: int, values: dict[str, float]) -> None:
         """Appends a row of figures to <kind>.csv, and logs them as <kind>/<name>."""
+        self.begin()
         path = self.folder / f"{kind}.csv"
         row = {"step": step, **values}
         if not row.keys() <= set(self._columns.get(kind, ())):
@@ -51,6 +67,7 @@ class RunLog:
 
     def image(self, name: str, step: int, path: Path) -> None:
         """Logs a PNG file that the run wrote; nothing where it did not (train.preview_shapes=0)."""
+        self.begin()
         if path.is_file():
             for tracker in self._trackers:
                 tracker.image(step, name, path)
@@ -76,6 +93,23 @@ def _with_columns(path: Path, names: list[str]) -> list[str]:
     if new:
         write_csv(path, columns + new, rows)
     return columns + new
+
+
+def _upgrade_columns(path: Path) -> None:
+    """Gives the columns of a CSV file the names of today.
+
+    Where a resumed run had added a column of today's name, the two become one.
+    """
+    with path.open(encoding="utf-8", newline="") as f:
+        reader = csv.reader(f)
+        names = next(reader, [])
+        if (new := [upgrade_column(name) for name in names]) == names:
+            return
+        rows: list[dict] = []
+        for values in reader:
+            cells = [(name, value) for name, value in zip(new, values, strict=False) if value]
+            rows.append(dict(cells))
+    write_csv(path, list(dict.fromkeys(new)), rows)
 
 
 def _drop_after(path: Path, step: int) -> None:

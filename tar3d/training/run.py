@@ -33,6 +33,8 @@ from tar3d.training.errors import NotFinite, Stopped
 from tar3d.training.gradients import clip_gradients, without_finite_gradient
 from tar3d.training.log import RunLog
 from tar3d.training.moving_average import moving_average
+from tar3d.training.resume import check_state_identity, new_identity
+from tar3d.training.run_folder import write_record
 from tar3d.training.sharding import describe_shard, gathered
 from tar3d.training.signals import SignalAgreement, catch_signals
 from tar3d.training.state import STATES, load_module, load_state, restore, save_state
@@ -82,6 +84,8 @@ class Run(Generic[ModuleT]):
         self.name, self.folder, self.fabric = name, folder, fabric
         self.module, self.config, self.generators = module, config, generators
         self.step, self.best, self.skipped = 0, -math.inf, 0
+        self._identity: dict = {}  # set by `restore`
+        self._resumed: dict = {}  # as `write_record` takes it
         self._seconds = 0.0  # spent before the run was resumed
         self._trackers = trackers
         self._passes = 1  # forward passes of a step
@@ -294,6 +298,8 @@ class Run(Generic[ModuleT]):
             optimizer.zero_grad()
         self.step += 1
         self.bar.update()
+        if self.fabric.is_global_zero and self.log.begin():
+            write_record(self.folder, self.config, self._resumed)
         if self.fabric.is_global_zero and self.is_due(self.config.train.log_every):
             speed = self.meter.read(self.step)
             row = values | {"lr": rate, "skipped": self.skipped} | (more or {})
@@ -343,6 +349,7 @@ class Run(Generic[ModuleT]):
     def _save(self, folder: Path, about: dict | None = None) -> Path:
         state = {
             "step": self.step,
+            "identity": self._identity,
             "best": self.best,
             "skipped": self.skipped,
             "seconds": time.perf_counter() - self._began,
@@ -361,24 +368,31 @@ class Run(Generic[ModuleT]):
             save_state(folder, self.step, state, record)
         return folder / f"{self.step:08d}.pt"
 
-    def restore(self, path: Path | None) -> None:
-        """Continues from the file of a state that `prepare_folder` found good; None: no effect."""
+    def restore(self, path: Path | None, facts: dict[str, str]) -> None:
+        """Continues from the file of a state that `prepare_folder` found good; None: from step 0.
+
+        `facts` identify this training together with its configuration (`resume`). Raises ValueError
+        where the state is that of another one.
+        """
+        self._identity = new_identity(self.config, facts)
         if path is None:
             return
         state = load_state(path)
+        self._resumed, line = check_state_identity(state, self.config, facts, path)
+        self.fabric.print(line)
         try:
             restore(state, self.module, self.optimizers)
             self.step, self.best, self.skipped, self._seconds = (
                 state[k] for k in ("step", "best", "skipped", "seconds")
             )
-            self._scaler.load_state_dict(state["scaler"])
+            if state["scaler"] and self._scaler.is_enabled():  # train.precision may have changed
+                self._scaler.load_state_dict(state["scaler"])
             for name, generator in self.generators.items():
                 generator.set_state(state["generators"][name])
             if self._average is not None:
                 load_module(self._average, state["averaged"])
         except KeyError as e:
             raise ValueError(
-                f"{path} lacks {e}: it is a state of another kind of training, or of one without "
-                "it (train.ema). Resume with the configuration the run was started with (run.json "
-                "beside it)"
+                f"{path} lacks {e}: it is of another kind of training, or of one without it "
+                "(train.ema). Resume with what that run was started with (run.json in its folder)"
             ) from e

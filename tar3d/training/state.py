@@ -178,17 +178,18 @@ def check_state(path: Path) -> None:
         )
 
 
-def load_state(path: str | Path) -> dict:
+def load_state(path: str | Path, *, lazily: bool = False) -> dict:
     """The state in a file, on the CPU; it is not checked against its .json (`check_state`).
 
-    Raises ValueError when there is none, when it cannot be read, and when it holds more than
-    tensors and plain values.
+    With `lazily` the values of its tensors are read only where they are used. Raises ValueError
+    when there is none, when it cannot be read, and when it holds more than tensors and plain
+    values.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no training state at {path}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
     except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as e:
         raise ValueError(
             f"{path} is not a readable training state ({type(e).__name__}: "
@@ -210,7 +211,8 @@ def load_module(module: nn.Module, saved: dict[str, Tensor]) -> None:
 def restore(state: dict, module: nn.Module, optimizers: Sequence[Optimizer]) -> None:
     """Fills `module` and `optimizers` from state["model"] and state["optimizers"].
 
-    Raises ValueError when they do not fit.
+    Rates, decay and momenta of the optimizers stay as they are: those of the run that resumes, not
+    those that were saved. Raises ValueError when model or optimizers do not fit.
     """
     try:
         load_module(module, state["model"])
@@ -223,7 +225,13 @@ def restore(state: dict, module: nn.Module, optimizers: Sequence[Optimizer]) -> 
                 for index, of_one in saved["state"].items()
                 if index < len(parameters)
             }
+            options = [
+                {name: value for name, value in group.items() if name != "params"}
+                for group in optimizer.param_groups
+            ]
             optimizer.load_state_dict(saved | {"state": values})
+            for group, own in zip(optimizer.param_groups, options, strict=True):
+                group.update(own)
     except (RuntimeError, ValueError) as e:
         raise ValueError(
             "the saved training state is that of another model or optimizer: "

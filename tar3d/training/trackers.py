@@ -32,7 +32,7 @@ class TensorBoard:
     def __init__(self, folder: Path, start_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step or None)
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():

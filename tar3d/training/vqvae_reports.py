@@ -11,6 +11,7 @@ from tar3d import checkpoint
 from tar3d.data.datasets.shapes import ShapeDataset
 from tar3d.data.datasets.spread import spread
 from tar3d.data.formats.samples import to_samples
+from tar3d.data.formats.token_shards import hash_texts
 from tar3d.data.formats.views import mesh_images
 from tar3d.mesh.extract import EmptyFieldError
 from tar3d.mesh.render import contact_sheet, render_preview
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from tar3d.config import VQVAEConfig
+    from tar3d.data.datasets.shapes import MixedShapes
     from tar3d.tokenizer.vqvae import VQVAE
+    from tar3d.training.run import Run
 
 VALIDATION_POINTS = 8192  # stored query points of each kind that a validation IoU is taken over
 PREVIEW_RESOLUTION = 64
@@ -52,7 +55,10 @@ class VQVAEReports:
         t = config.train
         split = "train" if overfit else "val"
         count = overfit or _ceil(t.validation_shapes, len(data))
-        self.shapes = {folder: validation_set(folder, split, count) for folder in data}
+        self.sets = [validation_set(folder, split, count) for folder in data]
+        self.shapes = {
+            folder: validation_shapes(part) for folder, part in zip(data, self.sets, strict=True)
+        }
         self.previewed: Shapes = []
         self.truths: list[np.ndarray] = []
         for folder, shapes in self.shapes.items():
@@ -92,15 +98,30 @@ class VQVAEReports:
         checkpoint.save_model(self.out / "model", model, self.config, record, model_card(record))
 
 
+def vqvae_facts(dataset: MixedShapes, reports: VQVAEReports, overfit: int | None) -> dict[str, str]:
+    """What identifies a tokenizer training beside its configuration."""
+    validation = hash_texts(sets.content_hash() for sets in reports.sets)
+    count = sum(map(len, reports.sets))
+    return {
+        "--overfit": str(overfit or "not given"),
+        "the training data": f"{len(dataset)} shapes ({dataset.content_hash()})",
+        "the validation data": f"{count} shapes ({validation})",
+    }
+
+
 def _ceil(count: int, parts: int) -> int:
     return -(-count // parts)
 
 
-def validation_set(folder: Path, split: str, count: int) -> Shapes:
-    """`count` shapes of a split, with all surface points and a fixed part of the query points."""
-    dataset = ShapeDataset(
+def validation_set(folder: Path, split: str, count: int) -> ShapeDataset:
+    """`count` shapes of a split."""
+    return ShapeDataset(
         folder, split, surface_points=1, volume_points=1, near_points=1, seed=0, limit=count
     )
+
+
+def validation_shapes(dataset: ShapeDataset) -> Shapes:
+    """The shapes with all surface points and a fixed part of the query points."""
     result = []
     for shape_id in dataset.ids:
         arrays = dataset.reader.arrays(
@@ -165,3 +186,42 @@ def model_card(record: dict) -> str:
         f"{record['iou_near']:.4f}, codebook usage {record['codebook_usage']:.3f}.\n"
         "Use: `python infer_vqvae.py --model DIR --input_file MESH`.\n"
     )
+
+
+def print_start(run: Run[VQVAE], dataset: MixedShapes, reports: VQVAEReports) -> None:
+    """Prints the sizes of a training."""
+    t, fabric = reports.config.train, run.fabric
+    parameters = sum(p.numel() for p in run.module.parameters())
+    for left_out in filter(None, (part.left_out for part in (*dataset.parts, *reports.sets))):
+        fabric.print(left_out)
+    fabric.print(
+        f"{parameters / 1e6:.2f} M parameters, {len(dataset)} training shapes, "
+        f"{sum(map(len, reports.shapes.values()))} validation shapes, {t.steps - run.step} steps "
+        f"of {t.batch_size} shapes on {fabric.world_size} x {fabric.device}"
+    )
+
+
+def final_metrics(
+    run: Run[VQVAE], reports: VQVAEReports, metrics: dict[str, float], overfit: int | None
+) -> dict[str, float]:
+    """The metrics of the last validation; with `overfit` there are some in any case.
+
+    A run that is resumed after its last step has had no validation, and of several processes the
+    first one alone has.
+    """
+    if metrics or not overfit:
+        return metrics
+    return reports.validate(run.eval_model(), run.step > reports.config.train.first_codebook_step)
+
+
+def print_end(run: Run[VQVAE], dry: bool) -> None:
+    """Prints the result, and the command that uses it; nothing after a dry run."""
+    if dry:
+        return
+    model = run.folder / "model"
+    next_step = (
+        f"go on with: --init {model} train.stage=vq"
+        if run.config.train.stage == "ae"
+        else f"reconstruct with: python infer_vqvae.py --model {model}"
+    )
+    run.fabric.print(f"best validation IoU {run.best:.4f}; model in {model}, {next_step}")

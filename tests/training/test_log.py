@@ -51,10 +51,44 @@ def test_a_resumed_run_may_tell_of_other_things(tmp_path):
     ).read_text() == "step,nll,code_distance,gradient_norm\n1,2,0.5,\n2,1,,\n3,0.5,,3\n"
 
 
+def test_columns_of_an_earlier_version_go_on_under_the_names_of_today(tmp_path):
+    """Where a resumed run had added today's column beside the old one, the two are one again."""
+    (tmp_path / "train.csv").write_text("step,nll,sketch,code_distance\n1,2,0.5,\n2,1,,0.25\n")
+    (tmp_path / "validation.csv").write_text("step,sketch,sketch_shuffled\n2,0.5,0.6\n")
+    log = RunLog(tmp_path, 2)
+    log.write("train", 3, {"nll": 0.5, "code_distance": 0.125})
+    log.close()
+    assert (
+        tmp_path / "train.csv"
+    ).read_text() == "step,nll,code_distance\n1,2,0.5\n2,1,0.25\n3,0.5,0.125\n"
+    assert (
+        tmp_path / "validation.csv"
+    ).read_text() == "step,code_distance,code_distance_shuffled\n2,0.5,0.6\n"
+
+
+def test_tensorboard_keeps_the_step_that_a_run_resumes_from(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for start, steps in ((0, (1, 2, 3)), (2, (3,))):
+        log = RunLog(tmp_path, start)
+        for step in steps:
+            log.write("train", step, {"loss": step + start})
+        log.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("train/loss")
+    assert [(e.step, e.value) for e in events] == [(1, 1), (2, 2), (3, 5)]
+
+
+def test_nothing_changes_before_the_first_row(tmp_path):
+    (tmp_path / "train.csv").write_text("step,loss\n1,1\n2,0.5\n")
+    RunLog(tmp_path, 1).close()
+    assert [p.name for p in tmp_path.iterdir()] == ["train.csv"]
+    assert (tmp_path / "train.csv").read_text() == "step,loss\n1,1\n2,0.5\n"
+
+
 @pytest.mark.parametrize("cut", ["3,0.3", "3", "", "3,0.33333,3\n4,"])
 def test_a_line_that_a_kill_cut_short_is_dropped(tmp_path, cut):
     (tmp_path / "train.csv").write_text("step,loss,revived\n1,1,0\n2,0.5,0\n" + cut)
-    RunLog(tmp_path, 2).close()
+    RunLog(tmp_path, 2).begin()
     assert (tmp_path / "train.csv").read_text() == "step,loss,revived\n1,1,0\n2,0.5,0\n"
 
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from fork_server import fork
 
-from tar3d.config import VQVAEConfig
 from tar3d.training import state as states
 from tar3d.training.run_folder import prepare_folder
 from tar3d.training.state import (
@@ -88,11 +87,11 @@ def test_the_first_process_reads_a_state_once_for_its_checksum_and_the_others_tr
     )
     for first in (True, False):
         fabric = SimpleNamespace(is_global_zero=first, broadcast=lambda found: found or path)
-        load_state(prepare_folder(fabric, tmp_path, resume, VQVAEConfig()))
+        load_state(prepare_folder(fabric, tmp_path, resume))
         assert len(digests) == 1
     flip_bit(path, 0.5)
     with pytest.raises(ValueError, match="00000001.pt is damaged"):
-        prepare_folder(SimpleNamespace(is_global_zero=True), tmp_path, resume, VQVAEConfig())
+        prepare_folder(SimpleNamespace(is_global_zero=True), tmp_path, resume)
 
 
 def test_when_all_are_damaged_that_is_said(tmp_path):

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from tar3d.data.datasets.augment import augment, random_matrix
 from tar3d.data.datasets.spread import spread
 from tar3d.data.formats.samples import open_samples, to_samples
+from tar3d.data.formats.token_shards import hash_texts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,12 +48,24 @@ class ShapeDataset(Dataset):
         self.counts = {"surface": surface_points, "volume": volume_points, "near": near_points}
         self.seed = seed
         self.ids = self.reader.ids(split)
-        if limit is not None:
-            self.ids = [self.ids[i] for i in spread(len(self.ids), limit)] if self.ids else []
         if not self.ids:
             raise ValueError(
-                f"no samples for split {split!r} under {self.reader.folder}: {self.reader.advice}"
+                f"no samples for split {split!r} under {self.reader.folder}: "
+                f"{self.reader.advice_for(split)}"
             )
+        listed = len(self.reader.listed(split))
+        self.left_out = (
+            f"{listed - len(self.ids)} of {listed} shapes of split {split!r} have no samples in "
+            f"{self.reader.folder} and are left out"
+            if len(self.ids) < listed
+            else ""
+        )
+        if limit is not None:
+            self.ids = [self.ids[i] for i in spread(len(self.ids), limit)]
+
+    def content_hash(self) -> str:
+        """A hash of the ids and samples of all shapes, the same for a copy elsewhere."""
+        return hash_texts(f"{i} {self.reader.checksum(i)}" for i in self.ids)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -120,6 +133,14 @@ class MixedShapes(Dataset):
 
     def __len__(self) -> int:
         return int(self.ends[-1])
+
+    def content_hash(self) -> str:
+        """A hash of the shapes of all parts, and of how often they come."""
+        lengths = np.diff(self.ends, prepend=0)
+        return hash_texts(
+            f"{part.content_hash()} {length}"
+            for part, length in zip(self.parts, lengths, strict=True)
+        )
 
     def name(self, index: int) -> str:
         """The path of an item's samples, for messages."""

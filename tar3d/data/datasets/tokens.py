@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from tar3d.condition.text_tokenizer import PADDING, UNKNOWN_ID
 from tar3d.data.datasets.spread import spread
-from tar3d.data.formats.token_shards import read_json, read_stamp, sha256
+from tar3d.data.formats.token_shards import hash_texts, read_json, read_stamp, sha256
 
 SOURCES = {"image": "views/", "text": "captions"}  # of each modality, in a data set folder
 
@@ -53,7 +53,10 @@ class TokenDataset(Dataset):
         self.seed, self.stamp = seed, read_stamp(folder)
         self.token_noise, self.word_dropout = token_noise, word_dropout
         self.modalities, self.caption_tokens = tuple(conditions), caption_tokens
-        self._advice = f"delete {folder} and run python -m tar3d.data.make_tokens {data} again"
+        self._advice = (
+            f"delete {folder}, and train_gpt.py makes it again (or python -m "
+            f"tar3d.data.make_tokens {data} --tokenizer MODEL)"
+        )
         for key, value in expected_stamp.items():
             if self.stamp.get(key) != value:
                 raise ValueError(
@@ -61,6 +64,8 @@ class TokenDataset(Dataset):
                     f"but this training uses {value!r}: {self._advice}"
                 )
         self.ids: list[str] = []
+        self._hashed: list[str] = []
+        self._lacking = dict.fromkeys(self.modalities, 0)  # shapes without usable conditions
         self._shards: list[Path] = []
         # a table (items, 2) a shard: an item's first row in <modality>.npy, its number of rows
         self._items: dict[str, list[np.ndarray]] = {name: [] for name in self.modalities}
@@ -69,9 +74,12 @@ class TokenDataset(Dataset):
             locations += self._read_shard(shard)
         if not self._shards:
             raise ValueError(
-                f"{folder} holds no tokens of split {split!r}: "
-                f"make them with python -m tar3d.data.make_tokens {data}"
+                f"{folder} holds no tokens of split {split!r}, and a training needs at least one "
+                "shape in each of train and val: move ids to that split (splits.json, or the .lst "
+                "files of ShapeNet's layout); their tokens are made as train_gpt.py starts"
             )
+        self.content_hash = hash_texts(self._hashed)  # of what is stored of this split
+        self.left_out = self._describe_left_out(folder, split)
         if not self.ids:
             raise ValueError(
                 f"no shape of split {split!r} has both tokens and {' and '.join(self.modalities)}: "
@@ -90,6 +98,8 @@ class TokenDataset(Dataset):
         index = self._checked(shard, "tokens", "index")
         counts = [self._read_items(shard, modality) for modality in self.modalities]
         firsts = [np.cumsum(numbers) - numbers for numbers in counts]
+        for modality, numbers in zip(self.modalities, counts, strict=True):
+            self._lacking[modality] += numbers.count(0)
         locations: list[tuple[int, ...]] = []
         for row, shape_id in enumerate(index["ids"]):
             if all(numbers[row] for numbers in counts):
@@ -101,9 +111,26 @@ class TokenDataset(Dataset):
         self._shards.append(shard)
         return locations
 
+    def _describe_left_out(self, folder: Path, split: str) -> str:
+        """One sentence on shapes that lack a condition; "" where none does."""
+        reasons = [
+            f"{count} have no usable {SOURCES[modality]}"
+            for modality, count in self._lacking.items()
+            if count
+        ]
+        total = sum(len(read_json(shard / "index.json")["ids"]) for shard in self._shards)
+        return (
+            f"{total - len(self.ids)} of {total} shapes of split {split!r} are left out: "
+            f"{', '.join(reasons)} ({folder / 'refused.csv'} lists them)"
+            if reasons
+            else ""
+        )
+
     def _checked(self, shard: Path, array: str, index: str) -> dict:
         """The content of <index>.json, after <array>.npy has passed its SHA-256."""
         values = read_json(shard / f"{index}.json")
+        shapes = values.get("ids", values.get("counts"))
+        self._hashed.append(f"{array} {shapes} {values.get('lengths')} {values['sha256']}")
         if values["sha256"] and sha256(shard / f"{array}.npy") != values["sha256"]:
             raise ValueError(
                 f"{shard / array}.npy is damaged: it is not what was written (SHA-256 differs): "

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # bytes of a zip's local header before the name and the extra field; their lengths are at 26 and 28
 _LOCAL_HEADER = 30
+DIRECTORY_BYTES = 4096  # end of an .npz that holds the directory of some twenty arrays
 
 
 def read_npz(content: bytes, keys: Iterable[str]) -> dict[str, np.ndarray]:
@@ -40,6 +41,30 @@ def map_npz(path: Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
     try:
         with path.open("rb") as f:
             return _arrays(f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ), keys)
+    except (OSError, ValueError) as e:
+        raise ValueError(f"{path} is not a readable .npz file ({e})") from e
+
+
+def npz_checksums(end: bytes) -> str:
+    """Names, sizes and CRC-32 of the arrays of an .npz, as text, from the last bytes of the file.
+
+    They change whenever an array does, and are read in microseconds however large the file is. A
+    ValueError says what is damaged, or that `end` (see `DIRECTORY_BYTES`) is too short.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(end)) as archive:
+            members = archive.infolist()
+    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile) as e:
+        raise ValueError(str(e)) from e
+    return " ".join(f"{m.filename} {m.file_size} {m.CRC:08x}" for m in members)
+
+
+def file_checksums(path: Path) -> str:
+    """`npz_checksums` of a file. A ValueError names it."""
+    try:
+        with path.open("rb") as f:
+            f.seek(max(0, f.seek(0, io.SEEK_END) - DIRECTORY_BYTES))
+            return npz_checksums(f.read())
     except (OSError, ValueError) as e:
         raise ValueError(f"{path} is not a readable .npz file ({e})") from e
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from tar3d.contracts import ShapeSamples
 from tar3d.data.formats.dataset_folder import read_categories, read_splits
-from tar3d.data.formats.npz import float32, read_npz
+from tar3d.data.formats.npz import DIRECTORY_BYTES, float32, npz_checksums, read_npz
 from tar3d.data.formats.sample_reader import SampleReader
 from tar3d.data.formats.shapenet import ShapeNetV2
 from tar3d.data.formats.shards import ShardedFiles
@@ -134,6 +134,15 @@ class SampleFolder(SampleReader):
         """The ids of a split in splits.json."""
         return read_splits(self.root)[split]
 
+    def advice_for(self, split: str) -> str:
+        """`advice`, or where samples are there, that the split needs ids."""
+        if not self.files or self.listed(split):
+            return self.advice
+        return (
+            f"{self.root / 'splits.json'} names no shape for it; a training needs at least one in "
+            "each of train and val, so move some there"
+        )
+
     def ids(self, split: str) -> list[str]:
         """The ids of a split in splits.json that have samples, in its order."""
         return [i for i in self.listed(split) if f"{i}.npz" in self.files]
@@ -169,6 +178,14 @@ class SampleFolder(SampleReader):
     def surface(self, shape_id: str) -> np.ndarray:
         """All surface points and normals of a shape, (N, 6) float32, checked."""
         return to_samples(self._read(shape_id), self.where(shape_id)).surface
+
+    def checksum(self, shape_id: str) -> str:
+        """The checksums in a shape's file."""
+        name = f"{shape_id}.npz"
+        try:
+            return npz_checksums(self.files.read(name, DIRECTORY_BYTES))
+        except (ValueError, OSError) as e:
+            raise _unreadable(self.files.where(name), e) from e
 
     def _read(self, shape_id: str) -> dict[str, np.ndarray]:
         return _parse(self.files.read(f"{shape_id}.npz"), self.where(shape_id))

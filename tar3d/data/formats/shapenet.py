@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tar3d.data.formats.dataset_folder import SPLITS
-from tar3d.data.formats.npz import float32, map_npz
+from tar3d.data.formats.npz import file_checksums, float32, map_npz
 from tar3d.data.formats.sample_reader import SampleReader
 
 if TYPE_CHECKING:
@@ -150,6 +150,16 @@ class ShapeNetV2(SampleReader):
             "is_near": np.arange(len(volume) + len(near)) >= len(volume),
             "transform": transform,
         }
+
+    def checksum(self, shape_id: str) -> str:
+        """The checksums in a shape's two .npz files, and the number in its .npy."""
+        category, name = self._files[shape_id]
+        files = (
+            self._points(shape_id, ".npz"),
+            self.surfaces / category / "4_pointcloud" / f"{name}.npz",
+        )
+        factor = _read_number(self._points(shape_id, ".npy"))
+        return " ".join([*(file_checksums(path) for path in files), f"{factor!r}"])
 
     def surface(self, shape_id: str) -> np.ndarray:
         """All surface points and normals, (N, 6) float32, in the frame of the query points."""

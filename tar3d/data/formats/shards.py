@@ -36,6 +36,7 @@ class ShardedFiles:
         self.folder = Path(folder)
         # name -> shard, offset, bytes
         self._location: dict[str, tuple[str, int, int] | None] = {}
+        self._stats: dict[str, os.stat_result] = {}  # of shards
         for shard in sorted(self.folder.glob("*.tar")):
             for name, (offset, size) in read_index(shard).items():
                 self._location[name] = (shard.name, offset, size)
@@ -57,16 +58,24 @@ class ShardedFiles:
     def __len__(self) -> int:
         return len(self._location)
 
-    def read(self, name: str) -> bytes:
-        """The content of a file; a ValueError if it does not exist or its shard was cut off."""
+    def read(self, name: str, last: int | None = None) -> bytes:
+        """The content of a file, or its `last` bytes.
+
+        Raises ValueError if it does not exist or its shard was cut off.
+        """
         if name not in self._location:
             raise ValueError(
                 f"{self.folder} holds no {name}, neither as a file nor in a .tar shard"
             )
         location = self._location[name]
         if location is LOOSE:
-            return (self.folder / name).read_bytes()
+            with (self.folder / name).open("rb") as f:
+                if last is not None:
+                    f.seek(max(0, f.seek(0, os.SEEK_END) - last))
+                return f.read()
         shard, offset, size = location
+        if last is not None:
+            offset, size = offset + max(0, size - last), min(size, last)
         with (self.folder / shard).open("rb") as f:
             f.seek(offset)
             content = f.read(size)
@@ -75,6 +84,19 @@ class ShardedFiles:
                 f"{self.folder / shard} ends inside {name}: it was cut off; make it again"
             )
         return content
+
+    def version(self, name: str) -> tuple[int, int, int, int]:
+        """Numbers that change when a file is written: size, times of it or its shard, offset.
+
+        A copy elsewhere has other numbers and the same content.
+        """
+        location = self._location[name]
+        shard, offset = (name, 0) if location is LOOSE else location[:2]
+        if (found := self._stats.get(shard)) is None:
+            found = os.stat(f"{self.folder}/{shard}")  # noqa: PTH116  half the time of Path.stat
+            if location is not LOOSE:
+                self._stats[shard] = found
+        return found.st_size, found.st_mtime_ns, found.st_ctime_ns, offset
 
     def where(self, name: str) -> str:
         """The path of a loose file, or shard and member, for messages."""

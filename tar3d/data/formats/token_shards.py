@@ -19,6 +19,7 @@ import json
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 
@@ -26,6 +27,14 @@ def sha256(path: Path) -> str:
     """The SHA-256 of a file's content, as hexadecimal digits."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def hash_texts(texts: Iterable[str]) -> str:
+    """The first 16 hex digits of the SHA-256 over texts."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(f"{text}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def read_json(path: Path) -> dict:
@@ -39,6 +48,7 @@ def read_stamp(folder: Path) -> dict:
     if not path.is_file():
         raise ValueError(
             f"{folder} has no stamp.json, so what made its tokens is unknown: "
-            f"make it with python -m tar3d.data.make_tokens {folder.parent}"
+            "delete that folder, and train_gpt.py makes it again (or python -m "
+            f"tar3d.data.make_tokens {folder.parent} --tokenizer MODEL)"
         )
     return read_json(path)

@@ -114,8 +114,8 @@ class Views:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder) / "views"
-        self._files = ShardedFiles(self.folder, ".png")
-        self._names = view_names(self._files)
+        self.files = ShardedFiles(self.folder, ".png")
+        self._names = view_names(self.files)
 
     def names(self, shape_id: str) -> list[str]:
         """`<id>/<k>.png` in the order of their numbers; empty for an unknown shape."""
@@ -123,7 +123,7 @@ class Views:
 
     def load(self, name: str) -> Image.Image:
         """A view as RGBA; an `ImageError` names the file that cannot be used."""
-        return load_image(self._files.where(name), self._files.read(name))
+        return load_image(self.files.where(name), self.files.read(name))
 
 
 def mesh_images(folder: Path, ids: list[str]) -> list[np.ndarray]:

@@ -17,6 +17,9 @@ import torch
 
 from tar3d.condition.image import ImageError, preprocess
 from tar3d.data.formats.captions import captions_of
+from tar3d.data.formats.npz import file_checksums
+from tar3d.data.formats.token_shards import hash_texts
+from tar3d.data.formats.token_sources import SOURCES
 from tar3d.data.formats.ulip import (
     EmbeddingError,
     read_caption_embeddings,
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from tar3d.condition.base import ImageEncoder, TextEncoder
     from tar3d.condition.given import GivenEmbeddings
     from tar3d.config import ImageEncoderConfig
+    from tar3d.data.formats.token_sources import TokenSources
 
 EMBEDDINGS = "float16 embeddings"  # entry of stamp.json
 
@@ -48,6 +52,10 @@ class ConditionReader(Protocol):
     modality: str  # one of config.CONDITIONS
     identity: str  # encoder that made them, an entry of stamp.json
     items: str  # their type, an entry of stamp.json
+    source_key: str  # key of `source_hash` in <modality>.json
+
+    def source_hash(self, ids: list[str], sources: TokenSources) -> str:
+        """A hash of what the conditions of these shapes are made of."""
 
     def read(self, shape_id: str) -> list[np.ndarray]:
         """The conditions of a shape, at least one.
@@ -60,7 +68,7 @@ class ConditionReader(Protocol):
 class ViewConditions:
     """The views of a data set, as pixels or as embeddings of a frozen encoder."""
 
-    modality = "image"
+    modality, source_key = "image", SOURCES
 
     def __init__(
         self, data: Path, encoder: ImageEncoder, config: ImageEncoderConfig, device: torch.device
@@ -69,6 +77,10 @@ class ViewConditions:
         self.config, self.device = config, device
         self.identity = encoder.identity
         self.items = EMBEDDINGS if encoder.frozen else "uint8 pixels"
+
+    def source_hash(self, ids: list[str], sources: TokenSources) -> str:
+        """A hash of the views of these shapes."""
+        return sources.hash_of(self.modality, ids)
 
     def read(self, shape_id: str) -> list[np.ndarray]:
         """The views of a shape, each (S, S, 3) uint8, or (P, E) float16 of a frozen encoder."""
@@ -88,12 +100,16 @@ class ViewConditions:
 class CaptionConditions:
     """The captions of a data set, as token ids or as embeddings of a frozen encoder."""
 
-    modality = "text"
+    modality, source_key = "text", SOURCES
 
     def __init__(self, data: Path, encoder: TextEncoder, device: torch.device) -> None:
         self.captions, self.encoder, self.device = captions_of(data), encoder.to(device), device
         self.identity = encoder.identity
         self.items = EMBEDDINGS if encoder.frozen else "int32 token ids"
+
+    def source_hash(self, ids: list[str], sources: TokenSources) -> str:
+        """A hash of the captions of these shapes."""
+        return sources.hash_of(self.modality, ids)
 
     def read(self, shape_id: str) -> list[np.ndarray]:
         """The captions of a shape, each (l,) int32, or (l, E) float16 of a frozen encoder."""
@@ -123,7 +139,7 @@ class EmbeddingConditions:
     name, and the number and width of its embeddings.
     """
 
-    items = EMBEDDINGS
+    items, source_key = EMBEDDINGS, "embeddings"
 
     def __init__(self, modality: str, folder: Path, encoder: GivenEmbeddings) -> None:
         if not folder.is_dir():
@@ -131,7 +147,20 @@ class EmbeddingConditions:
         self.modality, self.folder = modality, folder
         self.encoder, self.identity = encoder, encoder.identity
 
+    def source_hash(self, ids: list[str], sources: TokenSources) -> str:  # noqa: ARG002 (protocol)
+        """A hash of the files of these shapes."""
+        paths = [self.folder / f"{shape_id}.npz" for shape_id in ids]
+        return hash_texts(f"{p.name} {_checksums(p)}" for p in paths)
+
     def read(self, shape_id: str) -> list[np.ndarray]:
         """The embeddings of a shape's views or captions, each (P, E) or (l, E) float16."""
         read = read_view_embeddings if self.modality == "image" else read_caption_embeddings
         return read(self.folder, shape_id, self.encoder.num_tokens, self.encoder.width)
+
+
+def _checksums(path: Path) -> str:
+    """The checksums in an .npz file; "" where there is none that can be read."""
+    try:
+        return file_checksums(path)
+    except ValueError:
+        return ""

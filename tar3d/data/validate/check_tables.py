@@ -5,6 +5,7 @@ Single shapes are checked in `check_shapes`.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import re
@@ -18,6 +19,7 @@ from tar3d.config import PointSamplingConfig, ViewConfig
 from tar3d.data.formats.dataset_folder import SPLITS, read_splits
 from tar3d.data.formats.token_file import token_dtype
 from tar3d.data.formats.token_shards import read_stamp
+from tar3d.data.formats.token_sources import stale_parts
 from tar3d.data.validate.check_shapes import Problem, Settings
 
 if TYPE_CHECKING:
@@ -188,6 +190,10 @@ def check_tokens(root: Path, views: dict[str, list[str]]) -> Iterator[Problem]:
             yield Problem(str(shard), "", "a folder of this name", "<split>-<five digits>")
             continue
         yield from _check_shard(shard, stamp, splits.get(split[1]), views, shard_of)
+    with contextlib.suppress(ValueError, KeyError, OSError):  # damaged files are listed above
+        for path, reason in stale_parts(root):
+            allowed = "shards of today's data: train_gpt.py and make_tokens make it again"
+            yield Problem(str(path), "sources", reason, allowed, warning=True)
 
 
 def _checked_stamp(folder: Path) -> Generator[Problem, None, dict | None]:

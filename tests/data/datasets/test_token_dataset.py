@@ -4,11 +4,13 @@ import csv
 import json
 import pickle
 import shutil
+import time
 from itertools import chain
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tar3d import checkpoint
 from tar3d.condition.image_encoders import build_image_encoder
@@ -19,10 +21,12 @@ from tar3d.data.datasets.tokens import TokenDataset, drop_words
 from tar3d.data.formats.dataset_folder import read_splits
 from tar3d.data.formats.samples import load_samples
 from tar3d.data.formats.token_shards import read_json, read_stamp, sha256
+from tar3d.data.formats.token_sources import stale_parts
 from tar3d.data.make_tokens import main
-from tar3d.data.tokens import make_tokens
+from tar3d.data.tokens import token_maker
 from tar3d.data.tokens.conditions import CaptionConditions, ViewConditions
-from tar3d.data.tokens.make_tokens import TokenMaker, caption_tokenizer
+from tar3d.data.tokens.make_tokens import caption_tokenizer
+from tar3d.data.tokens.token_maker import TokenMaker
 from tar3d.tokenizer.vqvae import VQVAE
 
 ENCODER = ImageEncoderConfig(
@@ -73,7 +77,7 @@ def maker(
 @pytest.fixture
 def data(samples, tmp_path, monkeypatch):
     """Own copy of the samples with splits of 4, 1 and 1 shapes, in shards of two."""
-    monkeypatch.setattr(make_tokens, "SHARD_SHAPES", 2)
+    monkeypatch.setattr(token_maker, "SHARD_SHAPES", 2)
     folder = tmp_path / "set"
     shutil.copytree(samples, folder)
     ids = sorted(chain(*read_splits(folder).values()))
@@ -425,3 +429,90 @@ def test_tokens_of_an_earlier_version_are_refused(data):
     (data / "tokens" / "stamp.json").write_text(json.dumps(stamp | {"encoder": "a"}))
     with pytest.raises(ValueError, match="made by an earlier version; delete that folder"):
         maker(data).run()
+
+
+def touched(data) -> set[str]:
+    """Names of the arrays that are newer than the file `before` in the data set's folder."""
+    since = (data / "before").stat().st_mtime_ns
+    return {
+        f"{p.parent.name}/{p.stem}"
+        for p in (data / "tokens").glob("*/*.npy")
+        if p.stat().st_mtime_ns > since
+    }
+
+
+def change_samples(data, shape_id: str) -> None:
+    path = data / "samples" / f"{shape_id}.npz"
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    arrays["surface"][0, 0] += np.float16(0.01)
+    np.savez(path, **arrays)
+
+
+def change_view(data, shape_id: str) -> None:
+    path = data / "views" / shape_id / "1.png"
+    Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path)
+
+
+def change_caption(data, shape_id: str) -> None:
+    path = data / "captions.csv"
+    path.write_text(path.read_text().replace(f"{shape_id},a mug\n", f"{shape_id},mug a\n"))
+
+
+CHANGES = [
+    (change_samples, "train-00001/tokens", "samples"),
+    (change_view, "train-00001/image", "views"),
+    (change_caption, "train-00001/text", "captions"),
+]
+
+
+@pytest.mark.parametrize(("change", "part", "source"), CHANGES)
+def test_what_shards_are_made_of_is_followed(data, change, part, source):
+    captioned(data)
+    maker(data, captions=True).run()
+    assert list(stale_parts(data)) == []
+    time.sleep(0.01)
+    (data / "before").touch()
+    time.sleep(0.01)
+    change(data, read_splits(data)["train"][3])
+    ((path, sentence),) = stale_parts(data)
+    assert path.parent.name == "train-00001" and f"the {source} of its shapes" in sentence
+    again = maker(data, captions=True)
+    again.run()
+    assert touched(data) == {part}
+    assert again.notes == [
+        f"made again, as what they are made of has changed: train-00001 ({source}) in "
+        f"{data / 'tokens'}"
+    ]
+    assert list(stale_parts(data)) == [] and maker(data, captions=True).run() == 5
+
+
+def test_a_copy_is_not_stale_and_shards_without_hashes_say_so(data, tmp_path):
+    maker(data).run()
+    copy = shutil.copytree(data, tmp_path / "copy", copy_function=shutil.copyfile)
+    again = maker(copy)
+    again.run()
+    assert list(stale_parts(copy)) == [] and again.notes == []
+    for path in (copy / "tokens").glob("train-*/*.json"):
+        path.write_text(json.dumps({k: v for k, v in read_json(path).items() if k != "sources"}))
+    again = maker(copy)
+    again.run()
+    assert len(again.notes) == 1 and "2 shards in" in again.notes[0]
+    assert "could not be checked; delete that folder" in again.notes[0]
+    change_samples(copy, read_splits(copy)["train"][0])
+    assert [path.parent.name for path, _ in stale_parts(copy)] == ["train-00000"]
+
+
+def test_shapes_that_are_left_out_are_counted_with_the_reason(data):
+    captioned(data)
+    maker(data, captions=True).run()
+    assert dataset(data).left_out == ""
+    left_out = "1 of 4 shapes of split 'train' are left out: 1 have no usable captions ("
+    assert read_both(data).left_out.startswith(left_out)
+
+
+def test_a_folder_without_samples_stays_as_it_was(tmp_path):
+    (tmp_path / "splits.json").write_text('{"train": [], "val": [], "test": []}')
+    with pytest.raises(ValueError, match="holds no samples"):
+        TokenMaker(tmp_path, vqvae(), [], CPU).run()
+    assert [p.name for p in tmp_path.iterdir()] == ["splits.json"]

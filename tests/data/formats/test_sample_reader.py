@@ -14,7 +14,7 @@ from tar3d.data.formats import captions, samples
 from tar3d.data.formats.captions import captions_of
 from tar3d.data.formats.sample_reader import ChooseRows, SampleReader
 from tar3d.data.formats.samples import SampleFolder, open_samples
-from tar3d.data.tokens.make_tokens import TokenMaker
+from tar3d.data.tokens.token_maker import TokenMaker
 from tar3d.tokenizer.vqvae import VQVAE
 
 RADII = {"train": {"small": 0.4, "large": 0.9, "middle": 0.6}, "val": {"other": 0.5}, "test": {}}

@@ -440,6 +440,16 @@ def test_wrong_tokens_are_named(tokens, name, damage, key):
     assert found(tokens) == [(f"tokens/{name}", key)]
 
 
+@pytest.mark.parametrize(
+    ("name", "source"), [("index", "samples"), ("image", "views"), ("text", "captions")]
+)
+def test_stale_tokens_are_warned_of(tokens, name, source):
+    path = tokens / "tokens" / "train-00000" / f"{name}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sources": "those of before"}))
+    assert f"{name}.json: sources: the {source} of its shapes have changed" in warnings(tokens)
+    assert found(tokens) == []
+
+
 def test_tokens_of_another_split_are_named(tokens):
     edit_json(tokens / "splits.json", lambda v: v["test"].append(v["train"].pop()))
     assert found(tokens) == [("tokens/train-00000/index.json", "ids")]
