@@ -24,6 +24,7 @@ from trimesh.triangles import closest_point
 
 from tar3d.config import PointSamplingConfig
 from tar3d.contracts import Mesh, ShapeSamples
+from tar3d.mesh.background import scene_facts
 from tar3d.mesh.load import FACES_AT_ONCE, MeshError, blocks, face_components
 from tar3d.mesh.winding import WindingNumber, unbalanced_edges
 
@@ -304,8 +305,8 @@ def sample_shape(
     equal shares for each of `config.near_sigmas`, and clipped to the cube. The description has
     `faces`, `components`, `watertight` (1 or 0: every edge has as many faces in one direction as in
     the other), `buried_share` (of the area), `thin_share` (of the rest, padded), `inside_share` (of
-    the volume points) and `label_confidence` (share of all points with |w| further than 1/4 from
-    1/2). Raises `MeshError` for a mesh that encloses no sampled point.
+    the volume points), `label_confidence` (share of all points with |w| further than 1/4 from
+    1/2) and `scene_facts`. Raises `MeshError` for a mesh that encloses no sampled point.
     """
     rng = np.random.default_rng(seed)
     winding = solid_winding(mesh, rng) if config.min_thickness > 0 else WindingNumber(mesh)
@@ -344,5 +345,6 @@ def sample_shape(
         "thin_share": float((skin.padding > 0).mean()),
         "inside_share": float(labels[~is_near].mean()),
         "label_confidence": float((margin > 0.25).mean()),
+        **scene_facts(mesh, skin.face, skin.points),
     }
     return ShapeSamples(surface.astype(np.float32), points, labels, is_near, mesh.to_source), facts

@@ -34,6 +34,8 @@ FACTS = [
     "thin_share",
     "inside_share",
     "label_confidence",
+    "background_share",
+    "object_span",
 ]
 FIELDS = ["id", "file", "status", "reason", *FACTS, "seconds"]
 # Settings that may gain keys from version to version.

@@ -18,7 +18,9 @@ from tar3d.contracts import CUBE_FILL, ShapeSamples
 from tar3d.data.formats.samples import load_samples
 from tar3d.data.formats.shards import ShardedFiles
 from tar3d.data.formats.views import view_names
+from tar3d.data.validate.check_orientation import check_orientation
 from tar3d.data.validate.overlay import View, project, seen_at
+from tar3d.mesh.background import STRAY, middle_span
 from tar3d.mesh.render import Camera
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ NORMAL_TOLERANCE = 2 * FLOAT16_STEP  # a normal's length: each of three componen
 SMALLEST_FILL = 0.9 * CUBE_FILL  # samples of a surface miss its farthest tip by less than that
 # usual share of the near points that are inside: low for thin plates, a half for boxes
 NEAR_SHARES = (0.02, 0.9)
+QUANTILES = 16  # of each of the four numbers of `outline`
+SMALLEST_SPAN = 0.5  # of the frame, by all but a few of the surface points
 SCORED_POINTS = 4096  # surface points projected into each view
 # Least share of them on the object. Views of the same mesh give more than 0.99; with another axis
 # up most shapes give less than 0.9.
@@ -134,8 +138,28 @@ def parse_cameras(content: bytes) -> list[Camera]:
     return cameras
 
 
-def check_shape(folder: Folder, shape_id: str) -> tuple[list[Problem], dict[str, float]]:
-    """The problems of one shape, and its statistics, without those of files that cannot be read."""
+@dataclass(frozen=True)
+class ShapeCheck:
+    """What was found in the files of one shape that can be read."""
+
+    problems: list[Problem]
+    statistics: dict[str, float]
+    outline: np.ndarray | None  # `outline` of its surface
+
+
+def outline(points: np.ndarray) -> np.ndarray:
+    """Quantiles (64,) float32 of the coordinates and the distance to the origin of (N, 3) points.
+
+    They describe a shape whatever points of its surface were drawn.
+    """
+    radius = np.linalg.norm(points, axis=1, keepdims=True)
+    levels = (np.arange(QUANTILES) + 0.5) / QUANTILES
+    values = np.quantile(np.concatenate([points, radius], axis=1), levels, axis=0)
+    return values.T.ravel().astype(np.float32)
+
+
+def check_shape(folder: Folder, shape_id: str) -> ShapeCheck:
+    """The problems of one shape, its statistics and its outline."""
     name = folder.sample_names[shape_id]
     where = folder.samples.where(name)
     samples = None
@@ -162,7 +186,8 @@ def check_shape(folder: Folder, shape_id: str) -> tuple[list[Problem], dict[str,
             "bytes": len(content),
         }
     view_problems, view_statistics = check_views(folder, shape_id, samples)
-    return problems + view_problems, statistics | view_statistics
+    drawn = None if samples is None else outline(samples.surface[:, :3])
+    return ShapeCheck(problems + view_problems, statistics | view_statistics, drawn)
 
 
 def check_samples(
@@ -172,6 +197,8 @@ def check_samples(
     yield from _check_arrays(samples, where, shape_id, config)
     yield from _check_transform(samples.to_source, where, shape_id)
     yield from _check_plausible(samples, where, shape_id)
+    for found in check_orientation(samples):
+        yield Problem(where, found.key, found.found, found.allowed, shape_id, found.warning)
 
 
 def _check_arrays(
@@ -245,6 +272,14 @@ def _check_plausible(samples: ShapeSamples, where: str, shape_id: str) -> Iterat
             "surface",
             f"largest |coordinate| {reach:.4f}",
             f"about {CUBE_FILL}, as the frame has it",
+        )
+    span = middle_span(samples.surface[:, :3])
+    if span < SMALLEST_SPAN:
+        share = 1 - 2 * STRAY
+        yield warning(
+            "surface",
+            f"{share:.0%} of the points along each axis span {span:.1%} of the frame",
+            f"at least {SMALLEST_SPAN:.0%}: does a stray part far away make the object small?",
         )
     beyond = int((np.abs(samples.points[samples.inside]) > reach + 0.01).any(axis=1).sum())
     if beyond:

@@ -113,6 +113,18 @@ def _check_splits(root: Path, ids: Collection[str]) -> Iterator[Problem]:
     )
 
 
+def known_splits(root: Path) -> dict[str, list[str]]:
+    """The splits, empty where splits.json cannot be used, which `check_tables` says."""
+    try:
+        splits = read_splits(root)
+    except (ValueError, TypeError, OSError):
+        return {}
+    is_sound = all(
+        isinstance(ids, list) and all(isinstance(i, str) for i in ids) for ids in splits.values()
+    )
+    return splits if is_sound else {}
+
+
 def _check_report(root: Path, ids: Collection[str]) -> Iterator[Problem]:
     path = root / "report.csv"
     if not path.is_file():
@@ -136,6 +148,8 @@ def _check_report(root: Path, ids: Collection[str]) -> Iterator[Problem]:
             found = f"ok, but {root / 'samples'} has no {shape_id}.npz"
             allowed = "samples of each shape that is ok: run make_samples again"
             yield Problem(str(path), "status", found, allowed, shape_id)
+        if status == "ok" and (problem := _background(path, row)):
+            yield problem
         seen.add(shape_id)
         if status == "ok":
             good.add(shape_id)
@@ -147,6 +161,23 @@ def _check_report(root: Path, ids: Collection[str]) -> Iterator[Problem]:
         "one for each",
         True,
     )
+
+
+def _background(path: Path, row: dict[str, str]) -> Problem | None:
+    """A warning for a shape of which a background takes the samples."""
+    try:
+        share, span = float(row.get("background_share") or 0), float(row.get("object_span") or 1)
+    except ValueError:
+        allowed = "a number in [0, 1]"
+        return Problem(str(path), "background_share", "no number", allowed, row["id"])
+    if not share > 0:
+        return None
+    found = (
+        f"a flat or enclosing part takes {share:.1%} of the surface samples of {row['id']}, and "
+        f"the rest spans {span:.1%} of the frame"
+    )
+    allowed = "an object without sky dome or ground plane: take it out of the mesh"
+    return Problem(str(path), "background_share", found, allowed, row["id"], True)
 
 
 def _check_column(
@@ -179,10 +210,7 @@ def check_tokens(root: Path, views: dict[str, list[str]]) -> Iterator[Problem]:
     stamp = yield from _checked_stamp(folder)
     if stamp is None:
         return
-    try:
-        splits = {name: set(ids) for name, ids in read_splits(root).items()}
-    except (ValueError, TypeError):
-        splits = {}  # listed by check_tables
+    splits = {name: set(ids) for name, ids in known_splits(root).items()}
     shard_of: dict[str, str] = {}
     for shard in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
         split = re.fullmatch(rf"({'|'.join(SPLITS)})-\d{{5}}", shard.name)

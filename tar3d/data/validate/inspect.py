@@ -23,9 +23,16 @@ from tar3d.data.validate.check_shapes import (
     SCORED_POINTS,
     Folder,
     Problem,
+    ShapeCheck,
     check_shape,
 )
-from tar3d.data.validate.check_tables import check_tables, check_tokens, read_settings
+from tar3d.data.validate.check_tables import (
+    check_tables,
+    check_tokens,
+    known_splits,
+    read_settings,
+)
+from tar3d.data.validate.check_twins import check_twins
 from tar3d.data.validate.overlay import (
     OVERLAY_SIDE,
     View,
@@ -83,8 +90,9 @@ def inspect(
     problems += check_tables(data, folder.sample_names)
     problems += check_tokens(data, folder.view_names)
     checked = ids if limit is None else [ids[k] for k in spread(len(ids), limit)]
-    shape_problems, statistics = _check_all(checked, data, run, workers)
+    shape_problems, statistics, outlines = _check_all(checked, data, run, workers)
     problems += shape_problems
+    problems += check_twins(folder, known_splits(data), outlines)
 
     violating = dict.fromkeys(
         p.shape for p in problems if p.shape in folder.sample_names and not p.warning
@@ -107,31 +115,34 @@ def _open(data: Path, run: str) -> Folder:  # noqa: ARG001  `run` is a part of t
 
 def _check_all(
     ids: list[str], data: Path, run: str, workers: int
-) -> tuple[list[Problem], dict[str, np.ndarray]]:
-    """Problems in the order of `ids`, and each statistic (n,) over the shapes that have it."""
+) -> tuple[list[Problem], dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Problems in the order of `ids`, statistics and outlines.
+
+    A statistic (n,) is over the shapes that have it; outlines are by id.
+    """
     batches = [ids[first : first + BATCH] for first in range(0, len(ids), BATCH)]
     found: dict[str, list[Problem]] = {}
     columns: dict[str, array.array] = defaultdict(lambda: array.array("f"))
+    outlines: dict[str, np.ndarray] = {}
     with progress_bar(total=len(ids), unit="shape", desc="inspect") as bar:
         for batch in results(partial(_check_batch, data=data, run=run), batches, workers):
-            for shape_id, (problems, statistics) in batch.items():
-                if problems:
-                    found[shape_id] = problems
-                for name, value in statistics.items():
+            for shape_id, check in batch.items():
+                if check.problems:
+                    found[shape_id] = check.problems
+                if check.outline is not None:
+                    outlines[shape_id] = check.outline
+                for name, value in check.statistics.items():
                     columns[name].append(value)
             bar.update(len(batch))
             bar.set_postfix(
                 violations=sum(not p.warning for group in found.values() for p in group)
             )
     values = {name: np.array(column, dtype=np.float32) for name, column in columns.items()}
-    return [p for i in ids for p in found.get(i, ())], {
-        name: v[~np.isnan(v)] for name, v in values.items()
-    }
+    numbers = {name: v[~np.isnan(v)] for name, v in values.items()}
+    return [p for i in ids for p in found.get(i, ())], numbers, outlines
 
 
-def _check_batch(
-    ids: list[str], *, data: Path, run: str
-) -> dict[str, tuple[list[Problem], dict[str, float]]]:
+def _check_batch(ids: list[str], *, data: Path, run: str) -> dict[str, ShapeCheck]:
     folder = _open(data, run)
     return {shape_id: check_shape(folder, shape_id) for shape_id in ids}
 

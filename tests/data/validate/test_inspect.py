@@ -165,17 +165,14 @@ def test_float16_normals_pass_whatever_their_direction(data):
 
 
 def test_what_is_odd_is_a_warning(data):
-    rewrite(data / "samples" / "ball.npz", surface=lambda a: np.hstack([a[:, :3] / 2, a[:, 3:]]))
     rewrite(
         data / "samples" / "box.npz",
-        inside=lambda a: np.packbits(~np.unpackbits(a, count=400).astype(bool)),
+        surface=lambda a: np.hstack([a[:, :3] / 2, a[:, 3:]]),
     )
     shutil.rmtree(data / "views" / "more__pill")
     text = warnings(data)
-    assert (
-        "ball.npz: surface: largest |coordinate| 0.4" in text and "inside that lie beyond" in text
-    )
-    assert "views/more__pill: no .png view" in text and not found(data)
+    assert "box.npz: surface: largest |coordinate| 0.4" in text and "inside that lie beyond" in text
+    assert "views/more__pill: no .png view" in text
 
 
 def camera_change(key: str, value: object):
@@ -526,3 +523,50 @@ def test_the_standard_librarys_inspect_is_not_shadowed():
         cwd=Path(__file__).parents[3],
     )
     assert done.returncode == 0 and "inspect.csv" in done.stdout
+
+
+def half_turned(a):
+    a[::2, 3:] *= -1
+    return a
+
+
+def colours(a):
+    a[:, 3:] = np.abs(a[:, 3:])
+    return a
+
+
+@pytest.mark.parametrize(
+    "changes, key, said, kind",
+    [
+        ({"surface": lambda a: a * np.float16([1, 1, 1, -1, -1, -1])}, "surface", "inward", 1),
+        ({"surface": half_turned}, "surface", "some of the normals", 0),
+        ({"surface": colours}, "surface", "are these colours", 1),
+        ({"inside": lambda a: ~a}, "inside", "labels inverted", 1),
+        ({"surface": lambda a: np.hstack([a[:, :3] / 2, a[:, 3:]])}, "surface", "two frames", 1),
+        ({"surface": lambda a: np.vstack([a[:-2] * np.float16([.2] * 3 + [1] * 3), a[-2:]])},
+         "surface", "does a stray part", 0),
+    ],
+    ids=["inward", "half inward", "colours", "inverted labels", "another scale", "stray speck"],
+)  # fmt: skip
+def test_what_is_turned_or_tiny_is_said(data, changes, key, said, kind):
+    rewrite(data / "samples" / "box.npz", **changes)
+    problems = inspect(data, data / "inspect", images=0)
+    assert [p.warning for p in problems if said in str(p) and p.key == key] == [kind == 0]
+
+
+def test_twins_across_splits_are_a_warning(data):
+    """Another sampling of the same ball, in another split."""
+    ball = trimesh.creation.icosphere(4, 0.95)
+    splits = json.loads((data / "splits.json").read_text())
+    for k, name in enumerate(("raw_model", "normalized_model")):
+        rng = np.random.default_rng(k)
+        points, face = trimesh.sample.sample_surface(ball, 4096, seed=rng)
+        surface = np.hstack([points, ball.face_normals[face]]).astype(np.float16)
+        shutil.copy(data / "samples" / "ball.npz", data / "samples" / f"{name}.npz")
+        rewrite(data / "samples" / f"{name}.npz", surface=surface)
+        splits[("train", "test")[k]].append(name)
+    splits["train"] = [i for i in splits["train"] if not i.startswith("ball")]
+    (data / "splits.json").write_text(json.dumps(splits))
+    text = warnings(data)
+    assert "normalized_model is the same or nearly the same shape as raw_model of train" in text
+    assert text.count("nearly the same shape") == 1
