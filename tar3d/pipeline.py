@@ -28,7 +28,7 @@ from tar3d.layouts import layout_class
 from tar3d.mesh.extract import EmptyFieldError, drop_small_components, extract
 from tar3d.placement import Placement, timed
 from tar3d.prepared_conditions import PreparedConditions, prepare_conditions
-from tar3d.runtime import COMPUTE_DTYPES, describe_machine
+from tar3d.runtime import compute_dtype, describe_machine
 from tar3d.tokenizer.field import OccupancyField
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ class Pipeline:
             return Engine(self.model.gpt, self.decoding)
 
     def _autocast(self) -> torch.autocast:
-        dtype = COMPUTE_DTYPES[self.precision]
+        dtype = compute_dtype(self.precision)
         return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
 
     @classmethod
