@@ -40,6 +40,19 @@ def test_a_model_is_loaded_whatever_attention_backends_it_was_trained_with(tmp_p
     assert isinstance(pipeline.model, ConditionalGPT)
 
 
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("16-mixed", torch.float16), ("bf16-mixed", torch.bfloat16)]
+)
+def test_a_pipeline_samples_in_the_precision_that_it_is_given(precision, dtype):
+    pipeline = Pipeline.load(TINY, "uncond", precision=precision)
+    assert pipeline.engine.dtype == dtype and pipeline.engine._head.dtype == dtype
+    (shape,) = pipeline.generate({}, seeds=[0], resolution=16)
+    assert pipeline.record(shape, 0, pipeline.sampling([]), 16)["precision"] == precision
+    (exact,) = Pipeline.load(TINY, "uncond").generate({}, seeds=[0], resolution=16)
+    assert (shape.tokens == exact.tokens)[:20].float().mean() > 0.5
+    assert not torch.equal(shape.tokens, exact.tokens)
+
+
 def test_low_vram_keeps_on_the_device_what_works_and_nothing_else(monkeypatch):
     """Two batches: the same tokens as without, each part moved there and back around its work, a
     new engine each time."""

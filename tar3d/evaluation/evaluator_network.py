@@ -57,6 +57,16 @@ class EvaluatorConfig:
 
     def __post_init__(self) -> None:
         check_seed("seed", self.seed)
+        if not (0 < self.learning_rate < math.inf and 0 <= self.weight_decay < math.inf):
+            raise ValueError(
+                "learning_rate of the evaluator must be positive and weight_decay at least 0, both "
+                f"finite, got {self.learning_rate} and {self.weight_decay}"
+            )
+        if not 0 <= self.warmup <= self.steps:
+            raise ValueError(
+                f"warmup of the evaluator must be from 0 to its {self.steps} steps, got "
+                f"{self.warmup}"
+            )
         low = [
             name
             for name in ("width", "pooled", "embedding", "points", "batch_size", "steps")

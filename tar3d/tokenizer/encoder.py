@@ -91,7 +91,8 @@ class PlanePoolEncoder(SurfaceEncoder):
     """Pools features of single points onto the planes.
 
     Points are pooled on a fine grid of each plane, which convolutions reduce to R x R tokens;
-    transformer blocks mix the planes.
+    transformer blocks mix the planes. Their padding is one-sided: along each axis the convolutions
+    of a token see three fine cells before its own four, and none after them.
     """
 
     adamw_parameters = ("positions",)
