@@ -8,28 +8,32 @@ morphs and animations are not read. A further file format is a function and one 
 
 from __future__ import annotations
 
-import logging
-import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import trimesh
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from tar3d.contracts import CUBE_FILL, Mesh
 from tar3d.mesh.gltf import read_gltf
+from tar3d.mesh.obj import read_obj
+from tar3d.mesh.off import read_off
+from tar3d.mesh.ply import read_ply
+from tar3d.mesh.stl import read_stl
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    Triangles = tuple[np.ndarray, np.ndarray]  # vertices (V, 3) and faces (F, 3)
+    Reader = Callable[[bytes], Triangles]
 
 MAX_FILE_BYTES = 1 << 30  # text parsers need up to ten times the file in memory
 MAX_VERTICES = 20_000_000
 MAX_FACES = 10_000_000  # labelling takes about 1 kB of memory a face
 MIN_FACES = 4  # a tetrahedron; fewer enclose nothing
 FACES_AT_ONCE = 1 << 20  # bounds the memory of a step over the faces of a mesh to about 200 MB
-_PLY_HEADER_BYTES = 1 << 16
 
 
 class MeshError(ValueError):
@@ -173,71 +177,28 @@ def _unique_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return first, inverse
 
 
-def _read_plain(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices and faces of an OBJ, PLY, STL or OFF file.
-
-    Side files (materials, textures) are never opened.
-    """
-    suffix = path.suffix.lower()
-    with path.open("rb") as file:
-        head = file.read(_PLY_HEADER_BYTES)
-        if head.startswith(b"version https://git-lfs"):
-            raise ValueError(
-                "it is a Git LFS pointer, not the mesh itself; fetch it with git lfs pull"
-            )
-        if suffix == ".ply":
-            _check_ply_header(head, path.stat().st_size)
-        file.seek(0)
-        logger = logging.getLogger("trimesh")
-        # it reports on normals and materials, which are not read
-        was_disabled, logger.disabled = logger.disabled, True
-        try:
-            scene = trimesh.load_scene(
-                file, file_type=suffix[1:], process=False, skip_materials=True
-            )
-        # a parser given arbitrary bytes may fail in any way, and all of them are the file's fault
-        except Exception as e:
-            raise ValueError(f"it cannot be read as {suffix} ({type(e).__name__}: {e})") from e
-        finally:
-            logger.disabled = was_disabled
-    vertices, faces, start = [np.empty((0, 3))], [np.empty((0, 3), dtype=np.int64)], 0
-    for part in scene.geometry.values():
-        if isinstance(part, trimesh.Trimesh):
-            vertices.append(part.vertices)
-            faces.append(part.faces + start)
-            start += len(part.vertices)
-    return np.concatenate(vertices), np.concatenate(faces)
+def _plain(read: Reader, path: Path) -> Triangles:
+    """The content of a file that is read on its own: side files (materials) are never opened."""
+    content = path.read_bytes()
+    if content.startswith(b"version https://git-lfs"):
+        raise ValueError("it is a Git LFS pointer, not the mesh itself; fetch it with git lfs pull")
+    return read(content)
 
 
-def _read_gltf(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _read_gltf(path: Path) -> Triangles:
     return read_gltf(path, MAX_VERTICES, MAX_FACES)
 
 
 # Functions from a file to vertices (V, 3) and faces (F, 3); they raise ValueError or OSError.
-READERS: dict[str, Callable[[Path], tuple[np.ndarray, np.ndarray]]] = {
+READERS: dict[str, Callable[[Path], Triangles]] = {
     ".glb": _read_gltf,
     ".gltf": _read_gltf,
-    ".obj": _read_plain,
-    ".ply": _read_plain,
-    ".stl": _read_plain,
-    ".off": _read_plain,
+    ".obj": partial(_plain, read_obj),
+    ".ply": partial(_plain, read_ply),
+    ".stl": partial(_plain, read_stl),
+    ".off": partial(_plain, read_off),
 }
 SUPPORTED = tuple(READERS)
-
-
-def _check_ply_header(head: bytes, size: int) -> None:
-    """Refuses a header whose counts, which decide how much is allocated, do not fit the file.
-
-    An element takes a byte or more.
-    """
-    header, end, _ = head.partition(b"end_header")
-    if not end:
-        raise ValueError(f"its PLY header does not end within {_PLY_HEADER_BYTES:,} bytes")
-    declared = sum(int(count) for count in re.findall(rb"element\s+\S+\s+(\d+)", header))
-    if declared > size:
-        raise ValueError(
-            f"its PLY header declares {declared:,} elements, but the file has {size:,} bytes"
-        )
 
 
 def check_file(path: Path, suffixes: tuple[str, ...]) -> None:

@@ -14,35 +14,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tar3d.mesh.load import MAX_FILE_BYTES
+from tar3d.mesh.ply import HEADER_BYTES, read_elements, read_header
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import BinaryIO
 
+    from tar3d.mesh.ply import Element
+
 Parts = tuple[np.ndarray, np.ndarray | None, np.ndarray | None]  # points, normals, to_source
-# name, count, and name and type of each property, None for a list
-Elements = list[tuple[str, int, list[tuple[str, str | None]]]]
 _KEYS = ("surface", "transform", "points", "normals")  # arrays of an .npz that are read
-_PLY_HEADER_BYTES = 1 << 16
-_PLY_TYPES = {
-    "char": "i1",
-    "uchar": "u1",
-    "short": "i2",
-    "ushort": "u2",
-    "int": "i4",
-    "uint": "u4",
-    "float": "f4",
-    "double": "f8",
-    "int8": "i1",
-    "uint8": "u1",
-    "int16": "i2",
-    "uint16": "u2",
-    "int32": "i4",
-    "uint32": "u4",
-    "float32": "f4",
-    "float64": "f8",
-}
-_PLY_ORDERS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
+# names of a normal in a .ply, the second those of PCL and ROS
+_NORMALS = (("nx", "ny", "nz"), ("normal_x", "normal_y", "normal_z"))
+# what the vertices of 3D Gaussian splatting have, as trained and as PlayCanvas packs them
+_SPLATS = ({"opacity", "scale_0", "rot_0"}, {"packed_position", "packed_rotation"})
+_DECIMAL_COMMA = re.compile(r"[-+]?\d*,\d+(?:[eE][-+]?\d+)?")
+_NUMBER = re.compile(r"[-+]?\d*,?\d+(?:[eE][-+]?\d+)?")
+_WIDTHS = (3, 6)  # numbers in a row of text
+_LINES_CHECKED = 1000  # for decimal commas
+_MAX_COLOUR_ERROR = 0.1  # by which a median length may differ from 1 without a negative number
 
 
 def _columns(rows: np.ndarray, name: str) -> Parts:
@@ -63,32 +53,49 @@ def _columns(rows: np.ndarray, name: str) -> Parts:
             f"columns 4 to 6 of {name} should be unit normals, but have a typical length of "
             f"{typical:.3g}: if they are colours, leave them out"
         )
+    error = float(np.median(np.abs(length - 1))) if len(rows) else 0.0
+    if name != "surface" and error > _MAX_COLOUR_ERROR and (rows[:, 3:] >= 0).all():
+        raise ValueError(
+            f"columns 4 to 6 of {name} are no unit normals, nor is one of them below 0: if they "
+            "are colours, leave them out"
+        )
     return rows[:, :3], rows[:, 3:], None
 
 
 def _read_text(content: bytes) -> Parts:
     try:
-        lines = content.decode("utf-8-sig").translate(str.maketrans(",;", "  ")).splitlines()
+        lines = content.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as e:
         raise ValueError(f"it is not text (byte {e.start:,})") from e
-    return _columns(_table(lines, 1, (3, 6)), "its rows")
+    _refuse_decimal_commas(lines)
+    separators = str.maketrans(",;", "  ")
+    return _columns(_table([line.translate(separators) for line in lines]), "its rows")
 
 
-def _table(lines: list[str], number: int, widths: tuple[int, ...]) -> np.ndarray:
-    """Lines of numbers -> (N, W) float64, where W is one of `widths`.
+def _refuse_decimal_commas(lines: list[str]) -> None:
+    """Refuses 1,5 2,5 3,5, which would be six columns; looks at the first lines only."""
+    for n, line in enumerate(lines[:_LINES_CHECKED], start=1):
+        fields = _fields(line.replace(";", " "))
+        comma = next((field for field in fields if _DECIMAL_COMMA.fullmatch(field)), None)
+        if comma and len(fields) in (3, 6) and all(_NUMBER.fullmatch(field) for field in fields):
+            raise ValueError(
+                f"line {n} holds {comma[:40]!r}: a decimal comma must be a point, as in "
+                f"{comma.replace(',', '.')[:40]}"
+            )
 
-    `number` is the number of the first line, for errors.
-    """
+
+def _table(lines: list[str]) -> np.ndarray:
+    """Lines of numbers -> (N, 3) or (N, 6) float64."""
     try:
         if any(_fields(line) for line in lines):
             rows = np.loadtxt(lines, comments=("#", "//"), ndmin=2)
-            if rows.shape[1] in widths:
+            if rows.shape[1] in _WIDTHS:
                 return rows
         problem = ValueError("it holds no points")
     except ValueError as e:
         problem = e
     first = None
-    for n, line in enumerate(lines, start=number):  # a second, slow pass names the line
+    for n, line in enumerate(lines, start=1):  # a second, slow pass names the line
         fields = _fields(line)
         for field in fields:
             try:
@@ -96,13 +103,11 @@ def _table(lines: list[str], number: int, widths: tuple[int, ...]) -> np.ndarray
             except ValueError:
                 raise ValueError(f"line {n} holds {field[:40]!r}, which is no number") from None
         first = first or (len(fields) if fields else None)
-        if fields and (len(fields) not in widths or len(fields) != first):
-            allowed = " or ".join(map(str, widths))
-            if len(fields) in widths:
-                allowed = f"as many as before ({first})"
+        if fields and (len(fields) not in _WIDTHS or len(fields) != first):
+            allowed = f"as many as before ({first})" if len(fields) in _WIDTHS else "3 or 6"
             raise ValueError(
-                f"line {n} has {len(fields)} numbers, allowed are {allowed}"
-                + (": x y z, or x y z nx ny nz" if widths == (3, 6) else "")
+                f"line {n} has {len(fields)} numbers, allowed are {allowed}: x y z, or x y z nx "
+                "ny nz"
             )
     raise problem
 
@@ -164,93 +169,36 @@ def _from_numpy(content: bytes) -> np.ndarray | dict[str, Any]:
 
 
 def _read_ply(content: bytes) -> Parts:
-    order, elements, start = _ply_header(content[:_PLY_HEADER_BYTES])
-    if _has_faces(elements):
+    declared = read_header(content)[1]
+    if _has_faces(declared):
         raise ValueError("it has faces, so it is a mesh")
-    rows = {}
-    for name, count, properties in elements:
-        if count > len(content):
-            raise ValueError(
-                f"its PLY header declares {count:,} of {name}, but the file has {len(content):,} "
-                "bytes"
-            )
-        if name == "vertex" and any(dtype is None for _, dtype in properties):
-            raise ValueError(
-                "its vertices have properties that are lists, which no point cloud has"
-            )
-        if name == "vertex":
-            rows = _ply_rows(content, start, order, count, properties)
-            break
-        if any(dtype is None for _, dtype in properties):
-            raise ValueError(
-                f"its {name} come before the vertices and have lists, so that these are not found"
-            )
-        if order:
-            start += count * np.dtype([(p, f"{order}{dtype}") for p, dtype in properties]).itemsize
-        else:
-            start = len(content) - len(content[start:].split(b"\n", count)[-1])
-    missing = [axis for axis in "xyz" if axis not in rows]
+    properties = [p for element in declared if element.name == "vertex" for p in element.properties]
+    names = {p.name for p in properties}
+    if any(splat <= names for splat in _SPLATS):
+        raise ValueError(
+            "it holds Gaussian splats, whose centres are not points of the surface: extract a mesh "
+            "from them, or save the positions of opaque ones on the surface as .xyz"
+        )
+    missing = [axis for axis in "xyz" if axis not in names]
     if missing:
         raise ValueError(f"its PLY header declares no vertices with {', '.join(missing)}")
-    points = np.stack([rows[axis] for axis in "xyz"], axis=1)
-    if not all(f"n{axis}" in rows for axis in "xyz"):
-        return points, None, None
-    return points, np.stack([rows[f"n{axis}"] for axis in "xyz"], axis=1), None
-
-
-def _ply_rows(
-    content: bytes, start: int, order: str, count: int, properties: list[tuple[str, str | None]]
-) -> dict[str, np.ndarray]:
-    """The `count` rows that begin at byte `start`: a column (N,) float64 for each property."""
-    names = [name for name, _ in properties]
-    if order:
-        layout = np.dtype([(name, f"{order}{dtype}") for name, dtype in properties])
-        complete = (len(content) - start) // layout.itemsize
-        if count > complete:
-            raise ValueError(f"it ends after {complete:,} of {count:,} points")
-        rows = np.frombuffer(content, layout, count, start)
-        return {name: rows[name].astype(np.float64) for name in names}
-    lines = content[start:].decode("latin-1").splitlines()[:count]
-    if len(lines) < count:
-        raise ValueError(f"it ends after {len(lines):,} of {count:,} points")
-    number = content.count(b"\n", 0, start) + 1
-    table = _table(lines, number, (len(names),)) if count else np.empty((0, len(names)))
-    return {name: table[:, i] for i, name in enumerate(names)}
-
-
-def _ply_header(head: bytes) -> tuple[str, Elements, int]:
-    """The byte order ("" for ASCII), the elements, and the offset of the data."""
-    end = re.search(rb"\nend_header[ \t]*\r?\n", head)
-    if not head.startswith(b"ply") or not end:
-        raise ValueError(f"it has no complete PLY header within {_PLY_HEADER_BYTES:,} bytes")
-    order: str | None = None
-    elements: Elements = []
-    for line in head[: end.start()].decode("latin-1").splitlines()[1:]:
-        match line.split():
-            case ["format", form, "1.0"] if form in _PLY_ORDERS:
-                order = _PLY_ORDERS[form]
-            case ["element", name, count] if count.isdecimal():
-                elements.append((name, int(count), []))
-            case ["property", "list", _, _, name] if elements:
-                elements[-1][2].append((name, None))
-            case ["property", dtype, name] if elements and dtype in _PLY_TYPES:
-                elements[-1][2].append((name, _PLY_TYPES[dtype]))
-            case [] | ["comment", *_] | ["obj_info", *_]:
-                pass
-            case _:
-                raise ValueError(f"its PLY header holds {line[:60]!r}, which is not understood")
-    if order is None:
-        raise ValueError("its PLY header names no format")
-    return order, elements, end.end()
+    if any(p.length for p in properties):
+        raise ValueError("its vertices have properties that are lists, which no point cloud has")
+    vertex = next(element for element in read_elements(content) if element.name == "vertex")
+    points = np.stack([vertex.columns[axis] for axis in "xyz"], axis=1)
+    for normal in _NORMALS:
+        if names.issuperset(normal):
+            return points, np.stack([vertex.columns[name] for name in normal], axis=1), None
+    return points, None, None
 
 
 def is_point_ply(file: BinaryIO) -> bool:
     """True for an open .ply without faces; ValueError for a broken header."""
-    return not _has_faces(_ply_header(file.read(_PLY_HEADER_BYTES))[1])
+    return not _has_faces(read_header(file.read(HEADER_BYTES))[1])
 
 
-def _has_faces(elements: Elements) -> bool:
-    return any(name in ("face", "tristrips") and count > 0 for name, count, _ in elements)
+def _has_faces(elements: list[Element]) -> bool:
+    return any(e.name in ("face", "tristrips") and e.count > 0 for e in elements)
 
 
 READERS: dict[str, Callable[[bytes], Parts]] = {

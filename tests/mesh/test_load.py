@@ -194,7 +194,7 @@ def test_a_ply_header_cannot_ask_for_more_than_the_file_holds(layout, tmp_path):
         "property float y\nproperty float z\n"
         "element face 1\nproperty list uchar int vertex_indices\nend_header\n0 0 0\n"
     )
-    with pytest.raises(MeshError, match="declares 2,000,000,001 elements, but the file has"):
+    with pytest.raises(MeshError, match="declares 2,000,000,000 of vertex, but the file has"):
         load_mesh(path)
 
 

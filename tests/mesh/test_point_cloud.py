@@ -272,6 +272,19 @@ def table(count: int = 200) -> list[str]:
             [f"{row} 200 100 50" for row in table()],
             "typical length of 229: if they are colours, leave them out",
         ),
+        (
+            [f"{row} {row}" for row in table()],
+            "columns 4 to 6 of its rows are no unit normals, nor is one of them below 0: if they "
+            "are colours",
+        ),
+        (
+            ["# x y z", *(row.replace(".", ",") for row in table())],
+            r"line 2 holds '0,\d+': a decimal comma must be a point, as in 0\.",
+        ),
+        (
+            ["0,5;1;-2,25e1", *(row.replace(".", ",") for row in table())],
+            "line 1 holds '0,5': a decimal comma",
+        ),
     ],
 )
 def test_refusals_of_text(tmp_path, lines, reason):
@@ -327,16 +340,16 @@ def test_refusals_of_arrays(tmp_path, arrays, reason):
     [
         (
             ply(np.random.rand(200, 3)).replace(b"property double z\n", b""),
-            "line 8 has 3 numbers, allowed are 2",
+            "declares no vertices with z",
         ),
         (ply(np.random.rand(200, 2)), "declares no vertices with z"),
         (
             ply(np.random.rand(200, 3), LITTLE).replace(b"vertex 200", b"vertex 201"),
-            "it ends after 200 of 201 points",
+            "declares 201 of vertex, but the file has",
         ),
         (
             ply(np.random.rand(200, 3)).replace(b"vertex 200", b"vertex 201"),
-            "it ends after 200 of 201 points",
+            "it ends after 200 of 201 of vertex",
         ),
         (
             ply(np.random.rand(200, 3)).replace(b"vertex 200", b"vertex 99999999"),
@@ -351,12 +364,47 @@ def test_refusals_of_arrays(tmp_path, arrays, reason):
             "properties that are lists",
         ),
         (ply(np.random.rand(200, 3)).replace(b"format ascii 1.0\n", b""), "names no format"),
-        (ply(np.random.rand(200, 3))[:60], "no complete PLY header"),
+        (ply(np.random.rand(200, 3))[:60], "PLY header does not end"),
     ],
 )
 def test_refusals_of_ply(tmp_path, content, reason):
     (tmp_path / "a.ply").write_bytes(content)
     with pytest.raises(MeshError, match=reason):
+        load_points(tmp_path / "a.ply")
+
+
+def test_normals_of_pcl_and_ros_are_read(surface, tmp_path):
+    content = ply(surface, LITTLE)
+    for axis in b"xyz":
+        content = content.replace(b"double n%c" % axis, b"double normal_%c" % axis)
+    (tmp_path / "a.ply").write_bytes(content)
+    cloud = load_points(tmp_path / "a.ply")
+    assert not cloud.estimated and np.allclose(cloud.normals, surface[:, 3:], atol=1e-5)
+
+
+def test_colours_of_a_ply_are_no_normals(surface, tmp_path):
+    content = ply(surface, LITTLE)
+    for axis, colour in zip(b"xyz", (b"red", b"green", b"blue"), strict=True):
+        content = content.replace(b"double n%c" % axis, b"double " + colour)
+    (tmp_path / "a.ply").write_bytes(content)
+    assert load_points(tmp_path / "a.ply").estimated
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["x", "y", "z", "nx", "ny", "nz", "f_dc_0", "opacity", "scale_0", "rot_0"],
+        ["packed_position", "packed_rotation", "packed_scale", "packed_color"],
+    ],
+)
+def test_gaussian_splats_are_named(tmp_path, names):
+    header = "".join(f"property float {name}\n" for name in names)
+    rows = np.random.default_rng(0).random((200, len(names))).astype("<f4").tobytes()
+    (tmp_path / "a.ply").write_bytes(
+        f"ply\nformat {LITTLE} 1.0\nelement vertex 200\n{header}end_header\n".encode() + rows
+    )
+    assert is_cloud(tmp_path / "a.ply")
+    with pytest.raises(MeshError, match="it holds Gaussian splats, .* extract a mesh"):
         load_points(tmp_path / "a.ply")
 
 
@@ -413,7 +461,7 @@ def test_files_that_are_no_clouds(tmp_path):
         ("points_bin.ply", "it has 5 different points"),
         ("points_emptyface.ply", None),
         ("points_cloudcompare.xyz", "line 1 has 7 numbers"),
-        ("ply_empty_header.ply", "no complete PLY header|declares no vertices"),
+        ("ply_empty_header.ply", "PLY header does not end|declares no vertices"),
     ],
 )
 def test_broken_files(name, reason):
