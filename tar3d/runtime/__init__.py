@@ -21,7 +21,7 @@ from tar3d.runtime.machine import (
     peak_resident_bytes,
 )
 from tar3d.runtime.model_arguments import add_machine_arguments, add_model_argument, model_source
-from tar3d.runtime.progress import extraction_bar, progress_bar
+from tar3d.runtime.progress import extraction_bar, print_line, progress_bar
 
 __all__ = [
     "PRECISIONS",
@@ -42,6 +42,7 @@ __all__ = [
     "peak_resident_bytes",
     "positive_int",
     "prepare_blocks",
+    "print_line",
     "progress_bar",
     "repeated_blocks",
     "resolve_precision",
