@@ -9,8 +9,9 @@
 Each shape gives OUT/<name>.glb (closed, Y up), <name>.png (the condition beside the result),
 <name>.json (all settings, times) and, with the flags below, <name>.gif (the shape turning) and
 tokens/<name>.tokens.npz, from which infer_vqvae.py makes the mesh again, for instance with finer
-cells. The same seed gives the same mesh whatever else is generated with it. An image that cannot be
-used is listed with the reason, the rest goes on, and the exit status is 1.
+cells. The same seed gives the same mesh whatever else is generated with it, one after the other or
+together (--batch-size; on a CPU the tokens were equal for every N that was tried, 1 to 8). An image
+or text that cannot be used is listed with the reason, the rest goes on, and the exit status is 1.
 """  # noqa: E501 (a command stands on one line)
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ from tar3d.runtime import (
     model_source,
     peak_memory,
     positive_int,
+    print_line,
     progress_bar,
     resolve_precision,
 )
@@ -111,8 +113,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         type=positive_int,
         default=1,
         metavar="N",
-        help="samples the tokens of N shapes together: more shapes a second. Arithmetic rounds "
-        "differently with another N, so a seed repeats exactly with the same N (default: 1)",
+        help="samples the tokens of N shapes together: more shapes a second (default: 1)",
     )
     machine.add_argument(
         "--decoding",
@@ -203,6 +204,8 @@ def contradiction(args: argparse.Namespace) -> str | None:
         return f"--faces {args.faces}: a closed mesh has {LEAST_FACES} or more"
     if args.size is not None and not 0 < args.size < float("inf"):
         return f"--size {args.size:g}: the longest side must be positive"
+    if args.prompt and not any(text.strip() for text in args.prompt):
+        return '--prompt is empty: write what to generate, as in --prompt "a chair with arms"'
     if args.gpt_type == "t23d" and not args.prompt:
         return "--gpt-type t23d needs --prompt: one or more texts, or files with a text a line"
     return None
@@ -237,12 +240,20 @@ def main(argv: list[str] | None = None) -> int:
         f"models loaded in {time.perf_counter() - start:.1f} s on {device}; {len(jobs)} "
         f"shape{'s' * (len(jobs) > 1)} to make, {sampling}"
     )
+    if args.num_samples > 1 and (sampling.temperature == 0 or sampling.top_k == 1):
+        print(
+            f"the {args.num_samples} samples of a condition will be identical: with --temperature "
+            "0 or --top-k 1 the likeliest token is taken, whatever the seed",
+            file=sys.stderr,
+        )
     failed = 0
-    for first in range(0, len(jobs), args.batch_size):
-        batch = jobs[first : first + args.batch_size]
-        for name, problem in generate_files(pipeline, batch, sampling, args):
-            failed += 1
-            print(f"failed: {name}: {problem}", file=sys.stderr)
+    with progress_bar(total=len(jobs), unit="shape", disable=len(jobs) == 1) as bar:
+        for first in range(0, len(jobs), args.batch_size):
+            batch = jobs[first : first + args.batch_size]
+            for name, problem in generate_files(pipeline, batch, sampling, args):
+                failed += 1
+                print_line(f"failed: {name}: {problem}", sys.stderr)
+            bar.update(len(batch))
     print(
         f"{len(jobs) - failed} of {len(jobs)} shapes in {args.save_path}; "
         f"{time.perf_counter() - start:.1f} s in all, peak memory {peak_memory(device)}"
@@ -310,7 +321,8 @@ def read_prompts(texts: list[str]) -> list[str]:
     prompts: list[str] = []
     for text in texts:
         if not text.endswith(".txt"):
-            prompts.append(text)
+            # Under an ASCII locale Python has kept the bytes that it could not decode.
+            prompts.append(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
             continue
         try:
             content = Path(text).read_text(encoding="utf-8-sig")
@@ -324,8 +336,12 @@ def read_prompts(texts: list[str]) -> list[str]:
 
 
 def file_name(prompt: str) -> str:
-    """A name that any file system takes: the prompt's words, in any script, joined by _."""
-    name = "_".join(re.findall(r"\w+", prompt)).encode()[:MAX_NAME_BYTES]
+    """A name that any file system takes: the prompt's words, in any script, joined by _.
+
+    Under a locale whose file names lack a character, as ASCII does, it is left out.
+    """
+    known = prompt.encode(sys.getfilesystemencoding(), "ignore").decode(sys.getfilesystemencoding())
+    name = "_".join(re.findall(r"\w+", known)).encode()[:MAX_NAME_BYTES]
     return name.decode(errors="ignore").strip("_") or "prompt"
 
 
@@ -356,7 +372,7 @@ def generate_files(
             failed.append((job.name, str(e)))
             continue
         if condition.warning:
-            print(f"{job.name}: {condition.warning}", file=sys.stderr)
+            print_line(f"{job.name}: {condition.warning}", sys.stderr)
         ready.append(job)
         conditions.rows.append(condition)
     if not ready:
@@ -449,7 +465,7 @@ def write_record(
 def print_shape(job: Job, mesh: Mesh, shape: GeneratedShape, notes: list[str]) -> None:
     times = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in shape.seconds.items())
     size = f"{len(shape.tokens)} tokens, {len(mesh.faces):,} faces, seed {job.seed}"
-    print("; ".join([f"{job.target}: {size}", times, *notes]))
+    print_line("; ".join([f"{job.target}: {size}", times, *notes]))
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def read_shapes(pipeline: Pipeline, data: Path, modality: str, count: int) -> Va
     if modality == "text":
         known = captions_of(data)
         captions = [known[i][0] for i in ids]
-        inputs = pipeline.prepare(captions).inputs
+        inputs = pipeline.prepare(captions, any_text=True).inputs
     else:
         views = Views(data)
         inputs = pipeline.prepare([views.load(views.names(i)[0]) for i in ids]).inputs

@@ -250,15 +250,17 @@ class Pipeline:
         *,
         preview_size: int | None = None,
         warn: bool = True,
+        any_text: bool = False,
     ) -> PreparedConditions:
         """Images, texts, or None for unconditional shapes, one a row, as the encoders take them.
 
         What the model cannot make use of, such as words that it does not know, is a UserWarning
         unless `warn` is False; the rows hold it in any case. Raises ValueError for conditions that
-        cannot be used (an image without an object: ImageError), and for a modality that this model
-        was not trained on.
+        cannot be used (an image without an object: ImageError; unless `any_text`, a text that is
+        empty or says nothing that the model knows), and for a modality that this model was not
+        trained on.
         """
-        prepared = prepare_conditions(self.model, conditions, preview_size)
+        prepared = prepare_conditions(self.model, conditions, preview_size, any_text=any_text)
         for row in prepared.rows:
             if warn and row.warning:
                 warnings.warn(row.warning, stacklevel=2)

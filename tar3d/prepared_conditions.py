@@ -5,6 +5,7 @@ The one way in for conditions: `Pipeline.prepare` of every script and of Python 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -56,9 +57,12 @@ def prepare_conditions(
     model: ConditionalGPT,
     conditions: Sequence[Image.Image | str | None],
     preview_size: int | None = None,
+    *,
+    any_text: bool = False,
 ) -> PreparedConditions:
     """Images, texts, or None for unconditional rows; without `preview_size` there are no previews.
 
+    With `any_text` a text may say nothing that the model knows, as captions of a test set may.
     Raises ValueError for a mixture, for what cannot be used (an image without an object:
     ImageError), and for a modality that the model was not trained on.
     """
@@ -68,7 +72,24 @@ def prepare_conditions(
             "conditions are a list of images (PIL.Image), a list of texts or a list of None, with "
             f"one a row; got {conditions!r}"
         )
+    if not any_text:
+        for text in conditions:
+            if isinstance(text, str):
+                _refuse_unknown(model, text)
     return PreparedConditions([_prepare(model, one, preview_size) for one in conditions])
+
+
+def _refuse_unknown(model: ConditionalGPT, text: str) -> None:
+    """Raises ValueError for a text that says nothing that the model knows."""
+    nouns = model.config.nouns
+    makes = f": this model makes {', '.join(nouns)}" if nouns else ""
+    if not text.strip():
+        raise ValueError(f"the text is empty, say what to generate{makes}")
+    if not model.prepare_text(text).is_known:
+        hint = makes or ": use words of the captions that it was trained on"
+        raise ValueError(f"the model knows no word of {text!r}{hint}")
+    if nouns and not set(re.findall(r"\w+", text.lower())) & set(nouns):
+        raise ValueError(f"{text!r} names nothing that the model knows{makes}")
 
 
 def _modality(condition: object) -> str:

@@ -246,7 +246,7 @@ def generate(models: Path, gpt_type: str, out: Path, *flags: str) -> int:
 
 def test_prompts_become_meshes_pictures_and_records(models, tmp_path, capsys):
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("a box of a kind\n\n  ein Stuhl 🪑  \n", encoding="utf-8")
+    prompts.write_text("a box of a kind\n\n  ein ball 🪑  \n", encoding="utf-8")
     assert (
         generate(
             models,
@@ -256,23 +256,36 @@ def test_prompts_become_meshes_pictures_and_records(models, tmp_path, capsys):
             "a ball of a kind",
             str(prompts),
             "",
+            "ein Stuhl",
             "a ball of a kind",
         )
-        == 0
+        == 1
     )
-    names = ["a_ball_of_a_kind", "a_box_of_a_kind", "ein_Stuhl", "prompt", "a_ball_of_a_kind_2"]
+    names = ["a_ball_of_a_kind", "a_box_of_a_kind", "ein_ball", "a_ball_of_a_kind_2"]
     assert sorted(p.stem for p in (tmp_path / "out").glob("*.glb")) == sorted(names)
     assert {p.suffix for p in (tmp_path / "out").iterdir()} == {".glb", ".png", ".json"}
-    record = json.loads((tmp_path / "out" / "ein_Stuhl.json").read_text(encoding="utf-8"))
+    record = json.loads((tmp_path / "out" / "ein_ball.json").read_text(encoding="utf-8"))
     assert (
-        record["prompt"] == "ein Stuhl 🪑"
-        and "does not know are passed over: ein, Stuhl, 🪑" in record["note"]
+        record["prompt"] == "ein ball 🪑"
+        and "does not know are passed over: ein, 🪑" in record["note"]
     )
     output = capsys.readouterr()
     assert (
-        "5 of 5 shapes" in output.out
-        and "ein_Stuhl: words that this model does not know" in output.err
+        "4 of 6 shapes" in output.out
+        and "ein_ball: words that this model does not know" in output.err
     )
+    assert "failed: prompt: the text is empty, say what to generate" in output.err
+    assert "failed: ein_Stuhl: the model knows no word of 'ein Stuhl': use words of" in output.err
+
+
+def test_samples_that_will_be_identical_are_told_and_all_are_counted(models, tmp_path, capsys):
+    flags = ["--num-samples", "2", "--temperature", "0", "--no-preview", "--gpt-type", "uncond"]
+    assert generate(models, "uncond", tmp_path, *flags) == 0
+    error = capsys.readouterr().err
+    assert "the 2 samples of a condition will be identical" in error
+    assert "2/2 [" in error and "\r" not in error
+    one, other = (path.read_bytes() for path in sorted(tmp_path.glob("*.glb")))
+    assert one == other
 
 
 def test_a_text_and_its_seed_decide_the_tokens_whatever_else_is_made(models, tmp_path, monkeypatch):
@@ -351,6 +364,7 @@ def test_one_model_serves_for_picture_text_and_nothing(models, tmp_path):
         ),
         ("t23d", ["--prompt", "EMPTY.txt"], 2, "holds no text: write one prompt a line"),
         ("any", ["--gpt-type", "t23d"], "exit", "--gpt-type t23d needs --prompt"),
+        ("any", ["--prompt", " ", ""], "exit", "--prompt is empty: write what to generate"),
         (
             "any",
             ["--gpt-type", "i23d", "--prompt", "a"],

@@ -1,5 +1,6 @@
 """What a pipeline does with a model that was made elsewhere."""
 
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -119,7 +120,7 @@ def test_conditions_are_images_or_texts_as_the_encoders_take_them():
     ids = pipeline.prepare(["a chair", "a round table with four legs"]).inputs["text"]
     assert len(ids) == 2 and (ids[0] != ids[1]).any()
     with pytest.warns(UserWarning, match="does not know.*zeppelin"):
-        pipeline.prepare(["a zeppelin"])
+        pipeline.prepare(["a chair in a zeppelin"])
     for refused in (
         "a chair",
         [],
@@ -141,9 +142,27 @@ def test_what_was_prepared_can_be_seen_and_recorded(recwarn):
     (row,) = pipeline.prepare([image], preview_size=48).rows
     assert list(row.previews) == ["input", "seen by the encoder"] and row.warning is None
     assert all(p.shape == (48, 48, 3) and p.dtype == np.uint8 for p in row.previews.values())
-    (row,) = pipeline.prepare(["a zeppelin"], warn=False).rows
+    (row,) = pipeline.prepare(["a zeppelin"], warn=False, any_text=True).rows
     assert "zeppelin" in row.warning and not row.previews and not recwarn.list
     assert row.record == {"prompt": "a zeppelin", "note": row.warning}
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "the text is empty, say what to generate: this model makes bed, boat"),
+        ("  \n", "the text is empty"),
+        ("ein Stuhl", "the model knows no word of 'ein Stuhl': this model makes bed"),
+        ("!?", "the model knows no word of"),
+        ("a zeppelin", "'a zeppelin' names nothing that the model knows: this model makes bed"),
+        ("tall and round", "'tall and round' names nothing"),
+    ],
+)
+def test_texts_that_say_nothing_are_refused(text, message):
+    pipeline = Pipeline.load(TINY)
+    assert pipeline.prepare(["A Chair."]).inputs
+    with pytest.raises(ValueError, match=re.escape(message)):
+        pipeline.prepare(["a chair", text])
 
 
 def test_a_layout_that_no_mesher_reads_is_refused(monkeypatch):

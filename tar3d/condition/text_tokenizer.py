@@ -76,10 +76,14 @@ def load_text_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
 
 @dataclass(frozen=True)
 class PreparedText:
-    """Token ids (L,) int32 of one caption, padded with `PADDING`; `warning` is for the user."""
+    """Token ids (L,) int32 of one caption, padded with `PADDING`; `warning` is for the user.
+
+    `is_known` is False where the tokenizer knows no word of the caption.
+    """
 
     ids: np.ndarray
     warning: str | None
+    is_known: bool = True
 
 
 class TextTokenizer:
@@ -108,14 +112,15 @@ class TextTokenizer:
                 f"the tokenizer of this text encoder makes nothing of the caption {caption!r}: it "
                 "has no end mark; use one that does, such as T5's"
             )
-        problems = []
+        problems, is_known = [], True
         if self.tokenizer.is_fast:
-            unknown = [
-                caption[a:b]
+            words = [
+                (caption[a:b], i != self.tokenizer.unk_token_id)
                 for (a, b), i in zip(encoded["offset_mapping"], ids, strict=True)
-                if i == self.tokenizer.unk_token_id and b > a
+                if b > a
             ]
-            if unknown:
+            is_known = any(known for word, known in words if any(map(str.isalnum, word)))
+            if unknown := [word for word, known in words if not known]:
                 more = f" and {len(unknown) - MAX_NAMED} more" if len(unknown) > MAX_NAMED else ""
                 problems.append(
                     "words that this model does not know are passed over: "
@@ -128,7 +133,7 @@ class TextTokenizer:
             )
         padded = np.full(self.max_tokens, PADDING, dtype=np.int32)
         padded[: len(ids)] = ids
-        return PreparedText(padded, "; ".join(problems) or None)
+        return PreparedText(padded, "; ".join(problems) or None, is_known)
 
     @property
     def identity(self) -> str:

@@ -36,6 +36,9 @@ class GPTRunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: GPTTrainConfig = field(default_factory=GPTTrainConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    # Words for the things that the GPT makes, in lower case: a prompt with none of them is refused.
+    # Empty for a GPT that knows too many to list.
+    nouns: list[str] = field(default_factory=list)
     # Written by the training: the tokenizer whose tokens the GPT was trained on.
     tokenizer_fingerprint: str = ""
     # Written by the training: hashes of the weights of frozen encoders ("" for others).

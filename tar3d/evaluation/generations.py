@@ -220,7 +220,7 @@ def inputs_from_captions(pipeline: Pipeline, data: EvalData, ids: list[str]) -> 
     library = [(i, caption) for i in training_ids(data.train, "text") for caption in known[i]]
     chosen = nearest_captions(captions, [caption for _, caption in library])
     return GenerationInputs(
-        pipeline.prepare(captions).inputs,
+        pipeline.prepare(captions, any_text=True).inputs,
         [text_image(caption, GRID_SIZE) for caption in captions],
         {"caption": [library[k][0] for k in chosen]},
         captions,

@@ -27,7 +27,7 @@ from tar3d.runtime.model_arguments import (
     encoder_folders,
     model_source,
 )
-from tar3d.runtime.progress import extraction_bar, progress_bar
+from tar3d.runtime.progress import extraction_bar, print_line, progress_bar
 
 __all__ = [
     "PRECISIONS",
@@ -50,6 +50,7 @@ __all__ = [
     "peak_resident_bytes",
     "positive_int",
     "prepare_blocks",
+    "print_line",
     "progress_bar",
     "repeated_blocks",
     "resolve_precision",

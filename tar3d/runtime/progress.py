@@ -59,6 +59,11 @@ def progress_bar(iterable: Iterable | None = None, **settings: Any) -> tqdm:
     return (tqdm if sys.stderr.isatty() else ProgressLines)(iterable, **settings)
 
 
+def print_line(text: str, file: IO | None = None) -> None:
+    """Prints a line (to stdout by default) while bars are shown, which it does not break."""
+    (tqdm if sys.stderr.isatty() else ProgressLines).write(text, file=file or sys.stdout)
+
+
 @contextmanager
 def extraction_bar(name: str) -> Iterator[Callable[[int, int], None]]:
     """The `progress` callback of an extraction: a bar for each lattice, with rate and time left."""
