@@ -15,6 +15,7 @@ from run_files import exit_code
 import run
 from tar3d import checkpoint
 from tar3d.config import VQVAEConfig
+from tar3d.contracts import LogitsNotFinite
 from tar3d.pipeline import Pipeline
 
 
@@ -42,6 +43,38 @@ def pictures(tmp_path) -> Path:
         Image.fromarray(array).save(folder / name, lossless=True)
     (folder / "broken.png").write_bytes(b"no picture")
     return folder
+
+
+def test_shapes_whose_logits_are_not_finite_are_listed_and_the_others_are_written(
+    pictures, full_model, tmp_path, capsys, monkeypatch
+):
+    generate, calls = Pipeline.generate, []
+
+    def failing_once(self, *args, **options):
+        calls.append(1)
+        if len(calls) == 1:
+            raise LogitsNotFinite("the logits of the GPT are NaN")
+        return generate(self, *args, **options)
+
+    monkeypatch.setattr(Pipeline, "generate", failing_once)
+    out, picture = tmp_path / "out", str(pictures / "chair.png")
+    model = ["--model", str(full_model), "--resolution", "8", "--no-preview"]
+    flags = ["--input", picture, "--save-path", str(out), "--num-samples", "2", *model]
+    assert run.main(flags) == 1
+    output = capsys.readouterr()
+    assert "failed: chair.png: the logits of the GPT are NaN" in output.err
+    assert "1 of 2 shapes" in output.out and len(list(out.glob("*.glb"))) == 1
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--seed", "18446744073709551616"], ["--seed", "x"], ["--temperature", "1e-45"]],
+    ids=" ".join,
+)
+def test_numbers_that_cannot_be_meant_are_a_sentence(full_model, tmp_path, capsys, flags):
+    out = ["--save-path", str(tmp_path / "out"), "--model", str(full_model)]
+    assert exit_code(run.main, [*flags, *out]) == 2
+    assert flags[0].strip("-") in capsys.readouterr().err
 
 
 def test_a_bad_picture_is_listed_and_the_others_are_written(pictures, full_model, tmp_path, capsys):

@@ -115,8 +115,8 @@ def check_logit_sums(sums: Tensor, dtype: torch.dtype) -> None:
     wrong = [str(row) for row, is_finite in enumerate(finite) if not is_finite]
     where = f" for row {', '.join(wrong)}" if len(wrong) < len(finite) else ""
     advice = (
-        "float16 is too small for this model, use bf16-mixed or 32-true"
+        "float16 is too small for this model: use bf16-mixed or 32-true"
         if dtype == torch.float16
-        else "its weights or its conditions are, so copy the model again or take an earlier one"
+        else "because its weights or its conditions are: copy the model again or take another"
     )
-    raise LogitsNotFinite(f"the logits of the GPT are NaN or infinite{where}: {advice}")
+    raise LogitsNotFinite(f"the logits of the GPT are NaN or infinite{where}, {advice}")
