@@ -120,6 +120,8 @@ def main(argv: list[str] | None = None) -> int:
         fabric = start_processes(args, config.train)
         if note := configuration.size_note(config.gpt, args.gpt_model):
             fabric.print(note)
+        if note := config.optim.warmup_note(config.train.steps):
+            fabric.print(note)
         state = None if args.dry_run else prepare_folder(fabric, args.out, args.resume)
         with scratch_folder(fabric, args.dry_run) as scratch:
             with fabric.rank_zero_first():
@@ -159,7 +161,6 @@ def read_config(args: argparse.Namespace, vqvae: VQVAE) -> GPTRunConfig:
             raise ValueError("--global-batch-size and train.global_batch_size are one: give one")
         changes.insert(0, f"train.global_batch_size={args.global_batch_size}")
     config = configuration.load_gpt_run(path, args.gpt_model, vqvae.config, changes, args.gpt_type)
-    config.optim.check_warmup(config.train.steps)
     if args.overfit:
         config.gpt.condition_dropout = config.train.ema = 0.0
         config.train.token_noise = config.train.word_dropout = 0.0

@@ -86,8 +86,9 @@ def main(argv: list[str] | None = None) -> int:
         config = configuration.load(
             VQVAEConfig, args.base or shipped(DEFAULT_CONFIG), args.overrides
         )
-        config.optim.check_warmup(config.train.steps)
         fabric = start_processes(args, config.train)
+        if note := config.optim.warmup_note(config.train.steps):
+            fabric.print(note)
         if args.overfit:
             config.train.augment, config.train.ema = AugmentConfig(), 0.0
         state = None if args.dry_run else prepare_folder(fabric, args.out, args.resume)

@@ -117,6 +117,11 @@ def test_what_cannot_be_meant_is_refused_by_name(overrides, message):
         load(VQVAEConfig, None, overrides)
 
 
+def test_a_run_shorter_than_its_warm_up_is_told_so():
+    assert "never reaches the peak" in OptimConfig(warmup_steps=2).warmup_note(1)
+    assert OptimConfig(warmup_steps=2).warmup_note(2) == ""
+
+
 def test_unknown_key_in_a_file_names_the_file(tmp_path):
     (tmp_path / "mine.yaml").write_text("tokenizer: {gridsize: 8}\n")
     with pytest.raises(ValueError, match=r"mine\.yaml.*gridsize"):

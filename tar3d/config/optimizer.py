@@ -58,11 +58,12 @@ class OptimConfig:
             f"got a rate of {largest} and a decay of {self.weight_decay}",
         )
 
-    def check_warmup(self, steps: int) -> None:
-        """Raises ValueError where a run of `steps` ends before its rate has reached the peak."""
-        require(
-            self.warmup_steps <= steps,
-            f"optim.warmup_steps {self.warmup_steps} is more than the {steps} steps of this run, "
-            f"whose rate would never reach its peak: write optim.warmup_steps={steps // 10}, or "
-            "train longer",
+    def warmup_note(self, steps: int) -> str:
+        """A line where a run of `steps` ends before its rate has reached the peak; else ""."""
+        if self.warmup_steps <= steps:
+            return ""
+        return (
+            f"optim.warmup_steps {self.warmup_steps} is more than the {steps} steps of this run: "
+            f"its rate never reaches the peak (write optim.warmup_steps={steps // 10}, or train "
+            "longer)"
         )

@@ -39,6 +39,7 @@ def _keys(rule: str, section: str, names: str) -> dict[str, str]:
 # Configuration key of either training -> its rule. A new key needs a line here.
 ON_RESUME: dict[str, str] = {
     "conditions": IDENTIFIES,
+    "nouns": MAY_CHANGE,
     "tokenizer_fingerprint": IDENTIFIES,
     "image_encoder_weights": IDENTIFIES,
     "text_encoder_weights": IDENTIFIES,
