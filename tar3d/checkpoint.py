@@ -191,8 +191,8 @@ def read_config(source: str | Path, cls: type[T]) -> T:
     Raises ValueError for a model of another kind, and for a config that cannot be read.
     """
     path = find_model(source) / CONFIG
-    wanted, found = KINDS.get(cls), _kind_of(path)
-    if wanted and found and found != wanted:
+    wanted, found = KINDS.get(cls, KINDS[None]), _kind_of(path)
+    if found and found != wanted:
         raise ValueError(
             f"{path.parent} is the model directory of {found[1]}, but that of {wanted[1]} is needed"
         )

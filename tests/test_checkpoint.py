@@ -23,6 +23,7 @@ from tar3d.checkpoint import (
 from tar3d.condition.conditioner import build_encoder
 from tar3d.conditional_gpt import ConditionalGPT, load_gpt
 from tar3d.config import GPTRunConfig, TokenizerConfig, VQVAEConfig
+from tar3d.evaluation.evaluator import load_evaluator
 from tar3d.paths import shipped
 from tar3d.tokenizer.vqvae import VQVAE
 
@@ -259,6 +260,7 @@ def test_files_of_two_saves_and_missing_ones_are_noticed(tmp_path):
         (checkpoint.load_tokenizer, "gpt_any", "of a GPT .*, but that of a tokenizer .* is needed"),
         (load_gpt, "tokenizer", "of a tokenizer .*, but that of a GPT .* is needed"),
         (checkpoint.load_tokenizer, "evaluator", "of an evaluator, but that of a tokenizer"),
+        (load_evaluator, "tokenizer", "of a tokenizer .*, but that of an evaluator is needed"),
     ],
 )
 def test_a_model_of_another_kind_is_named(load, folder, message):

@@ -44,8 +44,8 @@ def init_from(vqvae: VQVAE, init: str | None, stage: str) -> bool:
                 "one with train.stage=both"
             )
         return False
-    checkpoint.load_weights(vqvae, init)
     has_codebook = checkpoint.read_config(init, VQVAEConfig).train.stage != "ae"
+    checkpoint.load_weights(vqvae, init)
     if stage == "decoder" and not has_codebook:
         raise ValueError(
             f"train.stage=decoder needs a model with a codebook, but {init} is an autoencoder "
