@@ -93,6 +93,11 @@ def test_a_console_without_the_character_shows_its_code(encoding):
 
 
 def test_progress_in_a_file_is_lines(monkeypatch, capsys):
+    with runtime.progress_bar(total=2, desc="GPT") as bar:
+        for _ in range(2):
+            bar.update()
+            bar.set_postfix_str("loss 1")
+    assert capsys.readouterr().err.count("\n") == 1, "a short run has one line, its last"
     monkeypatch.setattr(progress, "SECONDS_A_LINE", 0)
     for _ in runtime.progress_bar(range(3), unit="shape", desc="shapes"):
         pass
