@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -84,12 +85,14 @@ def main(argv: list[str] | None = None) -> int:
         print(e, file=sys.stderr)
         return 2
     try:
-        page.launch(
+        _, url, _ = page.launch(
             server_name=args.host,
             server_port=args.port,
             allowed_paths=[str(args.out)],
             share=False,
             show_error=True,  # of any kind, in the page
+            quiet=True,
+            prevent_thread_lock=True,
         )
     except OSError as e:
         print(
@@ -97,6 +100,8 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    print(f"open {url} in a browser; Ctrl-C ends the page")
+    threading.Event().wait()  # requests are answered by other threads
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,11 @@ def test_a_console_without_the_character_shows_its_code(encoding):
 
 
 def test_progress_in_a_file_is_lines(monkeypatch, capsys):
+    with runtime.progress_bar(total=2, desc="GPT") as bar:
+        for _ in range(2):
+            bar.update()
+            bar.set_postfix_str("loss 1")
+    assert capsys.readouterr().err.count("\n") == 1, "a short run has one line, its last"
     monkeypatch.setattr(progress, "SECONDS_A_LINE", 0)
     for _ in runtime.progress_bar(range(3), unit="shape", desc="shapes"):
         pass
@@ -106,6 +112,20 @@ def test_progress_in_a_file_is_lines(monkeypatch, capsys):
     lines = output.err.splitlines()
     assert lines[-1].startswith("GPT: 1/2") and "loss=1.5" in lines[-1]
     assert [line[:11] for line in lines if line.startswith("shapes: ")][-1] == "shapes: 3/3"
+
+
+def test_texts_are_read_and_written_as_utf_8():
+    """Whatever the console's encoding is."""
+    code = [
+        *ROOT.glob("*.py"),
+        *(ROOT / "tar3d").rglob("*.py"),
+        *(ROOT / "benchmarks").rglob("*.py"),
+    ]
+    for path in code:
+        for call in re.findall(
+            r"\.(?:read|write)_text\(.*?\)\n", path.read_text("utf-8"), re.DOTALL
+        ):
+            assert "utf-8" in call, f"{path}: {call}"
 
 
 def test_every_bar_is_made_in_one_place():

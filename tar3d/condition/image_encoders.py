@@ -178,7 +178,7 @@ def _pixel_statistics(source: str) -> tuple[tuple[float, ...], tuple[float, ...]
     )
     if path is None:
         return IMAGENET_MEAN, IMAGENET_STD
-    values: dict[str, Any] = json.loads(Path(path).read_text())
+    values: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
     if values.get("do_normalize") is False:
         return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     mean = tuple(values.get("image_mean", IMAGENET_MEAN))

@@ -247,7 +247,7 @@ def _serve(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # if the machine runs out of memory, a worker is ended before the run is
     with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="utf-8")
     # libigl would start a thread a core in each process
     os.environ.setdefault("IGL_NUM_THREADS", "1")
     if gigabytes is not None:
@@ -284,7 +284,7 @@ def _limit_memory(gigabytes: float) -> None:
     try:
         import resource
 
-        status = Path("/proc/self/status").read_text()
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
     except (ImportError, OSError):
         return  # not Linux
     used = (

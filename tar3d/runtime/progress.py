@@ -33,6 +33,9 @@ class ProgressLines(tqdm):
         self.fp.flush()
         return True
 
+    def set_postfix_str(self, s: str = "", refresh: bool = True) -> None:  # noqa: ARG002
+        super().set_postfix_str(s, refresh=False)  # the next line shows it
+
     def clear(self, *_: Any, **__: Any) -> None:
         """Erases nothing: lines stay."""
 

@@ -42,7 +42,7 @@ def unusable_gpu() -> str:
 
 def driver_version() -> int | None:
     """The major version of the NVIDIA kernel driver, None where it is not told."""
-    text = DRIVER_FILE.read_text() if DRIVER_FILE.is_file() else ""
+    text = DRIVER_FILE.read_text(encoding="utf-8") if DRIVER_FILE.is_file() else ""
     match = re.search(r"Kernel Module.*?\s(\d{3,})\.\d+", text)
     return int(match[1]) if match else None
 

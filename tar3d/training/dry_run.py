@@ -77,7 +77,7 @@ def dry_run(
         raise NotFinite(*e.details, None) from e
     if not fabric.is_global_zero:
         return
-    with (folder / "speed.csv").open(newline="") as f:
+    with (folder / "speed.csv").open(newline="", encoding="utf-8") as f:
         seconds = [1 / float(row["steps_per_second"]) for row in csv.DictReader(f)]
     state = sum(p.stat().st_size for p in (folder / STATES).glob("*.pt"))
     model = sum(p.stat().st_size for p in (folder / "model").rglob("*") if p.is_file())
