@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tar3d.config import DEFAULT_CLIP, GPT_TYPES, EvalProtocol
-from tar3d.data.defaults import default_library, default_test
+from tar3d.data.defaults import LIBRARY_NOTE, default_library, default_test
 from tar3d.data.formats.captions import read_captions
 from tar3d.data.formats.dataset_folder import read_categories
 from tar3d.evaluation.arguments import (
@@ -271,10 +271,13 @@ def find_pairs(
     (modality,) = GPT_TYPES[args.gpt_type]
     settings = GenerationSettings(args.shapes, args.resolution, args.batch, protocol.seed)
     generations = evaluate_model(pipeline, modality, data, args.out, settings)
+    if not args.train:
+        print(LIBRARY_NOTE, file=sys.stderr)
     about = {
         "model": args.model,
         "gpt_type": args.gpt_type,
         "test": str(data.test),
+        **({} if args.train else {"baselines": LIBRARY_NOTE}),
         "train": str(data.train),
         "resolution": args.resolution,
         "sampling": vars(pipeline.sampling([modality])),

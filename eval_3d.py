@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tar3d.config import ALIGNMENTS, ANY, GPT_TYPES
-from tar3d.data.defaults import default_library, default_test
+from tar3d.data.defaults import LIBRARY_NOTE, default_library, default_test
 from tar3d.data.formats.dataset_folder import read_categories
 from tar3d.evaluation.arguments import (
     MODEL_DEFAULTS,
@@ -184,6 +184,9 @@ def load_model(args: argparse.Namespace) -> tuple[Pipeline, EvalData, dict]:
     device, encoders = choose_device(args.device), encoder_folders(args)
     pipeline = Pipeline.load(args.model, args.gpt_type, encoders=encoders, device=device)
     data = EvalData(args.test or default_test(args.shapes), args.train or default_library())
+    baselines = {} if args.train else {"baselines": LIBRARY_NOTE}
+    for note in baselines.values():
+        print(note, file=sys.stderr)
     return (
         pipeline,
         data,
@@ -191,6 +194,7 @@ def load_model(args: argparse.Namespace) -> tuple[Pipeline, EvalData, dict]:
             "model": args.model,
             "test": str(data.test),
             "train": str(data.train),
+            **baselines,
             "resolution": args.resolution,
             "sampling": vars(pipeline.sampling(GPT_TYPES[args.gpt_type])),
         },
