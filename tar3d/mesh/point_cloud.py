@@ -11,9 +11,9 @@
 
 Missing normals are estimated, and normals that point inward as a whole are flipped; `notes` say so.
 Raises `MeshError`, one sentence with the file and the reason, for damaged files, rows that are no
-points, colours in place of normals, NaN or infinite coordinates, no extent, fewer than 100 different points, and anything above
-the limits of `tar3d.mesh.load`. A further file format is a function and one line in
-`point_files.READERS`.
+points, colours in place of normals, NaN or infinite coordinates, no extent, fewer than 100
+different points, and anything above the limits of `tar3d.mesh.load`.
+A further file format is a function and one line in `point_files.READERS`.
 """
 
 from __future__ import annotations
