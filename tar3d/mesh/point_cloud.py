@@ -1,9 +1,9 @@
 """Point cloud files -> `PointCloud`: checked, in the project's frame, with outward normals.
 
-    .ply            ASCII or binary, without faces (with faces it is a mesh): x y z, and nx ny nz if
-                    it has normals
-    .xyz .txt       a point a line: x y z, or x y z nx ny nz, separated by blanks or commas; "#" and
-                    "//" begin a comment
+    .ply            ASCII or binary, without faces (with faces it is a mesh): x y z, and nx ny nz
+                    (or normal_x normal_y normal_z) if it has normals; no Gaussian splats
+    .xyz .txt       a point a line: x y z, or x y z nx ny nz, separated by blanks or commas; a
+                    decimal comma is refused; "#" and "//" begin a comment
     .npz            points (N, 3) or (N, 6), and normals (N, 3) if it has them; or surface (N, 6)
                     and transform, as tar3d.data.make_samples writes them, which are in the
                     project's frame already
@@ -11,9 +11,9 @@
 
 Missing normals are estimated, and normals that point inward as a whole are flipped; `notes` say so.
 Raises `MeshError`, one sentence with the file and the reason, for damaged files, rows that are no
-points, NaN or infinite coordinates, no extent, fewer than 100 different points, and anything above
-the limits of `tar3d.mesh.load`. A further file format is a function and one line in
-`point_files.READERS`.
+points, colours in place of normals, NaN or infinite coordinates, no extent, fewer than 100
+different points, and anything above the limits of `tar3d.mesh.load`.
+A further file format is a function and one line in `point_files.READERS`.
 """
 
 from __future__ import annotations

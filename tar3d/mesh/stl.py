@@ -12,10 +12,11 @@ import struct
 import numpy as np
 
 from tar3d.mesh.polygons import check_polygons, triangles
-from tar3d.mesh.text_lines import BROKEN, TextLines, plain_text
+from tar3d.mesh.text_lines import BROKEN, UTF_16, TextLines, plain_text
 
 _HEADER = 84  # bytes, the last four of them the number of facets
 _FACET = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
+_LEAST_BINARY = _HEADER + _FACET.itemsize  # bytes with a zero among them, unlike text
 _UNKNOWN = (0, 0xFFFFFFFF)  # what programs write that do not know the number yet
 _WORDS = re.compile(rb"[ \t](?=(?:facet|outer|vertex|endloop|endfacet|endsolid)\b)", re.IGNORECASE)
 
@@ -28,10 +29,9 @@ def read_stl(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     of facets that does not fit the file, and for positions that are no finite numbers.
     """
     if _count(content) in _UNKNOWN or len(content) != _end(content):
-        text = plain_text(content[:1024]).lstrip().lower()
-        if text.startswith(b"solid") and (b"facet" in text or len(content) < _HEADER):
-            return _read_ascii(plain_text(content))
-        if text.startswith(b"solid") and b"\0" not in content:
+        begin = plain_text(content[:_LEAST_BINARY]).lstrip().lower()
+        text = b"\0" not in content[:_LEAST_BINARY] or content.startswith(UTF_16)
+        if begin.startswith(b"solid") and text:
             return _read_ascii(plain_text(content))
     return _read_binary(content)
 

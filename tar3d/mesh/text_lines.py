@@ -15,6 +15,7 @@ _BLANKS = bytes(32 if i < 32 and i != 10 else i for i in range(256))
 # A line that goes on in the next, and a break that the file does not have. Both are white space to
 # a parser of numbers, and no file has them any more once its control characters are blanks.
 JOINED, BROKEN = b"\v", b"\f"
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # byte order marks
 _WINDOWS_NAN = re.compile(rb"\d\.#(?:QNAN|SNAN|IND|INF)\d*")  # as printed by old Windows programs
 _LINES_AT_ONCE = 1 << 18
 _MAX_INDENT = 32  # columns of indentation that are skipped for all lines together
@@ -22,7 +23,7 @@ _MAX_INDENT = 32  # columns of indentation that are skipped for all lines togeth
 
 def plain_text(content: bytes) -> bytes:
     """Text of any line ends and byte order mark -> one with "\\n", without control characters."""
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+    if content.startswith(UTF_16):
         content = content.decode("utf-16", errors="replace").encode()
     content = content.removeprefix(b"\xef\xbb\xbf")
     if b"\r" in content:
