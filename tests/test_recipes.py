@@ -42,7 +42,8 @@ NUMBERS = {  # of the speedrun, so that it takes seconds
     "train.near_points=256 train.near_weight=5 train.batch_size=4 train.num_workers=0 "
     "optim.warmup_steps=1",
     "GPT_OPTIONS": "gpt.num_layers=2 gpt.width=32 gpt.num_heads=2 image_encoder.num_layers=1 "
-    "gpt.code_predictor_hidden=32 train.global_batch_size=4 train.num_workers=0",
+    "gpt.code_predictor_hidden=32 train.global_batch_size=4 train.num_workers=0 "
+    "optim.warmup_steps=1",
 }
 # What reads the key=value words of a command.
 KEYS: dict[str, Callable[[argparse.Namespace], object]] = {

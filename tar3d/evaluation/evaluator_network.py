@@ -62,11 +62,8 @@ class EvaluatorConfig:
                 "learning_rate of the evaluator must be positive and weight_decay at least 0, both "
                 f"finite, got {self.learning_rate} and {self.weight_decay}"
             )
-        if not 0 <= self.warmup <= self.steps:
-            raise ValueError(
-                f"warmup of the evaluator must be from 0 to its {self.steps} steps, got "
-                f"{self.warmup}"
-            )
+        if self.warmup < 0:
+            raise ValueError(f"warmup of the evaluator must be at least 0, got {self.warmup}")
         low = [
             name
             for name in ("width", "pooled", "embedding", "points", "batch_size", "steps")
