@@ -27,7 +27,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tar3d.condition.image import list_images, load_image
+from tar3d.condition.image import list_images, load_image, skipped_files
 from tar3d.config import (
     ANY,
     DECODING_BACKENDS,
@@ -296,7 +296,10 @@ def list_jobs(args: argparse.Namespace) -> list[Job]:
 
 def named_images(source: Path | None, save_path: Path) -> list[tuple[str, Path]]:
     """The images of a file or folder by output name; chair.png and chair.jpg keep their suffix."""
-    paths = list_images(find_local(source or SAMPLE_IMAGE))
+    folder = find_local(source or SAMPLE_IMAGE)
+    paths = list_images(folder)
+    if skipped := skipped_files(folder):
+        print(f"not read as images: {', '.join(skipped)}", file=sys.stderr)
     if save_path.resolve() in {p.parent.resolve() for p in paths}:
         raise ValueError(
             f"--save-path {save_path} holds the input, which could be overwritten: choose another "

@@ -20,25 +20,36 @@ import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from tar3d.condition.foreground import WHITE, FoundBy, ImageError, find_foreground
 
 if TYPE_CHECKING:
     from tar3d.config import ImageEncoderConfig
 
 MAX_PIXELS = 64_000_000  # about 0.7 GB while it is prepared
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
-# Smallest alpha of the object, of 255: less than 5 % opaque is background.
-VISIBLE_ALPHA = 13
-# Smallest share of transparent pixels in a cut-out: less is rounded corners or an accident.
-TRANSPARENT_SHARE = 0.01
-# Largest difference, of 255 in any channel, within a plain background: JPEG noise stays below.
-PLAIN_TOLERANCE = 10
-# Share of the border pixels that must agree; the rest may be an object that leaves the frame.
-PLAIN_SHARE = 0.9
-WHITE = (255, 255, 255)
+IMAGE_SUFFIXES = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".jfif",
+    ".webp",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".avif",
+)
+# An object with fewer pixels along its longer side than this share of what the encoder sees of it.
+COARSE = 0.4
+# The remedy for all that the foreground is unsure of.
+CUT_OUT = (
+    "give one object with a margin on a transparent background, as "
+    "`rembg i -m u2net IMAGE CUT_OUT.png` makes it (pip install 'rembg[cpu,cli]')"
+)
 
 # Formats whose first frame is the image, the others being previews or layers.
 _COMPOSITES = {"MPO", "PSD"}
@@ -55,30 +66,23 @@ _DECODE_ERRORS = (
     zlib.error,
 )
 
-Foreground = Literal["alpha", "plain background", "frame"]
-
-
-class ImageError(ValueError):
-    """An image that cannot be used; the message is one sentence that a user can act on."""
-
 
 @dataclass(frozen=True)
 class Prepared:
     """`pixels` (S, S, 3) uint8, the object centred on white.
 
     `foreground` says how the object was found: by alpha, by a plain background, or not at all (the
-    whole frame).
+    whole frame). `notes` are clauses on what was left out of it or is uncertain.
     """
 
     pixels: np.ndarray
-    foreground: Foreground
+    foreground: FoundBy
+    notes: tuple[str, ...] = ()
 
     @property
     def warning(self) -> str | None:
         """A sentence for the user about the result, or None."""
-        if self.foreground == "frame":
-            return "the object fills the frame; give a transparent or plain background"
-        return None
+        return f"{'; '.join(self.notes)}: {CUT_OUT}" if self.notes else None
 
 
 def list_images(path: str | Path) -> list[Path]:
@@ -101,6 +105,16 @@ def list_images(path: str | Path) -> list[Path]:
     if not path.exists():
         raise ImageError(f"image {path} does not exist")
     return [path]
+
+
+def skipped_files(path: str | Path) -> list[str]:
+    """Names of the files in a folder that `list_images` passes over; hidden files are not named."""
+    path = Path(path)
+    return sorted(
+        p.name
+        for p in (path.iterdir() if path.is_dir() else ())
+        if p.is_file() and p.suffix.lower() not in IMAGE_SUFFIXES and p.name[0] != "."
+    )
 
 
 def load_image(path: str | Path, content: bytes | None = None) -> Image.Image:
@@ -139,7 +153,6 @@ def load_image(path: str | Path, content: bytes | None = None) -> Image.Image:
             )
         try:
             image.load()
-            ImageOps.exif_transpose(image, in_place=True)
             return to_rgba(image)
         except ImageError as e:
             raise ImageError(f"{path}: {e}") from e
@@ -148,10 +161,12 @@ def load_image(path: str | Path, content: bytes | None = None) -> Image.Image:
 
 
 def to_rgba(image: Image.Image) -> Image.Image:
-    """An image of any Pillow mode as 8-bit RGBA.
+    """An image of any Pillow mode as 8-bit RGBA, turned upright as its EXIF orientation says.
 
     Grey values above 8 bit are scaled: v / 257, rounded.
     """
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode == "RGBA":
         return image
     if image.mode == "I" or image.mode.startswith("I;16"):
@@ -181,63 +196,24 @@ def to_rgba(image: Image.Image) -> Image.Image:
 def preprocess(image: Image.Image, config: ImageEncoderConfig) -> Prepared:
     """The object of `image` on a white square of S = `config.image_size` pixels.
 
-    The object is what the alpha channel shows. Without a cut-out there, it is what differs by more
-    than `PLAIN_TOLERANCE` from the border's median colour, if `PLAIN_SHARE` of the border has that
-    colour. Otherwise it is the whole frame, and `Prepared.warning` says so. Its bounding box is
-    scaled so that the longer side takes `config.foreground_fill` of the square. Colours are laid
-    over white before the (bicubic, antialiased) resize: then the hidden colour of transparent
-    pixels cannot bleed into the object's edge.
+    `tar3d.condition.foreground` finds the object; where it is uncertain, `Prepared.warning` says
+    so. The longer side of its bounding box is scaled to `config.foreground_fill` of the square.
+    Colours are laid over white before the (bicubic, antialiased) resize: then the hidden colour of
+    transparent pixels cannot bleed into the object's edge.
 
     Raises `ImageError` for a fully transparent image and for one of a single colour.
     """
-    rgb, mask, foreground = find_foreground(to_rgba(image))
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    # Left, top, right, bottom.
-    box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+    found = find_foreground(to_rgba(image))
+    box = found.box
     size, width, height = config.image_size, box[2] - box[0], box[3] - box[1]
     scale = config.foreground_fill * size / max(width, height)
     target = (max(1, round(width * scale)), max(1, round(height * scale)))
     square = Image.new("RGB", (size, size), WHITE)
     square.paste(
-        rgb.crop(box).resize(target, Image.Resampling.BICUBIC),
+        found.image.crop(box).resize(target, Image.Resampling.BICUBIC),
         ((size - target[0]) // 2, (size - target[1]) // 2),
     )
-    return Prepared(np.array(square), foreground)
-
-
-def find_foreground(rgba: Image.Image) -> tuple[Image.Image, np.ndarray, Foreground]:
-    """-> (RGB image on white, (height, width) bool where the object is, how it was found)."""
-    alpha = rgba.getchannel("A")
-    visible = np.asarray(alpha) >= VISIBLE_ALPHA
-    if not visible.any():
-        raise ImageError("the image is fully transparent: there is no object in it")
-    rgb = Image.new("RGB", rgba.size, WHITE)
-    rgb.paste(rgba, mask=alpha)
-    if visible.mean() <= 1 - TRANSPARENT_SHARE:
-        return rgb, visible, "alpha"
-
-    width, height = rgb.size
-    edges = (
-        (0, 0, width, 1),
-        (0, height - 1, width, height),
-        (0, 0, 1, height),
-        (width - 1, 0, width, height),
-    )
-    border = np.concatenate(
-        [np.asarray(rgb.crop(edge), dtype=np.int16).reshape(-1, 3) for edge in edges]
-    )
-    background = np.median(border, axis=0).round().astype(int).tolist()
-    if (np.abs(border - background).max(axis=1) <= PLAIN_TOLERANCE).mean() < PLAIN_SHARE:
-        return rgb, np.ones_like(visible), "frame"
-
-    differs = Image.new("L", rgb.size)
-    for band, colour in zip(rgb.split(), background, strict=True):
-        far = band.point([255 * (abs(value - colour) > PLAIN_TOLERANCE) for value in range(256)])
-        differs = ImageChops.lighter(differs, far)
-    if differs.getbbox() is None:
-        raise ImageError("the image has a single colour: there is no object in it")
-    if 255 - min(background) > PLAIN_TOLERANCE:
-        # A background that is white already stays as it is: painting would eat the lightest parts
-        # of the object.
-        rgb.paste(WHITE, mask=ImageChops.invert(differs))
-    return rgb, np.asarray(differs) > 0, "plain background"
+    notes = found.notes
+    if max(width, height) < COARSE * max(target):
+        notes += (f"the object has only {max(width, height)} pixels along its longer side",)
+    return Prepared(np.array(square), found.found_by, notes)

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 from PIL import Image
 
-from tar3d.condition.image import IMAGE_SUFFIXES, PLAIN_TOLERANCE, VISIBLE_ALPHA, load_image
+from tar3d.condition.background import PLAIN_TOLERANCE
+from tar3d.condition.foreground import VISIBLE_ALPHA
+from tar3d.condition.image import IMAGE_SUFFIXES, load_image
 from tar3d.evaluation.arguments import FILTERS
 from tar3d.evaluation.mesh_pairs import Pair
 from tar3d.evaluation.mesh_report import in_view

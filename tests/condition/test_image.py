@@ -1,12 +1,13 @@
 """Pictures in every form that users bring give the right pixels or one clear sentence."""
 
+import io
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image, ImageDraw, ImageFile, ImageFilter
 
 from tar3d.condition.image import (
     MAX_PIXELS,
@@ -14,6 +15,7 @@ from tar3d.condition.image import (
     list_images,
     load_image,
     preprocess,
+    skipped_files,
     to_rgba,
 )
 from tar3d.config import ImageEncoderConfig
@@ -86,7 +88,9 @@ def test_foreground_is_told_from_content_and_a_full_frame_warns():
     assert preprocess(cut_out(), CONFIG).warning is None
     noise = np.random.default_rng(0).integers(0, 255, (80, 100, 3), dtype=np.uint8)
     full = preprocess(Image.fromarray(noise), CONFIG)
-    assert full.foreground == "frame" and "fills the frame" in full.warning
+    assert (
+        full.foreground == "frame" and "fills the frame" in full.warning and "rembg" in full.warning
+    )
     assert (full.pixels != 255).any(axis=2).any(axis=0).sum() == 48
 
 
@@ -320,3 +324,96 @@ def test_list_images_is_sorted_and_never_empty(tmp_path):
         list_images(tmp_path / "folder.png")
     with pytest.raises(ImageError, match="does not exist"):
         list_images(tmp_path / "absent")
+
+
+def photograph(kind: str) -> Image.Image:
+    """The box at 400 x 320, shaded, on what real pictures have around an object."""
+    rng = np.random.default_rng(5)
+    image = Image.new("RGBA", (400, 320), (0, 0, 0, 0))
+    image.paste((90, 90, 90, 255), (80, 120, 240, 200))
+    image.paste((140, 140, 140, 255), (80, 120, 240, 150))
+    if kind == "clean":
+        return image
+    if kind == "stray alpha":
+        image.paste((60, 60, 60, 255), (2, 2, 5, 5))
+        return image
+    backgrounds = {"noise": (200, 205, 210), "green": (30, 200, 60), "rounded": (90, 120, 200)}
+    plain = Image.new("RGB", image.size, backgrounds.get(kind, (255, 255, 255)))
+    if kind == "shadow":
+        shadow = Image.new("L", image.size, 0)
+        shadow.paste(110, (60, 190, 260, 225))
+        shadow = shadow.filter(ImageFilter.GaussianBlur(8))
+        plain.paste((0, 0, 0), mask=shadow)
+    plain.paste(image, mask=image.getchannel("A"))
+    if kind == "noise":
+        noisy = np.asarray(plain) + rng.normal(0, 4, (320, 400, 3))
+        return Image.fromarray(noisy.round().clip(0, 255).astype(np.uint8))
+    if kind == "green":
+        stream = io.BytesIO()
+        plain.save(stream, "JPEG", quality=50)
+        return Image.open(stream)
+    if kind == "speck":
+        plain.putpixel((10, 300), (20, 20, 20))
+    if kind == "frame line":
+        ImageDraw.Draw(plain).rectangle((0, 0, 399, 319), outline=(0, 0, 0), width=2)
+    if kind == "bars":
+        plain.paste((0, 0, 0), (0, 0, 400, 30))
+    if kind == "rounded":
+        corners = Image.new("L", image.size, 0)
+        ImageDraw.Draw(corners).rounded_rectangle((0, 0, 399, 319), 60, fill=255)
+        plain.putalpha(corners)
+    return plain
+
+
+@pytest.mark.parametrize(
+    ("kind", "warning"),
+    [
+        ("noise", None),
+        ("green", None),
+        ("speck", "small piece"),
+        ("stray alpha", "small piece"),
+        ("shadow", "shadow"),
+        ("rounded", "plate"),
+        ("frame line", "frame"),
+        ("bars", "bars"),
+    ],
+)
+def test_what_surrounds_the_object_does_not_move_the_frame(kind, warning):
+    seen, clean = (preprocess(photograph(k), CONFIG) for k in (kind, "clean"))
+    assert np.abs(seen.pixels.astype(int) - clean.pixels).mean() < 6
+    assert clean.warning is None
+    assert warning in seen.warning if warning else seen.warning is None
+
+
+@pytest.mark.parametrize(
+    ("box", "colour", "warning"),
+    [
+        ((60, 30, 100, 50), RED, "touches the right"),
+        ((20, 30, 28, 34), RED, "8 pixels"),
+        ((20, 30, 60, 50), (240, 240, 240), "nearly white"),
+        ((20, 30, 60, 50), (20, 20, 20), "nearly black"),
+    ],
+)
+def test_an_uncertain_object_draws_a_warning(box, colour, warning):
+    assert warning in preprocess(picture_with_box(box=box, colour=colour), CONFIG).warning
+
+
+def test_two_objects_draw_a_warning():
+    image = picture_with_box()
+    image.paste(GREEN, (75, 30, 95, 50))
+    assert "2 separate pieces" in preprocess(image, CONFIG).warning
+
+
+def test_exif_rotation_is_applied_to_an_image_that_python_opened(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = save(picture_with_box(), tmp_path / "phone.png", exif=exif)
+    with Image.open(path) as opened:
+        seen = preprocess(opened, CONFIG).pixels
+    np.testing.assert_array_equal(seen, preprocess(load_image(path), CONFIG).pixels)
+
+
+def test_files_that_are_passed_over_are_named(tmp_path):
+    for name in ("a.png", "b.HEIC", "c.tga", ".hidden", "d.jfif"):
+        (tmp_path / name).touch()
+    assert skipped_files(tmp_path) == ["b.HEIC", "c.tga"]

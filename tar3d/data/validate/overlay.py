@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from tar3d.condition.image import find_foreground
+from tar3d.condition.foreground import find_foreground
 
 if TYPE_CHECKING:
     from tar3d.contracts import ShapeSamples
@@ -37,8 +37,8 @@ class View:
     @classmethod
     def of(cls, rgba: Image.Image) -> View:
         """A view from an image of `load_image`; an `ImageError` if no object stands out."""
-        image, mask, foreground = find_foreground(rgba)
-        return cls(image, None if foreground == "frame" else mask)
+        found = find_foreground(rgba)
+        return cls(found.image, None if found.found_by == "frame" else found.mask)
 
 
 def project(points: np.ndarray, camera: Camera) -> np.ndarray:
