@@ -11,7 +11,7 @@ from PIL import Image, ImageFile
 from tar3d.condition.image import (
     MAX_PIXELS,
     ImageError,
-    list_images,
+    find_images,
     load_image,
     preprocess,
     to_rgba,
@@ -310,13 +310,13 @@ def test_pictures_without_an_object_are_refused():
         preprocess(Image.new("RGB", (10, 10), (50, 60, 70)), CONFIG)
 
 
-def test_list_images_is_sorted_and_never_empty(tmp_path):
+def test_find_images_is_sorted_and_never_empty(tmp_path):
     for name in ("b.PNG", "a.jpg", "._a.jpg", "notes.txt"):
         (tmp_path / name).touch()
     (tmp_path / "folder.png").mkdir()
-    assert [p.name for p in list_images(tmp_path)] == ["a.jpg", "b.PNG"]
-    assert list_images(tmp_path / "notes.txt") == [tmp_path / "notes.txt"]
+    assert [p.name for p in find_images(tmp_path).files] == ["a.jpg", "b.PNG"]
+    assert find_images(tmp_path / "notes.txt").files == [tmp_path / "notes.txt"]
     with pytest.raises(ImageError, match="holds no images"):
-        list_images(tmp_path / "folder.png")
+        find_images(tmp_path / "folder.png")
     with pytest.raises(ImageError, match="does not exist"):
-        list_images(tmp_path / "absent")
+        find_images(tmp_path / "absent")
