@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from tar3d.condition.image import load_image
 from tar3d.config import ANY, GPT_TYPES, SamplingConfig, help_texts
+from tar3d.folders import probe_output
 from tar3d.io import write_json
 from tar3d.mesh.export import save_mesh
 from tar3d.mesh.simplify import LEAST_FACES, simplify
@@ -80,6 +81,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
+        probe_output(args.out, "--out")
         page = build(load_models(args), args.model, args.out)
     except ValueError as e:
         print(e, file=sys.stderr)

@@ -35,6 +35,7 @@ from tar3d.evaluation.arguments import (
     fill_in,
     protocol_names,
 )
+from tar3d.folders import probe_output
 from tar3d.metrics.images import SSIM_WINDOW
 from tar3d.paths import find_local
 from tar3d.runtime import (
@@ -118,6 +119,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
         check_arguments(args)
+        probe_output(args.out, "--out")
         return evaluate(args)
     except ValueError as e:
         print(e, file=sys.stderr)

@@ -33,6 +33,7 @@ from tar3d.evaluation.arguments import (
     fill_in,
     protocol_names,
 )
+from tar3d.folders import probe_output
 from tar3d.runtime import (
     choose_device,
     command,
@@ -101,6 +102,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.selftest:
             flags = ["--protocol", args.protocol, "--workers", str(args.workers), *args.overrides]
             return selftest(main, flags, protocol)
+        probe_output(args.out, "--out")
         if args.unpaired:
             return evaluate_sets(protocol, args)
         if args.pred or args.pairs:
@@ -159,16 +161,19 @@ def evaluate_pairs(protocol: EvalProtocol, args: argparse.Namespace) -> int:
 
 def evaluate_sets(protocol: EvalProtocol, args: argparse.Namespace) -> int:
     """Scores the meshes of two folders as sets, without pairs."""
-    from tar3d.evaluation.mesh_pairs import mesh_ids, set_clouds
+    from tar3d.evaluation.mesh_pairs import meshes_by_id, set_clouds
     from tar3d.evaluation.sets_report import score_table, write_sets_report
     from tar3d.metrics.sets import set_scores
 
     start = time.perf_counter()
-    (generated, failed_pred), (reference, failed_gt) = (
-        set_clouds(mesh_ids(folder), protocol, args.workers) for folder in (args.pred, args.gt)
-    )
-    failed = {f"{args.pred}: {i}": reason for i, reason in failed_pred.items()}
-    failed |= {f"{args.gt}: {i}": reason for i, reason in failed_gt.items()}
+    failed: dict[str, str] = {}
+    clouds = []
+    for folder in (args.pred, args.gt):
+        paths, unusable = meshes_by_id(folder)
+        found, reasons = set_clouds(paths, protocol, args.workers)
+        failed |= dict(unusable) | {f"{folder}: {i}": reason for i, reason in reasons.items()}
+        clouds.append(found)
+    generated, reference = clouds
     scores = set_scores(list(generated.values()), list(reference.values()))
     about = {**describe_run(args, start), "scores": scores}
     title = "Two sets of shapes"

@@ -36,6 +36,7 @@ from tar3d.contracts import Mesh
 from tar3d.data.datasets.spread import spread
 from tar3d.data.formats.dataset_folder import read_categories
 from tar3d.data.formats.token_file import FOLDER, SUFFIX, TokenFiles, is_token_file
+from tar3d.folders import find_files, length_problem, name_problem, printable, probe_output
 from tar3d.mesh.export import FORMATS, save_mesh
 from tar3d.mesh.render import contact_sheet, render_preview
 from tar3d.paths import find_local
@@ -133,9 +134,13 @@ def main(argv: list[str] | None = None) -> int:
 
     source = find_local(args.input_file)
     try:
+        probe_output(args.output_dir, "--output_dir")
+        inputs, notes = find_inputs(source, args.limit, args.output_dir)
+        categories, problem = known_categories(source)
+        for note in [*notes, *filter(None, [problem])]:
+            print(f"note: {note}", file=sys.stderr)
         device = choose_device(args.device, args.low_vram)
         vqvae = checkpoint.load_tokenizer(args.model).to("cpu" if args.low_vram else device)
-        inputs = find_inputs(source, args.limit)
         if args.output_dir.resolve() in {file.path.parent.resolve() for file in inputs}:
             raise ValueError(
                 f"--output_dir {args.output_dir} holds the input, which could be overwritten: "
@@ -154,12 +159,11 @@ def main(argv: list[str] | None = None) -> int:
         save_tokens=args.save_tokens,
         images=not args.no_pictures,
     )
-    categories = read_categories(source) or read_categories(source.parent)
     rows, code_counts = [], torch.zeros(vqvae.config.codebook_size, dtype=torch.int64)
     for file in progress_bar(inputs, unit="shape", desc="reconstruct", disable=len(inputs) == 1):
         row = dict.fromkeys(FIELDS, "") | {
             "id": file.shape_id,
-            "file": str(file.path),
+            "file": printable(file.path),
             "kind": file.kind,
             "category": categories.get(file.shape_id, ""),
         }
@@ -196,11 +200,15 @@ def print_outcome(rows: list[dict], out: Path) -> int:
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file to reconstruct; `kind` is "mesh", "points" or "tokens"."""
+    """A file to reconstruct; `kind` is "mesh", "points" or "tokens".
+
+    `problem` is the reason why it cannot be used, "" if it can be.
+    """
 
     shape_id: str
     path: Path
     kind: str
+    problem: str = ""
 
 
 def kind_of(path: Path) -> str:
@@ -212,15 +220,35 @@ def kind_of(path: Path) -> str:
     return "points" if is_cloud(path) else "mesh"
 
 
-def find_inputs(path: Path, limit: int | None = None) -> list[InputFile]:
-    """The file, or the files of a folder; ValueError if there is none."""
+def find_inputs(
+    path: Path, limit: int | None = None, output_dir: Path | None = None
+) -> tuple[list[InputFile], list[str]]:
+    """The file, or the files of a folder, and sentences about what is left out of it.
+
+    Files of `output_dir` are no inputs. Raises ValueError if there is none.
+    """
     if not path.exists():
         raise ValueError(f"--input_file {path} does not exist")
-    paths = {without_suffix(path).name: path} if path.is_file() else paths_in(path)
-    names = list(paths)
-    if limit is not None and limit < len(names):
-        names = [names[i] for i in spread(len(names), limit)]
-    return [InputFile(name, paths[name], kind_of(paths[name])) for name in names]
+    if path.is_file():
+        name = without_suffix(path).name
+        problem = name_problem(path) or _length_problem(name)
+        return [InputFile(printable(name), path, kind_of(path), problem)], []
+    inputs, notes = inputs_in(path, output_dir)
+    if limit is not None and limit < len(inputs):
+        inputs = [inputs[i] for i in spread(len(inputs), limit)]
+    return inputs, notes
+
+
+def _length_problem(name: str) -> str:
+    return length_problem(f"{name}{SUFFIX}")  # the longest name of an output
+
+
+def known_categories(source: Path) -> tuple[dict[str, str], str]:
+    """Categories by id from manifest.csv in or beside the input, and why they are not known."""
+    try:
+        return read_categories(source) or read_categories(source.parent), ""
+    except ValueError as e:
+        return {}, f"categories are not known: {e}"
 
 
 def without_suffix(path: Path) -> Path:
@@ -229,29 +257,43 @@ def without_suffix(path: Path) -> Path:
     return path.with_suffix("")
 
 
-def paths_in(folder: Path) -> dict[str, Path]:
-    """Meshes, point clouds and tokens of a folder by id, which is made for all as for meshes."""
-    from tar3d.data.prepare.mesh_list import mesh_ids
-    from tar3d.mesh.load import SUPPORTED, list_meshes
+def inputs_in(folder: Path, output_dir: Path | None) -> tuple[list[InputFile], list[str]]:
+    """Meshes, point clouds and tokens of a folder, with ids that are made for all as for meshes.
+
+    A table that lists meshes (manifest.csv) says which of the meshes are read.
+    """
+    from tar3d.data.prepare.mesh_list import mesh_root, path_ids, read_mesh_list, usable_files
+    from tar3d.mesh.load import BESIDE_MESHES, SUPPORTED
     from tar3d.mesh.point_cloud import ONLY_POINTS
 
-    root = folder / "meshes" if (folder / "meshes").is_dir() else folder
-    others = sorted(
-        p
-        for p in root.rglob("*")
-        if p.suffix.lower() in ONLY_POINTS and p.is_file() and not p.name.startswith(".")
-    )
-    paths = mesh_ids(folder) if list_meshes(root) else {}
-    if not paths and not others:
-        raise ValueError(
-            f"{root} holds no meshes, point clouds or tokens; looked for "
-            f"{', '.join((*SUPPORTED, *ONLY_POINTS))} at any depth"
+    root, searched = mesh_root(folder), (*SUPPORTED, *ONLY_POINTS)
+    try:
+        found = find_files(root, searched, beside=BESIDE_MESHES, leave_out=output_dir)
+    except OSError as e:
+        raise ValueError(f"--input_file {root} cannot be read ({e.strerror or e})") from e
+    if not found.files and not found.unusable:
+        looked_for = (
+            f"{root} holds no meshes, point clouds or tokens; looked for {', '.join(searched)} at "
+            "any depth"
         )
-    for path in others:
+        raise ValueError("; ".join([looked_for, *found.notes()]))
+    usable, refused = usable_files(found)
+    meshes = [path for path in usable if path.suffix.lower() in SUPPORTED]
+    paths, notes = path_ids(meshes, root), found.notes()
+    if meshes and (listed := read_mesh_list(folder)).table is not None:
+        if unlisted := len(meshes) - len({*meshes} & {*listed.meshes.values()}):
+            notes.append(f"{unlisted:,} meshes are left out, which {listed.table} does not list")
+        paths, refused = dict(listed.meshes), refused | listed.refused
+    for path in (path for path in usable if path.suffix.lower() in ONLY_POINTS):
         relative = path.relative_to(root)
         short = "__".join(without_suffix(relative).parts)
         paths["__".join(relative.parts) if short in paths else short] = path
-    return dict(sorted(paths.items(), key=lambda item: item[1]))
+    inputs = [
+        InputFile(name, path, kind_of(path), _length_problem(name))
+        for name, path in sorted(paths.items(), key=lambda item: item[1])
+    ]
+    inputs += [InputFile(name, path, "mesh", why) for name, (path, why) in refused.items()]
+    return inputs, notes
 
 
 @dataclass(frozen=True)
@@ -276,6 +318,8 @@ class FileReconstructor:
 
         Raises ValueError for a file that cannot be used, and for an empty field.
         """
+        if file.problem:
+            raise ValueError(file.problem)
         if file.kind == "tokens":
             return {}, self.decode_file(file.path, target)
         return self.reconstruct_file(file.path, target, is_cloud=file.kind == "points")

@@ -27,7 +27,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tar3d.condition.image import list_images, load_image, skipped_files
+from tar3d.condition.image import find_images, load_image
 from tar3d.config import (
     ANY,
     DECODING_BACKENDS,
@@ -39,6 +39,7 @@ from tar3d.config import (
 from tar3d.config.flags import torch_seed_number
 from tar3d.contracts import LogitsNotFinite
 from tar3d.data.formats.token_file import FOLDER, SUFFIX
+from tar3d.folders import is_reserved, length_problem, name_problem, printable, probe_output
 from tar3d.io import write_json
 from tar3d.mesh.export import FORMATS, save_mesh
 from tar3d.mesh.render import contact_sheet, render_previews, save_turntable
@@ -218,7 +219,8 @@ def main(argv: list[str] | None = None) -> int:
     from tar3d.pipeline import Pipeline  # torch, which --help does without
 
     try:
-        make_output_folder(args.save_path)
+        probe_output(args.save_path, "--save-path")
+        jobs = list_jobs(args)
         device = choose_device(args.device, args.low_vram)
         pipeline = Pipeline.load(
             args.model,
@@ -232,7 +234,6 @@ def main(argv: list[str] | None = None) -> int:
             low_vram=args.low_vram,
         )
         sampling = sampling_from_flags(args, pipeline.sampling(GPT_TYPES[args.gpt_type]))
-        jobs = list_jobs(args)
     except ValueError as e:
         print(e, file=sys.stderr)
         return 2
@@ -268,17 +269,21 @@ class Job:
     condition: Path | str | None
     target: Path  # the mesh file to write
     seed: int
+    problem: str = ""  # the reason why it cannot be made
 
     @property
     def name(self) -> str:
-        return self.condition.name if isinstance(self.condition, Path) else self.target.stem
+        name = self.condition.name if isinstance(self.condition, Path) else self.target.stem
+        return printable(name)
 
 
 def list_jobs(args: argparse.Namespace) -> list[Job]:
     """The shapes to generate; ValueError for inputs that cannot be read at all."""
     named: list[tuple[str, Path | str | None]]
+    problems: dict[Path | str | None, str] = {}
     if args.gpt_type == "i23d":
-        named = [*named_images(args.input, args.save_path)]
+        images, problems = named_images(args.input, args.save_path)
+        named = [*images]
     elif args.gpt_type == "t23d":
         prompts = read_prompts(args.prompt)
         named = [*zip(unique_names([file_name(p) for p in prompts]), prompts, strict=True)]
@@ -290,33 +295,33 @@ def list_jobs(args: argparse.Namespace) -> list[Job]:
         for k in range(args.num_samples):
             stem = name if single else f"{name}_{k}"
             target = args.save_path / f"{stem}.{args.format}"
-            jobs.append(Job(condition, target, args.seed + k))
+            problem = problems.get(condition) or length_problem(f"{stem}{SUFFIX}")
+            jobs.append(Job(condition, target, args.seed + k, problem))
     return jobs
 
 
-def named_images(source: Path | None, save_path: Path) -> list[tuple[str, Path]]:
-    """The images of a file or folder by output name; chair.png and chair.jpg keep their suffix."""
-    folder = find_local(source or SAMPLE_IMAGE)
-    paths = list_images(folder)
-    if skipped := skipped_files(folder):
-        print(f"not read as images: {', '.join(skipped)}", file=sys.stderr)
+def named_images(
+    source: Path | None, save_path: Path
+) -> tuple[list[tuple[str, Path]], dict[Path | str | None, str]]:
+    """The images of a file or folder with their output names, and the reasons of unusable ones.
+
+    chair.png and chair.jpg keep their suffix, and Chair.png and chair.png get numbers. Prints what
+    is left out of the folder.
+    """
+    found = find_images(find_local(source or SAMPLE_IMAGE))
+    for note in found.notes():
+        print(note, file=sys.stderr)
+    paths = sorted([*found.files, *found.unusable])
+    problems: dict[Path | str | None, str] = {p: why for p in paths if (why := name_problem(p))}
+    problems |= dict(found.unusable.items())
     if save_path.resolve() in {p.parent.resolve() for p in paths}:
         raise ValueError(
             f"--save-path {save_path} holds the input, which could be overwritten: choose another "
             "folder"
         )
     stems = Counter(path.stem for path in paths)
-    return [(p.stem if stems[p.stem] == 1 else f"{p.stem}_{p.suffix[1:]}", p) for p in paths]
-
-
-def make_output_folder(path: Path) -> None:
-    """Makes the folder before any work is done for it; raises ValueError where that fails."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise ValueError(
-            f"--save-path {path} cannot be made a folder ({e}): choose another one"
-        ) from e
+    names = [p.stem if stems[p.stem] == 1 else f"{p.stem}_{p.suffix[1:]}" for p in paths]
+    return [*zip(unique_names(names), paths, strict=True)], problems
 
 
 def read_prompts(texts: list[str]) -> list[str]:
@@ -344,17 +349,22 @@ def file_name(prompt: str) -> str:
     Under a locale whose file names lack a character, as ASCII does, it is left out.
     """
     known = prompt.encode(sys.getfilesystemencoding(), "ignore").decode(sys.getfilesystemencoding())
-    name = "_".join(re.findall(r"\w+", known)).encode()[:MAX_NAME_BYTES]
-    return name.decode(errors="ignore").strip("_") or "prompt"
+    encoded = "_".join(re.findall(r"\w+", known)).encode()[:MAX_NAME_BYTES]
+    name = encoded.decode(errors="ignore").strip("_") or "prompt"
+    return f"{name}_" if is_reserved(name) else name
 
 
 def unique_names(names: list[str]) -> list[str]:
-    """The same names, with repeated ones numbered from the second on."""
-    taken, result = set(names), []
+    """The same names, with repeated ones numbered from the second on.
+
+    Names that differ in case alone are one name to Windows and macOS.
+    """
+    taken, used, result = {name.casefold() for name in names}, set[str](), []
     for name in names:
-        if name in result:
-            name = next(f"{name}_{k}" for k in count(2) if f"{name}_{k}" not in taken)
-        taken.add(name)
+        if name.casefold() in used:
+            name = next(f"{name}_{k}" for k in count(2) if f"{name}_{k}".casefold() not in taken)
+        taken.add(name.casefold())
+        used.add(name.casefold())
         result.append(name)
     return result
 
@@ -414,6 +424,8 @@ def generate_files(
 
 def prepare_job(pipeline: Pipeline, job: Job, preview_size: int | None) -> PreparedCondition:
     """The condition of a job; ValueError for one that cannot be used."""
+    if job.problem:
+        raise ValueError(job.problem)
     if not isinstance(job.condition, Path):
         return pipeline.prepare([job.condition], preview_size=preview_size, warn=False).rows[0]
     image = load_image(job.condition)

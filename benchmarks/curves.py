@@ -10,12 +10,12 @@ image, and by plane.
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import sys
 from pathlib import Path
 
+from tar3d.data.formats.tables import read_rows
 from tar3d.runtime import command, command_parser
 
 COLOURS = ("#2b6ea6", "#c44e3f", "#4f9d69", "#8a6bb0")
@@ -112,13 +112,12 @@ def curves(
 
 
 def read(path: Path) -> tuple[list[int], dict[str, list[float]]]:
-    """Steps and columns of a run's CSV file."""
+    """Steps and columns of a run's CSV file; NaN where a row has no value."""
     if not path.is_file():
         raise ValueError(f"{path} is not there: give the folder of a run")
-    with path.open(newline="", encoding="utf-8") as f:
-        rows = list(csv.DictReader(f))
+    rows = [row for _, row in read_rows(path, "step")]
     return [int(r["step"]) for r in rows], {
-        name: [float(r[name]) for r in rows] for name in rows[0] if name != "step"
+        name: [float(r[name] or "nan") for r in rows] for name in rows[0] if name != "step"
     }
 
 

@@ -33,13 +33,18 @@ def write_json(path: Path, value: object) -> None:
 
 
 def json_bytes(value: object) -> bytes:
-    """The content of a JSON file in the project's format: indented, UTF-8."""
-    return f"{json.dumps(value, indent=1, ensure_ascii=False)}\n".encode()
+    """The content of a JSON file in the project's format: indented, UTF-8.
+
+    Bytes of a file's name that are no UTF-8 become escapes, which readers of JSON know.
+    """
+    text = f"{json.dumps(value, indent=1, ensure_ascii=False)}\n"
+    return text.encode(errors="backslashreplace")
 
 
 def write_csv(path: Path, fields: list[str], rows: list[dict]) -> None:
     """Writes a CSV file with the columns `fields`, whole or not at all."""
-    with atomic_write(path, "w", encoding="utf-8", newline="") as f:
+    # a file's name may hold bytes that are no UTF-8
+    with atomic_write(path, "w", encoding="utf-8", errors="backslashreplace", newline="") as f:
         writer = csv.DictWriter(f, fields, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -441,7 +441,7 @@ def test_broken_cameras_are_refused(folders, text, message, capsys):
     "text, message",
     [
         ("id,text\nball,x\n", "has no column caption"),
-        ("", "has no column id or caption"),
+        ("", "is empty: its first line names the columns; it needs the columns id, caption"),
         ("id,caption\n", "a header with id and caption"),
         ("id,caption\nball,\n", "there is no caption for the id 'ball'"),
         ("id,caption\nother,x\n", "no caption for any of the 3 ids"),

@@ -227,10 +227,10 @@ def test_protocols_by_name(folders, protocol, headline):
         (["--pred", "EMPTY", "--gt", "GT"], "holds no meshes"),
         (["--pred", "NONE", "--gt", "GT"], "is not a folder of meshes"),
         (["--pred", "OTHER", "--gt", "GT"], "no id of"),
-        (["--pairs", "EMPTY.csv"], "it needs a header with id, pred, truth"),
+        (["--pairs", "EMPTY.csv"], "has no column truth; its columns are id, pred"),
         (["--pairs", "NONE.csv"], "does not exist"),
-        (["--pairs", "TWICE.csv"], "more than one row with the id 'a'"),
-        (["--pairs", "TWICE.csv", "--pred", "PRED", "--gt", "GT"], "not both"),
+        (["--pairs", "HEADER.csv"], "lists no pairs"),
+        (["--pairs", "HEADER.csv", "--pred", "PRED", "--gt", "GT"], "not both"),
         (["--unpaired"], "give both folders"),
         (["--unpaired", "--align", "icp", "--pred", "PRED", "--gt", "GT"], "sets have no pairs"),
         (["--protocol", "mine"], "there are cube, tar3d, vecset"),
@@ -240,15 +240,30 @@ def test_protocols_by_name(folders, protocol, headline):
 def test_refusals(folders, capsys, flags, message):
     (folders / "empty").mkdir()
     (folders / "empty.csv").write_text("id,pred\n")
-    (folders / "twice.csv").write_text("id,pred,truth\na,b,c\na,d,e\n")
+    (folders / "header.csv").write_text("id,pred,truth\n")
     (folders / "other").mkdir()
     trimesh.creation.box().export(folders / "other" / "x.ply")
     names = {
         n: str(folders / n.lower())
-        for n in ("PRED", "GT", "EMPTY", "NONE", "OTHER", "EMPTY.csv", "NONE.csv", "TWICE.csv")
+        for n in ("PRED", "GT", "EMPTY", "NONE", "OTHER", "EMPTY.csv", "NONE.csv", "HEADER.csv")
     }
     assert eval_3d.main([*(names.get(f, f) for f in flags), "--out", str(folders / "out")]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_bad_row_of_pairs_fails_alone(folders):
+    text = "\ufeffid;pred;truth\r\nball;pred/more/ball.obj;gt/more/ball.glb\r\nbox;x.obj\r\n"
+    text += "ball;pred/more/ball.obj;gt/more/ball.glb\r\n"
+    (folders / "pairs.csv").write_text(text, encoding="utf-8", newline="")
+    flags = ["--pairs", str(folders / "pairs.csv"), "--out", str(folders / "out")]
+    assert eval_3d.main([*flags, "--workers", "1", *FAST]) == 1
+    found = rows_of(folders / "out")
+    assert {i: r["status"] for i, r in found.items()} == {
+        "ball": "ok",
+        "box": "failed",
+        "ball (line 4)": "failed",
+    }
+    assert "pairs.csv, line 3: the truth is empty" in found["box"]["reason"]
 
 
 def test_broken_meshes_each_get_a_sentence(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -101,4 +102,23 @@ def test_an_image_and_a_file_of_it_give_the_same_shape(elsewhere):
 def test_an_output_folder_that_cannot_be_made_is_one_sentence(capsys, tmp_path):
     (tmp_path / "taken").write_text("a file")
     assert run.main(["--save-path", str(tmp_path / "taken")]) == 2
-    assert "cannot be made a folder" in capsys.readouterr().err
+    assert "cannot be written (there is a file of that name)" in capsys.readouterr().err
+
+
+def test_pictures_that_are_passed_over_or_cannot_be_used_are_named(tmp_path, capsys):
+    names = ["a.png", "A.jpg", "b.HEIC", "c.tga", os.fsdecode(b"\xfc.png"), "ü" * 120 + ".png"]
+    folder = tmp_path / "given"
+    (folder / "more").mkdir(parents=True)
+    try:
+        for name in names:
+            (folder / name).touch()
+    except OSError:
+        pytest.skip("a file system whose names are in UTF-8")
+    (folder / "gone.png").symlink_to("nowhere.png")
+    args = run.parse_arguments(["--input", str(folder), "--save-path", str(tmp_path / "out")])
+    jobs = {job.name: job for job in run.list_jobs(args)}
+    assert {name for name, job in jobs.items() if not job.problem} == {"a.png", "A.jpg"}
+    assert len({job.target.name.lower() for job in jobs.values()}) == len(jobs) == 5
+    assert "not in UTF-8" in jobs["\\xfc.png"].problem and "link to" in jobs["gone.png"].problem
+    printed = capsys.readouterr().err
+    assert "1 .heic (b.HEIC), 1 .tga (c.tga)" in printed and "sub-folders" in printed

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import subprocess
@@ -26,6 +25,7 @@ from benchmarks.ablation.variants import (
     Variant,
 )
 from tar3d.config import load_gpt_run, size_values
+from tar3d.data.formats.tables import read_rows
 from tar3d.io import write_json
 from tar3d.runtime import describe_machine
 
@@ -303,8 +303,8 @@ def steps_of(
 
 
 def _last_validation(run: Path) -> dict[str, float]:
-    with (run / "validation.csv").open(newline="", encoding="utf-8") as f:
-        return {name: float(value) for name, value in list(csv.DictReader(f))[-1].items()}
+    *_, (_, last) = read_rows(run / "validation.csv", "step")
+    return {name: float(value) for name, value in last.items()}
 
 
 def _origin(command: list[str]) -> dict[str, str]:

@@ -26,6 +26,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from tar3d.condition.foreground import WHITE, FoundBy, ImageError, find_foreground
+from tar3d.folders import FoundFiles, find_files
 
 if TYPE_CHECKING:
     from tar3d.config import ImageEncoderConfig
@@ -85,36 +86,30 @@ class Prepared:
         return f"{'; '.join(self.notes)}: {CUT_OUT}" if self.notes else None
 
 
-def list_images(path: str | Path) -> list[Path]:
+def find_images(path: str | Path) -> FoundFiles:
     """`path` itself if it is a file, else the images directly inside the folder, sorted by name.
 
     Raises `ImageError` when there is none.
     """
     path = Path(path)
-    if path.is_dir():
-        found = sorted(
-            p
-            for p in path.iterdir()
-            if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file() and p.name[0] != "."
-        )
-        if not found:
-            raise ImageError(
-                f"folder {path} holds no images; looked for {', '.join(IMAGE_SUFFIXES)}"
+    if not path.is_dir():
+        if not path.exists():
+            raise ImageError(f"image {path} does not exist")
+        return FoundFiles(path.parent, IMAGE_SUFFIXES, [path])
+    try:
+        found = find_files(path, IMAGE_SUFFIXES, deep=False)
+    except OSError as e:
+        raise ImageError(f"folder {path} cannot be read ({e.strerror or e})") from e
+    if not found.files and not found.unusable:
+        raise ImageError(
+            "; ".join(
+                [
+                    f"folder {path} holds no images; looked for {', '.join(IMAGE_SUFFIXES)}",
+                    *found.notes(),
+                ]
             )
-        return found
-    if not path.exists():
-        raise ImageError(f"image {path} does not exist")
-    return [path]
-
-
-def skipped_files(path: str | Path) -> list[str]:
-    """Names of the files in a folder that `list_images` passes over; hidden files are not named."""
-    path = Path(path)
-    return sorted(
-        p.name
-        for p in (path.iterdir() if path.is_dir() else ())
-        if p.is_file() and p.suffix.lower() not in IMAGE_SUFFIXES and p.name[0] != "."
-    )
+        )
+    return found
 
 
 def load_image(path: str | Path, content: bytes | None = None) -> Image.Image:

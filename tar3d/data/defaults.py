@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from tar3d.config import PointSamplingConfig, ViewConfig
+from tar3d.folders import probe_output
 
 DEFAULT_FOLDER, TEST_FOLDER = Path("data/toy"), Path("data/test")
 DEFAULT_SAMPLES = PointSamplingConfig(surface_points=8192, volume_points=8192, near_points=8192)
@@ -34,6 +35,7 @@ def default_data(
     from tar3d.data.prepare.make_samples import make_samples
     from tar3d.data.toy.make_toy import make_toy_data
 
+    probe_output(folder, "the folder")
     workers = os.cpu_count() or 1
     make_toy_data(folder, num_shapes, seed=seed, views=ViewConfig(), workers=workers)
     make_samples(folder, folder, DEFAULT_SAMPLES, workers=workers)
@@ -52,6 +54,7 @@ def default_library() -> Path:
     """
     from tar3d.data.toy.make_toy import make_toy_data
 
+    probe_output(DEFAULT_FOLDER, "the folder")
     return make_toy_data(
         DEFAULT_FOLDER, LIBRARY_SHAPES, seed=0, views=ViewConfig(), workers=os.cpu_count() or 1
     )

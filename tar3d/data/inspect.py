@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tar3d.folders import probe_output
 from tar3d.runtime import command, command_parser
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def main(argv: list[str] | None = None) -> int:
 
     out = args.out or args.data / "inspect"
     try:
+        probe_output(out, "--out")
         problems = inspect(
             args.data, out, limit=args.limit, images=args.pictures, workers=args.workers
         )

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 # Limits for one mesh. 9.9 M faces, about the most that `load_mesh` takes, need two minutes and
 # 5 GB; text files need up to ten times their size, which may be 1 GiB.
 SECONDS, GIGABYTES = 300.0, 12.0
+REFUSED_SHOWN = 10  # on the screen; report.csv has all
 
 
 def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
@@ -112,6 +113,8 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as e:
         parser.exit(2, f"{e}\n")
     refused = [r for r in rows if r["status"] != "ok"]
+    for row in refused[:REFUSED_SHOWN]:
+        print(f"refused: {row['id']}: {row['reason']}", file=sys.stderr)
     print(
         f"{len(rows) - len(refused)} of {len(rows)} meshes sampled into {out / 'samples'}; "
         f"{len(refused)} refused ({out / 'report.csv'})"

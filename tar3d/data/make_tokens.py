@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 from tar3d import config as configuration
 from tar3d.config import GPT_TYPES, GPTRunConfig
 from tar3d.data.formats.samples import SAMPLE_READERS, SampleFolder
+from tar3d.folders import probe_output
 from tar3d.runtime import command, command_parser, model_source
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ def main(argv: list[str] | None = None) -> int:
         config = configuration.load(
             GPTRunConfig, args.config, args.overrides, base={"conditions": GPT_TYPES[args.gpt_type]}
         )
+        probe_output(args.data / "tokens", "the folder")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         folders = {"image": args.embeddings, "text": args.caption_embeddings}
         readers = all_readers(args.data, folders, config, device)

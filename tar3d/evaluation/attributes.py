@@ -14,7 +14,6 @@ reconstructions:
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import sys
@@ -27,6 +26,7 @@ from scipy import ndimage
 from tar3d.checkpoint import load_tokenizer
 from tar3d.data.formats.dataset_folder import SPLITS, mesh_path, read_splits
 from tar3d.data.formats.samples import open_samples
+from tar3d.data.formats.tables import read_rows
 from tar3d.mesh.extract import EmptyFieldError
 from tar3d.mesh.load import load_mesh
 from tar3d.mesh.points import inside
@@ -239,8 +239,8 @@ def agreement(
     Returns, by origin of the mesh ("truth", "reconstruction"), then by category and value ("legs
     3"), a bool for each shape. Without a tokenizer there are only truths.
     """
-    with (data / "manifest.csv").open(encoding="utf-8", newline="") as f:
-        rows = {row["id"]: row for row in csv.DictReader(f) if row["category"] in ATTRIBUTES}
+    table = read_rows(data / "manifest.csv", "id", "category", "parameters")
+    rows = {row["id"]: row for _, row in table if row["category"] in ATTRIBUTES}
     known = read_splits(data)
     ids = [i for split in splits for i in known[split] if i in rows]
     ids = [ids[k] for k in np.random.default_rng(0).permutation(len(ids))[:count]]

@@ -35,6 +35,7 @@ from tar3d.data.formats.captions import captions_of
 from tar3d.data.formats.dataset_folder import SPLITS
 from tar3d.data.formats.samples import open_samples
 from tar3d.evaluation.evaluator_network import Evaluator, EvaluatorConfig, vocabulary
+from tar3d.folders import probe_output
 from tar3d.mesh.extract import EmptyFieldError
 from tar3d.mesh.points import sample_surface
 from tar3d.pipeline import reconstruct
@@ -322,6 +323,7 @@ def main(argv: list[str] | None = None) -> int:
             shapes = CaptionedShapes(args.data, args.split or SPLITS)
             rows = score_data_set(evaluator, shapes, args.tokenizer, args.resolution, args.seed)
         else:
+            probe_output(args.out, "--out")
             config = configuration.load(
                 EvaluatorConfig, None, [*args.overrides, f"seed={args.seed}"]
             )

@@ -8,6 +8,7 @@ square.
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -20,6 +21,7 @@ from tar3d.condition.image import IMAGE_SUFFIXES, load_image
 from tar3d.evaluation.arguments import FILTERS
 from tar3d.evaluation.mesh_pairs import Pair
 from tar3d.evaluation.mesh_report import in_view
+from tar3d.folders import FoundFiles, find_files, name_problem, printable
 from tar3d.mesh.load import load_mesh
 from tar3d.mesh.render import Camera, Renderer
 from tar3d.metrics.geometry import in_frame
@@ -183,55 +185,85 @@ def read_cameras(path: Path) -> tuple[Camera, ...]:
 
 
 def files_by_stem(folder: Path) -> dict[str, Path]:
-    """The images directly inside a folder by name without suffix; ValueError when two share one."""
+    """The images directly inside a folder by name without suffix.
+
+    Raises ValueError when two share a name, and for a folder or image that cannot be read.
+    """
+    return _by_stem(_images_in(folder))
+
+
+def _by_stem(found: FoundFiles) -> dict[str, Path]:
+    for path, reason in found.unusable.items():
+        raise ValueError(f"{printable(path)}: {reason}")
     named: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if (
-            path.is_file()
-            and path.suffix.lower() in IMAGE_SUFFIXES
-            and not path.name.startswith(".")
-        ):
-            if path.stem in named:
-                raise ValueError(
-                    f"{folder} has two images named {path.stem}: {named[path.stem].name} "
-                    f"and {path.name}"
-                )
-            named[path.stem] = path
+    for path in found.files:
+        if path.stem in named:
+            raise ValueError(
+                f"{found.root} has two images named {path.stem}: {named[path.stem].name} "
+                f"and {path.name}"
+            )
+        named[path.stem] = path
     return named
 
 
-def image_ids(folder: Path) -> dict[str, Path]:
-    """Files and folders of a folder of images by id.
+def _images_in(folder: Path) -> FoundFiles:
+    try:
+        return find_files(folder, IMAGE_SUFFIXES, deep=False)
+    except OSError as e:
+        raise ValueError(f"{printable(folder)} cannot be read ({e.strerror or e})") from e
 
-    An id is a file's name without suffix, or the name of a sub-folder that holds images. Raises
-    ValueError where there is none, or where a file and a sub-folder share one.
+
+def images_by_id(folder: Path) -> tuple[dict[str, Path], list[tuple[str, str]]]:
+    """Files and folders of a folder of images by id, and (name, reason) of what cannot be used.
+
+    An id is a file's name without suffix, or the name of a sub-folder that holds images. Warnings
+    count what is left out. Raises ValueError where there is none, or where a file and a sub-folder
+    share one.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder of images")
-    named = files_by_stem(folder)
-    for path in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
-        if files_by_stem(path):
+    found = _images_in(folder)
+    sub_folders, found.folders = found.folders, []
+    unusable, notes = dict(found.unusable), found.notes()
+    found.unusable.clear()
+    named = _by_stem(found)
+    for path in sub_folders:
+        try:
+            of_sub_folder = _images_in(path)
+        except ValueError as e:
+            unusable[path] = str(e)
+            continue
+        if of_sub_folder.files or of_sub_folder.unusable:
             if path.name in named:
                 raise ValueError(
                     f"{folder} has both an image and a sub-folder named {path.name}: "
                     "which one is meant?"
                 )
             named[path.name] = path
-    if not named:
-        raise ValueError(
+        notes += of_sub_folder.notes()
+    for path in named.values():
+        if problem := name_problem(path):
+            unusable[path] = problem
+    if not named and not unusable:
+        looked_for = (
             f"{folder} holds no images, and no sub-folders of images; looked for "
             f"{', '.join(IMAGE_SUFFIXES)}"
         )
-    return named
+        raise ValueError("; ".join([looked_for, *notes]))
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
+    return {name: path for name, path in named.items() if path not in unusable}, [
+        (printable(path), reason) for path, reason in unusable.items()
+    ]
 
 
 def image_pairs(pred: Path, truth: Path) -> list[Pair]:
     """Pairs of two folders of images by id.
 
-    An id that only one of them has is a pair with a reason. Raises ValueError where they have no id
-    in common.
+    An id that only one of them has is a pair with a reason, and so is what cannot be used. Raises
+    ValueError where they have no id in common.
     """
-    predicted, true = image_ids(pred), image_ids(truth)
+    (predicted, unusable), (true, unusable_true) = images_by_id(pred), images_by_id(truth)
     if not predicted.keys() & true.keys():
         raise ValueError(
             f"no id of {pred} is one of {truth}: ids are names of images without suffix or of "
@@ -242,7 +274,7 @@ def image_pairs(pred: Path, truth: Path) -> list[Pair]:
     return [
         Pair(i, predicted.get(i), true.get(i), "", reasons.get(i, ""))
         for i in sorted(predicted.keys() | true.keys())
-    ]
+    ] + [Pair(name, None, None, "", reason) for name, reason in (*unusable, *unusable_true)]
 
 
 def match_images(

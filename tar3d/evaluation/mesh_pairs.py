@@ -7,8 +7,7 @@ change nothing.
 
 from __future__ import annotations
 
-import csv
-from collections import Counter
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from tar3d import config as configuration
 from tar3d.config import EvalProtocol
-from tar3d.data.prepare.mesh_list import mesh_ids
+from tar3d.data.formats.tables import read_checked_rows
+from tar3d.data.prepare.mesh_list import read_mesh_list
 from tar3d.evaluation.arguments import PROTOCOLS, protocol_names
 from tar3d.mesh.load import load_mesh
 from tar3d.metrics.align import alignment
@@ -93,10 +93,10 @@ class Pair:
 def pairs_by_id(pred: Path, truth: Path, categories: dict[str, str]) -> list[Pair]:
     """Pairs of two folders by id, which is the path without suffix.
 
-    An id that only one of the folders has is a pair with a reason. Raises ValueError where they
-    have no id in common.
+    An id that only one of the folders has is a pair with a reason, and so is a file that cannot be
+    used. Raises ValueError where they have no id in common.
     """
-    predicted, true = mesh_ids(pred), mesh_ids(truth)
+    (predicted, unusable), (true, unusable_true) = meshes_by_id(pred), meshes_by_id(truth)
     if not predicted.keys() & true.keys():
         raise ValueError(
             f"no id of {pred} is one of {truth}: ids are file names without suffix, e.g. "
@@ -116,28 +116,49 @@ def pairs_by_id(pred: Path, truth: Path, categories: dict[str, str]) -> list[Pai
             "" if i in predicted and i in true else missing[i in true],
         )
         for i in sorted(predicted.keys() | true.keys())
-    ]
+    ] + [Pair(name, None, None, "", why) for name, why in (*unusable, *unusable_true)]
+
+
+def meshes_by_id(folder: Path) -> tuple[dict[str, Path], list[tuple[str, str]]]:
+    """The meshes of a folder by id, and (name, reason) of what cannot be used.
+
+    Warnings count the files that are left out.
+    """
+    listed = read_mesh_list(folder)
+    for note in listed.notes:
+        warnings.warn(note, stacklevel=2)
+    unusable = [(f"{folder}: {name}", reason) for name, (_, reason) in listed.refused.items()]
+    return listed.meshes, unusable
 
 
 def pairs_by_csv(path: Path) -> list[Pair]:
     """Pairs that a CSV with the columns id, pred and truth lists; its paths are relative to it.
 
-    Raises ValueError where it is missing, lacks a column, or has an id twice.
+    A bad row is a pair with a reason. Raises ValueError where the file is missing, is no table with
+    these columns, or has no rows.
     """
     if not path.is_file():
         raise ValueError(f"{path} does not exist")
-    with path.open(encoding="utf-8", newline="") as f:
-        rows = list(csv.DictReader(f))
-    lacking = [name for name in CSV_COLUMNS if not rows or name not in rows[0]]
-    if lacking:
+    pairs: dict[str, Pair] = {}
+    for row in read_checked_rows(path, *CSV_COLUMNS):
+        pair_id, *files = (row.cells.get(name, "").strip() for name in CSV_COLUMNS)
+        empty = [name for name in CSV_COLUMNS if not row.cells.get(name, "").strip()]
+        problem = row.problem or (f"the {empty[0]} is empty" if empty else "")
+        if not problem and pair_id in pairs:
+            problem = f"an earlier row has the id {pair_id!r}, too"
+        if problem:
+            is_free = pair_id and pair_id not in pairs
+            name = pair_id if is_free else f"{pair_id} (line {row.line})".lstrip()
+            pairs[name] = Pair(name, None, None, "", f"{path}, line {row.line}: {problem}")
+        else:
+            pred, truth = (path.parent / file for file in files)
+            pairs[pair_id] = Pair(pair_id, pred, truth)
+    if not pairs:
         raise ValueError(
-            f"{path} lists no pairs: it needs a header with {', '.join(CSV_COLUMNS)}, and a row "
-            "for each pair"
+            f"{path} lists no pairs: below its header it needs a row with "
+            f"{', '.join(CSV_COLUMNS)} for each pair"
         )
-    repeated = sorted(i for i, count in Counter(row["id"] for row in rows).items() if count > 1)
-    if repeated:
-        raise ValueError(f"{path} has more than one row with the id {repeated[0]!r}")
-    return [Pair(r["id"], path.parent / r["pred"], path.parent / r["truth"]) for r in rows]
+    return list(pairs.values())
 
 
 def score_pairs(

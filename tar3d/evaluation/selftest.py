@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
 import json
 import tempfile
@@ -14,6 +13,7 @@ import numpy as np
 import trimesh
 
 from tar3d.contracts import Mesh
+from tar3d.data.formats.tables import read_rows
 from tar3d.mesh.export import save_mesh
 
 if TYPE_CHECKING:
@@ -57,8 +57,7 @@ def selftest(evaluate: Callable[[list[str]], int], flags: list[str], protocol: E
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             exit_code = evaluate([*paired, "--align", "rot24+icp", *flags])
             evaluate([*sets, *flags])
-        with (folder / "paired" / "rows.csv").open(encoding="utf-8", newline="") as f:
-            rows = {row["id"]: row for row in csv.DictReader(f)}
+        rows = {row["id"]: row for _, row in read_rows(folder / "paired" / "rows.csv", "id")}
         summary = json.loads((folder / "sets" / "summary.json").read_text(encoding="utf-8"))
     return print_checks([*checks_of_pairs(rows, exit_code), *checks_of_sets(summary["scores"])])
 

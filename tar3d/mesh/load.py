@@ -17,6 +17,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from tar3d.contracts import CUBE_FILL, Mesh
+from tar3d.folders import find_files
 from tar3d.mesh.gltf import read_gltf
 from tar3d.mesh.obj import read_obj
 from tar3d.mesh.off import read_off
@@ -67,16 +68,11 @@ def load_mesh(path: str | Path) -> Mesh:
 def list_meshes(path: str | Path) -> list[Path]:
     """The file `path`, or all files of `SUPPORTED` suffix below the folder `path`, sorted.
 
-    Hidden files are left out. Raises `MeshError` for a path that is neither.
+    `find_files` says what is left out. Raises `MeshError` for a path that is neither.
     """
     path = Path(path)
     if path.is_dir():
-        found = (
-            p
-            for p in path.rglob("*")
-            if p.suffix.lower() in SUPPORTED and not p.name.startswith(".")
-        )
-        return sorted(p for p in found if p.is_file())
+        return find_files(path, SUPPORTED, beside=BESIDE_MESHES).files
     _check_suffix(path, SUPPORTED)
     if not path.is_file():
         raise MeshError(f"{path}: there is no such file or folder")
@@ -199,6 +195,9 @@ READERS: dict[str, Callable[[Path], Triangles]] = {
     ".off": partial(_plain, read_off),
 }
 SUPPORTED = tuple(READERS)
+# Files that belong to meshes: materials, buffers and textures.
+BESIDE_MESHES: tuple[str, ...] = (".mtl", ".bin", ".png", ".jpg", ".jpeg", ".tga", ".bmp", ".dds")
+BESIDE_MESHES += (".ktx", ".ktx2", ".webp", ".tif", ".tiff", ".gif", ".exr", ".hdr", ".svg", ".psd")
 
 
 def check_file(path: Path, suffixes: tuple[str, ...]) -> None:

@@ -14,8 +14,10 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import time
 import traceback
+import warnings
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -33,6 +35,8 @@ _NO_JOB = object()
 _BEGUN = b""
 _NO_MEMORY = 77  # exit code of a process that met its memory limit
 _STARTS = 3  # processes that end before they begin a job, until that is an error
+# Windows waits for 63 processes at most, and some of those are Python's own
+WINDOWS_WORKERS = 60
 # seconds after a time limit at which a process ends itself, if its parent is gone
 _GRACE = 10
 
@@ -65,6 +69,12 @@ def parallel(
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
     check_limits(seconds, gigabytes)
+    if sys.platform == "win32" and workers > WINDOWS_WORKERS:
+        warnings.warn(
+            f"{WINDOWS_WORKERS} processes work, not {workers}: Windows waits for no more",
+            stacklevel=2,
+        )
+        workers = WINDOWS_WORKERS
     if workers == 1 and seconds is None and gigabytes is None:
         return ((job, function(job)) for job in jobs)
     return _in_processes(function, jobs, workers, seconds, gigabytes)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import csv
 import tempfile
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from tar3d.config import GPTRunConfig, VQVAEConfig
+from tar3d.data.formats.tables import read_rows
 from tar3d.runtime import peak_memory
 from tar3d.throughput import clock
 from tar3d.training.errors import NotFinite, Stopped
@@ -77,8 +77,8 @@ def dry_run(
         raise NotFinite(*e.details, None) from e
     if not fabric.is_global_zero:
         return
-    with (folder / "speed.csv").open(newline="", encoding="utf-8") as f:
-        seconds = [1 / float(row["steps_per_second"]) for row in csv.DictReader(f)]
+    rows = read_rows(folder / "speed.csv", "steps_per_second")
+    seconds = [1 / float(row["steps_per_second"]) for _, row in rows]
     state = sum(p.stat().st_size for p in (folder / STATES).glob("*.pt"))
     model = sum(p.stat().st_size for p in (folder / "model").rglob("*") if p.is_file())
     counts = [getattr(config.train, phase) for phase in phases]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 from typing import TYPE_CHECKING
 
-from tar3d.io import atomic_write, write_csv
+from tar3d.data.formats.tables import read_checked_rows, read_header, read_rows
+from tar3d.io import write_csv
 from tar3d.training.trackers import TRACKERS, TensorBoard, Tracker
 from tar3d.upgrade import upgrade_column
 
@@ -47,8 +48,8 @@ class RunLog:
             return False
         self._begun = True
         for path in self.folder.glob("*.csv"):
+            _drop_after(path, self._start)  # first: the last row may be cut off
             _upgrade_columns(path)
-            _drop_after(path, self._start)
         self._trackers.append(TensorBoard(self.folder, self._start))
         return True
 
@@ -85,10 +86,8 @@ def _with_columns(path: Path, names: list[str]) -> list[str]:
     """
     rows: list[dict[str, str]] = []
     columns: list[str] = []
-    if path.exists():
-        with path.open(encoding="utf-8", newline="") as f:
-            reader = csv.DictReader(f)
-            rows, columns = list(reader), list(reader.fieldnames or [])
+    if path.exists() and path.stat().st_size:
+        columns, rows = read_header(path), [row for _, row in read_rows(path)]
     new = [name for name in names if name not in columns]
     if new:
         write_csv(path, columns + new, rows)
@@ -100,29 +99,25 @@ def _upgrade_columns(path: Path) -> None:
 
     Where a resumed run had added a column of today's name, the two become one.
     """
-    with path.open(encoding="utf-8", newline="") as f:
-        reader = csv.reader(f)
-        names = next(reader, [])
-        if (new := [upgrade_column(name) for name in names]) == names:
-            return
-        rows: list[dict] = []
-        for values in reader:
-            cells = [(name, value) for name, value in zip(new, values, strict=False) if value]
-            rows.append(dict(cells))
+    names = read_header(path) if path.stat().st_size else []
+    if (new := [upgrade_column(name) for name in names]) == names:
+        return
+    rows: list[dict] = [
+        {upgrade_column(name): cell for name, cell in row.items() if cell}
+        for _, row in read_rows(path)
+    ]
     write_csv(path, list(dict.fromkeys(new)), rows)
 
 
 def _drop_after(path: Path, step: int) -> None:
     """Removes the rows after `step`, and a last one that is not whole."""
-    text = path.read_text(encoding="utf-8")
-    complete = text[: text.rfind("\n") + 1]
-    lines = complete.splitlines(keepends=True)
-    rows = [
-        line
-        for line in lines[1:]
-        if line.split(",", 1)[0].isdigit() and int(line.split(",", 1)[0]) <= step
+    if not path.stat().st_size or "step" not in read_header(path):
+        return  # a file of somebody else
+    rows = list(read_checked_rows(path, "step", cut_off=True))
+    kept = [
+        row.cells
+        for row in rows
+        if not row.problem and row.cells["step"].isdigit() and int(row.cells["step"]) <= step
     ]
-    remaining = "".join(lines[:1] + rows)
-    if remaining != text:
-        with atomic_write(path, "w", encoding="utf-8") as f:
-            f.write(remaining)
+    if len(kept) < len(rows) or not path.read_bytes().endswith(b"\n"):
+        write_csv(path, read_header(path), kept)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tar3d import config as configuration
+from tar3d.folders import probe_output
 from tar3d.io import write_json
 from tar3d.runtime import command_line
 from tar3d.training.state import STATES, check_state, newest_state, saved_steps
@@ -32,6 +33,7 @@ def prepare_folder(fabric: Fabric, folder: Path, resume: str | None) -> Path | N
     state = None
     if fabric.is_global_zero:
         state = _find_state(folder, resume)
+        probe_output(folder, "--out")
         if state is None:
             folder.mkdir(parents=True, exist_ok=True)
     return fabric.broadcast(state)

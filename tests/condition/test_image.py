@@ -12,10 +12,9 @@ from PIL import Image, ImageDraw, ImageFile, ImageFilter
 from tar3d.condition.image import (
     MAX_PIXELS,
     ImageError,
-    list_images,
+    find_images,
     load_image,
     preprocess,
-    skipped_files,
     to_rgba,
 )
 from tar3d.config import ImageEncoderConfig
@@ -314,16 +313,16 @@ def test_pictures_without_an_object_are_refused():
         preprocess(Image.new("RGB", (10, 10), (50, 60, 70)), CONFIG)
 
 
-def test_list_images_is_sorted_and_never_empty(tmp_path):
+def test_find_images_is_sorted_and_never_empty(tmp_path):
     for name in ("b.PNG", "a.jpg", "._a.jpg", "notes.txt"):
         (tmp_path / name).touch()
     (tmp_path / "folder.png").mkdir()
-    assert [p.name for p in list_images(tmp_path)] == ["a.jpg", "b.PNG"]
-    assert list_images(tmp_path / "notes.txt") == [tmp_path / "notes.txt"]
+    assert [p.name for p in find_images(tmp_path).files] == ["a.jpg", "b.PNG"]
+    assert find_images(tmp_path / "notes.txt").files == [tmp_path / "notes.txt"]
     with pytest.raises(ImageError, match="holds no images"):
-        list_images(tmp_path / "folder.png")
+        find_images(tmp_path / "folder.png")
     with pytest.raises(ImageError, match="does not exist"):
-        list_images(tmp_path / "absent")
+        find_images(tmp_path / "absent")
 
 
 def photograph(kind: str) -> Image.Image:
@@ -411,9 +410,3 @@ def test_exif_rotation_is_applied_to_an_image_that_python_opened(tmp_path):
     with Image.open(path) as opened:
         seen = preprocess(opened, CONFIG).pixels
     np.testing.assert_array_equal(seen, preprocess(load_image(path), CONFIG).pixels)
-
-
-def test_files_that_are_passed_over_are_named(tmp_path):
-    for name in ("a.png", "b.HEIC", "c.tga", ".hidden", "d.jfif"):
-        (tmp_path / name).touch()
-    assert skipped_files(tmp_path) == ["b.HEIC", "c.tga"]

@@ -27,6 +27,15 @@ def process_id(_: int) -> int:
     return os.getpid()
 
 
+def test_windows_gets_no_more_processes_than_it_can_wait_for(monkeypatch):
+    monkeypatch.setattr("sys.platform", "win32")
+    monkeypatch.setattr(
+        "tar3d.parallel.processes._in_processes", lambda f, jobs, workers, *_: workers
+    )
+    with pytest.warns(UserWarning, match="60 processes work, not 96"):
+        assert parallel(square, [], 96) == 60
+
+
 def explode(job: str) -> str:
     match job:
         case "sleep":

@@ -27,12 +27,11 @@ def read_captions(path: Path) -> dict[str, list[str]]:
         raise ValueError(f"captions file {path} does not exist")
     captions: dict[str, list[str]] = {}
     for line, row in read_rows(path, "id", "caption"):
-        if not row["caption"].strip():
-            raise ValueError(
-                f"{path}, line {line}: there is no caption for the id {row['id']!r}; "
-                "leave the row out"
-            )
-        captions.setdefault(row["id"], []).append(" ".join(row["caption"].split()))
+        shape_id, caption = row["id"].strip(), " ".join(row["caption"].split())
+        if not shape_id or not caption:
+            lacking = f"no caption for the id {shape_id!r}" if shape_id else "no id"
+            raise ValueError(f"{path}, line {line}: there is {lacking}; leave the row out")
+        captions.setdefault(shape_id, []).append(caption)
     if not captions:
         raise ValueError(
             f"{path} lists no captions: it needs a header with id and caption, "

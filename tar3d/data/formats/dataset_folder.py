@@ -10,11 +10,11 @@ tokens/<split>-<k>/ ...         made by tar3d.data.make_tokens
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 from pathlib import Path
 
+from tar3d.data.formats.tables import read_header, read_rows
 from tar3d.io import write_json
 
 SPLITS = ("train", "val", "test")
@@ -93,17 +93,16 @@ def mesh_path(folder: Path, shape_id: str) -> Path:
             f"{folder} has no report.csv, so the meshes of its shapes are not known: write it "
             "with columns id and file, or make the samples with python -m tar3d.data.make_samples"
         )
-    with (folder / "report.csv").open(encoding="utf-8", newline="") as f:
-        for row in csv.DictReader(f):
-            if row["id"] == shape_id:
-                path = Path(row["file"])
-                if not path.is_file():
-                    raise ValueError(
-                        f"{path}, the mesh that {shape_id!r} was sampled from, is not there: "
-                        "run from the folder that make_samples ran in, or do without previews "
-                        "(train.preview_shapes=0)"
-                    )
-                return path
+    for _, row in read_rows(folder / "report.csv", "id", "file"):
+        if row["id"] == shape_id:
+            path = Path(row["file"])
+            if not path.is_file():
+                raise ValueError(
+                    f"{path}, the mesh that {shape_id!r} was sampled from, is not there: "
+                    "run from the folder that make_samples ran in, or do without previews "
+                    "(train.preview_shapes=0)"
+                )
+            return path
     raise ValueError(
         f"{folder / 'report.csv'} has no row for {shape_id!r}: "
         "run python -m tar3d.data.make_samples again"
@@ -111,9 +110,11 @@ def mesh_path(folder: Path, shape_id: str) -> Path:
 
 
 def read_categories(folder: Path) -> dict[str, str]:
-    """Categories by id, from manifest.csv; empty when there is none."""
+    """Categories by id, from manifest.csv; empty when there is none, or one of other columns.
+
+    Raises ValueError for a table that cannot be read, and for categories without ids.
+    """
     manifest = folder / "manifest.csv"
-    if not manifest.is_file():
+    if not manifest.is_file() or not {"id", "category"} & set(read_header(manifest)):
         return {}
-    with manifest.open(encoding="utf-8", newline="") as f:
-        return {row["id"]: row.get("category", "") for row in csv.DictReader(f)}
+    return {row["id"]: row.get("category", "") for _, row in read_rows(manifest, "id")}

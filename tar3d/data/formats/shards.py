@@ -17,6 +17,7 @@ import tarfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tar3d.folders import is_hidden
 from tar3d.io import atomic_write, write_json
 
 if TYPE_CHECKING:
@@ -40,10 +41,11 @@ class ShardedFiles:
         for shard in sorted(self.folder.glob("*.tar")):
             for name, (offset, size) in read_index(shard).items():
                 self._location[name] = (shard.name, offset, size)
-        for base, _, files in os.walk(self.folder):
+        for base, folders, files in os.walk(self.folder, followlinks=True):
+            folders[:] = [f for f in folders if not is_hidden(f) and not _leads_back(base, f)]
             for file in files:
                 name = Path(base, file).relative_to(self.folder).as_posix()
-                if not file.startswith(".") and not name.endswith((".tar", ".tar.json")):
+                if not is_hidden(file) and not name.endswith((".tar", ".tar.json")):
                     self._location[name] = LOOSE
         self._location = {
             name: self._location[name] for name in sorted(self._location) if name.endswith(suffix)
@@ -104,6 +106,14 @@ class ShardedFiles:
         if location is LOOSE:
             return str(self.folder / name)
         return f"{self.folder / location[0]}:{name}"
+
+
+def _leads_back(base: str, folder: str) -> bool:
+    """True for a link in the folder `base` to a folder that holds it, where a walk has no end."""
+    path = Path(base, folder)
+    if not path.is_symlink():
+        return False
+    return Path(os.path.realpath(base), "_").is_relative_to(os.path.realpath(path))
 
 
 def write_shard(path: Path, files: dict[str, bytes]) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 
 from tar3d.contracts import Tokens
 from tar3d.data.formats.npz import read_npz
+from tar3d.folders import TOKEN_SUFFIX, TOKENS
 from tar3d.io import atomic_write
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 
     from tar3d.tokenizer.vqvae import VQVAE
 
-SUFFIX = ".tokens.npz"
-FOLDER = "tokens"  # the folder in an output folder that holds token files
+SUFFIX = TOKEN_SUFFIX
+FOLDER = TOKENS  # the folder in an output folder that holds token files
 MAX_BYTES = 1 << 26  # far above any T, and far below what would fill a memory
 KEYS = ("tokens", "transform", "tokenizer", "sampled")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from pathlib import Path
@@ -27,8 +28,10 @@ def write_tables(shapes: dict[str, Shape], source: Path, out: Path) -> None:
 
     Rows of other ids stay as they are. For the ids of `shapes`, captions and categories that the
     user provides replace those of `out`; captions made from names only fill gaps. An id never
-    changes its split. Raises ValueError for splits that cannot be used.
+    changes its split. Shapes with a problem are in none of them. Raises ValueError for splits that
+    cannot be used.
     """
+    shapes = {shape_id: shape for shape_id, shape in shapes.items() if not shape.problem}
     listed = read_mesh_list(source)
     splits = _user_splits(listed, out)
     _merge_captions(out / "captions.csv", shapes, user_captions(listed))
@@ -96,9 +99,16 @@ def _merge_manifest(path: Path, shapes: dict[str, Shape], listed: MeshList) -> N
     here = os.path.realpath(path.parent)
     for shape_id, shape in shapes.items():
         row = rows.get(shape_id, {"id": shape_id})
-        file = Path(os.path.relpath(os.path.realpath(shape.mesh), here)).as_posix()
+        file = _relative(os.path.realpath(shape.mesh), here)
         rows[shape_id] = row | {"category": shape.category or row.get("category", ""), "file": file}
     _write_changed(path, fields, old, list(rows.values()))
+
+
+def _relative(file: str, folder: str) -> str:
+    """A path as seen from a folder, as it is where another drive of Windows has the folder."""
+    with contextlib.suppress(ValueError):
+        file = os.path.relpath(file, folder)
+    return Path(file).as_posix()
 
 
 def _existing(path: Path, fields: list[str]) -> tuple[list[str], list[dict]]:

@@ -10,20 +10,22 @@ folders, by `tar3d.data.prepare.captions_from_names.clean_name`.
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import sys
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tar3d.condition.image import IMAGE_SUFFIXES
 from tar3d.data.formats.tables import read_rows
 from tar3d.data.prepare.captions_from_names import clean_name, folder_name
-from tar3d.data.prepare.mesh_list import mesh_root, read_mesh_list
-from tar3d.mesh.load import list_meshes
+from tar3d.data.prepare.mesh_list import find_meshes, mesh_root, read_mesh_list
+from tar3d.folders import find_files, is_reserved, length_problem, printable, repeated_by_case
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection
+    from pathlib import Path
 
     from tar3d.data.prepare.mesh_list import MeshList
 
@@ -32,20 +34,24 @@ IMAGE_COLUMNS = ("image", "thumbnail")  # the first that is filled is used
 
 @dataclass(frozen=True)
 class Shape:
-    """A mesh file and what is known about it; `caption` and `category` are "" if unknown."""
+    """A mesh file and what is known about it; `caption` and `category` are "" if unknown.
+
+    `problem` is the reason why it cannot be used, "" if it can be.
+    """
 
     mesh: Path
     images: tuple[Path, ...] = ()  # files that the user provides, in their order
     caption: str = ""
     category: str = ""
+    problem: str = ""
 
 
 def find_shapes(source: Path) -> dict[str, Shape]:
-    """Every shape of a source by id.
+    """Every shape of a source by id, and what cannot be used by a name for reports.
 
-    A warning counts files and rows that belong to no mesh. Raises ValueError for a source without
-    meshes, for tables that cannot be read, and for images or captions none of which belongs to a
-    mesh.
+    Warnings count what is left out, and files and rows that belong to no mesh. Raises ValueError
+    for a source without meshes, for tables that cannot be read, and for images or captions none of
+    which belongs to a mesh.
     """
     listed = read_mesh_list(source)
     captions, images = user_captions(listed, check=True), _user_images(listed)
@@ -56,8 +62,17 @@ def find_shapes(source: Path) -> dict[str, Shape]:
         file, *folders = listed.names[shape_id]
         made = clean_name(file) or category or next(filter(None, map(folder_name, folders)), "")
         shapes[shape_id] = Shape(
-            path, images.get(shape_id, ()), captions.get(shape_id, [made])[0], category
+            path,
+            images.get(shape_id, ()),
+            captions.get(shape_id, [made])[0],
+            category,
+            length_problem(f"{shape_id}.npz"),
         )
+    _refuse_colliding(shapes)
+    for name, (path, reason) in listed.refused.items():
+        shapes[name] = Shape(path, problem=reason)
+    for note in listed.notes:
+        warnings.warn(note, stacklevel=2)
     if listed.table is not None and listed.table != source:
         _warn_of_unlisted_meshes(listed)
     return shapes
@@ -94,13 +109,13 @@ def _user_images(listed: MeshList) -> dict[str, tuple[Path, ...]]:
     for name in ("views", "images"):
         found: dict[str, list[Path]] = {}
         unmatched = []
-        for path in _image_files(listed.base / name):
+        for path in _image_files(listed.base / name, warn=name == "images"):
             parts = path.relative_to(listed.base / name).with_suffix("").parts
             owner = next(
                 (i for i in ("__".join(parts[:-1]), "__".join(parts)) if i in listed.meshes), None
             )
             if owner is None:
-                unmatched.append(str(path))
+                unmatched.append(printable(path))
             else:
                 found.setdefault(owner, []).append(path)
         if name == "images":
@@ -116,13 +131,40 @@ def _user_images(listed: MeshList) -> dict[str, tuple[Path, ...]]:
     }
 
 
-def _image_files(folder: Path) -> Iterator[Path]:
-    for base, _, files in os.walk(folder):
-        yield from (
-            Path(base, f)
-            for f in sorted(files)
-            if f.lower().endswith(IMAGE_SUFFIXES) and f[0] != "."
+def _image_files(folder: Path, *, warn: bool) -> list[Path]:
+    """The images below a folder; with `warn`, warnings say what is left out."""
+    if not folder.is_dir():
+        return []
+    top = find_files(folder, IMAGE_SUFFIXES, deep=False)
+    # each by itself, so that links of two shapes may lead to the same images
+    parts = [top, *(find_files(sub_folder, IMAGE_SUFFIXES) for sub_folder in top.folders)]
+    top.folders.clear()
+    for part in parts:
+        unusable = [f"{printable(path)}: {reason}" for path, reason in part.unusable.items()]
+        for note in [*part.notes(), *unusable] if warn else []:
+            warnings.warn(note, stacklevel=5)
+    return [path for part in parts for path in part.files]
+
+
+def _refuse_colliding(shapes: dict[str, Shape]) -> None:
+    """Names the ids that Windows or macOS have no files for; refuses them there."""
+    system = sys.platform
+    if reserved := [i for i in shapes if is_reserved(i)]:
+        what = f"{len(reserved):,} ids cannot name files on Windows, the first is {reserved[0]!r}"
+        _refuse(shapes, reserved, what, refuse=system == "win32")
+    if alike := repeated_by_case(shapes):
+        what = (
+            f"{len(alike):,} ids differ from another one in case alone, which Windows and macOS "
+            f"take for one file, the first is {alike[0]!r}"
         )
+        _refuse(shapes, alike, what, refuse=system in ("win32", "darwin"))
+
+
+def _refuse(shapes: dict[str, Shape], ids: list[str], what: str, *, refuse: bool) -> None:
+    if not refuse:
+        warnings.warn(what, stacklevel=4)
+    for shape_id in ids if refuse else []:
+        shapes[shape_id] = dataclasses.replace(shapes[shape_id], problem=f"{what}; rename its file")
 
 
 def _check_match(
@@ -144,10 +186,11 @@ def _check_match(
 def _warn_of_unlisted_meshes(listed: MeshList) -> None:
     """A warning for meshes that were added without a row in the folder's manifest.csv."""
     paths = {os.path.normpath(path) for path in listed.meshes.values()}
-    others = [p for p in list_meshes(mesh_root(listed.base)) if os.path.normpath(p) not in paths]
+    found = find_meshes(mesh_root(listed.base)).files
+    others = [p for p in found if os.path.normpath(p) not in paths]
     if others:
         warnings.warn(
             f"{len(others)} meshes under {listed.base} are not in {listed.table} and left out, "
-            f"as {others[0]}",
+            f"as {printable(others[0])}",
             stacklevel=3,
         )

@@ -16,6 +16,7 @@ from tar3d.data.prepare.dataset_tables import write_tables
 from tar3d.data.prepare.find_shapes import Shape, find_shapes
 from tar3d.data.prepare.sample_mesh import MeshJob, SampleResult, sample_mesh
 from tar3d.data.prepare.sample_writer import SampleWriter, read_report
+from tar3d.folders import printable, probe_output
 from tar3d.io import write_json
 from tar3d.parallel.processes import JobFailure, check_limits, parallel
 from tar3d.parallel.ray_cluster import parallel_on_ray
@@ -64,6 +65,7 @@ def make_samples(  # noqa: PLR0913  the flags of the command, one to one
     address of a cluster. Raises ValueError for settings that differ from those of an earlier run.
     """
     check_limits(seconds, gigabytes)
+    probe_output(out, "--out")
     shapes = find_shapes(source)
     _check_settings(
         out,
@@ -74,7 +76,8 @@ def make_samples(  # noqa: PLR0913  the flags of the command, one to one
         },
     )
     write_tables(shapes, source, out)
-    done, jobs = _missing(out, shapes, with_views=views is not None)
+    usable = {shape_id: shape for shape_id, shape in shapes.items() if not shape.problem}
+    done, jobs = _missing(out, usable, with_views=views is not None)
     function = partial(sample_mesh, config=config, seed=seed, views=views)
     limits = {"seconds": seconds, "gigabytes": gigabytes}
     if ray is None:
@@ -83,7 +86,11 @@ def make_samples(  # noqa: PLR0913  the flags of the command, one to one
     else:
         results = parallel_on_ray(function, jobs, ray, workers, **limits)
     with SampleWriter(out, FIELDS, dict(done), shard_size) as writer:
-        _write_results(results, writer, done, total=len(shapes), missing=len(jobs))
+        for name, shape in shapes.items():
+            if shape.problem:
+                row = {"id": name, "file": printable(shape.mesh), "reason": shape.problem}
+                writer.add(dict.fromkeys(FIELDS, "") | row | {"status": "refused"}, {})
+        _write_results(results, writer, done, total=len(usable), missing=len(jobs))
     rows = writer.rows
     complete_splits(out, [i for i, r in rows.items() if r["status"] == "ok"])
     return [rows[i] for i in sorted(rows)]

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from tar3d.data.prepare.captions_from_names import clean_name
+from tar3d.folders import probe_output
 from tar3d.io import write_csv
 from tar3d.runtime import command, command_parser, progress_bar
 
@@ -327,6 +328,7 @@ def main(argv: list[str] | None = None) -> int:
                 "--retries must be at least 0, --timeout more than 0 and --limit at least 1, got "
                 f"{args.retries}, {args.timeout:g} and {args.limit}"
             )
+        probe_output(args.out, "--out")
         uids = read_uids(args.uids)[: args.limit]
         package = None if args.local else load_package()
         with _timeout(args.timeout):

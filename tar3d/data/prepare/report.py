@@ -9,7 +9,6 @@ million numbers takes 40 MB.
 from __future__ import annotations
 
 import array
-import csv
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import numpy as np
 
 from tar3d.data.datasets.spread import spread
 from tar3d.data.formats.shards import ShardedFiles
+from tar3d.data.formats.tables import read_rows
 from tar3d.data.formats.views import view_names
 from tar3d.data.prepare.contact_sheets import shape_image, sheet, tile
 from tar3d.io import atomic_write
@@ -167,14 +167,9 @@ def _rows(path: Path) -> Iterator[dict[str, str]]:
     """Rows of report.csv, with a progress bar if they are many."""
     if not path.is_file():
         raise ValueError(f"{path} is not there: python -m tar3d.data.make_samples writes it")
-    with path.open(encoding="utf-8", newline="") as f:
-        reader = csv.DictReader(f)
-        missing = [name for name in TEXT_COLUMNS if name not in (reader.fieldnames or [])]
-        if missing:
-            raise ValueError(
-                f"{path} has no column {missing[0]!r}; a report has {', '.join(TEXT_COLUMNS)}"
-            )
-        yield from progress_bar(reader, desc="report", unit="row", delay=5, leave=False)
+    rows = read_rows(path, *TEXT_COLUMNS)
+    for _, row in progress_bar(rows, desc="report", unit="row", delay=5, leave=False):
+        yield row
 
 
 def _first(values: np.ndarray | None, among: np.ndarray, count: int) -> list[int]:

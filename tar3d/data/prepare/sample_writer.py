@@ -11,6 +11,7 @@ import io
 from typing import TYPE_CHECKING
 
 from tar3d.data.formats.shards import write_shard
+from tar3d.data.formats.tables import read_checked_rows
 from tar3d.io import atomic_write, write_csv
 
 if TYPE_CHECKING:
@@ -41,7 +42,9 @@ class SampleWriter:
         self._remove_leftovers()
         self._write_sorted()
         # open until __exit__: rows are added one by one
-        self._report = (folder / "report.csv").open("a", encoding="utf-8", newline="")
+        self._report = (folder / "report.csv").open(
+            "a", encoding="utf-8", errors="backslashreplace", newline=""
+        )
 
     def __enter__(self) -> SampleWriter:
         return self
@@ -112,17 +115,14 @@ class SampleWriter:
 def read_report(folder: Path, fields: list[str]) -> dict[str, dict]:
     """Rows of report.csv by id, the last row of each id; empty without a report.
 
-    A last line that a kill has cut off is left out.
+    A last line that a kill has cut off is left out, and so are bad rows: their shapes are sampled
+    again. Raises ValueError for a file that is no such table.
     """
     path = folder / "report.csv"
     if not path.is_file():
         return {}
-    text = path.read_text(encoding="utf-8", errors="replace")
-    rows = list(csv.DictReader(io.StringIO(text, newline="")))
-    if not text.endswith("\n"):
-        del rows[-1:]
     return {
-        row["id"]: {name: row.get(name) or "" for name in fields}
-        for row in rows
-        if "id" in row and None not in row.values()
+        row.cells["id"]: {name: row.cells.get(name, "") for name in fields}
+        for row in read_checked_rows(path, "id", cut_off=True)
+        if not row.problem
     }

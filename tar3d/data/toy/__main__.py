@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from tar3d import config as configuration
 from tar3d.config import ToyConfig
 from tar3d.config.flags import seed_number
+from tar3d.folders import probe_output
 from tar3d.runtime import command, command_parser
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         views = configuration.load(ToyConfig, None, args.overrides).views
+        probe_output(args.out, "--out")
         make_toy_data(args.out, args.num, args.seed, views if views.count else None, args.workers)
     except ValueError as e:
         parser.exit(2, f"{e}\n")

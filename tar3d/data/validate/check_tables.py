@@ -6,7 +6,6 @@ Single shapes are checked in `check_shapes`.
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import re
 from collections import Counter
@@ -17,6 +16,7 @@ import numpy as np
 from tar3d import config as configuration
 from tar3d.config import PointSamplingConfig, ViewConfig
 from tar3d.data.formats.dataset_folder import SPLITS, read_splits
+from tar3d.data.formats.tables import read_checked_rows, read_header
 from tar3d.data.formats.token_file import token_dtype
 from tar3d.data.formats.token_shards import read_stamp
 from tar3d.data.formats.token_sources import stale_parts
@@ -369,16 +369,17 @@ def _some(
 
 
 def _read_table(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, str] | Problem]:
-    """The rows of a CSV, and last the problem at which reading ended, if there is one."""
+    """The good rows of a table, and problems in place of the others; one that ends it is last."""
+    allowed = f"UTF-8 text, CSV with columns {', '.join(columns)}"
     try:
-        with path.open(encoding="utf-8", newline="") as f:
-            reader = csv.DictReader(f, strict=True)
-            missing = [name for name in columns if name not in (reader.fieldnames or [])]
-            if missing:
-                allowed = f"columns {', '.join(columns)}"
-                yield Problem(str(path), missing[0], "there is no such column", allowed)
-                return
-            yield from reader
-    except (OSError, UnicodeDecodeError, csv.Error) as e:
-        allowed = f"UTF-8 text, CSV with columns {', '.join(columns)}"
+        header = read_header(path)
+        if missing := [name for name in columns if name not in header]:
+            yield Problem(str(path), missing[0], "there is no such column", allowed)
+            return
+        for row in read_checked_rows(path, *columns):
+            if row.problem:
+                yield Problem(str(path), f"line {row.line}", row.problem, allowed)
+            else:
+                yield row.cells
+    except ValueError as e:
         yield Problem(str(path), "", f"it cannot be read ({e})", allowed)

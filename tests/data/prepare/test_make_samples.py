@@ -3,6 +3,7 @@ silently."""
 
 import csv
 import json
+import os
 import shutil
 import sys
 from itertools import chain
@@ -19,6 +20,8 @@ from tar3d.data.formats.shards import read_index
 from tar3d.data.formats.views import Views
 from tar3d.data.make_samples import main
 from tar3d.data.prepare.make_samples import make_samples
+from tar3d.data.prepare.mesh_list import mesh_ids
+from tar3d.data.validate.inspect import inspect
 
 
 def list_views(folder, shape_id) -> list:
@@ -90,9 +93,41 @@ def test_refused_meshes_are_listed_and_the_rest_goes_on(meshes, tmp_path, capsys
     rows = report(tmp_path / "out")
     assert {i for i, r in rows.items() if r["status"] == "refused"} == {"broken", "points"}
     assert rows["points"]["reason"] and "broken.glb" in rows["broken"]["reason"]
-    assert len(contents(tmp_path / "out")) == 6 and "6 of 8 meshes" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert len(contents(tmp_path / "out")) == 6 and "6 of 8 meshes" in printed.out
+    assert "refused: points: " in printed.err
     splits = read_splits(tmp_path / "out")
     assert sorted(chain(*splits.values())) == IDS  # refused ids are in no split
+
+
+def test_names_that_no_output_can_have_are_refused_and_the_rest_goes_on(meshes, tmp_path):
+    latin, deep = os.fsdecode(b"St\xfchle.obj"), meshes / "/".join(["ü" * 60] * 3)
+    try:
+        shutil.copy(meshes / "box.obj", meshes / latin)
+    except OSError:
+        pytest.skip("a file system whose names are in UTF-8")
+    deep.mkdir(parents=True)
+    shutil.copy(meshes / "box.obj", deep / "x.obj")
+    (meshes / "gone.glb").symlink_to(tmp_path / "nowhere.glb")
+    (meshes / ".Trash").mkdir()
+    shutil.copy(meshes / "box.obj", meshes / ".Trash" / "x.obj")
+    out = tmp_path / "out"
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="hidden folders"):
+            make_samples(meshes, out, SMALL)
+    rows = report(out)
+    refused = {i: r["reason"] for i, r in rows.items() if r["status"] == "refused"}
+    long_id = "__".join(["ü" * 60] * 3 + ["x"])
+    assert refused.keys() == {"St\\xfchle.obj", "gone.glb", long_id} and len(rows) == 9
+    assert "not in UTF-8" in refused["St\\xfchle.obj"] and "bytes" in refused[long_id]
+    assert len(contents(out)) == 6 and "xfc" not in (out / "captions.csv").read_text()
+
+
+def test_results_in_place_are_never_read_as_meshes(meshes):
+    make_samples(meshes, meshes, SMALL)
+    inspect(meshes, meshes / "inspect", images=1, workers=1)
+    shutil.copy(meshes / "box.obj", meshes / "inspect" / "box.obj")
+    assert sorted(mesh_ids(meshes)) == IDS
 
 
 def test_all_good_exits_with_zero(meshes, tmp_path):

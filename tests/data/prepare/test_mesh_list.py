@@ -92,7 +92,6 @@ def test_a_manifest_without_files_gives_categories_only(source):
     [
         ("id,path\n", "has no column file; its columns are id, path"),
         ("id,file\n", "lists no meshes"),
-        ("id,file\na,x.glb\na,y.glb\n", "line 3: the id 'a' stands in line 2 already"),
         ("id,file\n,x.glb\n", "line 2: the id is empty"),
         ("id,file\na,\n", "line 2: the file is empty"),
         ("id,file\n../a,x.glb\n", "line 2: the id '../a' names files"),
@@ -110,6 +109,38 @@ def test_wrong_tables_are_refused_by_line(tmp_path, text, message):
     (tmp_path / "list.csv").write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match=message):
         find_shapes(tmp_path / "list.csv")
+
+
+def test_a_bad_row_is_refused_by_line_and_the_rest_goes_on(tmp_path):
+    touch(tmp_path, "x.glb", "y.glb")
+    text = "id,file\na,x.glb\na,y.glb\n.b,y.glb\n,y.glb\nc,\nd,y.glb,z\n\ne,y.glb\n"
+    (tmp_path / "list.csv").write_text(text)
+    shapes = find_shapes(tmp_path / "list.csv")
+    problems = {name: shape.problem for name, shape in shapes.items() if shape.problem}
+    assert list(problems) == [f"list.csv, line {k}" for k in (3, 4, 5, 6, 7)]
+    assert "list.csv, line 3: the id 'a' stands in line 2 already" in problems["list.csv, line 3"]
+    assert [name for name in shapes if name not in problems] == ["a", "e"]
+    write_tables(shapes, tmp_path / "list.csv", tmp_path / "out")
+    assert [r["id"] for r in rows(tmp_path / "out" / "manifest.csv")] == ["a", "e"]
+
+
+@pytest.mark.parametrize("system, refused", [("linux", []), ("darwin", ["A", "a"])])
+def test_ids_that_are_one_file_elsewhere_are_named(tmp_path, monkeypatch, system, refused):
+    touch(tmp_path, "x.glb")
+    (tmp_path / "list.csv").write_text("id,file\nA,x.glb\na,x.glb\ncon,x.glb\n")
+    monkeypatch.setattr("sys.platform", system)
+    with pytest.warns(UserWarning, match="cannot name files on Windows, the first is 'con'"):
+        shapes = find_shapes(tmp_path / "list.csv")
+    assert [name for name, shape in shapes.items() if shape.problem] == refused
+
+
+def test_a_mesh_on_another_drive_keeps_its_whole_path(source, tmp_path, monkeypatch):
+    def relpath(path, start):
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")
+
+    monkeypatch.setattr(os.path, "relpath", relpath)
+    write(source, tmp_path / "out")
+    assert rows(tmp_path / "out" / "manifest.csv")[2]["file"] == (source / "lamp.ply").as_posix()
 
 
 def test_no_source_is_refused(tmp_path):
