@@ -82,6 +82,14 @@ class FoundFiles:
         where = printable(self.root)
         return [f"left out of {where}: {text}" for text, paths in left_out.items() if paths]
 
+    def add_left_out(self, part: FoundFiles) -> None:
+        """Takes over what was left out of a folder below this one, to be noted together."""
+        self.others += part.others
+        self.hidden += part.hidden
+        self.repeated += part.repeated
+        self.outputs += part.outputs
+        self.folders += part.folders
+
     def _listed(self, paths: list[Path]) -> str:
         return f" ({len(paths):,}): {self._names(paths)}"
 

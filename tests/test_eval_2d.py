@@ -22,7 +22,7 @@ from tar3d.contracts import Mesh
 from tar3d.evaluation import generations
 from tar3d.evaluation.arguments import BACKGROUNDS
 from tar3d.evaluation.generations import GenerationSettings
-from tar3d.evaluation.image_pairs import RenderedImages, read_cameras
+from tar3d.evaluation.image_pairs import RenderedImages, image_pairs, read_cameras
 from tar3d.evaluation.image_scores import Networks, score_sets
 from tar3d.evaluation.mesh_pairs import Pair
 from tar3d.evaluation.mesh_report import compare_sets
@@ -209,6 +209,18 @@ def test_background_changes_the_whole_picture_and_is_named(folders):
         assert summary_of(folders / name)["settings"]["background"].startswith(name)
         scores[name] = float(rows_of(folders / name)["box"]["shaded_psnr"])
     assert len(set(scores.values())) == 3
+
+
+def test_images_that_are_left_out_or_unusable_are_named(tmp_path):
+    for side in ("pred", "gt"):
+        for name in ("a.png", "b.HEIC", "c/0.png", "c/1.jfif", "d/x.heic"):
+            (tmp_path / side / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / side / name).touch()
+    (tmp_path / "gt" / "gone.png").symlink_to("nowhere.png")
+    with pytest.warns(UserWarning, match=r"2 \.heic \(b\.HEIC, \.\.\.\), 1 \.jfif \(c/1\.jfif\)"):
+        pairs = image_pairs(tmp_path / "pred", tmp_path / "gt")
+    assert [pair.id for pair in pairs[:2]] == ["a", "c"] and not any(p.reason for p in pairs[:2])
+    assert len(pairs) == 3 and "a link to nowhere.png" in pairs[2].reason
 
 
 def test_the_frame_of_the_protocol_decides(folders):

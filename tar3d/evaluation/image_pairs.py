@@ -224,7 +224,7 @@ def images_by_id(folder: Path) -> tuple[dict[str, Path], list[tuple[str, str]]]:
         raise ValueError(f"{folder} is not a folder of images")
     found = _images_in(folder)
     sub_folders, found.folders = found.folders, []
-    unusable, notes = dict(found.unusable), found.notes()
+    unusable = dict(found.unusable)
     found.unusable.clear()
     named = _by_stem(found)
     for path in sub_folders:
@@ -240,7 +240,7 @@ def images_by_id(folder: Path) -> tuple[dict[str, Path], list[tuple[str, str]]]:
                     "which one is meant?"
                 )
             named[path.name] = path
-        notes += of_sub_folder.notes()
+        found.add_left_out(of_sub_folder)
     for path in named.values():
         if problem := name_problem(path):
             unusable[path] = problem
@@ -249,8 +249,8 @@ def images_by_id(folder: Path) -> tuple[dict[str, Path], list[tuple[str, str]]]:
             f"{folder} holds no images, and no sub-folders of images; looked for "
             f"{', '.join(IMAGE_SUFFIXES)}"
         )
-        raise ValueError("; ".join([looked_for, *notes]))
-    for note in notes:
+        raise ValueError("; ".join([looked_for, *found.notes()]))
+    for note in found.notes():
         warnings.warn(note, stacklevel=2)
     return {name: path for name, path in named.items() if path not in unusable}, [
         (printable(path), reason) for path, reason in unusable.items()

@@ -137,13 +137,20 @@ def _image_files(folder: Path, *, warn: bool) -> list[Path]:
         return []
     top = find_files(folder, IMAGE_SUFFIXES, deep=False)
     # each by itself, so that links of two shapes may lead to the same images
-    parts = [top, *(find_files(sub_folder, IMAGE_SUFFIXES) for sub_folder in top.folders)]
-    top.folders.clear()
+    parts = []
+    sub_folders, top.folders = top.folders, []
+    for sub_folder in sub_folders:
+        try:
+            parts.append(find_files(sub_folder, IMAGE_SUFFIXES))
+        except OSError as e:
+            top.unusable[sub_folder] = f"the folder cannot be read ({e.strerror or e})"
     for part in parts:
-        unusable = [f"{printable(path)}: {reason}" for path, reason in part.unusable.items()]
-        for note in [*part.notes(), *unusable] if warn else []:
-            warnings.warn(note, stacklevel=5)
-    return [path for part in parts for path in part.files]
+        top.add_left_out(part)
+        top.unusable |= part.unusable
+    unusable = [f"{printable(path)}: {reason}" for path, reason in top.unusable.items()]
+    for note in [*top.notes(), *unusable] if warn else []:
+        warnings.warn(note, stacklevel=5)
+    return [path for part in (top, *parts) for path in part.files]
 
 
 def _refuse_colliding(shapes: dict[str, Shape]) -> None:

@@ -60,3 +60,12 @@ def test_a_shard_that_was_cut_off_is_a_sentence(tmp_path, kept):
 def test_a_name_that_is_not_there(tmp_path):
     with pytest.raises(ValueError, match="holds no b.npz"):
         ShardedFiles(tmp_path).read("b.npz")
+
+
+def test_hidden_folders_are_left_out_and_links_followed_to_an_end(tmp_path):
+    for name in ("views/a/0.png", "views/.ipynb_checkpoints/0.png", "shared/0.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for name, target in {"b": "../shared", "c": "../shared", "a/loop": ".."}.items():
+        (tmp_path / "views" / name).symlink_to(target)
+    assert list(ShardedFiles(tmp_path / "views", ".png")) == ["a/0.png", "b/0.png", "c/0.png"]
