@@ -266,6 +266,10 @@ class Pipeline:
                 warnings.warn(row.warning, stacklevel=2)
         return prepared
 
+    def source(self, conditions: Sequence[Image.Image | str | None]) -> ConditionInputs:
+        """The condition inputs of `prepare`, under the name of earlier versions."""
+        return self.prepare(conditions).inputs
+
     def sampling(self, modalities: Collection[str]) -> SamplingConfig:
         """The sampling settings saved with the model, for conditions of these modalities.
 

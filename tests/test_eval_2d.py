@@ -213,11 +213,11 @@ def test_background_changes_the_whole_picture_and_is_named(folders):
 
 def test_images_that_are_left_out_or_unusable_are_named(tmp_path):
     for side in ("pred", "gt"):
-        for name in ("a.png", "b.HEIC", "c/0.png", "c/1.jfif", "d/x.heic"):
+        for name in ("a.png", "b.HEIC", "c/0.png", "c/1.tga", "d/x.heic"):
             (tmp_path / side / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / side / name).touch()
     (tmp_path / "gt" / "gone.png").symlink_to("nowhere.png")
-    with pytest.warns(UserWarning, match=r"2 \.heic \(b\.HEIC, \.\.\.\), 1 \.jfif \(c/1\.jfif\)"):
+    with pytest.warns(UserWarning, match=r"2 \.heic \(b\.HEIC, \.\.\.\), 1 \.tga \(c/1\.tga\)"):
         pairs = image_pairs(tmp_path / "pred", tmp_path / "gt")
     assert [pair.id for pair in pairs[:2]] == ["a", "c"] and not any(p.reason for p in pairs[:2])
     assert len(pairs) == 3 and "a link to nowhere.png" in pairs[2].reason
@@ -656,7 +656,7 @@ def test_a_model_is_compared_with_baselines_and_bound(folders, monkeypatch):
         calls.append(arguments)
         return SimpleNamespace(pairs=sets, inputs=SimpleNamespace(views_in_training=0), nll={})
 
-    def load(source, gpt_type, device):
+    def load(source, gpt_type, encoders, device):
         return SimpleNamespace(sampling=lambda modalities: SimpleNamespace(top_k=3))
 
     monkeypatch.setattr(generations, "evaluate_model", evaluate_model)
