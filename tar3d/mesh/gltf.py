@@ -1,344 +1,298 @@
 """Reads the triangles of a .glb or .gltf file (glTF 2.0), safely for damaged and hostile files.
 
-Every count, offset and index of the file's JSON is checked against bytes that are present before
-memory is spent on it. Read are positions, indices, triangle lists, strips and fans, sparse and
-quantized accessors, node transforms, instances, and KHR_draco_mesh_compression when DracoPy is
-installed. Skinned meshes stay in their bind pose; morph targets, materials and everything else that
-does not move a triangle are ignored. Raises ValueError, with the reason, for anything malformed and
-for required extensions that change geometry in a way this reader does not know.
+The scene is read as a viewer shows it before any animation plays. Node transforms, skins, morph
+weights and the instances of EXT_mesh_gpu_instancing are applied, so that a skinned body and the
+rigid parts on its joints stand in one pose, the one of the nodes. Data compressed by
+KHR_draco_mesh_compression, EXT_ and KHR_meshopt_compression is decompressed. Materials and
+everything else that does not move a triangle are ignored. Raises ValueError, with the reason, for
+anything malformed and for required extensions that are unknown.
 """
 
 from __future__ import annotations
 
-import base64
-import json
-import struct
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
 
 import numpy as np
 
+from tar3d.mesh.gltf_file import MESHOPT, GltfFile
+from tar3d.mesh.gltf_mesh import DRACO, Primitive, read_mesh
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+
+    from numpy.typing import ArrayLike
 
 MAX_NODE_DEPTH = 256  # real scenes stay below 50; a longer chain is a broken or hostile exporter
 MAX_NODES = 1_000_000
-_COMPONENTS = {
-    5120: np.int8,
-    5121: np.uint8,
-    5122: np.int16,
-    5123: np.uint16,
-    5125: np.uint32,
-    5126: np.float32,
-}
-_WIDTHS = {"SCALAR": 1, "VEC3": 3}
-_DRACO = "KHR_draco_mesh_compression"
-# required extensions that change no position, by the beginnings of their names
+_VERTICES_AT_ONCE = 1 << 16  # bounds the memory of skinning
+_INSTANCES = "EXT_mesh_gpu_instancing"
+_VISIBILITY = "KHR_node_visibility"
+_READ = (DRACO, *MESHOPT, _INSTANCES, _VISIBILITY)
+# required extensions that change no position at rest, by the beginnings of their names
 _HARMLESS = (
-    "KHR_materials_",
-    "KHR_texture_",
-    "EXT_texture_",
-    "KHR_lights_",
+    # the stored numbers are read as they are
     "KHR_mesh_quantization",
-    "KHR_animation_",
+    # surfaces, textures, lights
+    *("KHR_materials_", "KHR_texture_", "KHR_techniques_webgl", "KHR_lights_", "KHR_environment_"),
+    *("EXT_texture", "EXT_lights_", "MSFT_texture_", "MSFT_packing_", "NV_materials_"),
+    *("ADOBE_materials_", "BENTLEY_materials_", "CESIUM_primitive_outline"),
+    *("EXT_mesh_primitive_edge_visibility", "VRMC_materials_"),
+    # metadata
+    *("KHR_xmp", "EXT_structural_metadata", "EXT_mesh_features", "EXT_instance_features"),
+    *("EXT_feature_metadata", "EXT_mesh_manifold", "AGI_stk_metadata", "FB_geometry_metadata"),
+    *("GRIFFEL_bim_data", "GODOT_single_root", "VRM", "MSFT_lod"),
+    # behaviour
+    *("KHR_animation_", "KHR_node_", "KHR_interactivity", "KHR_audio", "MSFT_audio_emitter"),
+    *("KHR_physics_", "KHR_collision_", "KHR_implicit_shapes", "OMI_"),
 )
-_TRIANGLES, _STRIP, _FAN = 4, 5, 6
 
 
 def read_gltf(path: Path, max_vertices: int, max_faces: int) -> tuple[np.ndarray, np.ndarray]:
     """World-space vertices (V, 3) float64 and faces (F, 3) int64 of the default scene.
 
     Both may be empty, and coordinates may be infinite or NaN. The limits hold for the scene with
-    its instances. A mesh under a mirroring node keeps its outward side. Raises ValueError, and
-    OSError for a file that cannot be opened.
+    its instances. A mesh under a mirroring node or joint keeps its outward side. Raises ValueError,
+    and OSError for a file that cannot be opened.
     """
     try:
         with np.errstate(over="ignore", invalid="ignore"):
-            return _Document(path, max_vertices, max_faces).triangles()
+            return _Scene(GltfFile(path), max_vertices, max_faces).triangles()
     except (KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as e:
         raise ValueError(f"its glTF structure is malformed ({type(e).__name__}: {e})") from e
 
 
-def _natural(value: object, what: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"its {what} is {str(value)[:40]}, not a whole number >= 0")
-    return value
-
-
-class _Document:
-    """One opened file: its JSON and the buffers that were read so far."""
-
-    def __init__(self, path: Path, max_vertices: int, max_faces: int) -> None:
-        self._folder, self._max_vertices, self._max_faces = path.parent, max_vertices, max_faces
-        self._buffers: dict[int, bytes] = {}
-        content = path.read_bytes()
-        if path.suffix.lower() == ".glb":
-            content = self._open_container(content)
-        try:
-            self._json = json.loads(content)
-        except ValueError as e:  # also for text that is not UTF-8
-            raise ValueError(f"its glTF JSON cannot be parsed ({e})") from e
-        version = str(self._json["asset"]["version"])
-        if version.split(".")[0] != "2":
-            raise ValueError(f"it is glTF version {version[:20]!r}, only version 2 is read")
-        for name in self._json.get("extensionsRequired", []):
-            if name != _DRACO and not name.startswith(_HARMLESS):
-                raise ValueError(f"it requires the glTF extension {name}, which is not supported")
-
-    def _open_container(self, content: bytes) -> bytes:
-        """Checks the GLB chunks, keeps the binary one as buffer 0, and returns the JSON one."""
-        if content[:4] != b"glTF":
-            raise ValueError("it does not start with the glTF magic, so it is not a GLB file")
-        if len(content) < 20:
-            raise ValueError(
-                f"it is truncated: {len(content)} bytes hold no GLB header and JSON chunk"
-            )
-        length = struct.unpack_from("<I", content, 8)[0]
-        if length != len(content):
-            raise ValueError(
-                f"its GLB header declares {length:,} bytes, but the file has {len(content):,}"
-            )
-        chunks: list[tuple[bytes, bytes]] = []
-        start = 12
-        while start + 8 <= len(content):
-            size, chunk_type = struct.unpack_from("<I4s", content, start)
-            if start + 8 + size > len(content):
-                raise ValueError(
-                    f"its GLB chunk {len(chunks)} declares {size:,} bytes and runs past the end "
-                    "of the file"
-                )
-            chunks.append((chunk_type, content[start + 8 : start + 8 + size]))
-            start += 8 + size
-        if chunks[0][0] != b"JSON":
-            raise ValueError("its first GLB chunk is not JSON")
-        if len(chunks) > 1 and chunks[1][0] == b"BIN\0":
-            self._buffers[0] = chunks[1][1]
-        return chunks[0][1]
-
-    def _item(self, group: str, index: object) -> dict:
-        items = self._json.get(group, [])
-        if _natural(index, f"index into {group}") >= len(items):
-            raise ValueError(f"it refers to number {index} of {group}, but there are {len(items)}")
-        return items[index]
-
-    def _buffer(self, index: int) -> bytes:
-        declared = self._item("buffers", index)
-        uri = declared.get("uri")
-        if index not in self._buffers or (index == 0 and uri is not None):
-            self._buffers[index] = self._read_uri(uri, index)
-        content, length = self._buffers[index], _natural(declared["byteLength"], "buffer length")
-        if len(content) < length:
-            raise ValueError(
-                f"its buffer {index} declares {length:,} bytes, but only {len(content):,} are "
-                "present"
-            )
-        return content
-
-    def _read_uri(self, uri: str | None, index: int) -> bytes:
-        if uri is None:
-            raise ValueError(f"its buffer {index} has no data")
-        if uri.startswith("data:"):
-            return base64.b64decode(uri.partition(",")[2])
-        name = unquote(uri)
-        target = (self._folder / name).resolve()
-        if not target.is_relative_to(self._folder.resolve()):
-            raise ValueError(f"its buffer {index} is {name[:80]!r}, outside the file's folder")
-        if not target.is_file():
-            raise ValueError(
-                f"its buffer file {name[:80]!r} is missing beside it; keep the two together or use "
-                ".glb"
-            )
-        return target.read_bytes()
-
-    def _view(self, index: object) -> tuple[memoryview, int | None]:
-        """The bytes of a buffer view and its stride."""
-        view = self._item("bufferViews", index)
-        start = _natural(view.get("byteOffset", 0), "byteOffset")
-        length = _natural(view["byteLength"], "byteLength")
-        content = self._buffer(_natural(view["buffer"], "buffer index"))
-        if start + length > len(content):
-            raise ValueError(
-                f"its bufferView {index} ends at byte {start + length:,} of a buffer of "
-                f"{len(content):,}"
-            )
-        stride = view.get("byteStride")
-        if stride is not None:
-            stride = _natural(stride, "byteStride")
-        return memoryview(content)[start : start + length], stride
-
-    def _elements(self, source: dict, count: int, width: int, component: int) -> np.ndarray:
-        """Elements (count, width) at the bufferView and byteOffset of `source`."""
-        content, stride = self._view(source["bufferView"])
-        offset = _natural(source.get("byteOffset", 0), "byteOffset")
-        dtype = np.dtype(_COMPONENTS[component]).newbyteorder("<")
-        stride = stride or width * dtype.itemsize
-        end = offset + (count - 1) * stride + width * dtype.itemsize
-        if end > len(content):
-            raise ValueError(
-                f"its accessor of {count:,} elements needs {end:,} bytes, but its bufferView has "
-                f"{len(content):,}"
-            )
-        return np.ndarray((count, width), dtype, content, offset, (stride, dtype.itemsize))
-
-    def _declared(self, index: object, limit: int) -> tuple[dict, int]:
-        """An accessor and its element count, which must not exceed `limit`."""
-        accessor = self._item("accessors", index)
-        count = _natural(accessor["count"], "accessor count")
-        if not 0 < count <= limit:
-            raise ValueError(
-                f"its accessor {index} declares {count:,} elements, allowed are 1 to {limit:,}"
-            )
-        return accessor, count
-
-    def _accessor(self, index: object, limit: int) -> np.ndarray:
-        """Accessor values (count, width), as integers or, when float or normalized, as float64."""
-        accessor, count = self._declared(index, limit)
-        component, width = accessor["componentType"], _WIDTHS.get(accessor["type"])
-        if component not in _COMPONENTS or width is None:
-            raise ValueError(
-                f"its accessor {index} is {accessor['type']} of component type {component}, which "
-                "no mesh uses"
-            )
-        if "bufferView" in accessor:
-            values = self._elements(accessor, count, width, component)
-        elif "sparse" in accessor:
-            values = np.zeros((count, width), _COMPONENTS[component])
-        else:
-            raise ValueError(f"its accessor {index} declares {count:,} elements but has no data")
-        if "sparse" in accessor:
-            values = values.copy()
-            sparse = accessor["sparse"]
-            changed = _natural(sparse["count"], "sparse count")
-            rows = self._elements(
-                sparse["indices"], changed, 1, sparse["indices"]["componentType"]
-            ).ravel()
-            if changed > count or (changed and rows.max() >= count):
-                raise ValueError(f"its sparse accessor {index} changes elements that do not exist")
-            values[rows] = self._elements(sparse["values"], changed, width, component)
-        if accessor.get("normalized") and component != 5126:
-            return np.maximum(values.astype(np.float64) / np.iinfo(values.dtype).max, -1.0)
-        return values.astype(np.float64 if component == 5126 else np.int64)
-
-    def _primitive(self, primitive: dict) -> tuple[np.ndarray, np.ndarray] | None:
-        """Vertices (V, 3) and faces (F, 3); None for points and lines."""
-        mode = primitive.get("mode", _TRIANGLES)
-        if mode not in (_TRIANGLES, _STRIP, _FAN) or "POSITION" not in primitive["attributes"]:
-            return None
-        if _DRACO in primitive.get("extensions", {}):
-            return self._draco(primitive)
-        positions = self._accessor(primitive["attributes"]["POSITION"], self._max_vertices)
-        vertices = positions.astype(np.float64)
-        if vertices.shape[1] != 3:
-            raise ValueError("its positions are not three-dimensional")
-        index = np.arange(len(vertices))
-        if "indices" in primitive:
-            index = self._accessor(primitive["indices"], 3 * self._max_faces).ravel()
-            if index.dtype != np.int64 or index.min() < 0 or index.max() >= len(vertices):
-                raise ValueError(
-                    f"its faces index vertices up to {index.max()}, but a primitive has "
-                    f"{len(vertices):,}"
-                )
-        if mode == _TRIANGLES:
-            return vertices, index[: len(index) // 3 * 3].reshape(-1, 3)
-        first, second, third = index[:-2].copy(), index[1:-1].copy(), index[2:].copy()
-        if mode == _FAN:
-            first[:] = index[:1]
-        else:  # every other triangle of a strip runs backwards
-            second[1::2], third[1::2] = index[3::2], index[2:-1:2]
-        return vertices, np.stack([first, second, third], axis=-1)
-
-    def _draco(self, primitive: dict) -> tuple[np.ndarray, np.ndarray]:
-        try:
-            import DracoPy
-        except ImportError as e:
-            raise ValueError(
-                "it is compressed with Draco, which needs the package DracoPy (pip install DracoPy)"
-            ) from e
-        extension = primitive["extensions"][_DRACO]
-        _, count = self._declared(primitive["attributes"]["POSITION"], self._max_vertices)
-        self._declared(primitive["indices"], 3 * self._max_faces)
-        try:
-            decoded = DracoPy.decode(bytes(self._view(extension["bufferView"])[0]))
-        except (DracoPy.FileTypeException, DracoPy.EncodingFailedException) as e:
-            raise ValueError(f"its Draco data cannot be decoded ({e})") from e
-        positions = [
-            a["data"]
-            for a in decoded.attributes
-            if a["unique_id"] == extension["attributes"]["POSITION"]
+def _transform(translation: ArrayLike, rotation: ArrayLike, scale: ArrayLike) -> np.ndarray:
+    """The matrix (4, 4) of a translation (3,), a unit quaternion x y z w, and a scale (3,)."""
+    x, y, z, w = np.array(rotation, dtype=np.float64)
+    turn = np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
         ]
-        if len(positions) != 1 or positions[0].shape != (count, 3):
-            raise ValueError(
-                f"its Draco data does not hold the {count:,} positions that the glTF declares"
-            )
-        return positions[0].astype(np.float64), np.asarray(decoded.faces, dtype=np.int64)
+    )
+    matrix = np.eye(4)
+    matrix[:3, :3] = turn * np.array(scale, dtype=np.float64)
+    matrix[:3, 3] = np.array(translation, dtype=np.float64)
+    return matrix
 
-    def _transform(self, index: int, node: dict) -> np.ndarray:
-        if "matrix" in node:
-            matrix = np.array(node["matrix"], dtype=np.float64).reshape(4, 4).T
-        else:
-            x, y, z, w = np.array(node.get("rotation", (0, 0, 0, 1)), dtype=np.float64)
-            rotation = np.array(
-                [
-                    [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-                    [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-                    [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-                ]
+
+def _node_transform(index: int, node: dict) -> np.ndarray:
+    if "matrix" in node:
+        matrix = np.array(node["matrix"], dtype=np.float64).reshape(4, 4).T
+    else:
+        matrix = _transform(
+            node.get("translation", (0, 0, 0)),
+            node.get("rotation", (0, 0, 0, 1)),
+            node.get("scale", (1, 1, 1)),
+        )
+    if not np.isfinite(matrix).all():
+        raise ValueError(f"its node {index} has a transform that is not finite")
+    return matrix
+
+
+class _Scene:
+    """The default scene of a file, flattened by `triangles`."""
+
+    def __init__(self, file: GltfFile, max_vertices: int, max_faces: int) -> None:
+        self._file, self._max_vertices, self._max_faces = file, max_vertices, max_faces
+        self._worlds: dict[int, np.ndarray] = {}  # transforms (4, 4) of nodes to the scene
+        self._parents: dict[int, int] | None = None
+        self._skins: dict[int, np.ndarray] = {}
+        unknown = [
+            name for name in sorted(file.required - {*_READ}) if not name.startswith(_HARMLESS)
+        ]
+        if unknown:
+            raise ValueError(
+                f"it requires the glTF extension {', '.join(unknown)[:200]}, which is not supported"
             )
-            matrix = np.eye(4)
-            matrix[:3, :3] = rotation * np.array(node.get("scale", (1, 1, 1)), dtype=np.float64)
-            matrix[:3, 3] = node.get("translation", (0, 0, 0))
-        if not np.isfinite(matrix).all():
-            raise ValueError(f"its node {index} has a transform that is not finite")
-        return matrix
+
+    def triangles(self) -> tuple[np.ndarray, np.ndarray]:
+        """Vertices (V, 3) and faces (F, 3) of the scene, see `read_gltf`."""
+        meshes: dict[tuple, list[Primitive]] = {}
+        vertices, faces = [np.empty((0, 3))], [np.empty((0, 3), dtype=np.int64)]
+        num_vertices, num_faces = 0, 0
+        # all transforms first, because a joint may come after the mesh that it moves
+        for index, node in list(self._nodes_with_mesh()):
+            key = (
+                node["mesh"],
+                "skin" in node,
+                tuple(node["weights"]) if "weights" in node else None,
+            )
+            if key not in meshes:
+                meshes[key] = read_mesh(self._file, node, self._max_vertices, self._max_faces)
+            for placed, triangles in self._placed(index, node, meshes[key]):
+                faces.append(triangles + num_vertices)
+                vertices.append(placed)
+                num_vertices, num_faces = num_vertices + len(placed), num_faces + len(triangles)
+                self._check_size(num_vertices, num_faces)
+        return np.concatenate(vertices), np.concatenate(faces)
+
+    def _check_size(self, num_vertices: int, num_faces: int) -> None:
+        if num_vertices > self._max_vertices or num_faces > self._max_faces:
+            raise ValueError(
+                f"its scene has more than {self._max_vertices:,} vertices or "
+                f"{self._max_faces:,} faces"
+            )
+
+    # ---- nodes ----
 
     def _roots(self) -> list[int]:
         """Root nodes of the default scene; without scenes, all nodes that are no child."""
-        if self._json.get("scenes"):
-            return list(self._item("scenes", self._json.get("scene", 0)).get("nodes", []))
-        nodes = self._json.get("nodes", [])
+        if self._file.json.get("scenes"):
+            scene = self._file.item("scenes", self._file.json.get("scene", 0))
+            return list(scene.get("nodes", []))
+        nodes = self._file.json.get("nodes", [])
         children = {child for node in nodes for child in node.get("children", [])}
         roots = [i for i in range(len(nodes)) if i not in children]
         if nodes and not roots:
             raise ValueError("its nodes form a loop")
         return roots
 
-    def triangles(self) -> tuple[np.ndarray, np.ndarray]:
-        """The scene flattened, see `read_gltf`."""
-        meshes: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
-        vertices, faces = [np.empty((0, 3))], [np.empty((0, 3), dtype=np.int64)]
-        num_vertices, num_faces = 0, 0
-        seen: set[int] = set()
-        stack = [(index, np.eye(4), 1) for index in reversed(self._roots())]
+    def _nodes_with_mesh(self) -> Iterator[tuple[int, dict]]:
+        """Visible nodes that have a mesh, from the roots down; fills `_worlds` on the way."""
+        stack = [(index, np.eye(4), 1, True) for index in reversed(self._roots())]
         while stack:
-            index, parent, depth = stack.pop()
-            node = self._item("nodes", index)
-            if index in seen:
+            index, parent, depth, visible = stack.pop()
+            node = self._file.item("nodes", index)
+            if index in self._worlds:
                 raise ValueError(
                     f"its node {index} is reached twice: the nodes form a loop or share a child"
                 )
-            if depth > MAX_NODE_DEPTH or len(seen) >= MAX_NODES:
+            if depth > MAX_NODE_DEPTH or len(self._worlds) >= MAX_NODES:
                 raise ValueError(
                     f"its nodes are nested deeper than {MAX_NODE_DEPTH} or number more than "
                     f"{MAX_NODES:,}"
                 )
-            seen.add(index)
-            world = parent @ self._transform(index, node)
-            stack += [(child, world, depth + 1) for child in reversed(node.get("children", []))]
-            if "mesh" not in node:
-                continue
-            if node["mesh"] not in meshes:
-                primitives = self._item("meshes", node["mesh"])["primitives"]
-                meshes[node["mesh"]] = [
-                    part for part in map(self._primitive, primitives) if part is not None
-                ]
+            world = self._worlds[index] = parent @ _node_transform(index, node)
+            visible = visible and node.get("extensions", {}).get(_VISIBILITY, {}).get(
+                "visible", True
+            )
+            stack += [
+                (child, world, depth + 1, visible) for child in reversed(node.get("children", []))
+            ]
+            if visible and "mesh" in node:
+                yield index, node
+
+    def _world(self, index: int) -> np.ndarray:
+        """The transform (4, 4) of any node, also of a joint outside the scene."""
+        if self._parents is None:
+            self._parents = {
+                child: parent
+                for parent, node in enumerate(self._file.json.get("nodes", []))
+                for child in node.get("children", [])
+            }
+        chain = []
+        at: int | None = index
+        while at is not None and at not in self._worlds:
+            chain.append(at)
+            at = self._parents.get(at)
+            if len(chain) > MAX_NODE_DEPTH:
+                raise ValueError(
+                    f"its joint {index} is nested deeper than {MAX_NODE_DEPTH} nodes or in a loop"
+                )
+        world = np.eye(4) if at is None else self._worlds[at]
+        for node in reversed(chain):
+            world = world @ _node_transform(node, self._file.item("nodes", node))
+            self._worlds[node] = world
+        return world
+
+    # ---- placement ----
+
+    def _placed(
+        self, index: int, node: dict, primitives: list[Primitive]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Vertices (V, 3) and faces (F, 3) in the scene, of each primitive and instance."""
+        worlds = [self._worlds[index]]
+        if _INSTANCES in node.get("extensions", {}):
+            if "skin" in node:
+                raise ValueError(
+                    f"its node {index} has a skin and {_INSTANCES}, which have no meaning together"
+                )
+            instances = self._instances(node["extensions"][_INSTANCES], primitives)
+            worlds = [worlds[0] @ instance for instance in instances]
+        for world in worlds:
             mirrored = np.linalg.det(world[:3, :3]) < 0
-            for local, triangles in meshes[node["mesh"]]:
-                faces.append((triangles[:, ::-1] if mirrored else triangles) + num_vertices)
-                vertices.append(local @ world[:3, :3].T + world[:3, 3])
-                num_vertices, num_faces = num_vertices + len(local), num_faces + len(triangles)
-                if num_vertices > self._max_vertices or num_faces > self._max_faces:
-                    raise ValueError(
-                        f"its scene has more than {self._max_vertices:,} vertices or "
-                        f"{self._max_faces:,} faces"
+            for part in primitives:
+                if "skin" in node and part.joints is not None:
+                    yield self._skinned(part, self._joint_matrices(node["skin"]))
+                else:
+                    yield (
+                        part.positions @ world[:3, :3].T + world[:3, 3],
+                        part.faces[:, ::-1] if mirrored else part.faces,
                     )
-        return np.concatenate(vertices), np.concatenate(faces)
+
+    def _instances(self, extension: dict, primitives: list[Primitive]) -> list[np.ndarray]:
+        """Transforms (4, 4) of the instances of a node, to be applied before its own."""
+        file, names = self._file, ("TRANSLATION", "ROTATION", "SCALE")
+        given = {
+            name: extension["attributes"][name] for name in names if name in extension["attributes"]
+        }
+        counts = {file.declared(accessor, self._max_faces)[1] for accessor in given.values()}
+        if len(counts) > 1:
+            raise ValueError(f"its {_INSTANCES} has attributes of different lengths")
+        count = counts.pop() if counts else 1
+        self._check_size(
+            count * sum(len(part.positions) for part in primitives),
+            count * sum(len(part.faces) for part in primitives),
+        )
+        if not primitives:
+            return []
+        values = {
+            "TRANSLATION": np.zeros((count, 3)),
+            "ROTATION": np.tile([0.0, 0.0, 0.0, 1.0], (count, 1)),
+            "SCALE": np.ones((count, 3)),
+        }
+        for name, accessor in given.items():
+            stored = file.accessor(accessor, self._max_faces).astype(np.float64)
+            if stored.shape != values[name].shape:
+                raise ValueError(f"its {_INSTANCES} has a {name} of {stored.shape[1]} numbers")
+            values[name] = stored
+        length = np.linalg.norm(values["ROTATION"], axis=1, keepdims=True)
+        values["ROTATION"] /= np.where(length > 0, length, 1)  # bytes hold no exact unit length
+        return [_transform(*rows) for rows in zip(*(values[name] for name in names), strict=True)]
+
+    def _joint_matrices(self, index: int) -> np.ndarray:
+        """Matrices (J, 4, 4) of a skin from its mesh's own space to the scene."""
+        if index not in self._skins:
+            skin = self._file.item("skins", index)
+            worlds = np.stack([self._world(joint) for joint in skin["joints"]])
+            if "inverseBindMatrices" in skin:
+                inverse = self._file.accessor(skin["inverseBindMatrices"], MAX_NODES)
+                if inverse.shape[1] != 16 or len(inverse) < len(worlds):
+                    raise ValueError(
+                        f"its skin {index} has {len(worlds)} joints, but inverse bind matrices of "
+                        f"shape {inverse.shape}"
+                    )
+                inverse = inverse[: len(worlds)].reshape(-1, 4, 4).transpose(0, 2, 1)
+                worlds = worlds @ inverse
+            if not np.isfinite(worlds).all():
+                raise ValueError(f"its skin {index} has a joint transform that is not finite")
+            self._skins[index] = worlds
+        return self._skins[index]
+
+    @staticmethod
+    def _skinned(part: Primitive, matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Vertices and faces moved by the joints; the node's own transform does not count.
+
+        Section 3.7.3.3 of glTF 2.0. A face is turned where its corners are mirrored.
+        """
+        assert part.joints is not None
+        assert part.weights is not None
+        joints = np.where(part.weights == 0, 0, part.joints)
+        if len(joints) and joints.max() >= len(matrices):
+            raise ValueError(
+                f"its vertices follow joint {joints.max()} of a skin, but it has {len(matrices)}"
+            )
+        placed, mirrored = np.empty_like(part.positions), np.empty(len(joints), dtype=bool)
+        for start in range(0, len(joints), _VERTICES_AT_ONCE):
+            rows = slice(start, start + _VERTICES_AT_ONCE)
+            blend = np.zeros((len(joints[rows]), 3, 4))
+            for joint, weight in zip(joints[rows].T, part.weights[rows].T, strict=True):
+                blend += weight[:, None, None] * matrices[joint, :3]
+            turn, shift = blend[:, :, :3], blend[:, :, 3]
+            placed[rows] = np.einsum("vij,vj->vi", turn, part.positions[rows]) + shift
+            mirrored[rows] = np.linalg.det(turn) < 0
+        turned = mirrored[part.faces].sum(axis=1, keepdims=True) >= 2
+        return placed, np.where(turned, part.faces[:, ::-1], part.faces)

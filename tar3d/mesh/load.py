@@ -2,8 +2,8 @@
 
 Raises `MeshError`, one sentence with the file and the reason, for unknown suffixes, files without
 triangles (points, lines, empty), truncated or malformed files, NaN or infinite coordinates, zero
-extent, and anything above the limits below. Flat and open meshes load. Textures, colours, skins,
-morphs and animations are not read. A further file format is a function and one line in `READERS`.
+extent, and anything above the limits below. Flat and open meshes load. Textures, colours and
+animations are not read. A further file format is a function and one line in `READERS`.
 """
 
 from __future__ import annotations

@@ -228,8 +228,8 @@ LIES = {
     ),
     "version": (document(asset={"version": "1.0"}), "only version 2"),
     "required extension": (
-        document(extensionsRequired=["EXT_meshopt_compression"]),
-        "EXT_meshopt_compression",
+        document(extensionsRequired=["ACME_bent_space"]),
+        "ACME_bent_space",
     ),
 }
 
