@@ -327,7 +327,7 @@ class FileReconstructor:
     def reconstruct_file(
         self, path: Path, target: Path, *, is_cloud: bool = False
     ) -> tuple[dict, torch.Tensor]:
-        """Rebuilds a mesh or cloud; scores are taken in the normalized frame."""
+        """Rebuilds a mesh or cloud; the scores are those of the file that was written."""
         from tar3d.evaluation.reconstruction import SCORES, score_cloud, score_mesh
         from tar3d.mesh.load import SUPPORTED, check_file, load_mesh
         from tar3d.mesh.point_cloud import ONLY_POINTS, load_points, splats
@@ -363,10 +363,14 @@ class FileReconstructor:
             )
             sheet.save(target.with_suffix(".png"))
         protocol = dataclasses.replace(PROTOCOL, seed=self.seed)
+        written = load_mesh(target)
+        if self.frame == "normalized":
+            to_input = to_source @ written.to_source
+            written = Mesh(written.vertices, written.faces, to_input)
         if isinstance(truth, Mesh):
-            scores, note = score_mesh(rebuilt, truth, protocol), ""
+            scores, note = score_mesh(written, truth, protocol), ""
         else:
-            scores, note = score_cloud(rebuilt, truth, protocol), "; ".join(truth.notes)
+            scores, note = score_cloud(written, truth, protocol), "; ".join(truth.notes)
         return {"note": note, **{name: scores[name] for name in SCORES if name in scores}}, ids
 
     def decode_file(self, path: Path, target: Path) -> torch.Tensor:

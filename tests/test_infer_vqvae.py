@@ -14,8 +14,11 @@ from run_files import exit_code, rows
 
 import infer_vqvae
 from tar3d import checkpoint
+from tar3d.config import EvalProtocol
 from tar3d.contracts import Mesh
 from tar3d.data.formats.token_file import TokenFiles
+from tar3d.evaluation.reconstruction import score_mesh
+from tar3d.mesh.export import save_mesh
 from tar3d.mesh.load import load_mesh
 from tar3d.mesh.point_cloud import load_points
 from tar3d.mesh.point_normals import estimate_normals
@@ -114,6 +117,27 @@ def test_a_reconstruction_is_scored_and_written_in_the_frame_asked_for(
         0.95**3 * 0.6 * 0.4, abs=0.01
     )  # of the box in the cube
     assert 0 < float(row["floor_chamfer"]) < float(row["chamfer"])
+
+
+def test_the_scores_are_those_of_the_file_written_also_far_from_the_origin(
+    meshes, full_vqvae, tmp_path
+):
+    box = load_mesh(meshes / "box.obj")
+    to_source = box.to_source.copy()
+    to_source[:3, 3] += [5.4e5, 5.4e6, 120]
+    save_mesh(Mesh(box.vertices, box.faces, to_source), tmp_path / "far.obj", frame="source")
+    found = {}
+    for path in (meshes / "box.obj", tmp_path / "far.obj"):
+        out = tmp_path / path.stem
+        flags = ["--input_file", str(path), "--output_dir", str(out), "--resolution", "8"]
+        assert infer_vqvae.main([*flags, "--model", str(full_vqvae), "--no-pictures"]) == 0
+        (row,) = rows(out / "report.csv")
+        written = load_mesh(out / f"{path.stem}.glb")
+        scores = score_mesh(written, load_mesh(path), EvalProtocol())
+        for name in ("chamfer", "fscore@0.02", "iou"):
+            assert float(row[name]) == pytest.approx(scores[name], abs=1e-6)
+        found[path.stem] = [float(row[name]) for name in ("chamfer", "iou")]
+    assert found["far"] == pytest.approx(found["box"], rel=1e-3)
 
 
 def test_categories_of_the_manifest_reach_the_report(meshes, full_vqvae, tmp_path):

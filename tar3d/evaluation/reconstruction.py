@@ -55,9 +55,13 @@ def score_mesh(rebuilt: Mesh, truth: Mesh, protocol: EvalProtocol) -> dict[str, 
 
 
 def score_cloud(rebuilt: Mesh, cloud: PointCloud, protocol: EvalProtocol) -> dict[str, float]:
-    """Scores of points on `rebuilt` against the cloud's own, in the unit of the frame "truth"."""
+    """Scores of points on `rebuilt` against the cloud's own, in the unit of the frame "truth".
+
+    The `to_source` of both lead to the frame of the cloud's file.
+    """
     unit = 1 / CUBE_FILL
-    rebuilt = transformed(rebuilt, np.diag([unit, unit, unit, 1.0]))
+    to_cloud = np.linalg.inv(cloud.to_source) @ rebuilt.to_source
+    rebuilt = transformed(rebuilt, np.diag([unit, unit, unit, 1.0]) @ to_cloud)
     points = surface_cloud(rebuilt, protocol.points, (protocol.seed, 0))[:, :3]
     return {**point_scores(points, cloud.points * unit, protocol.thresholds)}
 

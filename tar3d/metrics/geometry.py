@@ -49,6 +49,8 @@ UNITS = {
 }
 UNIT_TOLERANCE = 1.25  # a prediction is rarely exactly as large as its truth
 
+FAR = 16.0  # half sizes from the origin, beyond which float32 loses digits of a shape
+
 
 def geometry_formulas() -> dict[str, str]:
     """Name -> formula and direction of every geometry score."""
@@ -91,10 +93,14 @@ def describe(protocol: EvalProtocol) -> str:
 def in_frame(pred: Mesh, truth: Mesh, frame: str) -> tuple[Mesh, Mesh]:
     """Moves two meshes as `load_mesh` gives them into the frame of a protocol.
 
-    `frame` is "truth", "each" or "source" (`EvalProtocol.frame`).
+    `frame` is "truth", "each" or "source" (`EvalProtocol.frame`). In "source", meshes far from the
+    origin are both moved there, which changes no distance but keeps the digits of their float32.
     """
     unit = np.diag([1 / CUBE_FILL] * 3 + [1.0])  # half the longest side, 0.95, becomes 1
-    to_frame = {"truth": unit @ np.linalg.inv(truth.to_source), "source": np.eye(4)}
+    near = np.eye(4)
+    if np.abs(truth.to_source[:3, 3]).max() > FAR * truth.to_source[0, 0]:
+        near[:3, 3] = -truth.to_source[:3, 3]
+    to_frame = {"truth": unit @ np.linalg.inv(truth.to_source), "source": near}
     if frame == "each":
         return transformed(pred, unit), transformed(truth, unit)
     return transformed(pred, to_frame[frame] @ pred.to_source), transformed(

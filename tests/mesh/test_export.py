@@ -82,6 +82,52 @@ def test_tiny_and_huge_shapes_keep_their_digits(one_armed, suffix, scale, tmp_pa
     )
 
 
+# georeferenced metres, far off in all axes, micrometres beside 1, and beyond float32
+FAR = [(2.7, (5.4e5, 5.4e6, 120.0)), (1.0, (1e7, -1e7, 1e7)), (1e-6, (1.0, 1.0, 1.0))]
+
+
+@pytest.mark.parametrize(("scale", "shift"), [*FAR, (1e60, (0.0, 0.0, 0.0))])
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_shapes_far_from_the_origin_keep_their_digits(one_armed, suffix, scale, shift, tmp_path):
+    to_source = np.diag([scale, scale, scale, 1.0])
+    to_source[:3, 3] = shift
+    mesh = Mesh(one_armed.vertices, one_armed.faces, to_source)
+    path = tmp_path / f"shape{suffix}"
+    if scale == 1e60 and suffix == ".glb":
+        with pytest.raises(ValueError, match="float32 of a GLB cannot hold"):
+            save_mesh(mesh, path, frame="source")
+        return
+    loaded = load_mesh(save_mesh(mesh, path, frame="source"))
+    assert len(loaded.faces) == len(mesh.faces)
+    moved = in_source(loaded)[loaded.faces] - in_source(mesh)[mesh.faces]
+    assert np.abs(moved).max() < 1e-6 * scale
+    if scale < 1e60:
+        written = trimesh.load_mesh(path, process=False)  # an independent reader
+        bounds = written.bounds - np.asarray(shift)
+        expected = scale * np.stack([f(one_armed.vertices, axis=0) for f in (np.min, np.max)])
+        assert np.abs(bounds - expected).max() < 1e-6 * scale
+
+
+def test_the_vertices_of_a_glb_far_away_are_small_and_within_their_bounds(one_armed, tmp_path):
+    to_source = np.eye(4)
+    to_source[:3, 3] = FAR[0][1]
+    mesh = Mesh(one_armed.vertices, one_armed.faces, to_source)
+    content = save_mesh(mesh, tmp_path / "shape.glb", frame="source").read_bytes()
+    length = int.from_bytes(content[12:16], "little")
+    described = json.loads(content[20 : 20 + length])
+    (primitive,) = described["meshes"][0]["primitives"]
+    positions = described["accessors"][primitive["attributes"]["POSITION"]]
+    view = described["bufferViews"][positions["bufferView"]]
+    values = np.frombuffer(
+        content, "<f4", 3 * positions["count"], 28 + length + view.get("byteOffset", 0)
+    ).reshape(-1, 3)
+    assert np.abs(values).max() < 1
+    assert (values.min(axis=0) == np.float32(positions["min"])).all()
+    assert (values.max(axis=0) == np.float32(positions["max"])).all()
+    moved = next(node for node in described["nodes"] if "mesh" in node)
+    assert np.allclose(moved["matrix"][12:15], FAR[0][1], rtol=0, atol=1e-6)
+
+
 def test_z_up_turns_without_mirroring(one_armed, tmp_path):
     written = trimesh.load_mesh(save_mesh(one_armed, tmp_path / "shape.ply", up="z"), process=False)
     x, y, z = one_armed.vertices.T

@@ -182,6 +182,14 @@ def test_the_truth_s_frame_makes_scores_independent_of_the_file_s_and_moves_both
     assert pred.vertices.min(0) == pytest.approx((-1, -1, -1), abs=1e-5)
 
 
+def test_the_source_frame_keeps_the_digits_of_meshes_far_from_the_origin():
+    one, other = (
+        compare_points(*in_frame(*frames(1.0, shift), "source"), SMALL)
+        for shift in ((0, 0, 0), (5.4e5, 5.4e6, 120.0))
+    )
+    assert other == pytest.approx(one, rel=1e-4)
+
+
 def test_the_other_frames():
     meshes = frames(8.0, (16.0, -8.0, 4.0))
     pred, truth = in_frame(*meshes, "each")
