@@ -65,7 +65,8 @@ def background_faces(mesh: Mesh) -> tuple[np.ndarray, float]:
     the share is 1.
     """
     none = np.zeros(len(mesh.faces), dtype=bool), 1.0
-    piece = face_components(mesh.faces, len(mesh.vertices))  # (F,)
+    # Vertices without faces are pieces as well, and have numbers of their own.
+    piece = np.unique(face_components(mesh.faces, len(mesh.vertices)), return_inverse=True)[1]
     if piece.max() == 0:
         return none
     low, high = _boxes(mesh, piece)  # (P, 3)
