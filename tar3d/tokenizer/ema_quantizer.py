@@ -68,7 +68,8 @@ class EMAQuantizer(Quantizer):
 
     def _collect(self, z: Tensor, ids: Tensor) -> None:
         flat = z.reshape(-1, self.code_dim)
-        count = torch.bincount(ids, minlength=self.codebook_size).float()
+        # not torch.bincount: it makes the processor wait for a GPU
+        count = torch.zeros_like(self.ema_count).index_add_(0, ids, torch.ones_like(flat[:, 0]))
         total = torch.zeros_like(self.codebook).index_add_(0, ids, flat)
         self._pending.append((count, total, flat))
 

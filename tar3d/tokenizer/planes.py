@@ -99,7 +99,10 @@ def sample_planes(planes: Tensor, points: Tensor) -> Tensor:
     / H. Beyond the outermost centres the border value holds. Computed in the wider of the two
     dtypes, because bfloat16 has too few bits for a coordinate; returned in that of the planes.
     """
-    grids = torch.stack([points[..., list(axes)] for axes in PLANE_AXES], dim=1)  # (B, 3, M, 2)
+    # Slices: a list as an index is copied to the GPU, which the processor waits for.
+    grids = torch.stack(
+        [points[..., c : r + 1 : r - c] for c, r in PLANE_AXES], dim=1
+    )  # (B, 3, M, 2)
     wide = torch.promote_types(planes.dtype, grids.dtype)
     tables, grids = planes.flatten(0, 1).to(wide), grids.flatten(0, 1).to(wide)
     if torch.are_deterministic_algorithms_enabled() and planes.is_cuda:
