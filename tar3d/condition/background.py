@@ -14,6 +14,7 @@ from PIL import Image
 from scipy import ndimage
 
 # Largest difference, of 255 in any channel, within a plain background without noise.
+NOT_PLAIN = "the background is not plain"  # a note of `separate`
 PLAIN_TOLERANCE = 10
 # Share of the border pixels that must agree; the rest may be an object that leaves the frame.
 PLAIN_SHARE = 0.9
@@ -149,7 +150,7 @@ def _separate_smoothed(
     mask &= ~_spill(smooth, background, mask)
     notes = []
     if np.ptp(background[edge], axis=0).max() > UNEVEN:
-        notes.append("the background is not plain")
+        notes.append(NOT_PLAIN)
     if shadow is not None:
         done = "was left out" if shadow.any() else "may be taken for part of the object"
         notes.append(f"a soft edge such as a shadow {done}")

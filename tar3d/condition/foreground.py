@@ -16,7 +16,13 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from tar3d.condition.background import PLAIN_TOLERANCE, difference_to, inner_area, separate
+from tar3d.condition.background import (
+    NOT_PLAIN,
+    PLAIN_TOLERANCE,
+    difference_to,
+    inner_area,
+    separate,
+)
 from tar3d.condition.pieces import EIGHT, cut_sides, drop_pieces
 
 # Smallest alpha of the object, of 255: less than 5 % opaque is background.
@@ -150,6 +156,8 @@ def _painted(rgb: Image.Image, where: np.ndarray) -> Image.Image:
 
 def _through_plates(found: Foreground, rgb: Image.Image) -> Foreground:
     """The object on a plate, if that is what was found: a card, a frame line, rounded corners."""
+    if found.found_by == "alpha" and found.box != (0, 0, *rgb.size):
+        return found  # an object that was cut out, not a picture with rounded corners
     for _ in range(PLATE_DEPTH):
         region = _plate(found.mask)
         if region is None:
@@ -162,7 +170,8 @@ def _through_plates(found: Foreground, rgb: Image.Image) -> Foreground:
         outer = box_of(region)
         margin = PLATE_MARGIN * min(outer[2] - outer[0], outer[3] - outer[1])
         gaps = (left - outer[0], top - outer[1], outer[2] - right, outer[3] - bottom)
-        if on_plate.found_by == "frame" or min(gaps) < margin:
+        # Shaded faces of an object with something on them are no plate: that is plain.
+        if on_plate.found_by == "frame" or NOT_PLAIN in on_plate.notes or min(gaps) < margin:
             return found
         note = "the object was taken to be what lies on a plain plate or within a frame"
         found = replace(on_plate, notes=tuple(dict.fromkeys((note, *on_plate.notes))))

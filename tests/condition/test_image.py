@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFile, ImageFilter
 
+from tar3d.condition.foreground import find_foreground
 from tar3d.condition.image import (
     MAX_PIXELS,
     ImageError,
@@ -395,6 +396,20 @@ def test_what_surrounds_the_object_does_not_move_the_frame(kind, warning):
 )
 def test_an_uncertain_object_draws_a_warning(box, colour, warning):
     assert warning in preprocess(picture_with_box(box=box, colour=colour), CONFIG).warning
+
+
+@pytest.mark.parametrize("background", [None, (255, 255, 255)])
+def test_the_faces_of_a_box_are_no_plate(background):
+    """A crate with a dark hollow fills the frame as a card does, but its faces are shaded."""
+    shades = np.linspace(190, 130, 96).astype(np.uint8)
+    crate = np.repeat(np.repeat(shades[:, None, None], 96, 1), 3, 2)
+    crate[44:52, 44:52] = 70
+    image = Image.new("RGBA", (128, 128), (0, 0, 0, 0))
+    image.paste(Image.fromarray(crate), (16, 16))
+    whole = np.asarray(image.getchannel("A")) > 0
+    if background:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image)
+    assert (find_foreground(image).mask & whole).sum() > 0.95 * whole.sum()
 
 
 def test_two_objects_draw_a_warning():
