@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tar3d.data.datasets.spread import spread
+from tar3d.data.formats.captions import captions_of
 from tar3d.mesh.load import list_meshes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -84,6 +85,8 @@ def in_place(word: str, places: dict[str, Path]) -> str:
     """A word of a command with the page's folders replaced."""
     if word == "PICTURES":
         return str(next((places["DATA"] / "views").glob("*/0.png")))
+    if word == "PROMPT":
+        return next(iter(captions_of(places["DATA"]).values()))[0]
     for name, path in places.items():
         if word == name or word.startswith((f"{name}/", f"{name}:")):
             return str(path) + word[len(name) :]
