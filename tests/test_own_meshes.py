@@ -6,6 +6,7 @@ import importlib
 import os
 import shlex
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -86,7 +87,10 @@ def in_place(word: str, places: dict[str, Path]) -> str:
     if word == "PICTURES":
         return str(next((places["DATA"] / "views").glob("*/0.png")))
     if word == "PROMPT":
-        return next(iter(captions_of(places["DATA"]).values()))[0]
+        captions = " ".join(c[0] for c in captions_of(places["DATA"]).values())
+        return Counter(captions.split()).most_common(1)[0][
+            0
+        ]  # a word that occurs once is not known
     for name, path in places.items():
         if word == name or word.startswith((f"{name}/", f"{name}:")):
             return str(path) + word[len(name) :]
