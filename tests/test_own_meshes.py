@@ -13,6 +13,7 @@ import pytest
 
 from tar3d.data.datasets.spread import spread
 from tar3d.data.formats.captions import captions_of
+from tar3d.data.formats.dataset_folder import read_splits
 from tar3d.mesh.load import list_meshes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,10 +88,9 @@ def in_place(word: str, places: dict[str, Path]) -> str:
     if word == "PICTURES":
         return str(next((places["DATA"] / "views").glob("*/0.png")))
     if word == "PROMPT":
-        captions = " ".join(c[0] for c in captions_of(places["DATA"]).values())
-        return Counter(captions.split()).most_common(1)[0][
-            0
-        ]  # a word that occurs once is not known
+        captions, splits = captions_of(places["DATA"]), read_splits(places["DATA"])
+        words = " ".join(captions[i][0] for i in splits["train"]).split()
+        return Counter(words).most_common(1)[0][0]  # known, as it occurs more than once
     for name, path in places.items():
         if word == name or word.startswith((f"{name}/", f"{name}:")):
             return str(path) + word[len(name) :]
