@@ -21,6 +21,7 @@ from tar3d.folders import find_files
 from tar3d.mesh.gltf import read_gltf
 from tar3d.mesh.obj import read_obj
 from tar3d.mesh.off import read_off
+from tar3d.mesh.orient import oriented
 from tar3d.mesh.ply import read_ply
 from tar3d.mesh.stl import read_stl
 
@@ -82,8 +83,9 @@ def list_meshes(path: str | Path) -> list[Path]:
 def normalize(vertices: np.ndarray, faces: np.ndarray) -> Mesh:
     """Vertices (V, 3) in any frame and scale, faces (F, 3) -> `Mesh` in the project's frame.
 
-    Computed in float64. The bounding box is that of the vertices in use. Raises `MeshError` without
-    a usable face, for indices out of range, and for coordinates that are not finite or have no
+    Computed in float64. The bounding box is that of the vertices in use. Faces that disagree with
+    their neighbours which side is outside are turned (`oriented`). Raises `MeshError` without a
+    usable face, for indices out of range, and for coordinates that are not finite or have no
     extent.
     """
     vertices, faces = np.asarray(vertices, dtype=np.float64), np.asarray(faces, dtype=np.int64)
@@ -99,8 +101,8 @@ def normalize(vertices: np.ndarray, faces: np.ndarray) -> Mesh:
     vertices, faces = weld(vertices, faces)
     if len(faces) == 0:
         raise MeshError("all its triangles are degenerate, so it has no extent")
-    vertices, to_source = to_frame(vertices)
-    return Mesh(vertices, faces, to_source)
+    in_frame, to_source = to_frame(vertices)
+    return Mesh(in_frame, oriented(in_frame, faces), to_source)
 
 
 def to_frame(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
