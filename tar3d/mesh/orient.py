@@ -10,39 +10,50 @@ from __future__ import annotations
 import igl
 import numpy as np
 
+# Largest share of a patch's area that is turned where the patch meets others at edges of three or
+# more faces: which of its sides is outside depends on those others, so only a clear majority counts
+CLEAR_MINORITY = 0.2
+
 
 def oriented(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     """Faces (F, 3) int64 in which the neighbours of each orientable patch agree, in the same order.
 
-    Turns the faces of a patch that hold the smaller part of its area. Patches whose neighbours
-    agree, and those that have no two sides (a Möbius strip), stay as they are. `vertices` is
-    (V, 3) float64.
+    Turns the faces of a patch that hold the smaller part of its area. Patches stay as they are if
+    their neighbours agree, if they have no two sides (a Möbius strip), and if more than
+    CLEAR_MINORITY of one that meets others would turn. `vertices` is (V, 3) float64.
     """
-    if len(_disputed(faces)) == 0:
+    disputed, crossing = _odd_edges(faces)
+    if len(disputed) == 0:
         return faces
     coherent, patch = igl.bfs_orient(np.ascontiguousarray(faces))
     turned = (coherent != faces).any(axis=1)
     a, b, c = (vertices[faces[:, i]] for i in range(3))
     area = np.linalg.norm(np.cross(b - a, c - a), axis=1)
     size = patch.max() + 1
-    # the larger part of the area keeps its winding
-    mostly = np.bincount(patch, area * turned, minlength=size) > np.bincount(
-        patch, area * ~turned, minlength=size
-    )
-    turned ^= mostly[patch]
+    total, share = (np.bincount(patch, weight, minlength=size) for weight in (area, area * turned))
+    turned ^= (2 * share > total)[patch]
+    share = np.minimum(share, total - share)
     result = np.where(turned[:, None], faces[:, ::-1], faces)
-    one_sided = np.zeros(size, dtype=bool)
-    one_sided[patch[_disputed(result)]] = True
-    return np.where(one_sided[patch][:, None], faces, result)
+    kept = np.zeros(size, dtype=bool)
+    kept[patch[crossing]] = True
+    kept &= share > CLEAR_MINORITY * total
+    kept[patch[_odd_edges(result)[0]]] = True
+    return np.where(kept[patch][:, None], faces, result)
 
 
-def _disputed(faces: np.ndarray) -> np.ndarray:
-    """Indices (K,) of a face at each edge that its two faces traverse in the same direction."""
+def _odd_edges(faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of faces at odd edges, some of them repeated.
+
+    The first (K,) have one face of each two that traverse their edge in the same direction, the
+    second (L,) all faces at edges of three or more.
+    """
     ends = np.stack([faces, np.roll(faces, -1, axis=1)], axis=-1).reshape(-1, 2)
     low, high = ends.min(axis=1), ends.max(axis=1)
     edge = low * (int(faces.max(initial=0)) + 1) + high
     order = np.argsort(edge)
-    edge, upward = edge[order], (ends[:, 0] == low)[order]
-    same = np.concatenate([[False], edge[1:] == edge[:-1], [False]])  # as the edge before
-    pair = same[1:-1] & ~same[:-2] & ~same[2:]  # shared by two faces, no more
-    return order[:-1][pair & (upward[1:] == upward[:-1])] // 3
+    starts = np.flatnonzero(np.diff(edge[order], prepend=-1))
+    count = np.diff(starts, append=len(order))
+    upward = (ends[:, 0] == low)[order]
+    pair = starts[count == 2]
+    disputed = order[pair[upward[pair] == upward[pair + 1]]]
+    return disputed // 3, order[np.repeat(count > 2, count)] // 3

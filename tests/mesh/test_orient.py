@@ -50,3 +50,13 @@ def test_agreeing_faces_one_sided_strips_and_crossing_walls_stay_as_they_are():
     vertices = np.random.default_rng(0).random((40, 3))
     for faces in (strip, fan, SPHERE.faces[:, ::-1]):
         assert (oriented(vertices if len(faces) < 50 else SPHERE.vertices, faces) == faces).all()
+
+
+@pytest.mark.parametrize(("turned_faces", "mended"), [(1, True), (4, False)])
+def test_a_patch_between_others_is_turned_by_a_clear_majority_alone(turned_faces, mended):
+    box = trimesh.creation.box()
+    wall = np.array([box.faces[0][:2].tolist() + [8]])  # a third face at one of the box's edges
+    vertices = np.concatenate([box.vertices, [[2, 2, 2]]])
+    given = np.concatenate([turned(box, np.arange(12) < turned_faces), wall])
+    wanted = np.concatenate([box.faces, wall]) if mended else given
+    assert (oriented(vertices, given) == wanted).all()
