@@ -18,6 +18,7 @@ from scipy.sparse.csgraph import connected_components
 
 from tar3d.contracts import CUBE_FILL, Mesh
 from tar3d.folders import find_files
+from tar3d.mesh.file_kind import refuse_other_files
 from tar3d.mesh.gltf import read_gltf
 from tar3d.mesh.obj import read_obj
 from tar3d.mesh.off import read_off
@@ -52,6 +53,7 @@ def load_mesh(path: str | Path) -> Mesh:
     path = Path(path)
     check_file(path, SUPPORTED)
     try:
+        refuse_other_files(path)
         vertices, faces = READERS[path.suffix.lower()](path)
         if len(vertices) > MAX_VERTICES or len(faces) > MAX_FACES:
             raise ValueError(
@@ -213,10 +215,7 @@ def _unique_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _plain(read: Reader, path: Path) -> Triangles:
     """The content of a file that is read on its own: side files (materials) are never opened."""
-    content = path.read_bytes()
-    if content.startswith(b"version https://git-lfs"):
-        raise ValueError("it is a Git LFS pointer, not the mesh itself; fetch it with git lfs pull")
-    return read(content)
+    return read(path.read_bytes())
 
 
 def _read_gltf(path: Path) -> Triangles:

@@ -1,12 +1,14 @@
 """OBJ, PLY, STL and OFF in the varieties that programs write: the same two boxes from each, and
 what is refused, by line or byte."""
 
+import gzip
 import struct
 
 import numpy as np
 import pytest
 
 from tar3d.mesh.load import MeshError, load_mesh
+from tar3d.mesh.point_cloud import load_points
 
 
 def box(low, high) -> list:
@@ -448,6 +450,26 @@ def test_off(tmp_path, content):
 )
 def test_off_is_refused_by_line(tmp_path, content, reason):
     check(tmp_path, "a.off", content, reason)
+
+
+# other files under these suffixes
+
+
+@pytest.mark.parametrize("suffix", [".obj", ".stl", ".off", ".ply", ".glb", ".xyz"])
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (b"\n<!DOCTYPE html><html>404</html>", "it is a web page, download the file itself"),
+        (gzip.compress(bytes(200)), "it is compressed by gzip, unpack it first"),
+        (b"PK\3\4" + bytes(200), "it is a ZIP archive, unpack it first"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(200), "it is a PNG image"),
+    ],
+)
+def test_files_of_another_kind_are_named(tmp_path, content, reason, suffix):
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(MeshError, match=reason):
+        (load_points if suffix == ".xyz" else load_mesh)(path)
 
 
 # order
