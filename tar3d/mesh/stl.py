@@ -102,6 +102,7 @@ def _read_ascii(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     last = lines.filled[-1]
     end_lines = np.flatnonzero(lines.with_word("endfacet"))
     cut = len(end_lines) > 0 and len(facet_lines) > 0 and end_lines[-1] < facet_lines[-1]
+    cut |= "facet".startswith(lines.text(last).split()[0].lower())
     if cut or is_vertex[last] or is_facet[last] or lines.with_word("outer")[last]:
         raise ValueError(f"line {lines.number(last)}: it ends in the middle of a facet")
     values, counts = lines.numbers(vertex_lines, skip=6)

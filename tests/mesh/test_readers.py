@@ -381,6 +381,7 @@ def test_stl(tmp_path, content):
         (stl([*FACETS, [(0, 0, 0), (np.nan, 0, 0), (1, 0, 0)]]), r"facet 25 \(byte 1,284\): .*NaN"),
         (b"solid"[:3], "it has 3 bytes: neither text that begins with solid, nor the 84"),
         (stl_text(end="")[:-12], "it ends in the middle of a facet"),
+        (stl_text(end="") + " fac", "it ends in the middle of a facet"),
         (stl_text(end="")[:-6], "it ends in the middle of a facet"),
         (stl_text()[:-60], "line 165: it ends in the middle of a facet"),
         (stl_text().replace("vertex 0 3 2", "\n", 1), "line 107: a facet has 3 corners, .* has 2"),
