@@ -51,7 +51,8 @@ class GltfFile:
         self._buffers: dict[int, bytes] = {}
         self._decompressed: dict[int, bytes] = {}
         content = path.read_bytes()
-        if path.suffix.lower() == ".glb" or content[:4] == b"glTF":
+        is_text = content.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
+        if content[:4] == b"glTF" or (path.suffix.lower() == ".glb" and not is_text):
             content = self._open_container(content)
         try:
             self.json = json.loads(content)
@@ -71,10 +72,12 @@ class GltfFile:
                 f"it is truncated: {len(content)} bytes hold no GLB header and JSON chunk"
             )
         length = struct.unpack_from("<I", content, 8)[0]
-        if length != len(content):
+        # bytes behind the declared end are no part of the file, unless another file was appended
+        if length > len(content) or content[length : length + 4] == b"glTF":
             raise ValueError(
                 f"its GLB header declares {length:,} bytes, but the file has {len(content):,}"
             )
+        content = content[:length]
         chunks: list[tuple[bytes, bytes]] = []
         start = 12
         while start + 8 <= len(content):
@@ -106,7 +109,9 @@ class GltfFile:
         if index not in self._buffers or (index == 0 and uri is not None):
             self._buffers[index] = self._read_uri(uri, index)
         content, length = self._buffers[index], natural(declared["byteLength"], "buffer length")
-        if len(content) < length:
+        # some writers count the padding of a GLB chunk, at most 3 bytes, that they do not write
+        padding = 3 if uri is None else 0
+        if len(content) + padding < length:
             raise ValueError(
                 f"its buffer {index} declares {length:,} bytes, but only {len(content):,} are "
                 "present"

@@ -91,7 +91,11 @@ class _PrimitiveReader:
             if index.dtype != np.int64:
                 raise ValueError("its faces are indexed by numbers that are not whole")
         if mode == _TRIANGLES:
-            return index[: len(index) // 3 * 3].reshape(-1, 3)
+            if len(index) % 3:
+                raise ValueError(
+                    f"its triangles have {len(index):,} corners, which is no multiple of 3"
+                )
+            return index.reshape(-1, 3)
         first, second, third = index[:-2].copy(), index[1:-1].copy(), index[2:].copy()
         if mode == _FAN:
             first[:] = index[:1]

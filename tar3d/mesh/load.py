@@ -18,9 +18,11 @@ from scipy.sparse.csgraph import connected_components
 
 from tar3d.contracts import CUBE_FILL, Mesh
 from tar3d.folders import find_files
+from tar3d.mesh.file_kind import refuse_other_files
 from tar3d.mesh.gltf import read_gltf
 from tar3d.mesh.obj import read_obj
 from tar3d.mesh.off import read_off
+from tar3d.mesh.orient import oriented
 from tar3d.mesh.ply import read_ply
 from tar3d.mesh.stl import read_stl
 
@@ -34,6 +36,8 @@ MAX_FILE_BYTES = 1 << 30  # text parsers need up to ten times the file in memory
 MAX_VERTICES = 20_000_000
 MAX_FACES = 10_000_000  # labelling takes about 1 kB of memory a face
 MIN_FACES = 4  # a tetrahedron; fewer enclose nothing
+# height of a triangle as a share of its longest side, up to which it counts as a line
+NO_AREA = 1e-6
 FACES_AT_ONCE = 1 << 20  # bounds the memory of a step over the faces of a mesh to about 200 MB
 
 
@@ -49,6 +53,7 @@ def load_mesh(path: str | Path) -> Mesh:
     path = Path(path)
     check_file(path, SUPPORTED)
     try:
+        refuse_other_files(path)
         vertices, faces = READERS[path.suffix.lower()](path)
         if len(vertices) > MAX_VERTICES or len(faces) > MAX_FACES:
             raise ValueError(
@@ -82,9 +87,10 @@ def list_meshes(path: str | Path) -> list[Path]:
 def normalize(vertices: np.ndarray, faces: np.ndarray) -> Mesh:
     """Vertices (V, 3) in any frame and scale, faces (F, 3) -> `Mesh` in the project's frame.
 
-    Computed in float64. The bounding box is that of the vertices in use. Raises `MeshError` without
-    a usable face, for indices out of range, and for coordinates that are not finite or have no
-    extent.
+    Computed in float64. The bounding box is that of the vertices in use; faces without area do not
+    make it larger. Faces that disagree with their neighbours which side is outside are turned
+    (`oriented`). Raises `MeshError` without a usable face, for indices out of range, and for
+    coordinates that are not finite or have no extent.
     """
     vertices, faces = np.asarray(vertices, dtype=np.float64), np.asarray(faces, dtype=np.int64)
     if len(faces) == 0:
@@ -96,11 +102,11 @@ def normalize(vertices: np.ndarray, faces: np.ndarray) -> Mesh:
         )
     if not np.isfinite(vertices[faces]).all():
         raise MeshError("its vertices hold NaN or infinite coordinates")
-    vertices, faces = weld(vertices, faces)
+    vertices, faces = _without_stray_lines(*weld(vertices, faces))
     if len(faces) == 0:
         raise MeshError("all its triangles are degenerate, so it has no extent")
-    vertices, to_source = to_frame(vertices)
-    return Mesh(vertices, faces, to_source)
+    in_frame, to_source = to_frame(vertices)
+    return Mesh(in_frame, oriented(in_frame, faces), to_source)
 
 
 def to_frame(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -141,9 +147,43 @@ def weld(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarra
         single = np.bincount(inverse)[inverse] == 1
         double_sided = np.bincount(piece, single)[piece] == 0
         faces = faces[~double_sided | (first[inverse] == np.arange(len(faces)))]
+    return _used(vertices, faces)
+
+
+def _used(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The vertices that faces use, and the faces with the indices of those."""
     used = np.zeros(len(vertices), dtype=bool)
     used[faces] = True
     return vertices[used], (np.cumsum(used) - 1)[faces]
+
+
+def _without_stray_lines(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Drops faces without area that reach beyond the box of all others; keeps all if none has area.
+
+    They cannot be sampled, but would make the object small in the frame. Within the box they stay,
+    because they often close the gap between two other faces.
+    """
+    has_area = np.concatenate(
+        [np.empty(0, bool)]
+        + [_has_area(vertices, faces[part]) for part in blocks(len(faces), FACES_AT_ONCE)]
+    )
+    if has_area.all() or not has_area.any():
+        return vertices, faces
+    solid = vertices[np.unique(faces[has_area])]
+    low, high = solid.min(axis=0), solid.max(axis=0)
+    beyond = ((vertices < low) | (vertices > high)).any(axis=1)
+    stray = ~has_area & beyond[faces].any(axis=1)
+    return _used(vertices, faces[~stray]) if stray.any() else (vertices, faces)
+
+
+def _has_area(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """Marks (F,) of the faces that are higher than NO_AREA times their longest side."""
+    a, b, c = (vertices[faces[:, i]] for i in range(3))
+    sides = np.stack([b - a, c - b, a - c])
+    # the extent divides the sides, so that no square overflows
+    sides = sides / max(float(np.abs(sides).max(initial=0)), np.finfo(np.float64).tiny)
+    double_area = np.linalg.norm(np.cross(sides[0], sides[1]), axis=1)
+    return double_area > NO_AREA * (sides**2).sum(axis=2).max(axis=0)
 
 
 def blocks(count: int, largest: int) -> list[slice]:
@@ -175,10 +215,7 @@ def _unique_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _plain(read: Reader, path: Path) -> Triangles:
     """The content of a file that is read on its own: side files (materials) are never opened."""
-    content = path.read_bytes()
-    if content.startswith(b"version https://git-lfs"):
-        raise ValueError("it is a Git LFS pointer, not the mesh itself; fetch it with git lfs pull")
-    return read(content)
+    return read(path.read_bytes())
 
 
 def _read_gltf(path: Path) -> Triangles:

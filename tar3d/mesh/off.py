@@ -52,8 +52,8 @@ def read_off(content: bytes) -> tuple[np.ndarray, np.ndarray]:
 class _Rows:
     """Where the vertices and faces of a file begin among its numbers.
 
-    A row is a line, as in nearly all files, or the numbers go on without regard to lines, and then
-    faces have no colours.
+    A row is a line, as in nearly all files, or the numbers go on without regard to lines, where a
+    row may take less or more than a line; then faces have no colours.
     """
 
     def __init__(
@@ -73,12 +73,12 @@ class _Rows:
         line = int(np.searchsorted(offsets, first))
         beyond = line + num_vertices + num_faces
         if (first == len(numbers) or first in offsets[line : line + 1]) and beyond <= len(offsets):
-            if beyond < len(offsets):
-                raise ValueError(f"{self._sentence}line {self._name(offsets[beyond])} holds more")
             self._starts = offsets[line:beyond]
+            if beyond < len(offsets):
+                more = f"{self._sentence}line {self._name(offsets[beyond])} holds more"
+                self._go_on_over_lines(first, num_vertices, num_faces, width, more)
         else:
-            self._starts = self._without_lines(first, num_vertices, num_faces, width)
-            self._room = len(numbers) - np.arange(len(numbers))
+            self._go_on_over_lines(first, num_vertices, num_faces, width)
         self._num_vertices = num_vertices
 
     def vertices(self, width: int) -> np.ndarray:
@@ -123,10 +123,13 @@ class _Rows:
                 f"it has {self._room[starts[at]]}"
             )
 
-    def _without_lines(
-        self, first: int, num_vertices: int, num_faces: int, width: int
-    ) -> np.ndarray:
-        """The places of all rows; refused as cut off if they do not end where the file does."""
+    def _go_on_over_lines(
+        self, first: int, num_vertices: int, num_faces: int, width: int, problem: str = ""
+    ) -> None:
+        """Finds the rows without regard to lines.
+
+        Refused with `problem`, or as cut off, if they do not end where the file does.
+        """
         place, faces = first + num_vertices * width, []
         for _ in range(num_faces):
             size = self._numbers[place : place + 1]
@@ -136,6 +139,7 @@ class _Rows:
             place += 1 + int(size[0])
         if len(faces) < num_faces or place != len(self._numbers):
             last = self._lines.number(self._lines.filled[-1])
-            raise ValueError(f"{self._sentence}ends at line {last}")
+            raise ValueError(problem or f"{self._sentence}ends at line {last}")
         vertices = first + width * np.arange(num_vertices)
-        return np.concatenate([vertices, np.array(faces, dtype=np.int64)])
+        self._starts = np.concatenate([vertices, np.array(faces, dtype=np.int64)])
+        self._room = len(self._numbers) - np.arange(len(self._numbers))

@@ -175,8 +175,8 @@ def read_header(content: bytes) -> tuple[str, list[Element], int]:
 def read_elements(content: bytes) -> list[Element]:
     """All elements of a file, with the content of each.
 
-    Memory is bounded by the size of the file. Raises ValueError for a file that holds less than its
-    header declares.
+    Memory is bounded by the size of the file. Raises ValueError for a file that holds less or more
+    than its header declares; blanks and zeros may follow.
     """
     order, elements, start = read_header(content)
     for element in elements:
@@ -194,6 +194,11 @@ def read_elements(content: bytes) -> list[Element]:
     try:
         for element in elements:
             start = _read_binary(content, start, order, element)
+        if elements and content[start:].strip(b"\0\x1a" + b" \t\r\n"):
+            raise ValueError(
+                f"byte {start:,}: its header declares {elements[-1].count:,} of "
+                f"{elements[-1].name}, but {len(content) - start:,} bytes follow them"
+            )
     except ValueError as e:
         body = content[content.index(b"end_header") :]
         if 1 < body.count(b"\n") == body.count(b"\r\n"):
@@ -234,6 +239,11 @@ def _read_ascii(content: bytes, start: int, elements: list[Element]) -> None:
             place = place + length
         if element.name == "vertex":  # a surplus number may be an undeclared one before x
             _check_rows(place < end, element, "has more numbers than its header declares")
+    if elements and done < len(lines.filled):
+        raise ValueError(
+            f"line {lines.number(int(lines.filled[done]))}: its header declares "
+            f"{elements[-1].count:,} of {elements[-1].name}, but more follows them"
+        )
 
 
 def _line(lines: TextLines, chosen: np.ndarray, row: int) -> str:

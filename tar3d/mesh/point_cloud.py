@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from tar3d.contracts import Mesh
+from tar3d.mesh.file_kind import refuse_other_files
 from tar3d.mesh.load import MAX_VERTICES, MeshError, check_file, one_line, to_frame
 from tar3d.mesh.point_files import READERS, is_point_ply
 from tar3d.mesh.point_normals import estimate_normals, outward_share, unevenness
@@ -90,6 +91,7 @@ def load_points(path: str | Path) -> PointCloud:
     path = Path(path)
     check_file(path, CLOUD_SUFFIXES)
     try:
+        refuse_other_files(path)
         points, normals, to_source = READERS[path.suffix.lower()](path.read_bytes())
         if len(points) > MAX_VERTICES:
             raise ValueError(

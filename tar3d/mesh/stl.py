@@ -100,7 +100,10 @@ def _read_ascii(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     if len(vertex_lines) == 0:
         return np.empty((0, 3)), np.empty((0, 3), np.int64)
     last = lines.filled[-1]
-    if is_vertex[last] or is_facet[last] or lines.with_word("outer")[last]:
+    end_lines = np.flatnonzero(lines.with_word("endfacet"))
+    cut = len(end_lines) > 0 and len(facet_lines) > 0 and end_lines[-1] < facet_lines[-1]
+    cut |= "facet".startswith(lines.text(last).split()[0].lower())
+    if cut or is_vertex[last] or is_facet[last] or lines.with_word("outer")[last]:
         raise ValueError(f"line {lines.number(last)}: it ends in the middle of a facet")
     values, counts = lines.numbers(vertex_lines, skip=6)
     if (counts != 3).any():

@@ -6,6 +6,7 @@ import trimesh
 
 from tar3d.config import PointSamplingConfig
 from tar3d.contracts import Mesh
+from tar3d.mesh.background import middle_span
 from tar3d.mesh.load import normalize
 from tar3d.mesh.points import sample_shape
 
@@ -58,3 +59,13 @@ def test_an_object_is_no_background(parts):
 def test_only_pieces_of_a_mesh_are_backgrounds():
     sphere = Mesh(DOME.vertices / 32, DOME.faces)
     assert sample_shape(sphere, CONFIG, 0)[1]["background_share"] == 0
+
+
+@pytest.mark.parametrize("stray", [0.0, 0.01, 0.06])
+def test_a_stray_part_is_found_by_the_span_of_the_middle(stray):
+    points = np.random.default_rng(0).uniform(-0.95, 0.95, (4000, 3))
+    if stray:
+        points[int(stray * 4000) :] = 0.005 * points[int(stray * 4000) :] - 0.9
+    span, share = middle_span(points)
+    assert span < 0.01 if stray else span > 0.9
+    assert share == pytest.approx(0.8 if stray else 0.96)

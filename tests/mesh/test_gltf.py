@@ -132,7 +132,7 @@ def test_sparse_and_normalized_accessors(tmp_path):
         tmp_path,
         document(
             accessors=[accessor],
-            meshes=[{"primitives": [{"attributes": {"POSITION": 0}}]}],
+            meshes=[{"primitives": [{"attributes": {"POSITION": 0}, "mode": 5}]}],
             bufferViews=[
                 {"buffer": 0, "byteLength": 10},
                 {"buffer": 0, "byteOffset": 10, "byteLength": 12},
@@ -147,7 +147,7 @@ def test_sparse_and_normalized_accessors(tmp_path):
 
 def test_a_stride_skips_other_attributes(tmp_path):
     rows = np.concatenate([CORNERS, np.full((4, 3), 7, np.float32)], axis=1)
-    content = document(meshes=[{"primitives": [{"attributes": {"POSITION": 0}}]}])
+    content = document(meshes=[{"primitives": [{"attributes": {"POSITION": 0}, "mode": 5}]}])
     content["buffers"] = [
         {"uri": "data:;base64," + base64.b64encode(rows.tobytes()).decode(), "byteLength": 96}
     ]
@@ -194,6 +194,7 @@ LIES = {
         document(accessors=[{"componentType": 5126, "count": 9, "type": "VEC3"}] * 2),
         "has no data",
     ),
+    "half a triangle": (changed("accessors", 1, count=11), "11 corners, which is no multiple"),
     "count of zero": (changed("accessors", 0, count=0), "declares 0 elements"),
     "negative offset": (changed("bufferViews", 1, byteOffset=-48), "not a whole number >= 0"),
     "offset that is text": (changed("bufferViews", 1, byteOffset="48"), "not a whole number >= 0"),
@@ -259,6 +260,33 @@ def test_damaged_containers_are_refused(tmp_path, damage):
     path.write_bytes(content)
     with pytest.raises(ValueError, match="magic|declares|JSON"):
         read_gltf(path, *LIMITS)
+
+
+def glb(content: dict, data: bytes, declared: int = 0) -> bytes:
+    text = json.dumps(content).encode()
+    text += b" " * (-len(text) % 4)
+    chunks = struct.pack("<I4s", len(text), b"JSON") + text
+    chunks += struct.pack("<I4s", len(data), b"BIN\0") + data
+    return struct.pack("<4sII", b"glTF", 2, declared or 12 + len(chunks)) + chunks
+
+
+def test_containers_with_bytes_behind_them_without_padding_and_as_text_are_read(tmp_path):
+    path, data = tmp_path / "file.glb", CORNERS.tobytes() + TETRAHEDRON.tobytes()
+    for surplus in (0, 3):
+        whole = glb(document(buffers=[{"byteLength": len(data) + surplus}]), data)
+        for content in (whole, whole + bytes(7), whole + b"\nbehind"):
+            path.write_bytes(content)
+            assert (read_gltf(path, *LIMITS)[1] == TETRAHEDRON).all()
+    path.write_bytes(b"\xef\xbb\xbf\n" + json.dumps(document()).encode())
+    assert (read_gltf(path, *LIMITS)[1] == TETRAHEDRON).all()
+    for content, reason in (
+        (glb(document(buffers=[{"byteLength": len(data) + 4}]), data), "declares 76 bytes, but on"),
+        (whole + whole, "GLB header declares"),
+        (glb(document(), data, declared=60), "runs past the end"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=reason):
+            read_gltf(path, *LIMITS)
 
 
 def draco_box() -> trimesh.Trimesh:

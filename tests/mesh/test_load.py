@@ -82,6 +82,20 @@ def test_normalisation_centres_scales_and_can_be_undone():
     assert np.allclose(back, box.vertices, atol=1e-5)
 
 
+def test_faces_without_area_do_not_move_the_box():
+    box, line = (
+        trimesh.creation.box(),
+        np.array([[500.1, 0, 0], [501.2, 1.1, 3.3], [503.4, 3.3, 9.9]]),
+    )
+    inner = [[0.1, 0.1, 0.1], [0.2, 0.2, 0.2], [0.4, 0.4, 0.4]]
+    for points, kept in ((line, 12), (inner, 13)):
+        faces = np.concatenate([box.faces, [[8, 9, 10]]])
+        mesh = normalize(np.concatenate([box.vertices, points]), faces)
+        assert len(mesh.faces) == kept
+        assert mesh.to_source[0, 0] == pytest.approx(0.5 / CUBE_FILL)
+    assert len(normalize(line, np.array([[0, 1, 2]])).faces) == 1  # the file has nothing else
+
+
 def test_vertices_that_no_face_uses_do_not_move_the_box():
     box = trimesh.creation.box()
     mesh = normalize(np.concatenate([box.vertices, [[1000.0, 0.0, np.nan]]]), box.faces)

@@ -1,12 +1,14 @@
 """OBJ, PLY, STL and OFF in the varieties that programs write: the same two boxes from each, and
 what is refused, by line or byte."""
 
+import gzip
 import struct
 
 import numpy as np
 import pytest
 
 from tar3d.mesh.load import MeshError, load_mesh
+from tar3d.mesh.point_cloud import load_points
 
 
 def box(low, high) -> list:
@@ -288,6 +290,8 @@ def test_every_second_triangle_of_a_strip_is_turned(tmp_path):
     [
         (header(LITTLE).encode() + BODY[:-9], "it ends after 17 of 18 of face"),
         (header() + "\n".join(TEXT.split("\n")[:-3]), "it ends after 16 of 18 of face"),
+        (header(faces=17) + TEXT, "line 43: its header declares 17 of face, but more follows"),
+        (header(LITTLE, 17).encode() + BODY, "declares 17 of face, but 13 bytes follow them"),
         (header() + TEXT[:-4], "line 43: face has fewer numbers than its list needs"),
         (header(LITTLE, 4 * 10**9).encode() + BODY, "declares 4,000,000,000 of face, but"),
         (
@@ -376,6 +380,9 @@ def test_stl(tmp_path, content):
         (stl(count=5), r"declares 5 facets \(byte 80\), but holds 24"),
         (stl([*FACETS, [(0, 0, 0), (np.nan, 0, 0), (1, 0, 0)]]), r"facet 25 \(byte 1,284\): .*NaN"),
         (b"solid"[:3], "it has 3 bytes: neither text that begins with solid, nor the 84"),
+        (stl_text(end="")[:-12], "it ends in the middle of a facet"),
+        (stl_text(end="") + " fac", "it ends in the middle of a facet"),
+        (stl_text(end="")[:-6], "it ends in the middle of a facet"),
         (stl_text()[:-60], "line 165: it ends in the middle of a facet"),
         (stl_text().replace("vertex 0 3 2", "\n", 1), "line 107: a facet has 3 corners, .* has 2"),
         (stl_text().replace("vertex 0 3 2", "vertex 0 3", 1), "line 110: a vertex has 3 numbers"),
@@ -415,6 +422,8 @@ def off(faces=QUADS, vertices=V, first: str = "OFF\n", vertex: str = "", face: s
         off().replace("16 12 0", "16 12"),
         off().replace("16 12 0", "16\n12\n0"),
         off(MIXED).replace("\n", " "),
+        off(MIXED).replace(" ", "\n"),
+        off(MIXED, vertices=[(x, y, f"\n{z}") for x, y, z in V]),
         off(MIXED).replace("0\n4 ", "0 4 "),
         off([*QUADS, (0, 1)]),
     ],
@@ -442,6 +451,26 @@ def test_off(tmp_path, content):
 )
 def test_off_is_refused_by_line(tmp_path, content, reason):
     check(tmp_path, "a.off", content, reason)
+
+
+# other files under these suffixes
+
+
+@pytest.mark.parametrize("suffix", [".obj", ".stl", ".off", ".ply", ".glb", ".xyz"])
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (b"\n<!DOCTYPE html><html>404</html>", "it is a web page, download the file itself"),
+        (gzip.compress(bytes(200)), "it is compressed by gzip, unpack it first"),
+        (b"PK\3\4" + bytes(200), "it is a ZIP archive, unpack it first"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(200), "it is a PNG image"),
+    ],
+)
+def test_files_of_another_kind_are_named(tmp_path, content, reason, suffix):
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(MeshError, match=reason):
+        (load_points if suffix == ".xyz" else load_mesh)(path)
 
 
 # order

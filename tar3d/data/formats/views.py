@@ -11,19 +11,19 @@ import shutil
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+import numpy as np
 from PIL import Image
 
+from tar3d.condition.foreground import VISIBLE_ALPHA
 from tar3d.condition.image import ImageError, load_image
 from tar3d.data.formats.dataset_folder import mesh_path
 from tar3d.data.formats.shards import ShardedFiles
 from tar3d.io import json_bytes
-from tar3d.mesh.load import load_mesh
-from tar3d.mesh.render import Camera, Renderer, orbit_cameras, render_preview, rgba
+from tar3d.mesh.load import MeshError, load_mesh
+from tar3d.mesh.render import Renderer, orbit_cameras, render_preview, rgba
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import numpy as np
 
     from tar3d.config import ViewConfig
     from tar3d.contracts import Mesh
@@ -37,12 +37,20 @@ def write_views(mesh: Mesh, folder: Path, config: ViewConfig, rng: np.random.Gen
 
 
 def view_files(mesh: Mesh, config: ViewConfig, rng: np.random.Generator) -> dict[str, bytes]:
-    """Renders the views of a mesh; returns their files and cameras.json, name -> content."""
-    cameras, renderer = orbit_cameras(config, rng), Renderer(mesh)
-    files = {
-        f"{k}.png": _png(Image.fromarray(_pixels(renderer, camera, config)))
-        for k, camera in enumerate(cameras)
-    }
+    """Renders the views of a mesh; returns their files and cameras.json, name -> content.
+
+    Raises `MeshError` for a mesh of which a view shows nothing.
+    """
+    cameras, renderer, files = orbit_cameras(config, rng), Renderer(mesh), {}
+    for k, camera in enumerate(cameras):
+        white = config.background == "white"
+        view = renderer.render(camera, config.size, background=WHITE if white else None)
+        if not (np.rint(view.mask * 255) >= VISIBLE_ALPHA).any():
+            raise MeshError(
+                f"its view {k} of {config.size} pixels shows nothing: it is thinner than a pixel, "
+                "or a stray part far away makes it small"
+            )
+        files[f"{k}.png"] = _png(Image.fromarray(view.color if white else rgba(view)))
     return files | {"cameras.json": json_bytes([camera.to_json() for camera in cameras])}
 
 
@@ -68,13 +76,6 @@ def image_files(images: Sequence[Path]) -> tuple[dict[str, bytes], list[str]]:
         if cameras.parent.parent.name == "views" and cameras.is_file():
             files["cameras.json"] = cameras.read_bytes()
     return files, left_out
-
-
-def _pixels(renderer: Renderer, camera: Camera, config: ViewConfig) -> np.ndarray:
-    """A rendered view, (S, S, 4) uint8, or (S, S, 3) on white."""
-    if config.background == "white":
-        return renderer.render(camera, config.size, background=WHITE).color
-    return rgba(renderer.render(camera, config.size))
 
 
 def _png(image: Image.Image) -> bytes:

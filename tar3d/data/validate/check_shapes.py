@@ -20,7 +20,7 @@ from tar3d.data.formats.shards import ShardedFiles
 from tar3d.data.formats.views import view_names
 from tar3d.data.validate.check_orientation import check_orientation
 from tar3d.data.validate.overlay import View, project, seen_at
-from tar3d.mesh.background import STRAY, middle_span
+from tar3d.mesh.background import middle_span
 from tar3d.mesh.render import Camera
 
 if TYPE_CHECKING:
@@ -273,9 +273,8 @@ def _check_plausible(samples: ShapeSamples, where: str, shape_id: str) -> Iterat
             f"largest |coordinate| {reach:.4f}",
             f"about {CUBE_FILL}, as the frame has it",
         )
-    span = middle_span(samples.surface[:, :3])
+    span, share = middle_span(samples.surface[:, :3])
     if span < SMALLEST_SPAN:
-        share = 1 - 2 * STRAY
         yield warning(
             "surface",
             f"{share:.0%} of the points along each axis span {span:.1%} of the frame",

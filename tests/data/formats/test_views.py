@@ -5,10 +5,13 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from trimesh.creation import box
 
 from tar3d.condition.image import ImageError
+from tar3d.config import ViewConfig
 from tar3d.data.formats.shards import write_shard
-from tar3d.data.formats.views import Views, mesh_images
+from tar3d.data.formats.views import Views, mesh_images, view_files
+from tar3d.mesh.load import MeshError, normalize
 
 
 def png(grey: int) -> bytes:
@@ -52,3 +55,9 @@ def test_pictures_of_meshes_are_blank_where_none_are_known(tmp_path):
     (tmp_path / "report.csv").write_text("id,file\nb,b.glb\n")
     with pytest.raises(ValueError, match="no row for 'a'"):
         mesh_images(tmp_path, ["a"])
+
+
+def test_a_mesh_that_no_pixel_shows_is_refused():
+    needle = normalize(box(extents=(1e-6, 1e-6, 1)).vertices, box().faces)
+    with pytest.raises(MeshError, match="its view 0 of 32 pixels shows nothing"):
+        view_files(needle, ViewConfig(count=1, size=32), np.random.default_rng(0))
