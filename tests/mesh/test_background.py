@@ -6,8 +6,9 @@ import trimesh
 
 from tar3d.config import PointSamplingConfig
 from tar3d.contracts import Mesh
+from tar3d.mesh.background import scene_note
 from tar3d.mesh.load import normalize
-from tar3d.mesh.points import sample_shape
+from tar3d.mesh.points import sample_shape, sample_surface
 
 CONFIG = PointSamplingConfig(surface_points=500, volume_points=500, near_points=500)
 CHAIR = [
@@ -58,3 +59,21 @@ def test_an_object_is_no_background(parts):
 def test_only_pieces_of_a_mesh_are_backgrounds():
     sphere = Mesh(DOME.vertices / 32, DOME.faces)
     assert sample_shape(sphere, CONFIG, 0)[1]["background_share"] == 0
+
+
+@pytest.mark.parametrize(
+    ("parts", "note"),
+    [([*CHAIR, FLOOR], "ground plane"), ([*CHAIR, SPECK], "stray pieces"), ([*CHAIR, KNOB], "")],
+)
+def test_what_makes_the_object_small_is_noted(parts, note):
+    mesh = trimesh.util.concatenate(parts)
+    mesh = normalize(mesh.vertices, mesh.faces)
+    points = sample_surface(mesh, 500, np.random.default_rng(0))[:, :3]
+    found = scene_note(mesh, points)
+    assert note in found if note else not found
+
+
+def test_a_stray_point_of_a_cloud_is_noted():
+    points = np.random.default_rng(0).uniform(-0.9, 0.9, (500, 3))
+    assert not scene_note(None, points)
+    assert "stray points" in scene_note(None, np.concatenate([points / 500, [[0.9, 0.9, 0.9]]]))
