@@ -418,6 +418,37 @@ def test_two_objects_draw_a_warning():
     assert "2 separate pieces" in preprocess(image, CONFIG).warning
 
 
+@pytest.mark.parametrize(("side", "warning"), [(80, "far from the object"), (30, "small piece")])
+def test_a_smaller_object_far_away_draws_a_warning(side, warning):
+    image = picture_with_box(size=(512, 512), box=(10, 60, 290, 340))
+    image.paste(GREEN, (400, 400, 400 + side, 400 + side))
+    assert warning in preprocess(image, CONFIG).warning
+
+
+@pytest.mark.parametrize("alpha", [None, 255, 30])
+@pytest.mark.parametrize("share", [0.002, 0.01, 0.05])
+def test_dust_all_over_does_not_move_the_frame(alpha, share):
+    image = picture_with_box(size=(256, 256), box=(70, 80, 180, 200))
+    dust = np.random.default_rng(0).random((256, 256)) < share
+    if alpha:
+        opaque = np.where((np.asarray(image)[..., 1] < 255), 255, np.where(dust, alpha, 0))
+        image.putalpha(Image.fromarray(opaque.astype(np.uint8)))
+    else:
+        image.paste((0, 0, 0), mask=Image.fromarray(dust))
+    found = find_foreground(image.convert("RGBA"))
+    assert np.abs(np.subtract(found.box, (70, 80, 180, 200))).max() <= 4
+    assert "small pieces" in found.notes[-1]
+
+
+def test_a_chain_of_dots_is_no_part_of_the_object_but_a_broken_rod_is():
+    image = picture_with_box(size=(256, 256), box=(30, 30, 120, 120))
+    for x in range(124, 250, 8):
+        image.paste(RED, (x, 70, x + 2, 72))
+    for y in range(121, 220, 3):
+        image.paste(RED, (60, y, 61, y + 2))
+    assert find_foreground(image.convert("RGBA")).box == (30, 30, 126, 219)
+
+
 def test_exif_rotation_is_applied_to_an_image_that_python_opened(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
