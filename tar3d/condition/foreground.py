@@ -2,7 +2,8 @@
 
 `find_foreground` tells the object by the alpha channel of a cut-out, else by its difference to a
 plain background (`tar3d.condition.background`). Pieces that are small beside the largest one and
-lie apart from it are left out (`tar3d.condition.pieces`). A card, a frame line or a plate with
+lie apart from it are left out (`tar3d.condition.pieces`), and lines from side to side
+(`tar3d.condition.lines`). A card, a frame line or a plate with
 rounded corners is looked through: the object is what lies on it. Whatever was left out or is
 uncertain is said in `Foreground.notes`.
 """
@@ -23,6 +24,7 @@ from tar3d.condition.background import (
     inner_area,
     separate,
 )
+from tar3d.condition.lines import drop_lines
 from tar3d.condition.pieces import EIGHT, cut_sides, drop_pieces
 
 # Smallest alpha of the object, of 255: less than 5 % opaque is background.
@@ -112,8 +114,9 @@ def _cut_out(rgb: Image.Image, rgba: Image.Image, visible: np.ndarray) -> Foregr
             notes.append("a nearly transparent haze or shadow was left out")
     if own < 0.75 * 255:
         notes.append(f"the object is only {own / 255:.0%} opaque")
+    mask, lines, _ = drop_lines(mask)
     mask, more = drop_pieces(mask)
-    return Foreground(_painted(rgb, visible & ~mask), mask, "alpha", (*notes, *more))
+    return Foreground(_painted(rgb, visible & ~mask), mask, "alpha", (*notes, *lines, *more))
 
 
 def _on_background(rgb: Image.Image, region: np.ndarray | None = None) -> Foreground:
@@ -133,7 +136,11 @@ def _on_background(rgb: Image.Image, region: np.ndarray | None = None) -> Foregr
         return Foreground(rgb, np.ones(rgb.size[::-1], bool), "frame", (note,))
     if not separation.mask.any():
         raise ImageError("the image has a single colour: there is no object in it")
-    mask, stray = drop_pieces(separation.mask, noisy=not separation.exact)
+    mask = separation.mask
+    if region is None:
+        mask, lines, doubt = drop_lines(mask)
+        notes = (*lines, *doubt)
+    mask, stray = drop_pieces(mask, noisy=not separation.exact)
     white = ~mask
     if 255 - separation.colour.min() <= PLAIN_TOLERANCE:
         # A background that is white already stays as it is: painting would eat the lightest parts

@@ -440,6 +440,37 @@ def test_dust_all_over_does_not_move_the_frame(alpha, share):
     assert "small pieces" in found.notes[-1]
 
 
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "cut-out"])
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(("start", "stop"), [(120, 121), (120, 123), (110, 126), (40, 43)])
+def test_a_line_from_side_to_side_is_left_out(start, stop, turned, form):
+    y, x = np.mgrid[:256, :256]
+    object_ = np.hypot(x - 120, y - 130) < 70
+    line = (y >= start) & (y < stop)
+    pixels = np.where(object_, 90, 255)
+    pixels[line] = 210
+    image = Image.fromarray(np.repeat(pixels[..., None], 3, 2).astype(np.uint8)).convert("RGBA")
+    if form == "cut-out":
+        image.putalpha(Image.fromarray(((object_ | line) * 255).astype(np.uint8)))
+    if form == "JPEG":
+        stream = io.BytesIO()
+        image.convert("RGB").save(stream, "JPEG", quality=85)
+        image = Image.open(stream).convert("RGBA")
+    if turned:
+        image = image.transpose(Image.Transpose.TRANSPOSE)
+    found, expected = find_foreground(image), object_.T if turned else object_
+    assert (found.mask & expected).sum() > 0.97 * (found.mask | expected).sum()
+    assert any("from side to side was left out" in note for note in found.notes)
+
+
+def test_a_table_top_that_the_image_is_cropped_to_stays():
+    table = picture_with_box(box=(0, 30, 100, 36))
+    for x in (10, 85):
+        table.paste(RED, (x, 36, x + 5, 70))
+    found = find_foreground(table.convert("RGBA"))
+    assert found.box == (0, 30, 100, 70) and "may not belong" in found.notes[0]
+
+
 def test_a_chain_of_dots_is_no_part_of_the_object_but_a_broken_rod_is():
     image = picture_with_box(size=(256, 256), box=(30, 30, 120, 120))
     for x in range(124, 250, 8):
