@@ -412,6 +412,23 @@ def test_the_faces_of_a_box_are_no_plate(background):
     assert (find_foreground(image).mask & whole).sum() > 0.95 * whole.sum()
 
 
+@pytest.mark.parametrize(
+    ("box", "part", "looked_through", "note"),
+    [
+        ((40, 20, 216, 236), (180, 120, 190, 130), False, ""),  # a door with a knob
+        ((4, 4, 252, 252), (220, 120, 230, 130), False, "plate or card"),  # the same, larger
+        ((40, 20, 216, 236), (80, 50, 176, 146), False, "plate or card"),  # with a window
+        ((4, 4, 252, 252), (80, 50, 176, 146), True, "was taken to be"),  # a card
+    ],
+)
+def test_only_a_plate_as_large_as_the_frame_is_looked_through(box, part, looked_through, note):
+    image = picture_with_box(size=(256, 256), box=box, colour=(150, 150, 150))
+    image.paste((60, 60, 60), part)
+    found = find_foreground(image.convert("RGBA"))
+    assert found.box == (part if looked_through else box)
+    assert note in "; ".join(found.notes) if note else not found.notes
+
+
 def test_two_objects_draw_a_warning():
     image = picture_with_box()
     image.paste(GREEN, (75, 30, 95, 50))
