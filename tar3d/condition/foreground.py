@@ -167,8 +167,8 @@ def _painted(rgb: Image.Image, where: np.ndarray) -> Image.Image:
 
 def _through_plates(found: Foreground, rgb: Image.Image) -> Foreground:
     """The object on a plate, if that is what was found: a card, a frame line, rounded corners."""
-    if found.found_by == "alpha" and found.box != (0, 0, *rgb.size):
-        return found  # an object that was cut out, not a picture with rounded corners
+    # Where the frame is not full, the object was cut out: no picture with rounded corners.
+    cut_out = found.found_by == "alpha" and found.box != (0, 0, *rgb.size)
     around: tuple[int, int, int, int] = (0, 0, *rgb.size)
     for _ in range(PLATE_DEPTH):
         plate = _plate(found.mask)
@@ -190,14 +190,12 @@ def _through_plates(found: Foreground, rgb: Image.Image) -> Foreground:
         border = PLATE_BORDER * min(around[2] - around[0], around[3] - around[1])
         near = max(_gaps(found.box, around)) <= border
         large = _area(on_plate.box) >= PLATE_OBJECT * _area(outer)
-        if not plate.is_line and not (near and large):
+        if cut_out or not (plate.is_line or (near and large)):
             note = "the object may be only what lies on it, if it is a plate or card"
             return replace(found, notes=(*found.notes, note)) if near or large else found
         note = "the object was taken to be what lies on a plain plate or within a frame"
-        found, around = (
-            replace(on_plate, notes=tuple(dict.fromkeys((note, *on_plate.notes)))),
-            outer,
-        )
+        found = replace(on_plate, notes=tuple(dict.fromkeys((note, *on_plate.notes))))
+        around = outer
     return found
 
 

@@ -429,6 +429,14 @@ def test_only_a_plate_as_large_as_the_frame_is_looked_through(box, part, looked_
     assert note in "; ".join(found.notes) if note else not found.notes
 
 
+def test_a_card_that_was_cut_out_stays_and_draws_a_warning():
+    image = Image.new("RGBA", (256, 256), (0, 0, 0, 0))
+    image.paste((240, 240, 240, 255), (20, 20, 236, 236))
+    image.paste((60, 60, 60, 255), (80, 50, 176, 146))
+    found = find_foreground(image)
+    assert found.box == (20, 20, 236, 236) and "plate or card" in found.notes[0]
+
+
 def test_two_objects_draw_a_warning():
     image = picture_with_box()
     image.paste(GREEN, (75, 30, 95, 50))
