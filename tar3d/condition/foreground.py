@@ -24,6 +24,7 @@ from tar3d.condition.background import (
     inner_area,
     separate,
 )
+from tar3d.condition.hard_shadows import shadow_doubt
 from tar3d.condition.lines import drop_lines
 from tar3d.condition.pieces import EIGHT, cut_sides, drop_pieces
 
@@ -142,8 +143,8 @@ def _on_background(rgb: Image.Image, region: np.ndarray | None = None) -> Foregr
         raise ImageError("the image has a single colour: there is no object in it")
     mask = separation.mask
     if region is None:
-        mask, lines, doubt = drop_lines(mask)
-        notes = (*lines, *doubt)
+        mask, left_out, doubtful = drop_lines(mask)
+        notes = (*left_out, *doubtful)
     mask, stray = drop_pieces(mask, noisy=not separation.exact)
     white = ~mask
     if 255 - separation.colour.min() <= PLAIN_TOLERANCE:
@@ -152,7 +153,8 @@ def _on_background(rgb: Image.Image, region: np.ndarray | None = None) -> Foregr
         white &= difference_to(pixels, separation.colour) > PLAIN_TOLERANCE
         if region is not None:
             white |= ~region
-    notes = (*notes, *separation.notes, *stray)
+    doubt = shadow_doubt(pixels, mask, separation.colour, exact=separation.exact)
+    notes = (*notes, *separation.notes, *stray, *doubt)
     return Foreground(_painted(rgb, white), mask, "plain background", notes)
 
 

@@ -437,6 +437,31 @@ def test_a_card_that_was_cut_out_stays_and_draws_a_warning():
     assert found.box == (20, 20, 236, 236) and "plate or card" in found.notes[0]
 
 
+@pytest.mark.parametrize("quality", [None, 85])
+@pytest.mark.parametrize(
+    ("colour", "shadow", "floor", "doubt"),
+    [
+        ((90, 90, 90), 150, False, True),
+        ((90, 90, 90), 215, False, True),
+        ((200, 60, 40), 60, False, True),
+        ((200, 60, 40), 170, True, True),
+        ((90, 90, 90), 255, False, False),
+        ((200, 60, 40), 255, True, False),
+    ],
+)
+def test_a_hard_shadow_draws_a_warning(colour, shadow, floor, doubt, quality):
+    image = Image.new("RGB", (256, 256), (255, 255, 255))
+    draw = ImageDraw.Draw(image)
+    draw.ellipse((50, 180, 200, 210) if floor else (100, 75, 220, 195), fill=(shadow,) * 3)
+    draw.ellipse((65, 65, 185, 185), fill=colour)
+    if quality:
+        stream = io.BytesIO()
+        image.save(stream, "JPEG", quality=quality)
+        image = Image.open(stream)
+    notes = find_foreground(image.convert("RGBA")).notes
+    assert any("shadow" in note for note in notes) == doubt
+
+
 def test_two_objects_draw_a_warning():
     image = picture_with_box()
     image.paste(GREEN, (75, 30, 95, 50))
