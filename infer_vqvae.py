@@ -13,7 +13,8 @@ Meshes are .glb .gltf .obj .ply .stl .off. Point clouds are .ply without faces; 
 point a line: x y z, or x y z nx ny nz; in a folder, no .txt is looked for); .npz (points, and
 normals if it has them, or the samples that tar3d.data.make_samples writes); .npy. Points should be
 uniform over the surface, not the vertices of a mesh. Missing normals are estimated and oriented,
-which the report notes. A cloud is scored against its own points, and has neither IoU nor floor.
+which the report notes, as it does a ground plane, a sky dome and stray parts far from the object.
+A cloud is scored against its own points, and has neither IoU nor floor.
 Tokens (tar3d/data/formats/token_file.py), of this script or of run.py, are decoded, and have no
 scores.
 """
@@ -329,6 +330,7 @@ class FileReconstructor:
     ) -> tuple[dict, torch.Tensor]:
         """Rebuilds a mesh or cloud; the scores are those of the file that was written."""
         from tar3d.evaluation.reconstruction import SCORES, score_cloud, score_mesh
+        from tar3d.mesh.background import scene_note
         from tar3d.mesh.load import SUPPORTED, check_file, load_mesh
         from tar3d.mesh.point_cloud import ONLY_POINTS, load_points, splats
         from tar3d.mesh.points import outer_surface
@@ -338,9 +340,11 @@ class FileReconstructor:
         truth = load_points(path) if is_cloud else load_mesh(path)
         rng = np.random.default_rng(self.seed)
         if isinstance(truth, Mesh):
-            surface = outer_surface(truth, self.surface_points, rng)
+            surface, notes = outer_surface(truth, self.surface_points, rng), []
+            scene = scene_note(truth, surface[:, :3])
         else:
-            surface = truth.draw(self.surface_points, rng)
+            surface, notes = truth.draw(self.surface_points, rng), [*truth.notes]
+            scene = scene_note(None, truth.points)
         with extraction_bar(path.name) as progress:
             rebuilt, tokens = reconstruct(
                 self.vqvae, surface, self.resolution, placement=self.placement, progress=progress
@@ -368,9 +372,10 @@ class FileReconstructor:
             to_input = to_source @ written.to_source
             written = Mesh(written.vertices, written.faces, to_input)
         if isinstance(truth, Mesh):
-            scores, note = score_mesh(written, truth, protocol), ""
+            scores = score_mesh(written, truth, protocol)
         else:
-            scores, note = score_cloud(written, truth, protocol), "; ".join(truth.notes)
+            scores = score_cloud(written, truth, protocol)
+        note = "; ".join(filter(None, [*notes, scene]))
         return {"note": note, **{name: scores[name] for name in SCORES if name in scores}}, ids
 
     def decode_file(self, path: Path, target: Path) -> torch.Tensor:

@@ -178,6 +178,7 @@ def test_meshes_and_clouds_of_one_folder_are_reconstructed_and_bad_ones_are_list
     np.savetxt(meshes / "box.xyz", points)  # beside box.obj
     np.savez(meshes / "more" / "true.npz", points=points, normals=normals)
     np.savez(meshes / "more" / "turned.npz", points=points, normals=-normals)
+    np.save(meshes / "more" / "stray.npy", np.concatenate([points, [[1000, 0, 0]]]))
     np.savez(meshes / "truncated.npz", points=points)
     (meshes / "truncated.npz").write_bytes((meshes / "truncated.npz").read_bytes()[:500])
     (meshes / "README.txt").write_text("no points")
@@ -200,6 +201,7 @@ def test_meshes_and_clouds_of_one_folder_are_reconstructed_and_bad_ones_are_list
     assert {i: (r["kind"], r["status"]) for i, r in found.items()} == {
         "box": ("mesh", "ok"),
         "box.xyz": ("points", "ok"),
+        "more__stray": ("points", "ok"),
         "more__true": ("points", "ok"),
         "more__tube": ("mesh", "ok"),
         "more__turned": ("points", "ok"),
@@ -224,9 +226,10 @@ def test_meshes_and_clouds_of_one_folder_are_reconstructed_and_bad_ones_are_list
     }
     text = (out / "report.md").read_text()
     assert (
-        "| all meshes | 2 |" in text and "| point clouds | 3 |" in text and "5 of 7 inputs" in text
+        "| all meshes | 2 |" in text and "| point clouds | 4 |" in text and "6 of 8 inputs" in text
     )
-    assert "1 of 3: normals estimated and oriented" in text
+    assert "stray points" in found["more__stray"]["note"]
+    assert "2 of 4: normals estimated and oriented" in text
     means = json.loads((out / "summary.json").read_text())["means"]
     assert means["point clouds"]["iou"] is None and means["all meshes"]["iou"] > 0
     assert "note: box.xyz: normals estimated and oriented" in capsys.readouterr().err

@@ -2,7 +2,8 @@
 
 `find_foreground` tells the object by the alpha channel of a cut-out, else by its difference to a
 plain background (`tar3d.condition.background`). Pieces that are small beside the largest one and
-lie apart from it are left out (`tar3d.condition.pieces`). A card, a frame line or a plate with
+lie apart from it are left out (`tar3d.condition.pieces`), and lines from side to side
+(`tar3d.condition.lines`). A card, a frame line or a plate with
 rounded corners is looked through: the object is what lies on it. Whatever was left out or is
 uncertain is said in `Foreground.notes`.
 """
@@ -23,6 +24,8 @@ from tar3d.condition.background import (
     inner_area,
     separate,
 )
+from tar3d.condition.hard_shadows import shadow_doubt
+from tar3d.condition.lines import drop_lines
 from tar3d.condition.pieces import EIGHT, cut_sides, drop_pieces
 
 # Smallest alpha of the object, of 255: less than 5 % opaque is background.
@@ -36,6 +39,10 @@ WHITE = (255, 255, 255)
 # A plate is an area with the object on it: it covers this share of the image along both axes and
 # this share of its own box, and the object keeps this distance, of its smaller side, to its edge.
 PLATE_EXTENT, PLATE_FILL, PLATE_MARGIN = 0.6, 0.75, 0.03
+# It is a line if it covers less than PLATE_LINE of what it encloses. Else it comes as near to the
+# frame on all sides as PLATE_BORDER, of the side, and the box of what lies on it takes PLATE_OBJECT
+# of its own: a door with a knob is no plate, nor is one with a window on a page.
+PLATE_LINE, PLATE_BORDER, PLATE_OBJECT = 0.15, 0.05, 0.04
 PLATE_DEPTH = 3  # plates on plates that are looked through: a page, a card on it, its border
 # Lightness of an object, of 255, of which hardly anything is seen on white, or of its shading.
 NEARLY_WHITE, NEARLY_BLACK = 220, 60
@@ -112,8 +119,9 @@ def _cut_out(rgb: Image.Image, rgba: Image.Image, visible: np.ndarray) -> Foregr
             notes.append("a nearly transparent haze or shadow was left out")
     if own < 0.75 * 255:
         notes.append(f"the object is only {own / 255:.0%} opaque")
+    mask, lines, _ = drop_lines(mask)
     mask, more = drop_pieces(mask)
-    return Foreground(_painted(rgb, visible & ~mask), mask, "alpha", (*notes, *more))
+    return Foreground(_painted(rgb, visible & ~mask), mask, "alpha", (*notes, *lines, *more))
 
 
 def _on_background(rgb: Image.Image, region: np.ndarray | None = None) -> Foreground:
@@ -133,7 +141,11 @@ def _on_background(rgb: Image.Image, region: np.ndarray | None = None) -> Foregr
         return Foreground(rgb, np.ones(rgb.size[::-1], bool), "frame", (note,))
     if not separation.mask.any():
         raise ImageError("the image has a single colour: there is no object in it")
-    mask, stray = drop_pieces(separation.mask, noisy=not separation.exact)
+    mask = separation.mask
+    if region is None:
+        mask, left_out, doubtful = drop_lines(mask)
+        notes = (*left_out, *doubtful)
+    mask, stray = drop_pieces(mask, noisy=not separation.exact)
     white = ~mask
     if 255 - separation.colour.min() <= PLAIN_TOLERANCE:
         # A background that is white already stays as it is: painting would eat the lightest parts
@@ -141,7 +153,8 @@ def _on_background(rgb: Image.Image, region: np.ndarray | None = None) -> Foregr
         white &= difference_to(pixels, separation.colour) > PLAIN_TOLERANCE
         if region is not None:
             white |= ~region
-    notes = (*notes, *separation.notes, *stray)
+    doubt = shadow_doubt(pixels, mask, separation.colour, exact=separation.exact)
+    notes = (*notes, *separation.notes, *stray, *doubt)
     return Foreground(_painted(rgb, white), mask, "plain background", notes)
 
 
@@ -156,29 +169,56 @@ def _painted(rgb: Image.Image, where: np.ndarray) -> Image.Image:
 
 def _through_plates(found: Foreground, rgb: Image.Image) -> Foreground:
     """The object on a plate, if that is what was found: a card, a frame line, rounded corners."""
-    if found.found_by == "alpha" and found.box != (0, 0, *rgb.size):
-        return found  # an object that was cut out, not a picture with rounded corners
+    # Where the frame is not full, the object was cut out: no picture with rounded corners.
+    cut_out = found.found_by == "alpha" and found.box != (0, 0, *rgb.size)
+    around: tuple[int, int, int, int] = (0, 0, *rgb.size)
     for _ in range(PLATE_DEPTH):
-        region = _plate(found.mask)
-        if region is None:
+        plate = _plate(found.mask)
+        if plate is None:
             return found
         try:
-            on_plate = _on_background(rgb, region)
+            on_plate = _on_background(rgb, plate.region)
         except ImageError:
             return found
-        left, top, right, bottom = on_plate.box
-        outer = box_of(region)
+        outer = box_of(plate.region)
         margin = PLATE_MARGIN * min(outer[2] - outer[0], outer[3] - outer[1])
-        gaps = (left - outer[0], top - outer[1], outer[2] - right, outer[3] - bottom)
         # Shaded faces of an object with something on them are no plate: that is plain.
-        if on_plate.found_by == "frame" or NOT_PLAIN in on_plate.notes or min(gaps) < margin:
+        if (
+            on_plate.found_by == "frame"
+            or NOT_PLAIN in on_plate.notes
+            or min(_gaps(on_plate.box, outer)) < margin
+        ):
             return found
+        border = PLATE_BORDER * min(around[2] - around[0], around[3] - around[1])
+        near = max(_gaps(found.box, around)) <= border
+        large = _area(on_plate.box) >= PLATE_OBJECT * _area(outer)
+        if cut_out or not (plate.is_line or (near and large)):
+            note = "the object may be only what lies on it, if it is a plate or card"
+            return replace(found, notes=(*found.notes, note)) if near or large else found
         note = "the object was taken to be what lies on a plain plate or within a frame"
         found = replace(on_plate, notes=tuple(dict.fromkeys((note, *on_plate.notes))))
+        around = outer
     return found
 
 
-def _plate(mask: np.ndarray) -> np.ndarray | None:
+def _gaps(box: tuple[int, int, int, int], around: tuple[int, int, int, int]) -> tuple[int, ...]:
+    """Pixels between a box and the one around it, at the left, top, right and bottom."""
+    return box[0] - around[0], box[1] - around[1], around[2] - box[2], around[3] - box[3]
+
+
+def _area(box: tuple[int, int, int, int]) -> int:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+@dataclass(frozen=True)
+class _Plate:
+    """`region` (height, width) bool lies within an outline, which `is_line` says is but a line."""
+
+    region: np.ndarray
+    is_line: bool
+
+
+def _plate(mask: np.ndarray) -> _Plate | None:
     """The area within the largest outline of a mask, if it can be a plate; None otherwise."""
     height, width = mask.shape
     left, top, right, bottom = box_of(mask)
@@ -189,11 +229,13 @@ def _plate(mask: np.ndarray) -> np.ndarray | None:
         (rows.stop - rows.start) * (columns.stop - columns.start)
         for rows, columns in ndimage.find_objects(labels)
     ]
-    filled = ndimage.binary_fill_holes(labels == int(np.argmax(boxes)) + 1)
+    outline = labels == int(np.argmax(boxes)) + 1
+    filled = ndimage.binary_fill_holes(outline)
     if filled.sum() < PLATE_FILL * max(boxes):
         return None
     region = ndimage.binary_erosion(filled, iterations=max(3, round(0.01 * min(mask.shape))))
-    return region if region.any() else None
+    is_line = bool(outline.sum() < PLATE_LINE * filled.sum())
+    return _Plate(region, is_line) if region.any() else None
 
 
 def _doubts(found: Foreground) -> list[str]:

@@ -7,11 +7,18 @@ from scipy import ndimage
 
 MAX_SIDE = 1024  # pixels along an axis at which pieces are told; larger masks are reduced
 # A piece below SMALL of the largest one's area is left out if it lies further than NEAR, of the
-# larger side of the image, from all larger pieces.
-SMALL, NEAR = 0.05, 0.025
+# larger side of the image, from all larger pieces. From a speck it may lie FINE away: a thin part
+# that the pixels cut is followed so, and dust is not.
+SMALL, NEAR, FINE = 0.05, 0.025, 0.006
 # Apart from the largest piece, those of more than LIKE of its area make several objects.
 LIKE = 0.2
 SPECK = 0.002  # of the largest piece: what noise and JPEG leave
+# Specks are dust if at least DUST_COUNT of them lie in DUST_SHARE of the free cells of a grid of
+# DUST_GRID cells along each side; up to DUST_AREA times their median area, pieces are dust.
+DUST_COUNT, DUST_SHARE, DUST_GRID, DUST_AREA = 40, 0.6, 8, 8
+# Pieces further than FAR, of the image's larger side, from the rest are noted if they lengthen the
+# object's box by GROWS.
+FAR, GROWS = 0.05, 0.15
 CUT_SHARE = 0.15  # of a side of the object's box: what touches the frame there may be cut off
 EIGHT = np.ones((3, 3), bool)
 
@@ -30,16 +37,9 @@ def drop_pieces(mask: np.ndarray, noisy: bool = False) -> tuple[np.ndarray, tupl
     largest = areas.max()
     kept = np.concatenate([[False], areas >= SMALL * largest])
     specks = np.concatenate([[True], (areas < SPECK * largest) & noisy])
-    reach = NEAR * max(small.shape)
-    while True:  # small pieces near kept ones are kept: a thin part that the pixels cut
-        distance = ndimage.distance_transform_edt(~kept[labels])
-        gaps = np.concatenate(
-            [[np.inf], ndimage.minimum(distance, labels, np.arange(1, count + 1))]
-        )
-        near = kept | ((gaps <= reach) & ~specks)
-        if (near == kept).all():
-            break
-        kept = near
+    dust = np.concatenate([[True], _dust(labels, areas)])
+    side = max(small.shape)
+    kept = _near(labels, kept, dust | specks, np.concatenate([[0], areas]), side)
     notes = []
     dropped = areas[~(kept | specks)[1:]]
     if len(dropped):
@@ -49,13 +49,75 @@ def drop_pieces(mask: np.ndarray, noisy: bool = False) -> tuple[np.ndarray, tupl
             f"{'was' if len(dropped) == 1 else 'were'} left out"
         )
     like = int((areas >= LIKE * largest).sum())
-    if like > 1 and _apart(labels, np.flatnonzero(areas >= LIKE * largest) + 1, reach):
+    if like > 1 and _apart(labels, np.flatnonzero(areas >= LIKE * largest) + 1, NEAR * side):
         notes.append(f"there are {like} separate pieces, which may be several objects")
+    elif far := _far_share(labels, kept, areas, FAR * side):
+        notes.append(
+            f"a piece far from the object ({far:.1%} of its area) was kept, and makes it smaller "
+            "in the frame: it may be another object"
+        )
     inside = kept[labels]
     if factor > 1:
         inside = inside.repeat(factor, axis=0).repeat(factor, axis=1)
         inside = inside[: mask.shape[0], : mask.shape[1]]
     return np.logical_and(mask, inside), tuple(notes)
+
+
+def _near(
+    labels: np.ndarray, kept: np.ndarray, never: np.ndarray, areas: np.ndarray, side: int
+) -> np.ndarray:
+    """`kept` (P,) bool with the pieces that lie near kept ones, but for those of `never`.
+
+    Specks make a chain where they lie close to each other. Piece k has `areas[k]` pixels in
+    `labels`, the background is piece 0, and `side` is the length of the image.
+    """
+    large, numbers = areas >= SPECK * areas.max(), np.arange(len(kept))
+    reach = max(3, FINE * side)
+    grown = ndimage.distance_transform_edt(never[labels]) <= (reach - 1) / 2
+    chain = ndimage.maximum(ndimage.label(grown, EIGHT)[0], labels, numbers)
+    while True:
+        distance = ndimage.distance_transform_edt(~(kept & large)[labels])
+        near = kept | ((ndimage.minimum(distance, labels, numbers) <= NEAR * side) & ~never)
+        near |= np.isin(chain, chain[near]) & ~never
+        if (near == kept).all():
+            return kept
+        kept = near
+
+
+def _dust(labels: np.ndarray, areas: np.ndarray) -> np.ndarray:
+    """Marks (P,) of the pieces that are dust all over the image; `areas` (P,) are their pixels."""
+    small = areas < SMALL * areas.max()
+    if small.sum() < DUST_COUNT:
+        return np.zeros(len(areas), bool)
+    marks = small & (areas <= DUST_AREA * np.median(areas[small]))
+    height, width = labels.shape
+    of_piece = np.concatenate([[0], np.where(marks, 1, 2)])[labels]
+    taken, dusty = np.zeros((DUST_GRID, DUST_GRID), bool), np.zeros((DUST_GRID, DUST_GRID), bool)
+    for cells, kind in ((dusty, 1), (taken, 2)):
+        y, x = np.nonzero(of_piece == kind)
+        cells[y * DUST_GRID // height, x * DUST_GRID // width] = True
+    free = ~taken
+    return marks & (dusty[free].sum() >= max(1, DUST_SHARE * free.sum()))
+
+
+def _far_share(labels: np.ndarray, kept: np.ndarray, areas: np.ndarray, reach: float) -> float:
+    """Area of the pieces that lie far from the largest, as a share of its own; 0 without any.
+
+    Pieces within `reach` pixels of each other belong together. Those far off count where the box
+    of all is longer than that of the rest by GROWS.
+    """
+    inside = kept[labels]
+    together, _ = ndimage.label(ndimage.distance_transform_edt(~inside) <= reach / 2, EIGHT)
+    main = together[labels == int(np.argmax(areas)) + 1][0]
+    rest = inside & (together == main)
+    if _length(inside) <= (1 + GROWS) * _length(rest):
+        return 0.0
+    return float((inside.sum() - rest.sum()) / rest.sum())
+
+
+def _length(mask: np.ndarray) -> int:
+    """The longer side of the box of a mask."""
+    return max(int(np.ptp(np.flatnonzero(mask.any(axis=axis)))) + 1 for axis in (0, 1))
 
 
 def _any(mask: np.ndarray, factor: int) -> np.ndarray:

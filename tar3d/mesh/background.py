@@ -31,6 +31,7 @@ SMALL_SPAN = 0.35
 STRAY = 0.02  # share of the samples at either end of an axis that may be a stray speck
 LARGE_STRAY = 0.1  # the same of a stray part that makes the object a dot
 DOT = 0.2  # share of the frame below which an object is one
+LEAST_MIDDLE = 0.5  # `middle_span` of an object without stray parts
 _SPANNING = 0.5  # share of the rest's span from which on a piece may be a background
 _MOST_PIECES = 8  # backgrounds that are looked for: the six walls of a sky box, and two more
 _RAYS = 512
@@ -48,6 +49,27 @@ def scene_facts(mesh: Mesh, face: np.ndarray, points: np.ndarray) -> dict[str, f
         "background_share": float(marks[face].mean()),
         "object_span": min(span, middle_span(points)[0]),
     }
+
+
+def scene_note(mesh: Mesh | None, points: np.ndarray) -> str:
+    """A clause on what makes the object small in the frame, "" where nothing does.
+
+    `points` (N, 3) are surface samples of `mesh`, or a cloud's own where there is no mesh.
+    """
+    marks, span = background_faces(mesh) if mesh is not None else (np.zeros(0, bool), 1.0)
+    if marks.any():
+        return (
+            "a flat or enclosing part, as a ground plane or a sky dome is, takes most of the frame "
+            f"and the rest spans {span:.1%} of it: take that part out of the mesh"
+        )
+    span, _ = middle_span(points)
+    if span >= LEAST_MIDDLE:
+        return ""
+    stray = "points" if mesh is None else "pieces"
+    return (
+        f"nearly all of the surface spans {span:.1%} of the frame, as stray {stray} lie far away: "
+        "take them out of the file"
+    )
 
 
 def middle_span(points: np.ndarray) -> tuple[float, float]:

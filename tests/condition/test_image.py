@@ -412,10 +412,122 @@ def test_the_faces_of_a_box_are_no_plate(background):
     assert (find_foreground(image).mask & whole).sum() > 0.95 * whole.sum()
 
 
+@pytest.mark.parametrize(
+    ("box", "part", "looked_through", "note"),
+    [
+        ((40, 20, 216, 236), (180, 120, 190, 130), False, ""),  # a door with a knob
+        ((4, 4, 252, 252), (220, 120, 230, 130), False, "plate or card"),  # the same, larger
+        ((40, 20, 216, 236), (80, 50, 176, 146), False, "plate or card"),  # with a window
+        ((4, 4, 252, 252), (80, 50, 176, 146), True, "was taken to be"),  # a card
+    ],
+)
+def test_only_a_plate_as_large_as_the_frame_is_looked_through(box, part, looked_through, note):
+    image = picture_with_box(size=(256, 256), box=box, colour=(150, 150, 150))
+    image.paste((60, 60, 60), part)
+    found = find_foreground(image.convert("RGBA"))
+    assert found.box == (part if looked_through else box)
+    assert note in "; ".join(found.notes) if note else not found.notes
+
+
+def test_a_card_that_was_cut_out_stays_and_draws_a_warning():
+    image = Image.new("RGBA", (256, 256), (0, 0, 0, 0))
+    image.paste((240, 240, 240, 255), (20, 20, 236, 236))
+    image.paste((60, 60, 60, 255), (80, 50, 176, 146))
+    found = find_foreground(image)
+    assert found.box == (20, 20, 236, 236) and "plate or card" in found.notes[0]
+
+
+@pytest.mark.parametrize("quality", [None, 85])
+@pytest.mark.parametrize(
+    ("colour", "shadow", "floor", "doubt"),
+    [
+        ((90, 90, 90), 150, False, True),
+        ((90, 90, 90), 215, False, True),
+        ((200, 60, 40), 60, False, True),
+        ((200, 60, 40), 170, True, True),
+        ((90, 90, 90), 255, False, False),
+        ((200, 60, 40), 255, True, False),
+    ],
+)
+def test_a_hard_shadow_draws_a_warning(colour, shadow, floor, doubt, quality):
+    image = Image.new("RGB", (256, 256), (255, 255, 255))
+    draw = ImageDraw.Draw(image)
+    draw.ellipse((50, 180, 200, 210) if floor else (100, 75, 220, 195), fill=(shadow,) * 3)
+    draw.ellipse((65, 65, 185, 185), fill=colour)
+    if quality:
+        stream = io.BytesIO()
+        image.save(stream, "JPEG", quality=quality)
+        image = Image.open(stream)
+    notes = find_foreground(image.convert("RGBA")).notes
+    assert any("shadow" in note for note in notes) == doubt
+
+
 def test_two_objects_draw_a_warning():
     image = picture_with_box()
     image.paste(GREEN, (75, 30, 95, 50))
     assert "2 separate pieces" in preprocess(image, CONFIG).warning
+
+
+@pytest.mark.parametrize(("side", "warning"), [(80, "far from the object"), (30, "small piece")])
+def test_a_smaller_object_far_away_draws_a_warning(side, warning):
+    image = picture_with_box(size=(512, 512), box=(10, 60, 290, 340))
+    image.paste(GREEN, (400, 400, 400 + side, 400 + side))
+    assert warning in preprocess(image, CONFIG).warning
+
+
+@pytest.mark.parametrize("alpha", [None, 255, 30])
+@pytest.mark.parametrize("share", [0.002, 0.01, 0.05])
+def test_dust_all_over_does_not_move_the_frame(alpha, share):
+    image = picture_with_box(size=(256, 256), box=(70, 80, 180, 200))
+    dust = np.random.default_rng(0).random((256, 256)) < share
+    if alpha:
+        opaque = np.where((np.asarray(image)[..., 1] < 255), 255, np.where(dust, alpha, 0))
+        image.putalpha(Image.fromarray(opaque.astype(np.uint8)))
+    else:
+        image.paste((0, 0, 0), mask=Image.fromarray(dust))
+    found = find_foreground(image.convert("RGBA"))
+    assert np.abs(np.subtract(found.box, (70, 80, 180, 200))).max() <= 4
+    assert "small pieces" in found.notes[-1]
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "cut-out"])
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(("start", "stop"), [(120, 121), (120, 123), (110, 126), (40, 43)])
+def test_a_line_from_side_to_side_is_left_out(start, stop, turned, form):
+    y, x = np.mgrid[:256, :256]
+    object_ = np.hypot(x - 120, y - 130) < 70
+    line = (y >= start) & (y < stop)
+    pixels = np.where(object_, 90, 255)
+    pixels[line] = 210
+    image = Image.fromarray(np.repeat(pixels[..., None], 3, 2).astype(np.uint8)).convert("RGBA")
+    if form == "cut-out":
+        image.putalpha(Image.fromarray(((object_ | line) * 255).astype(np.uint8)))
+    if form == "JPEG":
+        stream = io.BytesIO()
+        image.convert("RGB").save(stream, "JPEG", quality=85)
+        image = Image.open(stream).convert("RGBA")
+    if turned:
+        image = image.transpose(Image.Transpose.TRANSPOSE)
+    found, expected = find_foreground(image), object_.T if turned else object_
+    assert (found.mask & expected).sum() > 0.97 * (found.mask | expected).sum()
+    assert any("from side to side was left out" in note for note in found.notes)
+
+
+def test_a_table_top_that_the_image_is_cropped_to_stays():
+    table = picture_with_box(box=(0, 30, 100, 36))
+    for x in (10, 85):
+        table.paste(RED, (x, 36, x + 5, 70))
+    found = find_foreground(table.convert("RGBA"))
+    assert found.box == (0, 30, 100, 70) and "may not belong" in found.notes[0]
+
+
+def test_a_chain_of_dots_is_no_part_of_the_object_but_a_broken_rod_is():
+    image = picture_with_box(size=(256, 256), box=(30, 30, 120, 120))
+    for x in range(124, 250, 8):
+        image.paste(RED, (x, 70, x + 2, 72))
+    for y in range(121, 220, 3):
+        image.paste(RED, (60, y, 61, y + 2))
+    assert find_foreground(image.convert("RGBA")).box == (30, 30, 126, 219)
 
 
 def test_exif_rotation_is_applied_to_an_image_that_python_opened(tmp_path):

@@ -6,9 +6,9 @@ import trimesh
 
 from tar3d.config import PointSamplingConfig
 from tar3d.contracts import Mesh
-from tar3d.mesh.background import middle_span
+from tar3d.mesh.background import middle_span, scene_note
 from tar3d.mesh.load import normalize
-from tar3d.mesh.points import sample_shape
+from tar3d.mesh.points import sample_shape, sample_surface
 
 CONFIG = PointSamplingConfig(surface_points=500, volume_points=500, near_points=500)
 CHAIR = [
@@ -69,3 +69,21 @@ def test_a_stray_part_is_found_by_the_span_of_the_middle(stray):
     span, share = middle_span(points)
     assert span < 0.01 if stray else span > 0.9
     assert share == pytest.approx(0.8 if stray else 0.96)
+
+
+@pytest.mark.parametrize(
+    ("parts", "note"),
+    [([*CHAIR, FLOOR], "ground plane"), ([*CHAIR, SPECK], "stray pieces"), ([*CHAIR, KNOB], "")],
+)
+def test_what_makes_the_object_small_is_noted(parts, note):
+    mesh = trimesh.util.concatenate(parts)
+    mesh = normalize(mesh.vertices, mesh.faces)
+    points = sample_surface(mesh, 500, np.random.default_rng(0))[:, :3]
+    found = scene_note(mesh, points)
+    assert note in found if note else not found
+
+
+def test_a_stray_point_of_a_cloud_is_noted():
+    points = np.random.default_rng(0).uniform(-0.9, 0.9, (500, 3))
+    assert not scene_note(None, points)
+    assert "stray points" in scene_note(None, np.concatenate([points / 500, [[0.9, 0.9, 0.9]]]))
