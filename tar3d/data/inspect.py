@@ -32,7 +32,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, argpars
     )
     parser.add_argument(
         "--limit",
-        type=int,
+        type=positive_int,
         metavar="N",
         help="check only N shapes, spread evenly over the ids, to be done sooner (default: all)",
     )
