@@ -14,7 +14,7 @@ SMALL, NEAR, FINE = 0.05, 0.025, 0.006
 LIKE = 0.2
 SPECK = 0.002  # of the largest piece: what noise and JPEG leave
 # Specks are dust if at least DUST_COUNT of them lie in DUST_SHARE of the free cells of a grid of
-# DUST_GRID cells along each side; up to DUST_AREA times their median area, pieces are dust.
+# DUST_GRID cells along each side; those up to DUST_AREA times their median area are.
 DUST_COUNT, DUST_SHARE, DUST_GRID, DUST_AREA = 40, 0.6, 8, 8
 # Pieces further than FAR, of the image's larger side, from the rest are noted if they lengthen the
 # object's box by GROWS.
@@ -89,9 +89,9 @@ def _dust(labels: np.ndarray, areas: np.ndarray) -> np.ndarray:
     small = areas < SMALL * areas.max()
     if small.sum() < DUST_COUNT:
         return np.zeros(len(areas), bool)
-    marks = small & (areas <= DUST_AREA * np.median(areas[small]))
+    marks = small & (areas <= max(DUST_AREA * np.median(areas[small]), SPECK * areas.max()))
     height, width = labels.shape
-    of_piece = np.concatenate([[0], np.where(marks, 1, 2)])[labels]
+    of_piece = np.concatenate([[0], np.where(marks, 1, 2 * ~small)])[labels]
     taken, dusty = np.zeros((DUST_GRID, DUST_GRID), bool), np.zeros((DUST_GRID, DUST_GRID), bool)
     for cells, kind in ((dusty, 1), (taken, 2)):
         y, x = np.nonzero(of_piece == kind)
