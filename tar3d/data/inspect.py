@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tar3d.folders import probe_output
-from tar3d.runtime import command, command_parser
+from tar3d.runtime import command, command_parser, positive_int
 
 if TYPE_CHECKING:
     import argparse
