@@ -44,6 +44,7 @@ from tar3d.paths import find_local
 from tar3d.runtime import (
     add_machine_arguments,
     add_model_argument,
+    cell_count,
     choose_device,
     command,
     command_parser,
@@ -93,7 +94,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     output.add_argument(
         "--resolution",
-        type=positive_int,
+        type=cell_count,
         default=128,
         help="extraction cells along each axis: more show finer detail (default: %(default)s)",
     )

@@ -49,6 +49,7 @@ from tar3d.runtime import (
     add_encoder_arguments,
     add_machine_arguments,
     add_model_argument,
+    cell_count,
     choose_device,
     command,
     command_parser,
@@ -157,7 +158,7 @@ def add_output_arguments(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--resolution",
-        type=positive_int,
+        type=cell_count,
         default=128,
         help="extraction cells along each axis: more show finer detail, in larger files (default: "
         "%(default)s)",

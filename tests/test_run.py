@@ -195,8 +195,15 @@ def test_models_given_apart(gpt_run, vqvae_run):
         Pipeline.load(vqvae=vqvae_run / "model")
 
 
-@pytest.mark.parametrize("flags", [["--num-samples", "0"], ["--resolution", "0"]])
-def test_counts_are_at_least_one(capsys, flags):
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--num-samples", "0"], "must be at least 1"),
+        (["--resolution", "0"], "must be at least 1"),
+        (["--resolution", "100000"], "must be at most 2,048, got 100,000"),
+    ],
+)
+def test_counts_have_bounds(capsys, flags, message):
     with pytest.raises(SystemExit) as stop:
         run.main(flags)
-    assert stop.value.code == 2 and "must be at least 1" in capsys.readouterr().err
+    assert stop.value.code == 2 and message in capsys.readouterr().err

@@ -31,7 +31,7 @@ from tar3d.mesh.extract import EmptyFieldError
 from tar3d.mesh.load import load_mesh
 from tar3d.mesh.points import inside
 from tar3d.pipeline import reconstruct
-from tar3d.runtime import command, command_parser, progress_bar
+from tar3d.runtime import cell_count, command, command_parser, progress_bar
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -277,7 +277,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--resolution",
-        type=int,
+        type=cell_count,
         default=128,
         help="extraction cells along an axis of reconstructions (default: %(default)s)",
     )

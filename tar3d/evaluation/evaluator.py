@@ -39,7 +39,7 @@ from tar3d.folders import probe_output
 from tar3d.mesh.extract import EmptyFieldError
 from tar3d.mesh.points import sample_surface
 from tar3d.pipeline import reconstruct
-from tar3d.runtime import command, command_parser, describe_machine, progress_bar
+from tar3d.runtime import cell_count, command, command_parser, describe_machine, progress_bar
 from tar3d.upgrade import upgrade_evaluator_folder, upgrade_flags
 
 if TYPE_CHECKING:
@@ -300,7 +300,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--resolution",
-        type=int,
+        type=cell_count,
         default=128,
         help="cells along each axis when extracting reconstructions (default: %(default)s)",
     )

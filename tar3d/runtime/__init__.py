@@ -3,7 +3,13 @@
 Nothing here loads torch before it is called: a command parses its arguments without it.
 """
 
-from tar3d.runtime.arguments import PRECISIONS, add_device_arguments, command_parser, positive_int
+from tar3d.runtime.arguments import (
+    PRECISIONS,
+    add_device_arguments,
+    cell_count,
+    command_parser,
+    positive_int,
+)
 from tar3d.runtime.blocks import prepare_blocks, repeated_blocks, shard_blocks, uncompiled
 from tar3d.runtime.command import command
 from tar3d.runtime.devices import (
@@ -35,6 +41,7 @@ __all__ = [
     "add_encoder_arguments",
     "add_machine_arguments",
     "add_model_argument",
+    "cell_count",
     "choose_device",
     "command",
     "command_line",

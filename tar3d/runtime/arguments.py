@@ -43,6 +43,20 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+# Cells along an axis of an extraction, at most: up to 1,024 are measured in docs/speed.md.
+MOST_CELLS = 2048
+
+
+def cell_count(text: str) -> int:
+    """The argparse type of the cells along each axis of an extraction."""
+    value = positive_int(text)
+    if value > MOST_CELLS:
+        raise argparse.ArgumentTypeError(
+            f"must be at most {MOST_CELLS:,}, got {value:,}: memory grows with its square"
+        )
+    return value
+
+
 def positive_int(text: str) -> int:
     """The argparse type of a count."""
     value = int(text)

@@ -67,7 +67,7 @@ def read_splits(folder: Path) -> dict[str, list[str]]:
             f"make it with python -m tar3d.data.make_samples MESHES --out {folder}"
         )
     try:
-        splits = json.loads(path.read_text(encoding="utf-8"))
+        splits = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as e:
         raise ValueError(f"{path} is not JSON ({e})") from e
     if set(splits) != set(SPLITS):

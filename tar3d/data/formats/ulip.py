@@ -64,7 +64,7 @@ def read_caption_embeddings(
 def read_pairs(path: Path) -> dict[str, list[tuple[str, str]]]:
     """The (image, caption) pairs of uid2conds.json, by uid."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as e:
         raise ValueError(f"{path} is not readable JSON ({e})") from e
     if not isinstance(values, dict):

@@ -153,7 +153,7 @@ def _check_settings(out: Path, settings: dict[str, Any]) -> None:
     Views may be added to samples later, and left out again.
     """
     path = out / "samples" / "settings.json"
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found = json.loads(path.read_text(encoding="utf-8-sig")) if path.is_file() else {}
     for name, value in settings.items():
         earlier = found.get(name)
         if earlier and name in SETTINGS:

@@ -103,3 +103,9 @@ def test_mesh_of_an_id(tmp_path):
         mesh_path(tmp_path, "gone")
     with pytest.raises(ValueError, match="no row for 'c'"):
         mesh_path(tmp_path, "c")
+
+
+def test_splits_with_a_byte_order_mark_are_read(tmp_path):
+    splits = {"train": ["a"], "val": [], "test": []}
+    (tmp_path / "splits.json").write_text(json.dumps(splits), encoding="utf-8-sig")
+    assert read_splits(tmp_path) == splits

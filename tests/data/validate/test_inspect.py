@@ -339,7 +339,7 @@ def test_a_shard_that_was_cut_off_stops_the_inspection(data, capsys):
 
 @pytest.mark.parametrize(
     "flags, message",
-    [([], "has no samples/ to inspect"), (["--limit", "-1"], "--limit must be 0 or more")],
+    [([], "has no samples/ to inspect"), (["--limit", "0"], "must be at least 1")],
 )
 def test_nothing_to_inspect_is_a_usage_error(tmp_path, samples, capsys, flags, message):
     with pytest.raises(SystemExit) as stop:
