@@ -13,6 +13,8 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from tar3d.condition.masks import enlarged, reduced
+
 # Largest difference, of 255 in any channel, within a plain background without noise.
 NOT_PLAIN = "the background is not plain"  # a note of `separate`
 PLAIN_TOLERANCE = 10
@@ -128,8 +130,8 @@ def _separate_smoothed(
     factor = int(np.ceil(np.sqrt(inside.size / MAX_SMOOTHED)))
     if factor > 1:
         pixels = np.asarray(Image.fromarray(pixels).reduce(factor))
-        edge = _reduced(edge, factor).max(axis=(1, 3)) > 0
-        small = _reduced(inside, factor).min(axis=(1, 3)) > 0
+        edge = reduced(edge, factor).max(axis=(1, 3)) > 0
+        small = reduced(inside, factor).min(axis=(1, 3)) > 0
         small[-1] |= small[-2]
         small[:, -1] |= small[:, -2]
     else:
@@ -155,21 +157,10 @@ def _separate_smoothed(
         done = "was left out" if shadow.any() else "may be taken for part of the object"
         notes.append(f"a soft edge such as a shadow {done}")
     if factor > 1:
-        mask = _enlarged(mask, factor, inside.shape) & inside
+        mask = enlarged(mask, factor, inside.shape) & inside
     return Separation(
         mask, np.median(background[edge], axis=0).round(), exact=False, notes=tuple(notes)
     )
-
-
-def _reduced(mask: np.ndarray, factor: int) -> np.ndarray:
-    """(H, factor, W, factor) blocks of a mask, padded at its right and bottom."""
-    height, width = mask.shape
-    padded = np.pad(mask, ((0, -height % factor), (0, -width % factor)))
-    return padded.reshape(padded.shape[0] // factor, factor, -1, factor)
-
-
-def _enlarged(mask: np.ndarray, factor: int, shape: tuple[int, ...]) -> np.ndarray:
-    return mask.repeat(factor, axis=0).repeat(factor, axis=1)[: shape[0], : shape[1]]
 
 
 def _fit(smooth: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, float]:

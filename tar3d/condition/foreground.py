@@ -26,6 +26,7 @@ from tar3d.condition.background import (
 )
 from tar3d.condition.hard_shadows import shadow_doubt
 from tar3d.condition.lines import drop_lines
+from tar3d.condition.masks import box_of
 from tar3d.condition.pieces import EIGHT, cut_sides, drop_pieces
 
 # Smallest alpha of the object, of 255: less than 5 % opaque is background.
@@ -71,12 +72,6 @@ class Foreground:
     def box(self) -> tuple[int, int, int, int]:
         """Left, top, right and bottom of the object in pixels; right and bottom are excluded."""
         return box_of(self.mask)
-
-
-def box_of(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Left, top, right (excluded) and bottom (excluded) of the True pixels of a mask."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def find_foreground(rgba: Image.Image) -> Foreground:

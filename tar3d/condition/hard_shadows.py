@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import ndimage
 
+from tar3d.condition.masks import box_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -35,8 +37,8 @@ def shadow_doubt(
     step = -(-max(mask.shape) // MAX_SIDE)
     if colour.max() < DARKEST or not mask[::step, ::step].any():
         return ()
-    top, bottom, left, right = _extent(mask)
-    box = slice(top, bottom + 1, step), slice(left, right + 1, step)
+    left, top, right, bottom = box_of(mask)
+    box = slice(top, bottom, step), slice(left, right, step)
     mask, seen = np.pad(mask[box], 1), np.pad(pixels[box], ((1, 1), (1, 1), (0, 0)), mode="edge")
     seen = seen.astype(np.float32)
     if not exact:
@@ -79,8 +81,8 @@ def _largest(mask: np.ndarray) -> np.ndarray:
 
 def _moved(rest: np.ndarray, region: np.ndarray, mask: np.ndarray) -> bool:
     """True if `region` is what `rest` would cover beside itself if it were moved."""
-    (top, bottom, left, right), (up, down, west, east) = _extent(rest), _extent(mask)
-    if max(down - up, east - west) < GROWS * max(bottom - top, right - left):
+    (left, top, right, bottom), (west, up, east, down) = box_of(rest), box_of(mask)
+    if max(down - up, east - west) - 1 < GROWS * (max(bottom - top, right - left) - 1):
         return False
     for dy in {up - top, down - bottom}:
         for dx in {west - left, east - right}:
@@ -89,9 +91,3 @@ def _moved(rest: np.ndarray, region: np.ndarray, mask: np.ndarray) -> bool:
             if (moved & region).sum() > SAME * (moved | region).sum():
                 return True
     return False
-
-
-def _extent(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """First and last row, first and last column of a mask."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return int(rows[0]), int(rows[-1]), int(columns[0]), int(columns[-1])

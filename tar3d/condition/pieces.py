@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
+from tar3d.condition.masks import box_of, enlarged, reduced
+
 MAX_SIDE = 1024  # pixels along an axis at which pieces are told; larger masks are reduced
 # A piece below SMALL of the largest one's area is left out if it lies further than NEAR, of the
 # larger side of the image, from all larger pieces. From a speck it may lie FINE away: a thin part
@@ -29,7 +31,7 @@ def drop_pieces(mask: np.ndarray, noisy: bool = False) -> tuple[np.ndarray, tupl
     In a `noisy` image specks are left out wherever they lie, without a note.
     """
     factor = -(-max(mask.shape) // MAX_SIDE)
-    small = _any(mask, factor)
+    small = mask if factor == 1 else reduced(mask, factor).any(axis=(1, 3))
     labels, count = ndimage.label(small, EIGHT)
     if count == 1:
         return mask, ()
@@ -58,8 +60,7 @@ def drop_pieces(mask: np.ndarray, noisy: bool = False) -> tuple[np.ndarray, tupl
         )
     inside = kept[labels]
     if factor > 1:
-        inside = inside.repeat(factor, axis=0).repeat(factor, axis=1)
-        inside = inside[: mask.shape[0], : mask.shape[1]]
+        inside = enlarged(inside, factor, mask.shape)
     return np.logical_and(mask, inside), tuple(notes)
 
 
@@ -117,17 +118,8 @@ def _far_share(labels: np.ndarray, kept: np.ndarray, areas: np.ndarray, reach: f
 
 def _length(mask: np.ndarray) -> int:
     """The longer side of the box of a mask."""
-    return max(int(np.ptp(np.flatnonzero(mask.any(axis=axis)))) + 1 for axis in (0, 1))
-
-
-def _any(mask: np.ndarray, factor: int) -> np.ndarray:
-    """A mask reduced by `factor`: True where any of its pixels was."""
-    if factor == 1:
-        return mask
-    height, width = mask.shape
-    padded = np.pad(mask, ((0, -height % factor), (0, -width % factor)))
-    blocks = padded.reshape(padded.shape[0] // factor, factor, -1, factor)
-    return np.asarray(blocks.any(axis=(1, 3)))
+    left, top, right, bottom = box_of(mask)
+    return max(right - left, bottom - top)
 
 
 def _apart(labels: np.ndarray, chosen: np.ndarray, reach: float) -> bool:
