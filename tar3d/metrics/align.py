@@ -19,6 +19,7 @@ from scipy.spatial import cKDTree
 
 from tar3d.config import ALIGNMENTS
 from tar3d.metrics.geometry import surface_cloud, transformed
+from tar3d.metrics.volumes import bounding_box
 
 if TYPE_CHECKING:
     from tar3d.contracts import Mesh
@@ -55,9 +56,7 @@ def cube_rotations() -> list[np.ndarray]:
 
 
 def _box_onto_box(pred: Mesh, truth: Mesh) -> np.ndarray:
-    (low_p, high_p), (low_t, high_t) = (
-        (v.min(axis=0), v.max(axis=0)) for v in (_used_vertices(pred), _used_vertices(truth))
-    )
+    (low_p, high_p), (low_t, high_t) = bounding_box(pred), bounding_box(truth)
     matrix = np.eye(4)
     matrix[:3, :3] *= (high_t - low_t).max() / (high_p - low_p).max()
     matrix[:3, 3] = (low_t + high_t) / 2 - matrix[:3, :3] @ (low_p + high_p) / 2
@@ -88,7 +87,3 @@ def _icp(pred: Mesh, truth: Mesh, seed: int, scale: bool) -> np.ndarray:
     return trimesh.registration.icp(
         cloud_p, cloud_t, threshold=1e-7, max_iterations=100, reflection=False, scale=scale
     )[0]
-
-
-def _used_vertices(mesh: Mesh) -> np.ndarray:
-    return mesh.vertices[np.unique(mesh.faces)].astype(np.float64)

@@ -29,7 +29,7 @@ from tar3d.metrics.points import (
     distance_scores,
     normal_scores,
 )
-from tar3d.metrics.volumes import VOLUME_METRICS, volume_scores
+from tar3d.metrics.volumes import VOLUME_METRICS, bounding_box, volume_scores
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -212,8 +212,7 @@ def size_note(pred: Mesh, truth: Mesh) -> str:
     Lengths are the longest sides of bounding boxes; a far part is told from a wrong unit by the
     box that holds 98 % of the prediction's surface along each axis.
     """
-    boxes = [mesh.vertices[np.unique(mesh.faces)].astype(np.float64) for mesh in (pred, truth)]
-    low, high = (np.stack([edge(box, axis=0) for box in boxes]) for edge in (np.min, np.max))
+    low, high = map(np.stack, zip(bounding_box(pred), bounding_box(truth), strict=True))
     size, true_size = (high - low).max(axis=1)
     ratio = size / true_size
     if 1 / LARGEST_RATIO <= ratio <= LARGEST_RATIO:

@@ -81,7 +81,7 @@ def _labelled(
 ) -> tuple[_Labels, _Labels]:
     """Labels of points around both meshes, and of the points `near` (K, 3)."""
     # labels pad thin walls, and BESIDE of the winding number is a length, in the cube's unit
-    low, high = _box(truth)
+    low, high = bounding_box(truth)
     unit = 2 * CUBE_FILL / float((high - low).max())
     solids = [Mesh((mesh.vertices - (low + high) / 2) * unit, mesh.faces) for mesh in (pred, truth)]
     for factor in (1, MORE_POINTS):
@@ -96,7 +96,7 @@ def _labelled(
     return around, _Labels(in_pred[count:], in_truth[count:])
 
 
-def _box(*meshes: Mesh) -> tuple[np.ndarray, np.ndarray]:
+def bounding_box(*meshes: Mesh) -> tuple[np.ndarray, np.ndarray]:
     """The lowest and the highest corner (3,) of the box that holds the meshes' faces."""
     corners = [mesh.vertices[np.unique(mesh.faces)].astype(np.float64) for mesh in meshes]
     return (
@@ -114,7 +114,7 @@ def _points_around(
     that a stray speck leaves it points; weights are volumes for a point.
     """
     rng = np.random.default_rng(seed)
-    (low, high), (true_low, true_high) = _box(pred, truth), _box(truth)
+    (low, high), (true_low, true_high) = bounding_box(pred, truth), bounding_box(truth)
     points = rng.uniform(low, high, size=(count, 3))
     if (high - low).max() <= FAR_OUT * (true_high - true_low).max():
         return points, None
