@@ -28,7 +28,6 @@ _COMPONENTS = {
     5126: np.float32,
 }
 _WIDTHS = {"SCALAR": 1, "VEC3": 3, "VEC4": 4, "MAT4": 16}
-_FLOAT = 5126
 # the bufferView extension, and the name under which it became a Khronos one
 MESHOPT = ("EXT_meshopt_compression", "KHR_meshopt_compression")
 _MESHOPT_SIZE = ("count", "byteStride")
