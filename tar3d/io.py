@@ -6,7 +6,7 @@ import contextlib
 import csv
 import json
 import os
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +24,14 @@ def atomic_write(path: Path, mode: str = "wb", **kwargs) -> Iterator[IO]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file in UTF-8, with or without a byte order mark.
+
+    Raises OSError for a file that cannot be read, and ValueError for one that is not JSON.
+    """
+    return json.loads(path.read_text(encoding="utf-8-sig"))
 
 
 def write_json(path: Path, value: object) -> None:

@@ -13,7 +13,8 @@ from torch.utils.data import Dataset
 
 from tar3d.condition.text_tokenizer import PADDING, UNKNOWN_ID
 from tar3d.data.datasets.spread import spread
-from tar3d.data.formats.token_shards import hash_texts, read_json, read_stamp, sha256
+from tar3d.data.formats.token_shards import hash_texts, read_stamp, sha256
+from tar3d.io import read_json
 
 SOURCES = {"image": "views/", "text": "captions"}  # of each modality, in a data set folder
 

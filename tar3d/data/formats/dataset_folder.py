@@ -11,11 +11,10 @@ tokens/<split>-<k>/ ...         made by tar3d.data.make_tokens
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 from tar3d.data.formats.tables import read_header, read_rows
-from tar3d.io import write_json
+from tar3d.io import read_json, write_json
 
 SPLITS = ("train", "val", "test")
 _VAL_SHARE, _TEST_SHARE = 0.05, 0.05
@@ -67,7 +66,7 @@ def read_splits(folder: Path) -> dict[str, list[str]]:
             f"make it with python -m tar3d.data.make_samples MESHES --out {folder}"
         )
     try:
-        splits = json.loads(path.read_text(encoding="utf-8-sig"))
+        splits = read_json(path)
     except ValueError as e:
         raise ValueError(f"{path} is not JSON ({e})") from e
     if set(splits) != set(SPLITS):

@@ -15,8 +15,9 @@ Points are not in them: the GPT never reads any.
 from __future__ import annotations
 
 import hashlib
-import json
 from typing import TYPE_CHECKING
+
+from tar3d.io import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,11 +36,6 @@ def hash_texts(texts: Iterable[str]) -> str:
     for text in texts:
         digest.update(f"{text}\n".encode())
     return digest.hexdigest()[:16]
-
-
-def read_json(path: Path) -> dict:
-    """The object that a JSON file holds."""
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def read_stamp(folder: Path) -> dict:

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING
 from tar3d.data.formats.captions import captions_of
 from tar3d.data.formats.dataset_folder import SPLITS
 from tar3d.data.formats.samples import open_samples
-from tar3d.data.formats.token_shards import hash_texts, read_json, read_stamp
+from tar3d.data.formats.token_shards import hash_texts, read_stamp
 from tar3d.data.formats.views import Views
-from tar3d.io import atomic_write
+from tar3d.io import atomic_write, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -64,7 +64,7 @@ class TokenSources:
 
     def _read_cache(self) -> dict[str, list[str]]:
         try:
-            return dict(json.loads(self._cache_file.read_text(encoding="utf-8"))["views"])
+            return dict(read_json(self._cache_file)["views"])
         except (OSError, ValueError, KeyError, TypeError):
             return {}  # not there, damaged or of another program: it is only a cache
 

@@ -11,12 +11,13 @@ of a shape, for ShapeNet <cat>_<id>.
 
 from __future__ import annotations
 
-import json
 import zipfile
 import zlib
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from tar3d.io import read_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,7 +65,7 @@ def read_caption_embeddings(
 def read_pairs(path: Path) -> dict[str, list[tuple[str, str]]]:
     """The (image, caption) pairs of uid2conds.json, by uid."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
+        values = read_json(path)
     except (OSError, ValueError) as e:
         raise ValueError(f"{path} is not readable JSON ({e})") from e
     if not isinstance(values, dict):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from tar3d.data.prepare.find_shapes import Shape, find_shapes
 from tar3d.data.prepare.sample_mesh import MeshJob, SampleResult, sample_mesh
 from tar3d.data.prepare.sample_writer import SampleWriter, read_report
 from tar3d.folders import printable, probe_output
-from tar3d.io import write_json
+from tar3d.io import read_json, write_json
 from tar3d.parallel.processes import JobFailure, check_limits, parallel
 from tar3d.parallel.ray_cluster import parallel_on_ray
 from tar3d.runtime import progress_bar
@@ -153,7 +152,7 @@ def _check_settings(out: Path, settings: dict[str, Any]) -> None:
     Views may be added to samples later, and left out again.
     """
     path = out / "samples" / "settings.json"
-    found = json.loads(path.read_text(encoding="utf-8-sig")) if path.is_file() else {}
+    found = read_json(path) if path.is_file() else {}
     for name, value in settings.items():
         earlier = found.get(name)
         if earlier and name in SETTINGS:

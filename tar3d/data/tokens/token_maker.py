@@ -13,11 +13,11 @@ from tar3d import checkpoint
 from tar3d.data.formats.dataset_folder import SPLITS
 from tar3d.data.formats.samples import open_samples
 from tar3d.data.formats.token_file import token_dtype
-from tar3d.data.formats.token_shards import read_json, read_stamp, sha256
+from tar3d.data.formats.token_shards import read_stamp, sha256
 from tar3d.data.formats.token_sources import NAMES as SOURCE_NAMES
 from tar3d.data.formats.token_sources import SOURCES, TokenSources
 from tar3d.data.tokens.conditions import UNUSABLE, ConditionReader, ViewConditions
-from tar3d.io import atomic_write, write_csv, write_json
+from tar3d.io import atomic_write, read_json, write_csv, write_json
 from tar3d.runtime import progress_bar
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ Single shapes are checked in `check_shapes`.
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -21,6 +20,7 @@ from tar3d.data.formats.token_file import token_dtype
 from tar3d.data.formats.token_shards import read_stamp
 from tar3d.data.formats.token_sources import stale_parts
 from tar3d.data.validate.check_shapes import Problem, Settings
+from tar3d.io import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Generator, Iterator
@@ -43,7 +43,7 @@ def read_settings(root: Path) -> tuple[Settings, list[Problem]]:
         allowed = "what make_samples writes there, and needs to go on"
         return Settings(), [Problem(str(path), "", "it is not there", allowed, warning=True)]
     try:
-        stored = json.loads(path.read_text(encoding="utf-8-sig"))
+        stored = read_json(path)
         stored = {"samples": stored["samples"], "seed": stored["seed"], "views": stored["views"]}
     except (ValueError, KeyError, TypeError) as e:
         allowed = "JSON with samples, seed and views"
@@ -259,7 +259,7 @@ def _check_shard(
     """One token shard; `shard_of` maps the ids of the shards before it to their names."""
     path = shard / "index.json"
     try:
-        index = json.loads(path.read_text(encoding="utf-8-sig"))
+        index = read_json(path)
         ids = index["ids"]
         if not ids or not all(isinstance(i, str) for i in ids):
             raise TypeError("ids is no list of strings, or empty")
@@ -299,7 +299,7 @@ def _check_items(
     """The conditions of one modality in a shard."""
     path = shard / f"{modality}.json"
     try:
-        index = json.loads(path.read_text(encoding="utf-8-sig"))
+        index = read_json(path)
         counts, lengths = index["counts"], index.get("lengths")
         if len(ids) != len(counts) or not all(isinstance(n, int) and n >= 0 for n in counts):
             raise ValueError(f"counts has {len(counts)} entries for {len(ids)} ids")

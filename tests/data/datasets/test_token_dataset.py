@@ -20,13 +20,14 @@ from tar3d.config import ImageEncoderConfig, TextEncoderConfig, TokenizerConfig,
 from tar3d.data.datasets.tokens import TokenDataset, drop_words
 from tar3d.data.formats.dataset_folder import read_splits
 from tar3d.data.formats.samples import load_samples
-from tar3d.data.formats.token_shards import read_json, read_stamp, sha256
+from tar3d.data.formats.token_shards import read_stamp, sha256
 from tar3d.data.formats.token_sources import stale_parts
 from tar3d.data.make_tokens import main
 from tar3d.data.tokens import token_maker
 from tar3d.data.tokens.conditions import CaptionConditions, ViewConditions
 from tar3d.data.tokens.make_tokens import caption_tokenizer
 from tar3d.data.tokens.token_maker import TokenMaker
+from tar3d.io import read_json
 from tar3d.tokenizer.vqvae import VQVAE
 
 ENCODER = ImageEncoderConfig(
