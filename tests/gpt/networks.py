@@ -1,8 +1,15 @@
-"""Weights for tests of the GPT."""
+"""Models and weights for tests of the GPT."""
 
 import torch
 
+from tar3d.config import GPTConfig
 from tar3d.gpt.model import GPT
+
+
+def small_gpt(**changes) -> GPT:
+    """12 tokens of 11 codes, 6 tokens of a condition of width 5."""
+    sizes = {"num_layers": 4, "width": 48, "num_heads": 2, "grid_size": 2, "codebook_size": 11}
+    return GPT(GPTConfig(**sizes, condition_tokens=6, condition_width=5, **changes))
 
 
 @torch.no_grad()

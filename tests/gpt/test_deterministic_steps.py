@@ -2,12 +2,11 @@
 
 import pytest
 import torch
+from networks import small_gpt
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tar3d.config import GPTConfig
 from tar3d.contracts import Condition
 from tar3d.gpt.gated_attention import _running_sum
-from tar3d.gpt.model import GPT
 from tar3d.runtime import deterministic
 
 # Operations that raise on CUDA under `torch.use_deterministic_algorithms`, by its documentation,
@@ -37,20 +36,7 @@ class _OnlyDeterministic(TorchDispatchMode):
 @pytest.mark.parametrize("linear_attention", ["lightning", "gated", "delta"])
 @pytest.mark.parametrize("n", [1, 3])
 def test_a_step_of_a_gpt_has_deterministic_operations(linear_attention, n):
-    gpt = GPT(
-        GPTConfig(
-            num_layers=4,
-            width=24,
-            num_heads=2,
-            grid_size=2,
-            codebook_size=11,
-            condition_tokens=6,
-            condition_width=5,
-            tokens_per_step=n,
-            linear_attention=linear_attention,
-            code_predictor_dim=3,
-        )
-    )
+    gpt = small_gpt(tokens_per_step=n, linear_attention=linear_attention, code_predictor_dim=3)
     condition = Condition(torch.randn(2, 6, 5), torch.ones(2, 6, dtype=torch.bool))
     with deterministic(), _OnlyDeterministic():
         gpt(torch.randint(11, (2, 11)), condition).square().mean().backward()

@@ -4,10 +4,9 @@ import types
 
 import pytest
 import torch
+from networks import small_gpt
 
-from tar3d.config import GPTConfig
 from tar3d.gpt import decode_ops, kernel_check, packed
-from tar3d.gpt.model import GPT
 from tar3d.gpt.packed import fastest_backend
 
 CPU = torch.device("cpu")
@@ -51,13 +50,8 @@ def test_a_state_that_is_not_kept_and_a_kernel_that_fails_are_faults():
     assert "float64" in fault(kernels(), torch.float64)
 
 
-def _gpt(**changes) -> GPT:
-    sizes = {"num_layers": 4, "width": 48, "num_heads": 2, "grid_size": 2, "codebook_size": 11}
-    return GPT(GPTConfig(**sizes, condition_tokens=6, condition_width=5, **changes))
-
-
 def test_auto_on_a_gpu_is_triton_where_its_kernels_are_right(monkeypatch):
-    gpt, reasons = _gpt(), iter(["", "norm_linear is off"])
+    gpt, reasons = small_gpt(), iter(["", "norm_linear is off"])
     assert fastest_backend(gpt, torch.bfloat16) == "plain"  # on a CPU
     on_gpu = types.SimpleNamespace(
         head=types.SimpleNamespace(weight=types.SimpleNamespace(device=torch.device("cuda"))),
@@ -68,5 +62,5 @@ def test_auto_on_a_gpu_is_triton_where_its_kernels_are_right(monkeypatch):
     assert fastest_backend(on_gpu, torch.bfloat16) == "triton"
     with pytest.warns(UserWarning, match="instead of the Triton kernels: norm_linear is off"):
         assert fastest_backend(on_gpu, torch.bfloat16) == "plain"
-    on_gpu.blocks = _gpt(linear_attention="gated").blocks
+    on_gpu.blocks = small_gpt(linear_attention="gated").blocks
     assert fastest_backend(on_gpu, torch.bfloat16) == "plain"  # no kernels, nothing to check
