@@ -197,7 +197,7 @@ def train(
     # Model
     init = inputs.init, inputs.init_code_predictor
     model = gpt_init.new_model(config, vqvae, inputs.encoders, *init, fabric)
-    objective = gpt_objective.GPTObjective(model, vqvae.quantizer.codebook.clone(), t)
+    objective = gpt_objective.new_objective(model, vqvae, t)
     random = torch.Generator().manual_seed(t.seed)  # every process takes its rows of each draw
     generators, shard = {"dropout": random}, t.strategy == "fsdp"
     run = Run(
@@ -225,11 +225,11 @@ def train(
 
             # Every process draws the same numbers for all rows of the step, and takes its own rows.
             dropped = gpt_objective.draw_dropped_rows(model, t.global_batch_size, random)[own_rows]
-            dropped = dropped.to(fabric.device, non_blocking=True)
+            shift = gpt_objective.draw_shift(t, random)
             for part in run.micro_batches(rows):
                 # A batch ends with rows for the code predictor alone; each pass gets its share.
                 *given, turns = gpt_objective.inputs_of_pass(batch, part, rows, fabric.global_rank)
-                losses = run.model(*given, dropped[part], turns)
+                losses = run.model(*given, dropped[part], turns, shift)
                 run.backward(objective.total(losses), losses)
             values = run.step_values(run.clip_gradients())
             if run.check_finite(values):  # if not, the run ends here, or skips the step

@@ -233,7 +233,7 @@ def test_the_layers_are_trained_on_a_code_predictor_that_stays_as_it_is(
         train_gpt_in(tmp_path / "none", script_data, fabric, vqvae_run / "model", layers)
     with pytest.raises(
         ValueError,
-        match="train.code_predictor_weight 1 and train.code_predictor_rows 8 train it: write 0 for",
+        match="train.code_predictor_weight 1, train.code_predictor_rows 8 and",
     ):
         configuration.load(GPTRunConfig, None, [*GPT, *CODE_PREDICTOR, "train.stage=transformer"])
 

@@ -61,16 +61,22 @@ class GPTRunConfig:
             "the tokenizer's code_dim, and choose a --gpt-type with a condition",
         )
         require(
-            train.stage != "code_predictor" or train.code_predictor_weight > 0,
+            train.stage != "code_predictor"
+            or train.code_predictor_weight > 0
+            or train.occupancy_weight > 0,
             "train.stage=code_predictor trains the code predictor alone, but "
-            "train.code_predictor_weight is 0, so nothing would be learnt: write "
-            "train.code_predictor_weight=1",
+            "train.code_predictor_weight and train.occupancy_weight are 0, so nothing would be "
+            "learnt: write train.code_predictor_weight=1",
         )
         require(
-            code_dim > 0 or not (train.code_predictor_rows or train.code_predictor_weight),
-            f"train.code_predictor_rows {train.code_predictor_rows} and "
-            f"train.code_predictor_weight {train.code_predictor_weight:g} train a code predictor, "
-            "but gpt.code_predictor_dim is 0: set it to the tokenizer's code_dim, or the two to 0",
+            code_dim > 0
+            or not (
+                train.code_predictor_rows or train.code_predictor_weight or train.occupancy_weight
+            ),
+            f"train.code_predictor_rows {train.code_predictor_rows}, "
+            f"train.code_predictor_weight {train.code_predictor_weight:g} and "
+            f"train.occupancy_weight {train.occupancy_weight:g} train a code predictor, "
+            "but gpt.code_predictor_dim is 0: set it to the tokenizer's code_dim, or these to 0",
         )
 
 

@@ -180,21 +180,33 @@ class GPTTrainConfig(TrainConfig):
     # Additional rows of each step, over all devices, that only the image encoder and the code
     # predictor see, which is cheap.
     code_predictor_rows: int = 0
+    # Weight of the loss between what the predicted codes and the true ones decode to; it is taken
+    # of one row in `occupancy_every`, at `occupancy_points` points.
+    occupancy_weight: float = 0.0
+    occupancy_every: int = 8
+    occupancy_points: int = 2048
 
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("train.stage", self.stage, ("gpt", "code_predictor", "transformer"))
         require(
             self.stage != "transformer"
-            or not (self.code_predictor_weight or self.code_predictor_rows),
+            or not (
+                self.code_predictor_weight or self.code_predictor_rows or self.occupancy_weight
+            ),
             "train.stage=transformer leaves the code predictor as it is, but "
-            f"train.code_predictor_weight {self.code_predictor_weight:g} and "
-            f"train.code_predictor_rows {self.code_predictor_rows} train it: write 0 for both",
+            f"train.code_predictor_weight {self.code_predictor_weight:g}, "
+            f"train.code_predictor_rows {self.code_predictor_rows} and "
+            f"train.occupancy_weight {self.occupancy_weight:g} train it: write 0 for all three",
         )
         one_of("train.strategy", self.strategy, ("ddp", "fsdp"))
         one_of("train.weights_dtype", self.weights_dtype, ("float32", "float16"))
         at_least(1, self, "train.", "steps", "global_batch_size", "weights_file_mb")
-        at_least(0, self, "train.", "code_predictor_weight", "code_predictor_rows")
+        at_least(1, self, "train.", "occupancy_every")
+        at_least(2, self, "train.", "occupancy_points")
+        at_least(
+            0, self, "train.", "code_predictor_weight", "code_predictor_rows", "occupancy_weight"
+        )
         share(self, "train.", "token_noise")
         require(
             0 <= self.word_dropout < 1,

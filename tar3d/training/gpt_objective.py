@@ -1,15 +1,16 @@
 """What a step of the GPT training minimises, and which parameters each `train.stage` trains.
 
-| train.stage      | trains                          | loss                                        |
-|------------------|---------------------------------|---------------------------------------------|
-| `gpt`            | everything                      | nll + code_predictor_weight * code_distance |
-| `code_predictor` | encoders, network of the codes  | code_predictor_weight * code_distance       |
-| `transformer`    | all but these                   | nll                                         |
+| train.stage      | trains                          | loss terms                    |
+|------------------|---------------------------------|-------------------------------|
+| `gpt`            | everything                      | nll, code_distance, occupancy |
+| `code_predictor` | encoders, network of the codes  | code_distance, occupancy      |
+| `transformer`    | all but these                   | nll                           |
 
-"nll" is the negative log-likelihood in nats a token. "code_distance" is the one loss term of the
-code predictor (gpt.code_predictor_dim; without one there is no such term): 1 - cosine between the
-codes that it predicts from the condition and the true ones. A new loss term is one more entry of
-`GPTObjective.forward` and of `loss_weights`.
+"nll" is the negative log-likelihood in nats a token. "code_distance" (train.code_predictor_weight)
+is 1 - cosine between the codes that the code predictor (gpt.code_predictor_dim; without one there
+is no such term) predicts from the condition and the true ones. "occupancy"
+(train.occupancy_weight) compares what the two decode to (`tar3d.training.occupancy_loss`). A new
+loss term is one more entry of `GPTObjective.forward` and of `loss_weights`.
 
 Letters: B rows, b more rows for the code predictor, T tokens, V codes, K their coordinates.
 """
@@ -26,6 +27,7 @@ from tar3d.config.checks import nearest
 from tar3d.contracts import Condition
 from tar3d.gpt.code_predictor import PREDICTOR_PARAMETERS
 from tar3d.gpt.loss import cross_entropy
+from tar3d.training.occupancy_loss import OccupancyLoss
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from tar3d.condition.conditioner import ConditionInputs
     from tar3d.conditional_gpt import ConditionalGPT
     from tar3d.config import GPTRunConfig, GPTTrainConfig
+    from tar3d.tokenizer.vqvae import VQVAE
 
 # How the names of the parameters of ConditionalGPT begin that make the predicted codes from a
 # prefix, and of all that the stage "code_predictor" trains.
@@ -48,21 +51,32 @@ def is_trained(name: str, stage: str) -> bool:
 
 def loss_weights(config: GPTTrainConfig) -> dict[str, float]:
     """The weight of each loss term."""
-    return {"nll": 1.0, "code_distance": config.code_predictor_weight}
+    return {
+        "nll": 1.0,
+        "code_distance": config.code_predictor_weight,
+        "occupancy": config.occupancy_weight,
+    }
 
 
 class GPTObjective(torch.nn.Module):
     """The model with the losses of its stage; freezes the parameters that the stage does not train.
 
-    `codes` (V, K) are the tokenizer's.
+    `codes` (V, K) are the tokenizer's; without an `occupancy_loss` there is no such term.
     """
 
     codes: Tensor
 
-    def __init__(self, model: ConditionalGPT, codes: Tensor, config: GPTTrainConfig) -> None:
+    def __init__(
+        self,
+        model: ConditionalGPT,
+        codes: Tensor,
+        config: GPTTrainConfig,
+        occupancy_loss: OccupancyLoss | None = None,
+    ) -> None:
         super().__init__()
         self.model, self.stage, self.weights = model, config.stage, loss_weights(config)
         self.register_buffer("codes", codes, persistent=False)
+        self.occupancy_loss, self.occupancy_every = occupancy_loss, config.occupancy_every
         for name, parameter in model.named_parameters():
             if not is_trained(name, self.stage):
                 parameter.requires_grad_(False)
@@ -74,12 +88,15 @@ class GPTObjective(torch.nn.Module):
         condition_inputs: ConditionInputs,
         dropped: Tensor,
         turns: Sequence[int] | None = None,
+        shift: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The loss terms of the stage, scalars by name.
 
         "nll" is taken over the first B rows of `tokens` (B + b, T), predicted from `inputs`
-        (B, T - 1), with the null prefix where `dropped` (B,); "code_distance" over all rows.
-        `turns` says which of several modalities each row has (`Conditioner.forward`).
+        (B, T - 1), with the null prefix where `dropped` (B,); "code_distance" over all rows,
+        "occupancy" over one in `train.occupancy_every` of each modality, at points that `shift`
+        (3,) moves. `turns` are the rows' numbers in the step, which say which of several
+        modalities each has (`Conditioner.forward`).
         """
         gpt, B = self.model.gpt, len(inputs)
         condition = self.model.condition(condition_inputs, len(tokens), turns)
@@ -88,18 +105,47 @@ class GPTObjective(torch.nn.Module):
         losses = {}
         if self.stage != "code_predictor":
             prefix = Condition(condition.embeddings[:B], condition.mask[:B], condition.full)
-            hidden = gpt.hidden(inputs, prefix, dropped)
+            hidden = gpt.hidden(inputs, prefix, dropped.to(tokens.device, non_blocking=True))
             losses["nll"] = cross_entropy(hidden, gpt.head.weight, tokens[:B])
         if gpt.code_predictor is not None and self.stage != "transformer":
-            losses["code_distance"] = self.code_distance(condition, tokens)
+            predicted = gpt.code_predictor(condition.embeddings, condition.mask)  # (B + b, T, K)
+            losses["code_distance"] = self.code_distance(predicted, tokens)
+            if self.occupancy_loss is not None:
+                losses["occupancy"] = self.occupancy(predicted, tokens, turns, shift)
         return losses
 
-    def code_distance(self, condition: Condition, tokens: Tensor) -> Tensor:
-        """1 - cosine between predicted and true codes, the mean over tokens (B, T) in GPT order."""
-        predictor = self.model.gpt.code_predictor
-        assert predictor is not None
-        predicted = predictor(condition.embeddings, condition.mask)  # (B, T, K)
+    def code_distance(self, predicted: Tensor, tokens: Tensor) -> Tensor:
+        """1 - cosine of predicted codes (B, T, K) and those of tokens (B, T), both in GPT order."""
         return 1 - F.cosine_similarity(predicted, self.codes[tokens], dim=-1).mean()
+
+    def occupancy(
+        self,
+        predicted: Tensor,
+        tokens: Tensor,
+        turns: Sequence[int] | None,
+        shift: Tensor | None,
+    ) -> Tensor:
+        """The mean of `OccupancyLoss` over the rows that it is taken of, a scalar.
+
+        The number in the step decides which these are, so that every split of a step into passes
+        has the same ones; a pass without any has a loss of 0.
+        """
+        assert self.occupancy_loss is not None
+        modalities = max(1, len(self.model.conditioner.modalities))
+        numbers = range(len(tokens)) if turns is None else turns
+        chosen = [
+            row
+            for row, number in enumerate(numbers)
+            if number // modalities % self.occupancy_every == 0
+        ]
+        if not chosen:
+            return predicted.new_zeros(())
+        to_raster = self.model.gpt.to_raster_order
+        shift = torch.zeros(3) if shift is None else shift
+        by_row = self.occupancy_loss(
+            to_raster(predicted[chosen]), to_raster(self.codes[tokens[chosen]]), shift
+        )
+        return by_row.sum() * self.occupancy_every / len(tokens)
 
     def total(self, losses: dict[str, Tensor]) -> Tensor:
         """The weighted sum of the loss terms, of which the gradient is taken."""
@@ -120,17 +166,31 @@ class GPTObjective(torch.nn.Module):
             predictor = 2 * gpt.code_predictor.multiplications(prefix, 0)
         layers = rows * (gpt.flops(prefix, gpt.config.num_tokens) - predictor)
         told = encoders + (rows + predictor_rows) * predictor
+        fields = 0
+        if self.occupancy_loss is not None:
+            fields = (rows + predictor_rows) * self.occupancy_loss.flops() // self.occupancy_every
         return {
-            "code_predictor": 3 * told,
+            "code_predictor": 3 * told + fields,
             "transformer": told + 3 * layers,
-            "gpt": 3 * (told + layers),
+            "gpt": 3 * (told + layers) + fields,
         }[self.stage]
+
+
+def new_objective(model: ConditionalGPT, vqvae: VQVAE, config: GPTTrainConfig) -> GPTObjective:
+    """The objective of a training on the tokens of `vqvae`."""
+    loss = OccupancyLoss(vqvae, config.occupancy_points) if config.occupancy_weight else None
+    return GPTObjective(model, vqvae.quantizer.codebook.clone(), config, loss)
 
 
 def draw_dropped_rows(model: ConditionalGPT, rows: int, generator: torch.Generator) -> Tensor:
     """(B,) bool, True for rows that train the null prefix; all rows of a GPT without conditions."""
     dropped = model.gpt.drop_rows(rows, generator)
     return dropped if model.conditioner.modalities else torch.ones_like(dropped)
+
+
+def draw_shift(config: GPTTrainConfig, generator: torch.Generator) -> Tensor | None:
+    """The `shift` (3,) of a step's points, None where no field is compared."""
+    return torch.rand(3, generator=generator) if config.occupancy_weight else None
 
 
 def rows_of_pass(config: GPTRunConfig, rows: int, predictor_rows: int) -> int:

@@ -202,6 +202,8 @@ def validate_code_predictor(
     together.
     """
     model = objective.model.eval()
+    predictor = model.gpt.code_predictor
+    assert predictor is not None
     count, right, shuffled = len(rows["tokens"]), {}, []
     tokens = model.gpt.to_model_order(rows["tokens"].to(fabric.device))
 
@@ -211,7 +213,8 @@ def validate_code_predictor(
             part = slice(start, start + batch)
             own = {m: values[part].to(fabric.device) for m, values in inputs.items()}
             condition = model.condition(own, len(tokens[part]))
-            total += float(objective.code_distance(condition, tokens[part])) * len(tokens[part])
+            predicted = predictor(condition.embeddings, condition.mask)
+            total += float(objective.code_distance(predicted, tokens[part])) * len(tokens[part])
         return total / count
 
     with fabric.autocast():

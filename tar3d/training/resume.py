@@ -89,7 +89,8 @@ ON_RESUME: dict[str, str] = {
         MAY_CHANGE,
         "train",
         "batch_size global_batch_size surface_points volume_points near_points near_weight "
-        "commitment_weight token_noise code_predictor_weight word_dropout code_predictor_rows",
+        "commitment_weight token_noise code_predictor_weight word_dropout code_predictor_rows "
+        "occupancy_weight occupancy_every occupancy_points",
     ),
     **_keys(MAY_CHANGE, "train.augment", "scale rotate mirror"),
     **_keys(MAY_CHANGE, "sampling", "temperature top_k top_p min_p cfg_scale code_predictor_scale"),
