@@ -36,7 +36,6 @@ from tar3d.runtime import (
     command_parser,
     encoder_folders,
     positive_int,
-    resolve_precision,
 )
 
 if TYPE_CHECKING:
@@ -116,7 +115,7 @@ def load_models(args: argparse.Namespace) -> dict[str, Pipeline]:
         Pipeline.load,
         args.model,
         device=device,
-        precision=resolve_precision(args.precision, device.type),
+        precision=args.precision,
         low_vram=args.low_vram,
     )
     found, reasons = {}, []

@@ -282,6 +282,7 @@ def find_pairs(
         **({} if args.train else {"baselines": LIBRARY_NOTE}),
         "train": str(data.train),
         "resolution": args.resolution,
+        "precision": pipeline.precision,
         "sampling": vars(pipeline.sampling([modality])),
         "views_in_training": generations.inputs.views_in_training,
     }

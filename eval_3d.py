@@ -201,6 +201,7 @@ def load_model(args: argparse.Namespace) -> tuple[Pipeline, EvalData, dict]:
             "train": str(data.train),
             **baselines,
             "resolution": args.resolution,
+            "precision": pipeline.precision,
             "sampling": vars(pipeline.sampling(GPT_TYPES[args.gpt_type])),
         },
     )

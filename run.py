@@ -60,7 +60,6 @@ from tar3d.runtime import (
     positive_int,
     print_line,
     progress_bar,
-    resolve_precision,
 )
 from tar3d.upgrade import upgrade_flags
 
@@ -230,7 +229,7 @@ def main(argv: list[str] | None = None) -> int:
             gpt=args.gpt_ckpt,
             encoders=encoder_folders(args),
             device=device,
-            precision=resolve_precision(args.precision, device.type),
+            precision=args.precision,
             decoding=args.decoding,
             low_vram=args.low_vram,
         )
@@ -239,8 +238,8 @@ def main(argv: list[str] | None = None) -> int:
         print(e, file=sys.stderr)
         return 2
     print(
-        f"models loaded in {time.perf_counter() - start:.1f} s on {device}; {len(jobs)} "
-        f"shape{'s' * (len(jobs) > 1)} to make, {sampling}"
+        f"models loaded in {time.perf_counter() - start:.1f} s on {device}, precision "
+        f"{pipeline.precision}; {len(jobs)} shape{'s' * (len(jobs) > 1)} to make, {sampling}"
     )
     if args.num_samples > 1 and (sampling.temperature == 0 or sampling.top_k == 1):
         print(

@@ -26,9 +26,9 @@ from tar3d.gpt.engine import Engine
 from tar3d.gpt.generate import generate
 from tar3d.layouts import layout_class
 from tar3d.mesh.extract import EmptyFieldError, drop_small_components, extract
-from tar3d.placement import Placement, timed
+from tar3d.placement import Placement
 from tar3d.prepared_conditions import PreparedConditions, prepare_conditions
-from tar3d.runtime import compute_dtype, describe_machine
+from tar3d.runtime import compute_dtype, describe_machine, inference_precision
 from tar3d.tokenizer.field import OccupancyField
 
 if TYPE_CHECKING:
@@ -42,11 +42,13 @@ if TYPE_CHECKING:
     from tar3d.contracts import Mesh
     from tar3d.tokenizer.vqvae import VQVAE
 
-# Field queries of one call: what fits a CPU core's cache (2^17 takes twice the time), and what
-# fills a GPU.
-QUERIES_AT_ONCE = {"cpu": 1 << 14, "cuda": 1 << 20}
 # Pieces below 1 % of the largest one's volume are floaters of an imperfect field.
 MIN_COMPONENT_SHARE = 0.01
+
+
+def queries_at_once(device: torch.device) -> int:
+    """Field queries of one call: what fits a CPU core's cache, or what fills a GPU."""
+    return 1 << (14 if device.type == "cpu" else 20)  # a CPU takes twice the time at 2^17
 
 
 def mesh_from_triplane(
@@ -64,7 +66,7 @@ def mesh_from_triplane(
         return extract(
             OccupancyField(vqvae.occupancy, planes),
             resolution,
-            chunk=QUERIES_AT_ONCE[planes.device.type],
+            chunk=queries_at_once(planes.device),
             device=planes.device,
             progress=progress,
         )
@@ -79,10 +81,10 @@ def mesh_from_codes(
     seconds: dict[str, float],
 ) -> Mesh:
     """The mesher "vqvae": tokens are codes of the tokenizer, decoded to a field with a surface."""
-    with timed(seconds, "decode"), placement.on_device(vqvae.quantizer, vqvae.decoder):
+    with placement.timed(seconds, "decode"), placement.on_device(vqvae.quantizer, vqvae.decoder):
         ids = tokens.ids.to(placement.device)
         triplane = placement.to_stored_dtype(vqvae.decode(Tokens(ids, tokens.layout)))
-    with timed(seconds, "extract"), placement.on_device(vqvae.occupancy):
+    with placement.timed(seconds, "extract"), placement.on_device(vqvae.occupancy):
         return mesh_from_triplane(vqvae, triplane, resolution, progress)
 
 
@@ -165,9 +167,11 @@ class GeneratedShape:
 class Pipeline:
     """Generates shapes; holds the models in eval mode, and no call changes them.
 
-    `decoding` is the engine's backend; `token_files` reads and writes the tokens of shapes. With
-    `low_vram` each model is on the device only while it works, feature planes are float16, and the
-    engine, which copies the GPT's weights, is built again for each batch. The tokens are the same.
+    `precision` is that of matrix products: 32-true, bf16-mixed, 16-mixed, or auto (see
+    `inference_precision`; the attribute holds what it came to). `decoding` is the engine's backend;
+    `token_files` reads and writes the tokens of shapes. With `low_vram` each model is on the device
+    only while it works, feature planes are float16, and the engine, which copies the GPT's weights,
+    is built again for each batch. The tokens are the same.
     """
 
     def __init__(
@@ -175,7 +179,7 @@ class Pipeline:
         vqvae: VQVAE,
         model: ConditionalGPT,
         device: torch.device,
-        precision: str = "32-true",
+        precision: str = "auto",
         decoding: str = "auto",
         low_vram: bool = False,
     ) -> None:
@@ -189,7 +193,7 @@ class Pipeline:
             )
         start = torch.device("cpu") if low_vram else device
         self.vqvae, self.model = vqvae.eval().to(start), model.eval().to(start)
-        self.device, self.precision = device, precision
+        self.device, self.precision = device, inference_precision(precision, device)
         self.placement, self.decoding = Placement(device, low_vram), decoding
         self.engine = None if low_vram else self._new_engine()
         self.backend = decoding  # the engine's own choice, once it has decoded
@@ -212,7 +216,7 @@ class Pipeline:
         gpt: str | Path | None = None,
         encoders: Mapping[str, str | Path | None] | None = None,
         device: torch.device | None = None,
-        precision: str = "32-true",
+        precision: str = "auto",
         decoding: str = "auto",
         low_vram: bool = False,
     ) -> Pipeline:
@@ -345,15 +349,15 @@ class Pipeline:
         """The tokens of each row; adds the time of each step to `seconds`."""
         gpt, codebook = self.model.gpt, self.vqvae.quantizer.codebook.to(self.device)
         encoders = [self.model.encoder(modality) for modality in inputs]
-        with timed(seconds, "condition"), self.placement.on_device(*encoders):
+        with self.placement.timed(seconds, "condition"), self.placement.on_device(*encoders):
             on_device = {name: values.to(self.device) for name, values in inputs.items()}
             condition = self.model.condition(on_device, len(seeds))
         with self.placement.on_device(gpt):
-            with timed(seconds, "prepare"):
+            with self.placement.timed(seconds, "prepare"):
                 engine = self.engine or self._new_engine()
                 self.backend = engine.backend
                 engine.prepare(len(seeds), sampling, codebook)
-            with timed(seconds, "tokens"):
+            with self.placement.timed(seconds, "tokens"):
                 return generate(gpt, condition, sampling, seeds, progress, codebook, engine)
 
     def _decode(
@@ -373,7 +377,7 @@ class Pipeline:
                 progress=progress,
                 seconds=seconds,
             )
-            with timed(seconds, "extract"):
+            with self.placement.timed(seconds, "extract"):
                 mesh = drop_small_components(mesh, MIN_COMPONENT_SHARE)
         except EmptyFieldError as e:
             return GeneratedShape(None, tokens.ids[0], seconds, str(e))

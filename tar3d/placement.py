@@ -41,21 +41,20 @@ class Placement:
         """The feature planes in the precision in which they wait for their queries."""
         return Triplane(triplane.planes.half()) if self.low_vram else triplane
 
+    @contextmanager
+    def timed(self, seconds: dict[str, float], name: str) -> Iterator[None]:
+        """Adds the seconds of a block to `seconds[name]`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self.device.type == "cuda":
+                # Without this, a kernel's time is booked where its result is first needed.
+                torch.cuda.synchronize(self.device)
+            seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+
 
 @torch.inference_mode(False)  # weights moved in inference mode could not be trained afterwards
 def _move(modules: tuple[torch.nn.Module, ...], device: torch.device) -> None:
     for module in modules:
         module.to(device)
-
-
-@contextmanager
-def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    """Adds the seconds of a block to `seconds[name]`."""
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        if torch.cuda.is_available():
-            # Without this, a kernel's time is booked where its result is first needed.
-            torch.cuda.synchronize()
-        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start

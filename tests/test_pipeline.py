@@ -54,6 +54,26 @@ def test_a_pipeline_samples_in_the_precision_that_it_is_given(precision, dtype):
     assert not torch.equal(shape.tokens, exact.tokens)
 
 
+def test_a_pipeline_takes_by_default_what_auto_is_on_its_device(monkeypatch):
+    monkeypatch.setattr(
+        "tar3d.pipeline.inference_precision",
+        lambda name, device: {"auto": "bf16-mixed"}[name] if device.type == "cpu" else name,
+    )
+    pipeline = Pipeline.load(TINY, "uncond")
+    assert (pipeline.precision, pipeline.engine.dtype) == ("bf16-mixed", torch.bfloat16)
+
+
+@pytest.mark.parametrize("name, waits", [("cuda:1", ["cuda:1"]), ("cpu", [])])
+def test_times_wait_for_the_device_in_use_and_not_for_the_current_one(monkeypatch, name, waits):
+    found = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: found.append(str(device)))
+    seconds = {"decode": 1.0}
+    with Placement(torch.device(name)).timed(seconds, "decode"):
+        assert not found
+    assert found == waits and 1.0 < seconds["decode"] < 100
+
+
 def test_low_vram_keeps_on_the_device_what_works_and_nothing_else(monkeypatch):
     """Two batches: the same tokens as without, each part moved there and back around its work, a
     new engine each time."""

@@ -68,7 +68,7 @@ def test_shapes_whose_logits_are_not_finite_are_listed_and_the_others_are_writte
 
 @pytest.mark.parametrize(
     "flags",
-    [["--seed", "18446744073709551616"], ["--seed", "x"], ["--temperature", "1e-45"]],
+    [["--seed", "18446744073709551616"], ["--seed", "x"], ["--temperature", "inf"]],
     ids=" ".join,
 )
 def test_numbers_that_cannot_be_meant_are_a_sentence(full_model, tmp_path, capsys, flags):

@@ -20,6 +20,7 @@ from tar3d.runtime import (
     add_device_arguments,
     choose_device,
     deterministic,
+    inference_precision,
     prepare_blocks,
     resolve_precision,
     start_fabric,
@@ -79,6 +80,33 @@ def test_precision_follows_the_hardware(monkeypatch):
         resolve_precision("auto", "cpu") == "32-true"
         and resolve_precision("bf16-mixed", "cpu") == "bf16-mixed"
     )
+
+
+@pytest.mark.parametrize(
+    "device, capability, found",
+    [
+        ("cuda:1", (8, 0), "bf16-mixed"),
+        ("cuda:1", (12, 0), "bf16-mixed"),
+        ("cuda:1", (7, 5), "32-true"),
+        ("cpu", (9, 0), "32-true"),
+        ("mps", (9, 0), "32-true"),
+    ],
+)
+def test_auto_is_bfloat16_for_a_trained_model_on_a_gpu_that_has_it(
+    monkeypatch, device, capability, found
+):
+    """A CPU with bfloat16, which trainings use, gives a trained model's results in float32."""
+    asked = []
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_capability", lambda device: asked.append(device) or capability
+    )
+    device = torch.device(device)
+    assert inference_precision("auto", device) == found
+    assert inference_precision("16-mixed", device) == "16-mixed"
+    assert asked == [device] * (device.type == "cuda")  # not the current one
+    with pytest.raises(ValueError, match="precision is 'bf16', allowed are auto, 32-true, bf16-"):
+        inference_precision("bf16", device)
 
 
 @pytest.mark.parametrize(

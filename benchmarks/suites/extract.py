@@ -30,7 +30,7 @@ from tar3d.contracts import Triplane
 from tar3d.data.toy.shapes import generate
 from tar3d.mesh.extract import COARSE, extract
 from tar3d.mesh.points import sample_surface
-from tar3d.pipeline import QUERIES_AT_ONCE
+from tar3d.pipeline import queries_at_once
 from tar3d.tokenizer.field import OccupancyField
 from tar3d.tokenizer.vqvae import VQVAE
 
@@ -89,7 +89,7 @@ def model_and_planes(size: str, device: torch.device) -> tuple[VQVAE, Tensor]:
 
 def extraction(field: Field, side: int, resolution: int, dense: bool, device: torch.device) -> Work:
     coarse = resolution if dense else COARSE
-    chunk = QUERIES_AT_ONCE[device.type]
+    chunk = queries_at_once(device)
 
     @torch.inference_mode()
     def call() -> dict[str, float | int]:
@@ -140,7 +140,7 @@ def plane_types(resolution: int, size: str, device: torch.device) -> dict[str, W
 def query(size: str, device: torch.device) -> dict[str, Work]:
     """Neighbouring points of a lattice, in the numbers in which extraction asks for them."""
     vqvae, planes = model_and_planes(size, device)
-    chunk = QUERIES_AT_ONCE[device.type]
+    chunk = queries_at_once(device)
     triplane, field = Triplane(planes[None]), OccupancyField(vqvae.occupancy, planes)
     calls = max(1, POINTS // chunk)
     axis = torch.linspace(-1, 1, 257, device=device)

@@ -28,7 +28,7 @@ from tar3d.gpt.engine import Engine
 from tar3d.gpt.generate import generate
 from tar3d.gpt.model import GPT
 from tar3d.mesh.extract import drop_small_components, extract
-from tar3d.pipeline import MIN_COMPONENT_SHARE, QUERIES_AT_ONCE
+from tar3d.pipeline import MIN_COMPONENT_SHARE, queries_at_once
 from tar3d.tokenizer.field import OccupancyField
 from tar3d.tokenizer.vqvae import VQVAE
 
@@ -80,7 +80,7 @@ def extract_surface(resolution: int, size: str, device: torch.device) -> Work:
         mesh = extract(
             lambda points: 0.7 - points.norm(dim=1) + 1e-6 * field(points),
             resolution,
-            chunk=QUERIES_AT_ONCE[device.type],
+            chunk=queries_at_once(device),
             device=device,
         )
         return {"faces": len(drop_small_components(mesh, MIN_COMPONENT_SHARE).faces)}

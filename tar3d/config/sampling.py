@@ -46,8 +46,8 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         require(
-            self.temperature == 0 or self.temperature >= LEAST_TEMPERATURE,
-            f"temperature must be 0 (greedy) or at least {LEAST_TEMPERATURE:g}, got "
+            self.temperature == 0 or LEAST_TEMPERATURE <= self.temperature <= LARGEST_SCALE,
+            f"temperature must be 0 (greedy) or in [{LEAST_TEMPERATURE:g}, {LARGEST_SCALE:g}], got "
             f"{self.temperature}",
         )
         require(self.top_k >= 0, f"top_k must be >= 0 (0 is off), got {self.top_k}")

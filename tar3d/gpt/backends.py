@@ -2,7 +2,8 @@
 
 | gpt.linear_backend | runs on  | dtypes             | head_dim    |                               |
 |--------------------|----------|--------------------|-------------|-------------------------------|
-| auto               | anything | any                | any         | fla on CUDA, else chunked     |
+| auto               | anything | any                | any         | fla on CUDA, else chunked;    |
+|                    |          |                    |             | chunked for a prefix          |
 | chunked, reference | anything | any                | any         | tar3d/gpt/linear_attention.py |
 | fla                | CUDA     | float32 and 16 bit | any         | Triton kernels of fla-core    |
 | lightning_attn     | CUDA     | float32 and 16 bit | 32, 64, 128 | lightning-attn; outputs only  |
@@ -12,12 +13,14 @@
 | auto, sdpa            | anything | any                | any        | torch picks its own kernel  |
 | flash_attn            | CUDA     | 16 bit             | up to 256  | compute capability from 8.0 |
 
-On CUDA `auto` is `chunked` too where fla cannot run. Where a kernel lacks something, `chunked` does
-that part: `fla` gives a state at the end of all rows only, so with fixed decays it is not used for
-states at rows' own lengths (decaying a padded tail and undoing it overflows float32);
-`lightning_attn` neither takes nor gives a state, so it serves training alone. Triton multiplies
-float32 as TF32 unless TRITON_F32_DEFAULT=ieee is set, so kernels and PyTorch agree to about three
-digits there.
+On CUDA `auto` is `chunked` too where fla cannot run, and for the prefix of a generation (whenever
+the state is wanted): fla tries dozens of configurations of its kernels at their first call, for
+half a minute, and a prefix of a few hundred positions costs next to nothing in any form. A kernel
+asked for by name serves prefixes too; what it lacks `chunked` does: `fla` gives a state at the end
+of all rows only, so with fixed decays it is not used for states at rows' own lengths (decaying a
+padded tail and undoing it overflows float32); `lightning_attn` neither takes nor gives a state, so
+it serves training alone. Triton multiplies float32 as TF32 unless TRITON_F32_DEFAULT=ieee is set,
+so kernels and PyTorch agree to about three digits there.
 
 With `gpt.linear_attention` "gated" or "delta" the same names stand for the forms of
 tar3d/gpt/gated_attention.py and fla's kernels of those, and there is no `lightning_attn`.
@@ -85,7 +88,9 @@ class ParallelForms:
         if name in LINEAR:
             _check_package("gpt.linear_backend", name, LINEAR[name], head_dim)
 
-    def form_for(self, *inputs: Tensor) -> str:
+    def form_for(self, *inputs: Tensor, want_state: bool) -> str:
+        if want_state and self.name == "auto":
+            return "chunked"
         gradients = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
         return self.choose(inputs[0].device, inputs[0].dtype, gradients=gradients)
 
@@ -114,7 +119,7 @@ class LinearBackend(ParallelForms):
         want_state: bool = True,
     ) -> tuple[Tensor, Tensor | None]:
         """(o, state). `want_state=False`, for training, lets a kernel give None as the state."""
-        form = self.form_for(q, k, v)
+        form = self.form_for(q, k, v, want_state=want_state)
         if form == "fla" and (lengths is None or not want_state):
             return fla(q, k, v, slopes, state, want_state=want_state)
         if form == "lightning_attn" and state is None and not want_state:
@@ -149,7 +154,7 @@ class GatedBackend(ParallelForms):
         lengths: Tensor | None = None,
         want_state: bool = True,
     ) -> tuple[Tensor, Tensor | None]:
-        form = self.form_for(q, k, v)
+        form = self.form_for(q, k, v, want_state=want_state)
         if form == "fla":
             return fla_gated(
                 q, k, v, log_decay, beta, state, lengths=lengths, want_state=want_state

@@ -16,6 +16,7 @@ from tar3d.runtime.devices import (
     choose_device,
     compute_dtype,
     deterministic,
+    inference_precision,
     resolve_precision,
 )
 from tar3d.runtime.fabric import start_fabric
@@ -52,6 +53,7 @@ __all__ = [
     "deterministic",
     "encoder_folders",
     "extraction_bar",
+    "inference_precision",
     "model_source",
     "peak_memory",
     "peak_resident_bytes",

@@ -7,6 +7,7 @@ import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from tar3d.runtime.arguments import PRECISIONS
 from tar3d.runtime.unusable_gpu import warn_of_unusable_gpu
 
 if TYPE_CHECKING:
@@ -24,7 +25,10 @@ def compute_dtype(precision: str) -> torch.dtype:
 
 
 def resolve_precision(precision: str, accelerator: str) -> str:
-    """`precision`, "auto" being bfloat16 autocast where the hardware computes it, else float32."""
+    """The precision of a training: "auto" is bfloat16 autocast where the hardware computes it.
+
+    Elsewhere it is float32. A trained model takes `inference_precision`.
+    """
     if precision != "auto":
         return precision
     import torch
@@ -33,6 +37,22 @@ def resolve_precision(precision: str, accelerator: str) -> str:
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         native = torch.cpu._is_avx512_bf16_supported()
+    return "bf16-mixed" if native else "32-true"
+
+
+def inference_precision(precision: str, device: torch.device) -> str:
+    """The precision in which a trained model works on `device`: `precision`, or what "auto" is.
+
+    "auto" is bfloat16 autocast on a GPU that computes it (compute capability from 8.0), else
+    float32: a CPU gives the same results whichever it is. Raises ValueError for an unknown name.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}, allowed are {', '.join(PRECISIONS)}")
+    if precision != "auto":
+        return precision
+    import torch
+
+    native = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     return "bf16-mixed" if native else "32-true"
 
 

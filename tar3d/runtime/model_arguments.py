@@ -60,7 +60,7 @@ def add_machine_arguments(parser: argparse._ActionsContainer, *, precision: bool
         parser.add_argument(
             "--precision",
             choices=PRECISIONS,
-            default="32-true",
-            help="bf16-mixed samples faster on GPUs that have it, 16-mixed on those that do not; "
-            "auto is bf16-mixed where the hardware has it (default: %(default)s)",
+            default="auto",
+            help="of matrix products; auto is bf16-mixed on GPUs that have it (RTX 30 and later), "
+            "else 32-true; 16-mixed is for older GPUs (default: %(default)s)",
         )

@@ -327,7 +327,14 @@ def test_every_linear_backend_has_one_meaning(anywhere, name, case, want_state):
     assert anywhere == ([name] if runs_kernel.get(name) else [])
 
 
-def test_layers_ask_for_a_state_only_where_it_is_kept(anywhere):
+def test_layers_ask_for_a_state_only_where_it_is_kept(anywhere, monkeypatch):
+    """The kernels of `auto` on a GPU serve whole rows, and no prefix: they autotune for long."""
+    choose = backends.ParallelForms.choose
+    monkeypatch.setattr(
+        backends.ParallelForms,
+        "choose",
+        lambda self, device, *given, **more: choose(self, CUDA, *given, **more),
+    )
     x, rotary = (
         torch.randn(2, 9, 64, generator=torch.Generator().manual_seed(0)),
         (torch.ones(9, 32), torch.zeros(9, 32)),
@@ -335,6 +342,7 @@ def test_layers_ask_for_a_state_only_where_it_is_kept(anywhere):
     for name, of_forward, of_prefill in (
         ("fla", ["fla"], ["fla"]),
         ("lightning_attn", ["lightning_attn"], []),
+        ("auto", ["fla"], []),
     ):
         layer = LightningAttention(config(linear_backend=name), 0)
         layer(x, rotary).sum().backward()
