@@ -180,6 +180,7 @@ def train(  # noqa: PLR0913  what a training is made of, by keyword
     from tar3d.training.run import Run
 
     t = config.train
+    vqvae_init.set_density_points(config, init, state)
 
     # Data
     dataset = training_set(config, data, overfit)

@@ -22,7 +22,7 @@ from tar3d import config as configuration
 from tar3d.config import GPTRunConfig, VQVAEConfig
 from tar3d.paths import hub_id, is_hub_address, local_model
 from tar3d.tokenizer.vqvae import VQVAE
-from tar3d.upgrade import upgrade_parameters
+from tar3d.upgrade import upgrade_model_config, upgrade_parameters
 
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
@@ -196,7 +196,8 @@ def read_config(source: str | Path, cls: type[T]) -> T:
         raise ValueError(
             f"{path.parent} is the model directory of {found[1]}, but that of {wanted[1]} is needed"
         )
-    return configuration.load(cls, path)
+    values = upgrade_model_config(configuration.read_values(path))
+    return configuration.from_mapping(cls, values, str(path))
 
 
 def _kind_of(config: Path) -> tuple[str, str] | None:

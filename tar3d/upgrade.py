@@ -43,6 +43,7 @@ PARAMETERS = {
     "of_terms.": "term_embedding.",
     "of_bag.": "text_proj.",
 }
+OLD_DENSITY_POINTS = 8192  # see `upgrade_model_config`
 COLUMNS = {"sketch": "code_distance"}  # beginnings of names in the CSV files of a run
 FLAGS = {
     "--init-sketch": "--init-code-predictor",
@@ -73,6 +74,33 @@ def upgrade_config(values: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(fields, dict) and fields.get(name) == old_value:
             fields[name] = value
     return new
+
+
+def upgrade_model_config(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values of a model directory's config, with the `density_points` of earlier versions.
+
+    They did not scale counts of points. Most models were used with 8,192 points, whatever they were
+    trained with; one that was trained with more was used with as many.
+    """
+    return _with_density(values, OLD_DENSITY_POINTS)
+
+
+def upgrade_state_config(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested config values of a training state, with the `density_points` of earlier versions.
+
+    They counted the points that they drew as they were.
+    """
+    return _with_density(values, 0)
+
+
+def _with_density(values: Mapping[str, Any], least: int) -> dict[str, Any]:
+    """`values` whose tokenizer, if it lacks them, has the `density_points` that it trained with."""
+    tokenizer, train = values.get("tokenizer"), values.get("train")
+    if not isinstance(tokenizer, Mapping) or "density_points" in tokenizer:
+        return dict(values)
+    trained = train.get("surface_points", 0) if isinstance(train, Mapping) else 0
+    density = max(least, trained if isinstance(trained, int) else 0)
+    return {**values, "tokenizer": {**tokenizer, "density_points": density}}
 
 
 def upgrade_overrides(items: Sequence[str]) -> list[str]:

@@ -168,6 +168,26 @@ def test_stages_can_be_trained_apart(script_data, tmp_path, capsys):
     assert checkpoint.fingerprint(new) != checkpoint.fingerprint(old)
 
 
+def test_points_are_counted_as_where_a_training_starts_from(
+    script_data, vqvae_run, tmp_path, capsys
+):
+    """An encoder keeps its `density_points` when other numbers of points are drawn: resumed, or of
+    --init. No decoder can be trained for another number."""
+    assert checkpoint.load_tokenizer(vqvae_run / "model").config.density_points == 128
+    out, init = tmp_path / "run", ["--init", str(vqvae_run / "model")]
+    flags = ["--base", base(tmp_path), "--data", str(script_data), "--out", str(out), *VQVAE]
+    flags += ["train.stage=decoder", "train.save_every=1", "train.validate_every=1"]
+    assert train_vqvae.main([*flags, *init, "tokenizer.density_points=64"]) == 2
+    assert "density_points is 64, but" in capsys.readouterr().err
+    for steps, points, begin in ((1, 127, init), (2, 126, ["--resume", "auto"])):
+        given = [f"train.codebook_steps={steps}", f"train.surface_points={points}", *begin]
+        assert train_vqvae.main([*flags, *init, *given]) == 0
+        config = load_state(newest(out))["identity"]["config"]
+        assert config["tokenizer"]["density_points"] == 128
+        assert config["train"]["surface_points"] == points
+    assert checkpoint.read_config(out / "model", VQVAEConfig).tokenizer.density_points == 128
+
+
 def test_averaged_weights_are_what_is_kept(script_data, fabric, tmp_path):
     """With a decay of nearly one the average moves, but less than the weights do; the state holds
     both."""

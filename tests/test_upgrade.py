@@ -5,7 +5,16 @@ import torch
 import yaml
 from safetensors import safe_open
 
-from tar3d.config import GPTRunConfig, SamplingConfig, load, save, with_defaults
+from tar3d.checkpoint import read_config
+from tar3d.config import (
+    GPTRunConfig,
+    SamplingConfig,
+    VQVAEConfig,
+    load,
+    save,
+    to_mapping,
+    with_defaults,
+)
 from tar3d.paths import shipped
 from tar3d.upgrade import (
     CONFIG_KEYS,
@@ -14,6 +23,7 @@ from tar3d.upgrade import (
     upgrade_flags,
     upgrade_overrides,
     upgrade_parameters,
+    upgrade_state_config,
 )
 
 OLD = """
@@ -139,3 +149,17 @@ def test_old_flags(monkeypatch):
     ]
     monkeypatch.setattr("sys.argv", ["run.py", *FLAGS])
     assert upgrade_flags(None) == list(FLAGS.values())
+
+
+@pytest.mark.parametrize("trained, meant", [(4096, 8192), (81_920, 81_920)])
+def test_an_old_tokenizer_counts_points_as_it_did(trained, meant, tmp_path):
+    """A config without `density_points` means one number in a model, and another in a state."""
+    values = {"tokenizer": {"width": 8, "num_heads": 2}, "train": {"surface_points": trained}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    (tmp_path / "model.safetensors").touch()
+    assert read_config(tmp_path, VQVAEConfig).tokenizer.density_points == meant
+    assert upgrade_state_config(values)["tokenizer"]["density_points"] == trained
+    config = load(VQVAEConfig, tmp_path / "config.yaml", ["tokenizer.density_points=100"])
+    save(config, tmp_path / "config.yaml")
+    assert read_config(tmp_path, VQVAEConfig) == config
+    assert upgrade_state_config(to_mapping(config)) == to_mapping(config)

@@ -80,7 +80,7 @@ class PlainPlanePoolEncoder(PlanePoolEncoder):
         planes = []
         for features, cell in zip(self.to_plane(x).chunk(3, dim=-1), cells, strict=True):
             mean, count = pool_to_cells(features, cell, G)
-            planes.append(torch.cat([mean, count.log1p()], dim=-1))
+            planes.append(torch.cat([mean, self.density(count, surface.shape[1])], dim=-1))
         planes = rearrange(torch.stack(planes, dim=1), "b p (r c) d -> (b p) d r c", r=G)
         x = rearrange(self.reduce(planes), "(b p) d r c -> b p r c d", b=B) + self.positions
         for block in self.blocks:

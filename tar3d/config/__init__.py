@@ -7,7 +7,7 @@ overrides and flags. Each dataclass is in the file that is named after what it c
 package imports no torch, so it can be read anywhere.
 """
 
-from tar3d.config.base import from_mapping, load, save, to_mapping, with_defaults
+from tar3d.config.base import from_mapping, load, read_values, save, to_mapping, with_defaults
 from tar3d.config.conditions import (
     ANY,
     CONDITIONS,
@@ -70,6 +70,7 @@ __all__ = [
     "help_texts",
     "load",
     "load_gpt_run",
+    "read_values",
     "sampling_from_flags",
     "save",
     "size_note",

@@ -102,7 +102,7 @@ def load(
         path = find_local(path)
         if not path.is_file():
             raise ValueError(f"config file {path} does not exist")
-        values = _read(path)
+        values = read_values(path)
     for item in overrides:
         require(
             "=" in item and not item.startswith("-"),
@@ -120,8 +120,11 @@ def load(
     return from_mapping(cls, cast("dict", OmegaConf.to_container(merged)), origin or "defaults")
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The values of a YAML file under the names of today."""
+def read_values(path: Path) -> dict[str, Any]:
+    """The nested values of a YAML file under the names of today.
+
+    Raises ValueError for a file that is not readable or does not hold keys and values.
+    """
     try:
         values = OmegaConf.load(path)
     except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as e:

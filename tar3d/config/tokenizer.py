@@ -24,6 +24,9 @@ class TokenizerConfig:
     encoder_layers: int = 8
     # Hidden width of plane_pool's per-point network.
     point_width: int = 128
+    # plane_pool counts the points of a cell as if a shape had so many. A training puts for 0 what
+    # the state or the --init has that it starts from, else train.surface_points.
+    density_points: int = 0
     codebook_size: int = 16_384
     code_dim: int = 8
     decoder_layers: int = 6
@@ -48,7 +51,15 @@ class TokenizerConfig:
             "occupancy_width",
             "occupancy_layers",
         )
-        at_least(0, self, "tokenizer.", "num_frequencies", "encoder_layers", "decoder_layers")
+        at_least(
+            0,
+            self,
+            "tokenizer.",
+            "num_frequencies",
+            "encoder_layers",
+            "decoder_layers",
+            "density_points",
+        )
         at_least(2, self, "tokenizer.", "codebook_size")
         require(
             self.width % self.num_heads == 0,

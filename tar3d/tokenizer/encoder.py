@@ -101,6 +101,7 @@ class PlanePoolEncoder(SurfaceEncoder):
         super().__init__()
         R, C, D = config.grid_size, config.point_width, config.width
         self.pool_size = POOL_FACTOR * R
+        self.density_points = config.density_points
         self.fourier = FourierFeatures(config.num_frequencies)
         self.point_in = nn.Sequential(
             nn.Linear(self.fourier.width + 3, C), nn.GELU(), nn.Linear(C, C)
@@ -126,13 +127,25 @@ class PlanePoolEncoder(SurfaceEncoder):
         neighbourhood = cells.read(cells.mean(x)) / 3
         x = x + self.point_local(torch.cat([x, neighbourhood.to(x.dtype)], dim=-1))
         planes = torch.cat(
-            [self._project(cells.mean(x), cells.count), cells.count.log1p()], dim=-1
+            [
+                self._project(cells.mean(x), cells.count),
+                self.density(cells.count, surface.shape[1]),
+            ],
+            dim=-1,
         )  # (B, 3, G^2, C + 1)
         planes = rearrange(planes, "b p (r c) d -> (b p) d r c", r=G)
         x = rearrange(self.reduce(planes), "(b p) d r c -> b p r c d", b=B) + self.positions
         for block in self.blocks:
             x = block(x)
         return self.norm_out(x)
+
+    def density(self, count: Tensor, num_points: int) -> Tensor:
+        """log(1 + n) of cells, n the number of points that they would hold of `density_points`.
+
+        `count` (...) is the number that they hold of `num_points`. Without a `density_points` it is
+        taken as it is.
+        """
+        return (count * ((self.density_points or num_points) / num_points)).log1p()
 
     def _project(self, mean: Tensor, count: Tensor) -> Tensor:
         """`to_plane` of the means (B, 3, G^2, C) of cells, each plane by its own third.

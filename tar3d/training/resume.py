@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from tar3d import config as configuration
 from tar3d.training.state import load_state
+from tar3d.upgrade import upgrade_state_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,8 +48,8 @@ ON_RESUME: dict[str, str] = {
         IDENTIFIES,
         "tokenizer",
         "grid_size width num_heads num_frequencies encoder quantizer encoder_layers point_width "
-        "codebook_size code_dim decoder_layers plane_channels upsample_stages occupancy_width "
-        "occupancy_layers",
+        "density_points codebook_size code_dim decoder_layers plane_channels upsample_stages "
+        "occupancy_width occupancy_layers",
     ),
     **_keys(
         IDENTIFIES,
@@ -134,7 +135,8 @@ def check_state_identity(
             f"{path} is of an earlier version, which noted neither configuration nor data: that "
             "this is the same training could not be checked, and the values given now hold"
         )
-    before = configuration.with_defaults(type(config), identity["config"], str(path))
+    saved_values = upgrade_state_config(identity["config"])
+    before = configuration.with_defaults(type(config), saved_values, str(path))
     values = dict(leaves(before))
     changed = {
         key: [values.get(key), value]

@@ -18,14 +18,39 @@ from tar3d import checkpoint
 from tar3d.config import VQVAEConfig
 from tar3d.data.datasets.spread import spread
 from tar3d.runtime import progress_bar
+from tar3d.training.state import load_state
+from tar3d.upgrade import upgrade_state_config
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lightning_fabric import Fabric
 
     from tar3d.data.datasets.shapes import MixedShapes
     from tar3d.tokenizer.vqvae import VQVAE
 
 KMEANS_SHAPES = 512  # shapes whose latents start the codebook
+
+
+def set_density_points(config: VQVAEConfig, init: str | None, state: Path | None) -> None:
+    """Fills in `tokenizer.density_points` where it is 0.
+
+    With that of the `state` to be resumed, else of `init`, else with `train.surface_points`. Raises
+    ValueError where tokens are to stay what they are (`train.stage` "decoder") and it is another
+    one than in `init`.
+    """
+    before, tokenizer = None, config.tokenizer
+    if state is not None and (identity := load_state(state, lazily=True).get("identity")):
+        before = upgrade_state_config(identity["config"])["tokenizer"]["density_points"]
+    elif init is not None:
+        before = checkpoint.read_config(init, VQVAEConfig).tokenizer.density_points
+        if config.train.stage == "decoder" and tokenizer.density_points not in (0, before):
+            raise ValueError(
+                f"tokenizer.density_points is {tokenizer.density_points}, but {init} has {before}, "
+                "and with another number its shapes get other tokens, which train.stage=decoder "
+                "promises not to: leave tokenizer.density_points out"
+            )
+    tokenizer.density_points = tokenizer.density_points or before or config.train.surface_points
 
 
 def init_from(vqvae: VQVAE, init: str | None, stage: str) -> bool:

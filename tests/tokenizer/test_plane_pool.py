@@ -1,6 +1,8 @@
 """Sums between points and cells: right, each the other's gradient, and an encoder that equals its
 plain form."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -128,3 +130,17 @@ def test_the_encoder_equals_its_plain_form_under_autocast():
     )
     assert error <= 1.5 * plain_error and plain_error < 0.05 * exact.norm()
     assert sum(errors) <= 1.5 * sum(plain_errors)
+
+
+def test_the_number_of_points_does_not_change_what_a_cell_holds():
+    """A surface given four times over has the density that `density_points` of it have."""
+    torch.manual_seed(0)
+    surface = torch.cat([points(2, 300), points(2, 300, seed=1)], dim=-1)
+    plain, scaled = (
+        PlanePoolEncoder(dataclasses.replace(CONFIG, density_points=n)) for n in (0, 300)
+    )
+    scaled.load_state_dict(plain.state_dict())
+    out = scaled(surface)
+    assert torch.equal(out, plain(surface))
+    assert torch.allclose(out, scaled(surface.repeat(1, 4, 1)), atol=1e-5)
+    assert not torch.allclose(out, plain(surface.repeat(1, 4, 1)), atol=0.01)
