@@ -102,6 +102,7 @@ LOADS_AT_ONCE: dict[str, set[str]] = {
     "tar3d/gpt/decode_triton.py": {"triton"},
     "tar3d/gpt/triton_attention.py": {"triton"},
     "tar3d/gpt/triton_inputs.py": {"triton"},
+    "tar3d/gpt/triton_sampling.py": {"triton"},
 }
 NOT_EVERYWHERE = {"triton"}  # of those, what a complete installation may lack: Linux alone has it
 # GPL, or for non-commercial use only, as whole packages or as the part of a permissive one.

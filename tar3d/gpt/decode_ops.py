@@ -1,14 +1,15 @@
-"""One new position of every row through a layer, as five operations in plain PyTorch.
+"""One new position of every row, as six operations in plain PyTorch.
 
     norm_linear, linear_attend or full_attend, linear_add, norm_swiglu, linear_add        is a layer
+    linear_add, draw_token                                                  the head, and its tokens
 
 They read nothing back to the host and change caches in place, so that a CUDA graph can hold them;
-`decode_triton` has the same five as one kernel each. Activations between operations are in the
+`decode_triton` has the same six as one kernel each. Activations between operations are in the
 weights' dtype; the residual stream and everything inside an operation are float32.
 `tar3d.gpt.model.GPT.decode` is what both are tested against.
 
 Letters: B rows, D width, N outputs, H heads, d head dimension, F width of the MLP, C slots of a
-cache.
+cache, V codebook size, T tokens of a row.
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ from torch import Tensor
 
 from tar3d.gpt.norm import NORM_EPS
 from tar3d.gpt.rope import rotate
+from tar3d.gpt.sampling import sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from tar3d.config import SamplingConfig
 
 # In oneDNN's blocked layout a matrix is read at the memory's speed for a few rows, which the BLAS
 # behind F.linear misses by half or more on a CPU. Below this size the call itself costs more.
@@ -121,6 +125,25 @@ def full_attend(  # noqa: PLR0913  one argument for each tensor of the kernel
         attn_mask=None if valid is None else valid[..., :window],
     )
     return o.reshape(B, H * d)
+
+
+def draw_token(
+    logits: Tensor,
+    sampling: SamplingConfig,
+    draws: Tensor,
+    position: Tensor,
+    logit_sums: Tensor,
+    ids: Tensor,
+) -> Tensor:
+    """Draws the tokens (B,) int64 of `position` (1,) from logits (B, V) float32, by `sample`.
+
+    They are decided by draws (B, T) float32 in [0, 1), and stored in ids (B, T) int64; the sum of
+    the logits is added to logit_sums (B,) float32.
+    """
+    logit_sums.add_(logits.sum(1))
+    token = sample(logits, sampling, draws.index_select(1, position)[:, 0])
+    ids.index_copy_(1, position, token[:, None])
+    return token
 
 
 def normalise(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The five operations of `decode_ops` as Triton kernels.
+"""The six operations of `decode_ops` as Triton kernels.
 
 Names, arguments and results are the same; each is one kernel (full_attend: two). Decoding a few
 rows is a matter of bytes and of launches. Each kernel reads its weights or its cache once and does
@@ -13,6 +13,7 @@ a weight and of an activation (2 and 2 in bfloat16):
     | full_attend   | 2 a B D filled slots + 4 a B D   | 8.2 kB a slot: 26.8 MB at 3,269         |
     | linear_add    | w N D + a B D + 8 B N            | 2.1 MB (o), 5.6 MB (down)               |
     | norm_swiglu   | 2 w F D + 4 D (B + 1) + a B F    | 11.3 MB                                 |
+    | draw_token    | 4 B V                            | 0.07 MB (16,384 codes, a row a shape)   |
 
 So a linear layer of GPT-L is 28.5 MB, and a full one 25.3 MB and its cache. Activations come to
 every program from L2, for small blocks as many bytes as weights: what BLOCK_N weighs against the
@@ -27,7 +28,7 @@ Not yet run on a GPU: what is known is that they agree with `decode_ops` in Trit
 and that compiled for sm_75 to sm_120 they fit the shared memory there.
 
 Letters: B rows, D width, N outputs, H heads, d head dimension, F width of the MLP, C slots of a
-cache.
+cache, V codebook size.
 """
 
 # Triton's tuples of tensors grow in loops, which Python's types do not know.
@@ -43,8 +44,16 @@ from torch import Tensor
 from tar3d.gpt.norm import NORM_EPS
 from tar3d.gpt.triton_attention import full_attend, linear_attend
 from tar3d.gpt.triton_inputs import OPTIONS, check, shared_memory
+from tar3d.gpt.triton_sampling import draw_token
 
-__all__ = ["full_attend", "linear_add", "linear_attend", "norm_linear", "norm_swiglu"]
+__all__ = [
+    "draw_token",
+    "full_attend",
+    "linear_add",
+    "linear_attend",
+    "norm_linear",
+    "norm_swiglu",
+]
 
 # Up to MOST_ROWS_SUMMED rows are multiplied out and summed by threads; for more, tensor cores take
 # 16 rows or more at once. A program of 8 weight rows gives 1,024 outputs one program for each of

@@ -39,10 +39,11 @@ from torch import Tensor
 
 from tar3d.contracts import Condition
 from tar3d.gpt.blocks import SwiGLU
+from tar3d.gpt.kernel_check import announced
 from tar3d.gpt.layers.base import DecodePosition
 from tar3d.gpt.norm import NORM_EPS
 from tar3d.gpt.packed import Operations, PlainBlock, fastest_backend, pack_block
-from tar3d.gpt.sampling import check_logit_sums, guide, sample
+from tar3d.gpt.sampling import check_logit_sums, guide
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,7 +71,7 @@ class Buffers:
     # (G, 1, 1, C) bool: slots that hold something; None: all before and at `slot`
     valid: Tensor | None
     hints: Tensor | None  # (G, steps, D) float32
-    predicted_codes: Tensor | None  # (B, T, K)
+    predicted_codes: Tensor | None  # (B, T, K) float32, times code_predictor_scale
     codes: Tensor | None  # (K, V)
 
 
@@ -94,6 +95,8 @@ class Engine:
         self.dtype = (
             torch.get_autocast_dtype(self.device.type) if autocast else gpt.head.weight.dtype
         )
+        # The kernels that `auto` chooses are compiled by then.
+        self._compiles = backend in ("compiled", "triton")
         if backend == "auto":
             with self._current_device():
                 backend = fastest_backend(gpt, self.dtype)
@@ -152,7 +155,8 @@ class Engine:
         self.sampling, self.guided = sampling, sampling.cfg_scale != 1
         self._buffers = self._new_buffers(batch, codes)
         if self.graphed:
-            with self._current_device():
+            said = announced(f"compiling the decoding backend {self.backend}")
+            with self._current_device(), said if self._compiles else contextlib.nullcontext():
                 self._capture()
         self._prepared_for, self.prepare_seconds = key, time.perf_counter() - start
 
@@ -288,9 +292,10 @@ class Engine:
         if b.hints is not None and cache.hints is not None:
             b.hints.copy_(cache.hints[rows])
         if b.predicted_codes is not None and self.gpt.code_predictor is not None:
-            b.predicted_codes.copy_(
-                self.gpt.code_predictor(condition.embeddings[:batch], condition.mask[:batch])
+            predicted = self.gpt.code_predictor(
+                condition.embeddings[:batch], condition.mask[:batch]
             )
+            b.predicted_codes.copy_(self.sampling.code_predictor_scale * predicted.float())
         b.draws.copy_(draws)
         b.logit_sums.zero_()
         b.step.zero_()
@@ -363,17 +368,18 @@ class Engine:
 
     def _draw_token(self, hidden: Tensor, position: Tensor) -> Tensor:
         """Draws the tokens (B,) of a position (1,) from hidden states (G, D), and stores them."""
-        b, scores = self.buffers, self._scores(hidden)
+        b = self.buffers
         if b.predicted_codes is not None and b.codes is not None:
-            predicted = b.predicted_codes.index_select(1, position)[:, 0]
-            scores = scores + self.sampling.code_predictor_scale * predicted @ b.codes
-        b.logit_sums.add_(scores.sum(1))
-        token = sample(scores, self.sampling, b.draws.index_select(1, position)[:, 0])
-        b.ids.index_copy_(1, position, token[:, None])
-        return token
+            added = b.predicted_codes.index_select(1, position)[:, 0] @ b.codes
+        else:
+            added = torch.zeros(len(b.ids), self.config.codebook_size, device=hidden.device)
+        logits = self._logits(hidden, added)
+        return self.operations.module.draw_token(
+            logits, self.sampling, b.draws, position, b.logit_sums, b.ids
+        )
 
-    def _scores(self, hidden: Tensor) -> Tensor:
-        """(B, V) float32 logits of hidden states (G, D).
+    def _logits(self, hidden: Tensor, added: Tensor) -> Tensor:
+        """The logits (B, V) float32 of hidden states (G, D), plus those of the code predictor.
 
         The head is linear, so guidance comes before it, and it sees one row a shape.
         """
@@ -381,8 +387,7 @@ class Engine:
         if self.guided:
             conditional, null = x.chunk(2)
             x = guide(conditional, null, self.sampling.cfg_scale)
-        zero = torch.zeros(len(x), self.config.codebook_size, device=x.device)
-        return self.operations.module.linear_add(x.to(self.dtype), self._head, zero)
+        return self.operations.module.linear_add(x.to(self.dtype), self._head, added)
 
     def _embed(self, tokens: Tensor) -> Tensor:
         """(B, m) -> (G, m D) float32: both rows of a shape get its tokens."""

@@ -21,7 +21,7 @@ from tar3d.contracts import LogitsNotFinite
 if TYPE_CHECKING:
     from tar3d.config import SamplingConfig
 
-_MASS_TOLERANCE = 1e-6  # float32 sums: 0.5 + 0.3 has reached a top_p of 0.8
+MASS_TOLERANCE = 1e-6  # float32 sums: 0.5 + 0.3 has reached a top_p of 0.8
 
 
 def guide(conditional: Tensor, null: Tensor, scale: float) -> Tensor:
@@ -53,7 +53,7 @@ def filter_logits(logits: Tensor, config: SamplingConfig) -> Tensor:
         if config.top_p < 1:
             mass = best.softmax(-1)
             mass_before = mass.cumsum(-1) - mass
-            enough = mass_before >= config.top_p - _MASS_TOLERANCE
+            enough = mass_before >= config.top_p - MASS_TOLERANCE
             enough[..., 0] = False
             best = best.masked_fill(enough, -torch.inf)
         logits = torch.full_like(logits, -torch.inf).scatter(-1, index, best)
@@ -86,8 +86,8 @@ def sample(logits: Tensor, config: SamplingConfig, draws: Tensor) -> Tensor:
     """Draws one token per row of `logits` (B, V), decided by `draws` (B,) in [0, 1): (B,) int64.
 
     The token is where the cumulated probabilities pass the draw. Temperature 0 takes the best
-    token, whatever the draw. Nothing is read back to the host, so logits that are NaN or infinite
-    give some token; `check_logit_sums` finds them later.
+    token, whatever the draw. Nothing is read back to the host, except on MPS, so logits that are
+    NaN or infinite give some token; `check_logit_sums` finds them later.
     """
     if config.temperature == 0:
         return logits.argmax(-1)
@@ -95,13 +95,31 @@ def sample(logits: Tensor, config: SamplingConfig, draws: Tensor) -> Tensor:
         raise ValueError(
             f"draws are {tuple(draws.shape)} for {len(logits)} rows: each row needs one"
         )
-    cumulative = probabilities(logits, config).double().cumsum(-1)  # (B, V)
+    mass = probabilities(logits, config)
+    if mass.device.type == "mps":  # which has no float64
+        mass, draws = mass.cpu(), draws.cpu()
+    cumulative = mass.double().cumsum(-1)  # (B, V)
     # float32 draws are at most 1 - 2^-24: in float64 they stay below the last sum, so no token of
     # mass 0 is ever hit.
     token = torch.searchsorted(
         cumulative, draws.double()[:, None] * cumulative[:, -1:], right=True
     ).squeeze(-1)
-    return token.clamp_max(logits.shape[-1] - 1)
+    return token.clamp_max(logits.shape[-1] - 1).to(logits.device)
+
+
+def draw_misses(logits: Tensor, config: SamplingConfig, draws: Tensor, tokens: Tensor) -> Tensor:
+    """How far draws (B,) are from the part of [0, 1) that their tokens (B,) have: (B,) float64.
+
+    It is 0 for a token that `sample` gives, and infinite for one without probability.
+    """
+    mass = probabilities(logits, config).double()
+    end = mass.cumsum(-1)
+    mass, end, total = (
+        x.squeeze(-1)
+        for x in (mass.gather(-1, tokens[:, None]), end.gather(-1, tokens[:, None]), end[:, -1:])
+    )
+    miss = torch.maximum((end - mass) / total - draws, draws - end / total).clamp_min(0)
+    return miss.masked_fill(mass == 0, torch.inf)
 
 
 def check_logit_sums(sums: Tensor, dtype: torch.dtype) -> None:

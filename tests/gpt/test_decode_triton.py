@@ -20,7 +20,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from tar3d.config import SamplingConfig
 from tar3d.gpt import decode_ops
+from tar3d.gpt.sampling import draw_misses
 
 ROOT = Path(__file__).resolve().parents[2]
 # Largest relative error. Compared are two results rounded to the dtype. The interpreter rounds to
@@ -142,7 +144,91 @@ def full_attend_errors(
     ]
 
 
+def draw_faults(ops, drawn: Drawn, V: int, spread: float, options: dict) -> list[float]:
+    """How far draws are from their tokens' parts; items whose token depends on the others.
+
+    Also counted are items whose token is another than that of the plain form without a draw near
+    the end of its part, and what is stored elsewhere or summed otherwise.
+    """
+    B, T, sampling = 10, 3, SamplingConfig(**options)
+    logits = spread * drawn.residual(B, V)
+    draws = torch.rand(B, T, generator=drawn.generator, device=drawn.device)
+    draws[0], draws[1] = 0.0, 1.0 - 2.0**-24
+    given = logits, sampling, draws, torch.tensor([1], device=drawn.device)
+
+    def stores(rows: int) -> tuple[Tensor, Tensor]:
+        ids = torch.full((rows, T), -7, device=drawn.device)
+        return torch.ones(rows, device=drawn.device), ids
+
+    (sums, ids), (plain_sums, plain_ids) = stores(B), stores(B)
+    with poisoned():
+        token = ops.draw_token(*given, sums, ids)
+        alone = [
+            ops.draw_token(
+                logits[i : i + 1].contiguous(), sampling, draws[i : i + 1], given[3], *stores(1)
+            )
+            for i in (0, B - 1)
+        ]
+    plain = decode_ops.draw_token(*given, plain_sums, plain_ids)
+    miss = draw_misses(logits, sampling, draws[:, 1], token)
+    near = draw_misses(logits, sampling, draws[:, 1] - 1e-6, token) > 0
+    near |= draw_misses(logits, sampling, draws[:, 1] + 1e-6, token) > 0
+    return [
+        miss.max().item(),
+        ((token != plain) & ~near).sum().item(),
+        *((x != token[i]).sum().item() for x, i in zip(alone, (0, B - 1), strict=True)),
+        (ids != torch.stack([ids[:, 0], token, ids[:, 0]], 1)).sum().item(),
+        (ids[:, 0] + 7).abs().sum().item(),
+        error(sums, plain_sums),
+    ]
+
+
+def draw_of_equal_codes(ops, drawn: Drawn) -> list[float]:
+    """Tokens other than those of 2 codes by top-k and of 3 by top-p: the first, all as likely."""
+    draws, wrong = torch.arange(24)[:, None] / 24 + 0.01, []
+    for count, options in ((2, {"top_k": 2}), (3, {"top_p": 0.5})):
+        given = torch.zeros(24, 6), SamplingConfig(**options), draws, torch.tensor([0])
+        token = ops.draw_token(*given, torch.zeros(24), torch.zeros(24, 1, dtype=torch.int64))
+        wrong.append((token != (count * draws[:, 0]).long()).sum().item())
+    return wrong
+
+
+def draw_of_what_is_not_finite(ops, drawn: Drawn) -> list[float]:
+    """0: some token is drawn."""
+    logits, tokens = drawn.residual(3, 40), []
+    logits[0], logits[1, 3], logits[2, 5] = float("nan"), float("nan"), float("inf")
+    for options in DRAWS.values():
+        ids, position = torch.zeros(3, 1, dtype=torch.int64), torch.tensor([0])
+        given = SamplingConfig(**options), torch.full((3, 1), 0.5), position
+        tokens.append(ops.draw_token(logits, *given, torch.zeros(3), ids))
+    return [float(not all(0 <= int(t) < 40 for token in tokens for t in token))]
+
+
+# Settings whose filters leave many codes, or few.
+DRAWS: dict[str, dict[str, float]] = {
+    "": {},
+    "greedy": {"temperature": 0},
+    "cold": {"temperature": 0.05},
+    "top-k": {"top_k": 7},
+    "top-k of all": {"top_k": 99999},
+    "top-p": {"top_p": 0.9},
+    "least top-p": {"top_p": 1e-9},
+    "min-p": {"min_p": 0.033},
+    "all filters": {"temperature": 1.3, "top_k": 30, "top_p": 0.8, "min_p": 0.033},
+}
+
 INTERPRETED = {
+    **{
+        f"draw, {V} codes {name}": (draw_faults, torch.float32, (V, spread, options))
+        for V, spread, names in (
+            (16384, 2.0, ("", "all filters")),
+            (1000, 3.0, tuple(DRAWS)),
+        )
+        for name, options in DRAWS.items()
+        if name in names
+    },
+    "draw of equal codes": (draw_of_equal_codes, torch.float32, ()),
+    "draw of what is not finite": (draw_of_what_is_not_finite, torch.float32, ()),
     **{f"linear, {B} rows": (linear_errors, torch.float32, (B, 96, 4)) for B in (1, 2, 16, 33)},
     "linear, 3 rows, two blocks": (linear_errors, torch.float32, (3, 600, 10)),
     "linear, 2 rows of bfloat16": (linear_errors, torch.bfloat16, (2, 1040, 10)),

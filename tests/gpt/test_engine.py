@@ -87,7 +87,7 @@ def _assert_same(gpt, condition, sampling, codes=None, backend="auto", engine=No
 
     with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
         ids, scores, cache = _plain(gpt, condition, sampling, draws, codes)
-        patch.setattr("tar3d.gpt.engine.sample", watched)
+        patch.setattr("tar3d.gpt.decode_ops.sample", watched)
         got = engine.run(condition, sampling, draws, codes)
     torch.testing.assert_close(
         torch.stack(seen[-T:], 1), scores, rtol=2e-4, atol=2e-4
@@ -404,7 +404,7 @@ def fake_graphs(monkeypatch):
 
 @pytest.mark.parametrize("lengths", [(P, P), RAGGED], ids=["full", "ragged"])
 def test_graphs_are_captured_once_for_each_window_and_leave_nothing_of_their_warm_up(
-    fake_graphs, lengths
+    fake_graphs, lengths, capsys
 ):
     gpt, sampling = _gpt(code_predictor_dim=3), SamplingConfig(cfg_scale=2.0)
     engine = _static(gpt)
@@ -423,8 +423,11 @@ def test_graphs_are_captured_once_for_each_window_and_leave_nothing_of_their_war
         progress=lambda *r: reports.append(r),
     )
     assert reports == [(1, T), (T, T)]  # a report waits for the device, so there are few
+    assert not capsys.readouterr().err
+    engine._compiles = True  # as for a backend asked for by name
     engine.prepare(1, sampling)
     assert engine._graphs is not graphs
+    assert "compiling the decoding backend plain ..." in capsys.readouterr().err
 
 
 def test_the_device_of_an_engine_is_the_current_one_while_it_works():

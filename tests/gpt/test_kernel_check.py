@@ -1,11 +1,13 @@
 """The check of the decoding kernels, with stand-ins for them, and the choice that follows."""
 
+import re
 import types
 
 import pytest
 import torch
 from networks import small_gpt
 
+from tar3d.config import SamplingConfig
 from tar3d.gpt import decode_ops, kernel_check, packed
 from tar3d.gpt.packed import fastest_backend
 
@@ -15,19 +17,26 @@ OPERATIONS = ("norm_linear", "linear_attend", "full_attend", "linear_add", "norm
 
 def kernels(**changed) -> types.SimpleNamespace:
     """Stand-ins that can be hashed, as modules can: `decode_ops` but for what is changed."""
-    given = {name: getattr(decode_ops, name) for name in OPERATIONS} | changed
+    given = {name: getattr(decode_ops, name) for name in (*OPERATIONS, "draw_token")} | changed
     module = types.ModuleType("kernels")
     vars(module).update(given)
     return module
 
 
 def fault(module, dtype=torch.bfloat16) -> str:
-    return kernel_check._compared(module, CPU, dtype, 48, 2)
+    return kernel_check._compared(module, CPU, dtype, 48, 2, 100)
 
 
 @pytest.mark.parametrize("dtype", kernel_check.BOUNDS)
 def test_kernels_that_agree_have_no_fault(dtype):
     assert fault(kernels(), dtype) == ""
+
+
+def test_what_is_compiled_and_how_long_it_takes_is_said_once(capsys):
+    module = kernels()
+    assert fault(module) == fault(module) == ""
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"compiling the Triton kernels .*triton/cache.*\n.* took \d+\.\d s\n", said)
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -48,6 +57,21 @@ def test_a_state_that_is_not_kept_and_a_kernel_that_fails_are_faults():
     found = fault(kernels(norm_swiglu=broken))
     assert found == "norm_swiglu of 2 rows: RuntimeError: out of resource: shared memory"
     assert "float64" in fault(kernels(), torch.float64)
+
+
+def test_a_draw_that_is_wrong_is_a_fault():
+    def shifted(logits, sampling, draws, *rest):
+        return decode_ops.draw_token(logits, sampling, (draws + 1e-2).clamp_max(0.999), *rest)
+
+    def forgetful(*given):
+        return decode_ops.draw_token(*given[:-1], given[-1].clone())
+
+    def unfiltered(logits, sampling, *rest):
+        return decode_ops.draw_token(logits, SamplingConfig(temperature=0.8), *rest)
+
+    assert "draw_token misses its draws by " in fault(kernels(draw_token=shifted))
+    assert "draw_token does not store" in fault(kernels(draw_token=forgetful))
+    assert "draw_token misses its draws by " in fault(kernels(draw_token=unfiltered))
 
 
 def test_auto_on_a_gpu_is_triton_where_its_kernels_are_right(monkeypatch):

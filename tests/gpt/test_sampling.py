@@ -1,5 +1,7 @@
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tar3d.config import SamplingConfig
 from tar3d.gpt.sampling import filter_logits, guide, probabilities, sample, uniform_draws
@@ -108,6 +110,24 @@ def test_draws_of_a_row_depend_on_its_seed_alone():
         uniform_draws([4], 20)[0], together[2, :20]
     )
     assert abs(uniform_draws([0], 10_000).mean() - 0.5) < 0.02
+
+
+class _NoFloat64(TorchDispatchMode):
+    """Refuses float64 on MPS, as Apple's GPUs do."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        if isinstance(found, torch.Tensor) and found.device.type == "mps":
+            assert found.dtype != torch.float64, function
+        return found
+
+
+def test_a_draw_on_mps_computes_no_float64_there():
+    with FakeTensorMode():
+        logits, draws = torch.empty(2, 50, device="mps"), torch.empty(2, device="mps")
+        with _NoFloat64():
+            token = sample(logits, SamplingConfig(top_k=5), draws)
+    assert token.device.type == "mps"
 
 
 def test_guidance():

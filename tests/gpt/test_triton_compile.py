@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tar3d.config import SamplingConfig
 from tar3d.config.gpt import GPT_SIZES
 from tar3d.gpt.blocks import mlp_width
 
@@ -25,10 +26,23 @@ SHARED = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 
 
+# Each filter, and no filter: what the kernel that draws tokens is compiled for.
+SAMPLINGS = ({}, {"temperature": 0}, {"top_k": 9, "top_p": 0.9, "min_p": 0.1})
+
+
 def layers(
-    ops, make: Callable[..., Tensor], dtype: torch.dtype, B: int, D: int, F: int, H: int, C: int
+    ops,
+    make: Callable[..., Tensor],
+    dtype: torch.dtype,
+    *,
+    B: int,
+    D: int,
+    F: int,
+    H: int,
+    C: int,
+    V: int,
 ) -> None:
-    """One call of each operation, as the two kinds of layer make them."""
+    """One call of each operation, as the two kinds of layer and the head make them."""
     d = D // H
     rotary = make(d), make(d)
     ops.norm_linear(make(B, D), make(D), make(4 * D, D, dtype=dtype))
@@ -47,6 +61,15 @@ def layers(
     )
     ops.norm_swiglu(make(B, D), make(D), make(2 * F, D, dtype=dtype))
     ops.linear_add(make(B, F, dtype=dtype), make(D, F, dtype=dtype), make(B, D))
+    for options in SAMPLINGS:
+        ops.draw_token(
+            make(B, V),
+            SamplingConfig(**options),
+            make(B, 3072),
+            make(1, dtype=torch.int64),
+            make(B),
+            make(B, 3072, dtype=torch.int64),
+        )
 
 
 class Recorder:
@@ -83,8 +106,9 @@ def compile_for(capability: int, kernel, arguments: tuple, constants: dict):
         if name in constants or value is None:
             signature[name], values[place,] = "constexpr", value
             continue
-        signature[name] = types[value.dtype] if isinstance(value, Tensor) else "i32"
-        if isinstance(value, Tensor) or value % 16 == 0:
+        number = "fp32" if isinstance(value, float) else "i32"
+        signature[name] = types[value.dtype] if isinstance(value, Tensor) else number
+        if isinstance(value, Tensor) or (number == "i32" and value % 16 == 0):
             attributes[place,] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, values, attributes)
     return triton.compile(source, GPUTarget("cuda", capability, 32), options)
@@ -111,27 +135,31 @@ def launches(monkeypatch, tmp_path):
     pytest.importorskip("triton")
     if os.environ.get("TRITON_INTERPRET"):
         pytest.skip("Triton is interpreted in this process")
-    from tar3d.gpt import decode_triton, triton_attention, triton_inputs
+    from tar3d.gpt import decode_triton, triton_attention, triton_inputs, triton_sampling
 
     found: list = []
-    for name in ("_linear_kernel", "_linear_attend_kernel", "_attend_kernel", "_combine_kernel"):
-        module = decode_triton if name == "_linear_kernel" else triton_attention
-        monkeypatch.setattr(module, name, Recorder(getattr(module, name), found))
+    for module, names in (
+        (decode_triton, ("_linear_kernel",)),
+        (triton_attention, ("_linear_attend_kernel", "_attend_kernel", "_combine_kernel")),
+        (triton_sampling, ("_draw_kernel",)),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, Recorder(getattr(module, name), found))
     monkeypatch.setattr(triton_inputs, "INTERPRETED", True)  # takes tensors that are not on a GPU
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
 
     def make(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    def launch(capability: int, rows: int, size: str = "GPT-L") -> list:
+    def launch(capability: int, rows: int, size: str = "GPT-L", codes: int = 16384) -> list:
         shared = SHARED[capability] * 1024
         monkeypatch.setattr(decode_triton, "shared_memory", lambda device: shared)
         # Compute capability 7.5 has no bfloat16.
         dtype = torch.bfloat16 if capability >= 80 else torch.float16
         _, D, H = GPT_SIZES[size]
         found.clear()
-        layers(decode_triton, make, dtype, rows, D=D, F=mlp_width(D), H=H, C=3328)
-        assert len(found) == 6
+        layers(decode_triton, make, dtype, B=rows, D=D, F=mlp_width(D), H=H, C=3328, V=codes)
+        assert len(found) == 6 + len(SAMPLINGS)
         return list(found)
 
     return launch
@@ -140,7 +168,16 @@ def launches(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "B, names",
     [
-        (2, {"_linear_kernel", "_linear_attend_kernel", "_attend_kernel", "_combine_kernel"}),
+        (
+            2,
+            {
+                "_linear_kernel",
+                "_linear_attend_kernel",
+                "_attend_kernel",
+                "_combine_kernel",
+                "_draw_kernel",
+            },
+        ),
         (32, {"_linear_kernel"}),
     ],
 )
@@ -168,6 +205,16 @@ def test_products_of_many_rows_fit_a_consumer_card(launches):
             assert compiled.metadata.shared <= SHARED[86] * 1024, constants
             stages.append(constants["STAGES"])
     assert stages == [3, 2, 4]  # norm_linear, norm_swiglu, linear_add: as many as fit
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("codes", [32, 16384, 32768])
+@pytest.mark.parametrize("capability", SHARED)
+def test_the_draw_fits_every_device(launches, capability, codes):
+    for kernel, arguments, constants in launches(capability, 2, codes=codes):
+        if kernel.__name__ == "_draw_kernel":
+            compiled = compile_for(capability, kernel, arguments, constants)
+            assert compiled.metadata.shared <= SHARED[capability] * 1024, constants
 
 
 @pytest.mark.soak
