@@ -9,23 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tar3d import config as configuration
 from tar3d.config import (
     GPT_SIZES,
-    GPTConfig,
     GPTRunConfig,
     OptimConfig,
     SamplingConfig,
     VQVAEConfig,
 )
-from tar3d.contracts import Condition
 from tar3d.gpt.backends import refusals
 from tar3d.gpt.engine import Engine
 from tar3d.gpt.generate import generate
-from tar3d.gpt.loss import cross_entropy
 from tar3d.gpt.model import GPT
 from tar3d.paths import shipped
 from tar3d.pipeline import Pipeline
@@ -37,10 +33,10 @@ from tar3d.runtime import (
 from tar3d.runtime.unusable_gpu import unusable_gpu
 from tar3d.throughput import VENDOR_PEAKS, best_seconds
 from tar3d.tokenizer.vqvae import VQVAE
-from tar3d.training.memory import step_bytes
+from tar3d.training.memory import gpt_step_bytes, tokenizer_step_bytes, with_margin
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from tar3d.conditional_gpt import ConditionalGPT
 
@@ -58,7 +54,6 @@ PACKAGES = (
     "ray",
     "wandb",
 )
-RESERVED = 2**30  # bytes of a GPU that its context, allocator and kernels take
 TOKENIZERS = ("vqvae3d_tiny", "vqvae3d_small", "vqvae3d_fast", "vqvae3d")
 # Memory by NVIDIA's data sheets, for hours by arithmetic.
 GPU_BYTES = {"RTX 4090": 24e9, "A100": 80e9, "H100": 80e9, "H200": 141e9}
@@ -199,42 +194,6 @@ def decodes_what_it_predicts(model: ConditionalGPT, backend: str) -> bool:
     return agrees
 
 
-def gpt_step_bytes(
-    config: GPTConfig, optim: OptimConfig, rows: int, activation_checkpointing: str
-) -> int:
-    """Peak bytes of a training step of the GPT over `rows` rows at a time.
-
-    A frozen image encoder and the data are not counted.
-    """
-
-    def make() -> tuple[nn.Module, Callable[[], Tensor]]:
-        gpt = GPT(config).train()
-        tokens = torch.randint(config.codebook_size, (rows, config.num_tokens))
-        condition = Condition.of(torch.randn(rows, config.condition_tokens, config.condition_width))
-        dropped = torch.zeros(rows, dtype=torch.bool)
-        return gpt, lambda: cross_entropy(
-            gpt.hidden(tokens[:, :-1], condition, dropped), gpt.head.weight, tokens
-        )
-
-    return step_bytes(make, optim, activation_checkpointing)
-
-
-def tokenizer_step_bytes(config: VQVAEConfig, shapes: int, activation_checkpointing: str) -> int:
-    """Peak bytes of a training step of the tokenizer over `shapes` shapes at a time.
-
-    It is a step of the autoencoder stage; comparing with the codebook needs little beside it.
-    """
-    t = config.train
-
-    def make() -> tuple[nn.Module, Callable[[], Tensor]]:
-        vqvae = VQVAE(config.tokenizer).train()
-        surface = torch.rand(shapes, t.surface_points, 6) * 2 - 1
-        points = torch.rand(shapes, t.volume_points + t.near_points, 3) * 2 - 1
-        return vqvae, lambda: vqvae(surface, points, False).logits.float().mean()
-
-    return step_bytes(make, config.optim, activation_checkpointing)
-
-
 def print_fits(memory: dict[torch.device, int]) -> dict[str, int]:
     """Prints the memory of a step of each training, and the devices in which it fits.
 
@@ -243,13 +202,14 @@ def print_fits(memory: dict[torch.device, int]) -> dict[str, int]:
     least: dict[str, int] = {}
     print(
         "\nmemory of a training step, counted without computing it (bfloat16; weights, gradients, "
-        "optimizers, what the\nbackward pass needs; 1 GiB is left for a GPU's context):"
+        "optimizers, what the\nbackward pass needs; a tenth of it and 1 GiB are left for a GPU's "
+        "allocator and context):"
     )
     header = "  ".join(f"fits {device}" for device in memory)
     print(f"{'training':<34} {'rows':>5} {'checkpointing':>13} {'GiB':>7}  {header}")
     for name, rows, checkpointing, needed in training_steps():
         fits = "  ".join(
-            f"{'yes' if needed + RESERVED < size else 'no':<{5 + len(str(device))}}"
+            f"{'yes' if with_margin(needed) < size else 'no':<{5 + len(str(device))}}"
             for device, size in memory.items()
         )
         line = f"{name:<34} {rows:>5} {checkpointing:>13} {needed / 2**30:>7.1f}  {fits}"
@@ -317,7 +277,7 @@ def print_hours(least: dict[str, int]) -> None:
     print(f"{'training':<34} {'steps':>8} {'rows':>5} {'TFLOP/step':>11}  {header}")
     for name, (steps, rows, flops) in training_flops().items():
         hours = "  ".join(
-            f"{_hours(steps * flops, gpu) if least[name] + RESERVED < size else '-':>8}"
+            f"{_hours(steps * flops, gpu) if with_margin(least[name]) < size else '-':>8}"
             for gpu, size in GPU_BYTES.items()
         )
         print(f"{name:<34} {steps:>8,} {rows:>5} {_figure(flops / 1e12):>11}  {hours}")

@@ -8,6 +8,7 @@ import dataclasses
 import importlib
 import math
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
@@ -104,7 +105,11 @@ def test_values_of_an_earlier_version_are_completed():
         (["train.batch_size="], "train.batch_size must be a whole number, got None"),
         (["train.batch_size.x=3"], "train.batch_size is one value and has no keys of its own"),
         (["train=3"], "train is a section of keys, got 3: .* as in train.seed=VALUE"),
-        (["train.compile=maybe"], "train.compile must be true or false, got 'maybe'"),
+        (["train.compile=maybe"], "train.compile must be auto, true or false, got 'maybe'"),
+        (["train.compile=1"], "train.compile must be auto, true or false, got 1"),
+        (["train.deterministic=-1"], "train.deterministic must be true or false, got -1"),
+        (["train.activation_checkpointing=all"], "allowed are auto, none, cheap, blocks"),
+        (["train.augment.scale=[1,.inf]"], "with 0 < low <= high"),
         (["train.augment.scale=2"], r"train.augment.scale must be a list, as in \[a,b\], got 2"),
         (["train.augment.scale=[1"], "is not readable"),
         (["train.recompute=cheap", "train.activation_checkpointing=none"], "give one of the two"),
@@ -225,6 +230,16 @@ def test_contradictions_are_refused(cls, values):
         cls(**values)
     with pytest.raises(ValueError, match="|".join(values)):  # the same through a file
         from_mapping(cls, values, "here")
+
+
+@pytest.mark.parametrize("cls", [VQVAETrainConfig, GPTTrainConfig])
+def test_no_number_of_a_training_is_taken_that_it_cannot_have(cls):
+    types = get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        wrong = {int: [-1], float: [-1.0, NAN, INF], bool: [-1, 2]}.get(types[field.name], [])
+        for value in wrong:
+            with pytest.raises(ValueError, match=f"train.{field.name}|^here: {field.name} must be"):
+                from_mapping(cls, {field.name: value}, "here")
 
 
 def test_sizes_by_name():

@@ -8,6 +8,7 @@ import torch
 from tar3d import doctor, doctor_report
 from tar3d.config import GPTConfig, OptimConfig, VQVAEConfig, load
 from tar3d.gpt import decode_ops
+from tar3d.training import memory
 
 
 def test_a_machine_is_described_and_both_models_are_tried(monkeypatch, capsys):
@@ -68,16 +69,14 @@ def test_counted_memory_grows_with_what_is_kept():
         condition_width=8,
     )
     sizes = {
-        how: doctor_report.gpt_step_bytes(config, OptimConfig(), 8, how)
+        how: memory.gpt_step_bytes(config, OptimConfig(), 8, how)
         for how in ("none", "cheap", "blocks")
     }
     assert sizes["none"] > sizes["cheap"] > sizes["blocks"]
-    one, four = (
-        doctor_report.gpt_step_bytes(config, OptimConfig(), rows, "none") for rows in (1, 4)
-    )
+    one, four = (memory.gpt_step_bytes(config, OptimConfig(), rows, "none") for rows in (1, 4))
     assert 2 < four / one < 4
     tokenizer = load(VQVAEConfig, "configs/vqvae3d_tiny.yaml")
-    one, four = (doctor_report.tokenizer_step_bytes(tokenizer, shapes, "none") for shapes in (1, 4))
+    one, four = (memory.tokenizer_step_bytes(tokenizer, shapes, "none") for shapes in (1, 4))
     assert 2 < four / one < 4
 
 

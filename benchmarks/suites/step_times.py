@@ -56,7 +56,7 @@ def step_times(study: str, device: torch.device, *, small: bool = False) -> dict
             device,
             name=variant.name,
             options=StepOptions(
-                compile=config.train.compile and not small,
+                compile=config.train.compile is True and not small,
                 frozen=PREDICTOR_PARAMETERS if config.train.stage == "transformer" else (),
             ),
         )

@@ -40,11 +40,11 @@ from benchmarks.suites.gpt_step import (
 from tar3d import config as configuration
 from tar3d.config import OptimConfig, VQVAEConfig, gpt_config
 from tar3d.contracts import Condition
-from tar3d.doctor_report import gpt_step_bytes
 from tar3d.gpt.loss import cross_entropy
 from tar3d.gpt.model import GPT
 from tar3d.optim.muon import Muon
 from tar3d.runtime import resolve_precision
+from tar3d.training.memory import gpt_step_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -117,7 +117,12 @@ class Conditioner(nn.Module):
             return self._encode(*next(iter(inputs.items())))
         device, count = next((v.device, len(v)) for v in inputs.values())
         turn = torch.tensor(range(count) if turns is None else turns) % len(inputs)
-        rows = [(turn == k).nonzero()[:, 0].to(device) for k in range(len(inputs))]
+        by_modality = [(turn == k).nonzero()[:, 0] for k in range(len(inputs))]
+        # Sent without waiting for the device.
+        *rows, order = (
+            index.to(device, non_blocking=True)
+            for index in (*by_modality, torch.cat(by_modality).argsort())
+        )
         parts = [
             self._encode(modality, values[taken])
             for (modality, values), taken in zip(inputs.items(), rows, strict=True)
@@ -131,7 +136,6 @@ class Conditioner(nn.Module):
             ]
         )
         mask = torch.cat([F.pad(part.mask, (0, p)) for part, p in zip(parts, padding, strict=True)])
-        order = torch.cat(rows).argsort()
         return Condition(
             embeddings[order], mask[order], all(part.full for part in parts) and not any(padding)
         )

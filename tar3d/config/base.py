@@ -25,6 +25,7 @@ _WORDS = {
     int: "a whole number",
     float: "a number",
     bool: "true or false",
+    bool | str: "auto, true or false",
     str: "a text",
     list: "a list, as in [a,b]",
 }
@@ -72,6 +73,9 @@ def _check_keys(cls: Any, values: Mapping[str, Any], prefix: str = "") -> None:
             raise ValueError(f"{name} is one value and has no keys of its own, got {value!r}")
         if is_section:
             _check_keys(types[key], value, f"{name}.")
+        # OmegaConf takes any number for true or false.
+        elif types[key] is bool and isinstance(value, int) and value not in (0, 1):
+            raise ValueError(f"{name} must be {_WORDS[bool]}, got {value!r}")
 
 
 def _describe(error: OmegaConfBaseException, cls: Any, values: Mapping[str, Any]) -> str:

@@ -65,6 +65,9 @@ class GPTConfig:
     # What computes the two kinds of attention, a choice of the machine (tar3d/gpt/backends.py).
     linear_backend: str = "auto"
     attention_backend: str = "auto"
+    # The sum that the layers of a training add their outputs to: "float32", or "autocast", which
+    # is bfloat16 under train.precision=bf16-mixed: less to move, and rounded at every layer.
+    residual_dtype: str = "float32"
     # Positions in a chunk of linear attention's chunked form.
     chunk_size: int = 64
     # "lightning", or for comparison "gated" or "delta", whose decay depends on the data
@@ -125,6 +128,7 @@ class GPTConfig:
             self.attention_backend,
             ("auto", "sdpa", "flash_attn"),
         )
+        one_of("gpt.residual_dtype", self.residual_dtype, ("float32", "autocast"))
 
     @property
     def head_dim(self) -> int:

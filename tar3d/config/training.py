@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from tar3d.config.checks import at_least, check_seed, one_of, require, share
 
+AUTO = "auto"
 ACTIVATION_CHECKPOINTING = ("none", "cheap", "blocks")
 
 
@@ -26,7 +28,7 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         require(
-            len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1],
+            len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1] < math.inf,
             f"train.augment.scale must be [low, high] with 0 < low <= high, got {self.scale}",
         )
         for name in ("rotate", "mirror"):
@@ -61,10 +63,12 @@ class TrainConfig:
     # Rows that go through the model together on one device; 0: all rows of a step, without
     # gradient accumulation.
     micro_batch_size: int = 0
-    # torch.compile each block: about a minute at the start, then faster steps.
-    compile: bool = False
-    # "none"; "cheap" recomputes all but matrix products; "blocks" recomputes everything.
-    activation_checkpointing: str = "none"
+    # torch.compile each block: about a minute at the start, then faster steps. "auto": on CUDA.
+    compile: bool | str = AUTO
+    # "none"; "cheap" recomputes all but matrix products; "blocks" recomputes everything. "auto": on
+    # CUDA the least of them that fits in the free memory; on a CPU "cheap" for large models, else
+    # "none". No number depends on it.
+    activation_checkpointing: str = AUTO
     num_workers: int = 4
     validate_every: int = 2000
     validation_shapes: int = 64
@@ -76,7 +80,11 @@ class TrainConfig:
         one_of(
             "train.activation_checkpointing",
             self.activation_checkpointing,
-            ACTIVATION_CHECKPOINTING,
+            (AUTO, *ACTIVATION_CHECKPOINTING),
+        )
+        require(
+            isinstance(self.compile, bool) or self.compile == AUTO,
+            f"train.compile must be auto, true or false, got {self.compile!r}",
         )
         require(
             0 <= self.ema < 1, f"train.ema is the decay of an average, in [0, 1), got {self.ema}"

@@ -40,7 +40,7 @@ from tar3d.gpt.init import INIT_STD, init_parameters
 from tar3d.gpt.layers.base import LayerCache, Rotary, RowLengths
 from tar3d.gpt.norm import RMSNorm
 from tar3d.gpt.rope import TriPE
-from tar3d.gpt.rows import gather, valid_first
+from tar3d.gpt.rows import all_full, gather, valid_first
 from tar3d.layouts import build_layout
 
 if TYPE_CHECKING:
@@ -212,6 +212,8 @@ class GPT(nn.Module):
         tokens = _or_empty(tokens, condition)
         rows, num_tokens = self._pack(tokens, condition, dropped), tokens.shape[-1]
         x = rows.x
+        if self.config.residual_dtype == "autocast" and torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         for block in self.blocks:
             x = block(x, rows.rotary)
         num_steps = num_tokens // self.config.tokens_per_step + 1
@@ -328,15 +330,10 @@ class GPT(nn.Module):
         num_steps = tokens.shape[1] // n
         P, S = embeddings.shape[1], embeddings.shape[1] + num_steps
         lengths = mask.sum(1)  # (B,)
-        shortest = P if full else int(lengths.min())
-        if shortest == 0:
-            raise ValueError(
-                "a condition row has no valid prefix position: "
-                "give it one, or pass the row as dropped"
-            )
+        full = full or all_full(lengths, P)
         hints = None if self.code_predictor is None else self.code_predictor.hints(embeddings, mask)
         embedded = self._embed(tokens[:, : num_steps * n], 0, hints)
-        if shortest == P:
+        if full:
             prefix = self.condition_mlp(embeddings)
             if hints is not None:
                 prefix = torch.cat([prefix[:, :-1], prefix[:, -1:] + hints[:, :1]], dim=1)

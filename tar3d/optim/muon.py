@@ -66,8 +66,12 @@ class Muon(optim.Muon):
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         dtype = _product_dtype(parameters[0].device)
         for members in _batches(parameters):
+            shape = len(members), *parameters[members[0]].shape
+            stacked = torch.empty(shape, dtype=dtype, device=parameters[0].device)
+            # One reading of the float32 directions, which stacking them first would copy.
+            torch._foreach_copy_(stacked.unbind(), [_whole(directions[i]) for i in members])
             update = orthogonalise(
-                torch.stack([_whole(directions[i]) for i in members]).to(dtype),
+                stacked,
                 group["ns_coefficients"],
                 group["ns_steps"],
                 group["eps"],

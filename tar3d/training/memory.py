@@ -1,14 +1,15 @@
 """The memory that a training step needs, found without computing it.
 
 A step is run on tensors without data, and the bytes of those alive at a time are followed. It takes
-seconds for any size of model; what a GPU's context, its allocator and its kernels need comes on top
-(about 1 GiB).
+seconds for any size of model: of a deep GPT only a few layers are run. What a GPU's context, its
+allocator and its kernels need comes on top (`with_margin`).
 """
 
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +17,29 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tar3d.contracts import Condition
+from tar3d.gpt import loss
+from tar3d.gpt.model import GPT
 from tar3d.optim.groups import new_optimizers
 from tar3d.runtime import prepare_blocks
+from tar3d.tokenizer.vqvae import VQVAE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tar3d.config import OptimConfig
+    from tar3d.config import GPTConfig, OptimConfig, VQVAEConfig
+
+CONTEXT = 2**30  # bytes of a GPU that its context and kernels take
+# What a GPU's allocator cannot use, and the workspaces of kernels, as a share of what is counted.
+ALLOCATOR = 0.1
+# Bytes alive for a logit of the part of the positions that the loss works on: itself in float32,
+# and its softmax, or itself and its gradient in 16 bits.
+LOGIT_BYTES = 8
+
+
+def with_margin(counted: int) -> int:
+    """Bytes of a GPU in which a step of so many counted ones fits."""
+    return counted + round(ALLOCATOR * counted) + CONTEXT
 
 
 class LiveTensors(TorchDispatchMode):
@@ -55,12 +72,26 @@ class LiveTensors(TorchDispatchMode):
         self.now -= size
 
 
+class StepBytes(NamedTuple):
+    """Most bytes alive in the parts of a step."""
+
+    passes: int  # forward and backward, without optimizer states
+    states: int  # of the optimizers
+    update: int  # the optimizers' step, with their states
+
+    @property
+    def peak(self) -> int:
+        """Most bytes alive in a step that is not the first."""
+        return max(self.passes + self.states, self.update)
+
+
 def step_bytes(
     make: Callable[[], tuple[nn.Module, Callable[[], Tensor]]],
     optim: OptimConfig,
     activation_checkpointing: str,
-) -> int:
-    """Most bytes alive in a step in bfloat16 autocast.
+    autocast: bool = True,
+) -> StepBytes:
+    """Most bytes alive in a step, in 16 bits with `autocast` and in float32 without.
 
     They are those of weights, gradients, optimizer states and what is kept for the backward pass.
     `make` gives a module and what computes its loss, both made of tensors without data.
@@ -69,13 +100,71 @@ def step_bytes(
         module, loss = make()
         prepare_blocks(module, activation_checkpointing, compile=False)
         optimizers = new_optimizers(module, optim)
-        for _ in range(2):  # the first makes the optimizers' states
-            with torch.autocast("cpu", torch.bfloat16):
-                value = loss()
-            value.backward()
-            nn.utils.clip_grad_norm_(module.parameters(), optim.grad_clip or float("inf"))
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
-            del value
-    return live.peak
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            value = loss()
+        value.backward()
+        nn.utils.clip_grad_norm_(module.parameters(), optim.grad_clip or float("inf"))
+        passes, before = live.peak, live.now
+        live.peak = 0
+        for optimizer in optimizers:
+            optimizer.step()
+        return StepBytes(passes, live.now - before, live.peak)
+
+
+def gpt_step_bytes(
+    config: GPTConfig,
+    optim: OptimConfig,
+    rows: int,
+    activation_checkpointing: str,
+    autocast: bool = True,
+) -> int:
+    """Peak bytes of a training step of the GPT on CUDA over `rows` rows at a time.
+
+    Image and text encoders and the data are not counted. Every repetition of the layer pattern
+    needs as much as another, so two numbers of them give that of any.
+    """
+
+    def count(num_layers: int) -> StepBytes:
+        def make() -> tuple[nn.Module, Callable[[], Tensor]]:
+            gpt = GPT(replace(config, num_layers=num_layers)).train()
+            tokens = torch.randint(config.codebook_size, (rows, config.num_tokens))
+            condition = Condition.of(
+                torch.randn(rows, config.condition_tokens, config.condition_width)
+            )
+            dropped = torch.zeros(rows, dtype=torch.bool)
+            return gpt, lambda: loss.cross_entropy(
+                gpt.hidden(tokens[:, :-1], condition, dropped), gpt.head.weight, tokens
+            )
+
+        return step_bytes(make, optim, activation_checkpointing, autocast)
+
+    period = len(config.layer_pattern)
+    few = period + config.num_layers % period
+    if config.num_layers <= few + period:
+        counted = count(config.num_layers)
+    else:
+        less, more = count(few), count(few + period)
+        repeats = (config.num_layers - few) // period
+        counted = StepBytes(*(a + (b - a) * repeats for a, b in zip(less, more, strict=True)))
+    logits = rows * config.num_tokens * config.codebook_size
+    there = min(logits, loss.LOGITS_AT_ONCE * loss.ON_CUDA)
+    more_logits = LOGIT_BYTES * (there - min(logits, loss.LOGITS_AT_ONCE))
+    return counted._replace(passes=counted.passes + more_logits).peak
+
+
+def tokenizer_step_bytes(
+    config: VQVAEConfig, shapes: int, activation_checkpointing: str, autocast: bool = True
+) -> int:
+    """Peak bytes of a training step of the tokenizer over `shapes` shapes at a time.
+
+    It is a step of the autoencoder stage; comparing with the codebook needs little beside it.
+    """
+    t = config.train
+
+    def make() -> tuple[nn.Module, Callable[[], Tensor]]:
+        vqvae = VQVAE(config.tokenizer).train()
+        surface = torch.rand(shapes, t.surface_points, 6) * 2 - 1
+        points = torch.rand(shapes, t.volume_points + t.near_points, 3) * 2 - 1
+        return vqvae, lambda: vqvae(surface, points, False).logits.float().mean()
+
+    return step_bytes(make, config.optim, activation_checkpointing, autocast).peak

@@ -59,7 +59,11 @@ ON_RESUME: dict[str, str] = {
         "code_predictor_local code_predictor_hidden rope_base absolute_positions linear_attention "
         "linear_gate",
     ),
-    **_keys(MAY_CHANGE, "gpt", "condition_dropout linear_backend attention_backend chunk_size"),
+    **_keys(
+        MAY_CHANGE,
+        "gpt",
+        "condition_dropout linear_backend attention_backend residual_dtype chunk_size",
+    ),
     # A frozen encoder may move to another folder: its weights are compared, not its place.
     **_keys(MAY_CHANGE, "image_encoder", "model"),
     **_keys(

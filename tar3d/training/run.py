@@ -24,15 +24,14 @@ from tar3d.runtime import (
     describe_machine,
     deterministic,
     peak_memory,
-    prepare_blocks,
     progress_bar,
-    resolve_precision,
 )
 from tar3d.throughput import Meter, find_peak
+from tar3d.training.block_choice import prepare_module
 from tar3d.training.errors import NotFinite, Stopped
 from tar3d.training.gradients import clip_gradients, without_finite_gradient
 from tar3d.training.log import RunLog
-from tar3d.training.moving_average import moving_average
+from tar3d.training.moving_average import MovingAverage
 from tar3d.training.resume import check_state_identity, new_identity
 from tar3d.training.run_folder import write_record
 from tar3d.training.sharding import describe_shard, gathered
@@ -94,10 +93,10 @@ class Run(Generic[ModuleT]):
         t = config.train
         fabric.print(routing_table(module, config.optim))
         # Copies are made before blocks are compiled and sharded.
-        self._average = moving_average(module, t.ema) if t.ema else None
+        self._average = MovingAverage(module, t.ema) if t.ema else None
         self._sharded = shard and fabric.world_size > 1
         self._whole = copy.deepcopy(module) if self._sharded and fabric.is_global_zero else None
-        prepare_blocks(module, t.activation_checkpointing, t.compile)
+        self._chosen = prepare_module(module, config, fabric)  # in the place of "auto"
         self.model = fabric.setup(module)
         if self._sharded:
             fabric.print(describe_shard(module))
@@ -106,7 +105,7 @@ class Run(Generic[ModuleT]):
                 fabric.setup_module(self._average)
             else:
                 self._average.to(fabric.device)
-        self._precision = resolve_precision(t.precision, fabric.device.type)
+        self._precision = self._chosen["train.precision"]
         self._scaler = torch.amp.GradScaler(
             fabric.device.type, enabled=self._precision == "16-mixed"
         )
@@ -299,7 +298,7 @@ class Run(Generic[ModuleT]):
         self.step += 1
         self.bar.update()
         if self.fabric.is_global_zero and self.log.begin():
-            write_record(self.folder, self.config, self._resumed)
+            write_record(self.folder, self.config, self._resumed, self._chosen)
         if self.fabric.is_global_zero and self.is_due(self.config.train.log_every):
             speed = self.meter.read(self.step)
             row = values | {"lr": rate, "skipped": self.skipped} | (more or {})

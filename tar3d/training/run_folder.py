@@ -39,14 +39,19 @@ def prepare_folder(fabric: Fabric, folder: Path, resume: str | None) -> Path | N
     return fabric.broadcast(state)
 
 
-def write_record(folder: Path, config: object, resumed: dict) -> None:
+def write_record(folder: Path, config: object, resumed: dict, chosen: dict) -> None:
     """Writes run.json: command and configuration in force, and where the run was resumed.
 
-    `resumed` is empty for a run from its beginning; else "step", and "changed": the configuration
-    keys that have other values since then, each with its old and new one.
+    `chosen` are the values of keys for which the configuration may have "auto". `resumed` is empty
+    for a run from its beginning; else "step", and "changed": the configuration keys that have other
+    values since then, each with its old and new one.
     """
     path = folder / RECORD
-    record: dict = {"command": command_line(), "config": configuration.to_mapping(config)}
+    record: dict = {
+        "command": command_line(),
+        "config": configuration.to_mapping(config),
+        "chosen": chosen,
+    }
     if resumed:
         earlier = _earlier_resumes(path, resumed["step"])
         record["resumed"] = [*earlier, {"command": record["command"], **resumed}]

@@ -451,3 +451,33 @@ def test_how_long_a_prediction_is_does_not_matter():
                 parameter *= longer
         moved = float((before - gpt(tokens[:, :-1], condition)).abs().max())
         assert moved < 1e-5 if same else moved > 1e-2
+
+
+@token_or_cell
+@pytest.mark.parametrize("code_predictor", [0, 3], ids=["plain", "code_predictor"])
+def test_full_prefixes_may_be_packed_like_those_of_different_length(monkeypatch, n, code_predictor):
+    """As a training step on a GPU does, which does not wait for the lengths."""
+    gpt = _gpt(code_predictor_dim=code_predictor, tokens_per_step=n)
+    tokens, condition = _tokens(), _condition(FULL)
+    expected = gpt(tokens[:, :-1], condition)
+    monkeypatch.setattr("tar3d.gpt.model.all_full", lambda *_: False)
+    torch.testing.assert_close(gpt(tokens[:, :-1], condition), expected)
+
+
+@pytest.mark.parametrize("chosen", ["float32", "autocast"])
+def test_layers_add_to_a_sum_of_the_chosen_dtype_in_training_alone(chosen):
+    gpt = _gpt(residual_dtype=chosen).float()
+    tokens, condition = _tokens(), _condition(FULL)
+    condition.embeddings = condition.embeddings.float()
+    plain, seen = gpt.hidden(tokens[:, :-1], condition), []
+    for block in gpt.blocks:
+        block.register_forward_hook(lambda _, inputs, output: seen.append(output.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = gpt.hidden(tokens[:, :-1], condition)
+        hidden.sum().backward()
+        gpt.prefill(condition)[0].sum()
+    assert set(seen) == {torch.bfloat16 if chosen == "autocast" else torch.float32}
+    assert hidden.dtype == torch.float32 and (hidden - plain).norm() < 0.1 * plain.norm()
+    seen.clear()
+    assert torch.equal(gpt.hidden(tokens[:, :-1], condition), plain)
+    assert set(seen) == {torch.float32}

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_memory import Tensors
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tar3d.config import GPTConfig
 from tar3d.contracts import Condition
@@ -41,6 +42,16 @@ def test_value_and_gradients_are_the_plain_ones(monkeypatch, at_once):
     for mine, theirs in zip(*results, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(token_nll(hidden, weight, targets).mean(), results[1][0])
+
+
+def test_a_gpu_takes_more_logits_at_once(monkeypatch):
+    """Parts of the positions are as equal as they can be, and no larger than the device takes."""
+    monkeypatch.setattr(loss, "LOGITS_AT_ONCE", 8 * V)
+    hidden, weight, _ = inputs(positions=(33,))
+    assert [p.stop - p.start for p in loss._parts(hidden, weight)] == [6, 7, 6, 7, 7]
+    with FakeTensorMode():
+        hidden, weight = (torch.empty(x.shape, device="cuda") for x in (hidden, weight))
+        assert [p.stop - p.start for p in loss._parts(hidden, weight)] == [16, 17]
 
 
 DEVICES = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
