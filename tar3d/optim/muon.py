@@ -62,7 +62,12 @@ class Muon(optim.Muon):
                 self.state[p]["momentum_buffer"] = torch.zeros_like(gradient)
         momenta = [self.state[p]["momentum_buffer"] for p in parameters]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-        directions = torch._foreach_lerp(gradients, momenta, group["momentum"])
+        if is_sharded(gradients[0]):  # torch 2.11 has no _foreach_lerp for DTensor
+            directions = [
+                g.lerp(m, group["momentum"]) for g, m in zip(gradients, momenta, strict=True)
+            ]
+        else:
+            directions = list(torch._foreach_lerp(gradients, momenta, group["momentum"]))
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         dtype = _product_dtype(parameters[0].device)
         for members in _batches(parameters):
