@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
@@ -110,6 +112,13 @@ def test_draws_of_a_row_depend_on_its_seed_alone():
         uniform_draws([4], 20)[0], together[2, :20]
     )
     assert abs(uniform_draws([0], 10_000).mean() - 0.5) < 0.02
+
+
+def test_a_setting_is_known_to_both_forms_of_the_draw():
+    """A new one needs its line in `filter_logits` and its pass in tar3d/gpt/triton_sampling.py."""
+    guidance = {"cfg_scale", "code_predictor_scale"}  # before the draw
+    drawn = {field.name for field in dataclasses.fields(SamplingConfig)} - guidance
+    assert drawn == {"temperature", "top_k", "top_p", "min_p"}
 
 
 class _NoFloat64(TorchDispatchMode):
