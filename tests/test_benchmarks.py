@@ -377,6 +377,8 @@ def test_tiny_cases_run(suite, case, monkeypatch):
     monkeypatch.setattr(data, "BATCHES", 1)
     built = case.build(CPU)
     works = list(built.values()) if isinstance(built, dict) else [built]
+    if not hasattr(torch.nn.functional, "linear_cross_entropy"):  # torch 2.11
+        works = [work for work in works if work != "this PyTorch has no linear_cross_entropy"]
     for work in works:
         work.call()
         assert work.dtype in measure.DTYPES and work.items >= 1 and work.settings

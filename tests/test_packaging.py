@@ -41,6 +41,7 @@ def test_dependencies_are_the_lines_of_requirements_txt():
     assert pinned in lines("") and lowest in PROJECT["dependencies"]
     assert lines("") - {pinned} == set(PROJECT["dependencies"]) - {lowest}
     assert "torch==" not in "".join(PROJECT["dependencies"])
+    assert f"install {pinned} --index-url" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_extras_are_the_lines_of_the_other_files():
