@@ -150,6 +150,7 @@ def training_set(config: VQVAEConfig, data: dict[Path, int], limit: int | None) 
             seed=t.seed,
             augment_as=t.augment,
             limit=limit,
+            samplings=t.samplings,
         )
         for folder in data
     ]
@@ -180,7 +181,6 @@ def train(  # noqa: PLR0913  what a training is made of, by keyword
     from tar3d.training.run import Run
 
     t = config.train
-    vqvae_init.set_density_points(config, init, state)
 
     # Data
     dataset = training_set(config, data, overfit)
@@ -188,10 +188,11 @@ def train(  # noqa: PLR0913  what a training is made of, by keyword
 
     # Model
     torch.manual_seed(t.seed)  # initial weights only: everything random later has its own generator
-    vqvae = VQVAE(config.tokenizer)
+    vqvae = VQVAE(vqvae_init.tokenizer_config(config, init, state))
     keeps_codebook = vqvae_init.init_from(vqvae, init, t.stage)
     random = torch.Generator().manual_seed(t.seed)
     generators = {"codebook": random}
+    losses_of = partial(forward, t=t, replace=vqvae_init.replacement(t, random))
     run = Run("tokenizer", out, fabric, vqvae, config, generators=generators, trackers=trackers)
 
     # Optimizers, and the batches of the steps that are left
@@ -203,7 +204,7 @@ def train(  # noqa: PLR0913  what a training is made of, by keyword
 
     # Loop
     rows = t.batch_size // fabric.world_size
-    flops = rows * step_flops(vqvae, config)
+    flops = rows * vqvae_reports.step_flops(vqvae, config)
     metrics: dict[str, float] = {}
     with run.session(order, dataset.name, unit="shapes", items=rows, flops=flops):
         for batch in run.meter.batches(batches):
@@ -214,7 +215,7 @@ def train(  # noqa: PLR0913  what a training is made of, by keyword
                 vqvae_init.start_codebook(vqvae, dataset, fabric, random)
 
             for part in run.micro_batches(rows):
-                losses = forward(run.model, {k: v[part] for k, v in batch.items()}, quantize, t)
+                losses = losses_of(run.model, {k: v[part] for k, v in batch.items()}, quantize)
                 run.backward(losses["loss"], losses)
             values = run.step_values(run.clip_gradients())
             revived = 0
@@ -239,12 +240,17 @@ def train(  # noqa: PLR0913  what a training is made of, by keyword
 
 
 def forward(
-    model: torch.nn.Module, batch: dict[str, torch.Tensor], quantize: bool, t: VQVAETrainConfig
+    model: torch.nn.Module,
+    batch: dict[str, torch.Tensor],
+    quantize: bool,
+    t: VQVAETrainConfig,
+    replace: partial[torch.Tensor] | None,
 ) -> dict[str, torch.Tensor]:
     """The losses of a micro batch, of which "loss" is minimised, and its volume IoU."""
     from tar3d.tokenizer.loss import intersection_over_union, tokenizer_loss
 
-    output = model(batch["surface"], batch["points"], quantize)
+    surface, *other = batch["surface"].chunk(t.samplings, dim=1)
+    output = model(surface, batch["points"], quantize, *other, replace=replace)
     loss = tokenizer_loss(
         output.logits,
         batch["inside"],
@@ -253,6 +259,8 @@ def forward(
         near_weight=t.near_weight,
         commitment_weight=t.commitment_weight,
     )
+    if other:
+        loss.total = loss.total + t.consistency_weight * output.consistency
     iou = intersection_over_union(output.logits.detach(), batch["inside"], ~batch["is_near"])
     return {
         "loss": loss.total,
@@ -260,6 +268,7 @@ def forward(
         "near": loss.near,
         "commitment": loss.commitment,
         "iou_volume": iou.mean(),
+        **({"consistency": output.consistency} if other else {}),
     }
 
 
@@ -275,15 +284,6 @@ def validate(run: Run[VQVAE], reports: VQVAEReports, training_shapes: int) -> di
             if (quantized or t.stage == "ae") and run.is_best(metrics["iou_volume"]):
                 reports.save_model(model, run.model_record(metrics, training_shapes))
     return metrics
-
-
-def step_flops(vqvae: VQVAE, config: VQVAEConfig) -> float:
-    """Operations of a step for one shape: forward, and twice that backward where gradients go."""
-    t = config.train
-    flops = 3 * vqvae.flops(t.surface_points, t.volume_points + t.near_points)
-    if t.stage == "decoder":
-        flops -= 2 * vqvae.encoder.flops(t.surface_points)  # the encoder is frozen here
-    return flops
 
 
 if __name__ == "__main__":

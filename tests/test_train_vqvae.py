@@ -178,7 +178,7 @@ def test_points_are_counted_as_where_a_training_starts_from(
     flags = ["--base", base(tmp_path), "--data", str(script_data), "--out", str(out), *VQVAE]
     flags += ["train.stage=decoder", "train.save_every=1", "train.validate_every=1"]
     assert train_vqvae.main([*flags, *init, "tokenizer.density_points=64"]) == 2
-    assert "density_points is 64, but" in capsys.readouterr().err
+    assert "density_points is 64, but 128 in" in capsys.readouterr().err
     for steps, points, begin in ((1, 127, init), (2, 126, ["--resume", "auto"])):
         given = [f"train.codebook_steps={steps}", f"train.surface_points={points}", *begin]
         assert train_vqvae.main([*flags, *init, *given]) == 0
@@ -186,6 +186,24 @@ def test_points_are_counted_as_where_a_training_starts_from(
         assert config["tokenizer"]["density_points"] == 128
         assert config["train"]["surface_points"] == points
     assert checkpoint.read_config(out / "model", VQVAEConfig).tokenizer.density_points == 128
+
+
+def test_a_tokenizer_that_does_not_flip_trains_and_resumes(script_data, fabric, tmp_path):
+    """Coarse pooling, two samplings a step, rounded coordinates, and a decoder that is given
+    neighbors of the codes; what is random in these goes on in a resumed run."""
+    more = ["tokenizer.quantizer=fsq", "tokenizer.fsq_levels=[4,3]", "tokenizer.code_dim=2"]
+    more += ["tokenizer.codebook_size=12", "tokenizer.pool_factor=2", "train.surface_points=64"]
+    more += ["train.consistency_weight=0.5", "train.replaced_rows=0.5", "train.replaced_by=3"]
+    config = configuration.load(VQVAEConfig, None, [*VQVAE, *more])
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train_vqvae.train(config, whole, fabric, {script_data: 1})
+    with interrupted(4):
+        train_vqvae.train(config, parts, fabric, {script_data: 1})
+    train_vqvae.train(config, parts, fabric, {script_data: 1}, state=newest(parts))
+    log = rows(whole / "train.csv")
+    assert rows(parts / "train.csv") == log and float(log[0]["consistency"]) > 0
+    tokenizer = checkpoint.load_tokenizer(whole / "model")
+    assert tokenizer.config == config.tokenizer and tokenizer.config.density_points == 64
 
 
 def test_averaged_weights_are_what_is_kept(script_data, fabric, tmp_path):
@@ -248,7 +266,7 @@ def test_a_preview_that_cannot_be_made_is_told_before_training(script_data, tmp_
 
 
 def test_a_run_that_diverged_exits_with_two(script_data, tmp_path, monkeypatch, capsys):
-    def diverges(*args):
+    def diverges(*args, **settings):
         raise NotFinite("loss", math.nan, 0, ["a", "b"], tmp_path / "state.pt")
 
     monkeypatch.setattr(train_vqvae, "forward", diverges)

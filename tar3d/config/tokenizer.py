@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tar3d.config.checks import at_least, require
 from tar3d.layouts.triplane import num_tokens
@@ -21,9 +21,15 @@ class TokenizerConfig:
     encoder: str = "cross_attention"
     # A name in QUANTIZERS of the same file.
     quantizer: str = "ema"
+    # FSQ's number of values of each coordinate: code_dim numbers, of which codebook_size is the
+    # product.
+    fsq_levels: list[int] = field(default_factory=list)
     encoder_layers: int = 8
     # Hidden width of plane_pool's per-point network.
     point_width: int = 128
+    # plane_pool pools points on planes this many times finer than the tokens: 1, 2 or 4. Fewer
+    # cells hold more points each, and change less with the points that were drawn.
+    pool_factor: int = 4
     # plane_pool counts the points of a cell as if a shape had so many. A training puts for 0 what
     # the state or the --init has that it starts from, else train.surface_points.
     density_points: int = 0
@@ -61,6 +67,10 @@ class TokenizerConfig:
             "density_points",
         )
         at_least(2, self, "tokenizer.", "codebook_size")
+        require(
+            self.pool_factor in (1, 2, 4),
+            f"tokenizer.pool_factor is {self.pool_factor}, allowed are 1, 2, 4",
+        )
         require(
             self.width % self.num_heads == 0,
             f"tokenizer.width {self.width} is not divisible by num_heads {self.num_heads}",

@@ -125,6 +125,14 @@ class VQVAETrainConfig(TrainConfig):
     # Of a squared distance that is summed over tokenizer.code_dim coordinates. Where others take
     # the mean over them (VQGAN, LlamaGen), 0.25 with 8 coordinates is their 2.0.
     commitment_weight: float = 0.25
+    # Of the squared distance between the latents of two samplings of a shape; above 0 a step draws
+    # twice as many surface points.
+    consistency_weight: float = 0.0
+    # Share of the shapes of a step whose decoder gets plausible wrong codes: a share
+    # `replaced_codes` of them replaced by one of their `replaced_by` nearest codes.
+    replaced_rows: float = 0.0
+    replaced_codes: float = 0.5
+    replaced_by: int = 16
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
@@ -134,7 +142,8 @@ class VQVAETrainConfig(TrainConfig):
             self.stage != "ae" or self.autoencoder_steps > 0,
             "train.stage is ae, but train.autoencoder_steps is 0",
         )
-        at_least(1, self, "train.", "codebook_steps", "batch_size", "surface_points")
+        at_least(1, self, "train.", "codebook_steps", "batch_size", "surface_points", "replaced_by")
+        share(self, "train.", "replaced_rows", "replaced_codes")
         at_least(
             0,
             self,
@@ -144,11 +153,33 @@ class VQVAETrainConfig(TrainConfig):
             "near_points",
             "near_weight",
             "commitment_weight",
+            "consistency_weight",
         )
         require(
             self.volume_points + self.near_points > 0,
             "train.volume_points and train.near_points are both 0: nothing is learnt",
         )
+        self._check_stage()
+
+    def _check_stage(self) -> None:
+        """Refuses settings of what the stage does not have."""
+        if self.stage == "decoder":
+            require(
+                not self.consistency_weight,
+                f"train.consistency_weight is {self.consistency_weight:g}, but train.stage=decoder "
+                "leaves the encoder as it is: write train.consistency_weight=0",
+            )
+        if self.stage == "ae":
+            require(
+                not self.replaced_rows,
+                f"train.replaced_rows is {self.replaced_rows:g}, but train.stage=ae has no codes: "
+                "write train.replaced_rows=0",
+            )
+
+    @property
+    def samplings(self) -> int:
+        """Samplings of a shape's surface that a step sees."""
+        return 2 if self.consistency_weight else 1
 
     @property
     def first_codebook_step(self) -> int:

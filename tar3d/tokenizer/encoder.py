@@ -25,9 +25,6 @@ from tar3d.tokenizer.blocks import (
 )
 from tar3d.tokenizer.planes import PlaneCells
 
-# points are pooled on a grid 4 times finer than the tokens, then two strided convolutions reduce it
-POOL_FACTOR = 4
-
 
 class SurfaceEncoder(nn.Module):
     """Base class of encoders, built from the whole `TokenizerConfig`.
@@ -90,9 +87,10 @@ class CrossAttentionEncoder(SurfaceEncoder):
 class PlanePoolEncoder(SurfaceEncoder):
     """Pools features of single points onto the planes.
 
-    Points are pooled on a fine grid of each plane, which convolutions reduce to R x R tokens;
-    transformer blocks mix the planes. Their padding is one-sided: along each axis the convolutions
-    of a token see three fine cells before its own four, and none after them.
+    Points are pooled on a grid of each plane, `pool_factor` times as fine as the tokens, which two
+    convolutions reduce to R x R tokens; transformer blocks mix the planes. The padding of a strided
+    convolution is one-sided: with 4 times as fine a grid, the convolutions of a token see three
+    fine cells before its own four along each axis, and none after them.
     """
 
     adamw_parameters = ("positions",)
@@ -100,7 +98,7 @@ class PlanePoolEncoder(SurfaceEncoder):
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         R, C, D = config.grid_size, config.point_width, config.width
-        self.pool_size = POOL_FACTOR * R
+        self.pool_size = config.pool_factor * R
         self.density_points = config.density_points
         self.fourier = FourierFeatures(config.num_frequencies)
         self.point_in = nn.Sequential(
@@ -108,10 +106,11 @@ class PlanePoolEncoder(SurfaceEncoder):
         )
         self.point_local = nn.Sequential(nn.Linear(2 * C, C), nn.GELU(), nn.Linear(C, C))
         self.to_plane = nn.Linear(C, 3 * C)  # a point looks different from each plane
+        first, second = {4: (2, 2), 2: (2, 1), 1: (1, 1)}[config.pool_factor]
         self.reduce = nn.Sequential(
-            nn.Conv2d(C + 1, C, 3, stride=2, padding=1),
+            nn.Conv2d(C + 1, C, 3, stride=first, padding=1),
             nn.GELU(),
-            nn.Conv2d(C, D, 3, stride=2, padding=1),
+            nn.Conv2d(C, D, 3, stride=second, padding=1),
         )
         self.positions = nn.Parameter(torch.randn(3, R, R, D) * 0.02)
         self.blocks = nn.ModuleList(
@@ -159,8 +158,11 @@ class PlanePoolEncoder(SurfaceEncoder):
 
     def flops(self, num_points: int) -> int:
         cells, R = self.pool_size**2, self.positions.shape[1]
-        first, last = (m.weight.numel() for m in self.reduce if isinstance(m, nn.Conv2d))
-        convolutions = 2 * 3 * (cells // 4 * first + cells // 16 * last)
+        convolutions, pixels = 0, cells
+        for layer in self.reduce:
+            if isinstance(layer, nn.Conv2d):
+                pixels //= layer.stride[0] ** 2
+                convolutions += 2 * 3 * pixels * layer.weight.numel()
         return (
             linear_flops(self.point_in, num_points)
             + linear_flops(self.point_local, num_points)

@@ -65,6 +65,15 @@ class Quantizer(nn.Module):
             )
         return self.codebook[ids]
 
+    def neighbors(self, ids: Tensor, count: int) -> Tensor:
+        """The `count` codes nearest to each of `ids` (L,), the nearest first -> (L, count) int64.
+
+        A code is no neighbor of itself.
+        """
+        distance = torch.cdist(self.codebook[ids], self.codebook)  # (L, V)
+        distance.scatter_(1, ids[:, None], torch.inf)
+        return distance.topk(count, largest=False).indices
+
     def init_from_latents(self, latents: Tensor, generator: torch.Generator) -> None:
         """Starts a learned codebook from projected latents (L, K); here there is nothing to start.
 
@@ -88,6 +97,34 @@ class Quantizer(nn.Module):
 
         The training loop calls it after every step, also after one that was skipped.
         """
+
+
+def replace_codes(
+    quantized: Quantized,
+    quantizer: Quantizer,
+    rows: float,
+    codes: float,
+    count: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """The codes (B, ..., K) of which a decoder learns to bear plausible wrong ones.
+
+    In a share `rows` of the B shapes a share `codes` of the codes is replaced by one of their
+    `count` nearest, as RobusTok does (arXiv 2509.12474). Gradients pass as if it had not been.
+    """
+    chosen = torch.rand(len(quantized.ids), generator=generator) < rows
+    mask = torch.rand(quantized.ids.shape, generator=generator) < codes
+    mask &= chosen.view(-1, *[1] * (mask.dim() - 1))
+    places = mask.flatten().nonzero()[:, 0]
+    drawn = torch.randint(count, (len(places), 1), generator=generator)
+    if not len(places):
+        return quantized.codes
+    places, drawn = (t.to(quantized.ids.device) for t in (places, drawn))
+    old = quantized.ids.flatten()[places]
+    new = quantizer.neighbors(old, count).gather(1, drawn)[:, 0]
+    change = quantizer.codebook[new] - quantizer.codebook[old]
+    flat = quantized.codes.flatten(0, -2)
+    return flat.index_add(0, places, change.to(flat.dtype)).view_as(quantized.codes)
 
 
 @torch.no_grad()

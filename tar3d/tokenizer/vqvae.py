@@ -26,14 +26,15 @@ from tar3d.tokenizer.blocks import linear_flops
 from tar3d.tokenizer.decoder import OccupancyHead, TriplaneDecoder
 from tar3d.tokenizer.ema_quantizer import EMAQuantizer
 from tar3d.tokenizer.encoder import CrossAttentionEncoder, PlanePoolEncoder, SurfaceEncoder
-from tar3d.tokenizer.quantizer import Quantizer
+from tar3d.tokenizer.fsq import FSQ
+from tar3d.tokenizer.quantizer import Quantized, Quantizer
 
 # Names in a config (tokenizer.encoder, tokenizer.quantizer) -> classes, built from the config.
 ENCODERS: dict[str, Callable[[TokenizerConfig], SurfaceEncoder]] = {
     "cross_attention": CrossAttentionEncoder,
     "plane_pool": PlanePoolEncoder,
 }
-QUANTIZERS: dict[str, Callable[[TokenizerConfig], Quantizer]] = {"ema": EMAQuantizer}
+QUANTIZERS: dict[str, Callable[[TokenizerConfig], Quantizer]] = {"ema": EMAQuantizer, "fsq": FSQ}
 
 
 Part = TypeVar("Part")
@@ -46,6 +47,7 @@ class TokenizerOutput:
     logits: Tensor  # (B, M)
     commitment: Tensor  # scalar, zero in the autoencoder stage
     ids: Tensor | None  # (B, 3, R, R), None in the autoencoder stage
+    consistency: Tensor  # scalar, zero without another sampling
 
 
 def build_part(
@@ -117,18 +119,36 @@ class VQVAE(nn.Module):
         """Points (B, M, 3) in [-1, 1]^3 -> logits (B, M), positive inside."""
         return self.occupancy(triplane.planes, points)
 
-    def forward(self, surface: Tensor, points: Tensor, quantize: bool) -> TokenizerOutput:
+    def forward(
+        self,
+        surface: Tensor,
+        points: Tensor,
+        quantize: bool,
+        other: Tensor | None = None,
+        replace: Callable[[Quantized, Quantizer], Tensor] | None = None,
+    ) -> TokenizerOutput:
         """Training pass of `surface` (B, N, 6) with query `points` (B, M, 3).
 
-        Without `quantize`, the autoencoder stage, latents go to the decoder as they are.
+        Without `quantize`, the autoencoder stage, latents go to the decoder as they are. `other`
+        (B, N, 6) is another sampling of the same shapes: the consistency is the mean squared
+        distance of the latents to those of it, which count as fixed. `replace` gives the codes (B,
+        3, R, R, K) that the decoder gets.
         """
         latents = self.encode(surface)
+        consistency = latents.new_zeros(())
+        if other is not None:
+            with torch.no_grad():
+                target = self.encode(other)
+            consistency = (latents - target).square().sum(-1).mean()
         if quantize:
             quantized = self.quantizer(latents)
             codes, commitment, ids = quantized.codes, quantized.commitment, quantized.ids
+            if replace is not None:
+                codes = replace(quantized, self.quantizer)
         else:
             codes, commitment, ids = latents, latents.new_zeros(()), None
-        return TokenizerOutput(self.occupancy(self.decoder(codes), points), commitment, ids)
+        logits = self.occupancy(self.decoder(codes), points)
+        return TokenizerOutput(logits, commitment, ids, consistency)
 
     def flops(self, surface_points: int, query_points: int) -> int:
         """Operations of `forward` with the codebook for one shape, a multiply-add counted as two.

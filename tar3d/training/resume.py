@@ -47,9 +47,9 @@ ON_RESUME: dict[str, str] = {
     **_keys(
         IDENTIFIES,
         "tokenizer",
-        "grid_size width num_heads num_frequencies encoder quantizer encoder_layers point_width "
-        "density_points codebook_size code_dim decoder_layers plane_channels upsample_stages "
-        "occupancy_width occupancy_layers",
+        "grid_size width num_heads num_frequencies encoder quantizer fsq_levels "
+        "encoder_layers point_width pool_factor density_points codebook_size code_dim "
+        "decoder_layers plane_channels upsample_stages occupancy_width occupancy_layers",
     ),
     **_keys(
         IDENTIFIES,
@@ -94,8 +94,9 @@ ON_RESUME: dict[str, str] = {
         MAY_CHANGE,
         "train",
         "batch_size global_batch_size surface_points volume_points near_points near_weight "
-        "commitment_weight token_noise code_predictor_weight word_dropout code_predictor_rows "
-        "occupancy_weight occupancy_every occupancy_points",
+        "commitment_weight consistency_weight replaced_rows replaced_codes replaced_by token_noise "
+        "code_predictor_weight word_dropout code_predictor_rows occupancy_weight occupancy_every "
+        "occupancy_points",
     ),
     **_keys(MAY_CHANGE, "train.augment", "scale rotate mirror"),
     **_keys(MAY_CHANGE, "sampling", "temperature top_k top_p min_p cfg_scale code_predictor_scale"),

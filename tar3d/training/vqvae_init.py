@@ -10,6 +10,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +20,7 @@ from tar3d import checkpoint
 from tar3d.config import VQVAEConfig
 from tar3d.data.datasets.spread import spread
 from tar3d.runtime import progress_bar
+from tar3d.tokenizer.quantizer import replace_codes
 from tar3d.training.state import load_state
 from tar3d.upgrade import upgrade_state_config
 
@@ -25,32 +28,27 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lightning_fabric import Fabric
+    from torch import Tensor
 
+    from tar3d.config import TokenizerConfig, VQVAETrainConfig
     from tar3d.data.datasets.shapes import MixedShapes
     from tar3d.tokenizer.vqvae import VQVAE
 
 KMEANS_SHAPES = 512  # shapes whose latents start the codebook
 
 
-def set_density_points(config: VQVAEConfig, init: str | None, state: Path | None) -> None:
-    """Fills in `tokenizer.density_points` where it is 0.
+def tokenizer_config(config: VQVAEConfig, init: str | None, state: Path | None) -> TokenizerConfig:
+    """The tokenizer's part of the config, its `density_points` filled in there where they are 0.
 
-    With that of the `state` to be resumed, else of `init`, else with `train.surface_points`. Raises
-    ValueError where tokens are to stay what they are (`train.stage` "decoder") and it is another
-    one than in `init`.
+    With that of the `state` to be resumed, else of `init`, else with `train.surface_points`.
     """
     before, tokenizer = None, config.tokenizer
     if state is not None and (identity := load_state(state, lazily=True).get("identity")):
         before = upgrade_state_config(identity["config"])["tokenizer"]["density_points"]
     elif init is not None:
         before = checkpoint.read_config(init, VQVAEConfig).tokenizer.density_points
-        if config.train.stage == "decoder" and tokenizer.density_points not in (0, before):
-            raise ValueError(
-                f"tokenizer.density_points is {tokenizer.density_points}, but {init} has {before}, "
-                "and with another number its shapes get other tokens, which train.stage=decoder "
-                "promises not to: leave tokenizer.density_points out"
-            )
     tokenizer.density_points = tokenizer.density_points or before or config.train.surface_points
+    return tokenizer
 
 
 def init_from(vqvae: VQVAE, init: str | None, stage: str) -> bool:
@@ -69,14 +67,36 @@ def init_from(vqvae: VQVAE, init: str | None, stage: str) -> bool:
                 "one with train.stage=both"
             )
         return False
-    has_codebook = checkpoint.read_config(init, VQVAEConfig).train.stage != "ae"
+    before = checkpoint.read_config(init, VQVAEConfig)
+    has_codebook = before.train.stage != "ae"
     checkpoint.load_weights(vqvae, init)
     if stage == "decoder" and not has_codebook:
         raise ValueError(
             f"train.stage=decoder needs a model with a codebook, but {init} is an autoencoder "
             "alone: give it one with train.stage=vq"
         )
+    if stage == "decoder":
+        for name in (field.name for field in dataclasses.fields(vqvae.config)):
+            mine, kept = getattr(vqvae.config, name), getattr(before.tokenizer, name)
+            if mine != kept:
+                raise ValueError(
+                    f"tokenizer.{name} is {mine}, but {kept} in {init}, whose tokens "
+                    f"train.stage=decoder leaves as they are: write tokenizer.{name}={kept}"
+                )
     return stage in ("vq", "decoder") and has_codebook
+
+
+def replacement(t: VQVAETrainConfig, generator: torch.Generator) -> partial[Tensor] | None:
+    """What replaces codes for the decoder (`train.replaced_rows`), None where nothing does."""
+    if not t.replaced_rows:
+        return None
+    return partial(
+        replace_codes,
+        rows=t.replaced_rows,
+        codes=t.replaced_codes,
+        count=t.replaced_by,
+        generator=generator,
+    )
 
 
 @torch.no_grad()

@@ -188,6 +188,16 @@ def model_card(record: dict) -> str:
     )
 
 
+def step_flops(vqvae: VQVAE, config: VQVAEConfig) -> float:
+    """Operations of a step for one shape: forward, and twice that backward where gradients go."""
+    t = config.train
+    encoder = vqvae.encoder.flops(t.surface_points)
+    flops = 3 * vqvae.flops(t.surface_points, t.volume_points + t.near_points)
+    if t.stage == "decoder":
+        flops -= 2 * encoder  # it is frozen here
+    return flops + (t.samplings - 1) * encoder
+
+
 def print_start(run: Run[VQVAE], dataset: MixedShapes, reports: VQVAEReports) -> None:
     """Prints the sizes of a training."""
     t, fabric = reports.config.train, run.fabric

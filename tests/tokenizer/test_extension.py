@@ -44,8 +44,8 @@ class MeanEncoder(SurfaceEncoder):
         return linear_flops(self.point, num_points)
 
 
-class FSQ(Quantizer):
-    """Finite scalar quantization (arXiv 2309.15505) with three levels: -1, 0, 1 in each number."""
+class Ternary(Quantizer):
+    """Rounds each number to -1, 0 or 1."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__(config.codebook_size, config.code_dim)
@@ -77,8 +77,8 @@ class FSQ(Quantizer):
 
 def test_a_foreign_encoder_and_quantizer_train_and_come_back(monkeypatch, tmp_path):
     monkeypatch.setitem(vqvae.ENCODERS, "mean", MeanEncoder)
-    monkeypatch.setitem(vqvae.QUANTIZERS, "fsq", FSQ)
-    names = ["tokenizer.encoder=mean", "tokenizer.quantizer=fsq"]
+    monkeypatch.setitem(vqvae.QUANTIZERS, "ternary", Ternary)
+    names = ["tokenizer.encoder=mean", "tokenizer.quantizer=ternary"]
     config = load(VQVAEConfig, None, [*TINY, *names])
     torch.manual_seed(0)
     model, generator = VQVAE(config.tokenizer), torch.Generator().manual_seed(0)
@@ -97,24 +97,26 @@ def test_a_foreign_encoder_and_quantizer_train_and_come_back(monkeypatch, tmp_pa
     assert model.decode(tokens).planes.shape == (2, 3, 8, 8, 8)
     checkpoint.save_model(tmp_path, model, config, {}, "")
     again = checkpoint.load_tokenizer(tmp_path)
-    assert isinstance(again.quantizer, FSQ) and torch.equal(again.tokenize(surface).ids, tokens.ids)
+    assert isinstance(again.quantizer, Ternary) and torch.equal(
+        again.tokenize(surface).ids, tokens.ids
+    )
 
 
 def test_the_foreign_quantizer_works_where_its_model_is():
-    quantizer = FSQ(TokenizerConfig(codebook_size=27, code_dim=3)).to("meta")
+    quantizer = Ternary(TokenizerConfig(codebook_size=27, code_dim=3)).to("meta")
     assert quantizer(torch.zeros(2, 3, device="meta")).ids.is_meta
 
 
 def test_the_foreign_quantizer_refuses_a_codebook_that_it_cannot_fill():
     with pytest.raises(ValueError, match="codebook_size is 16, .* write tokenizer.codebook_size=9"):
-        FSQ(TokenizerConfig(codebook_size=16, code_dim=2))
+        Ternary(TokenizerConfig(codebook_size=16, code_dim=2))
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
         ("tokenizer.encoder=pointnet", "tokenizer.encoder is 'pointnet'.*cross_attention, plane_p"),
-        ("tokenizer.quantizer=lfq", "tokenizer.quantizer is 'lfq', allowed are ema"),
+        ("tokenizer.quantizer=lfq", "tokenizer.quantizer is 'lfq', allowed are ema, fsq"),
     ],
 )
 def test_a_name_in_no_table_is_refused(override, message):

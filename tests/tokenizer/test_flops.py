@@ -14,9 +14,17 @@ from tar3d.tokenizer.vqvae import VQVAE
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
-@pytest.mark.parametrize("encoder", ["cross_attention", "plane_pool"])
-@pytest.mark.parametrize("layers, stages", [(0, 1), (2, 3)])
-def test_flops_are_those_that_pytorch_counts(monkeypatch, encoder, layers, stages):
+@pytest.mark.parametrize(
+    "encoder, pool_factor, layers, stages",
+    [
+        ("cross_attention", 4, 0, 1),
+        ("cross_attention", 4, 2, 3),
+        ("plane_pool", 4, 0, 1),
+        ("plane_pool", 2, 2, 3),
+        ("plane_pool", 1, 0, 1),
+    ],
+)
+def test_flops_are_those_that_pytorch_counts(monkeypatch, encoder, pool_factor, layers, stages):
     monkeypatch.setattr(
         blocks, "SHORT_SEQUENCE", 10**6
     )  # PyTorch does not count its fused attention on a CPU; plain attention it does
@@ -27,6 +35,7 @@ def test_flops_are_those_that_pytorch_counts(monkeypatch, encoder, layers, stage
             num_heads=2,
             num_frequencies=3,
             encoder=encoder,
+            pool_factor=pool_factor,
             encoder_layers=layers,
             point_width=8,
             codebook_size=32,

@@ -132,6 +132,19 @@ def test_the_encoder_equals_its_plain_form_under_autocast():
     assert sum(errors) <= 1.5 * sum(plain_errors)
 
 
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_a_token_sees_the_points_near_it(factor):
+    """A point moves the latents of cells around its own, at every resolution of pooling."""
+    torch.manual_seed(0)
+    encoder = PlanePoolEncoder(dataclasses.replace(CONFIG, pool_factor=factor, encoder_layers=0))
+    assert encoder.pool_size == factor * 4
+    near = torch.tensor([[[-0.9, -0.9, -0.9, 0, 0, 1.0]]])
+    far = torch.tensor([[[0.9, 0.9, 0.9, 0, 0, 1.0]]])
+    moved = (encoder(near) - encoder(far)).abs().sum(-1) > 1e-6  # (1, 3, 4, 4)
+    assert moved[..., 0, 0].all() and moved[..., 3, 3].all()
+    assert not moved[..., 0, 3].any() and not moved[..., 3, 0].any()
+
+
 def test_the_number_of_points_does_not_change_what_a_cell_holds():
     """A surface given four times over has the density that `density_points` of it have."""
     torch.manual_seed(0)

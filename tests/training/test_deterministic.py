@@ -26,9 +26,9 @@ def test_steps_are_deterministic_and_validation_may_do_as_it_likes(
     seen = {"forward": set(), "validate": set()}
 
     def noting(name, function):
-        return lambda *given: (
+        return lambda *given, **settings: (
             seen[name].add(torch.are_deterministic_algorithms_enabled()),
-            function(*given),
+            function(*given, **settings),
         )[1]
 
     for module, name in ((train_vqvae, "forward"), (vqvae_reports, "validate")):

@@ -27,11 +27,12 @@ class ShapeDataset(Dataset):
     type, float16, and is widened on the device: it is most of what a worker copies and sends.
 
     `augment_as` scales, turns and mirrors the shapes. `limit` keeps that many shapes, spread evenly
-    over the ids. Rows that are not drawn are neither copied nor checked, except that augmentation
-    needs all rows.
+    over the ids. With several `samplings` the surface holds as many draws of `surface_points` one
+    after the other, which share no point. Rows that are not drawn are neither copied nor checked,
+    except that augmentation needs all rows.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  what an item is made of, by keyword
         self,
         folder: str | Path,
         split: str,
@@ -42,10 +43,16 @@ class ShapeDataset(Dataset):
         seed: int,
         augment_as: AugmentConfig | None = None,
         limit: int | None = None,
+        samplings: int = 1,
     ) -> None:
+        self.samplings = samplings
         self.augment_as = augment_as if augment_as and augment_as.active else None
         self.reader = open_samples(folder)
-        self.counts = {"surface": surface_points, "volume": volume_points, "near": near_points}
+        self.counts = {
+            "surface": surface_points * samplings,
+            "volume": volume_points,
+            "near": near_points,
+        }
         self.seed = seed
         self.ids = self.reader.ids(split)
         if not self.ids:
@@ -99,6 +106,8 @@ class ShapeDataset(Dataset):
                 f"{count} {pool} points are wanted, but {self.reader.where(shape_id)} holds "
                 f"{stored}: lower train.{pool}_points or make more samples"
             )
+        if pool == "surface" and self.samplings > 1:
+            return rng.permutation(stored)[:count]
         if count == stored:
             return slice(None)
         return rng.choice(stored, count, replace=False, shuffle=False)

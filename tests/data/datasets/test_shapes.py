@@ -230,6 +230,15 @@ def test_position_and_seed_decide_the_draw(samples):
     assert not torch.equal(data[(5, 0)]["points"], dataset(samples, seed=1)[(5, 0)]["points"])
 
 
+def test_samplings_share_no_point_and_differ_each_time(samples):
+    """Also where both together are all that is stored."""
+    data = dataset(samples, surface_points=100, samplings=2)
+    draws = [data[(position, 0)]["surface"].chunk(2) for position in (0, 1)]
+    first, second = ({tuple(row) for row in half.tolist()} for half in draws[0])
+    assert not first & second
+    assert first != {tuple(row) for row in draws[1][0].tolist()}
+
+
 def test_more_points_than_stored_are_refused(samples):
     for kind, message in (
         ("surface", "201 surface points"),
