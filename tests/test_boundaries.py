@@ -229,9 +229,8 @@ def test_gpt_and_tokenizer_meet_only_in_the_pipeline():
         for p in package_files()
         if {"gpt", "tokenizer"} <= parts_imported(p) | {part_of(p)}
     ]
-    assert set(both) <= {"tar3d/pipeline.py", "tar3d/doctor_report.py"}, (
-        "the doctor looks at each by itself"
-    )
+    each_by_itself = {"tar3d/doctor_report.py", "tar3d/training/memory.py"}
+    assert set(both) <= {"tar3d/pipeline.py"} | each_by_itself
 
 
 def test_nothing_imports_a_script():

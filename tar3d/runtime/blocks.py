@@ -37,8 +37,8 @@ def prepare_blocks(module: torch.nn.Module, activation_checkpointing: str, compi
     which is elementwise; "blocks" keeps the inputs of blocks alone, for a third more computing.
 
     `compile` is torch.compile of each block, which takes a fifth of the time that compiling the
-    whole model takes, and has most of the gain. A compiled block keeps as little as with "cheap"
-    by itself.
+    whole model takes, and has most of the gain. A compiled block keeps little more than with
+    "cheap" by itself, and takes no notice of it.
     """
     for block in repeated_blocks(module):
         if activation_checkpointing == "blocks" or (

@@ -467,8 +467,7 @@ def test_full_prefixes_may_be_packed_like_those_of_different_length(monkeypatch,
 @pytest.mark.parametrize("chosen", ["float32", "autocast"])
 def test_layers_add_to_a_sum_of_the_chosen_dtype_in_training_alone(chosen):
     gpt = _gpt(residual_dtype=chosen).float()
-    tokens, condition = _tokens(), _condition(FULL)
-    condition.embeddings = condition.embeddings.float()
+    tokens, condition = _tokens(), Condition.of(_condition(FULL).embeddings.float())
     plain, seen = gpt.hidden(tokens[:, :-1], condition), []
     for block in gpt.blocks:
         block.register_forward_hook(lambda _, inputs, output: seen.append(output.dtype))

@@ -19,9 +19,9 @@ COUNTED = {"none": 62, "cheap": 26, "blocks": 8}
 @pytest.mark.parametrize(
     ("compiled", "free", "how", "needs"),
     [
-        (True, 139.8, "none", "29.6"),  # a compiled block keeps what "cheap" keeps
-        (True, 29.7, "none", "29.6"),
-        (True, 29.5, "blocks", "9.8"),  # a tenth and 1 GiB are left
+        (True, 139.8, "none", "42.8"),  # a compiled block keeps a third of what is between
+        (True, 42.9, "none", "42.8"),
+        (True, 42.7, "blocks", "9.8"),  # a tenth and 1 GiB are left
         (True, 22.0, "blocks", "9.8"),
         (False, 139.8, "none", "69.2"),
         (False, 69.1, "cheap", "29.6"),
@@ -73,8 +73,8 @@ def gpu(monkeypatch):
     [
         ({"compile": False}, 9.81 * 1024, ("none", False)),  # 8 GiB, a tenth of it, and 1
         ({"compile": False}, 9.79 * 1024, ("cheap", False)),
-        ({}, 9.79 * 1024, ("none", True)),  # counted as "cheap"
-        ({}, 5.3 * 1024, ("blocks", True)),
+        ({}, 6.88 * 1024, ("none", True)),  # a third of the way from 4 to 8 GiB
+        ({}, 6.86 * 1024, ("blocks", True)),
         ({"compile": False, "micro_batch_size": 4}, 9.79 * 1024, ("none", False)),
         ({"compile": False, "global_batch_size": 16}, 9.79 * 1024, ("blocks", False)),
         ({"precision": "32-true"}, 9.79 * 1024, ("blocks", True)),
