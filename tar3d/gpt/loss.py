@@ -84,17 +84,24 @@ def soft_cross_entropy(
 def token_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """NLL of every token in nats, (...) float32; arguments as in `cross_entropy`."""
     _check(hidden, weight, targets)
-    flat, matrix, labels = (
-        _in_compute_dtype(hidden.flatten(0, -2)),
-        _in_compute_dtype(weight),
-        targets.flatten(),
-    )
-    with torch.autocast(weight.device.type, enabled=False):
-        parts = [
-            F.cross_entropy(_wide(flat[part] @ matrix.T), labels[part], reduction="none")
-            for part in _parts(flat, matrix)
-        ]
+    labels = targets.flatten()
+    parts = [
+        F.cross_entropy(logits, labels[part], reduction="none")
+        for logits, part in logits_in_parts(hidden.flatten(0, -2), weight)
+    ]
     return torch.cat(parts).view(targets.shape)
+
+
+def logits_in_parts(hidden: Tensor, weight: Tensor) -> Iterator[tuple[Tensor, slice]]:
+    """The logits (n, V) in float32 (float64) of some positions at a time, and which these are.
+
+    `hidden` (N, D), `weight` (V, D); for use without gradients.
+    """
+    flat, matrix = _in_compute_dtype(hidden), _in_compute_dtype(weight)
+    for part in _parts(flat, matrix):
+        with torch.autocast(weight.device.type, enabled=False):
+            logits = _wide(flat[part] @ matrix.T)
+        yield logits, part
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

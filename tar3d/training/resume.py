@@ -80,7 +80,7 @@ ON_RESUME: dict[str, str] = {
         "muon_lr adamw_lr weight_decay beta1 beta2 muon_momentum warmup_steps schedule "
         "decay_fraction final_lr_fraction grad_clip",
     ),
-    **_keys(IDENTIFIES, "train", "seed ema validation_shapes stage"),
+    **_keys(IDENTIFIES, "train", "seed ema validation_shapes stage token_samplings"),
     **_keys(
         MAY_CHANGE,
         "train",
@@ -95,6 +95,7 @@ ON_RESUME: dict[str, str] = {
         "train",
         "batch_size global_batch_size surface_points volume_points near_points near_weight "
         "commitment_weight consistency_weight replaced_rows replaced_codes replaced_by token_noise "
+        "token_noise_kind target_codes target_temperature "
         "code_predictor_weight word_dropout code_predictor_rows occupancy_weight occupancy_every "
         "occupancy_points",
     ),
