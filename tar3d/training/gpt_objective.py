@@ -116,7 +116,7 @@ class GPTObjective(torch.nn.Module):
         condition = self.model.condition(condition_inputs, len(tokens), turns)
         inputs = torch.cat([inputs, tokens[:B, -1:]], dim=1)  # whole, to be ordered, then cut
         inputs, tokens = gpt.to_model_order(inputs)[:, :-1], gpt.to_model_order(tokens)
-        losses = {}
+        losses: dict[str, Tensor] = {}
         if self.stage != "code_predictor":
             prefix = Condition(condition.embeddings[:B], condition.mask[:B], condition.full)
             dropped = dropped.to(tokens.device, non_blocking=True)
