@@ -55,8 +55,9 @@ ON_RESUME: dict[str, str] = {
         IDENTIFIES,
         "gpt",
         "num_layers width num_heads grid_size codebook_size condition_tokens condition_width "
-        "layout layer_pattern tokens_per_step token_order rope prefix_rope code_predictor_dim "
-        "code_predictor_local code_predictor_hidden rope_base absolute_positions linear_attention "
+        "layout layer_pattern cross_attention tokens_per_step token_order rope prefix_rope "
+        "code_predictor_dim code_predictor_local code_predictor_hidden rope_base "
+        "absolute_positions linear_attention "
         "linear_gate",
     ),
     **_keys(
