@@ -191,7 +191,7 @@ def train(
     t, vqvae = config.train, inputs.vqvae
 
     # Data
-    # `train.token_noise` enters here: random tokens in the inputs of a row, never in its targets.
+    # `train.token_noise` enters here: other tokens in the inputs of a row, never in its targets.
     dataset, validation = gpt_data.read_tokens(config, inputs, overfit)
 
     # Model
@@ -228,8 +228,8 @@ def train(
             shift = gpt_objective.draw_shift(t, random)
             for part in run.micro_batches(rows):
                 # A batch ends with rows for the code predictor alone; each pass gets its share.
-                *given, turns = gpt_objective.inputs_of_pass(batch, part, rows, fabric.global_rank)
-                losses = run.model(*given, dropped[part], turns, shift)
+                given = gpt_objective.inputs_of_pass(batch, part, rows, fabric.global_rank)
+                losses = run.model(**given, dropped=dropped[part], shift=shift)
                 run.backward(objective.total(losses), losses)
             values = run.step_values(run.clip_gradients())
             if run.check_finite(values):  # if not, the run ends here, or skips the step

@@ -57,6 +57,7 @@ def test_every_variant_is_a_config_that_trains_on_equal_terms(name):
         name == "hybrid"
         or VARIANTS[name].share < 1
         or config.gpt != default.gpt
+        or config.train.token_samplings != default.train.token_samplings
         or config.optim.optimizer == "adamw"
     )
 
@@ -243,6 +244,29 @@ def test_a_variant_with_a_tokenizer_has_tokens_of_its_own_and_steps_that_cost_th
     )
     made = next(call for call in commands.calls if "tar3d.data.make_tokens" in call)
     assert str(own) in made and commands.calls.index(made) > 0
+
+
+def test_variants_with_the_same_tokens_share_them_and_their_code_predictor(
+    arguments, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(trials, "_command", commands := Commands())
+    few = replace(STUDIES["targets"], variants=("canonical", "soft", "soft_cross"))
+    monkeypatch.setitem(STUDIES, "targets", few)
+    assert main(["targets", *arguments, "--seeds", "1"]) == 0
+    own = str(tmp_path / "out" / "tokens" / "shipped-samplings8" / "data")
+    (made,) = (call for call in commands.calls if "tar3d.data.make_tokens" in call)
+    assert own in made and "train.token_samplings=8" in made
+    trained = [call for call in commands.calls if call[0] == "train_gpt.py"]
+    assert all(own in call and "train.token_samplings=8" in call for call in trained)
+    assert sum("train.stage=code_predictor" in call for call in trained) == 1
+    runs = json.loads((tmp_path / "results.json").read_text())["runs"].values()
+    canonical, soft, cross = (
+        next(r for r in runs if r["arm"] == name and not r["sweep"]) for name in few.variants
+    )
+    assert soft["steps"] == canonical["steps"] > cross["steps"]
+    assert cross["steps"] * cross["gflop_a_step"] == pytest.approx(
+        canonical["steps"] * canonical["gflop_a_step"], rel=0.02
+    )
 
 
 def test_the_first_seed_of_every_variant_comes_before_the_second_of_any():

@@ -13,6 +13,7 @@ import threading
 from collections import defaultdict
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from typing import TYPE_CHECKING
 
 from benchmarks.ablation.variants import (
@@ -185,22 +186,20 @@ def score_samples(folder: Path, data: Path, threads: int, *, alone: bool) -> dic
 def tokens_of(variant: Variant, args: argparse.Namespace) -> tuple[str, Path, dict]:
     """The tokenizer and the data of a variant, and what is noted of them.
 
-    A tokenizer of its own is trained when it is not there, and its tokens are made in a folder that
-    has the data set's other parts as links.
+    A tokenizer of its own is trained when it is not there. Tokens of its own are made in a folder
+    that has the data set's other parts as links.
     """
     if variant.tokenizer is None:
-        return args.vq_ckpt, args.data, {}
+        if not (changes := variant.token_changes):
+            return args.vq_ckpt, args.data, {}
+        folder = args.out / "tokens" / token_name(variant)
+        with _PREPARING[folder]:
+            if not (folder / READY).is_file():
+                make_tokens(args.vq_ckpt, folder, args, changes)
+                write_json(folder / READY, {})
+        return args.vq_ckpt, folder / "data", {}
     folder = args.out / variant.name / "tokenizer"
-    model, own = folder / "run" / "model", folder / "data"
-
-    def make_tokens() -> None:
-        own.mkdir(exist_ok=True)
-        for name in LINKED:
-            if (args.data / name).exists() and not (own / name).exists():
-                (own / name).symlink_to((args.data / name).resolve())
-        command = ["-m", "tar3d.data.make_tokens", str(own)]
-        command += ["--tokenizer", str(model), "--config", CONFIG]
-        _command(command, folder / "tokens.log", args.threads)
+    model = folder / "run" / "model"
 
     train = [
         *("train_vqvae.py", "--base", TOKENIZER_CONFIG, "--data", str(args.data)),
@@ -208,9 +207,30 @@ def tokens_of(variant: Variant, args: argparse.Namespace) -> tuple[str, Path, di
         *TOKENIZER,
         *variant.tokenizer,
     ]
-    made = train_once(folder, train, args.threads, make_tokens)
+    made = train_once(folder, train, args.threads, partial(make_tokens, str(model), folder, args))
     noted = ("iou_volume", "iou_near", "codebook_usage", "perplexity", "command")
-    return str(model), own, {"tokenizer": {name: made[name] for name in noted}}
+    return str(model), folder / "data", {"tokenizer": {name: made[name] for name in noted}}
+
+
+def token_name(variant: Variant) -> str:
+    """A name for the tokens of a variant, the same for all that have the same tokens."""
+    if variant.tokenizer is not None:
+        return variant.name
+    changed = (change.removeprefix("train.token_") for change in variant.token_changes)
+    return "-".join(["shipped", *(change.replace("=", "") for change in changed)])
+
+
+def make_tokens(
+    tokenizer: str, folder: Path, args: argparse.Namespace, changes: tuple[str, ...] = ()
+) -> None:
+    """Makes the tokens of `folder`/data, whose other parts are links to those of the data set."""
+    own = folder / "data"
+    own.mkdir(exist_ok=True, parents=True)
+    for name in LINKED:
+        if (args.data / name).exists() and not (own / name).exists():
+            (own / name).symlink_to((args.data / name).resolve())
+    command = ["-m", "tar3d.data.make_tokens", str(own), "--tokenizer", tokenizer]
+    _command([*command, "--config", CONFIG, *changes], folder / "tokens.log", args.threads)
 
 
 def code_predictor_of(
@@ -224,8 +244,7 @@ def code_predictor_of(
     if "gpt.code_predictor_dim=0" in variant.changes:
         return None
     order = [change for change in variant.changes if change.startswith("gpt.token_order=")]
-    tokens = "shipped" if variant.tokenizer is None else variant.name
-    name = "-".join([tokens, *(change.partition("=")[2] for change in order)])
+    name = "-".join([token_name(variant), *(change.partition("=")[2] for change in order)])
     folder = args.out / "code_predictors" / name
     train = [
         *_train_gpt(tokenizer, data, folder / "run", args),
@@ -233,6 +252,7 @@ def code_predictor_of(
         *CODE_PREDICTOR,
         "train.code_predictor_weight=1",  # 0 in the configuration, for the transformer's stage
         *order,
+        *variant.token_changes,
     ]
     train_once(folder, train, args.threads)
     return str(folder / "run" / "model" / "gpt_i23d")
@@ -291,7 +311,7 @@ def steps_of(
     )
     gpt, share = GPT(config.gpt), SWEEP_SHARE if trial.sweep else trial.variant.share
     flops = gpt.flops(config.gpt.condition_tokens, config.gpt.num_tokens)
-    if trial.variant.tokenizer is not None:
+    if trial.variant.tokenizer is not None or trial.variant.equal_cost:
         share *= (
             GPT(default.gpt).flops(default.gpt.condition_tokens, default.gpt.num_tokens) / flops
         )

@@ -42,8 +42,8 @@ class Variant:
 
     `rates` are the learning rates that are tried, unless `rate_of` names the variant whose rate it
     takes; `share` is that of the steps. With `tokenizer`, changes of a tokenizer's recipe, a
-    tokenizer is trained for the variant, and its GPT has as many steps as cost the same operations
-    as all steps of the recipe on the shipped tokenizer's tokens.
+    tokenizer is trained for the variant. Its GPT has then, as with `equal_cost`, as many steps as
+    cost the same operations as all steps of the recipe on the shipped tokenizer's tokens.
     """
 
     name: str
@@ -53,6 +53,12 @@ class Variant:
     rate_of: str = ""
     share: float = 1.0
     tokenizer: tuple[str, ...] | None = None
+    equal_cost: bool = False
+
+    @property
+    def token_changes(self) -> tuple[str, ...]:
+        """The changes that decide which tokens the shipped tokenizer makes of a shape."""
+        return tuple(c for c in self.changes if c.startswith("train.token_samplings="))
 
     @property
     def has_muon(self) -> bool:
@@ -76,6 +82,10 @@ class AblationStudy:
     def has_tokenizers(self) -> bool:
         return VARIANTS[self.variants[0]].tokenizer is not None
 
+
+CANONICAL = "train.token_samplings=8"
+SOFT = (CANONICAL, "train.target_codes=8")
+NEIGHBOURS, OWN = "train.token_noise_kind=neighbours", "train.token_noise_kind=own"
 
 VARIANTS = {
     variant.name: variant
@@ -145,6 +155,30 @@ VARIANTS = {
         ),
         Variant("gated", "decay read from the data", ("gpt.linear_attention=gated",)),
         Variant("delta", "gated delta rule", ("gpt.linear_attention=delta",)),
+        Variant("canonical", "tokens of 8 samplings, one-hot targets", (CANONICAL,)),
+        Variant("soft", "soft targets of 8 codes", SOFT, rate_of="canonical"),
+        Variant("neighbours", "noise of neighbours", (CANONICAL, NEIGHBOURS), rate_of="canonical"),
+        Variant(
+            "soft_neighbours",
+            "soft targets, noise of neighbours",
+            (*SOFT, NEIGHBOURS),
+            rate_of="canonical",
+        ),
+        # Four passes of the layers a step in the place of three.
+        Variant(
+            "soft_own",
+            "soft targets, noise of own samples, 3/4 of the steps",
+            (*SOFT, OWN),
+            rate_of="canonical",
+            share=0.75,
+        ),
+        Variant(
+            "soft_cross",
+            "soft targets, cross-attention in every third block, equal cost",
+            (*SOFT, "gpt.cross_attention=3"),
+            rate_of="canonical",
+            equal_cost=True,
+        ),
     )
 }
 
@@ -184,6 +218,11 @@ STUDIES = {
             "linear",
             "Fixed decay, decay read from the data, and the delta rule",
             ("hybrid", "gated", "delta"),
+        ),
+        AblationStudy(
+            "targets",
+            "Soft targets, kinds of noise, and a second look at the image",
+            ("canonical", "soft", "neighbours", "soft_neighbours", "soft_own", "soft_cross"),
         ),
     )
 }

@@ -42,6 +42,9 @@ class GPTConfig:
     layout: str = "triplane"
     # Repeated over the depth: L linear attention, F full attention.
     layer_pattern: str = "LLLF"
+    # Every so many blocks each position looks at the whole prefix again; 0: none does
+    # (tar3d/gpt/cross_attention.py).
+    cross_attention: int = 0
     # 1, or 3: the layers see the three plane tokens of a cell as one position.
     tokens_per_step: int = 1
     # "cells", or for comparison "planes", one plane after the other
@@ -92,7 +95,18 @@ class GPTConfig:
             "chunk_size",
         )
         at_least(
-            0, self, "gpt.", "code_predictor_dim", "code_predictor_local", "code_predictor_hidden"
+            0,
+            self,
+            "gpt.",
+            "cross_attention",
+            "code_predictor_dim",
+            "code_predictor_local",
+            "code_predictor_hidden",
+        )
+        require(
+            self.cross_attention <= self.num_layers,
+            f"gpt.cross_attention {self.cross_attention} is more than the {self.num_layers} layers "
+            "(gpt.num_layers), so no block would look at the prefix: write 0 for none",
         )
         require(
             self.width % self.num_heads == 0,

@@ -9,6 +9,7 @@ from tar3d.config.checks import at_least, check_seed, one_of, require, share
 
 AUTO = "auto"
 ACTIVATION_CHECKPOINTING = ("none", "cheap", "blocks")
+TOKEN_NOISE_KINDS = ("uniform", "neighbours", "own")
 
 
 @dataclass(kw_only=True)
@@ -209,9 +210,22 @@ class GPTTrainConfig(TrainConfig):
     weights_dtype: str = "float32"
     # Largest file of the model directory in MB; larger weights are split.
     weights_file_mb: int = 5000
-    # Largest share of a row's input tokens that are replaced by random ones; each row draws its
-    # own share below it.
+    # Samplings of a surface whose mean latents decide the tokens of a shape; 1: all stored points
+    # in one (tar3d/data/tokens/token_maker.py).
+    token_samplings: int = 1
+    # Largest share of a row's input tokens that are replaced; each row draws its own share below
+    # it.
     token_noise: float = 0.0
+    # What they are replaced by: "uniform", any code; "neighbours", one of the 15 codes nearest to
+    # the true one; "own", what the GPT itself draws there after true tokens (one more forward pass
+    # a step).
+    token_noise_kind: str = "uniform"
+    # Codes of a target: 1, the token alone; more, also the codes nearest to it, each with the share
+    # that its distance to the shape's latent gives it.
+    target_codes: int = 1
+    # Of these shares, softmax(cosine / temperature). 0.006 is how much the cosines of two
+    # neighbouring codes differ when a shape is sampled again (shipped tokenizer, 8,192 points).
+    target_temperature: float = 0.006
     # Weight of the loss between the predicted codes (gpt.code_predictor_dim) and the true ones.
     code_predictor_weight: float = 0.0
     # Probability that a trained text encoder sees a word as an unknown one.
@@ -238,15 +252,26 @@ class GPTTrainConfig(TrainConfig):
             f"train.code_predictor_rows {self.code_predictor_rows} and "
             f"train.occupancy_weight {self.occupancy_weight:g} train it: write 0 for all three",
         )
+        one_of("train.token_noise_kind", self.token_noise_kind, TOKEN_NOISE_KINDS)
         one_of("train.strategy", self.strategy, ("ddp", "fsdp"))
         one_of("train.weights_dtype", self.weights_dtype, ("float32", "float16"))
         at_least(1, self, "train.", "steps", "global_batch_size", "weights_file_mb")
+        at_least(1, self, "train.", "token_samplings", "target_codes")
         at_least(1, self, "train.", "occupancy_every")
         at_least(2, self, "train.", "occupancy_points")
         at_least(
             0, self, "train.", "code_predictor_weight", "code_predictor_rows", "occupancy_weight"
         )
         share(self, "train.", "token_noise")
+        require(
+            0 < self.target_temperature < math.inf,
+            f"train.target_temperature must be above 0, got {self.target_temperature}",
+        )
+        require(
+            self.target_codes == 1 or self.stage != "code_predictor",
+            f"train.target_codes {self.target_codes} is of the layers' loss, which "
+            "train.stage=code_predictor does not have: write train.target_codes=1",
+        )
         require(
             0 <= self.word_dropout < 1,
             f"train.word_dropout is a probability below 1, got {self.word_dropout}",

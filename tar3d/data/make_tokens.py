@@ -7,6 +7,11 @@
     python -m tar3d.data.make_tokens DATA --tokenizer MODEL --config configs/gpt_i23d.yaml \\
         --embeddings ULIP/dino_feats/Shapenet
 
+With train.token_samplings=K the stored surface points of a shape are divided into K samplings, and
+its tokens are the codes nearest to the mean of their latents, which change less when the surface is
+sampled again. Each sampling has as many points as the tokenizer was trained for, or more: shapes
+with too few for K get fewer samplings, and a line says so.
+
 A frozen encoder runs once, and its float16 embeddings are stored. For an encoder that is trained
 along with the GPT its input is stored: prepared pixels, or token ids of the text tokenizer. With
 --embeddings or --caption-embeddings, the embeddings of a folder (tar3d/data/formats/ulip.py) are
@@ -103,7 +108,13 @@ def main(argv: list[str] | None = None) -> int:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         folders = {"image": args.embeddings, "text": args.caption_embeddings}
         readers = all_readers(args.data, folders, config, device)
-        maker = TokenMaker(args.data, checkpoint.load_tokenizer(args.tokenizer), readers, device)
+        maker = TokenMaker(
+            args.data,
+            checkpoint.load_tokenizer(args.tokenizer),
+            readers,
+            device,
+            samplings=config.train.token_samplings,
+        )
         done = maker.run()
     except ValueError as e:
         parser.exit(2, f"{e}\n")

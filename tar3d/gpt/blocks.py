@@ -68,6 +68,8 @@ class SwiGLU(nn.Module):
 class Block(nn.Module):
     """Pre-norm attention and MLP with residuals; `gpt.layer_pattern` decides which attention."""
 
+    reads_prefix = False  # True where `forward` takes the prefix too
+
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(config.width)
@@ -91,7 +93,7 @@ class Block(nn.Module):
         x = x + self.attention.decode(self.attention_norm(x), rotary, cache)
         return x + self.mlp(self.mlp_norm(x))
 
-    def multiplications(self, positions: int) -> int:
-        """Least multiply-adds of a row of so many positions."""
-        matrices = positions * matrix_elements(self)
+    def multiplications(self, positions: int, prefix_length: int) -> int:  # noqa: ARG002
+        """Least multiply-adds of a row of so many positions, its prefix among them."""
+        matrices = positions * (matrix_elements(self.attention) + matrix_elements(self.mlp))
         return matrices + self.attention.multiplications(positions)

@@ -9,13 +9,15 @@ spot, while the logits are there, and only the gradients of the hidden states an
 weight are kept for the backward pass (the idea of Liger Kernel, arXiv 2410.10989, and of Cut Your
 Losses, arXiv 2411.09009). Products run in autocast's dtype, softmax and sums in float32.
 
-Letters: N positions, D width, V codebook size.
+Targets are tokens, or `SoftTargets`: several codes a position, with weights.
+
+Letters: N positions, D width, V codebook size, K codes of a soft target.
 """
 
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +37,16 @@ ON_CUDA = 4
 FLOAT16_POSITIONS = 1024
 
 
+class SoftTargets(NamedTuple):
+    """Codes that may stand at each position; the first of them is the token itself.
+
+    `ids` (..., K) int64, all different; `weights` (..., K), a position's sum to 1.
+    """
+
+    ids: Tensor
+    weights: Tensor
+
+
 def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Mean over all positions, in nats, a float32 scalar (float64 for float64 inputs).
 
@@ -45,35 +57,67 @@ def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     needs_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     if not needs_gradient:
         return token_nll(hidden, weight, targets).mean()
-    return _LinearCrossEntropy.apply(hidden.flatten(0, -2), weight, targets.flatten())
+    one_hot = hidden.new_ones(targets.numel(), 1, dtype=_sum_dtype(hidden))
+    return _LinearCrossEntropy.apply(
+        hidden.flatten(0, -2), weight, targets.flatten()[:, None], one_hot
+    )[0]
+
+
+def soft_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: SoftTargets
+) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy with soft targets, and the mean NLL of the tokens, which has no gradient.
+
+    The other arguments, and what can be differentiated, as in `cross_entropy`. The first is
+    F.cross_entropy of the logits with class probabilities.
+    """
+    _check(hidden, weight, targets.ids[..., 0])
+    return _LinearCrossEntropy.apply(
+        hidden.flatten(0, -2),
+        weight,
+        targets.ids.flatten(0, -2),
+        targets.weights.flatten(0, -2).to(_sum_dtype(hidden)),
+    )
 
 
 @torch.no_grad()
 def token_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """NLL of every token in nats, (...) float32; arguments as in `cross_entropy`."""
     _check(hidden, weight, targets)
-    flat, matrix, labels = (
-        _in_compute_dtype(hidden.flatten(0, -2)),
-        _in_compute_dtype(weight),
-        targets.flatten(),
-    )
-    with torch.autocast(weight.device.type, enabled=False):
-        parts = [
-            F.cross_entropy(_wide(flat[part] @ matrix.T), labels[part], reduction="none")
-            for part in _parts(flat, matrix)
-        ]
+    labels = targets.flatten()
+    parts = [
+        F.cross_entropy(logits, labels[part], reduction="none")
+        for logits, part in logits_in_parts(hidden.flatten(0, -2), weight)
+    ]
     return torch.cat(parts).view(targets.shape)
 
 
+def logits_in_parts(hidden: Tensor, weight: Tensor) -> Iterator[tuple[Tensor, slice]]:
+    """The logits (n, V) in float32 (float64) of some positions at a time, and which these are.
+
+    `hidden` (N, D), `weight` (V, D); for use without gradients.
+    """
+    flat, matrix = _in_compute_dtype(hidden), _in_compute_dtype(weight)
+    for part in _parts(flat, matrix):
+        with torch.autocast(weight.device.type, enabled=False):
+            logits = _wide(flat[part] @ matrix.T)
+        yield logits, part
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
-    """hidden (N, D), weight (V, D), targets (N,) -> mean; `backward` scales its gradients."""
+    """The means of `soft_cross_entropy`, of which `backward` scales the first one's gradients.
+
+    hidden (N, D), weight (V, D), targets (N, K) and their shares (N, K), in the dtype of the sums.
+    """
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    def forward(
+        ctx, hidden: Tensor, weight: Tensor, targets: Tensor, shares: Tensor
+    ) -> tuple[Tensor, Tensor]:
         flat, matrix = _in_compute_dtype(hidden), _in_compute_dtype(weight)
-        sums = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        total = hidden.new_zeros((), dtype=sums)
-        # float16 rounds most of (softmax - one hot) / N to 0, and no loss scale has been applied
+        sums = _sum_dtype(hidden)
+        total, of_tokens = hidden.new_zeros(2, dtype=sums)
+        # float16 rounds most of (softmax - shares) / N to 0, and no loss scale has been applied
         # yet: there the products are divided instead, in float32.
         divide_products = matrix.dtype == torch.float16
         kept = sums if divide_products else hidden.dtype
@@ -82,12 +126,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         with torch.autocast(weight.device.type, enabled=False):
             for part in _parts(flat, matrix):
                 logits = _wide(flat[part] @ matrix.T)
-                labels = targets[part, None]
+                labels, share = targets[part], shares[part]
                 norm = logits.logsumexp(dim=1, keepdim=True)
-                total += (norm - logits.gather(1, labels)).sum()
-                # d mean / d logits = (softmax - one hot) / N, in the place of the logits.
+                picked = logits.gather(1, labels)
+                total += (norm - (share * picked).sum(1, keepdim=True)).sum()
+                of_tokens += (norm - picked[:, :1]).sum()
+                # d mean / d logits = (softmax - shares) / N, in the place of the logits.
                 gradient = logits.sub_(norm).exp_()
-                gradient.scatter_add_(1, labels, gradient.new_full((1, 1), -1.0).expand_as(labels))
+                gradient.scatter_add_(1, labels, -share)
                 if not divide_products:
                     gradient.div_(len(targets))
                 gradient = gradient.to(matrix.dtype)
@@ -100,15 +146,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
             weight_gradient = weight_gradient.to(weight.dtype)
         ctx.save_for_backward(hidden_gradient, weight_gradient)
         ctx.dtypes = hidden.dtype, weight.dtype
-        return total / len(targets)
+        of_tokens = of_tokens / len(targets)
+        ctx.mark_non_differentiable(of_tokens)
+        return total / len(targets), of_tokens
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, scale: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx, scale: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
         return (
             (hidden_gradient * scale.to(hidden_gradient.dtype)).to(ctx.dtypes[0]),
             (weight_gradient * scale.to(weight_gradient.dtype)).to(ctx.dtypes[1]),
+            None,
             None,
         )
 
@@ -131,6 +180,11 @@ def _in_compute_dtype(x: Tensor) -> Tensor:
         if torch.is_autocast_enabled(kind) and x.dtype != torch.float64
         else x
     )
+
+
+def _sum_dtype(hidden: Tensor) -> torch.dtype:
+    """The dtype of sums over positions."""
+    return torch.float64 if hidden.dtype == torch.float64 else torch.float32
 
 
 def _wide(logits: Tensor) -> Tensor:

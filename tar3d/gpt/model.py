@@ -35,12 +35,13 @@ from torch import Tensor, nn
 from tar3d.gpt.blocks import Block, matrix_elements
 from tar3d.gpt.cell_head import CellHead
 from tar3d.gpt.code_predictor import CodePredictor
+from tar3d.gpt.cross_attention import build_block
 from tar3d.gpt.embeddings import ConditionMLP, PositionEmbedding
 from tar3d.gpt.init import INIT_STD, init_parameters
-from tar3d.gpt.layers.base import LayerCache, Rotary, RowLengths
+from tar3d.gpt.layers.base import LayerCache, RowLengths
 from tar3d.gpt.norm import RMSNorm
 from tar3d.gpt.rope import TriPE
-from tar3d.gpt.rows import all_full, gather, valid_first
+from tar3d.gpt.rows import PackedRows, PrefixFeatures, all_full, gather, valid_first
 from tar3d.layouts import build_layout
 
 if TYPE_CHECKING:
@@ -61,20 +62,6 @@ class Cache:
     pending: Tensor  # (B, k), k < n: the tokens of the step not yet complete
     # (B,) int64, the ends of the rows that filled the cache; None when all have one length
     lengths: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class PackedRows:
-    """Rows as [condition][steps][padding], embedded.
-
-    `prefix_lengths` is an int when all prefixes are full: then S has no padding and no row needs
-    its own table.
-    """
-
-    x: Tensor  # (B, S, D)
-    prefix_lengths: Tensor | int  # (B,) int64, valid prefix positions
-    rotary: Rotary
-    hints: Tensor | None  # (B, steps, D), of the code predictor
 
 
 class GPT(nn.Module):
@@ -103,7 +90,7 @@ class GPT(nn.Module):
         self.rope = TriPE(config, self.layout)
         permutation = torch.from_numpy(self.layout.checked_permutation())
         self.register_buffer("permutation", permutation, persistent=False)
-        blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        blocks = nn.ModuleList(build_block(config, layer) for layer in range(config.num_layers))
         self.blocks = cast("Sequence[Block]", blocks)
         self.norm = RMSNorm(config.width)
         self.head = nn.Linear(config.width, config.codebook_size, bias=False)
@@ -152,7 +139,7 @@ class GPT(nn.Module):
         multiplications = prefix_length * matrix_elements(self.condition_mlp)
         multiplications += num_tokens * self.head.weight.numel()
         for block in self.blocks:
-            multiplications += block.multiplications(positions)
+            multiplications += block.multiplications(positions, prefix_length)
         if self.merge is not None and self.cell_head is not None:
             multiplications += (steps - 1) * matrix_elements(self.merge)
             multiplications += steps * matrix_elements(self.cell_head.before)
@@ -215,7 +202,7 @@ class GPT(nn.Module):
         if self.config.residual_dtype == "autocast" and torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         for block in self.blocks:
-            x = block(x, rows.rotary)
+            x = block(x, rows.rotary, *([rows.prefix] if block.reads_prefix else []))
         num_steps = num_tokens // self.config.tokens_per_step + 1
         if isinstance(rows.prefix_lengths, int):
             x = x[:, rows.prefix_lengths - 1 :]
@@ -258,7 +245,7 @@ class GPT(nn.Module):
         max_new_steps = self.layout.num_steps - 1 - num_steps
         if max_new_tokens is not None:
             max_new_steps = -(-max_new_tokens // self.config.tokens_per_step)
-        lengths = RowLengths(ends, max_new_steps)
+        lengths = RowLengths(ends, max_new_steps, rows.prefix)
         x, layers = rows.x, []
         for block in self.blocks:
             x, layer_cache = block.prefill(x, rows.rotary, lengths)
@@ -335,14 +322,15 @@ class GPT(nn.Module):
         embedded = self._embed(tokens[:, : num_steps * n], 0, hints)
         if full:
             prefix = self.condition_mlp(embeddings)
+            seen = PrefixFeatures(prefix, None)
             if hints is not None:
                 prefix = torch.cat([prefix[:, :-1], prefix[:, -1:] + hints[:, :1]], dim=1)
-            return PackedRows(
-                torch.cat([prefix, embedded], dim=1), P, self.rope.packed(P, S), hints
-            )
+            x = torch.cat([prefix, embedded], dim=1)
+            return PackedRows(x, P, self.rope.packed(P, S), hints, seen)
         # Zeroed, because a NaN in padding would survive the zero weight that attention gives it.
         embeddings = embeddings.masked_fill(~mask[..., None], 0.0)
         prefix = self.condition_mlp(gather(embeddings, valid_first(mask)))
+        seen = PrefixFeatures(prefix, torch.arange(P, device=mask.device) < lengths[:, None])
         if hints is not None:
             last = torch.arange(P, device=mask.device) == lengths[:, None] - 1
             prefix = prefix + last[..., None] * hints[:, :1]
@@ -350,7 +338,7 @@ class GPT(nn.Module):
         position, end = torch.arange(S, device=x.device), lengths[:, None]
         # Prefix, then steps, then padding, which repeats whatever comes last.
         origin = torch.where(position < end, position, (position - end + P).clamp_max(S - 1))
-        return PackedRows(gather(x, origin), lengths, self.rope.packed(lengths, S), hints)
+        return PackedRows(gather(x, origin), lengths, self.rope.packed(lengths, S), hints, seen)
 
     def _with_null(
         self, condition: Condition, dropped: Tensor | None

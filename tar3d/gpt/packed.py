@@ -180,6 +180,8 @@ def fastest_backend(gpt: GPT, dtype: torch.dtype) -> str:
     layers = [layer for block in gpt.blocks for layer in (block.attention, block.mlp)]
     if device.type != "cuda" or not all(map(has_packed_form, layers)):
         return "plain"
+    if not all(type(block).decode is Block.decode for block in gpt.blocks):
+        return "plain"
     if not all("triton" in block.attention.packed_backends for block in gpt.blocks):
         return "plain"
     if reason := kernel_fault(gpt.config, device, dtype):

@@ -5,10 +5,41 @@ Letters: B batch, S positions, P prefix length, D width.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from tar3d.gpt.layers.base import Rotary
+
 NO_PREFIX = "a condition row has no valid prefix position: give it one, or pass the row as dropped"
+
+
+class PrefixFeatures(NamedTuple):
+    """The embedded condition of each row, (B, P, D), and its valid positions (B, P).
+
+    The mask is None where all of them are valid.
+    """
+
+    embedded: Tensor
+    mask: Tensor | None
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Rows as [condition][steps][padding], embedded.
+
+    `prefix_lengths` is an int when all prefixes are full: then S has no padding and no row needs
+    its own table.
+    """
+
+    x: Tensor  # (B, S, D)
+    prefix_lengths: Tensor | int  # (B,) int64, valid prefix positions
+    rotary: Rotary
+    hints: Tensor | None  # (B, steps, D), of the code predictor
+    prefix: PrefixFeatures
 
 
 def gather(x: Tensor, index: Tensor) -> Tensor:

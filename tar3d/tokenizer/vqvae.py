@@ -94,7 +94,10 @@ class VQVAE(nn.Module):
     @torch.inference_mode()
     def tokenize(self, surface: Tensor) -> Tokens:
         """Surface points (B, N, 6) -> tokens (B, T), in the order in which a GPT reads them."""
-        latents = self.encode(surface)
+        return self.tokens_of(self.encode(surface))
+
+    def tokens_of(self, latents: Tensor) -> Tokens:
+        """The nearest codes of latents (B, 3, R, R, K), (B, T)."""
         ids = self.quantizer.nearest(latents.reshape(-1, self.config.code_dim))
         return Tokens(to_sequence(ids.view(latents.shape[:-1])))
 

@@ -10,10 +10,14 @@ import torch
 
 from tar3d.conditional_gpt import load_gpt_text_tokenizer
 from tar3d.data.datasets.sampler import JoinedOrder
+from tar3d.data.datasets.token_noise import TokenNoise
 from tar3d.data.datasets.tokens import TokenDataset
+from tar3d.data.formats.token_file import token_dtype
+from tar3d.data.formats.token_shards import SAMPLINGS
 from tar3d.data.formats.token_sources import stale_parts
 from tar3d.data.tokens.make_tokens import condition_readers, encoders_of
 from tar3d.data.tokens.token_maker import REPORT, TokenMaker
+from tar3d.gpt.soft_targets import nearest_codes
 from tar3d.training.loader import training_order
 
 if TYPE_CHECKING:
@@ -22,9 +26,10 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from tar3d.condition.conditioner import Encoder
-    from tar3d.config import GPTRunConfig
+    from tar3d.config import GPTRunConfig, GPTTrainConfig
     from tar3d.tokenizer.vqvae import VQVAE
 
+NOISE_NEIGHBOURS = 16  # nearest codes of a token, itself among them, that noise draws from
 DRY_RUN_SHAPES = 8  # of each split, whose tokens a dry run makes where there are none
 
 
@@ -83,7 +88,7 @@ def make_tokens(
     where the GPT has no condition. Raises ValueError where such shards are stale, and where a
     resumed run would learn from others than before.
     """
-    folder = data / "tokens"
+    folder, samplings = data / "tokens", config.train.token_samplings
     readers = condition_readers(data, encoders, config, fabric.device)
     finished = (folder / REPORT).is_file()
     if scratch is not None:
@@ -91,7 +96,9 @@ def make_tokens(
         if not ready:
             place = scratch / "tokens"
             few = DRY_RUN_SHAPES
-            TokenMaker(data, vqvae, readers, fabric.device, folder=place, limit=few).run()
+            TokenMaker(
+                data, vqvae, readers, fabric.device, samplings=samplings, folder=place, limit=few
+            ).run()
         return data if ready else scratch
     given = bool(encoders) and not readers
     if resumed or given or (finished and not encoders):
@@ -108,7 +115,7 @@ def make_tokens(
                 )
             finished = False
     if readers or not (encoders or finished):
-        maker = TokenMaker(data, vqvae, readers, fabric.device)
+        maker = TokenMaker(data, vqvae, readers, fabric.device, samplings=samplings)
         maker.run()
         for note in maker.notes:
             fabric.print(note)
@@ -141,7 +148,10 @@ def read_tokens(
     Raises ValueError where the tokens were made with another tokenizer or other encoders.
     """
     t = config.train
-    stamp: dict[str, object] = {"tokenizer": config.tokenizer_fingerprint}
+    stamp: dict[str, object] = {
+        "tokenizer": config.tokenizer_fingerprint,
+        SAMPLINGS: t.token_samplings,
+    }
     stamp |= {modality: encoder.identity for modality, encoder in inputs.encoders.items()}
     read = partial(
         TokenDataset,
@@ -152,8 +162,24 @@ def read_tokens(
         limit=overfit,
         caption_tokens=config.text_encoder.max_tokens,
     )
-    training = read("train", token_noise=t.token_noise, word_dropout=t.word_dropout)
+    training = read(
+        "train",
+        noise=token_noise(t, inputs.vqvae),
+        latents=t.target_codes > 1,
+        word_dropout=t.word_dropout,
+    )
     return training, read("train" if overfit else "val")
+
+
+def token_noise(train: GPTTrainConfig, vqvae: VQVAE) -> TokenNoise:
+    """The noise that a configuration asks for in the tokens of `vqvae`."""
+    codes, neighbours = vqvae.quantizer.codebook, None
+    if train.token_noise_kind == "neighbours":
+        neighbours = nearest_codes(codes, NOISE_NEIGHBOURS).cpu().numpy()
+        neighbours = neighbours.astype(token_dtype(len(codes)))
+    return TokenNoise(
+        train.token_noise, len(codes), neighbours, own=train.token_noise_kind == "own"
+    )
 
 
 def row_order(config: GPTRunConfig, shapes: int, start: int, fabric: Fabric) -> JoinedOrder:

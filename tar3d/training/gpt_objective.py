@@ -6,11 +6,14 @@
 | `code_predictor` | encoders, network of the codes  | code_distance, occupancy      |
 | `transformer`    | all but these                   | nll                           |
 
-"nll" is the negative log-likelihood in nats a token. "code_distance" (train.code_predictor_weight)
-is 1 - cosine between the codes that the code predictor (gpt.code_predictor_dim; without one there
-is no such term) predicts from the condition and the true ones. "occupancy"
-(train.occupancy_weight) compares what the two decode to (`tar3d.training.occupancy_loss`). A new
-loss term is one more entry of `GPTObjective.forward` and of `loss_weights`.
+"nll" is the negative log-likelihood in nats a token. With `train.target_codes` above 1,
+"soft_nll", the cross-entropy with soft targets, is minimised in its place, and "nll" is still that
+of the tokens, reported alone, so that figures compare. "code_distance"
+(train.code_predictor_weight) is 1 - cosine between the codes that the code predictor
+(gpt.code_predictor_dim; without one there is no such term) predicts from the condition and the true
+ones. "occupancy" (train.occupancy_weight) compares what the two decode to
+(`tar3d.training.occupancy_loss`). A new loss term is one more entry of `GPTObjective.forward` and
+of `loss_weights`.
 
 Letters: B rows, b more rows for the code predictor, T tokens, V codes, K their coordinates.
 """
@@ -26,7 +29,8 @@ from torch import Tensor
 from tar3d.config.checks import nearest
 from tar3d.contracts import Condition
 from tar3d.gpt.code_predictor import PREDICTOR_PARAMETERS
-from tar3d.gpt.loss import cross_entropy
+from tar3d.gpt.loss import cross_entropy, soft_cross_entropy
+from tar3d.gpt.soft_targets import nearest_codes, sample_tokens, soft_targets
 from tar3d.training.occupancy_loss import OccupancyLoss
 
 if TYPE_CHECKING:
@@ -52,7 +56,8 @@ def is_trained(name: str, stage: str) -> bool:
 def loss_weights(config: GPTTrainConfig) -> dict[str, float]:
     """The weight of each loss term."""
     return {
-        "nll": 1.0,
+        "nll": 1.0 if config.target_codes == 1 else 0.0,
+        "soft_nll": 1.0,
         "code_distance": config.code_predictor_weight,
         "occupancy": config.occupancy_weight,
     }
@@ -65,6 +70,7 @@ class GPTObjective(torch.nn.Module):
     """
 
     codes: Tensor
+    candidates: Tensor | None  # (V, C), of soft targets
 
     def __init__(
         self,
@@ -75,7 +81,11 @@ class GPTObjective(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.stage, self.weights = model, config.stage, loss_weights(config)
+        self.temperature = config.target_temperature
+        self.samples_itself = config.token_noise > 0 and config.token_noise_kind == "own"
+        candidates = nearest_codes(codes, config.target_codes) if config.target_codes > 1 else None
         self.register_buffer("codes", codes, persistent=False)
+        self.register_buffer("candidates", candidates, persistent=False)
         self.occupancy_loss, self.occupancy_every = occupancy_loss, config.occupancy_every
         for name, parameter in model.named_parameters():
             if not is_trained(name, self.stage):
@@ -89,6 +99,9 @@ class GPTObjective(torch.nn.Module):
         dropped: Tensor,
         turns: Sequence[int] | None = None,
         shift: Tensor | None = None,
+        *,
+        latents: Tensor | None = None,
+        draws: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The loss terms of the stage, scalars by name.
 
@@ -96,23 +109,62 @@ class GPTObjective(torch.nn.Module):
         (B, T - 1), with the null prefix where `dropped` (B,); "code_distance" over all rows,
         "occupancy" over one in `train.occupancy_every` of each modality, at points that `shift`
         (3,) moves. `turns` are the rows' numbers in the step, which say which of several
-        modalities each has (`Conditioner.forward`).
+        modalities each has (`Conditioner.forward`). `latents` (B, T, K) are those of soft
+        targets, `draws` (B, T - 1) as `TokenNoise` makes them.
         """
         gpt, B = self.model.gpt, len(inputs)
         condition = self.model.condition(condition_inputs, len(tokens), turns)
         inputs = torch.cat([inputs, tokens[:B, -1:]], dim=1)  # whole, to be ordered, then cut
         inputs, tokens = gpt.to_model_order(inputs)[:, :-1], gpt.to_model_order(tokens)
-        losses = {}
+        losses: dict[str, Tensor] = {}
         if self.stage != "code_predictor":
             prefix = Condition(condition.embeddings[:B], condition.mask[:B], condition.full)
-            hidden = gpt.hidden(inputs, prefix, dropped.to(tokens.device, non_blocking=True))
-            losses["nll"] = cross_entropy(hidden, gpt.head.weight, tokens[:B])
+            dropped = dropped.to(tokens.device, non_blocking=True)
+            if draws is not None and self.samples_itself:
+                inputs = self._with_samples(inputs, draws, prefix, dropped)
+            losses |= self._layer_losses(gpt.hidden(inputs, prefix, dropped), tokens[:B], latents)
         if gpt.code_predictor is not None and self.stage != "transformer":
             predicted = gpt.code_predictor(condition.embeddings, condition.mask)  # (B + b, T, K)
             losses["code_distance"] = self.code_distance(predicted, tokens)
             if self.occupancy_loss is not None:
                 losses["occupancy"] = self.occupancy(predicted, tokens, turns, shift)
         return losses
+
+    def _layer_losses(
+        self, hidden: Tensor, tokens: Tensor, latents: Tensor | None
+    ) -> dict[str, Tensor]:
+        """The loss terms of hidden states (B, T, D) and tokens (B, T), both in GPT order."""
+        gpt = self.model.gpt
+        if self.candidates is None:
+            return {"nll": cross_entropy(hidden, gpt.head.weight, tokens)}
+        assert latents is not None
+        latents = gpt.to_model_order(latents)
+        targets = soft_targets(tokens, latents, self.codes, self.candidates, self.temperature)
+        soft_nll, nll = soft_cross_entropy(hidden, gpt.head.weight, targets)
+        return {"soft_nll": soft_nll, "nll": nll}
+
+    @torch.no_grad()
+    def _with_samples(
+        self, inputs: Tensor, draws: Tensor, prefix: Condition, dropped: Tensor
+    ) -> Tensor:
+        """`inputs` (B, T - 1) in GPT order, replaced by samples of the GPT where `draws` say so.
+
+        Each is drawn from what the GPT predicts at its place after the true tokens (scheduled
+        sampling in parallel, arXiv 1906.04331).
+        """
+        gpt = self.model.gpt
+        draws = gpt.to_model_order(F.pad(draws, (0, 1), value=-1.0))[:, :-1]
+        kind = inputs.device.type
+        # Autocast would keep the weights that it casts here, and their gradient would be lost.
+        with torch.autocast(
+            kind,
+            torch.get_autocast_dtype(kind),
+            enabled=torch.is_autocast_enabled(kind),
+            cache_enabled=False,
+        ):
+            hidden = gpt.hidden(inputs, prefix, dropped)[:, :-1]
+            samples = sample_tokens(hidden, gpt.head.weight, draws)
+        return torch.where(draws < 0, inputs, samples)
 
     def code_distance(self, predicted: Tensor, tokens: Tensor) -> Tensor:
         """1 - cosine of predicted codes (B, T, K) and those of tokens (B, T), both in GPT order."""
@@ -153,7 +205,10 @@ class GPTObjective(torch.nn.Module):
         return sum(terms[1:], terms[0])
 
     def flops(self, rows: int, predictor_rows: int) -> int:
-        """Operations of a step on one device: forward, and twice that backward."""
+        """Operations of a step on one device: forward, and twice that backward.
+
+        Samples of the GPT itself take the forward pass of the layers once more.
+        """
         gpt, conditioner = self.model.gpt, self.model.conditioner
         encoders = sum(
             cast("ImageEncoder | TextEncoder", encoder).flops()
@@ -165,14 +220,15 @@ class GPTObjective(torch.nn.Module):
         if gpt.code_predictor is not None:
             predictor = 2 * gpt.code_predictor.multiplications(prefix, 0)
         layers = rows * (gpt.flops(prefix, gpt.config.num_tokens) - predictor)
+        passes = 4 if self.samples_itself else 3
         told = encoders + (rows + predictor_rows) * predictor
         fields = 0
         if self.occupancy_loss is not None:
             fields = (rows + predictor_rows) * self.occupancy_loss.flops() // self.occupancy_every
         return {
             "code_predictor": 3 * told + fields,
-            "transformer": told + 3 * layers,
-            "gpt": 3 * (told + layers) + fields,
+            "transformer": told + passes * layers,
+            "gpt": 3 * told + passes * layers + fields,
         }[self.stage]
 
 
@@ -233,10 +289,8 @@ def rows_of_pass(config: GPTRunConfig, rows: int, predictor_rows: int) -> int:
     return micro
 
 
-def inputs_of_pass(
-    batch: dict, rows: slice, count: int, rank: int
-) -> tuple[Tensor, Tensor, ConditionInputs, list[int]]:
-    """The tokens, inputs, condition inputs and turns of one forward pass of process `rank`.
+def inputs_of_pass(batch: dict, rows: slice, count: int, rank: int) -> dict:
+    """The arguments of `GPTObjective.forward` in one pass of process `rank`, but for `dropped`.
 
     They are those of `rows` among the first `count` rows of the batch, and an equal share of the
     rows after them, which only the code predictor sees. The turn of a row is its number among the
@@ -254,4 +308,10 @@ def inputs_of_pass(
         return torch.cat([tensor[rows], tensor[more]])
 
     condition_inputs = {modality: both(tensor) for modality, tensor in batch["condition"].items()}
-    return both(batch["tokens"]), batch["inputs"][rows], condition_inputs, turns
+    layers_alone = {k: batch[k][rows] for k in ("inputs", "latents", "draws") if k in batch}
+    return {
+        "tokens": both(batch["tokens"]),
+        "condition_inputs": condition_inputs,
+        "turns": turns,
+        **layers_alone,
+    }

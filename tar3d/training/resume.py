@@ -55,8 +55,9 @@ ON_RESUME: dict[str, str] = {
         IDENTIFIES,
         "gpt",
         "num_layers width num_heads grid_size codebook_size condition_tokens condition_width "
-        "layout layer_pattern tokens_per_step token_order rope prefix_rope code_predictor_dim "
-        "code_predictor_local code_predictor_hidden rope_base absolute_positions linear_attention "
+        "layout layer_pattern cross_attention tokens_per_step token_order rope prefix_rope "
+        "code_predictor_dim code_predictor_local code_predictor_hidden rope_base "
+        "absolute_positions linear_attention "
         "linear_gate",
     ),
     **_keys(
@@ -80,7 +81,7 @@ ON_RESUME: dict[str, str] = {
         "muon_lr adamw_lr weight_decay beta1 beta2 muon_momentum warmup_steps schedule "
         "decay_fraction final_lr_fraction grad_clip",
     ),
-    **_keys(IDENTIFIES, "train", "seed ema validation_shapes stage"),
+    **_keys(IDENTIFIES, "train", "seed ema validation_shapes stage token_samplings"),
     **_keys(
         MAY_CHANGE,
         "train",
@@ -95,6 +96,7 @@ ON_RESUME: dict[str, str] = {
         "train",
         "batch_size global_batch_size surface_points volume_points near_points near_weight "
         "commitment_weight consistency_weight replaced_rows replaced_codes replaced_by token_noise "
+        "token_noise_kind target_codes target_temperature "
         "code_predictor_weight word_dropout code_predictor_rows occupancy_weight occupancy_every "
         "occupancy_points",
     ),

@@ -1,5 +1,6 @@
 """The cross-entropy without logits against the plain one: value and gradients, in parts of any
-size, under autocast, and that no tensor of all positions x codes is ever made."""
+size, with one or several codes a target, under autocast, and that no tensor of all positions x
+codes is ever made."""
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from tar3d.config import GPTConfig
 from tar3d.contracts import Condition
 from tar3d.gpt import loss
-from tar3d.gpt.loss import cross_entropy, token_nll
+from tar3d.gpt.loss import SoftTargets, cross_entropy, soft_cross_entropy, token_nll
 from tar3d.gpt.model import GPT
 
 B, T, D, V = 3, 17, 8, 29
@@ -52,6 +53,45 @@ def test_a_gpu_takes_more_logits_at_once(monkeypatch):
     with FakeTensorMode():
         hidden, weight = (torch.empty(x.shape, device="cuda") for x in (hidden, weight))
         assert [p.stop - p.start for p in loss._parts(hidden, weight)] == [16, 17]
+
+
+def soft_targets(targets, count, codes=V):
+    """The tokens and the codes after them, the weights random."""
+    ids = (targets[..., None] + torch.arange(count)) % codes
+    weights = torch.rand(ids.shape, generator=torch.Generator().manual_seed(1)).double()
+    return SoftTargets(ids, weights / weights.sum(-1, keepdim=True))
+
+
+@pytest.mark.parametrize("at_once", [3 * V, 1 << 24])
+def test_soft_targets_are_class_probabilities(monkeypatch, at_once):
+    monkeypatch.setattr(loss, "LOGITS_AT_ONCE", at_once)
+    hidden, weight, targets = inputs(torch.float64)
+    soft = soft_targets(targets, 5)
+    value, nll = soft_cross_entropy(hidden, weight, soft)
+    (3.0 * value + nll).backward()  # the NLL is reported and gives no gradient
+    mine = value.detach(), nll, hidden.grad, weight.grad
+    hidden, weight, _ = inputs(torch.float64)
+    logits = F.linear(hidden, weight).flatten(0, 1)
+    dense = torch.zeros_like(logits).scatter(1, soft.ids.flatten(0, 1), soft.weights.flatten(0, 1))
+    value = F.cross_entropy(logits, dense)
+    (3.0 * value).backward()
+    nll = F.cross_entropy(logits, targets.flatten())
+    for found, true in zip(mine, (value, nll, hidden.grad, weight.grad), strict=True):
+        torch.testing.assert_close(found, true.detach(), rtol=1e-12, atol=1e-14)
+
+
+def test_all_weight_on_the_token_is_the_plain_loss_to_the_bit():
+    found = []
+    for count in (0, 1, 4):
+        hidden, weight, targets = inputs()
+        soft = soft_targets(targets, count or 1)
+        soft.weights.zero_()[..., 0] = 1
+        form = cross_entropy(hidden, weight, targets)
+        value, nll = soft_cross_entropy(hidden, weight, soft) if count else (form, form.detach())
+        value.backward()
+        found.append((value.detach(), nll, hidden.grad, weight.grad))
+    for others in found[1:]:
+        assert all(torch.equal(*pair) for pair in zip(found[0], others, strict=True))
 
 
 DEVICES = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

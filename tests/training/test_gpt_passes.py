@@ -31,14 +31,15 @@ def told(processes: int, micro: int, further: int) -> dict[int, str]:
         own = [part.chunk(processes)[rank] for part in (first, more) if len(part)]
         ids, count = torch.cat(own), len(own[0])
         batch = {"tokens": ids[:, None], "inputs": ids[:count], "condition": {"image": ids}}
+        batch["latents"] = ids
         size = rows_of_pass(run_config(micro, ROWS, further), count, len(ids) - count)
         for start in range(0, count, size):
-            tokens, inputs, condition, turns = inputs_of_pass(
-                batch, slice(start, start + size), count, rank
-            )
-            assert torch.equal(tokens[:size, 0], inputs)
-            assert torch.equal(tokens[:, 0], condition["image"])
-            for row, turn in zip(tokens[:, 0].tolist(), turns, strict=True):
+            given = inputs_of_pass(batch, slice(start, start + size), count, rank)
+            tokens = given["tokens"]
+            assert torch.equal(tokens[:size, 0], given["inputs"])
+            assert torch.equal(given["latents"], given["inputs"])  # of the layers' rows alone
+            assert torch.equal(tokens[:, 0], given["condition_inputs"]["image"])
+            for row, turn in zip(tokens[:, 0].tolist(), given["turns"], strict=True):
                 assert row not in result
                 result[row] = MODALITIES[turn % 2]
     return result

@@ -13,7 +13,8 @@ from torch.utils.data import Dataset
 
 from tar3d.condition.text_tokenizer import PADDING, UNKNOWN_ID
 from tar3d.data.datasets.spread import spread
-from tar3d.data.formats.token_shards import hash_texts, read_stamp, sha256
+from tar3d.data.datasets.token_noise import TokenNoise
+from tar3d.data.formats.token_shards import LATENTS, hash_texts, read_stamp, sha256
 from tar3d.io import read_json
 
 SOURCES = {"image": "views/", "text": "captions"}  # of each modality, in a data set folder
@@ -23,18 +24,18 @@ class TokenDataset(Dataset):
     """Tokens of the shapes of a split, each with one of its views or captions.
 
     Indexed by (position, index) as `TrainingOrder` yields them. An item has `tokens` (T,) int64,
-    `inputs` (T - 1,), the tokens before the last one with noise as `corrupt` adds it, and
-    `condition`: for each modality in `conditions` one view (pixels), or one caption (ids padded
-    with `PADDING`), or the embeddings of either (padded with zeros). The view, the caption and the
-    noise are drawn from (seed, position).
+    what `noise` makes of them (`TokenNoise`), and `condition`: for each modality in `conditions`
+    one view (pixels), or one caption (ids padded with `PADDING`), or the embeddings of either
+    (padded with zeros). With `latents` it has also `latents` (T, K) float16. The view, the caption
+    and the noise are drawn from (seed, position).
 
     `expected_stamp` has the entries of stamp.json that training relies on. `caption_tokens` is the
-    length that captions are padded to, `token_noise` the largest share of random tokens,
-    `word_dropout` the share of words replaced by the unknown word, `limit` a number of shapes,
-    spread evenly over the ids. Shapes that lack one of the conditions are left out.
+    length that captions are padded to, `word_dropout` the share of words replaced by the unknown
+    word, `limit` a number of shapes, spread evenly over the ids. Shapes that lack one of the
+    conditions are left out.
 
     Raises ValueError if the stamp differs, if the bytes of a shard are not those that were written,
-    and if no shape is left.
+    if latents are asked for that it lacks, and if no shape is left.
     """
 
     def __init__(  # noqa: PLR0913  keyword arguments of one object, each a setting of its own
@@ -46,13 +47,15 @@ class TokenDataset(Dataset):
         expected_stamp: dict[str, object],
         conditions: list[str],
         caption_tokens: int = 0,
-        token_noise: float = 0.0,
+        noise: TokenNoise | None = None,
+        latents: bool = False,
         word_dropout: float = 0.0,
         limit: int | None = None,
     ) -> None:
         folder = Path(data) / "tokens"
         self.seed, self.stamp = seed, read_stamp(folder)
-        self.token_noise, self.word_dropout = token_noise, word_dropout
+        self.noise = noise or TokenNoise(0.0, self.stamp["codebook_size"])
+        self.word_dropout, self._with_latents = word_dropout, latents
         self.modalities, self.caption_tokens = tuple(conditions), caption_tokens
         self._advice = (
             f"delete {folder}, and train_gpt.py makes it again (or python -m "
@@ -97,6 +100,8 @@ class TokenDataset(Dataset):
     def _read_shard(self, shard: Path) -> list[tuple[int, ...]]:
         """Checks a shard and adds its shapes that have all conditions; returns their locations."""
         index = self._checked(shard, "tokens", "index")
+        if self._with_latents:
+            self._check_latents(shard, index.get(LATENTS))
         counts = [self._read_items(shard, modality) for modality in self.modalities]
         firsts = [np.cumsum(numbers) - numbers for numbers in counts]
         for modality, numbers in zip(self.modalities, counts, strict=True):
@@ -139,6 +144,20 @@ class TokenDataset(Dataset):
             )
         return values
 
+    def _check_latents(self, shard: Path, digest: str | None) -> None:
+        """Raises ValueError where a shard lacks latents, or has others than were written."""
+        if digest is None:
+            raise ValueError(
+                f"{shard} is of an earlier version and has no latents, which train.target_codes "
+                f"above 1 needs: {self._advice}; or write train.target_codes=1"
+            )
+        self._hashed.append(f"{LATENTS} {digest}")
+        if sha256(shard / f"{LATENTS}.npy") != digest:
+            raise ValueError(
+                f"{shard / LATENTS}.npy is damaged: it is not what was written (SHA-256 differs): "
+                f"{self._advice}, or delete {shard} alone"
+            )
+
     def _read_items(self, shard: Path, modality: str) -> list[int]:
         """The number of items of each shape of a shard; notes where in the file they are."""
         if not (shard / f"{modality}.json").is_file():
@@ -154,10 +173,11 @@ class TokenDataset(Dataset):
 
     def _map(self) -> list[dict[str, np.ndarray]]:
         """The arrays of each shard, memory-mapped."""
+        latents = [LATENTS] if self._with_latents else []
         return [
             {
                 name: np.asarray(np.load(shard / f"{name}.npy", mmap_mode="r"))
-                for name in ("tokens", *self.modalities)
+                for name in ("tokens", *latents, *self.modalities)
                 if (shard / f"{name}.npy").is_file()
             }
             for shard in self._shards
@@ -178,16 +198,14 @@ class TokenDataset(Dataset):
         position, index = key
         rng = np.random.default_rng([self.seed, position])
         row = self.row(index, *(int(rng.integers(count)) for count in self._locations[index, 3::2]))
-        inputs = corrupt(
-            row["tokens"][:-1].numpy(), self.token_noise, self.stamp["codebook_size"], rng
-        )
+        inputs = self.noise(row["tokens"][:-1].numpy(), rng)
         text = row["condition"].get("text")
         if self.word_dropout and text is not None and not text.is_floating_point():
             row["condition"]["text"] = drop_words(text, self.word_dropout, rng)
-        return row | {"inputs": torch.from_numpy(inputs)}
+        return row | {name: torch.from_numpy(values) for name, values in inputs.items()}
 
     def row(self, index: int, *items: int) -> dict:
-        """`tokens` and `condition` of a shape without noise.
+        """`tokens`, `latents` if asked for, and `condition` of a shape without noise.
 
         `items` are the numbers of the view and caption to take, one for each of `conditions`; the
         first of each by default.
@@ -205,8 +223,10 @@ class TokenDataset(Dataset):
                     else self._padded(arrays[modality][start : start + rows])
                 )
             )
+        latents = [LATENTS] if self._with_latents else []
         return {
             "tokens": torch.from_numpy(arrays["tokens"][row].astype(np.int64)),
+            **{name: torch.from_numpy(np.array(arrays[name][row])) for name in latents},
             "condition": condition,
         }
 
@@ -214,20 +234,6 @@ class TokenDataset(Dataset):
         is_ids = caption.ndim == 1
         padding = [(0, self.caption_tokens - len(caption)), *([] if is_ids else [(0, 0)])]
         return np.pad(caption, padding, constant_values=PADDING if is_ids else 0)
-
-
-def corrupt(
-    tokens: np.ndarray, largest_share: float, codebook_size: int, rng: np.random.Generator
-) -> np.ndarray:
-    """Replaces a share of tokens (t,) by random ones; the share is uniform in [0, largest_share).
-
-    True context says nearly everything about the next token. A GPT that is trained on true context
-    alone learns to ignore its condition, and follows its own first tokens when it generates.
-    """
-    if not largest_share:
-        return tokens
-    replaced = rng.random(len(tokens)) < rng.random() * largest_share
-    return np.where(replaced, rng.integers(codebook_size, size=len(tokens)), tokens)
 
 
 def drop_words(ids: torch.Tensor, share: float, rng: np.random.Generator) -> torch.Tensor:

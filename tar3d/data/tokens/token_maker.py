@@ -13,11 +13,12 @@ from tar3d import checkpoint
 from tar3d.data.formats.dataset_folder import SPLITS
 from tar3d.data.formats.samples import open_samples
 from tar3d.data.formats.token_file import token_dtype
-from tar3d.data.formats.token_shards import read_stamp, sha256
+from tar3d.data.formats.token_shards import LATENTS, SAMPLINGS, read_stamp, sha256
 from tar3d.data.formats.token_sources import NAMES as SOURCE_NAMES
 from tar3d.data.formats.token_sources import SOURCES, TokenSources
 from tar3d.data.tokens.conditions import UNUSABLE, ConditionReader, ViewConditions
 from tar3d.io import atomic_write, read_json, write_csv, write_json
+from tar3d.layouts.triplane import to_sequence
 from tar3d.runtime import progress_bar
 
 if TYPE_CHECKING:
@@ -26,14 +27,17 @@ if TYPE_CHECKING:
     from tar3d.tokenizer.vqvae import VQVAE
 
 SHARD_SHAPES = 512
+DIVISION_SEED = 0  # of the division of stored points into samplings
 REPORT = "refused.csv"  # in the folder of the shards, written at the end of a run
 
 
 class TokenMaker:
     """Turns the shapes of one data set folder into token shards.
 
-    `vqvae` makes the tokens, `readers` what the GPT is conditioned on. After `run`, `refused` has a
-    row for each shape and modality that could not be used, and `notes` sentences for the user.
+    `vqvae` makes the tokens, the codes nearest to the mean latents of up to `samplings` samplings
+    of the surface: of a single one, a quarter would be other codes if the surface were sampled
+    again. `readers` make what the GPT is conditioned on. After `run`, `refused` has a row for each
+    shape and modality that could not be used, and `notes` sentences for the user.
 
     The shards go to `folder`, by default tokens/ of the data set; with `limit` they hold that many
     shapes of each split.
@@ -46,11 +50,12 @@ class TokenMaker:
         readers: list[ConditionReader],
         device: torch.device,
         *,
+        samplings: int = 1,
         folder: Path | None = None,
         limit: int | None = None,
     ) -> None:
         self.data, self.vqvae, self.device = data, vqvae.eval().to(device), device
-        self.readers, self.limit = readers, limit
+        self.readers, self.limit, self.samplings = readers, limit, samplings
         self.samples, self.folder = open_samples(data), folder or data / "tokens"
         views = next((r.views for r in readers if isinstance(r, ViewConditions)), None)
         self.sources = TokenSources(data, self.samples, views)
@@ -58,6 +63,7 @@ class TokenMaker:
             "tokenizer": checkpoint.token_fingerprint(vqvae),
             "grid_size": vqvae.config.grid_size,
             "codebook_size": vqvae.config.codebook_size,
+            SAMPLINGS: samplings,
         }
         for reader in readers:
             self.stamp |= {
@@ -67,11 +73,19 @@ class TokenMaker:
         self.refused: list[dict] = []
         self._stale: set[str] = set()  # names of parts that were made again
         self._unknown: set[str] = set()  # names of shards without hashes
+        self._fewer = 0  # shapes with fewer samplings than asked for
 
     @property
     def notes(self) -> list[str]:
-        """Sentences on shards that were there before: made again, or not to be checked."""
+        """Sentences on shards that were made again or cannot be checked, and on samplings."""
         notes = []
+        if self._fewer:
+            wanted = self.samplings * max(1, self.vqvae.config.density_points)
+            notes.append(
+                f"{self._fewer} shapes got fewer than train.token_samplings={self.samplings} "
+                f"samplings, which take {wanted:,} stored points a shape: "
+                f"make_samples surface_points={wanted} stores as many"
+            )
         if self._stale:
             notes.append(
                 "made again, as what they are made of has changed: "
@@ -182,22 +196,53 @@ class TokenMaker:
     def _make_tokens(
         self, shard: Path, ids: list[str], sources: str, *, keep_conditions: bool
     ) -> None:
-        """Writes a shard with the tokens of `ids` in place of the one that was there."""
-        tokens = []
+        """Writes a shard with tokens and latents of `ids` in place of the one that was there."""
+        tokens, latents, samplings = [], [], []
         for shape_id in ids:
-            surface = torch.from_numpy(self.samples.surface(shape_id))[None].to(self.device)
-            tokens.append(self.vqvae.tokenize(surface).ids[0].cpu().numpy())
+            parts = self._samplings_of(shape_id)
+            encoded = self.vqvae.encode(parts.to(self.device)).mean(0, keepdim=True)
+            tokens.append(self.vqvae.tokens_of(encoded).ids[0].cpu().numpy())
+            latents.append(to_sequence(encoded)[0].half().cpu().numpy())
+            samplings.append(len(parts))
+        self._fewer += sum(count < self.samplings for count in samplings)
         partial = shard.with_name(f".{shard.name}.{os.getpid()}.part")
         shutil.rmtree(partial, ignore_errors=True)
         if keep_conditions:
             shutil.copytree(shard, partial)
         partial.mkdir(parents=True, exist_ok=True)
         dtype = token_dtype(self.vqvae.config.codebook_size)
-        np.save(partial / "tokens.npy", np.stack(tokens).astype(dtype))
-        digest = sha256(partial / "tokens.npy")
-        write_json(partial / "index.json", {"ids": ids, "sha256": digest, SOURCES: sources})
+        arrays = {"tokens": np.stack(tokens).astype(dtype), LATENTS: np.stack(latents)}
+        for name, array in arrays.items():
+            np.save(partial / f"{name}.npy", array)
+        digests = [sha256(partial / f"{name}.npy") for name in arrays]
+        write_json(
+            partial / "index.json",
+            {
+                "ids": ids,
+                SAMPLINGS: samplings,
+                "sha256": digests[0],
+                LATENTS: digests[1],
+                SOURCES: sources,
+            },
+        )
         shutil.rmtree(shard, ignore_errors=True)
         partial.replace(shard)
+
+    def _samplings_of(self, shape_id: str) -> torch.Tensor:
+        """The stored surface points of a shape as samplings (k, N // k, 6) of its surface.
+
+        They are divided at random, the same way each time. There are fewer than `self.samplings`
+        where each would have fewer points than the tokenizer was trained for; one is all points in
+        their order.
+        """
+        surface = torch.from_numpy(self.samples.surface(shape_id))
+        whole = len(surface) // max(1, self.vqvae.config.density_points)
+        count = min(self.samplings, max(1, whole))
+        if count == 1:
+            return surface[None]
+        order = torch.randperm(len(surface), generator=torch.Generator().manual_seed(DIVISION_SEED))
+        kept = order[: len(surface) // count * count]
+        return surface[kept].unflatten(0, (count, -1))
 
     @torch.inference_mode()
     def _add_conditions(self, shard: Path, ids: list[str], reader: ConditionReader) -> list[int]:

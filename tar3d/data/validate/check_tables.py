@@ -17,7 +17,7 @@ from tar3d.config import PointSamplingConfig, ViewConfig
 from tar3d.data.formats.dataset_folder import SPLITS, read_splits
 from tar3d.data.formats.tables import read_checked_rows, read_header
 from tar3d.data.formats.token_file import token_dtype
-from tar3d.data.formats.token_shards import read_stamp
+from tar3d.data.formats.token_shards import LATENTS, read_stamp
 from tar3d.data.formats.token_sources import stale_parts
 from tar3d.data.validate.check_shapes import Problem, Settings
 from tar3d.io import read_json
@@ -287,6 +287,15 @@ def _check_shard(
         f"code ids in [0, {size:,})",
         lambda rows: rows.max() < size,
     )
+    if LATENTS in index:
+        yield from _check_array(
+            shard / f"{LATENTS}.npy",
+            np.dtype(np.float16),
+            f"({len(ids)}, {length}, K)",
+            lambda shape: len(shape) == 3 and shape[:2] == (len(ids), length),
+            "finite numbers",
+            lambda rows: bool(np.isfinite(rows).all()),
+        )
     for modality, types in ITEMS.items():
         if modality in stamp:
             dtype = np.dtype(types[stamp[f"{modality} items"]])

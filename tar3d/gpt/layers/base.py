@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from tar3d.config import GPTConfig
+    from tar3d.gpt.rows import PrefixFeatures
 
 Rotary = tuple[Tensor, Tensor]  # (cos, sin), each (S, head_dim) or (B, 1, S, head_dim)
 StaticCache = tuple[Tensor, ...]  # belongs to the engine, changed in place
@@ -46,11 +47,13 @@ StaticCache = tuple[Tensor, ...]  # belongs to the engine, changed in place
 class RowLengths:
     """The ends of the rows of a batch, `lengths` (B,) int64 or None when all fill it.
 
-    `max_new_steps` is how many steps may be decoded after them.
+    `max_new_steps` is how many steps may be decoded after them, `prefix` what they begin with, for
+    blocks that look at it again.
     """
 
     lengths: Tensor | None
     max_new_steps: int
+    prefix: PrefixFeatures | None = None
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """Token shards: made once, made again when something is wrong with them, never mixed."""
 
 import csv
+import dataclasses
 import json
 import pickle
 import shutil
@@ -19,7 +20,7 @@ from tar3d.condition.text_tokenizer import END, PADDING, UNKNOWN_ID
 from tar3d.config import ImageEncoderConfig, TextEncoderConfig, TokenizerConfig, VQVAEConfig
 from tar3d.data.datasets.tokens import TokenDataset, drop_words
 from tar3d.data.formats.dataset_folder import read_splits
-from tar3d.data.formats.samples import load_samples
+from tar3d.data.formats.samples import load_samples, save_samples
 from tar3d.data.formats.token_shards import read_stamp, sha256
 from tar3d.data.formats.token_sources import stale_parts
 from tar3d.data.make_tokens import main
@@ -266,10 +267,61 @@ def test_a_split_without_views_is_refused_by_what_it_lacks(data):
 
 def test_ids_above_uint16_are_stored_whole(data):
     big = maker(data)
-    big.vqvae.tokenize = lambda surface: type("T", (), {"ids": torch.full((1, 12), 70_000)})
+    big.vqvae.tokens_of = lambda latents: type("T", (), {"ids": torch.full((1, 12), 70_000)})
     big.vqvae.config.codebook_size = 100_000
     big.run()
     assert dataset(data)[(0, 0)]["tokens"].tolist() == [70_000] * 12
+
+
+def test_tokens_are_of_the_mean_latents_of_the_samplings_that_the_points_allow(data):
+    """200 points are three samplings of 60 or more, 100 are one, in their order."""
+    ids = read_splits(data)["train"]
+    path = data / "samples" / f"{ids[0]}.npz"
+    few = load_samples(path)
+    save_samples(dataclasses.replace(few, surface=few.surface[:100]), path)
+    model = vqvae().eval()
+    model.config = dataclasses.replace(TOKENIZER, density_points=60)
+    readers = maker(data).readers
+    made = TokenMaker(data, model, readers, CPU, samplings=4)
+    made.run()
+    found = read_json(data / "tokens" / "train-00000" / "index.json")
+    assert found["ids"] == ids[:2] and found["samplings"] == [1, 3]
+    assert "6 shapes got fewer than train.token_samplings=4" in made.notes[0]
+    assert "make_samples surface_points=240 stores as many" in made.notes[0]
+    rows = dataset(data, samplings=4)
+    surface = [torch.from_numpy(load_samples(data / "samples" / f"{i}.npz").surface) for i in ids]
+    assert torch.equal(rows.row(0)["tokens"], model.tokenize(surface[0][None]).ids[0])
+    parts = made._samplings_of(ids[1])
+    assert parts.shape == (3, 66, 6) and torch.equal(made._samplings_of(ids[1]), parts)
+    assert len(torch.unique(parts.flatten(0, 1), dim=0)) == len(torch.unique(surface[1], dim=0)) - 2
+    mean = model.encode(parts).mean(0, keepdim=True)
+    assert torch.equal(rows.row(1)["tokens"], model.tokens_of(mean).ids[0])
+    with pytest.raises(ValueError, match="samplings 4 instead of 1; delete that folder"):
+        maker(data).run()
+    with pytest.raises(ValueError, match="made with samplings 4, but this training uses 1"):
+        dataset(data, samplings=1)
+
+
+def test_latents_are_those_that_the_tokens_are_nearest_to(data):
+    maker(data).run()
+    rows = TokenDataset(
+        data, "train", seed=0, expected_stamp={}, conditions=["image"], latents=True
+    )
+    latents, tokens = rows[(0, 1)]["latents"], rows[(0, 1)]["tokens"]
+    assert latents.dtype == torch.float16 and latents.shape == (12, 4)
+    codes = vqvae().quantizer.codebook
+    assert torch.equal((latents.float() @ codes.T).argmax(-1), tokens)
+    assert "latents" not in dataset(data)[(0, 1)]
+    shard = data / "tokens" / "train-00001"
+    (shard / "latents.npy").write_bytes(b"")
+    with pytest.raises(ValueError, match="latents.npy is damaged"):
+        TokenDataset(data, "train", seed=0, expected_stamp={}, conditions=["image"], latents=True)
+    index = read_json(shard / "index.json")
+    del index["latents"], index["samplings"]
+    (shard / "index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="has no latents, .* or write train.target_codes=1"):
+        TokenDataset(data, "train", seed=0, expected_stamp={}, conditions=["image"], latents=True)
+    assert dataset(data, samplings=1).ids  # as shards of earlier versions are read
 
 
 def test_frozen_encoder_stores_its_embeddings(data, tmp_path):
@@ -461,14 +513,14 @@ def change_caption(data, shape_id: str) -> None:
 
 
 CHANGES = [
-    (change_samples, "train-00001/tokens", "samples"),
-    (change_view, "train-00001/image", "views"),
-    (change_caption, "train-00001/text", "captions"),
+    (change_samples, {"tokens", "latents"}, "samples"),
+    (change_view, {"image"}, "views"),
+    (change_caption, {"text"}, "captions"),
 ]
 
 
-@pytest.mark.parametrize(("change", "part", "source"), CHANGES)
-def test_what_shards_are_made_of_is_followed(data, change, part, source):
+@pytest.mark.parametrize(("change", "parts", "source"), CHANGES)
+def test_what_shards_are_made_of_is_followed(data, change, parts, source):
     captioned(data)
     maker(data, captions=True).run()
     assert list(stale_parts(data)) == []
@@ -480,7 +532,7 @@ def test_what_shards_are_made_of_is_followed(data, change, part, source):
     assert path.parent.name == "train-00001" and f"the {source} of its shapes" in sentence
     again = maker(data, captions=True)
     again.run()
-    assert touched(data) == {part}
+    assert touched(data) == {f"train-00001/{part}" for part in parts}
     assert again.notes == [
         f"made again, as what they are made of has changed: train-00001 ({source}) in "
         f"{data / 'tokens'}"

@@ -356,9 +356,10 @@ def tokens(data) -> Path:
             shard = data / "tokens" / f"{split}-00000"
             shard.mkdir(parents=True)
             np.save(shard / "tokens.npy", np.full((len(ids), 12), 15, np.uint16))
+            np.save(shard / "latents.npy", np.zeros((len(ids), 12, 4), np.float16))
             np.save(shard / "image.npy", np.zeros((2 * len(ids), 8, 8, 3), np.uint8))
             np.save(shard / "text.npy", np.zeros(5 * len(ids), np.int32))
-            (shard / "index.json").write_text(json.dumps({"ids": ids, "sha256": ""}))
+            (shard / "index.json").write_text(json.dumps({"ids": ids, "sha256": "", "latents": ""}))
             (shard / "image.json").write_text(json.dumps({"counts": [2] * len(ids), "sha256": ""}))
             (shard / "text.json").write_text(
                 json.dumps({"counts": [1] * len(ids), "lengths": [5] * len(ids), "sha256": ""})
@@ -423,6 +424,12 @@ def large(tokens):
         ("train-00000/text.npy", lambda p: edit_array(p, lambda a: a[1:]), ""),
         ("train-00000/text.npy", lambda p: edit_array(p, lambda a: a.astype(np.int64)), ""),
         ("train-00000/tokens.npy", lambda p: edit_array(p, large), "row 1"),
+        ("train-00000/latents.npy", lambda p: edit_array(p, lambda a: a[:, 1:]), ""),
+        (
+            "train-00000/latents.npy",
+            lambda p: edit_array(p, lambda a: a + np.float16("inf")),
+            "row 0",
+        ),
         ("train-00000/tokens.npy", lambda p: edit_array(p, lambda a: a.astype(np.int64)), ""),
         ("train-00000/tokens.npy", lambda p: edit_array(p, lambda a: a[:, :-1]), ""),
         ("train-00000/tokens.npy", lambda p: p.write_bytes(p.read_bytes()[:-9]), ""),
