@@ -22,8 +22,6 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from tar3d.config import SamplingConfig
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import ModuleType
@@ -92,6 +90,8 @@ def layers(
 
 def draws(ops: ModuleType, *, shapes: int, codes: int, tokens: int) -> None:
     """Draws of a token from logits without data, with each of SAMPLINGS."""
+    from tar3d.config import SamplingConfig
+
     for options in SAMPLINGS:
         ops.draw_token(
             make(shapes, codes),
