@@ -4,12 +4,11 @@ import inspect
 import json
 import re
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks import gpu_session, measure
+from benchmarks import measure
 from benchmarks.measure import Case, Ceilings, Work, roofline
 from benchmarks.run import SUITES, main, run_suite, select_cases, table
 from benchmarks.suites import attention, data, decode, extract, tokenizer, train
@@ -447,60 +446,3 @@ def test_whether_a_step_fits_is_told_without_computing_it(monkeypatch):
         for how in ACTIVATION_CHECKPOINTING
     }
     assert needed["none"] > needed["cheap"] > needed["blocks"] > 50
-
-
-def test_gpu_session_on_a_cpu(tmp_path, monkeypatch, capsys):
-    """On a clock that stands still: how fast the machine is changes which cases have figures, and
-    nothing that is asserted."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr(gpu_session, "TESTS", ["tests/gpt/test_engine.py"])
-    monkeypatch.setattr(gpu_session, "PARTS", {"attention": 1, "tests": 1})
-    monkeypatch.setattr(gpu_session, "GRACE_SECONDS", 200.0)  # until a part would be stopped
-    monkeypatch.setattr(gpu_session, "time", SimpleNamespace(perf_counter=lambda: 0.0))
-    total = 2 * (2 * 200 + 8) + gpu_session.SUMMARY_SECONDS  # 8 seconds for the suite
-    flags = ["--device", "cpu", "--quick", "--parts", "tests", "attention", "--commit", "abc"]
-    gpu_session.main([*flags, "--minutes", str(total / 60), "--out", str(tmp_path)])
-    summary = (tmp_path / "summary.md").read_text()
-    assert summary in capsys.readouterr().out
-    assert "commit abc" in summary and "torch " in summary and "## tests" in summary
-    assert "pytest -m gpu" in summary and "skipped" in summary
-    assert (tmp_path / "tests.log").stat().st_size > 0
-    report = json.loads((tmp_path / "attention.json").read_text())
-    assert report["commit"] == "abc" and "--budget 8" in report["command"]
-    expected = [case.id for case in select_cases("attention", "tiny", CPU)]
-    assert list(dict.fromkeys(r["case"] for r in report["cases"])) == expected
-    assert all(case in summary for case in expected), "what was left out is listed too"
-
-
-def test_gpu_session_stops_a_part_and_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_session, "TESTS", ["-c", "/dev/null"])
-    outcome = gpu_session.run_part("tests", tmp_path, "cpu", True, "abc", 0.2)
-    assert outcome.status is None, "stopped, and not waited for"
-    seen = []
-
-    def run_part(name: str, *rest) -> gpu_session.Outcome:
-        seen.append((name, rest[-1]))
-        return gpu_session.Outcome(
-            ["python", name], 2 if name == "decode" else 0, 1.0, f"{name} cannot be loaded"
-        )
-
-    monkeypatch.setattr(gpu_session, "run_part", run_part)
-    monkeypatch.setattr(
-        gpu_session, "PARTS", {"tests": 2, "decode": 5, "attention": 2, "stages": 1}
-    )
-    monkeypatch.setattr(gpu_session, "time", SimpleNamespace(perf_counter=lambda: 0.0))
-    assert gpu_session.main(["--device", "cpu", "--out", str(tmp_path), "--minutes", "1.05"]) == 1
-    assert [name for name, _ in seen] == ["tests", "decode", "attention", "stages"]
-    assert [seconds for _, seconds in seen] == pytest.approx([12, 37.5, 40, 60]), (
-        "what is not used goes to the later ones"
-    )
-    assert (
-        "The last line of its errors: decode cannot be loaded"
-        in (tmp_path / "summary.md").read_text()
-    )
-    seen.clear()
-    assert (
-        gpu_session.main(["--device", "cpu", "--out", str(tmp_path), "--minutes", "0.01"]) == 1
-        and not seen
-    )
-    assert "Not run: tests, decode, attention, stages" in (tmp_path / "summary.md").read_text()

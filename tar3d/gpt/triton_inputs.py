@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import triton
 from torch import Tensor
-from triton.compiler import max_shared_mem
+from triton.compiler.compiler import max_shared_mem
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_HEAD_DIM = 128  # a state of 128 x 128 still fits the registers of one program

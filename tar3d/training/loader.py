@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 from typing import TYPE_CHECKING, cast
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tar3d.data.datasets.sampler import TrainingOrder
-from tar3d.training.signals import ignore_signals
+from tar3d.training.signals import end_workers, ignore_signals
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -20,8 +21,11 @@ def training_loader(
 ) -> DataLoader:
     """Batches of `order` on the device of this process.
 
-    Workers read ahead of the training, and copies to a GPU overlap with its computing.
+    Workers read ahead of the training, and copies to a GPU overlap with its computing. They end
+    with the program, also where an error ends it.
     """
+    atexit.unregister(end_workers)
+    atexit.register(end_workers)
     loader = DataLoader(
         dataset,
         batch_sampler=order,

@@ -61,12 +61,21 @@ def _end_at_once() -> None:
     A KeyboardInterrupt could wait for ever on its way out: for a worker, which ignores SIGTERM, or
     for a lock that the interrupted code holds.
     """
+    end_workers()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.raise_signal(signal.SIGINT)
+
+
+def end_workers() -> None:
+    """Ends the processes that read data for this one.
+
+    They ignore SIGTERM, by which Python ends them at its exit, and it would wait for them for ever.
+    """
     if hasattr(signal, "SIGCHLD"):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise an error
     for child in multiprocessing.active_children():
-        child.kill()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.raise_signal(signal.SIGINT)
+        if child.daemon:
+            child.kill()
 
 
 class SignalAgreement:

@@ -9,6 +9,8 @@ import random
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -212,3 +214,29 @@ def test_expected_faults_are_one_sentence_and_a_status(error, expected, capsys):
 def test_a_mistake_in_the_program_keeps_its_traceback():
     with pytest.raises(RuntimeError, match="size mismatch"):
         print_error(RuntimeError("size mismatch"))
+
+
+BROKEN_ITEM = """
+from torch.utils.data import Dataset
+from tar3d.runtime import start_fabric
+from tar3d.training.loader import training_loader
+
+class Broken(Dataset):
+    def __getitem__(self, item):
+        raise ValueError("a broken item")
+
+batches = iter(training_loader(Broken(), [[0], [1]], 1, start_fabric(None, 1, "32-true")))
+next(batches)
+"""
+
+
+def test_a_failed_training_ends_although_its_workers_ignore_signals():
+    """Python waits for workers at its exit, after a SIGTERM that these ignore."""
+    done = subprocess.run(
+        [sys.executable, "-c", BROKEN_ITEM],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 1 and "a broken item" in done.stderr
