@@ -125,7 +125,7 @@ def run_part(part: Part, session: Session, seconds: float | None) -> Outcome:
 
 def _log(part: Part, session: Session) -> Path:
     """Where a part writes what it prints; a part that runs beside others has its own file."""
-    return session.work / f"{part.name}.log" if part.prepared else session.out / "log.txt"
+    return session.work / f"{part.name}.log" if part.beside else session.out / "log.txt"
 
 
 def _arguments(part: Part, session: Session, seconds: float | None) -> list[str]:
@@ -396,27 +396,28 @@ def run_session(
 ) -> int:
     """Runs the parts until the `deadline`, a time of `perf_counter`; returns the exit status."""
     outcomes: dict[str, Outcome] = {}
-    prepared = [part for part in parts if part.prepared]
-    rest = [part for part in parts if not part.prepared]
+    beside = [part for part in parts if part.beside]
+    rest = [part for part in parts if not part.beside]
     over = threading.Event()
 
-    def prepare() -> None:
-        for part in prepared:
-            if not over.is_set():
-                outcomes[part.name] = run_part(
-                    part, session, None if deadline is None else part.share
-                )
+    def run_beside(part: Part) -> None:
+        seconds = None
+        if deadline is not None:
+            seconds = min(part.share, deadline - time.perf_counter())
+        if not over.is_set() and (seconds is None or seconds > 0):
+            outcomes[part.name] = run_part(part, session, seconds)
 
     def write() -> str:
         waiting = [part.name for part in parts if part.name not in outcomes]
         return write_results(session, head, dict(outcomes), waiting)
 
-    with ThreadPoolExecutor(1) as beside:
-        data = beside.submit(prepare)
+    with ThreadPoolExecutor(1) as thread:
+        waited_for = [(part.has_data, thread.submit(run_beside, part)) for part in beside]
         try:
             for number, part in enumerate(rest):
-                if part.needs_data:
-                    data.result()
+                if part.has_data:
+                    for made in (future for has_data, future in waited_for if has_data):
+                        made.result()
                 seconds = None
                 if deadline is not None:
                     left = deadline - time.perf_counter()
@@ -426,22 +427,23 @@ def run_session(
                     print(f"{part.name}{limit}", file=sys.stderr, flush=True)
                     outcomes[part.name] = run_part(part, session, seconds)
                 write()
-            data.result()
+            for _, future in waited_for:
+                future.result()
         finally:
             over.set()
             for process in session.running:
                 if process.poll() is None:
                     _kill(process)
-    _append_logs(session, prepared)
+    _append_logs(session, beside)
     print(write())
     done = len(outcomes) == len(parts) and all(o.status == 0 for o in outcomes.values())
     return 0 if done else 1
 
 
-def _append_logs(session: Session, prepared: list[Part]) -> None:
-    """Adds what prepared parts have printed to log.txt."""
+def _append_logs(session: Session, beside: list[Part]) -> None:
+    """Adds to log.txt what parts have printed that ran beside others."""
     with (session.out / "log.txt").open("a", encoding="utf-8") as log:
-        for part in prepared:
+        for part in beside:
             path = _log(part, session)
             log.write(path.read_text(encoding="utf-8") if path.is_file() else "")
 

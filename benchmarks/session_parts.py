@@ -17,8 +17,8 @@ class Part:
     `share` is its share of the time, in seconds of a session of twelve minutes. `arguments` are
     files of tests, the arguments of Python for a script, or the name of a suite of
     `benchmarks.run`. In those of a script, {work}, {data} and {device} stand for folders and the
-    device; `small` is added to them in a rehearsal. A part that is `prepared` makes {data} on the
-    CPU while the tests run.
+    device; `small` is added to them in a rehearsal. Parts that run `beside` the others begin with
+    the session, one after another, while the tests run: they make {data}, and take the CPU alone.
     """
 
     name: str
@@ -26,11 +26,12 @@ class Part:
     kind: Literal["tests", "script", "suite"]
     arguments: tuple[str, ...]
     small: tuple[str, ...] = field(default=())
-    prepared: bool = False
+    beside: bool = False
 
     @property
-    def needs_data(self) -> bool:
-        return not self.prepared and any("{data}" in argument for argument in self.arguments)
+    def has_data(self) -> bool:
+        """True if it makes {data} or reads it."""
+        return any("{data}" in argument for argument in self.arguments)
 
 
 # First what has never run on a GPU, then each script from its command to its end, then figures. The
@@ -42,7 +43,7 @@ PARTS = (
         "script",
         ("-m", "tar3d.data.toy", "--out", "{data}", "--num", "24", "--seed", "5", "views.count=2"),
         ("--num", "4"),
-        prepared=True,
+        beside=True,
     ),
     Part(
         "samples",
@@ -52,8 +53,10 @@ PARTS = (
             *("-m", "tar3d.data.make_samples", "{data}", "surface_points=8192"),
             *("volume_points=4096", "near_points=4096"),
         ),
-        prepared=True,
+        beside=True,
     ),
+    # It counts the memory of trainings, which takes a processor a minute.
+    Part("doctor", 100, "script", ("-m", "tar3d.doctor"), beside=True),
     Part(
         "engine",
         70,
@@ -73,7 +76,6 @@ PARTS = (
         ),
     ),
     Part("training_tests", 30, "tests", ("tests/training",)),
-    Part("doctor", 15, "script", ("-m", "tar3d.doctor")),
     Part(
         "train_vqvae",
         35,

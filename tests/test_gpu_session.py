@@ -32,9 +32,9 @@ def test_a_gpu_session_rehearses_its_order(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu_session, "run_part", run_part)
     monkeypatch.setattr(gpu_session, "table", lambda report: f"the table of {report['suite']}")
     assert gpu_session.main(["--rehearse", "--commit", "abc", "--out", str(tmp_path)]) == 0
-    prepared = [part.name for part in PARTS if part.prepared]
-    others = [part.name for part in PARTS if not part.prepared]
-    assert [name for name in order if name not in prepared] == others
+    beside = [part.name for part in PARTS if part.beside]
+    others = [part.name for part in PARTS if not part.beside]
+    assert [name for name in order if name not in beside] == others
     assert order.index("samples") < order.index("train_vqvae"), "scripts wait for their data"
     summary = (tmp_path / "summary.md").read_text()
     assert summary in capsys.readouterr().out
