@@ -164,6 +164,7 @@ def read_config(args: argparse.Namespace, vqvae: VQVAE) -> GPTRunConfig:
     if args.overfit:
         config.gpt.condition_dropout = config.train.ema = 0.0
         config.train.token_noise = config.train.word_dropout = 0.0
+        config.train.token_noise_kind = "uniform"
     return config
 
 

@@ -253,6 +253,11 @@ class GPTTrainConfig(TrainConfig):
             f"train.occupancy_weight {self.occupancy_weight:g} train it: write 0 for all three",
         )
         one_of("train.token_noise_kind", self.token_noise_kind, TOKEN_NOISE_KINDS)
+        require(
+            self.token_noise > 0 or self.token_noise_kind == "uniform",
+            f"train.token_noise_kind is {self.token_noise_kind}, but train.token_noise is 0, so no "
+            "token is replaced: write a share, as in train.token_noise=0.2",
+        )
         one_of("train.strategy", self.strategy, ("ddp", "fsdp"))
         one_of("train.weights_dtype", self.weights_dtype, ("float32", "float16"))
         at_least(1, self, "train.", "steps", "global_batch_size", "weights_file_mb")

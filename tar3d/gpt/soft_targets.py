@@ -27,7 +27,8 @@ def nearest_codes(codes: Tensor, count: int) -> Tensor:
     """
     if count > len(codes):
         raise ValueError(
-            f"{count} nearest codes are asked for, but the tokenizer has {len(codes)}: choose fewer"
+            f"a target of {count} codes is asked for (train.target_codes), but the tokenizer has "
+            f"{len(codes)}: write fewer"
         )
     codes = codes.float()
     found = []

@@ -175,7 +175,7 @@ def token_noise(train: GPTTrainConfig, vqvae: VQVAE) -> TokenNoise:
     """The noise that a configuration asks for in the tokens of `vqvae`."""
     codes, neighbours = vqvae.quantizer.codebook, None
     if train.token_noise_kind == "neighbours":
-        neighbours = nearest_codes(codes, NOISE_NEIGHBOURS).cpu().numpy()
+        neighbours = nearest_codes(codes, min(NOISE_NEIGHBOURS, len(codes))).cpu().numpy()
         neighbours = neighbours.astype(token_dtype(len(codes)))
     return TokenNoise(
         train.token_noise, len(codes), neighbours, own=train.token_noise_kind == "own"

@@ -23,7 +23,9 @@ def test_a_code_is_the_nearest_of_itself_and_the_rest_follow_by_distance(codes, 
     others = ~torch.isin(torch.arange(V), torch.tensor([3, 5]))
     expected = (codes @ codes.T).topk(6).indices
     assert torch.equal(found[others], expected[others])
-    with pytest.raises(ValueError, match="38 nearest codes are asked for, .* has 37: choose fewer"):
+    with pytest.raises(
+        ValueError, match="target of 38 codes .*train.target_codes.* has 37: write fewer"
+    ):
         nearest_codes(codes, V + 1)
 
 

@@ -87,10 +87,13 @@ def test_own_samples_replace_inputs_and_leave_no_trace_in_the_gradient(vqvae):
 def test_a_configuration_chooses_the_noise(vqvae):
     kinds = {}
     for kind in ("uniform", "neighbours", "own"):
-        config = load(GPTRunConfig, None, [f"train.token_noise_kind={kind}"])
+        chosen = ["train.token_noise=0.2", f"train.token_noise_kind={kind}"]
+        config = load(GPTRunConfig, None, chosen)
         kinds[kind] = token_noise(config.train, vqvae)
     assert kinds["uniform"].neighbours is None and not kinds["uniform"].own
     assert kinds["neighbours"].neighbours.shape == (len(vqvae.quantizer.codebook), 16)
     assert kinds["own"].own and kinds["own"].neighbours is None
     with pytest.raises(ValueError, match="token_noise_kind is 'any', allowed are uniform, neigh"):
         load(GPTRunConfig, None, ["train.token_noise_kind=any"])
+    with pytest.raises(ValueError, match="kind is own, but train.token_noise is 0, so no token"):
+        load(GPTRunConfig, None, ["train.token_noise_kind=own"])
