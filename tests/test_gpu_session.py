@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import signal
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +12,8 @@ import torch
 from benchmarks import gpu_session
 from benchmarks.run import select_cases
 from benchmarks.session_parts import FIGURES, PARTS, ROOT, Part
+
+SLEEP = ("-c", "import time; time.sleep(999)")
 
 
 def test_a_gpu_session_rehearses_its_order(tmp_path, monkeypatch, capsys):
@@ -62,9 +66,7 @@ def test_a_gpu_session_asks_for_what_there_is():
 
 
 def test_a_gpu_session_stops_a_part_and_goes_on(tmp_path, monkeypatch):
-    hanging = Part(
-        "hanging", 1, "script", ("-c", "import time; print(7, flush=True); time.sleep(999)")
-    )
+    hanging = Part("hanging", 1, "script", SLEEP)
     session = gpu_session.Session(tmp_path, tmp_path, "cpu", "abc", rehearse=False)
     monkeypatch.setattr(gpu_session, "GRACE_SECONDS", 0.1)
     outcome = gpu_session.run_part(hanging, session, 0.5)
@@ -97,6 +99,24 @@ def test_a_gpu_session_stops_a_part_and_goes_on(tmp_path, monkeypatch):
     seen.clear()
     assert gpu_session.main([*flags, "0.01"]) == 1 and not seen
     assert "Not run: engine, decode, attention, stages" in (tmp_path / "summary.md").read_text()
+
+
+def test_a_gpu_session_that_is_ended_leaves_nothing_running(tmp_path, monkeypatch):
+    hanging = Part("hanging", 1, "script", SLEEP, beside=True)
+    session = gpu_session.Session(tmp_path, tmp_path, "cpu", "abc", rehearse=True)
+    real = gpu_session.run_part
+
+    def run_part(part: Part, session, seconds: float | None) -> gpu_session.Outcome:
+        if part is hanging:
+            return real(part, session, seconds)
+        while not session.running:
+            time.sleep(0.01)
+        raise SystemExit(128 + signal.SIGTERM)
+
+    monkeypatch.setattr(gpu_session, "run_part", run_part)
+    with pytest.raises(SystemExit):
+        gpu_session.run_session(session, [hanging, Part("ended", 1, "script", SLEEP)], [], None)
+    assert session.running[0].returncode == -signal.SIGKILL
 
 
 def test_a_gpu_session_says_at_once_what_is_not_installed(tmp_path, monkeypatch, capsys):
