@@ -90,10 +90,9 @@ VARIANTS = {
     "after: compiled, 2^26 logits": AFTER,
     "eager, none": Settings(compile=False),
     "eager, blocks": Settings("blocks", compile=False),
-    "compiled, blocks": Settings("blocks"),
     "compiled, residual bfloat16": Settings(residual_dtype="autocast"),
     "compiled, 2^28 logits": Settings(logits_at_once=1 << 28),
-    "compiled, Muon one by one": Settings(muon="one by one"),
+    "eager, none, Muon one by one": Settings(compile=False, muon="one by one"),
 }
 TOKENIZERS = ("vqvae3d", "vqvae3d_fast", "vqvae3d_small")
 MICRO_BATCH = 8  # rows or shapes that go through a model together
@@ -300,7 +299,7 @@ def record(
     kernels: Counter[Kernel], model_flops: float | None, kernel_us: float, launch_us: float
 ) -> dict[str, object]:
     """A row of the report; `model_flops` are those that MFU counts."""
-    result: dict[str, object] = summary(kernels)
+    result: dict[str, object] = {**summary(kernels)}
     parts = dict.fromkeys(k.part for k in kernels)
     result["bytes_of_part"] = {
         part: summary(Counter({k: n for k, n in kernels.items() if k.part == part}))["bytes"]
