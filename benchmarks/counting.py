@@ -273,8 +273,8 @@ def _node_kernel(node) -> Kernel | None:
     if type(node).__name__ == "NopKernelSchedulerNode" or kind == "MultiOutput":
         return None
     if node.is_extern():
-        origin = node.node.get_origin_node()
-        if origin is not None and isinstance(origin.target, torch._ops.OpOverload):
+        origin = _called(node.node)
+        if origin is not None:
             args, kwargs = torch.fx.map_arg(
                 (origin.args, origin.kwargs), lambda argument: argument.meta["val"]
             )
@@ -282,6 +282,14 @@ def _node_kernel(node) -> Kernel | None:
     moved = node.get_read_write_buffers_sizes()
     how = "extern" if node.is_extern() else "fused"
     return Kernel("", f"{how} {_origins(node)}", moved, 0, True, 1) if moved else None
+
+
+def _called(extern) -> torch.fx.Node | None:
+    """The operation of the graph that an extern kernel of inductor calls, None if not known."""
+    origin, called = extern.get_origin_node(), getattr(extern, "op_overload", None)
+    if origin is None and called is not None:
+        origin = next((o for o in extern.get_origins() if o.target is called), None)
+    return origin if origin and isinstance(origin.target, torch._ops.OpOverload) else None
 
 
 def _origins(node) -> str:

@@ -125,3 +125,24 @@ def test_triton_kernels_read_the_weights_and_the_filled_slots_once() -> None:
     assert triton["kernels"] < plain["kernels"] / 4
     assert 2 * triton["product_flops"] > plain["product_flops"]
     assert triton["bytes"] < plain["bytes"]
+
+
+class Attention(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.scaled_dot_product_attention(x, 2 * x, x + 1, is_causal=True)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_causal_attention_counts_half_of_its_products(compiled) -> None:
+    torch._dynamo.reset()
+    counter, block = Traffic(), Attention()
+    if compiled:
+        block.compile(backend=counting_backend(counter))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x = torch.empty(2, 4, 16, 8, requires_grad=True)
+        block(x).sum().backward()
+        with counter:
+            counter.kernels.clear()
+            block(x).sum().backward()
+    forward = 4 * 2 * 4 * 16 * 16 * 8 / 2
+    assert traffic.summary(counter.kernels)["product_flops"] == 3.5 * forward
