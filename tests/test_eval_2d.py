@@ -26,8 +26,9 @@ from tar3d.evaluation.image_pairs import RenderedImages, image_pairs, read_camer
 from tar3d.evaluation.image_scores import Networks, score_sets
 from tar3d.evaluation.mesh_pairs import Pair
 from tar3d.evaluation.mesh_report import compare_sets
+from tar3d.mesh.cameras import orbit
 from tar3d.mesh.load import normalize
-from tar3d.mesh.render import Renderer, orbit
+from tar3d.mesh.render import Renderer
 from tar3d.pipeline import Pipeline
 
 ROOT = Path(__file__).resolve().parent.parent

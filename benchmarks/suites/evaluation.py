@@ -17,7 +17,8 @@ import trimesh
 from benchmarks.measure import Case, Work
 from tar3d.config import EvalProtocol
 from tar3d.contracts import Mesh
-from tar3d.mesh.render import Renderer, orbit
+from tar3d.mesh.cameras import orbit
+from tar3d.mesh.render import Renderer
 from tar3d.metrics.geometry import compare_meshes, floor_scores, point_scores, surface_cloud
 
 if TYPE_CHECKING:

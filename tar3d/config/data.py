@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 
-from tar3d.config.checks import at_least, one_of, require
+from tar3d.config.checks import at_least, one_of, require, share
 
 
 @dataclass(kw_only=True)
@@ -55,6 +55,9 @@ class ViewConfig:
     # The whole cube is in the image if distance sin(field_of_view / 2) >= 0.95 sqrt 3.
     distance: float = 5.5
     field_of_view: float = 35.0
+    # 0: matt grey under one light. Up to 1: colours, patterns, lights, gloss, line drawings and
+    # focal lengths drawn for each view, the further from that the larger the number.
+    variety: float = 0.0
 
     def __post_init__(self) -> None:
         one_of("views.background", self.background, ("transparent", "white"))
@@ -77,6 +80,7 @@ class ViewConfig:
             0 < self.field_of_view < 180,
             f"field_of_view must be between 0 and 180 degrees, got {self.field_of_view}",
         )
+        share(self, "views.", "variety")
 
 
 @dataclass(kw_only=True)

@@ -22,8 +22,9 @@ from tar3d.evaluation.arguments import FILTERS
 from tar3d.evaluation.mesh_pairs import Pair
 from tar3d.evaluation.mesh_report import in_view
 from tar3d.folders import FoundFiles, find_files, name_problem, printable
+from tar3d.mesh.cameras import Camera
 from tar3d.mesh.load import load_mesh
-from tar3d.mesh.render import Camera, Renderer
+from tar3d.mesh.render import Renderer
 from tar3d.metrics.geometry import in_frame
 
 if TYPE_CHECKING:

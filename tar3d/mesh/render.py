@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import textwrap
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 from embreex.mesh_construction import TriangleMesh
 from embreex.rtcore_scene import EmbreeScene
 from PIL import Image, ImageDraw, ImageFont
+from scipy import sparse
+from scipy.sparse import csgraph
 
 from tar3d.contracts import Mesh
+from tar3d.mesh.cameras import Camera, orbit
+from tar3d.mesh.looks import Look, Surface, with_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
-
-    from tar3d.config import ViewConfig
 
 _ALBEDO = np.array([0.80, 0.78, 0.75], dtype=np.float32)
 _AMBIENT, _KEY, _FILL = 0.22, 0.62, 0.20
@@ -36,49 +39,6 @@ _PREVIEW_FACES = 2_000_000
 _PREVIEW_CELL = 1 / 256  # about half a pixel of such an image
 _GREYS = 64  # colours of an animation: clay has little else
 _RAYS_AT_ONCE = 1 << 18  # bounds memory at about 60 MB for any image size
-Vector = tuple[float, float, float]
-
-
-@dataclass(frozen=True)
-class Camera:
-    """A pinhole camera with a square image.
-
-    Raises ValueError for a field of view outside (0, 180) and for `up` along the view direction.
-    """
-
-    position: Vector
-    target: Vector = (0.0, 0.0, 0.0)
-    up: Vector = (0.0, 1.0, 0.0)
-    field_of_view: float = 35.0  # degrees
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.field_of_view < 180.0:
-            raise ValueError(f"field_of_view must be in (0, 180) degrees, got {self.field_of_view}")
-        forward = np.subtract(self.target, self.position)
-        if not np.linalg.norm(np.cross(forward, self.up)) > 1e-9 * np.linalg.norm(forward):
-            raise ValueError(
-                f"a camera at {self.position} that looks at {self.target} cannot have "
-                f"up = {self.up}"
-            )
-
-    def axes(self) -> np.ndarray:
-        """Unit rows right, up, forward in world coordinates, (3, 3)."""
-        forward = np.subtract(self.target, self.position).astype(np.float64)
-        forward /= np.linalg.norm(forward)
-        right = np.cross(forward, self.up)
-        right /= np.linalg.norm(right)
-        return np.stack([right, np.cross(right, forward), forward])
-
-    def to_json(self) -> dict:
-        """The camera as plain values, for a JSON file."""
-        vectors = {name: list(getattr(self, name)) for name in ("position", "target", "up")}
-        return {**vectors, "field_of_view": self.field_of_view}
-
-    @classmethod
-    def from_json(cls, values: dict) -> Camera:
-        """The camera of such values; KeyError, TypeError or ValueError where they make none."""
-        position, target, up = (_vector(values[name]) for name in ("position", "target", "up"))
-        return cls(position, target, up, float(values["field_of_view"]))
 
 
 @dataclass(frozen=True)
@@ -104,6 +64,10 @@ class Renderer:
         self._scene = EmbreeScene()
         TriangleMesh(self._scene, mesh.vertices, mesh.faces.astype(np.int32))
         self._face_normals, self._corner_normals = _normals(mesh)
+        self._faces = mesh.faces
+        low, high = mesh.vertices.min(axis=0), mesh.vertices.max(axis=0)
+        # (8, 3), the corners of the box around the mesh
+        self._box = np.stack(np.meshgrid(*zip(low, high, strict=True)), axis=-1).reshape(-1, 3)
 
     def render(
         self,
@@ -112,8 +76,11 @@ class Renderer:
         *,
         supersample: int = 2,
         background: tuple[int, int, int] | None = None,
+        look: Look | None = None,
     ) -> Render:
         """Renders `size` x `size` pixels, each the mean of supersample^2 rays; row 0 is the top.
+
+        Without a `look` it is clay.
 
         Raises ValueError for a size or supersampling below 1.
         """
@@ -121,55 +88,101 @@ class Renderer:
             raise ValueError(
                 f"a render needs size >= 1 and supersample >= 1, got {size} and {supersample}"
             )
-        rows = max(1, _RAYS_AT_ONCE // (size * supersample**2))
-        bands = [
-            self._band(camera, size, supersample, top, min(top + rows, size))
-            for top in range(0, size, rows)
-        ]
-        shade, mask, normal, depth = (np.concatenate(parts) for parts in zip(*bands, strict=True))
+        left, top, right, bottom = self._extent(camera, size)
+        rows = max(1, _RAYS_AT_ONCE // (max(1, right - left) * supersample**2))
+        color = np.zeros((size, size, 3), dtype=np.float32)
+        mask, normal = np.zeros_like(color[..., 0]), np.zeros_like(color)
+        depth = np.full_like(mask, np.inf)
+        for start in range(top, bottom, rows):
+            box = left, start, right, min(start + rows, bottom)
+            where = np.s_[box[1] : box[3], left:right]
+            color[where], mask[where], normal[where], depth[where] = self._band(
+                camera, size, supersample, box, look
+            )
+        if look is not None and look.lines:
+            color, mask = with_lines(color, mask, normal, depth, look)
         if background is not None:
             cover = mask[..., None]
-            shade = shade * cover + np.asarray(background, dtype=np.float32) / 255 * (1 - cover)
-        color = np.rint(shade.clip(0, 1) * 255).astype(np.uint8)
-        return Render(color, mask, normal, depth, background)
+            color = color * cover + np.asarray(background, dtype=np.float32) / 255 * (1 - cover)
+        return Render(
+            np.rint(color.clip(0, 1) * 255).astype(np.uint8), mask, normal, depth, background
+        )
+
+    def _extent(self, camera: Camera, size: int) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom of the pixels outside which no ray can hit the mesh."""
+        right, up, depth = camera.axes() @ (self._box - np.asarray(camera.position)).T
+        if depth.min() < 0.01 * depth.max():  # a corner that is not in front has no place
+            return 0, 0, size, size
+        focal = 1 / np.tan(np.radians(camera.field_of_view) / 2)
+        x, y = right / depth * focal, -up / depth * focal  # in [-1, 1] within the image
+        low, high = (
+            ((np.array([edge(x), edge(y)]) + 1) * size / 2 + margin).clip(0, size).astype(int)
+            for edge, margin in ((np.min, -1), (np.max, 2))
+        )
+        return int(low[0]), int(low[1]), int(high[0]), int(high[1])
 
     def _band(
-        self, camera: Camera, size: int, supersample: int, top: int, bottom: int
+        self,
+        camera: Camera,
+        size: int,
+        supersample: int,
+        box: tuple[int, int, int, int],
+        look: Look | None,
     ) -> tuple[np.ndarray, ...]:
-        """Shade, coverage, normal and depth of the pixel rows top..bottom."""
+        """Color, coverage, normal and depth of the pixels in `box`: left, top, right, bottom."""
+        left, top, right, bottom = box
         axes = camera.axes().astype(np.float32)
         fine = size * supersample
         half = np.tan(np.radians(camera.field_of_view) / 2)
         across = ((np.arange(fine, dtype=np.float32) + 0.5) / fine * 2 - 1) * np.float32(half)
-        y, x = np.meshgrid(-across[top * supersample : bottom * supersample], across, indexing="ij")
+        y = -across[top * supersample : bottom * supersample, None, None]
+        x = across[left * supersample : right * supersample, None]
         # (K, 3), each one unit deep along the view direction
-        rays = x.reshape(-1, 1) * axes[0] + y.reshape(-1, 1) * axes[1] + axes[2]
-        origins = np.broadcast_to(np.asarray(camera.position, dtype=np.float32), rays.shape)
-        hits = self._scene.run(np.ascontiguousarray(origins), rays, query="INTERSECT", output=True)
+        rays = (x * axes[0] + y * axes[1] + axes[2]).reshape(-1, 3)
+        origins = np.empty_like(rays)
+        origins[:] = camera.position
+        hits = self._scene.run(origins, rays, query="INTERSECT", output=True)
         hit = np.flatnonzero(hits["primID"] >= 0)
+        face = hits["primID"][hit]
 
         u, v = hits["u"][hit, None], hits["v"][hit, None]
-        corner = self._corner_normals[hits["primID"][hit]]
+        corner = self._corner_normals[face]
         normal = corner[:, 0] * (1 - u - v) + corner[:, 1] * u + corner[:, 2] * v
-        cosine = np.einsum("ij,ij->i", self._face_normals[hits["primID"][hit]], rays[hit])
+        cosine = np.einsum("ij,ij->i", self._face_normals[face], rays[hit])
         is_back = cosine > 0
         normal = _unit(np.where(is_back[:, None], -normal, normal))
 
-        block = (bottom - top, supersample, size, supersample)
-        pixel = np.arange(block[0] * size, dtype=np.int64).reshape(block[0], 1, size, 1)
+        width = right - left
+        block = (bottom - top, supersample, width, supersample)
+        pixel = np.arange(block[0] * width, dtype=np.int64).reshape(block[0], 1, width, 1)
         pixel = np.broadcast_to(pixel, block).reshape(-1)[hit]
-        count = np.bincount(pixel, minlength=block[0] * size)
+        count = np.bincount(pixel, minlength=block[0] * width)
         weight = 1 / np.maximum(count, 1)
 
         def mean(values: np.ndarray) -> np.ndarray:
             total = np.bincount(pixel, values, minlength=len(count))
-            return (total * weight).astype(np.float32).reshape(block[0], size)
+            return (total * weight).astype(np.float32).reshape(block[0], width)
 
-        shade = _light(normal, axes)
-        mask = (count / supersample**2).astype(np.float32).reshape(block[0], size)
+        if look is None:
+            color = mean(_light(normal, axes))[..., None] * _ALBEDO
+        else:
+            points = origins[hit] + hits["tfar"][hit, None] * rays[hit]
+            surface = Surface(points, normal, -_unit(rays[hit]), self.parts[face], axes)
+            shade = look.shade(surface)
+            color = np.stack([mean(shade[:, i]) for i in range(3)], axis=-1)
+        mask = (count / supersample**2).astype(np.float32).reshape(block[0], width)
         depth = np.where(mask > 0, mean(hits["tfar"][hit]), np.float32(np.inf))
         pixel_normal = _unit(np.stack([mean(normal[:, i]) for i in range(3)], axis=-1))
-        return mean(shade)[..., None] * _ALBEDO, mask, pixel_normal, depth
+        return color, mask, pixel_normal, depth
+
+    @cached_property
+    def parts(self) -> np.ndarray:
+        """The connected part of each face, (F,) int32 numbered from 0."""
+        a, b, c = self._faces.T
+        count = int(self._faces.max()) + 1
+        ends = np.concatenate([a, b]), np.concatenate([b, c])
+        edges = sparse.coo_array((np.ones(2 * len(a), dtype=bool), ends), (count, count))
+        return csgraph.connected_components(edges, directed=False)[1][a]
 
 
 def render(
@@ -196,33 +209,6 @@ def rgba(view: Render) -> np.ndarray:
         )
     alpha = np.rint(view.mask * 255).astype(np.uint8)
     return np.concatenate([view.color, alpha[..., None]], axis=-1)
-
-
-def orbit(azimuth: float, elevation: float, distance: float, fov: float) -> Camera:
-    """A camera that looks at the origin from `distance`; all angles in degrees.
-
-    Azimuth 0 is on +Z, positive towards +X; elevation is positive towards +Y.
-    """
-    a, e = np.radians(azimuth), np.radians(elevation)
-    outward = np.array([np.cos(e) * np.sin(a), np.sin(e), np.cos(e) * np.cos(a)])
-    # also defined straight above the origin
-    up = np.array([-np.sin(e) * np.sin(a), np.cos(e), -np.sin(e) * np.cos(a)])
-    return Camera(_vector(distance * outward), (0.0, 0.0, 0.0), _vector(up), fov)
-
-
-def _vector(values: Iterable[float]) -> Vector:
-    x, y, z = map(float, values)
-    return x, y, z
-
-
-def orbit_cameras(config: ViewConfig, rng: np.random.Generator) -> list[Camera]:
-    """`config.count` cameras with angles uniform in the ranges of `config`."""
-    (left, right), (low, high) = config.azimuth, config.elevation
-    angles = [(rng.uniform(left, right), rng.uniform(low, high)) for _ in range(config.count)]
-    return [
-        orbit(azimuth, elevation, config.distance, config.field_of_view)
-        for azimuth, elevation in angles
-    ]
 
 
 def contact_sheet(rows: list[list[np.ndarray]], titles: list[str] | None = None) -> Image.Image:

@@ -9,12 +9,10 @@ import trimesh
 
 from tar3d.config import ViewConfig
 from tar3d.contracts import Mesh
+from tar3d.mesh.cameras import Camera, orbit, orbit_cameras
 from tar3d.mesh.render import (
-    Camera,
     Renderer,
     contact_sheet,
-    orbit,
-    orbit_cameras,
     render,
     render_preview,
     render_previews,
@@ -207,3 +205,21 @@ def test_previews_and_turntables_build_the_ray_structure_once(monkeypatch, tmp_p
     assert [image.min() for image in render_previews(None, 8, (0.0,))] == [255]
     save_turntable(mesh, tmp_path / "turn.gif", size=32, frames=3)
     assert len(built) == 2
+
+
+@pytest.mark.parametrize(
+    "camera",
+    [
+        orbit(30, 20, 5.5, 35.0),
+        Camera((0.0, 0.0, 6.0), (1.5, 0.2, 0.0), field_of_view=10.0),  # the mesh leaves the frame
+        Camera((0.0, 0.0, 6.0), (9.0, 0.2, 0.0), field_of_view=10.0),  # and is out of it
+        Camera((0.1, 0.2, 0.3), (0.0, 0.2, 5.0), field_of_view=70.0),  # the camera is in its box
+    ],
+)
+def test_rays_that_cannot_hit_are_left_out_without_a_difference(camera, monkeypatch):
+    renderer = Renderer(ball((0.2, -0.1, 0.0), radius=0.6, detail=2))
+    cropped = renderer.render(camera, 33)
+    monkeypatch.setattr(Renderer, "_extent", lambda _, __, size: (0, 0, size, size))
+    whole = renderer.render(camera, 33)
+    for name in ("color", "mask", "normal", "depth"):
+        assert np.array_equal(getattr(cropped, name), getattr(whole, name)), name

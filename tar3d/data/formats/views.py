@@ -19,8 +19,10 @@ from tar3d.condition.image import ImageError, load_image
 from tar3d.data.formats.dataset_folder import mesh_path
 from tar3d.data.formats.shards import ShardedFiles
 from tar3d.io import json_bytes
+from tar3d.mesh.cameras import orbit_cameras
 from tar3d.mesh.load import MeshError, load_mesh
-from tar3d.mesh.render import Renderer, orbit_cameras, render_preview, rgba
+from tar3d.mesh.looks import draw_look
+from tar3d.mesh.render import Renderer, render_preview, rgba
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,9 +44,12 @@ def view_files(mesh: Mesh, config: ViewConfig, rng: np.random.Generator) -> dict
     Raises `MeshError` for a mesh of which a view shows nothing.
     """
     cameras, renderer, files = orbit_cameras(config, rng), Renderer(mesh), {}
+    streams = rng.spawn(config.count) if config.variety else []
     for k, camera in enumerate(cameras):
         white = config.background == "white"
-        view = renderer.render(camera, config.size, background=WHITE if white else None)
+        look = draw_look(streams[k], config.variety) if config.variety else None
+        background = WHITE if white else None
+        view = renderer.render(camera, config.size, background=background, look=look)
         if not (np.rint(view.mask * 255) >= VISIBLE_ALPHA).any():
             raise MeshError(
                 f"its view {k} of {config.size} pixels shows nothing: it is thinner than a pixel, "

@@ -21,7 +21,7 @@ from tar3d.data.formats.views import view_names
 from tar3d.data.validate.check_orientation import check_orientation
 from tar3d.data.validate.overlay import View, project, seen_at
 from tar3d.mesh.background import middle_span
-from tar3d.mesh.render import Camera
+from tar3d.mesh.cameras import Camera
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

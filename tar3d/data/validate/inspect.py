@@ -43,7 +43,7 @@ from tar3d.data.validate.overlay import (
     seen_at,
 )
 from tar3d.io import atomic_write, write_csv
-from tar3d.mesh.render import orbit
+from tar3d.mesh.cameras import orbit
 from tar3d.metrics.summary import markdown_table
 from tar3d.parallel.processes import results
 from tar3d.runtime import progress_bar

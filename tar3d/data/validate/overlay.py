@@ -18,7 +18,7 @@ from tar3d.condition.foreground import find_foreground
 
 if TYPE_CHECKING:
     from tar3d.contracts import ShapeSamples
-    from tar3d.mesh.render import Camera
+    from tar3d.mesh.cameras import Camera
 
 # vermilion and blue, which every kind of colour vision distinguishes
 INSIDE, OUTSIDE = (213, 94, 0, 255), (0, 114, 178, 60)

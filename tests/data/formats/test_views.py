@@ -11,7 +11,9 @@ from tar3d.condition.image import ImageError
 from tar3d.config import ViewConfig
 from tar3d.data.formats.shards import write_shard
 from tar3d.data.formats.views import Views, mesh_images, view_files
+from tar3d.mesh.cameras import orbit
 from tar3d.mesh.load import MeshError, normalize
+from tar3d.mesh.render import render, rgba
 
 
 def png(grey: int) -> bytes:
@@ -61,3 +63,20 @@ def test_a_mesh_that_no_pixel_shows_is_refused():
     needle = normalize(box(extents=(1e-6, 1e-6, 1)).vertices, box().faces)
     with pytest.raises(MeshError, match="its view 0 of 32 pixels shows nothing"):
         view_files(needle, ViewConfig(count=1, size=32), np.random.default_rng(0))
+
+
+def test_varied_views_are_the_same_again_and_plain_ones_are_not_touched():
+    mesh = normalize(*(lambda b: (b.vertices, b.faces))(box((1, 2, 3))))
+
+    def files(seed: int, **settings: object) -> dict[str, bytes]:
+        return view_files(mesh, ViewConfig(size=32, **settings), np.random.default_rng(seed))
+
+    varied, plain = files(3, variety=1.0, count=3), files(3, count=3)
+    assert varied == files(3, variety=1.0, count=3)
+    assert varied.keys() == plain.keys()
+    assert all(varied[name] != plain[name] for name in varied)
+    # a shape's plain views draw what they drew before there was any variety
+    rng = np.random.default_rng(3)
+    camera = orbit(rng.uniform(-60, 60), rng.uniform(5, 35), 5.5, 35.0)
+    seen = np.asarray(Image.open(io.BytesIO(plain["0.png"])))
+    assert np.array_equal(seen, rgba(render(mesh, camera, 32)))

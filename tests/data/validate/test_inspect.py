@@ -30,7 +30,8 @@ from tar3d.data.validate.overlay import (
     query_cloud,
     seen_at,
 )
-from tar3d.mesh.render import Camera, orbit, render, rgba
+from tar3d.mesh.cameras import Camera, orbit
+from tar3d.mesh.render import render, rgba
 
 IDS = ["ball", "ball.obj", "box", "more__deep__ring", "more__pill", "more__tube"]
 
