@@ -163,7 +163,7 @@ def read_config(args: argparse.Namespace, vqvae: VQVAE) -> GPTRunConfig:
     config = configuration.load_gpt_run(path, args.gpt_model, vqvae.config, changes, args.gpt_type)
     if args.overfit:
         config.gpt.condition_dropout = config.train.ema = 0.0
-        config.train.token_noise = config.train.word_dropout = 0.0
+        config.train.token_noise = config.train.word_dropout = config.train.image_changes = 0.0
         config.train.token_noise_kind = "uniform"
     return config
 

@@ -230,6 +230,9 @@ class GPTTrainConfig(TrainConfig):
     code_predictor_weight: float = 0.0
     # Probability that a trained text encoder sees a word as an unknown one.
     word_dropout: float = 0.0
+    # Probability, times that of each change, with which the images of a trained image encoder are
+    # changed as cameras, files and cut-outs change them (tar3d/condition/image_changes.py).
+    image_changes: float = 0.0
     # Additional rows of each step, over all devices, that only the image encoder and the code
     # predictor see, which is cheap.
     code_predictor_rows: int = 0
@@ -267,7 +270,7 @@ class GPTTrainConfig(TrainConfig):
         at_least(
             0, self, "train.", "code_predictor_weight", "code_predictor_rows", "occupancy_weight"
         )
-        share(self, "train.", "token_noise")
+        share(self, "train.", "token_noise", "image_changes")
         require(
             0 < self.target_temperature < math.inf,
             f"train.target_temperature must be above 0, got {self.target_temperature}",

@@ -150,7 +150,9 @@ def vary_pattern(look: Look, rng: np.random.Generator, strength: float) -> Look:
     direction = rng.standard_normal(3).astype(np.float32)
     direction /= np.linalg.norm(direction)
     if rng.random() < 0.5:
-        direction = np.float32([0, 1, 0])  # patterns of made things often follow the vertical
+        direction = np.array(
+            [0, 1, 0], dtype=np.float32
+        )  # patterns of made things often follow the vertical
     waves = rng.standard_normal((4, 3)).astype(np.float32) * np.float32(rng.uniform(2, 8))
     phases = rng.uniform(0, 2 * np.pi, 4).astype(np.float32)
     frequency, softness = rng.uniform(2, 12), rng.uniform(1, 8)

@@ -90,8 +90,8 @@ class Renderer:
             )
         left, top, right, bottom = self._extent(camera, size)
         rows = max(1, _RAYS_AT_ONCE // (max(1, right - left) * supersample**2))
-        color = np.zeros((size, size, 3), dtype=np.float32)
-        mask, normal = np.zeros_like(color[..., 0]), np.zeros_like(color)
+        color, normal = (np.zeros((size, size, 3), dtype=np.float32) for _ in range(2))
+        mask: np.ndarray = np.zeros((size, size), dtype=np.float32)
         depth = np.full_like(mask, np.inf)
         for start in range(top, bottom, rows):
             box = left, start, right, min(start + rows, bottom)

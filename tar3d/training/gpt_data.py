@@ -167,6 +167,7 @@ def read_tokens(
         noise=token_noise(t, inputs.vqvae),
         latents=t.target_codes > 1,
         word_dropout=t.word_dropout,
+        image_changes=t.image_changes,
     )
     return training, read("train" if overfit else "val")
 

@@ -96,7 +96,7 @@ ON_RESUME: dict[str, str] = {
         "train",
         "batch_size global_batch_size surface_points volume_points near_points near_weight "
         "commitment_weight consistency_weight replaced_rows replaced_codes replaced_by token_noise "
-        "token_noise_kind target_codes target_temperature "
+        "token_noise_kind target_codes target_temperature image_changes "
         "code_predictor_weight word_dropout code_predictor_rows occupancy_weight occupancy_every "
         "occupancy_points",
     ),

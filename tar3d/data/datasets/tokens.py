@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from tar3d.condition.image_changes import change_image
 from tar3d.condition.text_tokenizer import PADDING, UNKNOWN_ID
 from tar3d.data.datasets.spread import spread
 from tar3d.data.datasets.token_noise import TokenNoise
@@ -31,11 +32,12 @@ class TokenDataset(Dataset):
 
     `expected_stamp` has the entries of stamp.json that training relies on. `caption_tokens` is the
     length that captions are padded to, `word_dropout` the share of words replaced by the unknown
-    word, `limit` a number of shapes, spread evenly over the ids. Shapes that lack one of the
-    conditions are left out.
+    word, `image_changes` the chance of changes of pixels (`tar3d.condition.image_changes`), `limit`
+    a number of shapes, spread evenly over the ids. Shapes that lack one of the conditions are left
+    out.
 
     Raises ValueError if the stamp differs, if the bytes of a shard are not those that were written,
-    if latents are asked for that it lacks, and if no shape is left.
+    if latents or pixels are asked for that it lacks, and if no shape is left.
     """
 
     def __init__(  # noqa: PLR0913  keyword arguments of one object, each a setting of its own
@@ -50,23 +52,23 @@ class TokenDataset(Dataset):
         noise: TokenNoise | None = None,
         latents: bool = False,
         word_dropout: float = 0.0,
+        image_changes: float = 0.0,
         limit: int | None = None,
     ) -> None:
         folder = Path(data) / "tokens"
         self.seed, self.stamp = seed, read_stamp(folder)
         self.noise = noise or TokenNoise(0.0, self.stamp["codebook_size"])
-        self.word_dropout, self._with_latents = word_dropout, latents
+        self.word_dropout, self.image_changes, self._with_latents = (
+            word_dropout,
+            image_changes,
+            latents,
+        )
         self.modalities, self.caption_tokens = tuple(conditions), caption_tokens
         self._advice = (
             f"delete {folder}, and train_gpt.py makes it again (or python -m "
             f"tar3d.data.make_tokens {data} --tokenizer MODEL)"
         )
-        for key, value in expected_stamp.items():
-            if self.stamp.get(key) != value:
-                raise ValueError(
-                    f"{folder} was made with {key} {self.stamp.get(key)!r}, "
-                    f"but this training uses {value!r}: {self._advice}"
-                )
+        self._check_stamp(folder, expected_stamp)
         self.ids: list[str] = []
         self._hashed: list[str] = []
         self._lacking = dict.fromkeys(self.modalities, 0)  # shapes without usable conditions
@@ -96,6 +98,22 @@ class TokenDataset(Dataset):
         # (n, 2 + 2 modalities): shard, row, and for each modality the first item and their number
         self._locations = np.array(locations, dtype=np.int64)[chosen]
         self._arrays = self._map()
+
+    def _check_stamp(self, folder: Path, expected_stamp: dict[str, object]) -> None:
+        """Refuses tokens that were made otherwise, and changes of images without pixels."""
+        for key, value in expected_stamp.items():
+            if self.stamp.get(key) != value:
+                raise ValueError(
+                    f"{folder} was made with {key} {self.stamp.get(key)!r}, "
+                    f"but this training uses {value!r}: {self._advice}"
+                )
+        items = self.stamp.get("image items") if "image" in self.modalities else "no images"
+        if self.image_changes and items != "uint8 pixels":
+            raise ValueError(
+                f"train.image_changes={self.image_changes:g} changes pixels, but this training "
+                f"reads {items}: write train.image_changes=0, or train the image encoder "
+                "(image_encoder.model=trained)"
+            )
 
     def _read_shard(self, shard: Path) -> list[tuple[int, ...]]:
         """Checks a shard and adds its shapes that have all conditions; returns their locations."""
@@ -202,6 +220,12 @@ class TokenDataset(Dataset):
         text = row["condition"].get("text")
         if self.word_dropout and text is not None and not text.is_floating_point():
             row["condition"]["text"] = drop_words(text, self.word_dropout, rng)
+        image = row["condition"].get("image")
+        if self.image_changes and image is not None:
+            # a stream of its own, so that the other draws stay the same
+            stream = np.random.default_rng([self.seed, position, 1])
+            changed = change_image(image.numpy(), self.image_changes, stream)
+            row["condition"]["image"] = torch.from_numpy(changed)
         return row | {name: torch.from_numpy(values) for name, values in inputs.items()}
 
     def row(self, index: int, *items: int) -> dict:

@@ -6,6 +6,7 @@ import json
 import pickle
 import shutil
 import time
+from functools import partial
 from itertools import chain
 
 import numpy as np
@@ -122,6 +123,21 @@ def test_position_and_seed_decide_the_view(data):
     assert all(torch.equal(a, rows[(p, 1)]["condition"]["image"]) for p, a in enumerate(drawn))
     firsts = [torch.equal(a, rows.row(1, 0)["condition"]["image"]) for a in drawn]
     assert 3 < sum(firsts) < 17
+
+
+def test_changed_images_are_those_of_their_step(data):
+    maker(data).run()
+    read = partial(TokenDataset, data, "train", seed=0, expected_stamp={}, conditions=["image"])
+    plain, changed = read(), read(image_changes=1.0)
+    items = [(changed[k, 0], changed[k, 0], plain[k, 0]) for k in range(6)]
+    images = [[row["condition"]["image"] for row in rows] for rows in items]
+    assert all(torch.equal(first, again) for first, again, _ in images)
+    assert any(not torch.equal(first, other) for first, _, other in images)
+    assert all(torch.equal(rows[0]["inputs"], rows[2]["inputs"]) for rows in items)
+    stamp = data / "tokens" / "stamp.json"
+    stamp.write_text(stamp.read_text().replace("uint8 pixels", "float16 embeddings"))
+    with pytest.raises(ValueError, match=r"image_changes=1 changes pixels.* float16 embeddings"):
+        read(image_changes=1.0)
 
 
 def test_shards_are_mapped_and_stay_on_disk_when_a_worker_gets_the_set(data):
