@@ -5,7 +5,7 @@
 
 Each shape is sampled several times. The table (token_noise.md, token_noise.json) has the share of
 codes that differ between two samplings, the entropy of a token given its mesh, what IoU is left
-when codes are replaced by their neighbors, and IoU against the number of points; with a GPT beside
+when codes are replaced by their neighbours, and IoU against the number of points; with a GPT beside
 the tokenizer, its NLL by how much a position moves, and how far its expected code is from the
 latent without noise. token_noise.png draws the last two. Shapes are procedural ones of a seed that
 nothing is trained on, and with --real those of a folder or table of meshes.
@@ -35,9 +35,10 @@ from tar3d.data.prepare.mesh_list import mesh_ids
 from tar3d.data.toy.shapes import generate
 from tar3d.io import write_json
 from tar3d.layouts.triplane import to_planes, to_sequence
+from tar3d.mesh.cameras import orbit_cameras
 from tar3d.mesh.load import MeshError, load_mesh
 from tar3d.mesh.points import sample_shape
-from tar3d.mesh.render import orbit_cameras, render, rgba
+from tar3d.mesh.render import render, rgba
 from tar3d.metrics.summary import markdown_table
 from tar3d.runtime import (
     choose_device,
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
 SEED = 77  # of the procedural shapes
 QUERY_POINTS = 8192  # of each kind
 COUNTS = (2048, 8192, 32_768, 81_920)  # numbers of points that IoU is compared for
-NEIGHBORS = (1, 3, 15)  # codes this many neighbors away from the canonical ones
+NEIGHBOURS = (1, 3, 15)  # codes this many neighbours away from the canonical ones
 # Edges of the classes of positions, by the entropy of their token in nats.
 CLASSES = (0.0, 1e-9, 0.5, 1.0, 1.5, 2.0, np.inf)
 
@@ -106,8 +107,8 @@ class Shape:
             self.ids = torch.stack([tokenizer.quantizer.nearest(z) for z in self.latents])
             self.mean = mean_latent(tokenizer, self.latents)  # (T, K)
             distance = torch.cdist(self.mean, tokenizer.quantizer.codebook)
-            nearest = distance.topk(max(NEIGHBORS) + 1, largest=False).indices
-        self.canonical, self.neighbors = nearest[:, 0], nearest[:, 1:]
+            nearest = distance.topk(max(NEIGHBOURS) + 1, largest=False).indices
+        self.canonical, self.neighbours = nearest[:, 0], nearest[:, 1:]
 
     def iou(self, ids: torch.Tensor) -> list[float]:
         """IoU of the tokens (T,) on volume points, and on points near the surface."""
@@ -136,10 +137,10 @@ class Shape:
             "iou_canonical": self.iou(self.canonical),
         }
         generator = torch.Generator().manual_seed(0)
-        for count in NEIGHBORS:
-            result[f"iou_neighbor_{count}"] = self.iou(self.neighbors[:, count - 1])
+        for count in NEIGHBOURS:
+            result[f"iou_neighbour_{count}"] = self.iou(self.neighbours[:, count - 1])
             if count > 1:
-                among = torch.cat([self.canonical[:, None], self.neighbors[:, :count]], dim=1)
+                among = torch.cat([self.canonical[:, None], self.neighbours[:, :count]], dim=1)
                 drawn = torch.randint(count + 1, (len(among), 1), generator=generator)
                 random = among.gather(1, drawn.to(among.device))[:, 0]
                 result[f"iou_any_of_{count + 1}_nearest"] = self.iou(random)
@@ -291,10 +292,10 @@ TABLE = {
     **{
         f"... of these, {text}": (f"iou_{name}", ".3f")
         for text, name in (
-            ("the nearest neighbors", "neighbor_1"),
-            ("the 3rd neighbors", "neighbor_3"),
+            ("the nearest neighbours", "neighbour_1"),
+            ("the 3rd neighbours", "neighbour_3"),
             ("any of the 4 nearest", "any_of_4_nearest"),
-            ("the 15th neighbors", "neighbor_15"),
+            ("the 15th neighbours", "neighbour_15"),
             ("any of the 16 nearest", "any_of_16_nearest"),
         )
     },
@@ -355,14 +356,14 @@ def table(report: dict) -> str:
 
 
 def draw(report: dict, out: Path) -> None:
-    """A figure: NLL over the entropy of a position's token, and IoU of neighbors and of points."""
+    """A figure: NLL over the entropy of a position's token, and IoU of neighbours and of points."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
-    near = [("canonical", 0), *((f"neighbor_{n}", n) for n in NEIGHBORS)]
+    near = [("canonical", 0), *((f"neighbour_{n}", n) for n in NEIGHBOURS)]
     for name, s in report["sets"].items():
         if "gpt" in s:
             of = s["gpt"]["by_entropy"]
@@ -373,7 +374,7 @@ def draw(report: dict, out: Path) -> None:
     axes[0].axline((0, 0), slope=1, color="#999999", linestyle=":")
     labels = (
         "entropy of a token given its mesh, nats",
-        "codes so many neighbors from the canonical ones",
+        "codes so many neighbours from the canonical ones",
         "surface points",
     )
     for axis, label, side in zip(axes, labels, ("NLL of the GPT, nats", "IoU", "IoU"), strict=True):

@@ -190,7 +190,7 @@ def test_points_are_counted_as_where_a_training_starts_from(
 
 def test_a_tokenizer_that_does_not_flip_trains_and_resumes(script_data, fabric, tmp_path):
     """Coarse pooling, two samplings a step, rounded coordinates, and a decoder that is given
-    neighbors of the codes; what is random in these goes on in a resumed run."""
+    neighbours of the codes; what is random in these goes on in a resumed run."""
     more = ["tokenizer.quantizer=fsq", "tokenizer.fsq_levels=[4,3]", "tokenizer.code_dim=2"]
     more += ["tokenizer.codebook_size=12", "tokenizer.pool_factor=2", "train.surface_points=64"]
     more += ["train.consistency_weight=0.5", "train.replaced_rows=0.5", "train.replaced_by=3"]

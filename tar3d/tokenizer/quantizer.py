@@ -65,10 +65,10 @@ class Quantizer(nn.Module):
             )
         return self.codebook[ids]
 
-    def neighbors(self, ids: Tensor, count: int) -> Tensor:
+    def neighbours(self, ids: Tensor, count: int) -> Tensor:
         """The `count` codes nearest to each of `ids` (L,), the nearest first -> (L, count) int64.
 
-        A code is no neighbor of itself.
+        A code is no neighbour of itself.
         """
         distance = torch.cdist(self.codebook[ids], self.codebook)  # (L, V)
         distance.scatter_(1, ids[:, None], torch.inf)
@@ -121,7 +121,7 @@ def replace_codes(
         return quantized.codes
     places, drawn = (t.to(quantized.ids.device) for t in (places, drawn))
     old = quantized.ids.flatten()[places]
-    new = quantizer.neighbors(old, count).gather(1, drawn)[:, 0]
+    new = quantizer.neighbours(old, count).gather(1, drawn)[:, 0]
     change = quantizer.codebook[new] - quantizer.codebook[old]
     flat = quantized.codes.flatten(0, -2)
     return flat.index_add(0, places, change.to(flat.dtype)).view_as(quantized.codes)

@@ -1,4 +1,4 @@
-"""Codes that are replaced by their neighbors: which, by what, and what gradients see of it."""
+"""Codes that are replaced by their neighbours: which, by what, and what gradients see of it."""
 
 import torch
 
@@ -7,7 +7,7 @@ from tar3d.tokenizer.ema_quantizer import EMAQuantizer
 from tar3d.tokenizer.quantizer import replace_codes
 
 
-def test_a_share_of_rows_gets_neighbors_and_gradients_do_not_notice():
+def test_a_share_of_rows_gets_neighbours_and_gradients_do_not_notice():
     torch.manual_seed(0)
     quantizer = EMAQuantizer(TokenizerConfig(codebook_size=32, code_dim=4)).eval()
     z = torch.randn(64, 3, 4, 4, 4).requires_grad_()
@@ -19,7 +19,7 @@ def test_a_share_of_rows_gets_neighbors_and_gradients_do_not_notice():
     rows = changed.flatten(1).any(1)
     assert 20 < rows.sum() < 44
     assert 0.2 < changed[rows].float().mean() < 0.3
-    near = quantizer.neighbors(plain.ids[changed], 3)
+    near = quantizer.neighbours(plain.ids[changed], 3)
     assert (near == ids[changed][:, None]).any(1).all() and len(ids[changed].unique()) > 10
     weights = torch.randn_like(z)
     gradients = [
@@ -30,9 +30,9 @@ def test_a_share_of_rows_gets_neighbors_and_gradients_do_not_notice():
     assert replace_codes(plain, quantizer, 0.0, 1.0, 3, generator) is plain.codes
 
 
-def test_neighbors_are_the_nearest_codes_without_the_code_itself():
+def test_neighbours_are_the_nearest_codes_without_the_code_itself():
     quantizer = EMAQuantizer(TokenizerConfig(codebook_size=16, code_dim=3))
     ids = torch.tensor([3, 7])
     similar = quantizer.codebook[ids] @ quantizer.codebook.T
     expected = similar.argsort(dim=-1, descending=True)[:, 1:5]
-    assert torch.equal(quantizer.neighbors(ids, 4), expected)
+    assert torch.equal(quantizer.neighbours(ids, 4), expected)
