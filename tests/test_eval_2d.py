@@ -658,7 +658,9 @@ def test_a_model_is_compared_with_baselines_and_bound(folders, monkeypatch):
         return SimpleNamespace(pairs=sets, inputs=SimpleNamespace(views_in_training=0), nll={})
 
     def load(source, gpt_type, encoders, device):
-        return SimpleNamespace(sampling=lambda modalities: SimpleNamespace(top_k=3))
+        return SimpleNamespace(
+            precision="32-true", sampling=lambda modalities: SimpleNamespace(top_k=3)
+        )
 
     monkeypatch.setattr(generations, "evaluate_model", evaluate_model)
     monkeypatch.setattr(Pipeline, "load", load)
@@ -692,6 +694,7 @@ def test_a_model_is_compared_with_baselines_and_bound(folders, monkeypatch):
         "category": 3,
         "reconstruction": 2,
     }
+    assert summary["precision"] == "32-true"
     assert summary["sets"]["reconstruction"]["scores"]["shaded_psnr"]["mean"] == 100
     assert summary["comparisons"]["category"]["shaded_psnr_fg"]["share"] == pytest.approx(2 / 3)
     assert summary["comparisons"]["reconstruction"]["shaded_psnr_fg"]["gain"]["count"] == 2
