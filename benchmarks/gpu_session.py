@@ -13,13 +13,15 @@ made of the sample image).
 
 --warm-cache compiles the decoding kernels for the GPU of --capability, without one; --cache takes
 them from there, where the versions of Triton and Python are the same, and the summary says how many
-were compiled again. --rehearse runs every part at its smallest, without a limit of time.
+were compiled again. --rehearse runs scripts and suites at their smallest and collects the tests,
+without a limit of time.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import platform
 import shlex
@@ -188,7 +190,7 @@ def write_results(
     """Writes the files of results and returns the text of summary.md."""
     reports = suite_reports(session)
     done = {name for name, outcome in outcomes.items() if outcome.status == 0}
-    missing = missing_figures(reports, done)
+    missing = missing_figures(reports, done, {*outcomes, *waiting})
     lines = [
         *head,
         "",
@@ -197,7 +199,7 @@ def write_results(
         "",
         *(f"- missing: {figure}: {why}" for figure, why in missing.items()),
         "",
-        *_overview(outcomes),
+        *_overview(outcomes, session),
     ]
     for part in PARTS:
         if part.name in outcomes:
@@ -227,23 +229,26 @@ def _kernels(session: Session) -> list[str]:
     return [f"Decoding kernels: {len(before)} made beforehand, {len(more)} compiled here.", ""]
 
 
-def _overview(outcomes: dict[str, Outcome]) -> list[str]:
-    done = [(part.name, outcomes[part.name]) for part in PARTS if part.name in outcomes]
-    rows = [f"| {name} | {_result(o)} | {o.seconds:.0f} |" for name, o in done]
+def _overview(outcomes: dict[str, Outcome], session: Session) -> list[str]:
+    done = [(part, outcomes[part.name]) for part in PARTS if part.name in outcomes]
+    rows = [f"| {p.name} | {_result(p, o, session)} | {o.seconds:.0f} |" for p, o in done]
     return ["| part | result | seconds |", "|---|---|---|", *rows, ""]
 
 
-def _result(outcome: Outcome) -> str:
+def _result(part: Part, outcome: Outcome, session: Session) -> str:
     if outcome.status is None:
         return "stopped: its time was over"
-    return f"exit status {outcome.status}" if outcome.status else "as it should"
+    if outcome.status:
+        return f"exit status {outcome.status}"
+    return "collected, not run" if part.kind == "tests" and session.rehearse else "as it should"
 
 
 def _section(part: Part, outcome: Outcome, session: Session, reports: dict[str, dict]) -> list[str]:
     lines = [
         f"## {part.name}",
         "",
-        f"`{shlex.join(outcome.command)}`: {_result(outcome)}, {outcome.seconds:.0f} s",
+        f"`{shlex.join(outcome.command)}`: {_result(part, outcome, session)}, "
+        f"{outcome.seconds:.0f} s",
         "",
     ]
     report = _report(session, part)
@@ -272,6 +277,7 @@ def _tests(path: Path) -> list[str]:
         ]
     return [
         ", ".join(f"{count} {key}" for key, count in counts.items()),
+        *(["**Every test was skipped.**"] if 0 < counts["tests"] == counts["skipped"] else []),
         "",
         *failed,
         *([""] if failed else []),
@@ -338,6 +344,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if (args.out is None) == (args.warm_cache is None):
         parser.error("give --out DIR to run a session, or --warm-cache CACHE to compile kernels")
+    if not 0 < args.minutes < math.inf:
+        parser.error(f"--minutes is {args.minutes:g}: write a number above 0, such as 12")
     return args
 
 

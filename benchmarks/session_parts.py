@@ -188,13 +188,17 @@ def missing_packages() -> list[str]:
     return missing
 
 
-def missing_figures(reports: dict[str, dict], done: set[str]) -> dict[str, str]:
+def missing_figures(reports: dict[str, dict], done: set[str], asked: set[str]) -> dict[str, str]:
     """The figures that are not there, each with the reason.
 
-    `reports` are those of suites by name, `done` the parts that ended without a fault.
+    `reports` are those of suites by name, `done` the parts that ended without a fault, of those
+    that were `asked` for.
     """
     reasons = {}
     for figure, (part, name) in FIGURES.items():
+        if part not in asked:
+            reasons[figure] = f"the part {part} was not asked for"
+            continue
         if not name:
             if part not in done:
                 reasons[figure] = f"the part {part} was not reached, or failed"

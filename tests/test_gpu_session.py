@@ -94,11 +94,19 @@ def test_a_gpu_session_stops_a_part_and_goes_on(tmp_path, monkeypatch):
     summary = (tmp_path / "summary.md").read_text()
     assert "The last line of its errors: decode is not there" in summary
     assert "| engine | stopped: its time was over | 1 |" in summary
-    missing = "missing: a training step of GPT-L, MFU: the suite train left no report"
-    assert missing in summary and f"## Figures: 0 of {len(FIGURES)}" in summary
+    assert "missing: a training step of GPT-L, MFU: the part train was not asked for" in summary
+    assert "the suite decode left no report" in summary
+    assert f"## Figures: 0 of {len(FIGURES)}" in summary
     seen.clear()
     assert gpu_session.main([*flags, "0.01"]) == 1 and not seen
     assert "Not run: engine, decode, attention, stages" in (tmp_path / "summary.md").read_text()
+
+
+@pytest.mark.parametrize("minutes", ["0", "nan", "inf"])
+def test_a_gpu_session_needs_a_time(tmp_path, capsys, minutes):
+    with pytest.raises(SystemExit):
+        gpu_session.main(["--device", "cpu", "--out", str(tmp_path), "--minutes", minutes])
+    assert "write a number above 0" in capsys.readouterr().err
 
 
 def test_a_gpu_session_that_is_ended_leaves_nothing_running(tmp_path, monkeypatch):

@@ -408,7 +408,7 @@ def test_estimated_normals_reconstruct_real_shapes_as_well_as_true_ones():
     [
         (["--input_file", "none.glb"], "--input_file none.glb does not exist"),
         (["--model", "none"], "no model at none"),
-        (["--device", "gpu"], "write cpu, cuda or cuda:N"),
+        (["--device", "gpu"], "write cpu, cuda, cuda:N or mps"),
         (["--device", "cpu", "--low-vram"], "there is no GPU memory to save"),
         (["--output_dir", "MESHES"], "holds the input, which could be overwritten"),
     ],

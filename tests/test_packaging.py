@@ -109,3 +109,11 @@ sys.exit(main(["--resolution", "16", "--no-preview"]))
     run = [sys.executable, "-I", "-c", command, str(built)]
     subprocess.run(run, cwd=tmp_path, check=True)
     assert (tmp_path / "outputs" / "generate" / "sample_image.glb").is_file()
+
+
+def test_what_the_setup_of_flash_attn_imports_is_installed_before_it():
+    text = (ROOT / "requirements-cuda.txt").read_text(encoding="utf-8")
+    first, second = [line for line in text.splitlines() if "pip install " in line][-2:]
+    assert {"psutil", "ninja", "wheel", "packaging"} <= set(first.split())
+    assert "--no-build-isolation flash-attn==" in second
+    assert "xformers" not in text, "it only wraps torch's own kernel"

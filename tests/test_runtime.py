@@ -112,7 +112,7 @@ def test_auto_is_bfloat16_for_a_trained_model_on_a_gpu_that_has_it(
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("gpu", "write cpu, cuda or cuda:N"),
+        ("gpu", "write cpu, cuda, cuda:N or mps"),
         ("xla", "runs on cpu, cuda and mps"),
         ("cuda:99", "write --device cpu"),
     ],

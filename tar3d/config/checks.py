@@ -37,7 +37,11 @@ def at_least(least: int, config: object, section: str, *names: str) -> None:
     """Refuses fields below `least`, NaN and infinity; `section` comes before names in messages."""
     for name in names:
         value = getattr(config, name)
-        require(least <= value < math.inf, f"{section}{name} must be at least {least}, got {value}")
+        finite = " and finite" if value == math.inf else ""
+        require(
+            least <= value < math.inf,
+            f"{section}{name} must be at least {least}{finite}, got {value}",
+        )
 
 
 def share(config: object, section: str, *names: str, below_one: bool = False) -> None:

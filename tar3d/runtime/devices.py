@@ -70,7 +70,7 @@ def choose_device(name: str | None, low_vram: bool = False) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as e:
-        raise ValueError(f"--device is {name!r}; write cpu, cuda or cuda:N") from e
+        raise ValueError(f"--device is {name!r}; write cpu, cuda, cuda:N or mps") from e
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(
             f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; "

@@ -49,7 +49,7 @@ def encoder_folders(args: argparse.Namespace) -> dict[str, str | None]:
 
 def add_machine_arguments(parser: argparse._ActionsContainer, *, precision: bool = True) -> None:
     """Adds --device, --low-vram and, unless `precision` is False, --precision."""
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: cuda if there is one)")
     parser.add_argument(
         "--low-vram",
         action="store_true",

@@ -149,9 +149,10 @@ class TokenMaker:
             differences = ", ".join(
                 f"{k} {found[k]!r} instead of {self.stamp[k]!r}" for k in different
             )
-            raise ValueError(
-                f"{self.folder} was made with {differences}; delete that folder to make it again"
-            )
+            remedy = "delete that folder to make it again"
+            if SAMPLINGS in different:
+                remedy += f", or write train.token_samplings={found[SAMPLINGS]} to take it as it is"
+            raise ValueError(f"{self.folder} was made with {differences}; {remedy}")
         write_json(self.folder / "stamp.json", found | self.stamp)
 
     def _jobs(self) -> list[tuple[Path, list[str]]]:
