@@ -49,7 +49,7 @@ FOREACH_ELEMENTS = 320 << 16
 
 
 class Kernel(NamedTuple):
-    """What one kernel moves and computes."""
+    """Bytes that one kernel moves, and operations that it computes."""
 
     part: str  # of the step
     name: str

@@ -219,7 +219,7 @@ def write_results(
 
 
 def _kernels(session: Session) -> list[str]:
-    """How many decoding kernels the cache has served, if there is one."""
+    """A line on the decoding kernels that the cache has served, if there is one."""
     if session.cache is None:
         return []
     from benchmarks.kernel_cache import kernels_in

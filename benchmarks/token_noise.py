@@ -158,7 +158,7 @@ def distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 @torch.inference_mode()
 def gpt_figures(gpt: ConditionalGPT, shape: Shape, mesh: Mesh, rng: np.random.Generator) -> dict:
-    """What a GPT makes of the tokens of one sampling, under a view of the mesh if it takes images.
+    """Figures of a GPT on the tokens of one sampling, under a view of the mesh if it takes images.
 
     For each position the NLL, and 1 - cosine between the code that is expected under true context
     and the latent without noise.

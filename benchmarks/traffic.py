@@ -47,6 +47,7 @@ from tar3d.runtime.blocks import repeated_blocks
 from tar3d.throughput import VENDOR_PEAKS
 from tar3d.tokenizer.loss import tokenizer_loss
 from tar3d.tokenizer.vqvae import VQVAE
+from tar3d.training.memory import counted_depths
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -100,22 +101,17 @@ POSITION = 1700  # of a decoded token: about the mean over 3,072 behind a prefix
 
 
 def gpt_step(config: GPTConfig, rows: int, settings: Settings) -> Counter[Kernel]:
-    """Kernels of a step over `rows` rows that go through the GPT together.
-
-    All repetitions of the layer pattern but the first are alike, so of a deep GPT two depths are
-    counted.
-    """
+    """Kernels of a step over `rows` rows that go through the GPT together, by `counted_depths`."""
     config = dataclasses.replace(config, residual_dtype=settings.residual_dtype)
 
     def count(num_layers: int) -> Counter[Kernel]:
         return _gpt_step(dataclasses.replace(config, num_layers=num_layers), rows, settings)
 
-    period = len(config.layer_pattern)
-    few = period + config.num_layers % period
-    if config.num_layers <= few + period:
-        return count(config.num_layers)
-    less, more = count(few), count(few + period)
-    repeats = (config.num_layers - few) // period
+    few, deeper, repeats = counted_depths(config)
+    less = count(few)
+    if not repeats:
+        return less
+    more = count(deeper)
     return Counter({k: less[k] + repeats * (more[k] - less[k]) for k in less.keys() | more.keys()})
 
 

@@ -111,6 +111,19 @@ def step_bytes(
         return StepBytes(passes, live.now - before, live.peak)
 
 
+def counted_depths(config: GPTConfig) -> tuple[int, int, int]:
+    """Two numbers of layers, and how often their difference comes on top of the first.
+
+    All repetitions of the layer pattern but the first are alike, so a count of two depths tells
+    that of any. A shallow GPT is counted whole, without repeats.
+    """
+    period = len(config.layer_pattern)
+    few = period + config.num_layers % period
+    if config.num_layers <= few + period:
+        return config.num_layers, config.num_layers, 0
+    return few, few + period, (config.num_layers - few) // period
+
+
 def gpt_step_bytes(
     config: GPTConfig,
     optim: OptimConfig,
@@ -120,8 +133,7 @@ def gpt_step_bytes(
 ) -> int:
     """Peak bytes of a training step of the GPT on CUDA over `rows` rows at a time.
 
-    Image and text encoders and the data are not counted. Every repetition of the layer pattern
-    needs as much as another, so two numbers of them give that of any.
+    Image and text encoders and the data are not counted.
     """
 
     def count(num_layers: int) -> StepBytes:
@@ -138,14 +150,11 @@ def gpt_step_bytes(
 
         return step_bytes(make, optim, activation_checkpointing, autocast)
 
-    period = len(config.layer_pattern)
-    few = period + config.num_layers % period
-    if config.num_layers <= few + period:
-        counted = count(config.num_layers)
-    else:
-        less, more = count(few), count(few + period)
-        repeats = (config.num_layers - few) // period
-        counted = StepBytes(*(a + (b - a) * repeats for a, b in zip(less, more, strict=True)))
+    few, more, repeats = counted_depths(config)
+    counted = count(few)
+    if repeats:
+        pairs = zip(counted, count(more), strict=True)
+        counted = StepBytes(*(a + (b - a) * repeats for a, b in pairs))
     logits = rows * config.num_tokens * config.codebook_size
     there = min(logits, loss.LOGITS_AT_ONCE * loss.ON_CUDA)
     more_logits = LOGIT_BYTES * (there - min(logits, loss.LOGITS_AT_ONCE))

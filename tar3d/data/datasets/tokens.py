@@ -155,12 +155,17 @@ class TokenDataset(Dataset):
         values = read_json(shard / f"{index}.json")
         shapes = values.get("ids", values.get("counts"))
         self._hashed.append(f"{array} {shapes} {values.get('lengths')} {values['sha256']}")
-        if values["sha256"] and sha256(shard / f"{array}.npy") != values["sha256"]:
+        if values["sha256"]:
+            self._check_digest(shard, array, values["sha256"])
+        return values
+
+    def _check_digest(self, shard: Path, array: str, digest: str) -> None:
+        """Raises ValueError where <array>.npy has not the SHA-256 that it was written with."""
+        if sha256(shard / f"{array}.npy") != digest:
             raise ValueError(
                 f"{shard / array}.npy is damaged: it is not what was written (SHA-256 differs): "
                 f"{self._advice}, or delete {shard} alone"
             )
-        return values
 
     def _check_latents(self, shard: Path, digest: str | None) -> None:
         """Raises ValueError where a shard lacks latents, or has others than were written."""
@@ -170,11 +175,7 @@ class TokenDataset(Dataset):
                 f"above 1 needs: {self._advice}; or write train.target_codes=1"
             )
         self._hashed.append(f"{LATENTS} {digest}")
-        if sha256(shard / f"{LATENTS}.npy") != digest:
-            raise ValueError(
-                f"{shard / LATENTS}.npy is damaged: it is not what was written (SHA-256 differs): "
-                f"{self._advice}, or delete {shard} alone"
-            )
+        self._check_digest(shard, LATENTS, digest)
 
     def _read_items(self, shard: Path, modality: str) -> list[int]:
         """The number of items of each shape of a shard; notes where in the file they are."""
