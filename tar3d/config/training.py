@@ -126,8 +126,8 @@ class VQVAETrainConfig(TrainConfig):
     # Of a squared distance that is summed over tokenizer.code_dim coordinates. Where others take
     # the mean over them (VQGAN, LlamaGen), 0.25 with 8 coordinates is their 2.0.
     commitment_weight: float = 0.25
-    # Of the squared distance between the latents of two samplings of a shape; above 0 a step draws
-    # twice as many surface points.
+    # Of the share of the latents' variance that comes from the points drawn, measured by a second
+    # sampling of each shape: above 0 a step draws twice as many surface points.
     consistency_weight: float = 0.0
     # Share of the shapes of a step whose decoder gets plausible wrong codes: a share
     # `replaced_codes` of them replaced by one of their `replaced_by` nearest codes.

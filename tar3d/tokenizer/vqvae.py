@@ -70,6 +70,22 @@ def build_encoder(config: TokenizerConfig) -> SurfaceEncoder:
     return build_part("encoder", config.encoder, ENCODERS, config)
 
 
+def sampling_noise(latents: Tensor, other: Tensor) -> Tensor:
+    """Share of the latents' variance over shapes that comes from the points drawn, a scalar.
+
+    `latents` and `other` (B, 3, R, R, K) are of two samplings of B >= 2 shapes; those of `other`
+    count as fixed. A share, because latents that only come closer to each other would gain nothing:
+    their codes would follow. Raises ValueError for a single shape.
+    """
+    if len(latents) < 2:
+        raise ValueError(
+            "train.consistency_weight compares shapes, but a forward pass has 1: write a "
+            "train.batch_size, and train.micro_batch_size if any, of at least 2 shapes a device"
+        )
+    spread = latents.var(0).sum(-1).mean()
+    return (latents - other).square().sum(-1).mean() / (2 * spread)
+
+
 class VQVAE(nn.Module):
     """Encoder, quantizer and decoder of shapes, as one module."""
 
@@ -133,16 +149,15 @@ class VQVAE(nn.Module):
         """Training pass of `surface` (B, N, 6) with query `points` (B, M, 3).
 
         Without `quantize`, the autoencoder stage, latents go to the decoder as they are. `other`
-        (B, N, 6) is another sampling of the same shapes: the consistency is the mean squared
-        distance of the latents to those of it, which count as fixed. `replace` gives the codes (B,
-        3, R, R, K) that the decoder gets.
+        (B, N, 6) is another sampling of the same shapes (`sampling_noise`). `replace` gives the
+        codes (B, 3, R, R, K) that the decoder gets.
         """
         latents = self.encode(surface)
         consistency = latents.new_zeros(())
         if other is not None:
             with torch.no_grad():
                 target = self.encode(other)
-            consistency = (latents - target).square().sum(-1).mean()
+            consistency = sampling_noise(latents, target)
         if quantize:
             quantized = self.quantizer(latents)
             codes, commitment, ids = quantized.codes, quantized.commitment, quantized.ids

@@ -10,7 +10,7 @@ from tar3d.contracts import Tokens
 from tar3d.layouts.triplane import to_sequence
 from tar3d.optim.groups import build_optimizers
 from tar3d.tokenizer.loss import intersection_over_union, tokenizer_loss
-from tar3d.tokenizer.vqvae import VQVAE
+from tar3d.tokenizer.vqvae import VQVAE, sampling_noise
 
 ENCODERS = ("cross_attention", "plane_pool")
 BOX = np.array([0.5, 0.4, 0.35])  # half sides of a box around (-0.3, -0.1, 0)
@@ -192,3 +192,17 @@ def test_it_overfits_one_shape_through_its_codebook():
     logits = model.query(model.decode(model.tokenize(surface)), torch.from_numpy(points))
     inside = torch.from_numpy(solid(points))
     assert intersection_over_union(logits, inside, torch.ones_like(inside)).item() >= 0.95
+
+
+def test_sampling_noise_is_a_share_of_the_variance():
+    """Noise of a known share is found; smaller latents have the same share; one shape has none."""
+    generator = torch.Generator().manual_seed(0)
+    signal = torch.randn(4000, 1, 1, 1, 3, generator=generator)
+    first, second = (
+        0.8 * signal + 0.6 * torch.randn(signal.shape, generator=generator) for _ in range(2)
+    )
+    share = sampling_noise(first, second)
+    assert share.item() == pytest.approx(0.36, abs=0.02)
+    torch.testing.assert_close(sampling_noise(0.1 * first, 0.1 * second), share)
+    with pytest.raises(ValueError, match="at least 2 shapes"):
+        sampling_noise(first[:1], second[:1])
